@@ -1,0 +1,22 @@
+# syntax=docker/dockerfile:1
+
+FROM python:3.13-slim AS build
+WORKDIR /src
+RUN python -m venv /opt/streamer
+COPY . .
+# a wheel, not a checkout, and without extras: only what serving needs
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/streamer/bin/pip install --disable-pip-version-check .
+
+FROM python:3.13-slim
+RUN useradd --system --uid 10001 --user-group --no-create-home streamer
+COPY --from=build /opt/streamer /opt/streamer
+ENV PATH=/opt/streamer/bin:$PATH \
+    PYTHONUNBUFFERED=1
+WORKDIR /var/empty
+USER 10001:10001
+EXPOSE 8080
+# DATABASE_URL, REDIS_URL and STREAMER_JWT_SECRET or STREAMER_JWKS_URL come from outside
+HEALTHCHECK --interval=10s --timeout=3s --start-period=15s CMD ["python", "-c", \
+    "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('STREAMER_PORT', 8080)}/livez\", timeout=2)"]
+CMD ["streamer", "serve", "--host", "0.0.0.0"]

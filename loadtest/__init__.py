@@ -1,0 +1,1 @@
+"""Load and truth tests from outside: vendors report, customers watch, and what was stored is compared."""

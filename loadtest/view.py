@@ -1,0 +1,64 @@
+"""What a customer app shows: snapshot plus updates, applied in order. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loadtest.errors import Violation
+
+FIX = ("vendorId", "lat", "long", "timestamp")
+FIX_OPTIONAL = ("heading", "speed")
+CARD = ("vendorId", "name", "open", "lat", "long", "timestamp", "online")
+
+
+class View:
+    """The vendors of one watch by id, each as the server's card with its newest fix; strict about the contract."""
+
+    def __init__(self) -> None:
+        self.vendors: dict[str, dict[str, Any]] = {}
+        self.snapshots = 0
+
+    def snapshot(self, cards: list[dict[str, Any]]) -> None:
+        """Replace everything."""
+        vendors: dict[str, dict[str, Any]] = {}
+        for card in cards:
+            demand(card, CARD)
+            if card["vendorId"] in vendors:
+                raise Violation(f"vendor {card['vendorId']} stands twice in one snapshot")
+            vendors[card["vendorId"]] = card
+        self.vendors = vendors
+        self.snapshots += 1
+
+    def update(self, entered: list[dict[str, Any]], moved: list[dict[str, Any]], left: list[str]) -> None:
+        """Apply one update; Violation when it does not follow from what was sent before."""
+        if not self.snapshots:
+            raise Violation("an update came before the first snapshot")
+        for card in entered:
+            demand(card, CARD)
+            self._not_older(card)
+            self.vendors[card["vendorId"]] = card
+        for fix in moved:
+            demand(fix, FIX)
+            held = self._not_older(fix)
+            if held is None:
+                raise Violation(f"vendor {fix['vendorId']} moved, but it had not entered")
+            kept = {name: value for name, value in held.items() if name not in FIX_OPTIONAL}
+            self.vendors[fix["vendorId"]] = {**kept, **fix}
+        for vendor_id in left:
+            if self.vendors.pop(vendor_id, None) is None:
+                raise Violation(f"vendor {vendor_id} left, but it was not there")
+
+    def _not_older(self, fix: dict[str, Any]) -> dict[str, Any] | None:
+        held = self.vendors.get(fix["vendorId"])
+        if held is not None and fix["timestamp"] < held["timestamp"]:
+            raise Violation(
+                f"vendor {fix['vendorId']} went back in time from {held['timestamp']} to {fix['timestamp']}"
+            )
+        return held
+
+
+def demand(item: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Violation when a card or fix lacks a member that the contract promises."""
+    missing = [name for name in names if name not in item]
+    if missing:
+        raise Violation(f"{', '.join(missing)} missing in {item!r}")

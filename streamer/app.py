@@ -1,0 +1,209 @@
+"""The one place where the parts are put together, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+
+import structlog
+from aiohttp import web
+
+from streamer import database
+from streamer.auth import Authenticator
+from streamer.batcher import Batcher
+from streamer.bus import Bus
+from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.http import MOST_BODY, Http, problems
+from streamer.live import LiveIndex
+from streamer.positions import Positions
+from streamer.reports import Reports
+from streamer.settings import Settings
+from streamer.sockets import Sockets
+from streamer.store import Store
+from streamer.supervisor import Supervisor
+from streamer.ticker import Ticker
+from streamer.watches import Watches
+
+log = structlog.get_logger()
+
+PARTITION_CHECK = 3600.0
+RECONCILE_BACK = 3600 * 1000
+
+
+def clock() -> int:
+    """Now, epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Server:
+    """One server process: `start` it, `stop` it; `app` is what aiohttp serves."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.settings = settings
+        self.store = store
+        self.process = secrets.token_hex(4)
+        self.index = LiveIndex(
+            self.process,
+            offline_after=int(settings.offline_after * 1000),
+            leave_after=int(settings.leave_after * 1000),
+        )
+        self.ticker = Ticker(self.index, clock, frame_cost=settings.frame_cost, frame_interval=settings.frame_interval)
+        assert settings.redis_url is not None
+        self.bus = Bus(
+            settings.redis_url.get_secret_value(),
+            self.index,
+            clock,
+            changed=self.ticker.changed,
+            gap=lambda cells: self.watches.gap(cells),
+        )
+        self.watches = Watches(self.index, self.bus, clock)
+        self.positions = Positions(store.update_positions, interval=settings.position_interval, faulted=self._faulted)
+        self.batcher = Batcher(
+            store.store_chunks,
+            max_pings=settings.buffer_pings,
+            max_bytes=settings.buffer_bytes,
+            batch_pings=settings.batch_pings,
+            stored=lambda chunk: self.positions.note(chunk.vendor_id, chunk.newest),
+            faulted=self._faulted,
+        )
+        self.authenticator = Authenticator(
+            settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None, settings.jwks_url
+        )
+        self.sockets = Sockets(
+            settings,
+            store,
+            self.batcher,
+            self.bus,
+            self.watches,
+            self.index,
+            self.authenticator,
+            clock,
+            self.ticker.changed,
+        )
+        self.http = Http(settings, store, self.watches, self.authenticator, clock, self.unready)
+        self.reports = Reports(
+            settings, store, self.batcher, self.bus.fleet, self.authenticator, clock, self.sockets.vendor_gone
+        )
+        self.supervisor = Supervisor()
+        self.app = web.Application(middlewares=[problems], client_max_size=MOST_BODY)
+        self.app.add_routes(
+            [
+                web.get("/livez", self.http.livez),
+                web.get("/readyz", self.http.readyz),
+                web.get("/v1/vendor", self.sockets.vendor),
+                web.get("/v1/watch", self.sockets.watch),
+                web.get("/v1/vendors/nearby", self.http.nearby),
+                web.get("/v1/vendors/{id}", self.http.card),
+                web.get("/v1/vendors/{id}/locations", self.http.history),
+                web.post("/v1/vendors/{id}/locations", self.reports.locations),
+                web.post("/v1/owntracks", self.reports.owntracks),
+                # A HEAD would store a ping.
+                web.get("/v1/osmand", self.reports.osmand, allow_head=False),
+                web.post("/v1/osmand", self.reports.osmand),
+            ]
+        )
+
+    async def start(self) -> None:
+        """Start the long-lived tasks."""
+        self.batcher.start()
+        self.positions.start()
+        self.supervisor.start(
+            {
+                "ticker": self.ticker.run,
+                "expire": lambda: self.ticker.expire(self.bus.departed),
+                "heartbeat": self.sockets.heartbeat,
+                "partitions": self._keep_partitions,
+                **self.bus.tasks(),
+            }
+        )
+
+    async def drain(self) -> None:
+        """Read no more, store and ack what was read, then tell every client to come back, and close; bounded."""
+        self.sockets.draining = True
+        if not await self.batcher.drain(self.settings.drain_timeout / 2):
+            log.error("pings were left unstored and unacked; their apps send them again", pings=self.batcher.pings)
+        await self.sockets.close(self.settings.drain_timeout / 2)
+
+    async def stop(self) -> None:
+        """End everything, after `drain`."""
+        await self.batcher.close()
+        if not await self.positions.close():
+            log.warning("vendors.lat/long are behind; the next start mends it", cause=self.positions.outage)
+        await self.supervisor.stop()
+        await self.bus.close()
+        await self.store.close()
+
+    async def unready(self) -> dict[str, str]:
+        """What stands in the way of serving, by part; empty when nothing does."""
+        causes = dict(self.supervisor.failures)
+        if self.sockets.draining:
+            causes["server"] = "stopping"
+        try:
+            await self.store.ping()
+        except Unavailable as away:
+            causes["postgresql"] = str(away)
+        if not self.bus.up:
+            causes["redis"] = self.bus.cause or "away"
+        return causes
+
+    async def _keep_partitions(self) -> None:
+        reconciled = False
+        while True:
+            try:
+                created = await self.store.ensure_partitions(datetime.now(UTC).date(), self.settings.partitions_ahead)
+                if created:
+                    log.info("made partitions", partitions=created)
+                if not reconciled:
+                    # A process killed between a commit and the merged update left vendors.lat/long behind.
+                    await self.store.reconcile_positions(clock() - RECONCILE_BACK)
+                    reconciled = True
+                wait = PARTITION_CHECK
+            except (Unavailable, DatabaseError) as away:
+                log.warning("partitions could not be looked after; trying again", cause=str(away))
+                wait = 5.0
+            await asyncio.sleep(wait)
+
+    def _faulted(self, error: BaseException) -> None:
+        log.error("storing failed in a way that should not be", error=repr(error))
+
+
+async def open_server(settings: Settings) -> Server:
+    """A server on the database and Redis of the settings; refuses a database that is not at the newest migration."""
+    if settings.database_url is None or settings.redis_url is None:
+        raise SettingsError("DATABASE_URL and REDIS_URL are needed")
+    url = settings.database_url.get_secret_value()
+    await database.require_newest(url)
+    store = await Store.open(
+        url,
+        pool_size=settings.pool_size,
+        pool_timeout=settings.pool_timeout,
+        statement_timeout=settings.statement_timeout,
+    )
+    return Server(settings, store)
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[Server, str]]:
+    """Serve while the context lasts; gives the server and its URL."""
+    async with AsyncExitStack() as stack:
+        server = await open_server(settings)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        runner = web.AppRunner(server.app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback(server.drain)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096)
+        try:
+            await site.start()
+        except OSError as taken:
+            raise SettingsError(
+                f"can't listen on {settings.host}:{settings.port}: {taken.strerror}; choose another by --port"
+            ) from taken
+        stack.push_async_callback(site.stop)
+        host, port = runner.addresses[0][:2]
+        yield server, f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,399 @@
+"""Group commit: take all that waits, store it, settle it, take all that came meanwhile. No SQL, no sockets.
+
+One batch is in flight at a time. Two stored more rows a second in a trial (200,000 against 130,000), but one is already
+faster than a process can take pings in, settles in the order of offering, and can't deadlock with itself over resends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import exp, inf
+
+from streamer.errors import ErrorCode, Unavailable
+
+Rejected = Mapping[int, tuple[ErrorCode, str]]
+"""The pings of a chunk that will never be stored: seq to code and message."""
+
+CHUNK_BYTES = 560
+PING_BYTES = 40
+"""What a chunk and each of its pings take beside the row bytes: objects, numbers, references (measured)."""
+
+RESTART_AFTER = 1.0
+_NONE_REJECTED: Rejected = {}
+
+
+class Chunk:
+    """The pings of one message of one vendor's session, waiting to be stored.
+
+    `rows` are `count` rows of `row_size` bytes (location.RowEncoder) in the order of `seqs`. `live`: fresh pings, which
+    go ahead of a backlog. `newest` is the (timestamp ms, lat, long) that counts for the vendor's position. `settled` is
+    called exactly once, in the loop, when every ping is committed or rejected. `cost` is the bytes it takes in memory,
+    about; `tried` says that an earlier attempt may have stored it already.
+    """
+
+    __slots__ = (
+        "cost",
+        "count",
+        "live",
+        "newest",
+        "offered_at",
+        "row_size",
+        "rows",
+        "seqs",
+        "settled",
+        "tried",
+        "vendor_id",
+    )
+
+    def __init__(
+        self,
+        vendor_id: str,
+        seqs: Sequence[int],
+        rows: bytes,
+        live: bool,
+        newest: tuple[int, float, float],
+        settled: Callable[[Chunk, Rejected], None],
+    ) -> None:
+        self.vendor_id = vendor_id
+        self.seqs = seqs
+        self.rows = rows
+        self.count = count = len(seqs)
+        self.row_size = len(rows) // count
+        self.cost = len(rows) + CHUNK_BYTES + PING_BYTES * count
+        self.live = live
+        self.newest = newest
+        self.settled = settled
+        self.offered_at = 0.0
+        self.tried = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """When to hold the next commit back; pings per second, seconds, pings.
+
+    Below `slow` every ping is committed at once: the server has time. From there to `fast` the gap grows to `longest`,
+    as a thousand commits a second cost PostgreSQL more than the rows in them. `full` waiting pings are worth a commit
+    whatever the rate.
+    """
+
+    slow: float = 150.0
+    fast: float = 750.0
+    longest: float = 0.024
+    full: int = 1000
+
+
+def commit_gap(rate: float, waiting: int, pacing: Pacing) -> float:
+    """Seconds from the start of one commit to the next, with pings arriving at `rate` a second and `waiting` here."""
+    if waiting >= pacing.full or rate <= pacing.slow:
+        return 0.0
+    return pacing.longest * min(1.0, (rate - pacing.slow) / (pacing.fast - pacing.slow))
+
+
+def arrival_rate(rate: float, pings: int, elapsed: float, memory: float = 0.5) -> float:
+    """Pings per second, averaged over about `memory` seconds, after `pings` more came in `elapsed` seconds."""
+    if elapsed <= 0:
+        return rate + pings / memory
+    share = 1 - exp(-elapsed / memory)
+    return rate + share * (pings / elapsed - rate)
+
+
+def backoff(attempt: int, chance: float, first: float = 0.05, longest: float = 2.0) -> float:
+    """Seconds to wait after `attempt` failed ones: doubling to `longest`, less up to half by `chance` (0 to 1)."""
+    return min(longest, first * 2.0 ** min(attempt - 1, 32)) * (1 - chance / 2)
+
+
+class Batcher:
+    """Stores chunks in groups, for ever if it must, and settles each exactly once after its commit.
+
+    `store(chunks, retry)` returns once all pings are committed and gives the rejected ones by chunk (most often none).
+    Unavailable from it means: not known, try again, with retry=True. At most `max_pings` and `max_bytes` are held.
+    `stored` is called for each chunk that was committed whole. `faulted` hears of every error that is not an outage.
+    """
+
+    def __init__(
+        self,
+        store: Callable[[list[Chunk], bool], Awaitable[Mapping[Chunk, Rejected]]],
+        *,
+        max_pings: int = 200_000,
+        max_bytes: int = 64 << 20,
+        batch_pings: int = 10_000,
+        pacing: Pacing | None = None,
+        stored: Callable[[Chunk], None] | None = None,
+        faulted: Callable[[BaseException], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._max_pings = max_pings
+        self._max_bytes = max_bytes
+        self._batch_pings = batch_pings
+        self._pacing = pacing or Pacing()
+        self._stored = stored
+        self._faulted = faulted
+        self._clock = clock
+        self._chance = chance
+
+        self._live: deque[Chunk] = deque()
+        self._backlog: deque[Chunk] = deque()
+        self._in_flight: list[Chunk] = []
+        self._waiters: deque[tuple[asyncio.Future[None], Chunk]] = deque()
+
+        self._ready = 0
+        self._arrived = 0
+        self._rate = 0.0
+        self._rated_at = clock()
+        self._took_at = -inf
+        # As many ready pings wake the lane: it sleeps for the first, or for a full batch, or it is at work.
+        self._wake_at: float = inf
+        self._wake = asyncio.Event()
+        self._settled_all = asyncio.Event()
+        self._settled_all.set()
+        self._draining = False
+        self._closed = False
+        self._lane: asyncio.Task[None] | None = None
+        self._restart: asyncio.TimerHandle | None = None
+
+        self.pings = 0
+        """Pings held: waiting and in flight."""
+        self.bytes = 0
+        """Bytes they take."""
+        self.last_batch = 0
+        """Pings of the newest batch that was stored."""
+        self.batches = 0
+        self.settled_pings = 0
+        self.rejected_pings = 0
+        self.retries = 0
+        self.outage: str | None = None
+        """Why nothing can be stored just now, None when it can."""
+        self.fault: str | None = None
+        """The newest error that should not happen; None after the next batch that is stored."""
+        self.deaths = 0
+        """How often the storing task ended by itself and was started again."""
+
+    # taking in
+
+    def offer(self, chunk: Chunk) -> bool:
+        """Take a chunk in; False when the buffer is full or others wait for room: then `put` it."""
+        if self._waiters or self._closed or not self._fits(chunk):
+            return False
+        self._admit(chunk)
+        return True
+
+    async def put(self, chunk: Chunk) -> None:
+        """Take a chunk in as soon as there is room, first come first served; Unavailable once closed.
+
+        The caller reads no more from its socket meanwhile, so each session has at most one chunk waiting here.
+        """
+        if self.offer(chunk):
+            return
+        if self._closed:
+            raise Unavailable("pings are no longer taken: the server is stopping; send what was not acked again later")
+        waiter = (asyncio.get_running_loop().create_future(), chunk)
+        self._waiters.append(waiter)
+        self._settled_all.clear()
+        try:
+            await waiter[0]
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                self._waiters.remove(waiter)
+            self._admit_waiters()
+            self._check_settled()
+            raise
+
+    @property
+    def full(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._waiters)
+
+    @property
+    def oldest_wait(self) -> float:
+        """Seconds the longest held chunk has waited; 0 when none is held."""
+        held = [queue[0].offered_at for queue in (self._live, self._backlog) if queue]
+        held += [chunk.offered_at for chunk in self._in_flight]
+        return max(0.0, self._clock() - min(held)) if held else 0.0
+
+    def _fits(self, chunk: Chunk) -> bool:
+        # A chunk larger than the whole buffer goes when it has the buffer to itself.
+        return not self.pings or (
+            self.pings + chunk.count <= self._max_pings and self.bytes + chunk.cost <= self._max_bytes
+        )
+
+    def _admit(self, chunk: Chunk) -> None:
+        chunk.offered_at = self._clock()
+        (self._live if chunk.live else self._backlog).append(chunk)
+        self.pings += chunk.count
+        self.bytes += chunk.cost
+        self._arrived += chunk.count
+        self._ready += chunk.count
+        self._settled_all.clear()
+        if self._ready >= self._wake_at:
+            self._wake.set()
+
+    def _admit_waiters(self) -> None:
+        while self._waiters and self._fits(self._waiters[0][1]):
+            room, chunk = self._waiters.popleft()
+            if not room.done():
+                self._admit(chunk)
+                room.set_result(None)
+
+    def _check_settled(self) -> None:
+        if not self.pings and not self._waiters:
+            self._settled_all.set()
+
+    # storing
+
+    async def _run(self) -> None:
+        while True:
+            while not self._ready:
+                await self._sleep(1, None)
+            await self._hold_back()
+            batch = self._in_flight = self._take()
+            rejected = await self._store_until_known(batch)
+            self._in_flight = []
+            self._settle(batch, rejected)
+
+    async def _sleep(self, wake_at: float, seconds: float | None) -> None:
+        self._wake.clear()
+        self._wake_at = wake_at
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._wake_at = inf
+
+    async def _hold_back(self) -> None:
+        now = self._clock()
+        self._rate = arrival_rate(self._rate, self._arrived, now - self._rated_at)
+        self._arrived, self._rated_at = 0, now
+        gap = 0.0 if self._draining else commit_gap(self._rate, self._ready, self._pacing)
+        # From start to start: while a long COPY ran, the gap has passed already.
+        remaining = self._took_at + gap - now
+        if remaining > 0:
+            await self._sleep(self._pacing.full, remaining)
+
+    def _take(self) -> list[Chunk]:
+        """Live pings first. A backlog has a quarter of a batch: no less, or it would starve, and no more, or the next
+        live ping would wait behind a long COPY. The first chunk of either goes whatever its size."""
+        share = self._batch_pings // 4
+        batch = _take_from(self._live, self._batch_pings - (share if self._backlog else 0))
+        batch += _take_from(self._backlog, share)
+        self._ready -= sum(chunk.count for chunk in batch)
+        self._took_at = self._clock()
+        return batch
+
+    async def _store_until_known(self, batch: list[Chunk]) -> Mapping[Chunk, Rejected]:
+        retry = any(chunk.tried for chunk in batch)
+        attempt = 0
+        while True:
+            try:
+                rejected = await self._store(batch, retry)
+            except Unavailable as away:
+                self.outage = str(away)
+            except Exception as error:
+                # Not known to be stored, so kept; and said aloud, as only a change of code or database can mend it.
+                self.outage = f"storing {len(batch)} chunks failed with {error!r}; they are kept and tried again"
+                self._fail(error)
+            else:
+                self.outage = self.fault = None
+                return rejected
+            retry = True
+            for chunk in batch:
+                chunk.tried = True
+            self.retries += 1
+            attempt += 1
+            await asyncio.sleep(backoff(attempt, self._chance()))
+
+    def _settle(self, batch: list[Chunk], rejected: Mapping[Chunk, Rejected]) -> None:
+        count = 0
+        for chunk in batch:
+            count += chunk.count
+            self.bytes -= chunk.cost
+            refused = rejected.get(chunk, _NONE_REJECTED) if rejected else _NONE_REJECTED
+            self.rejected_pings += len(refused)
+            try:
+                # The newest of a chunk with a rejected ping may be just that one.
+                if not refused and self._stored is not None:
+                    self._stored(chunk)
+                chunk.settled(chunk, refused)
+            except Exception as error:
+                self._fail(error)
+        self.pings -= count
+        self.settled_pings += count
+        self.last_batch = count
+        self.batches += 1
+        self._admit_waiters()
+        self._check_settled()
+
+    def _fail(self, error: BaseException) -> None:
+        self.fault = repr(error)
+        if self._faulted is not None:
+            self._faulted(error)
+
+    # life
+
+    def start(self) -> None:
+        """Start storing, in the running loop."""
+        if self._lane is None and not self._closed:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        self._restart = None
+        self._lane = asyncio.get_running_loop().create_task(self._run(), name="batcher")
+        self._lane.add_done_callback(self._ended)
+
+    def _ended(self, lane: asyncio.Task[None]) -> None:
+        if self._closed:
+            return
+        # What was in flight may be stored or not: it goes first again, through the duplicate-safe path.
+        for chunk in reversed(self._in_flight):
+            chunk.tried = True
+            (self._live if chunk.live else self._backlog).appendleft(chunk)
+            self._ready += chunk.count
+        self._in_flight = []
+        self.deaths += 1
+        error = asyncio.CancelledError("cancelled by someone else") if lane.cancelled() else lane.exception()
+        self._restart = lane.get_loop().call_later(RESTART_AFTER, self._spawn)
+        self._fail(error or RuntimeError("the storing task ended"))
+
+    async def drain(self, timeout: float) -> bool:
+        """Store all that is held without holding back; whether everything was settled within `timeout` seconds."""
+        self._draining = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._settled_all.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stop. What is not settled never will be: its app was not told and sends it again."""
+        self._closed = True
+        if self._restart is not None:
+            self._restart.cancel()
+        while self._waiters:
+            room, _ = self._waiters.popleft()
+            if not room.done():
+                room.set_exception(
+                    Unavailable("the server stopped before there was room; send what was not acked again later")
+                )
+        if self._lane is not None:
+            self._lane.cancel()
+            await asyncio.gather(self._lane, return_exceptions=True)
+
+
+def _take_from(queue: deque[Chunk], room: int) -> list[Chunk]:
+    taken: list[Chunk] = []
+    while queue and (queue[0].count <= room or not taken):
+        chunk = queue.popleft()
+        taken.append(chunk)
+        room -= chunk.count
+    return taken

@@ -1,0 +1,101 @@
+"""Everything that can go wrong, as one closed table: error codes, close codes, and the exceptions that carry them.
+
+StreamerError
+├── ProtocolError      what a client sent or asked for can't be; carries a wire code
+├── SettingsError      the configuration can't work; every mistake named at once
+├── DatabaseError      PostgreSQL's schema or contents are not what this version needs
+├── Unavailable        PostgreSQL or Redis can't be reached just now; trying again may help
+└── EmbeddedError      a PostgreSQL or Valkey of our own did not start
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class ErrorCode(StrEnum):
+    """The codes of `error` and `reject` messages and of problem documents (protocol, Errors)."""
+
+    INVALID_JSON = "ERR_INVALID_JSON"
+    INVALID_MESSAGE = "ERR_INVALID_MESSAGE"
+    MISSING_FIELD = "ERR_MISSING_FIELD"
+    INVALID_COORDINATES = "ERR_INVALID_COORDINATES"
+    INVALID_TIMESTAMP = "ERR_INVALID_TIMESTAMP"
+    TIMESTAMP_IN_FUTURE = "ERR_TIMESTAMP_IN_FUTURE"
+    INVALID_AREA = "ERR_INVALID_AREA"
+    AREA_TOO_LARGE = "ERR_AREA_TOO_LARGE"
+    TOO_MANY_WATCHES = "ERR_TOO_MANY_WATCHES"
+    RATE_LIMITED = "ERR_RATE_LIMITED"
+    UNAUTHORIZED = "ERR_UNAUTHORIZED"
+    INVALID_TOKEN = "ERR_INVALID_TOKEN"
+    FORBIDDEN = "ERR_FORBIDDEN"
+    VENDOR_NOT_FOUND = "ERR_VENDOR_NOT_FOUND"
+    OVERLOADED = "ERR_OVERLOADED"
+    INTERNAL = "ERR_INTERNAL"
+
+
+HTTP_STATUS: dict[ErrorCode, int] = {
+    ErrorCode.INVALID_JSON: 400,
+    ErrorCode.INVALID_MESSAGE: 400,
+    ErrorCode.MISSING_FIELD: 400,
+    ErrorCode.INVALID_COORDINATES: 400,
+    ErrorCode.INVALID_TIMESTAMP: 400,
+    ErrorCode.TIMESTAMP_IN_FUTURE: 400,
+    ErrorCode.INVALID_AREA: 400,
+    ErrorCode.AREA_TOO_LARGE: 400,
+    ErrorCode.TOO_MANY_WATCHES: 400,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.INVALID_TOKEN: 401,
+    ErrorCode.FORBIDDEN: 403,
+    ErrorCode.VENDOR_NOT_FOUND: 404,
+    ErrorCode.OVERLOADED: 503,
+    ErrorCode.INTERNAL: 500,
+}
+
+
+class CloseCode(IntEnum):
+    """Why the server closes a WebSocket (protocol, Errors)."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    TOO_BIG = 1009
+    INTERNAL = 1011
+    RESTART = 1012
+    NOT_THIS_PROTOCOL = 4400
+    UNAUTHORIZED = 4401
+    FORBIDDEN = 4403
+    NOT_FOUND = 4404
+    SILENT = 4408
+    TOO_MANY = 4429
+    TOO_SLOW = 4508
+
+
+class StreamerError(Exception):
+    """The root of all errors this project raises on purpose."""
+
+
+class ProtocolError(StreamerError):
+    """What a client sent can't be accepted; the message names the value that was wrong."""
+
+    def __init__(self, code: ErrorCode, message: str, *, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+
+
+class SettingsError(StreamerError):
+    """The configuration can't work; the message names every mistake and its mend."""
+
+
+class DatabaseError(StreamerError):
+    """PostgreSQL's schema or contents are not what this version needs; the message says how to mend it."""
+
+
+class Unavailable(StreamerError):
+    """PostgreSQL or Redis can't be reached or does not answer in time; nothing is known to be lost."""
+
+
+class EmbeddedError(StreamerError):
+    """A PostgreSQL or Valkey of our own could not be started; the message ends with what it logged."""

@@ -1,0 +1,115 @@
+"""The vendors this process serves: their open sockets, and what of them must be told to the other processes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntFlag
+
+from streamer.live import Card, LiveIndex, Presence
+
+
+class Part(IntFlag):
+    """What of a vendor's state changed and must be written to Redis."""
+
+    FIX = 1
+    CARD = 2
+    PRESENCE = 4
+    HTTP = 8
+    CLAIM = 16
+    """This process begins to serve the vendor: where it was before must be looked up."""
+    ALL = 31
+
+
+class Fleet:
+    """Puts this process's vendors into the live index and marks them for the bus; `mark(vendor_id, part)`."""
+
+    def __init__(self, index: LiveIndex, mark: Callable[[str, Part], None], changed: Callable[[], None]) -> None:
+        self.index = index
+        self.sockets: dict[str, int] = {}
+        """Open sockets per vendor served; 0 for one that was served and has not left the map yet."""
+        self._mark = mark
+        self._changed = changed
+
+    def __contains__(self, vendor_id: object) -> bool:
+        return vendor_id in self.sockets
+
+    def connect(self, vendor_id: str, card: Card, now: int) -> None:
+        """A vendor's socket opened."""
+        self.sockets[vendor_id] = self.sockets.get(vendor_id, 0) + 1
+        self.index.put_card(vendor_id, card, now)
+        self._claim(vendor_id, now)
+        self._mark(vendor_id, Part.ALL)
+        self._changed()
+
+    def disconnect(self, vendor_id: str, now: int) -> None:
+        """A vendor's socket ended; the last one's end starts the clock until it is offline."""
+        count = self.sockets.get(vendor_id, 0)
+        if count == 0:
+            return  # deleted meanwhile
+        self.sockets[vendor_id] = count - 1
+        if count > 1:
+            return
+        vendor = self.index.vendors.get(vendor_id)
+        if vendor is None:
+            del self.sockets[vendor_id]  # not on the map any more, so it will not depart
+            return
+        if vendor.presence.owner != self.index.me:
+            return
+        self.index.put_presence(vendor_id, Presence(vendor.presence.since, self.index.me, now), now)
+        self._mark(vendor_id, Part.PRESENCE)
+        self._changed()
+
+    def reclaim(self, vendor_id: str, now: int) -> None:
+        """Another process said the vendor's newest connection ended, but one is open here."""
+        if self.sockets.get(vendor_id, 0) > 0:
+            self._claim(vendor_id, now)
+            self._mark(vendor_id, Part.ALL)
+
+    def _claim(self, vendor_id: str, now: int) -> None:
+        """The newest connection is here, even by a clock that is behind that of the connection before."""
+        vendor = self.index.vendors.get(vendor_id)
+        since = now if vendor is None else max(now, vendor.presence.since + 1)
+        self.index.put_presence(vendor_id, Presence(since, self.index.me, 0), now)
+
+    def fix(
+        self,
+        vendor_id: str,
+        timestamp: int,
+        lat: float,
+        long: float,
+        heading: float | None,
+        speed: float | None,
+        now: int,
+    ) -> None:
+        """The newest fix of a vendor served here, if it is newer than what is known."""
+        if vendor_id in self.sockets and self.index.put_fix(vendor_id, timestamp, lat, long, heading, speed, now):
+            self._mark(vendor_id, Part.FIX)
+            self._changed()
+
+    def http(self, vendor_id: str, card: Card, now: int) -> None:
+        """A vendor reported over HTTP: it is online for a while, without a socket."""
+        first = vendor_id not in self.sockets
+        self.sockets.setdefault(vendor_id, 0)
+        self.index.put_card(vendor_id, card, now)
+        self.index.put_http(vendor_id, now, now)
+        self._mark(vendor_id, Part.ALL if first else Part.HTTP)
+        self._changed()
+
+    def card(self, vendor_id: str, card: Card, now: int) -> None:
+        """A vendor's card changed, as by opening or closing."""
+        if vendor_id in self.sockets and self.index.put_card(vendor_id, card, now):
+            self._mark(vendor_id, Part.CARD)
+            self._changed()
+
+    def departed(self, vendor_id: str) -> bool:
+        """A vendor left the map by time; tells whether it was this process's."""
+        if self.sockets.get(vendor_id) == 0:
+            del self.sockets[vendor_id]
+            return True
+        return False
+
+    def delete(self, vendor_id: str) -> None:
+        """A vendor exists no more."""
+        self.sockets.pop(vendor_id, None)
+        self.index.remove(vendor_id)
+        self._changed()

@@ -1,0 +1,208 @@
+"""The HTTP edge for reading: health, the nearest vendors, a vendor's card and history; problem documents (RFC 9457)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import orjson
+import structlog
+from aiohttp import web
+
+from streamer import history, protocol
+from streamer.auth import Authenticator, Identity
+from streamer.errors import HTTP_STATUS, ErrorCode, ProtocolError, Unavailable
+from streamer.geo import Circle, distance
+from streamer.rights import owned_vendor
+from streamer.settings import Settings
+from streamer.sockets import token_of
+from streamer.store import Store, VendorRow
+from streamer.watches import Watches
+
+log = structlog.get_logger()
+
+NO_TOKEN = "a token is needed, as Authorization: Bearer or ?token="
+MOST_BODY = 1 << 20
+"""Bytes of a request's body, unpacked."""
+ENCODE_APART = 1000
+"""Rows of history beyond which they are encoded beside the event loop, which would stand still for milliseconds."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A value as JSON."""
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json", headers=headers)
+
+
+def problem(
+    code: ErrorCode, message: str, retry_after_ms: int | None = None, *, status: int | None = None, **members: object
+) -> web.Response:
+    """A problem document with the status of its code unless another is given, and members of its own."""
+    status = status or HTTP_STATUS[code]
+    body: dict[str, object] = {"type": "about:blank", "status": status, "title": code, "code": code, "detail": message}
+    headers = {"Cache-Control": "no-store"}
+    if retry_after_ms is not None:
+        body["retryAfterMs"] = retry_after_ms
+        headers["Retry-After"] = str(-(-retry_after_ms // 1000))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.Response(
+        body=orjson.dumps(body | members), status=status, content_type="application/problem+json", headers=headers
+    )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal as a problem document with its code; what is no refusal is logged and a plain 500."""
+    try:
+        return await handler(request)
+    except ProtocolError as wrong:
+        return problem(wrong.code, wrong.message, wrong.retry_after_ms)
+    except Unavailable as away:
+        return problem(ErrorCode.OVERLOADED, str(away), retry_after_ms=1000)
+    except web.HTTPException as refused:
+        return refusal(request, refused)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        log.exception("a request failed", path=request.path, error=repr(error))
+        return problem(ErrorCode.INTERNAL, "the server failed on this request; its log says why")
+
+
+def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
+    """What aiohttp refuses by itself, as a problem document; no refusal is raised on."""
+    status = refused.status
+    if status < 400:
+        raise refused
+    if status == 503:
+        return problem(ErrorCode.OVERLOADED, "the server is stopping: come back, it restarts", retry_after_ms=1000)
+    if isinstance(refused, web.HTTPRequestEntityTooLarge):
+        message = f"the body is larger than {MOST_BODY} bytes: send it in parts"
+    elif isinstance(refused, web.HTTPMethodNotAllowed):
+        message = f"{request.path} takes {', '.join(sorted(refused.allowed_methods))}, not {request.method}"
+    elif status == 404:
+        message = f"there is nothing at {request.path}"
+    else:
+        message = refused.text or refused.reason
+    answer = problem(ErrorCode.INVALID_MESSAGE, message, status=status)
+    if "Allow" in refused.headers:
+        answer.headers["Allow"] = refused.headers["Allow"]
+    return answer
+
+
+class Http:
+    """The handlers that are no sockets."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        watches: Watches,
+        authenticator: Authenticator,
+        clock: Callable[[], int],
+        ready: Callable[[], Awaitable[dict[str, str]]],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._watches = watches
+        self._authenticator = authenticator
+        self._clock = clock
+        self._ready = ready
+
+    async def livez(self, _: web.Request) -> web.Response:
+        """`GET /livez`: the loop turns."""
+        return json_response({"status": "ok"})
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """`GET /readyz`: 200 when vendors and customers can be served, else 503 with each cause."""
+        causes = await self._ready()
+        if causes:
+            return json_response({"status": "unready", "causes": causes}, status=503)
+        return json_response({"status": "ready"})
+
+    async def nearby(self, request: web.Request) -> web.Response:
+        """`GET /v1/vendors/nearby?lat&long&radius&limit`: cards with `distance` in metres, the nearest first."""
+        self._watcher(request)
+        query = {
+            name: number(name, value)
+            for name, value in request.query.items()
+            if name in ("lat", "long", "lng", "lon", "latitude", "longitude", "radius", "limit")
+        }
+        lat, long = protocol.position(query)
+        radius, limit = query.get("radius", 5000.0), int(query.get("limit", 50))
+        if not 1 <= limit <= 1000:
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit is 1 to 1000, not {limit}")
+        if not 0 <= radius <= self._settings.max_radius:
+            raise ProtocolError(
+                ErrorCode.AREA_TOO_LARGE if radius > 0 else ErrorCode.INVALID_AREA,
+                f"radius is 0 to {self._settings.max_radius:.0f} m, not {radius}",
+            )
+        wanted = protocol.Watch("nearby", Circle(lat, long, radius), None, False, 0)
+        found = [(distance(lat, long, v.lat, v.long), v) for v in await self._watches.members(wanted)]
+        found.sort(key=lambda pair: (pair[0], pair[1].vendor_id))
+        return json_response({"vendors": [{**v.card_fields(), "distance": d} for d, v in found[:limit]]})
+
+    async def card(self, request: web.Request) -> web.Response:
+        """`GET /v1/vendors/{id}`: the card of a vendor that is on the map."""
+        self._watcher(request)
+        vendor_id = request.match_info["id"]
+        wanted = protocol.Watch("card", None, frozenset((vendor_id,)), False, 0)
+        for vendor in await self._watches.members(wanted):
+            return json_response(vendor.card_fields())
+        raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"vendor {vendor_id!r} is not on the map")
+
+    async def history(self, request: web.Request) -> web.Response:
+        """`GET /v1/vendors/{id}/locations?from&to&limit&cursor`: a page of what is stored; JSON, GeoJSON or GPX."""
+        row = await self._past(request, request.match_info["id"])
+        accept = ", ".join(request.headers.getall("Accept", ()))
+        form = history.negotiate(accept)
+        if form is None:
+            offered = ", ".join(history.Format)
+            message = f"history comes as {offered}; none of these is in Accept: {accept}"
+            return problem(ErrorCode.INVALID_MESSAGE, message, status=406)
+        tolerance = int(self._settings.future_tolerance * 1000)
+        asked = history.decode_range(request.query, self._clock(), tolerance)
+        found = await self._store.locations(row.vendor_id, asked.from_ms, asked.to_ms, asked.limit + 1, asked.after)
+        rows, cursor = history.cut(found, asked.limit)
+        if len(rows) > ENCODE_APART:
+            body = await asyncio.to_thread(history.encode, form, row.vendor_id, row.name, rows, cursor)
+        else:
+            body = history.encode(form, row.vendor_id, row.name, rows, cursor)
+        headers = {"Cache-Control": "no-store", "Vary": "Accept"}
+        if cursor is not None:
+            headers["Link"] = f'<{request.rel_url.raw_path}?{asked.next_query(cursor)}>; rel="next"'
+        return web.Response(body=body, content_type=form, headers=headers)
+
+    async def _past(self, request: web.Request, vendor_id: str) -> VendorRow:
+        """The vendor whose history may be read: by its owner, or by whoever may watch."""
+        if self._settings.history_access == "owner":
+            return await owned_vendor(self._store, identify(request, self._authenticator), vendor_id)
+        self._watcher(request)
+        row = await self._store.vendor(vendor_id)
+        if row is None:
+            raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
+        return row
+
+    def _watcher(self, request: web.Request) -> None:
+        token = token_of(request)
+        if token is not None:
+            self._authenticator.check(token)
+        elif self._settings.watch_auth == "required":
+            raise ProtocolError(ErrorCode.UNAUTHORIZED, NO_TOKEN)
+
+
+def identify(request: web.Request, authenticator: Authenticator, token: str | None = None) -> Identity:
+    """Who speaks, by the request's token or by one that came in a way of its own; ProtocolError without a good one."""
+    token = token_of(request) or token
+    if not token:
+        raise ProtocolError(ErrorCode.UNAUTHORIZED, NO_TOKEN)
+    return authenticator.check(token)
+
+
+def number(name: str, value: str) -> float:
+    """A number of a query string."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"{name} is a number, not {value!r}") from None

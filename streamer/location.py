@@ -1,0 +1,110 @@
+"""A stored ping: its id, and its row in PostgreSQL's binary COPY format. Pure.
+
+Timestamps are epoch milliseconds (int), positions degrees. The id is the ping's identity: the same vendor and timestamp
+give the same id always and everywhere, so the primary key makes a resend harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from itertools import product
+from struct import Struct
+
+COLUMNS = ("id", "vendorId", "lat", "long", "timestamp")
+"""The columns of `locations` in the order of a row's fields."""
+
+COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+"""What comes before the rows of one COPY: the signature, no flags, no header extension."""
+
+COPY_TRAILER = b"\xff\xff"
+"""What comes after the rows of one COPY."""
+
+LAST_TIMESTAMP = 36**8 - 1
+"""The largest epoch milliseconds an id can hold (the year 2059)."""
+
+_POSTGRES_EPOCH = 946_684_800_000
+_DIGITS = b"0123456789abcdefghijklmnopqrstuvwxyz"
+_BLOCK = 36**3
+_TRIPLES = tuple(bytes(triple) for triple in product(_DIGITS, repeat=3))
+
+
+def location_id(vendor_id: str, timestamp: int) -> str:
+    """The id of a vendor's ping: `c`, the milliseconds in base 36 (8 characters), 16 characters that are the vendor's.
+
+    The milliseconds are in the id already, so the hash need not cover them: it depends on the vendor only (82 bits of
+    BLAKE2b) and is computed once per vendor. Ids sort by time in the C collation.
+    """
+    return (_prefix(timestamp) + _vendor_hash(vendor_id)).decode()
+
+
+def id_floor(timestamp: int) -> str:
+    """What every id of this millisecond or later is not less than; clamped to what an id can hold."""
+    return _prefix(min(max(timestamp, 0), LAST_TIMESTAMP)).decode()
+
+
+class RowEncoder:
+    """Encodes one vendor's pings as rows of a binary COPY into `locations` (COLUMNS); every row is `size` bytes."""
+
+    __slots__ = ("_block", "_head", "_pack", "_tail", "size", "vendor_id")
+
+    def __init__(self, vendor_id: str) -> None:
+        vendor = vendor_id.encode()
+        self.vendor_id = vendor_id
+        self._tail = _vendor_hash(vendor_id) + len(vendor).to_bytes(4) + vendor
+        # The field count and the id's first six characters, its last three of time, the vendor, lat, long, timestamp.
+        row = Struct(f">12s3s{len(self._tail)}sididiq")
+        self._pack = row.pack
+        self.size = row.size
+        # A vendor's pings follow each other closely: all but three characters of the time stay for 46 seconds.
+        self._block = -1
+        self._head = b""
+
+    def row(self, timestamp: int, lat: float, long: float) -> bytes:
+        """One row; ValueError for a timestamp that an id can't hold."""
+        block = timestamp // _BLOCK
+        if block != self._block:
+            self._head = b"\x00\x05\x00\x00\x00\x19" + _prefix(timestamp)[:6]
+            self._block = block
+        return self._pack(
+            self._head,
+            _TRIPLES[timestamp % _BLOCK],
+            self._tail,
+            8,
+            lat,
+            8,
+            long,
+            8,
+            (timestamp - _POSTGRES_EPOCH) * 1000,
+        )
+
+    def encode(self, pings: Iterable[tuple[int, float, float]]) -> bytes:
+        """The rows of (timestamp, lat, long) in their order."""
+        row = self.row
+        return b"".join([row(timestamp, lat, long) for timestamp, lat, long in pings])
+
+
+def decode_rows(rows: bytes, size: int) -> list[tuple[str, str, float, float, int]]:
+    """The rows of one vendor back as (id, vendorId, lat, long, timestamp), for the few that can't go by COPY."""
+    fields = Struct(f">hi25si{size - 71}sididiq")
+    return [
+        (id.decode(), vendor_id.decode(), lat, long, micros // 1000 + _POSTGRES_EPOCH)
+        for _, _, id, _, vendor_id, _, lat, _, long, _, micros in fields.iter_unpack(rows)
+    ]
+
+
+def _prefix(timestamp: int) -> bytes:
+    if not 0 <= timestamp <= LAST_TIMESTAMP:
+        raise ValueError(f"timestamp {timestamp} does not fit an id: it is 0 to {LAST_TIMESTAMP} epoch milliseconds")
+    rest, low = divmod(timestamp, _BLOCK)
+    high, middle = divmod(rest, _BLOCK)
+    return b"c" + _TRIPLES[high][1:] + _TRIPLES[middle] + _TRIPLES[low]
+
+
+def _vendor_hash(vendor_id: str) -> bytes:
+    number = int.from_bytes(blake2b(vendor_id.encode(), digest_size=16).digest())
+    digits = bytearray()
+    for _ in range(16):
+        number, digit = divmod(number, 36)
+        digits.append(_DIGITS[digit])
+    return bytes(digits)

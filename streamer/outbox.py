@@ -1,0 +1,81 @@
+"""A client's outbox: ready bytes onto its transport, never awaited, with backpressure looked at before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+def socket_framing(payload: bytes) -> bytes:
+    """A text message as one unmasked WebSocket frame (RFC 6455, 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1) + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2) + payload
+    return b"\x81\x7f" + size.to_bytes(8) + payload
+
+
+def chunk_framing(payload: bytes) -> bytes:
+    """A message as one Server-Sent Event in one chunk of a chunked HTTP/1.1 body."""
+    return b"%x\r\ndata: %s\n\n\r\n" % (len(payload) + 8, payload)
+
+
+PING_FRAME = b"\x89\x00"
+
+
+class Outbox:
+    """Writes frames to a transport. `stalled` says since when nothing of what waits there went out."""
+
+    __slots__ = ("_gone", "_since", "_transport", "_written")
+
+    @property
+    def framing(self) -> Callable[[bytes], bytes]:
+        """How a message becomes a frame; the same function for all of a kind, so that frames can be shared."""
+        return socket_framing
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._written = 0
+        self._gone = 0
+        self._since = 0.0
+
+    def ready(self) -> bool:
+        """Whether the client has taken all it was sent (as far as the kernel's buffers tell)."""
+        return self._transport.get_write_buffer_size() == 0
+
+    @property
+    def unread(self) -> int:
+        """Bytes that wait for the client; none once it is gone."""
+        return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
+
+    def write(self, frame: bytes) -> None:
+        """Send a frame; what the kernel does not take at once waits in the transport."""
+        if not self._transport.is_closing():
+            self._written += len(frame)
+            self._transport.write(frame)
+
+    def send(self, payload: bytes) -> None:
+        """Send one message."""
+        self.write(self.framing(payload))
+
+    def stalled(self, now: float) -> float:
+        """Seconds for which nothing went out although something waits."""
+        held = self._transport.get_write_buffer_size()
+        # By what went out, not by what waits: that grows while answers are added and nothing is taken.
+        gone = self._written - held
+        if held == 0 or gone > self._gone:
+            self._gone = gone
+            self._since = now
+        return now - self._since
+
+
+class EventOutbox(Outbox):
+    """The same for Server-Sent Events."""
+
+    __slots__ = ()
+
+    @property
+    def framing(self) -> Callable[[bytes], bytes]:
+        """As an event in a chunk."""
+        return chunk_framing

@@ -1,0 +1,148 @@
+"""One vendor's connection as rules: order of seq, what is live, what may be acked. Pure; the clock is passed in."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from streamer.errors import CloseCode, ErrorCode, ProtocolError
+from streamer.protocol import (
+    Auth,
+    Bounds,
+    Ping,
+    Pings,
+    Reject,
+    Status,
+    decode_vendor,
+    encode_ack,
+    encode_error,
+    encode_reject,
+)
+
+
+class Closing(Exception):
+    """The connection must end with this code; `message` is told to the client first."""
+
+    def __init__(self, close: CloseCode, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.close = close
+        self.code = code
+        self.message = message
+
+
+class Pending:
+    """The pings of one message on their way to the disk; acked up to `last_seq` once settled and all before it are."""
+
+    __slots__ = ("last_seq", "settled")
+
+    def __init__(self, last_seq: int) -> None:
+        self.last_seq = last_seq
+        self.settled = False
+
+
+@dataclass(slots=True)
+class Received:
+    """What one message asks for: answers to write, pings to store, the fix to show, a status or token to take."""
+
+    replies: list[bytes] = field(default_factory=list)
+    pings: list[Ping] = field(default_factory=list)
+    pending: Pending | None = None
+    newest: Ping | None = None
+    status: Status | None = None
+    auth: Auth | None = None
+
+
+class Patience:
+    """How many bad messages in a row a connection may send before it is taken not to speak this protocol."""
+
+    __slots__ = ("_bad", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bad = 0
+
+    def good(self) -> None:
+        """A message could be used."""
+        self._bad = 0
+
+    def bad(self, cause: ProtocolError) -> None:
+        """A message could not; Closing when it was one too many."""
+        self._bad += 1
+        if self._bad >= self._most:
+            raise Closing(
+                CloseCode.NOT_THIS_PROTOCOL,
+                cause.code,
+                f"{self._bad} bad messages in a row, the last: {cause.message}",
+            )
+
+
+class VendorSession:
+    """The rules of one vendor connection. Whoever stores the pings calls `settled` when they are."""
+
+    def __init__(self, bounds: Bounds, *, live_max_age: int, max_bad_messages: int) -> None:
+        self.last_seq: int | None = None
+        self._bounds = bounds
+        self._live_max_age = live_max_age
+        self._patience = Patience(max_bad_messages)
+        self._pending: deque[Pending] = deque()
+
+    @property
+    def unsettled(self) -> int:
+        """Messages whose pings are not all stored or rejected yet."""
+        return len(self._pending)
+
+    def receive(self, data: str | bytes, now: int) -> Received:
+        """Take a message that came at `now` (epoch ms); Closing when the connection has to end."""
+        try:
+            message = decode_vendor(data, now, self.last_seq, self._bounds)
+        except ProtocolError as wrong:
+            reply = encode_error(wrong.code, wrong.message, retry_after_ms=wrong.retry_after_ms)
+            self._patience.bad(wrong)
+            return Received([reply])
+        if type(message) is Pings:
+            return self._pings(message, now)
+        self._patience.good()
+        if type(message) is Status:
+            return Received(status=message)
+        assert type(message) is Auth
+        return Received(auth=message)
+
+    def _pings(self, message: Pings, now: int) -> Received:
+        received = Received([encode_reject(reject) for reject in message.rejected])
+        if not (message.accepted or message.rejected):
+            self._patience.good()
+            return received  # an empty list uses up no seq
+        if message.rejected and not message.accepted:
+            self._patience.bad(ProtocolError(message.rejected[-1].code, message.rejected[-1].message))
+        else:
+            self._patience.good()
+        self.last_seq = message.last_seq
+        pending = Pending(message.last_seq)
+        if message.accepted:
+            self._pending.append(pending)
+            received.pending = pending
+            received.pings = message.accepted
+            newest = max(message.accepted, key=timestamp_of) if len(message.accepted) > 1 else message.accepted[0]
+            if newest.timestamp >= now - self._live_max_age:
+                received.newest = newest
+        else:
+            self._pending.append(pending)
+            received.replies += self.settled(pending)
+        return received
+
+    def settled(self, pending: Pending, rejected: Iterable[Reject] = ()) -> list[bytes]:
+        """These pings are committed or rejected: what to tell the client now."""
+        replies = [encode_reject(reject) for reject in rejected]
+        pending.settled = True
+        acked: Pending | None = None
+        while self._pending and self._pending[0].settled:
+            acked = self._pending.popleft()
+        if acked is not None:
+            replies.append(encode_ack(acked.last_seq))
+        return replies
+
+
+def timestamp_of(ping: Ping) -> int:
+    """When a ping was taken."""
+    return ping.timestamp

@@ -1,0 +1,211 @@
+"""Fixtures for all tests: a real PostgreSQL and a real Valkey, a database for each test, no error left unseen.
+
+Under pytest-xdist every worker starts servers of its own, on the first test that needs them.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import asyncpg
+import pytest
+import pytest_asyncio
+import redis.asyncio
+
+from streamer.embedded import PostgresServer, ValkeyServer
+from tests.apps import SECRET, eventually
+
+if TYPE_CHECKING:
+    from streamer.app import Server
+
+TEMPLATE = "venta_template"
+
+
+class Collected(logging.Handler):
+    """What the event loop could only log, because nobody was there to raise it to."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(logging.Formatter().format(record))
+
+
+@pytest.fixture(autouse=True)
+def loop_errors(request: pytest.FixtureRequest) -> Iterator[Collected]:
+    """Fails a test that leaves an error with the event loop: in a callback, in a task nobody awaits, a task destroyed.
+
+    Every loop's default handler, asyncio's and uvloop's, ends in this logger, also in other threads and while the loop
+    is closed. A test that provokes such an error on purpose clears `messages`.
+    """
+    collected = Collected()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(collected)
+    try:
+        yield collected
+        if pytest_asyncio.is_async_test(request.node):
+            gc.collect()  # an exception never retrieved is told of when its task is freed
+    finally:
+        logger.removeHandler(collected)
+    if collected.messages:
+        pytest.fail("left with the event loop:\n" + "\n".join(collected.messages))
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """A folder for servers; not one of pytest's, which PostgreSQL's unprivileged user may not enter."""
+    folder = Path(tempfile.mkdtemp(prefix="streamer-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def tmp_path(server_folder: Path, numbers: Iterator[int]) -> Iterator[Path]:
+    """As pytest's own, but where PostgreSQL's unprivileged user may go, so that no test's data ends up elsewhere."""
+    folder = server_folder / f"tmp_{next(numbers)}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres(server_folder: Path) -> AsyncIterator[PostgresServer]:
+    """The PostgreSQL that the tests of this process share."""
+    async with PostgresServer(server_folder / "shared", durable=False) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def valkey(server_folder: Path) -> AsyncIterator[ValkeyServer]:
+    """The Valkey that the tests of this process share."""
+    async with ValkeyServer(server_folder / "shared") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Iterator[int]:
+    """A number for every database and folder, so that no two have the same name."""
+    return count(1)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def template(postgres: PostgresServer) -> str:
+    """The name of a migrated database, closed to connections so that it can be copied at any time."""
+    from streamer import database  # not above: the tests of pure modules must run without it
+
+    await _execute(postgres.url, f"CREATE DATABASE {TEMPLATE}")
+    await database.upgrade(_sibling(postgres.url, TEMPLATE))
+    await _execute(postgres.url, f"ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")
+    return TEMPLATE
+
+
+@pytest.fixture
+async def database_url(postgres: PostgresServer, template: str, numbers: Iterator[int]) -> AsyncIterator[str]:
+    """A fresh migrated database, dropped afterwards with whatever connections are left."""
+    name = f"test_{next(numbers)}"
+    await _execute(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _sibling(postgres.url, name)
+    await _execute(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def empty_database_url(postgres: PostgresServer, numbers: Iterator[int]) -> AsyncIterator[str]:
+    """A fresh database with nothing in it, dropped afterwards with whatever connections are left."""
+    name = f"test_{next(numbers)}"
+    await _execute(postgres.url, f"CREATE DATABASE {name}")
+    yield _sibling(postgres.url, name)
+    await _execute(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def redis_url(valkey: ValkeyServer) -> str:
+    """The shared Valkey, emptied."""
+    async with redis.asyncio.Redis.from_url(valkey.url) as client:
+        await client.flushall()
+    return valkey.url
+
+
+@pytest.fixture
+def own_folder(server_folder: Path, numbers: Iterator[int]) -> Iterator[Path]:
+    """A folder for servers of the test's own, that no server has used yet."""
+    folder = server_folder / f"own_{next(numbers)}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def postgres_server(own_folder: Path) -> AsyncIterator[PostgresServer]:
+    """A PostgreSQL of the test's own, its database empty: to kill, pause, resume, stop and restart."""
+    async with PostgresServer(own_folder, durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def valkey_server(own_folder: Path) -> AsyncIterator[ValkeyServer]:
+    """A Valkey of the test's own: to kill, pause, resume, stop and restart."""
+    async with ValkeyServer(own_folder) as server:
+        yield server
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _sibling(url: str, name: str) -> str:
+    return url.rsplit("/", 1)[0] + f"/{name}"
+
+
+class Running(NamedTuple):
+    """A server process's inside and its URL."""
+
+    server: Server
+    url: str
+
+
+class Serve(Protocol):
+    """Starts one more server on the test's database and Redis; settings by name."""
+
+    async def __call__(self, **changed: Any) -> Running: ...
+
+
+@pytest.fixture
+async def serve(database_url: str, redis_url: str) -> AsyncIterator[Serve]:
+    """Server processes' worth of the whole thing, in the test's own loop, stopped afterwards in reverse order."""
+    from streamer import app, settings
+
+    async with AsyncExitStack() as stack:
+
+        async def start(**changed: Any) -> Running:
+            values: dict[str, Any] = {
+                "database_url": database_url,
+                "redis_url": redis_url,
+                "port": 0,
+                "jwt_secret": SECRET,
+                "watch_auth": "optional",
+                "drain_timeout": 2.0,
+                "pool_size": 4,
+                **changed,
+            }
+            running = Running(*await stack.enter_async_context(app.serving(settings.load(**values))))
+
+            async def ready() -> bool:
+                return not await running.server.unready()
+
+            await eventually(ready, "a server that is ready")
+            return running
+
+        yield start

@@ -1,0 +1,100 @@
+"""The load test's vendor app must itself never lose a ping, or the server would be accused of it."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.errors import Violation
+from loadtest.outbox import Outbox, Ping, encode
+
+
+def ping(timestamp: int) -> Ping:
+    """A ping at a time; where does not matter."""
+    return Ping(timestamp, 52.0, 21.0, timestamp)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "take", "ack", "reject", "reconnect"]), st.integers(1, 5))))
+def test_every_ping_is_kept_until_it_is_answered_for(steps: list[tuple[str, int]]) -> None:
+    """Whatever happens, a ping is either still there or settled exactly once; and they go out in order."""
+    outbox = Outbox(10_000)
+    added = 0
+    settled: list[int] = []
+    under_way: dict[int, int] = {}
+    for step, number in steps:
+        if step == "add":
+            for _ in range(number):
+                added += 1
+                assert outbox.add(ping(added))
+        elif step == "take":
+            batch = outbox.take(number)
+            seqs = [seq for seq, _ in batch]
+            assert seqs == sorted(seqs)
+            assert all(seq > max(under_way, default=0) for seq in seqs)
+            under_way |= {seq: item.timestamp for seq, item in batch}
+            assert list(under_way.values()) == sorted(under_way.values())
+        elif step == "ack" and under_way:
+            upto = sorted(under_way)[min(number, len(under_way)) - 1]
+            acked = [item.timestamp for item in outbox.ack(upto)]
+            assert acked == [under_way.pop(seq) for seq in sorted(under_way) if seq <= upto]
+            settled += acked
+        elif step == "reject" and under_way:
+            seq = sorted(under_way)[min(number, len(under_way)) - 1]
+            assert outbox.reject(seq).timestamp == under_way[seq]
+            settled.append(under_way.pop(seq))
+        elif step == "reconnect":
+            durable = min(under_way.values(), default=None) if number % 2 else None
+            settled += [item.timestamp for item in outbox.reconnected(durable)]
+            under_way = {}
+    assert len(outbox) == added - len(settled)
+    rest = [item.timestamp for item in outbox.reconnected(None)]
+    rest += [item.timestamp for _, item in outbox.take(100_000)]
+    assert sorted(settled + rest) == list(range(1, added + 1))
+
+
+def test_first_and_repeated_sendings_are_counted_apart() -> None:
+    """`sent` must be comparable with the number of rows, whatever was sent again."""
+    outbox = Outbox(10)
+    for timestamp in range(5):
+        outbox.add(ping(timestamp))
+    outbox.take(3)
+    outbox.ack(1)
+    assert outbox.reconnected(None) == []
+    outbox.take(1)
+    outbox.reconnected(None)
+    outbox.take(10)
+    assert (outbox.sent, outbox.resent) == (5, 3)
+
+
+def test_a_full_outbox_takes_no_more() -> None:
+    """An app whose server is away must not eat all memory."""
+    outbox = Outbox(2)
+    assert [outbox.add(ping(timestamp)) for timestamp in range(3)] == [True, True, False]
+
+
+def test_answers_to_what_was_never_sent_are_violations() -> None:
+    """A server that acks the future acks what it can't have stored."""
+    outbox = Outbox(10)
+    outbox.add(ping(1))
+    outbox.take(1)
+    with pytest.raises(Violation, match="seq 2 was acked, but on this connection only 1 pings were sent"):
+        outbox.ack(2)
+    with pytest.raises(Violation, match="seq 9 was rejected"):
+        outbox.reject(9)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-90, 90), st.floats(-180, 180), st.integers(0, 2**41)), min_size=1, max_size=5),
+    st.integers(1, 1000),
+)
+def test_positions_go_out_in_full_precision(places: list[tuple[float, float, int]], first: int) -> None:
+    """The truth is compared with what was sent: rounding on the way would look like the server's fault."""
+    batch = [(first + at, Ping(when, lat, long, when)) for at, (lat, long, when) in enumerate(places)]
+    message = orjson.loads(encode(batch))
+    sent = message["pings"] if len(batch) > 1 else [message]
+    assert message["type"] == ("pings" if len(batch) > 1 else "ping")
+    assert [(item["seq"], item["lat"], item["long"], item["timestamp"]) for item in sent] == [
+        (seq, item.lat, item.long, item.timestamp) for seq, item in batch
+    ]
