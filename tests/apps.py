@@ -88,9 +88,7 @@ class App:
         found: list[dict[str, Any]] = []
 
         def there() -> bool:
-            found[:] = [
-                m for m in self.messages if m["type"] == kind and all(m.get(k) == v for k, v in fields.items())
-            ]
+            found[:] = [m for m in self.messages if m["type"] == kind and all(m.get(k) == v for k, v in fields.items())]
             return bool(found)
 
         await eventually(there, f"a {kind} message with {fields}, only {self.messages[-5:]}", within)

@@ -61,7 +61,7 @@ async def test_a_ping_is_acked_when_stored_and_seen_nearby(serve: Serve, databas
     try:
 
         async def newest() -> bool:
-            row = await connection.fetchrow('SELECT lat, long FROM vendors WHERE id = $1', one.vendor_id)
+            row = await connection.fetchrow("SELECT lat, long FROM vendors WHERE id = $1", one.vendor_id)
             return tuple(row) == (53.0, 22.0)
 
         await eventually(newest, "vendors.lat/long at the newest fix")
