@@ -137,6 +137,15 @@ CLOSE_TIMEOUT = 5.0
 # trigger. 08P01 from a server is a malformed row in a binary COPY.
 DATA_CLASSES = frozenset({"22", "23", "54", "P0"})
 
+# InternalClientError: the server ended a session while it was idle, and asyncpg had only half noticed.
+_CONNECTION_ERRORS = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 LATEST_MS = 253_402_300_800_000
 """The year 10000, beyond which no timestamp is looked for."""
 
@@ -416,16 +425,6 @@ class Store:
             # What can fail here is a connection just lost, which is out of the pool by itself.
             with suppress(*_CONNECTION_ERRORS):
                 await self._pool.release(connection)
-
-
-# InternalClientError: the server ended a session while it was idle, and asyncpg had only half noticed.
-_CONNECTION_ERRORS = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
 
 
 class _Part:
