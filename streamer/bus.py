@@ -103,50 +103,40 @@ def owner_key(owner: str) -> str:
     return f"v1:owner:{owner}"
 
 
-def versioned(version: int, value: Any) -> bytes:
-    """A register as it is stored: its version in 13 digits, then JSON."""
-    return b"%013d" % version + orjson.dumps(value)
-
-
 class CellBatch:
-    """What one flush says in one cell: the message and the fields of the hash."""
+    """What one flush says in one cell: the message and the fields of the hash, each register encoded once for both."""
 
     def __init__(self) -> None:
-        self.fixes: list[Any] = []
-        self.cards: list[Any] = []
-        self.presences: list[Any] = []
-        self.https: list[Any] = []
+        self.fixes: list[bytes] = []
+        self.cards: list[bytes] = []
+        self.presences: list[bytes] = []
+        self.https: list[bytes] = []
         self.gone: list[str] = []
         self.fields: list[bytes] = []
 
-    def add(self, vendor: Vendor, parts: Part, *, store: bool = True) -> None:
+    def add(self, vendor: Vendor, parts: int, *, store: bool = True) -> None:
         """Say the given parts of a vendor's state; with `store` they are this cell's to keep."""
         id = vendor.vendor_id
-        name = id.encode()
         if parts & Part.FIX:
             fix = (id, vendor.timestamp, vendor.lat, vendor.long, vendor.heading, vendor.speed)
-            self.fixes.append(fix)
-            if store:
-                self.fields += (b"f" + name, versioned(vendor.timestamp, fix))
+            self._say(self.fixes, b"f", vendor.timestamp, fix, store)
         if parts & Part.CARD:
-            card = (id, *vendor.card)
-            self.cards.append(card)
-            if store:
-                self.fields += (b"c" + name, versioned(vendor.card.version, card))
+            self._say(self.cards, b"c", vendor.card.version, (id, *vendor.card), store)
         if parts & Part.PRESENCE and vendor.presence.owner:
-            presence = (id, *vendor.presence)
-            self.presences.append(presence)
-            if store:
-                self.fields += (b"p" + name, versioned(vendor.presence.since, presence))
+            self._say(self.presences, b"p", vendor.presence.since, (id, *vendor.presence), store)
         if parts & Part.HTTP and vendor.http:
-            http = (id, vendor.http)
-            self.https.append(http)
-            if store:
-                self.fields += (b"h" + name, versioned(vendor.http, http))
+            self._say(self.https, b"h", vendor.http, (id, vendor.http), store)
+
+    def _say(self, said: list[bytes], register: bytes, version: int, value: tuple[Any, ...], store: bool) -> None:
+        encoded = orjson.dumps(value)
+        said.append(encoded)
+        if store:
+            self.fields += (register + value[0].encode(), b"%013d%b" % (version, encoded))
 
     def message(self, origin: str) -> bytes:
         """The batch as it is published."""
-        return orjson.dumps((origin, self.fixes, self.cards, self.presences, self.https, self.gone))
+        lists = [b"[%b]" % b",".join(said) for said in (self.fixes, self.cards, self.presences, self.https)]
+        return b"[%b,%b,%b]" % (orjson.dumps(origin), b",".join(lists), orjson.dumps(self.gone))
 
 
 class Subscription:
@@ -280,7 +270,7 @@ class Bus:
         changed: Callable[[], None],
         gap: Callable[[frozenset[int]], None],
         timeout: float = 2.0,
-        flush_gap: float = 0.1,
+        flush_gap: float = 0.15,
     ) -> None:
         self.url = url
         self.index = index
@@ -295,7 +285,7 @@ class Bus:
         self._timeout = timeout
         self._flush_gap = flush_gap
         self._mine = orjson.dumps([index.me])[:-1]
-        self._dirty: dict[str, Part] = {}
+        self._dirty: dict[str, int] = {}
         self._gone: dict[str, int] = {}
         self._posted: dict[str, int] = {}
         self._wake = asyncio.Event()
@@ -326,9 +316,9 @@ class Bus:
 
     # what the process's vendors do
 
-    def mark(self, vendor_id: str, parts: Part) -> None:
+    def mark(self, vendor_id: str, parts: int) -> None:
         """A part of a vendor's state changed: it is written with the next flush."""
-        self._dirty[vendor_id] = self._dirty.get(vendor_id, Part(0)) | parts
+        self._dirty[vendor_id] = self._dirty.get(vendor_id, 0) | parts
         self._wake.set()
 
     def mark_gone(self, vendor_id: str) -> None:
@@ -468,7 +458,7 @@ class Bus:
                 continue
             delay = 0.1
             self._found()
-            rest = min(self._flush_gap, count * 0.001) - (loop.time() - started)
+            rest = min(self._flush_gap, count * 0.005) - (loop.time() - started)
             if rest > 0:
                 await asyncio.sleep(rest)
 

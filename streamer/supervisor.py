@@ -35,23 +35,23 @@ class Supervisor:
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
+        own = asyncio.current_task()
+        assert own is not None
         deaths: list[float] = []
         while True:
+            death: BaseException | None = None
             try:
                 await run()
                 cause = "it returned"
-                log.error("a task died", task=name, cause=cause)
-            except asyncio.CancelledError:
-                own = asyncio.current_task()
-                if own is None or own.cancelling():
-                    raise
-                # Nobody wants it to end: something that it waited for was cancelled.
-                cause = "CancelledError from within"
-                log.exception("a task died", task=name, cause=cause)
-            except Exception as death:
-                cause = f"{type(death).__name__}: {death}"
-                log.exception("a task died", task=name, cause=cause)
+            except asyncio.CancelledError as within:
+                # Unless this task is to end, something that it waited for was cancelled.
+                death, cause = within, "CancelledError from within"
+            except Exception as error:
+                death, cause = error, f"{type(error).__name__}: {error}"
+            if own.cancelling():
+                return  # whatever a library made of the cancellation
             self.deaths += 1
+            log.error("a task died", task=name, cause=cause, exc_info=death)
             now = loop.time()
             deaths = [at for at in deaths if now - at < WINDOW] + [now]
             if len(deaths) >= MOST_DEATHS:

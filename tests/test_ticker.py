@@ -1,0 +1,166 @@
+"""The ticker: what is wrong here makes customers wait for news, or the server work for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import orjson
+import pytest_asyncio
+
+from streamer.live import Card, LiveIndex, Presence, ViewKey, Watch
+from streamer.ticker import Ticker
+
+OFFLINE = 1_000
+LEAVE = 3_000
+START = 1_000_000_000
+
+
+class Client:
+    """A customer, by what it got."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.types: list[str] = []
+
+    def framing(self, payload: bytes) -> bytes:
+        return payload
+
+    def ready(self) -> bool:
+        return self.open
+
+    def write(self, frame: bytes) -> None:
+        self.types.append(orjson.loads(frame)["type"])
+
+
+class Stage:
+    """A vendor, a client that watches it, and a ticker at work; a frame costs as long a gap as the test wants."""
+
+    def __init__(self, gap: float = 0.0) -> None:
+        self.now = START
+        self.index = LiveIndex("me", offline_after=OFFLINE, leave_after=LEAVE)
+        self.client = Client()
+        self.watch = Watch("w", self.client)
+        self.ticker = Ticker(self.index, lambda: self.now, frame_cost=gap, frame_interval=gap)
+        self.departed: list[str] = []
+        self.index.put_card("v", Card(START, "V", True, None), START)
+        self.index.put_presence("v", Presence(START, "me", 0), START)
+        self.index.put_fix("v", START, 52.0, 21.0, None, None, START)
+        self.index.tick(START)
+        self.index.watch(self.watch, ViewKey(None, frozenset({"v"}), False), START)
+        self.tasks = [
+            asyncio.create_task(self.ticker.run()),
+            asyncio.create_task(self.ticker.expire(self.departed.extend)),
+        ]
+
+    def move(self) -> None:
+        self.now += 1
+        self.index.put_fix("v", self.now, 52.0, 21.0, None, None, self.now)
+        self.ticker.changed()
+
+    async def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks, timeout=5)
+
+
+@pytest_asyncio.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    yield stage
+    await stage.end()
+
+
+@pytest_asyncio.fixture
+async def slow() -> AsyncIterator[Stage]:
+    """With a gap of a minute, longer than any test."""
+    stage = Stage(60_000.0)
+    yield stage
+    await stage.end()
+
+
+async def turns(count: int = 5) -> None:
+    """Let the loop go round without waiting for anything."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what must come to be."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_at_once_after_a_quiet_time(slow: Stage) -> None:
+    """When nothing waits, the first change goes out in the same moment."""
+    await turns()
+    assert slow.ticker.ticks == 0
+    slow.move()
+    await turns()
+    assert slow.client.types == ["snapshot", "update"]
+    assert (slow.ticker.ticks, slow.ticker.frames) == (1, 1)
+
+
+async def test_changes_in_a_gap_are_merged(slow: Stage) -> None:
+    """After a tick that wrote frames, changes are gathered."""
+    slow.move()
+    await turns()
+    for _ in range(10):
+        slow.move()
+        await turns()
+    assert slow.client.types == ["snapshot", "update"]
+
+
+async def test_the_gap_ends(stage: Stage) -> None:
+    """What was gathered goes out without another change."""
+    for _ in range(3):
+        stage.move()
+        await turns()
+    await until(lambda: not stage.index.has_changes)
+    assert len(stage.client.types) >= 2
+    ticks = stage.ticker.ticks
+    await asyncio.sleep(0.1)
+    assert stage.ticker.ticks == ticks, "ticks although nothing changes"
+
+
+async def test_ticks_that_write_nothing_leave_no_gap(slow: Stage) -> None:
+    """A process nobody watches is as quick for the first customer."""
+    slow.index.unwatch(slow.watch)
+    for ticks in range(1, 4):
+        slow.move()
+        await turns()
+        assert slow.ticker.ticks == ticks
+
+
+async def test_a_client_that_wakes_up(stage: Stage) -> None:
+    """What waits for a slow client goes out when it can take it, though nothing changes any more."""
+    stage.client.open = False
+    stage.move()
+    await turns()
+    assert stage.client.types == ["snapshot"]
+    stage.client.open = True
+    await until(lambda: len(stage.client.types) == 2)
+
+
+async def test_an_interval(stage: Stage) -> None:
+    """A watch with an interval gets what came meanwhile when its time is there."""
+    stage.watch.interval = 500
+    stage.move()
+    await turns()
+    stage.move()
+    await turns()
+    assert stage.client.types == ["snapshot", "update"]
+    stage.now += 500
+    await until(lambda: len(stage.client.types) == 3)
+
+
+async def test_time_passes(stage: Stage) -> None:
+    """Vendors go offline and leave though nobody reports anything, and their departure is told."""
+    stage.index.put_presence("v", Presence(START, "me", START), START)
+    stage.now += OFFLINE
+    await until(lambda: len(stage.client.types) == 2)
+    assert stage.departed == []
+    stage.now += LEAVE
+    await until(lambda: len(stage.client.types) == 3)
+    assert stage.departed == ["v"]
