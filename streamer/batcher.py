@@ -78,8 +78,8 @@ class Pacing:
     """When to hold the next commit back; pings per second, seconds, pings.
 
     Below `slow` every ping is committed at once: the server has time. From there to `fast` the gap grows to `longest`:
-    a commit costs the server and PostgreSQL half a millisecond of CPU, which is thirty rows' worth. `full` waiting pings are worth a commit
-    whatever the rate.
+    a commit costs the server and PostgreSQL half a millisecond of CPU, thirty rows' worth. `full` waiting pings are
+    worth a commit whatever the rate.
     """
 
     slow: float = 120.0
