@@ -58,7 +58,7 @@ class Authenticator:
                 raise ProtocolError(ErrorCode.INVALID_TOKEN, f"tokens signed with {algorithm!r:.40} are not taken here")
             expires = claims.get("exp")
             return Identity(claims["sub"], None if expires is None else float(expires))
-        except (jwt.PyJWTError, OverflowError, RecursionError) as bad:
+        except (jwt.PyJWTError, OverflowError) as bad:
             raise ProtocolError(ErrorCode.INVALID_TOKEN, f"the token is not valid: {bad}") from None
 
 

@@ -84,7 +84,7 @@ class Pacing:
 
     slow: float = 120.0
     fast: float = 200.0
-    longest: float = 0.08
+    longest: float = 0.12
     full: int = 1000
 
 

@@ -258,6 +258,7 @@ class Watch:
         "head",
         "id",
         "interval",
+        "kind",
         "moved",
         "outbox",
         "snapshot_due",
@@ -269,6 +270,8 @@ class Watch:
         self.outbox = outbox
         self.interval = interval
         self.head = update_head(id)
+        self.kind = (self.head, outbox.framing)
+        """What two watches of one view must share for their frames to be the same bytes."""
         self.view: View | None = None
         self.due = 0
         self.behind = False
@@ -817,12 +820,12 @@ class LiveIndex:
                 body = view.body()
                 if body is None:
                     return frames
-            kind = (watch.head, outbox.framing)
-            frame = shared.get(kind)
+            frame = shared.get(watch.kind)
             if frame is None:
-                frame = shared[kind] = outbox.framing(watch.head + body)
+                frame = shared[watch.kind] = outbox.framing(watch.head + body)
             outbox.write(frame)
-            watch.due = now + watch.interval
+            if watch.interval:
+                watch.due = now + watch.interval
             frames += 1
         return frames
 

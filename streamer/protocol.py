@@ -49,8 +49,7 @@ class Reject(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pings:
+class Pings(NamedTuple):
     """The pings of one message in the order of their `seq`, and those of them that can't be accepted."""
 
     accepted: list[Ping]

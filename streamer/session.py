@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from streamer.errors import CloseCode, ErrorCode, ProtocolError
 from streamer.protocol import (
@@ -45,8 +45,8 @@ class Pending:
 class Received:
     """What one message asks for: answers to write, pings to store, the fix to show, a status or token to take."""
 
-    replies: list[bytes] = field(default_factory=list)
-    pings: list[Ping] = field(default_factory=list)
+    replies: Sequence[bytes] = ()
+    pings: Sequence[Ping] = ()
     pending: Pending | None = None
     newest: Ping | None = None
     status: Status | None = None
@@ -109,7 +109,7 @@ class VendorSession:
         return Received(auth=message)
 
     def _pings(self, message: Pings, now: int) -> Received:
-        received = Received([encode_reject(reject) for reject in message.rejected])
+        received = Received([encode_reject(reject) for reject in message.rejected] if message.rejected else ())
         if not (message.accepted or message.rejected):
             self._patience.good()
             return received  # an empty list uses up no seq
@@ -128,12 +128,12 @@ class VendorSession:
                 received.newest = newest
         else:
             self._pending.append(pending)
-            received.replies += self.settled(pending)
+            received.replies = [*received.replies, *self.settled(pending)]
         return received
 
-    def settled(self, pending: Pending, rejected: Iterable[Reject] = ()) -> list[bytes]:
+    def settled(self, pending: Pending, rejected: Sequence[Reject] = ()) -> list[bytes]:
         """These pings are committed or rejected: what to tell the client now."""
-        replies = [encode_reject(reject) for reject in rejected]
+        replies = [encode_reject(reject) for reject in rejected] if rejected else []
         pending.settled = True
         acked: Pending | None = None
         while self._pending and self._pending[0].settled:

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     )
     buffer_bytes: int = _setting(64 << 20, "bytes that waiting pings may take", "bytes", ge=1 << 20)
     batch_pings: int = _setting(10_000, "most pings in one COPY", "pings", ge=1, le=100_000)
-    position_interval: float = _setting(1.0, "how often vendors.lat/long are brought up to date", "s", gt=0, le=60)
+    position_interval: float = _setting(2.0, "how often vendors.lat/long are brought up to date", "s", gt=0, le=60)
     partitions_ahead: int = _setting(7, "daily partitions of locations kept ready", "days", ge=1, le=366)
 
     # vendors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -32,6 +32,8 @@ MAX_UNREAD = 64 << 10
 """Bytes of answers a vendor app may leave unread before its messages are not read either."""
 REFUSALS = {ErrorCode.VENDOR_NOT_FOUND: CloseCode.NOT_FOUND, ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN}
 CLOSE_TIMEOUT = 3.0
+LOOK_EVERY = 2.0
+"""Seconds between two looks at all connections; with ten thousand of them each look takes some milliseconds."""
 """Seconds a client gets to answer a close."""
 
 
@@ -146,7 +148,7 @@ class Sockets:
         loop = asyncio.get_running_loop()
         settings = self._settings
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(LOOK_EVERY)
             now, wall = loop.time(), self._clock() / 1000
             for connection in tuple(self.connections):
                 outbox = connection.outbox
@@ -271,10 +273,10 @@ class Sockets:
         encoder = RowEncoder(vendor_id)
 
         def settled(pending: Pending, chunk: Chunk, rejected: Rejected) -> None:
-            rejects = [Reject(seq, code, message) for seq, (code, message) in rejected.items()]
+            rejects = [Reject(seq, *why) for seq, why in rejected.items()] if rejected else ()
             for reply in session.settled(pending, rejects):
                 outbox.send(reply)
-            if any(reject.code is ErrorCode.VENDOR_NOT_FOUND for reject in rejects):
+            if rejects and any(reject.code is ErrorCode.VENDOR_NOT_FOUND for reject in rejects):
                 self.vendor_gone(vendor_id)
 
         connection.vendor_id = vendor_id
@@ -388,13 +390,17 @@ def card_of(row: VendorRow, now: int) -> Card:
 
 def make_chunk(
     encoder: RowEncoder,
-    pings: list[protocol.Ping],
+    pings: Sequence[protocol.Ping],
     now: int,
     live_max_age: float,
     settled: Callable[[Chunk, Rejected], None],
 ) -> Chunk:
     """One message's pings as the batcher takes them; old ones are a backlog, behind which no fresh one waits."""
-    newest = max(pings, key=timestamp_of) if len(pings) > 1 else pings[0]
+    if len(pings) == 1:
+        seq, timestamp, lat, long, _, _ = pings[0]
+        row = encoder.row(timestamp, lat, long)
+        return Chunk(encoder.vendor_id, (seq,), row, timestamp >= now - live_max_age, (timestamp, lat, long), settled)
+    newest = max(pings, key=timestamp_of)
     return Chunk(
         encoder.vendor_id,
         [ping.seq for ping in pings],

@@ -86,6 +86,7 @@ def test_tokens_of_ours(authenticator: Authenticator) -> None:
         {"sub": "user_1", "exp": "soon"},
         {"sub": "user_1", "exp": None},
         {"sub": "user_1", "exp": float("inf")},
+        {"sub": "user_1", "exp": 10**400},
         {"sub": "user_1", "exp": [LATER]},
         {"exp": LATER},
         {"sub": None, "exp": LATER},

@@ -704,6 +704,22 @@ def test_moving_a_watch_waits_for_no_interval() -> None:
     assert set(client.views["w"]) == {"v"}
 
 
+def test_a_gap_right_after_the_start() -> None:
+    """A snapshot that must be made good before the next tick, for a client that just stalled, comes when it wakes."""
+    index, client = with_vendor(), Client()
+    index.put_fix("v", START + 1, *STILL_INSIDE, None, None, START)
+    watch = watching(index, client)
+    client.room = 0
+    index.resnapshot([watch], START)
+    assert index.tick(START) == (0, 1)
+    index.put_fix("v", START + 2, *INSIDE, None, None, START)
+    assert index.tick(START) == (0, 1)
+    client.room = None
+    assert index.tick(START) == (1, 0)
+    assert client.kinds[-1] == ("w", "snapshot")
+    assert client.views["w"]["v"]["timestamp"] == START + 2
+
+
 def test_one_client_watching_twice() -> None:
     """Two watches of one connection are two views; ending one leaves the other."""
     index, client = with_vendor(), Client()
@@ -736,7 +752,6 @@ def test_a_tick_that_breaks_is_made_good() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         index.tick(START)
     index.unwatch(watch)
-    index.put_fix("w", START + 2, *STILL_INSIDE, None, None, START)
     assert index.tick(START) == (2, 0)
     assert client.views["w"] == other.views["w"]
     assert set(client.views["w"]) == {"w"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -35,7 +36,7 @@ def pending(received: Received) -> Pending:
     return received.pending
 
 
-def answers(replies: list[bytes]) -> list[tuple[str, int]]:
+def answers(replies: Sequence[bytes]) -> list[tuple[str, int]]:
     return [(reply["type"], reply["seq"]) for reply in map(orjson.loads, replies)]
 
 
@@ -43,7 +44,7 @@ def test_nothing_is_acked_before_it_is_stored() -> None:
     """A ping's ack comes when it is settled, not when it is received."""
     vendor = session()
     received = send(vendor, ping(7))
-    assert received.replies == []
+    assert not received.replies
     assert [p.seq for p in received.pings] == [7]
     assert vendor.unsettled == 1
     assert answers(vendor.settled(pending(received))) == [("ack", 7)]
@@ -74,7 +75,7 @@ def test_rejected_alone() -> None:
     received = send(session(), ping(5, lat=91))
     assert answers(received.replies) == [("reject", 5), ("ack", 5)]
     assert received.pending is None
-    assert received.pings == []
+    assert not received.pings
 
 
 def test_rejected_behind_what_is_on_its_way() -> None:
@@ -187,7 +188,7 @@ def test_any_order_of_settling(sizes: list[list[bool]], rnd: random.Random) -> N
     unsettled: set[int] = set()
     acked: list[int] = []
 
-    def note(replies: list[bytes]) -> None:
+    def note(replies: Sequence[bytes]) -> None:
         for kind, seq in answers(replies):
             if kind == "ack":
                 assert seq > max(acked, default=0)
