@@ -271,7 +271,9 @@ class EmbeddedServer(ABC):
             if not await _until(lambda: process.poll() is not None, START_TIMEOUT):
                 raise EmbeddedError(f"{command[0]} did not end within {START_TIMEOUT:g} s:\n{self._tail()}")
         finally:
-            process.kill()
+            # with all it started: initdb's postgres would go on writing
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if process.returncode:
             raise EmbeddedError(f"{command[0]} ended with status {process.returncode}:\n{self._tail()}")

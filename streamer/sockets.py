@@ -32,9 +32,9 @@ MAX_UNREAD = 64 << 10
 """Bytes of answers a vendor app may leave unread before its messages are not read either."""
 REFUSALS = {ErrorCode.VENDOR_NOT_FOUND: CloseCode.NOT_FOUND, ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN}
 CLOSE_TIMEOUT = 3.0
+"""Seconds a client gets to answer a close."""
 LOOK_EVERY = 2.0
 """Seconds between two looks at all connections; with ten thousand of them each look takes some milliseconds."""
-"""Seconds a client gets to answer a close."""
 
 
 class Connection:
