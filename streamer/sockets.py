@@ -40,6 +40,8 @@ LOOK_EVERY = 2.0
 class Connection:
     """One open WebSocket as the heartbeat sees it."""
 
+    __slots__ = ("closing", "expires", "heard", "held", "outbox", "pinged", "vendor_id", "ws")
+
     def __init__(self, ws: web.WebSocketResponse, outbox: Outbox, now: float) -> None:
         self.ws = ws
         self.outbox = outbox
@@ -50,11 +52,9 @@ class Connection:
         self.expires: float | None = None
         self.vendor_id: str | None = None
         self.closing: asyncio.Task[None] | None = None
-        self.ended = asyncio.Event()
 
     def end(self, code: CloseCode, reason: str = "") -> None:
         """Close from outside the connection's own task; a client that takes nothing is cut after a while."""
-        self.ended.set()
         if self.closing is None and not self.ws.closed:
             self.closing = asyncio.create_task(self._end(code, reason), name="close")
 
@@ -82,6 +82,7 @@ class Sockets:
         self.connections: set[Connection] = set()
         self.draining = False
         """Nothing more is read or let in: the server stops."""
+        self._over = asyncio.Event()
         self._settings = settings
         self._store = store
         self._batcher = batcher
@@ -169,6 +170,7 @@ class Sockets:
             if connection.outbox.ready():
                 connection.outbox.send(protocol.encode_bye(random.randrange(100, 100 + spread)))
             connection.end(CloseCode.RESTART, "the server restarts")
+        self._over.set()
         closings = [c.closing for c in self.connections if c.closing is not None]
         if closings:
             await asyncio.wait(closings, timeout=timeout)
@@ -304,7 +306,7 @@ class Sockets:
                     if again.clerk_id != identity.clerk_id:
                         raise Closing(CloseCode.FORBIDDEN, ErrorCode.FORBIDDEN, "the new token is another user's")
                 if self.draining:
-                    await connection.ended.wait()
+                    await self._over.wait()
                     break
                 if not outbox.ready():
                     await self._drained(connection)
