@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     max_extent: float = _setting(200_000.0, "largest box or polygon, in either direction", "m", gt=0)
     max_vertices: int = _setting(200, "most corners of a polygon", "vertices", ge=3)
     max_listed: int = _setting(200, "most vendors in a list", "vendors", ge=1)
-    frame_cost: float = _setting(0.75, "merging: wait this long per frame of the last tick", "ms", ge=0)
+    frame_cost: float = _setting(0.65, "merging: wait this long per frame of the last tick", "ms", ge=0)
     frame_interval: float = _setting(170.0, "merging: but never longer than this", "ms", ge=0)
 
     # sockets

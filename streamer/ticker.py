@@ -18,33 +18,61 @@ class Ticker:
         self._clock = clock
         self._cost = frame_cost
         self._most = frame_interval
-        self._changes = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
+        self._next = 0.0
+        """When the next tick may be, in the loop's time: after the gap that the last one earned."""
+        self._broken: asyncio.Future[None]
 
     def changed(self) -> None:
         """The index has something to tell."""
-        self._changes.set()
+        loop = self._loop
+        if loop is not None:
+            self._tick_at(max(self._next, loop.time()))
 
     async def run(self) -> None:
-        """Tick for ever."""
-        waiting = 0
-        while True:
-            if waiting:
-                # Watches wait for their client or their interval: look again even if nothing changes.
-                try:
-                    async with asyncio.timeout(max(self._most, 20.0) / 1000):
-                        await self._changes.wait()
-                except TimeoutError:
-                    pass
-            else:
-                await self._changes.wait()
-            self._changes.clear()
+        """Tick for ever; raises what a tick raised."""
+        # Timers and no loop of its own: a task that waits, wakes and sleeps costs three turns for each tick.
+        self._loop = asyncio.get_running_loop()
+        self._broken = self._loop.create_future()
+        if self._index.has_changes:
+            self.changed()
+        try:
+            await self._broken
+        finally:
+            self._loop = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _tick_at(self, when: float) -> None:
+        if self._timer is not None:
+            if self._due <= when:
+                return
+            self._timer.cancel()
+        assert self._loop is not None
+        self._due = when
+        if when <= self._loop.time():
+            self._timer = self._loop.call_soon(self._tick)
+        else:
+            self._timer = self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        loop, self._timer = self._loop, None
+        assert loop is not None
+        try:
             ticked = self._index.tick(self._clock())
-            waiting = ticked.waiting
-            self.ticks += 1
-            self.frames += ticked.frames
-            gap = frame_gap(ticked.frames, self._cost, self._most)
-            if gap > 0:
-                await asyncio.sleep(gap / 1000)
+        except Exception as error:
+            if not self._broken.done():
+                self._broken.set_exception(error)
+            return
+        self.ticks += 1
+        self.frames += ticked.frames
+        self._next = loop.time() + frame_gap(ticked.frames, self._cost, self._most) / 1000
+        if ticked.waiting:
+            # Watches wait for their client or their interval: look again even if nothing changes.
+            self._tick_at(loop.time() + max(self._most, 20.0) / 1000)
 
     async def expire(self, departed: Callable[[list[str]], None]) -> None:
         """Let time pass in the index for ever: vendors go offline and leave."""
