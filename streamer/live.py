@@ -19,7 +19,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from streamer.geo import BUS_LEVEL, Area, Cover, cell, cover, cover_level, parent
+from streamer.geo import BUS_LEVEL, Area, cell, cover, cover_level, parent
 from streamer.protocol import encode_card, encode_fix, encode_snapshot, update_body, update_head
 
 
@@ -151,84 +151,103 @@ class ViewKey(NamedTuple):
 
 
 class Cell:
-    """One grid cell: the vendors in it, the views that hold all of it, and those whose rim crosses it."""
+    """One grid cell: the vendors in it, and the views that touch it: True for those that hold all of it."""
 
-    __slots__ = ("full", "joined", "joined_open", "rim", "stay", "vendors")
+    # There may be eighty of these for an idle watcher: an empty dict is a third of an empty set.
+    __slots__ = ("at", "joined", "joined_open", "stay", "vendors", "views")
 
-    def __init__(self) -> None:
-        self.vendors: set[Vendor] = set()
-        self.full: dict[View, None] = {}
-        self.rim: dict[View, None] = {}
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.vendors: dict[Vendor, None] = {}
+        self.views: dict[View, bool] = {}
         # of the tick at hand: vendors that moved and stayed, and their fixes joined
-        self.stay: list[Vendor] = []
+        self.stay: list[Vendor] | None = None
         self.joined: bytes | None = None
         self.joined_open: bytes | None = None
+
+    def clear(self) -> None:
+        """Forget the tick at hand."""
+        self.stay = self.joined = self.joined_open = None
 
     def moved(self, only_open: bool) -> bytes:
         """The fixes of the vendors that moved within the cell, joined once a tick."""
         if only_open:
             if self.joined_open is None:
-                self.joined_open = b",".join([v.fix_bytes() for v in self.stay if v.card.open])
+                self.joined_open = b",".join([v.fix_bytes() for v in self.stay or () if v.card.open])
             return self.joined_open
         if self.joined is None:
-            self.joined = b",".join([v.fix_bytes() for v in self.stay])
+            self.joined = b",".join([v.fix_bytes() for v in self.stay or ()])
         return self.joined
+
+
+NOBODY: list[Any] = []
+"""What no vendor does in most ticks; never appended to."""
 
 
 class View:
     """All watches of one area (or list) and filter, and what the tick at hand changes for them."""
 
-    __slots__ = ("area", "cards", "cells", "cover", "entered", "key", "left", "level", "moved", "only_open", "watches")
+    __slots__ = (
+        "cards",
+        "cells",
+        "entered",
+        "key",
+        "left",
+        "level",
+        "moved",
+        "only_open",
+        "stirred",
+        "touched",
+        "watches",
+    )
 
-    def __init__(self, key: ViewKey) -> None:
+    def __init__(self, key: ViewKey, level: int, cells: dict[int, Cell], touched: tuple[Cell, ...]) -> None:
         self.key = key
-        self.area = key.area
+        self.level = level
         self.only_open = key.open
-        self.level = cover_level(key.area) if key.area is not None else -1
-        self.cover: Cover | None = cover(key.area, self.level) if key.area is not None else None
+        self.cells = cells
+        """The grid of its level."""
+        self.touched = touched
+        """The cells that its area touches; none for a list."""
         self.watches: dict[Watch, None] = {}
         self.clear()
 
     def clear(self) -> None:
         """Forget the tick at hand."""
-        self.cells: list[Cell] = []
-        self.moved: list[Vendor] = []
-        self.entered: list[Vendor] = []
-        self.cards: list[Vendor] = []
-        self.left: list[Vendor] = []
+        self.stirred: list[Cell] | None = None
+        self.moved = self.entered = self.cards = self.left = NOBODY
+
+    def begin(self) -> None:
+        """Something may have changed for it in the tick at hand."""
+        if self.stirred is None:
+            self.stirred = []
+            self.moved, self.entered, self.cards, self.left = [], [], [], []
 
     def holds(self, vendor: Vendor) -> bool:
         """Whether the vendor is on this view's map now."""
-        if not vendor.live or (self.only_open and not vendor.card.open):
-            return False
-        if self.cover is None:
-            assert self.key.vendors is not None
-            return vendor.vendor_id in self.key.vendors
-        at = parent(vendor.cell, self.level)
-        if at in self.cover.full:
-            return True
-        assert self.area is not None
-        return at in self.cover.rim and self.area.contains(vendor.lat, vendor.long)
+        return vendor.live and self._shows(vendor, vendor.card.open, vendor.cell, vendor.lat, vendor.long)
 
     def held(self, vendor: Vendor, before: Before) -> bool:
         """Whether the vendor was on this view's map at the last tick."""
         live, lat, long, at, was_open = before
-        if not live or (self.only_open and not was_open):
+        return live and self._shows(vendor, was_open, at, lat, long)
+
+    def _shows(self, vendor: Vendor, is_open: bool, at: int, lat: float, long: float) -> bool:
+        if self.only_open and not is_open:
             return False
-        if self.cover is None:
-            assert self.key.vendors is not None
-            return vendor.vendor_id in self.key.vendors
-        at = parent(at, self.level)
-        if at in self.cover.full:
-            return True
-        assert self.area is not None
-        return at in self.cover.rim and self.area.contains(lat, long)
+        area, listed = self.key.area, self.key.vendors
+        if area is None:
+            assert listed is not None
+            return vendor.vendor_id in listed
+        spot = self.cells.get(parent(at, self.level))
+        whole = None if spot is None else spot.views.get(self)
+        return whole is not None and (whole or area.contains(lat, long))
 
     def body(self) -> bytes | None:
         """The update after its id, or None when nothing changed."""
         entered = [v.card_bytes() for v in self.entered]
         entered += [v.card_bytes() for v in self.cards]
-        moved = [joined for at in self.cells if (joined := at.moved(self.only_open))]
+        moved = [joined for at in self.stirred or () if (joined := at.moved(self.only_open))]
         moved += [v.fix_bytes() for v in self.moved]
         if not (entered or moved or self.left):
             return None
@@ -300,8 +319,9 @@ class Watch:
     def merge(self, view: View) -> None:
         """Take over what the tick at hand changes for the view."""
         only_open = view.only_open
-        for at in view.cells:
-            self.moved.update([v for v in at.stay if v.card.open] if only_open else at.stay)
+        for at in view.stirred or ():
+            stay = at.stay or ()
+            self.moved.update([v for v in stay if v.card.open] if only_open else stay)
         self.moved.update(view.moved)
         for vendor in view.entered:
             self.enter(vendor)
@@ -477,10 +497,7 @@ class LiveIndex:
     def watch(self, watch: Watch, key: ViewKey, now: int) -> None:
         """Start a watch, or move it: a snapshot replaces what the client holds for it."""
         self.unwatch(watch)
-        view = self.views.get(key)
-        if view is None:
-            view = self.views[key] = View(key)
-            self._attach(view)
+        view = self.views.get(key) or self._attach(key)
         view.watches[watch] = None
         watch.view = view
         watch.snapshot_due = True
@@ -497,7 +514,6 @@ class LiveIndex:
         if view is not None:
             del view.watches[watch]
             if not view.watches:
-                del self.views[view.key]
                 self._detach(view)
 
     def resnapshot(self, watches: Iterable[Watch], now: int) -> None:
@@ -512,7 +528,13 @@ class LiveIndex:
     def members(self, key: ViewKey) -> list[Vendor]:
         """The vendors on the map of an area or list now."""
         view = self.views.get(key)
-        return self._members(view if view is not None else View(key))
+        if view is not None:
+            return self._members(view)
+        view = self._attach(key)
+        try:
+            return self._members(view)
+        finally:
+            self._detach(view)
 
     def tick(self, now: int) -> Ticked:
         """Turn all changes since the last tick into at most one frame per watch, and write those that can be."""
@@ -534,8 +556,7 @@ class LiveIndex:
             for view in touched:
                 view.clear()
             for spot in self._stirred:
-                spot.stay = []
-                spot.joined = spot.joined_open = None
+                spot.clear()
             self._stirred.clear()
         for vendor in changed:
             vendor.recarded = False
@@ -552,8 +573,7 @@ class LiveIndex:
         """A tick broke off in the middle: forget it, and make every watch true again by a snapshot."""
         for cells in self._grids.values():
             for spot in cells.values():
-                spot.stay = []
-                spot.joined = spot.joined_open = None
+                spot.clear()
         self._stirred.clear()
         self._fresh.clear()
         for vendor in self.vendors.values():
@@ -645,28 +665,24 @@ class LiveIndex:
             for level, cells in self._grids.items():
                 at = parent(vendor.cell, level)
                 spot = cells[at]
-                spot.vendors.discard(vendor)
-                if not (spot.vendors or spot.full or spot.rim):
+                spot.vendors.pop(vendor, None)
+                if not (spot.vendors or spot.views):
                     del cells[at]
 
     def _place(self, vendor: Vendor) -> None:
         for level, cells in self._grids.items():
             at = parent(vendor.cell, level)
-            spot = cells.get(at)
-            if spot is None:
-                spot = cells[at] = Cell()
-            spot.vendors.add(vendor)
+            spot_in(cells, at).vendors[vendor] = None
 
     def _move(self, vendor: Vendor, to: int) -> None:
         for level, cells in self._grids.items():
             old, new = parent(vendor.cell, level), parent(to, level)
             if old != new:
                 spot = cells[old]
-                spot.vendors.discard(vendor)
-                if not (spot.vendors or spot.full or spot.rim):
+                spot.vendors.pop(vendor, None)
+                if not (spot.vendors or spot.views):
                     del cells[old]
-                spot = cells.get(new) or cells.setdefault(new, Cell())
-                spot.vendors.add(vendor)
+                spot_in(cells, new).vendors[vendor] = None
         vendor.cell = to
 
     def _grid(self, level: int) -> dict[int, Cell]:
@@ -676,56 +692,52 @@ class LiveIndex:
             cells = self._grids[level] = {}
             for vendor in self.vendors.values():
                 if vendor.live:
-                    at = parent(vendor.cell, level)
-                    (cells.get(at) or cells.setdefault(at, Cell())).vendors.add(vendor)
+                    spot_in(cells, parent(vendor.cell, level)).vendors[vendor] = None
         return cells
 
-    def _attach(self, view: View) -> None:
-        if view.cover is None:
-            assert view.key.vendors is not None
-            for vendor_id in view.key.vendors:
+    def _attach(self, key: ViewKey) -> View:
+        if key.area is None:
+            view = self.views[key] = View(key, -1, {}, ())
+            for vendor_id in key.vendors or ():
                 self._listed.setdefault(vendor_id, {})[view] = None
-            return
-        cells = self._grid(view.level)
-        for at in view.cover.full:
-            (cells.get(at) or cells.setdefault(at, Cell())).full[view] = None
-        for at in view.cover.rim:
-            (cells.get(at) or cells.setdefault(at, Cell())).rim[view] = None
+            return view
+        level = cover_level(key.area)
+        cells, covered = self._grid(level), cover(key.area, level)
+        whole = [spot_in(cells, at) for at in covered.full]
+        rim = [spot_in(cells, at) for at in covered.rim]
+        view = self.views[key] = View(key, level, cells, (*whole, *rim))
+        for spot in whole:
+            spot.views[view] = True
+        for spot in rim:
+            spot.views[view] = False
+        return view
 
     def _detach(self, view: View) -> None:
-        if view.cover is None:
-            assert view.key.vendors is not None
-            for vendor_id in view.key.vendors:
-                views = self._listed[vendor_id]
-                del views[view]
-                if not views:
-                    del self._listed[vendor_id]
-            return
-        cells = self._grids[view.level]
-        for at in view.cover.full:
-            del cells[at].full[view]
-        for at in view.cover.rim:
-            del cells[at].rim[view]
-        for at in view.cover.full | view.cover.rim:
-            spot = cells[at]
-            if not (spot.vendors or spot.full or spot.rim):
-                del cells[at]
+        del self.views[view.key]
+        for vendor_id in view.key.vendors or ():
+            views = self._listed[vendor_id]
+            del views[view]
+            if not views:
+                del self._listed[vendor_id]
+        for spot in view.touched:
+            del spot.views[view]
+            if not (spot.vendors or spot.views):
+                del view.cells[spot.at]
 
     def _members(self, view: View) -> list[Vendor]:
-        if view.cover is None:
-            assert view.key.vendors is not None
-            found = [vendor for id in view.key.vendors if (vendor := self.vendors.get(id)) is not None and vendor.live]
+        area = view.key.area
+        if area is None:
+            listed = view.key.vendors or ()
+            found = [vendor for id in listed if (vendor := self.vendors.get(id)) is not None and vendor.live]
         else:
-            assert view.area is not None
-            contains = view.area.contains
-            cells = self._grid(view.level)
             found = []
-            for at in view.cover.full:
-                if (spot := cells.get(at)) is not None:
+            for spot in view.touched:
+                if not spot.vendors:
+                    continue
+                if spot.views[view]:
                     found.extend(spot.vendors)
-            for at in view.cover.rim:
-                if (spot := cells.get(at)) is not None:
-                    found.extend([v for v in spot.vendors if contains(v.lat, v.long)])
+                else:
+                    found.extend([v for v in spot.vendors if area.contains(v.lat, v.long)])
         return [v for v in found if v.card.open] if view.only_open else found
 
     def _snapshot(self, watch: Watch, now: int) -> bool:
@@ -760,8 +772,9 @@ class LiveIndex:
                     if spot is None:
                         continue
                     if not vendor.recarded:
-                        if spot.full or spot.rim:
-                            if not spot.stay:
+                        if spot.views:
+                            if spot.stay is None:
+                                spot.stay = []
                                 moved_in.append(spot)
                             spot.stay.append(vendor)
                         continue
@@ -770,17 +783,19 @@ class LiveIndex:
                     spots = [spot for at in (old, new) if at >= 0 and (spot := cells.get(at)) is not None]
                 views: dict[View, None] = {}
                 for spot in spots:
-                    views.update(spot.full)
-                    views.update(spot.rim)
+                    views.update(dict.fromkeys(spot.views))
                 for view in views:
                     self._event(view, vendor, before, touched)
             for spot in moved_in:
-                for view in spot.full:
-                    view.cells.append(spot)
-                    touched[view] = None
-                for view in spot.rim:
-                    for vendor in spot.stay:
-                        self._event(view, vendor, changed[vendor], touched)
+                for view, whole in spot.views.items():
+                    if whole:
+                        view.begin()
+                        assert view.stirred is not None
+                        view.stirred.append(spot)
+                        touched[view] = None
+                    else:
+                        for vendor in spot.stay or ():
+                            self._event(view, vendor, changed[vendor], touched)
             self._stirred += moved_in
         if self._listed:
             for vendor, before in changed.items():
@@ -790,6 +805,9 @@ class LiveIndex:
 
     def _event(self, view: View, vendor: Vendor, before: Before, touched: dict[View, None]) -> None:
         was, now = view.held(vendor, before), view.holds(vendor)
+        if was or now:
+            view.begin()
+            touched[view] = None
         if now:
             if not was:
                 view.entered.append(vendor)
@@ -797,10 +815,8 @@ class LiveIndex:
                 view.cards.append(vendor)
             else:
                 view.moved.append(vendor)
-            touched[view] = None
         elif was:
             view.left.append(vendor)
-            touched[view] = None
 
     def _deliver(self, view: View, now: int) -> int:
         """Write the view's update to each watch that can take it; the others fall behind."""
@@ -867,3 +883,11 @@ def frame_gap(frames: int, cost: float, most: float) -> float:
     a quiet street is told at once, a crowd a few times a second.
     """
     return min(most, frames * cost)
+
+
+def spot_in(cells: dict[int, Cell], at: int) -> Cell:
+    """The cell of a grid, made when it is the first time that something is there."""
+    spot = cells.get(at)
+    if spot is None:
+        spot = cells[at] = Cell(at)
+    return spot
