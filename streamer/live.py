@@ -19,7 +19,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from streamer.geo import BUS_LEVEL, Area, cell, cover, cover_level, parent
+from streamer.geo import BUS_LEVEL, LEVELS, Area, cell, cover, cover_level, parent
 from streamer.protocol import encode_card, encode_fix, encode_snapshot, update_body, update_head
 
 
@@ -367,7 +367,11 @@ class LiveIndex:
         self.owners: dict[str, Owner] = {}
         self.frozen = False
         """While the bus is away nothing is heard of other processes, so none of them is given up."""
-        self._grids: dict[int, dict[int, Cell]] = {}
+        # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
+        # are vendors, and a vendor changes its cell on the coarse ones seldom.
+        self._grids: list[dict[int, Cell]] = [{} for _ in range(LEVELS)]
+        self._viewed: dict[int, int] = {}
+        """How many views are on each level's grid."""
         self._listed: dict[str, dict[View, None]] = {}
         self._changed: dict[Vendor, Before] = {}
         self._waiting: dict[Watch, None] = {}
@@ -571,7 +575,7 @@ class LiveIndex:
 
     def _start_over(self) -> None:
         """A tick broke off in the middle: forget it, and make every watch true again by a snapshot."""
-        for cells in self._grids.values():
+        for cells in self._grids:
             for spot in cells.values():
                 spot.clear()
         self._stirred.clear()
@@ -587,7 +591,7 @@ class LiveIndex:
 
     def in_bus_cell(self, at: int) -> tuple[Vendor, ...]:
         """The live vendors in a cell of the bus's grid."""
-        spot = self._grid(BUS_LEVEL).get(at)
+        spot = self._grids[BUS_LEVEL].get(at)
         return tuple(spot.vendors) if spot is not None else ()
 
     @property
@@ -662,7 +666,7 @@ class LiveIndex:
         if vendor.live:
             self._touch(vendor)
             vendor.live = False
-            for level, cells in self._grids.items():
+            for level, cells in enumerate(self._grids):
                 at = parent(vendor.cell, level)
                 spot = cells[at]
                 spot.vendors.pop(vendor, None)
@@ -670,12 +674,12 @@ class LiveIndex:
                     del cells[at]
 
     def _place(self, vendor: Vendor) -> None:
-        for level, cells in self._grids.items():
+        for level, cells in enumerate(self._grids):
             at = parent(vendor.cell, level)
             spot_in(cells, at).vendors[vendor] = None
 
     def _move(self, vendor: Vendor, to: int) -> None:
-        for level, cells in self._grids.items():
+        for level, cells in enumerate(self._grids):
             old, new = parent(vendor.cell, level), parent(to, level)
             if old != new:
                 spot = cells[old]
@@ -685,16 +689,6 @@ class LiveIndex:
                 spot_in(cells, new).vendors[vendor] = None
         vendor.cell = to
 
-    def _grid(self, level: int) -> dict[int, Cell]:
-        """The cells of a level; filled when the first view needs it."""
-        cells = self._grids.get(level)
-        if cells is None:
-            cells = self._grids[level] = {}
-            for vendor in self.vendors.values():
-                if vendor.live:
-                    spot_in(cells, parent(vendor.cell, level)).vendors[vendor] = None
-        return cells
-
     def _attach(self, key: ViewKey) -> View:
         if key.area is None:
             view = self.views[key] = View(key, -1, {}, ())
@@ -702,7 +696,8 @@ class LiveIndex:
                 self._listed.setdefault(vendor_id, {})[view] = None
             return view
         level = cover_level(key.area)
-        cells, covered = self._grid(level), cover(key.area, level)
+        self._viewed[level] = self._viewed.get(level, 0) + 1
+        cells, covered = self._grids[level], cover(key.area, level)
         whole = [spot_in(cells, at) for at in covered.full]
         rim = [spot_in(cells, at) for at in covered.rim]
         view = self.views[key] = View(key, level, cells, (*whole, *rim))
@@ -719,6 +714,8 @@ class LiveIndex:
             del views[view]
             if not views:
                 del self._listed[vendor_id]
+        if view.touched:
+            self._viewed[view.level] -= 1
         for spot in view.touched:
             del spot.views[view]
             if not (spot.vendors or spot.views):
@@ -762,7 +759,10 @@ class LiveIndex:
     def _sort_out(self, changed: dict[Vendor, Before]) -> dict[View, None]:
         """Tell each view what changed for it; returns the views for which anything may have."""
         touched: dict[View, None] = {}
-        for level, cells in self._grids.items():
+        for level, views_there in self._viewed.items():
+            if not views_there:
+                continue
+            cells = self._grids[level]
             moved_in: list[Cell] = []
             for vendor, before in changed.items():
                 new = parent(vendor.cell, level) if vendor.live else -1

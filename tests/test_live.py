@@ -437,7 +437,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def grids_are_right(self) -> None:
-        for level, cells in self.index._grids.items():
+        for level, cells in enumerate(self.index._grids):
             placed = {vendor: at for at, spot in cells.items() for vendor in spot.vendors}
             live = {vendor for vendor in self.index.vendors.values() if vendor.live}
             assert placed == {vendor: parent(cell(vendor.lat, vendor.long), level) for vendor in live}
@@ -467,7 +467,7 @@ def assert_empty(index: LiveIndex) -> None:
     assert index.views == {}
     assert set(index.owners) <= {index.me}
     assert not any(owner.vendors for owner in index.owners.values())
-    assert not any(index._grids.values())
+    assert not any(index._grids)
     for held in (index._listed, index._changed, index._waiting, index._fresh, index._deadlines, index._stirred):
         assert not held
 
