@@ -58,7 +58,8 @@ class Server:
             self.index,
             clock,
             changed=self.ticker.changed,
-            gap=lambda cells: self.watches.gap(cells),
+            gap=self._gap,
+            deleted=lambda vendor_id: self.sockets.deleted(vendor_id),
         )
         self.watches = Watches(self.index, self.bus, clock)
         self.positions = Positions(store.update_positions, interval=settings.position_interval, faulted=self._faulted)
@@ -166,6 +167,9 @@ class Server:
                 log.warning("partitions could not be looked after; trying again", cause=str(away))
                 wait = 5.0
             await asyncio.sleep(wait)
+
+    def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
+        self.watches.gap(cells, vendor_ids)
 
     def _faulted(self, error: BaseException) -> None:
         log.error("storing failed in a way that should not be", error=repr(error))

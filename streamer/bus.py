@@ -1,265 +1,153 @@
 """Redis between the processes: publish what this one's vendors do, hear of the others', keep where everyone is now.
 
-Everything of a bus cell shares a hash tag, so the same code runs on one Redis and on a Redis Cluster (sharded pub/sub):
+`registers.py` says what is kept where, `nodes.py` how it gets there. What makes every map true, whatever fails:
 
-    v1:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
-    v1:{812.403}         channel: [origin, fixes, cards, presences, https, gone], one message per cell and flush
-    v1:at:{vendorId}     the bus cell in which a vendor was last written
-    v1:owner:{process}   a process's last sign of life, epoch ms
-    v1:{roam}            channel: signs of life, and the state of vendors that changed cell or process
-
-Versions make writes commute: an older fix never replaces a newer one, whichever process is late. A subscription is a
-supervised connection with a probe of its own; after a gap its cells are read again and their watchers get snapshots.
+- Stored, then published; subscribed, then read: nothing falls between. Who was heard to leave during a read stays away.
+- After a gap cells are read again and their watchers get snapshots; this process's vendors are written anew.
+- A vendor has one place. Who takes it over or moves it drops the old entry; who hears of a newer one elsewhere yields.
+- What is not done yet (an old entry to drop, a vendor to write) is kept until it is; a node that is away stops only
+  what is on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Iterable
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, cast
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
-from redis.asyncio import Connection, Redis, RedisCluster
-from redis.asyncio.connection import parse_url
-from redis.exceptions import RedisError
 
 from streamer.errors import Unavailable
 from streamer.fleet import Fleet, Part
-from streamer.geo import BUS_LEVEL, cell_name, named_cell, parent
+from streamer.geo import BUS_LEVEL, bus_cell, cell_name, named_cell, parent
 from streamer.live import Card, LiveIndex, Presence, Vendor
-from streamer.supervisor import end
+from streamer.nodes import Command, Node, Nodes, refused
+from streamer.registers import (
+    ALWAYS,
+    ANY_VERSION,
+    AT_TTL,
+    CELL_TTL,
+    DROP,
+    MARK,
+    OWNERS,
+    OWNERS_TTL,
+    PLACE,
+    READ,
+    ROAM,
+    UNPLACE,
+    WRITE,
+    CellBatch,
+    Registers,
+    Versions,
+    cells_key,
+    channel,
+    place,
+    place_key,
+    placed,
+    positions_key,
+    versions_of,
+)
 
 log = structlog.get_logger()
 
-CELL_TTL = 2 * 3600
-OWNER_TTL = 1200
-AT_TTL = 24 * 3600
 REFRESH = 3600.0
 """Seconds between two full rewrites of this process's vendors; below every TTL of what they keep alive."""
 ALIVE = 2.0
-"""Seconds between two signs of life of a process."""
-PROBE = 0.5
-DEAD = 2.5
-"""A subscription silent for so long, probes included, is cut and made anew; below 3 s by contract."""
+"""Seconds between two signs of life of a process, at most."""
+SILENT = 3
+"""After so many missed signs of life a process is doubted: vendors with a socket open here are taken over."""
 LINGER = 30.0
 """Seconds for which a cell nobody watches any more is still heard: a customer pans back."""
+GRACE = 10.0
+"""Seconds in which the others rewrite their vendors when Redis forgot what it held."""
+RETRY = 0.5
+"""Seconds until what a node did not take is tried again."""
+SWEEP = 60.0
 CHUNK = 400
 """Vendors in one EVAL: Lua's stack bounds how many arguments it can unpack."""
-ROAM = b"v1:{roam}"
-
-WRITE = """
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-local fields = {}
-for i = 2, #ARGV, 2 do fields[#fields + 1] = ARGV[i] end
-local held = redis.call('HMGET', KEYS[1], unpack(fields))
-local newer = {}
-for i = 1, #fields do
-  local value = ARGV[i * 2 + 1]
-  if not held[i] or held[i]:sub(1, 13) <= value:sub(1, 13) then
-    newer[#newer + 1] = fields[i]
-    newer[#newer + 1] = value
-  end
-end
-if #newer > 0 then
-  redis.call('HSET', KEYS[1], unpack(newer))
-  redis.call('EXPIRE', KEYS[1], ARGV[1])
-end
-return #newer / 2
-"""
-
-DROP = """
-local gone = 0
-for i = 1, #ARGV, 2 do
-  local fix = redis.call('HGET', KEYS[1], 'f' .. ARGV[i])
-  if not fix or fix:sub(1, 13) <= ARGV[i + 1] then
-    gone = gone + redis.call('HDEL', KEYS[1], 'f' .. ARGV[i], 'c' .. ARGV[i], 'p' .. ARGV[i], 'h' .. ARGV[i])
-  end
-end
-return gone
-"""
+SCAN = 1000
+"""Registers asked for at a time."""
+ROUND = 16
+"""Cells read at the same time."""
+ROAMING = -1
+"""In place of a cell: what is said to all."""
+SLICE = 500
+"""Vendors taken into the index before the event loop gets its turn."""
 
 
-def channel(cell: int) -> bytes:
-    """The channel of a bus cell."""
-    return b"v1:{%s}" % cell_name(cell).encode()
+class Posted(NamedTuple):
+    """Where this process wrote a vendor, and the versions it wrote."""
+
+    cell: int
+    versions: Versions
 
 
-def positions_key(cell: int) -> bytes:
-    """The hash of a bus cell's current states."""
-    return channel(cell) + b":now"
+class Leaving(NamedTuple):
+    """An entry to be dropped where it is no newer than this; `gone`: the vendor is to leave every map."""
 
-
-def at_key(vendor_id: str) -> str:
-    """The key that says in which bus cell a vendor was last written."""
-    return f"v1:at:{vendor_id}"
-
-
-def owner_key(owner: str) -> str:
-    """The key of a process's last sign of life."""
-    return f"v1:owner:{owner}"
-
-
-class CellBatch:
-    """What one flush says in one cell: the message and the fields of the hash, each register encoded once for both."""
-
-    def __init__(self) -> None:
-        self.fixes: list[bytes] = []
-        self.cards: list[bytes] = []
-        self.presences: list[bytes] = []
-        self.https: list[bytes] = []
-        self.gone: list[str] = []
-        self.fields: list[bytes] = []
-
-    def add(self, vendor: Vendor, parts: int, *, store: bool = True) -> None:
-        """Say the given parts of a vendor's state; with `store` they are this cell's to keep."""
-        id = vendor.vendor_id
-        if parts & Part.FIX:
-            fix = (id, vendor.timestamp, vendor.lat, vendor.long, vendor.heading, vendor.speed)
-            self._say(self.fixes, b"f", vendor.timestamp, fix, store)
-        if parts & Part.CARD:
-            self._say(self.cards, b"c", vendor.card.version, (id, *vendor.card), store)
-        if parts & Part.PRESENCE and vendor.presence.owner:
-            self._say(self.presences, b"p", vendor.presence.since, (id, *vendor.presence), store)
-        if parts & Part.HTTP and vendor.http:
-            self._say(self.https, b"h", vendor.http, (id, vendor.http), store)
-
-    def _say(self, said: list[bytes], register: bytes, version: int, value: tuple[Any, ...], store: bool) -> None:
-        encoded = orjson.dumps(value)
-        said.append(encoded)
-        if store:
-            self.fields += (register + value[0].encode(), b"%013d%b" % (version, encoded))
-
-    def message(self, origin: str) -> bytes:
-        """The batch as it is published."""
-        lists = [b"[%b]" % b",".join(said) for said in (self.fixes, self.cards, self.presences, self.https)]
-        return b"[%b,%b,%b]" % (orjson.dumps(origin), b",".join(lists), orjson.dumps(self.gone))
-
-
-class Subscription:
-    """One node's subscriptions: a connection that is probed, restored, and tells of gaps.
-
-    `heard(channel, data)` gets each message; `up(channels)` is called once channels are subscribed, after every gap
-    again; `down(cause)` when the connection is lost.
-    """
-
-    def __init__(
-        self,
-        connect: Callable[[], Connection],
-        heard: Callable[[bytes, bytes], None],
-        up: Callable[[frozenset[bytes]], None],
-        down: Callable[[str], None],
-    ) -> None:
-        self.wanted: set[bytes] = set()
-        self.connected = False
-        self._make = connect
-        self._heard = heard
-        self._up = up
-        self._down = down
-        self._connection: Connection | None = None
-        self._active: set[bytes] = set()
-        self._last = 0.0
-        self._wake = asyncio.Event()
-
-    def want(self, channels: Iterable[bytes]) -> None:
-        """Have these channels heard as well."""
-        self.wanted.update(channels)
-        self._wake.set()
-
-    def drop(self, channels: Iterable[bytes]) -> None:
-        """Hear these channels no more."""
-        self.wanted.difference_update(channels)
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Stay connected for ever."""
-        delay = 0.05
-        while True:
-            cause = "closed"
-            try:
-                await self._session()
-            except (RedisError, OSError, TimeoutError) as lost:
-                cause = f"{type(lost).__name__}: {lost}"
-            finally:
-                was, self.connected = self.connected, False
-                self._active.clear()
-                if self._connection is not None:
-                    with suppress(RedisError, OSError, TimeoutError):
-                        await asyncio.wait_for(self._connection.disconnect(nowait=True), 1)
-                    self._connection = None
-            delay = 0.05 if was else min(delay * 2, 1.0)
-            self._down(cause)
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-
-    async def _session(self) -> None:
-        loop = asyncio.get_running_loop()
-        connection = self._connection = self._make()
-        async with asyncio.timeout(DEAD):
-            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-        self._last = loop.time()
-        reader = asyncio.create_task(self._read(connection), name="bus-read")
-        try:
-            while True:
-                missing, extra = self.wanted - self._active, self._active - self.wanted
-                async with asyncio.timeout(DEAD):
-                    if missing:
-                        await connection.send_command("SSUBSCRIBE", *missing)
-                        self._active |= missing
-                    if extra:
-                        await connection.send_command("SUNSUBSCRIBE", *extra)
-                        self._active -= extra
-                    await connection.send_command("PING")
-                self._wake.clear()
-                waker = asyncio.create_task(self._wake.wait())
-                try:
-                    await asyncio.wait({reader, waker}, timeout=PROBE, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    waker.cancel()
-                if reader.done():
-                    reader.result()
-                    raise ConnectionError("the subscription ended")
-                if loop.time() - self._last > DEAD:
-                    raise TimeoutError(f"nothing heard for {DEAD} s")
-        finally:
-            reader.cancel()
-            with suppress(asyncio.CancelledError, RedisError, OSError, TimeoutError):
-                await reader
-
-    async def _read(self, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            reply = await connection.read_response(timeout=float("inf"))
-            self._last = loop.time()
-            if not self.connected:
-                self.connected = True
-            if not isinstance(reply, list):
-                continue
-            kind = reply[0]
-            if kind == b"smessage":
-                self._heard(reply[1], reply[2])
-            elif kind == b"ssubscribe":
-                self._up(frozenset((reply[1],)))
-            elif kind == b"sunsubscribe" and reply[1] in self.wanted:
-                raise ConnectionError(f"the server moved channel {reply[1]!r} away")
+    versions: Versions
+    gone: bool
+    unplace: bool
 
 
 class Listened:
     """A bus cell that this process hears."""
 
-    __slots__ = ("idle_since", "loaded", "ready", "refs")
+    __slots__ = ("doubtful", "early", "idle_since", "loaded", "mark", "ready", "refs")
 
     def __init__(self) -> None:
         self.refs = 0
         self.loaded = False
         self.ready = asyncio.Event()
         self.idle_since: float | None = None
+        self.mark: bytes | None = None
+        # Redis forgot the cell: who is missing in it may only not be written anew yet
+        self.doubtful = False
+        # heard of before they were read: of some, only a register may have come
+        self.early: set[str] = set()
+
+
+class Reading:
+    """A cell being read; who is heard of meanwhile is known better by that."""
+
+    __slots__ = ("cursor", "found", "heard", "left", "mark")
+
+    def __init__(self) -> None:
+        self.cursor: bytes | int = 0
+        self.mark: bytes | None = None
+        self.found: dict[str, Registers] = {}
+        self.heard: set[str] = set()
+        self.left: dict[str, int] = {}
+
+    def again(self) -> None:
+        """Begin anew: a cursor means nothing to another node, or to the same one after a restart."""
+        self.cursor, self.mark = 0, None
+        self.found.clear()
+
+    def take(self, answer: Sequence[Any]) -> bool:
+        """A part of the cell; tells whether it was the last."""
+        self.cursor, flat = answer
+        found = self.found
+        for field, value in zip(flat[::2], flat[1::2], strict=True):
+            if field == MARK:
+                continue
+            id = field[1:].decode()
+            registers = found.get(id)
+            if registers is None:
+                registers = found[id] = Registers()
+            registers.take(field[:1], value)
+        return int(self.cursor) == 0
 
 
 class Bus:
-    """This process's side of Redis. `changed()` is called when the index changed, `gap(cells)` after one was missed."""
+    """This process's side of Redis.
+
+    `changed()` is called when the index changed; `gap(cells, vendor_ids)` when changes in these cells, or of these
+    listed vendors, may have been missed; `deleted(vendor_id)` when another process found a vendor of this one deleted.
+    """
 
     def __init__(
         self,
@@ -268,51 +156,72 @@ class Bus:
         clock: Callable[[], int],
         *,
         changed: Callable[[], None],
-        gap: Callable[[frozenset[int]], None],
+        gap: Callable[[frozenset[int], frozenset[str]], None],
+        deleted: Callable[[str], None] = lambda _: None,
         timeout: float = 2.0,
         flush_gap: float = 0.15,
+        linger: float = LINGER,
+        grace: float = GRACE,
     ) -> None:
         self.url = url
         self.index = index
         self.fleet = Fleet(index, self.mark, changed)
-        self.up = False
-        """Whether the last exchange with Redis went well."""
         self.gaps = 0
-        self.cause: str | None = "not connected yet"
+        self.linger = linger
+        self.grace = grace
         self._clock = clock
         self._changed = changed
         self._gap = gap
+        self._deleted = deleted
         self._timeout = timeout
         self._flush_gap = flush_gap
+        self._alive = min(ALIVE, index.offline_after / 5000)
+        self._lasts = index.offline_after + index.leave_after
         self._mine = orjson.dumps([index.me])[:-1]
+        self._nodes = Nodes(
+            url,
+            heard=self._hear,
+            subscribed=self._subscribed,
+            answered=self._answered,
+            turned=self._turned,
+            reshaped=self._reshaped,
+            timeout=timeout,
+        )
+        # writing
         self._dirty: dict[str, int] = {}
-        self._gone: dict[str, int] = {}
-        self._posted: dict[str, int] = {}
+        self._retry: dict[str, int] = {}
+        self._unplaced: set[str] = set()
+        self._gone: set[str] = set()
+        self._posted: dict[str, Posted] = {}
+        self._leaving: dict[int, dict[str, Leaving]] = {}
+        self._marks: dict[int, bytes] = {}
+        self._known = False
         self._wake = asyncio.Event()
+        self._alive_wake = asyncio.Event()
+        # hearing and reading
+        self._roaming = False
         self._cells: dict[int, Listened] = {}
         self._named: dict[bytes, int] = {}
         self._to_load: set[int] = set()
+        self._readings: dict[int, Reading] = {}
+        self._gapped: set[int] = set()
+        self._again: set[int] = set()
+        self._missing: dict[str, int] = {}
+        self._recheck: dict[int, float] = {}
         self._load_wake = asyncio.Event()
         self._listed: dict[str, int] = {}
         self._followed: dict[str, int] = {}
         self._to_follow: set[str] = set()
-        self._links: dict[tuple[str, int], Subscription] = {}
-        self._link_tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._roaming = False
-        self._client: Redis | RedisCluster
-        split = urlsplit(url)
-        self.cluster = split.scheme in ("redis+cluster", "rediss+cluster")
-        plain = urlunsplit((split.scheme.removesuffix("+cluster"), *split[1:]))
-        options: dict[str, Any] = {
-            "protocol": 2,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-        }
-        self._options = {**parse_url(plain), **options}
-        if self.cluster:
-            self._client = RedisCluster.from_url(plain, **options, cluster_error_retry_attempts=1)
-        else:
-            self._client = Redis.from_url(plain, **options, retry=None)
+
+    @property
+    def up(self) -> bool:
+        """Whether all of Redis answers and is heard."""
+        return self._nodes.cause is None
+
+    @property
+    def cause(self) -> str | None:
+        """Why not, None when it is."""
+        return self._nodes.cause
 
     # what the process's vendors do
 
@@ -323,70 +232,54 @@ class Bus:
 
     def mark_gone(self, vendor_id: str) -> None:
         """A vendor was deleted: take it off every process's map."""
-        self._dirty.pop(vendor_id, None)
-        self._gone[vendor_id] = self._clock()
+        self._forget(vendor_id)
+        self._gone.add(vendor_id)
         self._wake.set()
 
     def departed(self, vendor_ids: Iterable[str]) -> None:
         """Vendors left the map by time; their entries in Redis are not needed any more."""
         for vendor_id in vendor_ids:
-            if self.fleet.departed(vendor_id) and vendor_id in self._posted:
-                self._gone.setdefault(vendor_id, 0)
-                self._wake.set()
+            if self.fleet.departed(vendor_id):
+                posted = self._posted.pop(vendor_id, None)
+                if posted is not None:
+                    self._leave(posted.cell, vendor_id, Leaving(posted.versions, gone=False, unplace=True))
 
     # what its watchers need
 
-    async def acquire(self, cells: Iterable[int], timeout: float = 2.0) -> bool:
-        """Hear these cells and hold their vendors; False when that is not so in time, and a snapshot follows later."""
-        pending = []
+    def hold(self, cells: Iterable[int], vendor_ids: Iterable[str] = ()) -> None:
+        """Hear these cells, and of these vendors wherever they are, until they are released."""
         for at in cells:
-            listened = self._cells.get(at)
-            if listened is None:
-                listened = self._cells[at] = Listened()
-                self._named[channel(at)] = at
-                self._subscribe(at)
-            listened.refs += 1
-            listened.idle_since = None
-            if not listened.loaded:
-                pending.append(listened)
-        if not pending:
-            return True
-        if not self.up or timeout <= 0:
-            return False
+            self._hold(at)
+        for id in vendor_ids:
+            self._listed[id] = self._listed.get(id, 0) + 1
+
+    async def ready(self, cells: Iterable[int], vendor_ids: Iterable[str] = (), timeout: float = 2.0) -> bool:
+        """Wait until what is held is read; False when that is not so in time, and updates bring the rest."""
+        ids = list(vendor_ids)
+        complete = True
         try:
             async with asyncio.timeout(timeout):
-                for listened in pending:
-                    await listened.ready.wait()
+                if ids:
+                    complete = await self._find([id for id in ids if id not in self._followed])
+                wanted = {*cells, *[self._followed[id] for id in ids if id in self._followed]}
+                pending = [(at, listened) for at in wanted if not (listened := self._cells[at]).loaded]
+                for at, listened in pending:
+                    if self._nodes.up(channel(at)):
+                        await listened.ready.wait()
+                    else:
+                        complete = False
         except TimeoutError:
             return False
-        return True
+        return complete
 
-    def release(self, cells: Iterable[int]) -> None:
-        """A watch needs these cells no more; they are heard a while longer."""
+    def release(self, cells: Iterable[int], vendor_ids: Iterable[str] = ()) -> None:
+        """A watch needs these no more; the cells are heard a while longer."""
         now = asyncio.get_running_loop().time()
         for at in cells:
             listened = self._cells[at]
             listened.refs -= 1
             if listened.refs == 0:
                 listened.idle_since = now
-
-    async def follow(self, vendor_ids: Iterable[str], timeout: float = 2.0) -> bool:
-        """Hear of these vendors wherever they are."""
-        ids = list(vendor_ids)
-        for id in ids:
-            self._listed[id] = self._listed.get(id, 0) + 1
-        if not self.up:
-            self._to_follow.update(ids)
-            return False
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._find([id for id in ids if id not in self._followed])
-        except (RedisError, OSError, TimeoutError):
-            self._to_follow.update(ids)
-            return False
-
-    def unfollow(self, vendor_ids: Iterable[str]) -> None:
-        """A watch needs these vendors no more."""
         for id in vendor_ids:
             count = self._listed[id] - 1
             if count:
@@ -394,9 +287,9 @@ class Bus:
                 continue
             del self._listed[id]
             self._to_follow.discard(id)
-            at = self._followed.pop(id, None)
-            if at is not None:
-                self.release((at,))
+            followed = self._followed.pop(id, None)
+            if followed is not None:
+                self.release((followed,))
 
     @property
     def cells(self) -> frozenset[int]:
@@ -408,188 +301,411 @@ class Bus:
     def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """The loops that keep the bus going, by name."""
         return {
+            "bus-nodes": self._nodes.keep,
             "bus-flush": self._flush_loop,
             "bus-load": self._load_loop,
             "bus-alive": self._alive_loop,
-            "bus-links": self._links_loop,
+            "bus-reap": self._reap_loop,
         }
 
     async def close(self) -> None:
         """Say what is left to say, and let go of all connections."""
-        if self.up and (self._dirty or self._gone):
-            with suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(self._timeout):
-                    await self._flush()
-        await end(self._link_tasks.values())
-        with suppress(RedisError, OSError, TimeoutError):
-            await asyncio.wait_for(self._client.aclose(), self._timeout)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await self._flush()
+        await self._nodes.close()
 
     async def probe(self) -> None:
-        """Unavailable unless Redis answers."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._execute("GET", owner_key(self.index.me))
-        except (RedisError, OSError, TimeoutError) as lost:
-            raise Unavailable(f"Redis does not answer: {type(lost).__name__}: {lost}") from lost
+        """Unavailable unless all of Redis answers."""
+        if (cause := self._nodes.cause) is not None:
+            raise Unavailable(f"Redis does not answer: {cause}")
 
     # writing
 
     async def _flush_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        delay = 0.1
         while True:
-            await self._wake.wait()
+            if self._retry:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY):
+                        await self._wake.wait()
+            else:
+                await self._wake.wait()
             self._wake.clear()
             started = loop.time()
             count = len(self._dirty)
-            dirty, gone = self._dirty, self._gone
-            try:
-                async with asyncio.timeout(self._timeout * 2):
-                    await self._flush()
-            except (RedisError, OSError, TimeoutError) as lost:
-                for vendor_id, parts in dirty.items():
-                    self.mark(vendor_id, parts)
-                for vendor_id, at in gone.items():
-                    self._gone.setdefault(vendor_id, at)
-                self._wake.set()
-                self._lost(f"{type(lost).__name__}: {lost}")
-                await asyncio.sleep(delay * random.uniform(0.5, 1))
-                delay = min(delay * 2, 1.0)
-                continue
-            delay = 0.1
-            self._found()
+            await self._flush()
             rest = min(self._flush_gap, count * 0.005) - (loop.time() - started)
             if rest > 0:
                 await asyncio.sleep(rest)
 
     async def _flush(self) -> None:
-        """Write and publish what changed: one script and one message per cell."""
+        """Write and publish what changed; what could not be is kept for the next time."""
         dirty, self._dirty = self._dirty, {}
-        gone, self._gone = self._gone, {}
-        vendors = self.index.vendors
-        lost = [id for id, parts in dirty.items() if parts & Part.CLAIM and self._fixless(id)]
-        if lost:
-            await self._adopt(lost)
+        retry, self._retry = self._retry, {}
+        for vendor_id, parts in retry.items():
+            dirty[vendor_id] = dirty.get(vendor_id, 0) | parts
+        try:
+            await self._write(dirty)
+        except BaseException:
+            for vendor_id, parts in dirty.items():
+                self.mark(vendor_id, parts)
+            raise
+
+    async def _write(self, dirty: dict[str, int]) -> None:
+        fleet, index, nodes = self.fleet, self.index, self._nodes
+        claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in fleet]
+        seen = await self._adopt(claims) if claims else {}
+        moved = await self._place(dirty, seen)
         batches: dict[int, CellBatch] = {}
-        drops: dict[int, list[Any]] = {}
+        told: dict[int, dict[str, tuple[int, Versions]]] = {}
         roam = CellBatch()
-        claims: list[tuple[Vendor, int, int | None]] = []
-        for vendor_id, parts in dirty.items():
-            vendor = vendors.get(vendor_id)
-            if vendor is None or vendor.timestamp < 0 or vendor.card.version < 0:
+        roaming: list[str] = []
+        for id, parts in dirty.items():
+            vendor = self._tellable(id)
+            if vendor is None:
                 continue
             at = parent(vendor.cell, BUS_LEVEL)
-            posted = self._posted.get(vendor_id)
-            if posted != at or parts & Part.CLAIM:
+            posted = self._posted.get(id)
+            if id in moved:
+                if moved[id] != at:
+                    self._again_later(id, parts)  # it moved on meanwhile, or another process knows of a newer fix
+                    continue
                 parts = Part.ALL
-                claims.append((vendor, at, posted))
+            elif posted is None or posted.cell != at:
+                self.mark(id, parts)
+                continue
+            if not nodes.answers(channel(at)):
+                self._again_later(id, parts)
+                continue
             (batches.get(at) or batches.setdefault(at, CellBatch())).add(vendor, parts)
+            told.setdefault(at, {})[id] = (parts, versions_of(vendor))
             if parts & Part.PRESENCE:
                 roam.add(vendor, Part.ALL, store=False)
-        if claims:
-            names = [("SET", at_key(v.vendor_id), cell_name(at), "EX", AT_TTL, "GET") for v, at, _ in claims]
-            before = await self._pipeline(names)
-            for (vendor, at, posted), name in zip(claims, before, strict=True):
-                self._posted[vendor.vendor_id] = at
-                for old in {posted, cell_of(name)} - {None, at}:
-                    old = cast(int, old)
-                    (batches.get(old) or batches.setdefault(old, CellBatch())).add(vendor, Part.ALL, store=False)
-                    drops.setdefault(old, []).extend((vendor.vendor_id, b"%013d" % vendor.timestamp))
-        commands: list[tuple[Any, ...]] = []
-        for vendor_id, at_ms in gone.items():
-            spot = self._posted.pop(vendor_id, None)
-            if at_ms:
-                roam.gone.append(vendor_id)
-            if spot is not None:
-                drops.setdefault(spot, []).extend((vendor_id, b"9" * 13))
-                commands.append(("DEL", at_key(vendor_id)))
-                if at_ms:
-                    (batches.get(spot) or batches.setdefault(spot, CellBatch())).gone.append(vendor_id)
+                roaming.append(id)
+        leaving = {at: dict(entries) for at, entries in self._leaving.items() if nodes.answers(channel(at))}
+        for at, entries in leaving.items():
+            batch = batches.get(at) or batches.setdefault(at, CellBatch())
+            for id, entry in entries.items():
+                vendor = index.vendors.get(id)
+                if entry.gone:
+                    batch.gone.append(id)
+                elif vendor is not None and vendor.timestamp >= 0 and vendor.card.version >= 0:
+                    batch.add(vendor, Part.ALL, store=False)
+        gone = tuple(self._gone)
+        roam.gone += gone
+        if unfound := [id for id in gone if not any(id in entries for entries in self._leaving.values())]:
+            await self._drop_unfound(unfound)
+        if not self._known and batches:
+            # Before its vendors: who reads of a process that was never heard of takes it for dead.
+            await nodes.run([Command(ROAM, ("ZADD", OWNERS, self._clock(), index.me))])
+        commands: list[Command] = []
+        of: list[int] = []
         for at, batch in batches.items():
+            key = positions_key(at)
+            if at in told and at not in self._marks:
+                commands.append(Command(ROAM, ("SADD", cells_key(index.me), cell_name(at))))
+                of.append(ROAMING)
             for start in range(0, len(batch.fields), CHUNK * 2):
                 fields = batch.fields[start : start + CHUNK * 2]
-                commands.append(("EVAL", WRITE, 1, positions_key(at), CELL_TTL, *fields))
-        for at, pairs in drops.items():
-            for start in range(0, len(pairs), CHUNK * 2):
-                commands.append(("EVAL", DROP, 1, positions_key(at), *pairs[start : start + CHUNK * 2]))
-        # Stored before it is published: who subscribes and then reads misses nothing.
-        commands += [("SPUBLISH", channel(at), batch.message(self.index.me)) for at, batch in batches.items()]
-        if roam.presences or roam.gone:
-            commands.append(("SPUBLISH", ROAM, roam.message(self.index.me)))
-        if commands:
-            await self._pipeline(commands)
-
-    def _fixless(self, vendor_id: str) -> bool:
-        vendor = self.index.vendors.get(vendor_id)
-        return vendor is not None and vendor.timestamp < 0
-
-    async def _adopt(self, vendor_ids: list[str]) -> None:
-        """A vendor that comes back, maybe from another process, goes on from where it was if it is still live."""
-        places = await self._pipeline([("GET", at_key(id)) for id in vendor_ids])
-        found = [(id, at) for id, name in zip(vendor_ids, places, strict=True) if (at := cell_of(name)) is not None]
-        if not found:
+                commands.append(Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_mark(), *fields)))
+            drops = [word for id, entry in leaving.get(at, {}).items() for word in (id, *entry.versions)]
+            for start in range(0, len(drops), CHUNK * 4):
+                commands.append(Command(key, ("EVAL", DROP, 1, key, *drops[start : start + CHUNK * 4])))
+            # Stored before it is published: who subscribes and then reads misses nothing.
+            if batch.says():
+                commands.append(Command(channel(at), ("SPUBLISH", channel(at), batch.message(index.me))))
+            of += [at] * (len(commands) - len(of))
+        if roam.says():
+            commands.append(Command(ROAM, ("SPUBLISH", ROAM, roam.message(index.me))))
+            of.append(ROAMING)
+        if not commands:
             return
-        registers = await self._pipeline(
-            [("HMGET", positions_key(at), f"f{id}", f"p{id}", f"h{id}") for id, at in found]
-        )
-        owners = {orjson.loads(p[13:])[2] for _, p, _ in registers if p is not None}
-        await self._hear_of(owners)
-        now = self._clock()
-        for (id, at), (fix, presence, http) in zip(found, registers, strict=True):
-            self._posted.setdefault(id, at)
-            if fix is None:
+        failed: set[int] = set()
+        for at, command, answer in zip(of, commands, await nodes.run(commands), strict=True):
+            if refused(answer):
+                failed.add(at)
+                if not isinstance(answer, Unavailable):
+                    log.error("redis refused a write", cause=str(answer), key=command.key)
+            elif command.words[1] is WRITE:
+                self._remember(at, answer)
+        self._settle(failed, told, leaving)
+        if ROAMING in failed:
+            for id in roaming:
+                self._again_later(id, Part.PRESENCE)
+        else:
+            self._gone.difference_update(gone)
+        await self._unplace(failed, leaving)
+
+    async def _drop_unfound(self, vendor_ids: list[str]) -> None:
+        """Vendors that were deleted, but not written by this process: they may be where another one left them."""
+        values = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in vendor_ids])
+        for id, value in zip(vendor_ids, values, strict=True):
+            spot = None if refused(value) else placed(value)
+            if spot is not None:
+                self._leave(spot[1], id, Leaving(ANY_VERSION, gone=True, unplace=True))
+
+    async def _unplace(self, failed: set[int], leaving: dict[int, dict[str, Leaving]]) -> None:
+        """Forget the places of vendors that left the map."""
+        commands = []
+        for at, entries in leaving.items():
+            for id, entry in entries.items():
+                if entry.unplace and at not in failed:
+                    key, owner = place_key(id), "" if entry.gone else self.index.me
+                    commands.append(Command(key, ("EVAL", UNPLACE, 1, key, entry.versions.fix, owner)))
+        await self._nodes.run(commands)
+
+    def _settle(
+        self,
+        failed: set[int],
+        told: dict[int, dict[str, tuple[int, Versions]]],
+        leaving: dict[int, dict[str, Leaving]],
+    ) -> None:
+        """Book what a flush did, and keep what it could not do."""
+        for at, states in told.items():
+            for id, (parts, versions) in states.items():
+                if at in failed:
+                    self._again_later(id, parts)
+                elif id in self.fleet:
+                    self._posted[id] = Posted(at, versions)
+                else:
+                    # Let go, departed or deleted while this was on its way.
+                    self._leave(at, id, Leaving(versions, gone=False, unplace=False))
+        for at, entries in leaving.items():
+            held = self._leaving.get(at)
+            if at in failed or held is None:
                 continue
-            last = int(http[:13]) if http is not None else 0
-            if presence is not None:
-                _, _, owner, ended = orjson.loads(presence[13:])
-                known = self.index.owners.get(owner)
-                last = max(last, ended or (known.heard if known is not None else 0))
-                if owner == self.index.me and not ended:
-                    last = now
-            if last + self.index.offline_after + self.index.leave_after > now:
-                _, timestamp, lat, long, heading, speed = orjson.loads(fix[13:])
-                self.index.put_fix(id, timestamp, lat, long, heading, speed, now)
-                self._changed()
+            for id, entry in entries.items():
+                if held.get(id) is entry:
+                    del held[id]
+            if not held:
+                del self._leaving[at]
+
+    def _tellable(self, vendor_id: str) -> Vendor | None:
+        """A vendor of this process of which there is something to tell: where it is, and what its card shows."""
+        vendor = self.index.vendors.get(vendor_id)
+        if vendor is None or vendor.timestamp < 0 or vendor.card.version < 0 or vendor_id not in self.fleet:
+            return None
+        return vendor
+
+    def _again_later(self, vendor_id: str, parts: int) -> None:
+        self._retry[vendor_id] = self._retry.get(vendor_id, 0) | parts
+
+    def _leave(self, at: int, vendor_id: str, entry: Leaving) -> None:
+        """Have an entry dropped, now or when its node is there again."""
+        self._leaving.setdefault(at, {})[vendor_id] = entry
+        self._wake.set()
+
+    def _forget(self, vendor_id: str) -> None:
+        """A vendor was deleted: its entry goes, whatever is in it."""
+        self._dirty.pop(vendor_id, None)
+        self._retry.pop(vendor_id, None)
+        posted = self._posted.pop(vendor_id, None)
+        if posted is not None:
+            self._leave(posted.cell, vendor_id, Leaving(ANY_VERSION, gone=True, unplace=True))
+        for reading in self._readings.values():
+            reading.left[vendor_id] = int(ALWAYS)
+
+    def _remember(self, at: int, mark: bytes) -> None:
+        """The mark of a cell written to: if it is another one than before, the rest is written anew."""
+        known = self._marks.get(at)
+        self._marks[at] = mark
+        if known is not None and known != mark:
+            log.warning("redis forgot a cell; its vendors are written anew", cell=cell_name(at))
+            for id, posted in self._posted.items():
+                if posted.cell == at:
+                    self.mark(id, Part.ALL)
+
+    async def _adopt(self, vendor_ids: list[str]) -> dict[str, bytes | None]:
+        """Learn where vendors that this process begins to serve were, and go on from there if they are still live.
+
+        Gives what their places are now; one whose place can't be asked is looked for again later.
+        """
+        seen: dict[str, bytes | None] = {}
+        by_cell: dict[int, list[str]] = {}
+        values = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in vendor_ids])
+        for id, value in zip(vendor_ids, values, strict=True):
+            if refused(value):
+                self._unplaced.add(id)
+                continue
+            seen[id] = value
+            spot = placed(value)
+            if spot is not None:
+                by_cell.setdefault(spot[1], []).append(id)
+        commands, asked = [], []
+        for at, ids in by_cell.items():
+            for start in range(0, len(ids), CHUNK):
+                some = ids[start : start + CHUNK]
+                fields = [name + id.encode() for id in some for name in Registers.NAMES]
+                commands.append(Command(positions_key(at), ("HMGET", positions_key(at), *fields)))
+                asked.append((at, some))
+        found: list[tuple[str, int, Registers]] = []
+        for (at, some), answer in zip(asked, await self._nodes.run(commands, "read"), strict=True):
+            for number, id in enumerate(some):
+                if refused(answer):
+                    self._unplaced.add(id)
+                else:
+                    found.append((id, at, Registers(*answer[number * 4 : number * 4 + 4])))
+        await self._hear_of({owner for _, _, registers in found if (owner := registers.owner()) is not None})
+        now, fleet = self._clock(), self.fleet
+        for id, at, registers in found:
+            if id not in fleet or registers.fix is None:
+                continue
+            self._posted.setdefault(id, Posted(at, registers.versions()))
+            if (registers.last(self._heard_at) or 0) > now - self._lasts:
+                registers.put(self.index, now)
+                if fleet.sockets[id] > 0:
+                    if self.index.vendors[id].presence.owner != self.index.me:
+                        fleet.claim(id, now)  # its newest connection is here, whatever another's clock says
+                else:
+                    self._yield(id)
+        self._changed()
+        return seen
+
+    def _serve(self, vendor_id: str, now: int) -> None:
+        """Another process told of this one's vendor: go on serving it, or don't."""
+        vendor = self.index.vendors.get(vendor_id)
+        if vendor is None:
+            return
+        owner, ended = vendor.presence.owner, vendor.presence.ended
+        if owner != self.index.me and (ended or self._silent(owner)):
+            self.fleet.reclaim(vendor_id, now)
+        self._yield(vendor_id)
+
+    def _yield(self, vendor_id: str) -> None:
+        """Leave a vendor to the process that has its newest connection or HTTP ping, if no socket is open here."""
+        if self.fleet.superseded(vendor_id):
+            vendor = self.index.vendors[vendor_id]
+            self.fleet.let_go(vendor_id)
+            self._dirty.pop(vendor_id, None)
+            self._retry.pop(vendor_id, None)
+            posted = self._posted.pop(vendor_id, None)
+            if posted is not None and posted.cell != parent(vendor.cell, BUS_LEVEL):
+                self._leave(posted.cell, vendor_id, Leaving(posted.versions, gone=False, unplace=False))
+            self._left_what_is_heard(vendor)
+
+    async def _place(self, dirty: dict[str, int], seen: dict[str, bytes | None]) -> dict[str, int]:
+        """Tell where vendors are that moved to another cell or process; gives their cells as told, -1 if outdated."""
+        told: dict[str, int] = {}
+        commands: list[Command] = []
+        vendors: list[Vendor] = []
+        for id, parts in dirty.items():
+            vendor = self._tellable(id)
+            if vendor is None:
+                continue
+            at = parent(vendor.cell, BUS_LEVEL)
+            posted = self._posted.get(id)
+            if posted is None or posted.cell != at or parts & Part.CLAIM:
+                told[id] = at
+                vendors.append(vendor)
+                key = place_key(id)
+                value = place(vendor.timestamp, at, self.index.me)
+                commands.append(Command(key, ("EVAL", PLACE, 1, key, value, seen.get(id) or b"", AT_TTL)))
+        if not commands:
+            return told
+        states = [(vendor.timestamp, versions_of(vendor)) for vendor in vendors]
+        answers = await self._nodes.run(commands)
+        for vendor, (timestamp, versions), answer in zip(vendors, states, answers, strict=True):
+            id = vendor.vendor_id
+            at = told[id]
+            if refused(answer):
+                # Its place is told once that node is there; those who watch its cell need not wait.
+                self._unplaced.add(id)
+                spot = None
+            else:
+                spot = placed(answer)
+                if spot is not None and spot[0] > timestamp and answer != seen.get(id):
+                    told[id] = -1
+                    self._again_later(id, Part.ALL)
+                    self._wake.set()
+                    continue
+            entries = self._leaving.get(at)
+            if entries is not None and entries.pop(id, None) is not None and not entries:
+                del self._leaving[at]
+            posted = self._posted.get(id)
+            for old in {spot and spot[1], posted and posted.cell} - {None, at}:
+                assert old is not None
+                self._leave(old, id, Leaving(versions, gone=False, unplace=False))
+        return told
 
     # hearing
 
     def _hear(self, name: bytes, data: bytes) -> None:
         if data.startswith(self._mine):
             return
-        origin, fixes, cards, presences, https, gone = orjson.loads(data)
+        try:
+            origin, fixes, cards, presences, https, gone = orjson.loads(data)
+        except ValueError as bad:
+            log.error("a message of another version is not understood", channel=name, cause=str(bad))
+            return
         now = self._clock()
         index = self.index
         index.owner_heard(origin, now, now)
         if name == ROAM:
             self._hear_roam(fixes, cards, presences, https, gone, now)
             return
+        at = self._named.get(name)
+        if at is None:
+            return  # let go a moment ago
+        listened, reading, vendors = self._cells[at], self._readings.get(at), index.vendors
+        fresh = {fix[0] for fix in fixes} if cards or presences or https else ()
+
+        def wanted(id: str) -> bool:
+            if id not in vendors and id not in fresh:
+                if listened.loaded and reading is None:
+                    return False  # it left, and this is late
+                listened.early.add(id)
+            return True
+
         for id, *card in cards:
-            index.put_card(id, Card(*card), now)
+            if wanted(id):
+                index.put_card(id, Card(*card), now)
         for id, since, owner, ended in presences:
-            index.put_presence(id, Presence(since, owner, ended), now)
-        for id, at in https:
-            index.put_http(id, at, now)
+            if wanted(id):
+                index.put_presence(id, Presence(since, owner, ended), now)
+        for id, seen_at in https:
+            if wanted(id):
+                index.put_http(id, seen_at, now)
         for id, timestamp, lat, long, heading, speed in fixes:
-            if index.put_fix(id, timestamp, lat, long, heading, speed, now) and id not in self.fleet:
-                self._left_what_is_heard(index.vendors[id])
+            if index.put_fix(id, timestamp, lat, long, heading, speed, now) and id in vendors and id not in self.fleet:
+                here = parent(vendors[id].cell, BUS_LEVEL)
+                if here != at:
+                    if id in self._listed:
+                        self._follow_to(id, here)
+                    self._left_what_is_heard(vendors[id])
+            if reading is not None:
+                reading.heard.add(id)
+                if bus_cell(lat, long) != at:
+                    reading.left[id] = max(timestamp, reading.left.get(id, 0))
         for id in gone:
-            index.remove(id)
+            self._hear_gone(id)
         self._changed()
 
     def _left_what_is_heard(self, vendor: Vendor) -> None:
         """Of a vendor that went where this process does not listen, it would hear nothing more."""
         if parent(vendor.cell, BUS_LEVEL) not in self._cells:
             self.index.remove(vendor.vendor_id)
+            self._changed()
+
+    def _hear_gone(self, vendor_id: str) -> None:
+        self._forget(vendor_id)
+        if vendor_id in self.fleet:
+            self.fleet.delete(vendor_id)
+            self._deleted(vendor_id)
+        else:
+            self.index.remove(vendor_id)
 
     def _hear_roam(
         self, fixes: list[Any], cards: list[Any], presences: list[Any], https: list[Any], gone: list[str], now: int
     ) -> None:
         index, fleet = self.index, self.fleet
-        mine = {id for id, *_ in presences if id in fleet}
-        wanted = mine | {id for id, *_ in presences if id in self._listed}
         for id in gone:
-            index.remove(id)
+            self._hear_gone(id)
+        mine = [fix[0] for fix in fixes if fix[0] in fleet]
+        wanted = {*mine, *[fix[0] for fix in fixes if fix[0] in self._listed]}
         if not wanted:
+            if gone:
+                self._changed()
             return
         for id, *card in cards:
             if id in wanted:
@@ -597,21 +713,25 @@ class Bus:
         for id, at in https:
             if id in wanted:
                 index.put_http(id, at, now)
-        for id, timestamp, lat, long, heading, speed in fixes:
-            if id in mine and index.put_fix(id, timestamp, lat, long, heading, speed, now):
-                # It was written elsewhere: this process's next fix must be told there, and here it is outdated.
-                at = parent(index.vendors[id].cell, BUS_LEVEL)
-                if self._posted.get(id) != at:
-                    self.mark(id, Part.CLAIM)
         for id, since, owner, ended in presences:
             if id in wanted:
                 index.put_presence(id, Presence(since, owner, ended), now)
-                if id in mine and ended:
-                    fleet.reclaim(id, now)
-        moved = [id for id in wanted if id in self._listed]
-        if moved:
-            self._to_follow.update(moved)
-            self._load_wake.set()
+        for id, timestamp, lat, long, heading, speed in fixes:
+            if id not in wanted:
+                continue
+            index.put_fix(id, timestamp, lat, long, heading, speed, now)
+            vendor, told = index.vendors.get(id), bus_cell(lat, long)
+            if vendor is None:
+                continue
+            here = parent(vendor.cell, BUS_LEVEL)
+            if id in self._listed:
+                self._follow_to(id, here)
+            posted = self._posted.get(id)
+            if id in fleet and (told != here or (posted is not None and posted.cell != here)):
+                # Another process moved it, and what is written here is outdated; or that one's is, and must yield.
+                self.mark(id, Part.ALL)
+        for id in mine:
+            self._serve(id, now)
         self._changed()
 
     # reading
@@ -619,256 +739,397 @@ class Bus:
     async def _load_loop(self) -> None:
         """Read cells once their channels are subscribed, follow listed vendors, and let idle cells go."""
         loop = asyncio.get_running_loop()
+        swept = loop.time()
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(min(1.0, self.linger, self.grace)):
                     await self._load_wake.wait()
             self._load_wake.clear()
-            try:
-                if self._to_load:
-                    cells, self._to_load = self._to_load, set()
-                    try:
-                        await self._load(cells)
-                    except BaseException:
-                        self._to_load |= cells
-                        raise
-                if self._to_follow and self.up:
-                    ids, self._to_follow = self._to_follow & set(self._listed), set()
-                    try:
-                        await self._find(list(ids), wait=False)
-                    except BaseException:
-                        self._to_follow |= ids
-                        raise
-            except (RedisError, OSError, TimeoutError) as lost:
-                self._lost(f"{type(lost).__name__}: {lost}")
-                await asyncio.sleep(0.2)
-                self._load_wake.set()
+            now = loop.time()
+            for at in [at for at, when in self._recheck.items() if when <= now]:
+                del self._recheck[at]
+                if at in self._cells:
+                    self._to_load.add(at)
+            await self._read()
             self._let_go(loop.time())
+            if now - swept > SWEEP:
+                swept = now
+                self._sweep()
 
-    async def _load(self, cells: Iterable[int]) -> None:
-        """Read where everyone in these cells is now; what was missed before is made good by snapshots."""
-        again = set()
-        for at in cells:
-            listened = self._cells.get(at)
-            if listened is None:
-                continue
-            async with asyncio.timeout(self._timeout * 5):
-                await self._read_cell(at)
-            if listened.loaded:
-                again.add(at)
-            listened.loaded = True
-            listened.ready.set()
-        self._changed()
-        if again:
-            self._gap(frozenset(again))
-
-    async def _read_cell(self, at: int) -> None:
-        index, key = self.index, positions_key(at)
-        seen: set[str] = set()
-        fixes: list[tuple[str, bytes]] = []
-        cursor: int | bytes = 0
+    async def _read(self) -> None:
+        """Read all that is to be read where Redis answers."""
         while True:
-            cursor, flat = await self._execute("HSCAN", key, cursor, "COUNT", 1000)
-            values = flat.values() if isinstance(flat, dict) else flat[1::2]
-            fields = list(flat.keys() if isinstance(flat, dict) else flat[::2])
-            registers = [(f[:1], orjson.loads(v[13:])) for f, v in zip(fields, values, strict=True)]
-            await self._hear_of({value[2] for kind, value in registers if kind == b"p"})
-            now = self._clock()
-            # Presence first: a fix without one would wait for it.
-            for kind, value in sorted(registers, key=lambda r: r[0], reverse=True):
-                seen.add(value[0])
-                if kind == b"p":
-                    index.put_presence(value[0], Presence(*value[1:]), now)
-                elif kind == b"h":
-                    index.put_http(value[0], value[1], now)
-                elif kind == b"c":
-                    index.put_card(value[0], Card(*value[1:]), now)
-                else:
-                    id, timestamp, lat, long, heading, speed = value
-                    if index.put_fix(id, timestamp, lat, long, heading, speed, now) and id not in self.fleet:
-                        self._left_what_is_heard(index.vendors[id])
-                    fixes.append((id, b"%013d" % timestamp))
-            if int(cursor) == 0:
-                break
-        for vendor in index.in_bus_cell(at):
-            if vendor.vendor_id not in seen and vendor.vendor_id not in self.fleet:
-                index.remove(vendor.vendor_id)
-        stale = [part for fix in fixes if fix[0] not in index.vendors for part in fix]
-        if stale:
-            await self._pipeline([("EVAL", DROP, 1, key, *stale[: CHUNK * 2])])
+            if self._to_follow:
+                ids, self._to_follow = self._to_follow.intersection(self._listed), set()
+                await self._find(list(ids))
+            for at in self._to_load:
+                if at in self._cells:
+                    before = self._readings.pop(at, None)
+                    self._readings[at] = reading = Reading()
+                    if before is not None:
+                        reading.heard, reading.left = before.heard, before.left
+            self._to_load.clear()
+            turn = [(at, reading) for at, reading in self._readings.items() if self._nodes.answers(channel(at))][:ROUND]
+            commands = []
+            for at, reading in turn:
+                # to the end of the line, so that a large cell does not hold up the small ones
+                self._readings[at] = self._readings.pop(at)
+                key = positions_key(at)
+                if reading.mark is None:
+                    commands.append(Command(key, ("EVAL", READ, 1, key, CELL_TTL, new_mark())))
+                commands.append(Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN)))
+            answers = iter(await self._nodes.run(commands, "read"))
+            failed = False
+            for at, reading in turn:
+                mark = next(answers) if reading.mark is None else reading.mark
+                part = next(answers)
+                if refused(mark) or refused(part):
+                    failed = True
+                    reading.again()
+                    continue
+                reading.mark = mark
+                if reading.take(part) and self._readings.get(at) is reading:
+                    await self._take_in(at, reading)
+            if not self._gapped & self._readings.keys():
+                self._close_gap()
+            if failed:
+                await asyncio.sleep(0.1)
+            if not (self._to_load or self._to_follow or any(self._nodes.answers(channel(at)) for at in self._readings)):
+                self._close_gap()
+                return
 
-    async def _hear_of(self, owners: set[str]) -> None:
-        """Learn when processes not heard of yet gave their last sign of life."""
-        unknown = [owner for owner in owners if owner != self.index.me and owner not in self.index.owners]
-        if unknown:
-            heard = await self._pipeline([("GET", owner_key(owner)) for owner in unknown])
-            now = self._clock()
-            for owner, at in zip(unknown, heard, strict=True):
-                self.index.owner_heard(owner, min(int(at or 0), now), now)
-
-    async def _find(self, vendor_ids: list[str], *, wait: bool = True) -> bool:
-        """Hear the cells in which listed vendors are."""
-        places = await self._pipeline([("GET", at_key(id)) for id in vendor_ids])
-        complete = True
-        for id, name in zip(vendor_ids, places, strict=True):
-            at = cell_of(name)
-            if id not in self._listed or at is None or self._followed.get(id) == at:
+    async def _take_in(self, at: int, reading: Reading) -> None:
+        """Merge what was read of a cell into the index, and see who is in the index but was not read."""
+        index = self.index
+        await self._hear_of({owner for held in reading.found.values() if (owner := held.owner()) is not None})
+        listened = self._cells.get(at)
+        if listened is None or self._readings.get(at) is not reading:
+            return
+        stale: list[bytes] = []
+        for number, (id, registers) in enumerate(reading.found.items()):
+            if number % SLICE == SLICE - 1:
+                self._changed()
+                await asyncio.sleep(0)
+                if self._cells.get(at) is not listened or self._readings.get(at) is not reading:
+                    return
+            if reading.left.get(id, -1) >= registers.timestamp():
                 continue
-            old = self._followed.get(id)
-            self._followed[id] = at
-            complete &= await self.acquire((at,), timeout=2.0 if wait else 0)
-            if old is not None:
-                self.release((old,))
+            now = self._clock()
+            last = registers.last(self._heard_at)
+            if last is not None and last + self._lasts <= now:
+                stale += (id.encode(), *registers.versions())
+                continue
+            registers.put(index, now)
+            vendor = index.vendors.get(id)
+            if vendor is not None and id not in self.fleet and vendor.timestamp >= 0:
+                self._left_what_is_heard(vendor)
+        del self._readings[at]
+        self._look_for_missing(at, listened, reading)
+        for id in listened.early:
+            vendor = index.vendors.get(id)
+            if vendor is not None and vendor.timestamp < 0 and id not in self.fleet:
+                index.remove(id)
+        listened.early.clear()
+        if listened.loaded and at in self._gapped:
+            self._again.add(at)
+        listened.loaded = True
+        listened.ready.set()
+        self._gapped.discard(at)
+        self._changed()
+        if stale:
+            key = positions_key(at)
+            await self._nodes.run(
+                [
+                    Command(key, ("EVAL", DROP, 1, key, *stale[start : start + CHUNK * 4]))
+                    for start in range(0, len(stale), CHUNK * 4)
+                ],
+                "read",
+            )
+
+    def _look_for_missing(self, at: int, listened: Listened, reading: Reading) -> None:
+        """Who is in the index but not in Redis left, unless Redis forgot the cell: then it may be written anew yet."""
+        missing = [
+            vendor
+            for vendor in self.index.in_bus_cell(at)
+            if vendor.vendor_id not in reading.found
+            and vendor.vendor_id not in reading.heard
+            and vendor.vendor_id not in self.fleet
+        ]
+        if listened.loaded and listened.mark != reading.mark:
+            listened.mark = reading.mark
+            listened.doubtful = True
+            self._recheck[at] = asyncio.get_running_loop().time() + self.grace
+            return
+        listened.mark = reading.mark
+        if listened.doubtful:
+            # Its process had the time to write it; one that is silent can't, and its vendors leave by time.
+            listened.doubtful = False
+            missing = [v for v in missing if v.presence.owner and not self._silent(v.presence.owner)]
+        self._missing.update((vendor.vendor_id, at) for vendor in missing)
+
+    def _close_gap(self) -> None:
+        """All that could be read again was: who was found nowhere left, and who watches there gets a snapshot."""
+        missing, self._missing = self._missing, {}
+        for id, at in missing.items():
+            vendor = self.index.vendors.get(id)
+            if (
+                vendor is not None
+                and id not in self.fleet
+                and parent(vendor.cell, BUS_LEVEL) == at
+                and self._followed.get(id, at) == at
+            ):
+                self.index.remove(id)
+                self._changed()
+        if self._again:
+            again, self._again = frozenset(self._again), set()
+            self._gap(again, frozenset(id for id, at in self._followed.items() if at in again))
+
+    async def _hear_of(self, owners: Iterable[str]) -> None:
+        """Learn when processes not heard of yet gave their last sign of life; one that can't be asked for, just now."""
+        unknown = [owner for owner in owners if owner != self.index.me and owner not in self.index.owners]
+        if not unknown:
+            return
+        (heard,) = await self._nodes.run([Command(OWNERS, ("ZMSCORE", OWNERS, *unknown))], "read")
+        now = self._clock()
+        scores = [now] * len(unknown) if refused(heard) else heard
+        for owner, at in zip(unknown, scores, strict=True):
+            self.index.owner_heard(owner, min(int(float(at or 0)), now), now)
+
+    def _heard_at(self, owner: str) -> int:
+        """A process's last sign of life, epoch ms."""
+        if owner == self.index.me:
+            return self._clock()
+        known = self.index.owners.get(owner)
+        return 0 if known is None else known.heard
+
+    def _silent(self, owner: str) -> bool:
+        """Whether a process has missed signs of life, as far as can be told while Redis is there."""
+        return not self.index.frozen and self._heard_at(owner) + self._alive * SILENT * 1000 < self._clock()
+
+    async def _find(self, vendor_ids: list[str]) -> bool:
+        """Begin to hear the cells in which listed vendors are; False when that can't be known now."""
+        complete = True
+        places = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in vendor_ids], "read")
+        for id, value in zip(vendor_ids, places, strict=True):
+            if refused(value):
+                complete = False
+                continue
+            spot = placed(value)
+            if spot is not None:
+                self._follow_to(id, spot[1])
+        if not complete:
+            unknown = [id for id, value in zip(vendor_ids, places, strict=True) if refused(value)]
+            asyncio.get_running_loop().call_later(RETRY, self._find_again, unknown)
         return complete
 
+    def _find_again(self, vendor_ids: list[str]) -> None:
+        self._to_follow.update(id for id in vendor_ids if id in self._listed)
+        if self._to_follow:
+            self._load_wake.set()
+
+    def _follow_to(self, vendor_id: str, at: int) -> None:
+        """A listed vendor is in this cell now."""
+        old = self._followed.get(vendor_id)
+        if vendor_id not in self._listed or old == at:
+            return
+        self._followed[vendor_id] = at
+        self._hold(at)
+        if old is not None:
+            self.release((old,))
+
+    def _hold(self, at: int) -> None:
+        """Hear a cell, or hear it on."""
+        listened = self._cells.get(at)
+        if listened is None:
+            listened = self._cells[at] = Listened()
+            self._named[channel(at)] = at
+            self._nodes.want(channel(at))
+        listened.refs += 1
+        listened.idle_since = None
+
     def _let_go(self, now: float) -> None:
-        idle = [at for at, c in self._cells.items() if c.refs == 0 and now - (c.idle_since or now) > LINGER]
+        idle = [
+            at
+            for at, c in self._cells.items()
+            if c.refs == 0 and c.idle_since is not None and now - c.idle_since > self.linger
+        ]
         for at in idle:
-            del self._cells[at]
-            self._named.pop(channel(at), None)
+            del self._cells[at], self._named[channel(at)]
+            self._nodes.drop(channel(at))
             self._to_load.discard(at)
-            for link in self._links.values():
-                link.drop((channel(at),))
+            self._gapped.discard(at)
+            self._readings.pop(at, None)
+            self._recheck.pop(at, None)
+        for at in idle:
             for vendor in self.index.in_bus_cell(at):
                 if vendor.vendor_id not in self.fleet:
                     self.index.remove(vendor.vendor_id)
 
-    # connections
+    def _sweep(self) -> None:
+        """Let go of what late messages and a vendor's change of process can leave behind."""
+        early = {id for listened in self._cells.values() for id in listened.early}
+        strays = [
+            id
+            for id, vendor in self.index.vendors.items()
+            if id not in self.fleet
+            and id not in early
+            and (vendor.timestamp < 0 or parent(vendor.cell, BUS_LEVEL) not in self._cells)
+        ]
+        for id in strays:
+            self.index.remove(id)
+        for id in [id for id, count in self.fleet.sockets.items() if count == 0]:
+            self._yield(id)
+        for id in [id for id in self._posted if id not in self.fleet]:
+            posted = self._posted.pop(id)
+            self._leave(posted.cell, id, Leaving(posted.versions, gone=False, unplace=False))
+        self._unplaced.intersection_update(self.fleet.sockets)
+
+    # signs of life
 
     async def _alive_loop(self) -> None:
         """Give a sign of life, and rewrite all vendors before what Redis holds of them ends."""
         loop = asyncio.get_running_loop()
         refreshed = loop.time()
+        hello = CellBatch().message(self.index.me)
         while True:
-            now = self._clock()
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await self._pipeline(
-                        [
-                            ("SET", owner_key(self.index.me), now, "EX", OWNER_TTL),
-                            ("SPUBLISH", ROAM, CellBatch().message(self.index.me)),
-                        ]
-                    )
-                self._found()
-            except (RedisError, OSError, TimeoutError) as lost:
-                self._lost(f"{type(lost).__name__}: {lost}")
+            added, *_ = await self._nodes.run(
+                [
+                    Command(ROAM, ("ZADD", OWNERS, self._clock(), self.index.me)),
+                    Command(ROAM, ("EXPIRE", OWNERS, OWNERS_TTL)),
+                    Command(ROAM, ("EXPIRE", cells_key(self.index.me), OWNERS_TTL)),
+                    Command(ROAM, ("SPUBLISH", ROAM, hello)),
+                ]
+            )
+            if not refused(added):
+                if added and self._known:
+                    log.warning("redis forgot this process; its vendors are written anew")
+                    self._write_anew()
+                self._known = True
             if loop.time() - refreshed > REFRESH:
                 refreshed = loop.time()
-                for vendor_id in self.fleet.sockets:
-                    self.mark(vendor_id, Part.ALL)
-            await asyncio.sleep(ALIVE)
+                await self._nodes.run([Command(ROAM, ("DEL", cells_key(self.index.me)))])
+                self._write_anew()
+            self._doubt()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._alive):
+                    await self._alive_wake.wait()
+            self._alive_wake.clear()
 
-    async def _links_loop(self) -> None:
-        """Own the subscriptions' tasks; in a cluster, follow its shape."""
-        while True:
-            try:
-                if self.cluster and not self.up:
-                    async with asyncio.timeout(self._timeout * 2):
-                        await self._refresh_topology()
-                self._link(ROAM)
-                for at in self._cells:
-                    self._link(channel(at))
-            except (RedisError, OSError, TimeoutError) as lost:
-                self._lost(f"{type(lost).__name__}: {lost}")
-            for node, task in tuple(self._link_tasks.items()):
-                if task.done():
-                    del self._link_tasks[node], self._links[node]
-                    if not task.cancelled() and (broken := task.exception()) is not None:
-                        raise broken
-            await asyncio.sleep(0.5)
+    def _write_anew(self) -> None:
+        self._known = False
+        self._marks.clear()
+        self._unplaced.clear()
+        for vendor_id in self.fleet.sockets:
+            self.mark(vendor_id, Part.ALL)
 
-    async def _refresh_topology(self) -> None:
-        cluster = cast(RedisCluster, self._client)
-        await cluster.initialize()
-        nodes = cluster.nodes_manager
-        await nodes.initialize()
-
-    def _subscribe(self, at: int) -> None:
-        with suppress(RedisError, OSError):
-            self._link(channel(at))
-
-    def _link(self, name: bytes) -> None:
-        """Have a channel heard on the node that serves it, and on no other."""
-        node = self._node(name)
-        link = self._links.get(node)
-        if link is None:
-            link = self._links[node] = Subscription(
-                lambda: self._connection(node), self._hear, self._subscribed, self._unheard
-            )
-            self._link_tasks[node] = asyncio.create_task(link.run(), name=f"bus-link-{node[0]}:{node[1]}")
-        if name not in link.wanted:
-            for other in self._links.values():
-                if other is not link and name in other.wanted:
-                    other.drop((name,))
-            link.want((name,))
-
-    def _node(self, name: bytes) -> tuple[str, int]:
-        if not self.cluster:
-            return str(self._options.get("host", "localhost")), int(self._options.get("port", 6379))
-        node = cast(RedisCluster, self._client).get_node_from_key(name.decode())
-        if node is None:
-            raise ConnectionError(f"no node of the cluster serves channel {name!r}")
-        return str(node.host), int(node.port)
-
-    def _connection(self, node: tuple[str, int]) -> Connection:
-        options = {**self._options, "host": node[0], "port": node[1]}
-        make = options.pop("connection_class", Connection)
-        options.pop("path", None) if make is Connection else None
-        connection: Connection = make(**options)
-        return connection
-
-    def _subscribed(self, names: frozenset[bytes]) -> None:
-        for name in names:
-            at = self._named.get(name)
-            if at is not None:
-                self._to_load.add(at)
-                self._load_wake.set()
-            elif name == ROAM:
-                if self._roaming:
-                    self._to_follow.update(self._listed)
-                    self._load_wake.set()
-                self._roaming = True
-
-    def _unheard(self, cause: str) -> None:
-        self._lost(f"subscription lost: {cause}")
-
-    def _lost(self, cause: str) -> None:
-        if self.up or self.cause != cause:
-            self.cause = cause
-        if self.up:
-            self.up = False
-            self.gaps += 1
-            self.index.frozen = True
-            log.warning("redis is away; vendors and watchers of this process go on", cause=cause)
-
-    def _found(self) -> None:
-        if self.up or not all(link.connected for link in self._links.values()):
-            return
-        log.info("redis is there", cause=self.cause)
-        first = self.cause == "not connected yet"
-        self.up, self.cause = True, None
+    def _doubt(self) -> None:
+        """Take over from silent processes the vendors that have a socket open here too."""
         now = self._clock()
-        if not first:
-            for name in tuple(self.index.owners):
+        for name, owner in self.index.owners.items():
+            if name != self.index.me and owner.vendors and self._silent(name):
+                for vendor in tuple(owner.vendors):
+                    self.fleet.reclaim(vendor.vendor_id, now)
+
+    async def _reap_loop(self) -> None:
+        """Clean up after processes that are dead for so long that all their vendors have left the map."""
+        while True:
+            await asyncio.sleep(min(30.0, self._lasts / 4000))
+            latest = self._clock() - self._lasts - 1000
+            (dead,) = await self._nodes.run([Command(ROAM, ("ZRANGEBYSCORE", OWNERS, "-inf", latest, "LIMIT", 0, 1))])
+            if refused(dead) or not dead:
+                continue
+            # One of the others does it if it is not there any more.
+            (removed,) = await self._nodes.run([Command(ROAM, ("ZREM", OWNERS, dead[0]))])
+            if not refused(removed) and removed:
+                await self._reap(dead[0].decode())
+
+    async def _reap(self, owner: str) -> None:
+        key = cells_key(owner)
+        (names,) = await self._nodes.run([Command(ROAM, ("SMEMBERS", key))], "read")
+        dropped = 0
+        for name in () if refused(names) else names:
+            dropped += await self._clean(named_cell(name.decode()))
+        await self._nodes.run([Command(ROAM, ("DEL", key))])
+        log.info("cleaned up after a process that is gone", process=owner, cells=len(names), registers=dropped)
+
+    async def _clean(self, at: int) -> int:
+        """Drop a cell's entries of vendors that left the map by time."""
+        key, reading = positions_key(at), Reading()
+        while True:
+            (part,) = await self._nodes.run([Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN))], "read")
+            if refused(part):
+                return 0
+            if reading.take(part):
+                break
+        await self._hear_of({owner for held in reading.found.values() if (owner := held.owner()) is not None})
+        latest = self._clock() - self._lasts
+        stale = [
+            word
+            for id, held in reading.found.items()
+            if (last := held.last(self._heard_at)) is not None and last <= latest
+            for word in (id.encode(), *held.versions())
+        ]
+        dropped = 0
+        for start in range(0, len(stale), CHUNK * 4):
+            (count,) = await self._nodes.run(
+                [Command(key, ("EVAL", DROP, 1, key, *stale[start : start + CHUNK * 4]))], "read"
+            )
+            dropped += 0 if refused(count) else count
+        return dropped
+
+    # what the nodes tell
+
+    def _subscribed(self, name: bytes) -> None:
+        at = self._named.get(name)
+        if at is not None:
+            if self._cells[at].loaded:
+                self._gapped.add(at)
+            self._to_load.add(at)
+            self._load_wake.set()
+        elif name == ROAM:
+            self._unfreeze()
+
+    def _unfreeze(self) -> None:
+        """Signs of life are heard (again): nobody is given up for what was not heard meanwhile."""
+        now = self._clock()
+        for name, owner in tuple(self.index.owners.items()):
+            if not owner.lost:
                 self.index.owner_heard(name, now, now)
-            # What Redis holds may be gone or old: this process's vendors are written anew.
-            for vendor_id in self.fleet.sockets:
-                self.mark(vendor_id, Part.ALL)
+        self.index.frozen = False
+        if self._roaming:
             self._to_follow.update(self._listed)
             self._load_wake.set()
-        self.index.frozen = False
+            self._write_anew()
+        self._roaming = True
 
-    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False) if not self.cluster else self._client.pipeline()
-        for command in commands:
-            # Of a SET … GET the client would otherwise tell only that it was done.
-            pipeline.execute_command(*command, get=command[-1] == "GET")
-        return await pipeline.execute()
+    def _answered(self, node: Node) -> None:
+        """A node answers (again): what it holds may be gone or old."""
+        self._load_wake.set()
+        self._alive_wake.set()
+        self._write_anew()
+        self._want_all()
 
-    async def _execute(self, *command: Any) -> Any:
-        return await self._client.execute_command(*command)
+    def _turned(self, node: Node) -> None:
+        if node.link.up:
+            return
+        if self._cells or self._roaming:
+            self.gaps += 1
+        if node is self._nodes.of(ROAM):
+            self.index.frozen = True
+        log.warning("a gap in what is heard of other processes", cause=node.link.cause)
+
+    def _reshaped(self) -> None:
+        self._want_all()
+        self._load_wake.set()
+        unplaced, self._unplaced = self._unplaced, set()
+        for id in unplaced:
+            self.mark(id, Part.ALL)
+
+    def _want_all(self) -> None:
+        for name in (ROAM, *self._named):
+            self._nodes.want(name)
 
 
-def cell_of(name: bytes | None) -> int | None:
-    """The bus cell that a name read from Redis stands for."""
-    return None if name is None else named_cell(name.decode())
+def new_mark() -> str:
+    """A mark for a cell that Redis does not hold yet."""
+    return secrets.token_hex(6)

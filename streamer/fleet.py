@@ -27,6 +27,7 @@ class Fleet:
         self.index = index
         self.sockets: dict[str, int] = {}
         """Open sockets per vendor served; 0 for one that was served and has not left the map yet."""
+        self._reported: dict[str, int] = {}
         self._mark = mark
         self._changed = changed
 
@@ -37,7 +38,7 @@ class Fleet:
         """A vendor's socket opened."""
         self.sockets[vendor_id] = self.sockets.get(vendor_id, 0) + 1
         self.index.put_card(vendor_id, card, now)
-        self._claim(vendor_id, now)
+        self.claim(vendor_id, now)
         self._mark(vendor_id, Part.ALL)
         self._changed()
 
@@ -51,7 +52,7 @@ class Fleet:
             return
         vendor = self.index.vendors.get(vendor_id)
         if vendor is None:
-            del self.sockets[vendor_id]  # not on the map any more, so it will not depart
+            self.let_go(vendor_id)  # not on the map any more, so it will not depart
             return
         if vendor.presence.owner != self.index.me:
             return
@@ -62,10 +63,25 @@ class Fleet:
     def reclaim(self, vendor_id: str, now: int) -> None:
         """Another process said the vendor's newest connection ended, but one is open here."""
         if self.sockets.get(vendor_id, 0) > 0:
-            self._claim(vendor_id, now)
+            self.claim(vendor_id, now)
             self._mark(vendor_id, Part.ALL)
 
-    def _claim(self, vendor_id: str, now: int) -> None:
+    def superseded(self, vendor_id: str) -> bool:
+        """Whether another process has had the vendor's newest connection or HTTP ping, and no socket is open here."""
+        vendor = self.index.vendors.get(vendor_id)
+        return (
+            self.sockets.get(vendor_id) == 0
+            and vendor is not None
+            and vendor.presence.owner != self.index.me
+            and not 0 < vendor.http <= self._reported.get(vendor_id, 0)
+        )
+
+    def let_go(self, vendor_id: str) -> None:
+        """Another process serves the vendor now, or none."""
+        self.sockets.pop(vendor_id, None)
+        self._reported.pop(vendor_id, None)
+
+    def claim(self, vendor_id: str, now: int) -> None:
         """The newest connection is here, even by a clock that is behind that of the connection before."""
         vendor = self.index.vendors.get(vendor_id)
         since = now if vendor is None else max(now, vendor.presence.since + 1)
@@ -92,6 +108,7 @@ class Fleet:
         self.sockets.setdefault(vendor_id, 0)
         self.index.put_card(vendor_id, card, now)
         self.index.put_http(vendor_id, now, now)
+        self._reported[vendor_id] = now
         self._mark(vendor_id, Part.ALL if first else Part.HTTP)
         self._changed()
 
@@ -104,12 +121,12 @@ class Fleet:
     def departed(self, vendor_id: str) -> bool:
         """A vendor left the map by time; tells whether it was this process's."""
         if self.sockets.get(vendor_id) == 0:
-            del self.sockets[vendor_id]
+            self.let_go(vendor_id)
             return True
         return False
 
     def delete(self, vendor_id: str) -> None:
         """A vendor exists no more."""
-        self.sockets.pop(vendor_id, None)
+        self.let_go(vendor_id)
         self.index.remove(vendor_id)
         self._changed()

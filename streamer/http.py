@@ -139,17 +139,22 @@ class Http:
                 f"radius is 0 to {self._settings.max_radius:.0f} m, not {radius}",
             )
         wanted = protocol.Watch("nearby", Circle(lat, long, radius), None, False, 0)
-        found = [(distance(lat, long, v.lat, v.long), v) for v in await self._watches.members(wanted)]
+        members, _ = await self._watches.members(wanted)
+        found = [(distance(lat, long, v.lat, v.long), v) for v in members]
         found.sort(key=lambda pair: (pair[0], pair[1].vendor_id))
-        return json_response({"vendors": [{**v.card_fields(), "distance": d} for d, v in found[:limit]]})
+        cards = [{**v.card_fields(), "distance": d} for d, v in found[:limit]]
+        return json_response({"vendors": cards}, headers={"Cache-Control": "no-store"})
 
     async def card(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/{id}`: the card of a vendor that is on the map."""
         self._watcher(request)
         vendor_id = request.match_info["id"]
         wanted = protocol.Watch("card", None, frozenset((vendor_id,)), False, 0)
-        for vendor in await self._watches.members(wanted):
-            return json_response(vendor.card_fields())
+        members, complete = await self._watches.members(wanted)
+        for vendor in members:
+            return json_response(vendor.card_fields(), headers={"Cache-Control": "no-store"})
+        if not complete:
+            raise Unavailable(f"vendor {vendor_id!r} is not on this process, and the others can't be asked just now")
         raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"vendor {vendor_id!r} is not on the map")
 
     async def history(self, request: web.Request) -> web.Response:

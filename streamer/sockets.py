@@ -138,6 +138,10 @@ class Sockets:
         """A vendor exists no more: its sockets end, and it leaves every map."""
         self._bus.fleet.delete(vendor_id)
         self._bus.mark_gone(vendor_id)
+        self.deleted(vendor_id)
+
+    def deleted(self, vendor_id: str) -> None:
+        """End the sockets of a vendor that exists no more."""
         for connection in self.connections:
             if connection.vendor_id == vendor_id:
                 connection.end(CloseCode.NOT_FOUND, "the vendor was deleted")

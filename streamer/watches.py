@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import NamedTuple
 
 from streamer import live, protocol
 from streamer.bus import Bus
 from streamer.geo import bus_cover
 from streamer.live import LiveIndex, Vendor, ViewKey
+
+
+class Needs(NamedTuple):
+    """What a watch has the bus hear."""
+
+    cells: frozenset[int]
+    listed: frozenset[str]
+
+
+def needs_of(wanted: protocol.Watch) -> Needs:
+    """What a watch needs to be true."""
+    cells = bus_cover(wanted.area) if wanted.area is not None else frozenset[int]()
+    return Needs(cells, wanted.vendors or frozenset())
 
 
 class Watches:
@@ -17,24 +31,26 @@ class Watches:
         self._index = index
         self._bus = bus
         self._clock = clock
-        self._needs: dict[live.Watch, tuple[frozenset[int], frozenset[str]]] = {}
+        self._needs: dict[live.Watch, Needs] = {}
 
     def __len__(self) -> int:
         return len(self._needs)
 
     async def open(self, watch: live.Watch, wanted: protocol.Watch) -> None:
         """Start a watch or move it; its snapshot is written as soon as its cells are heard."""
+        needs = needs_of(wanted)
+        # Held before the old ones are released: what both need is heard without a break.
+        self._bus.hold(*needs)
+        try:
+            # What is not heard in time comes as updates once it is.
+            await self._bus.ready(*needs)
+        except BaseException:
+            self._bus.release(*needs)
+            raise
         before = self._needs.get(watch)
-        cells = bus_cover(wanted.area) if wanted.area is not None else frozenset()
-        listed = wanted.vendors or frozenset()
-        self._needs[watch] = (cells, listed)
-        # Taken before the old ones are let go: what both need is heard without a break.
-        # What is not heard in time comes as updates once it is.
-        await self._bus.acquire(cells)
-        if listed:
-            await self._bus.follow(listed)
+        self._needs[watch] = needs
         if before is not None:
-            self._release(before)
+            self._bus.release(*before)
         watch.interval = wanted.interval
         self._index.watch(watch, ViewKey(wanted.area, wanted.vendors, wanted.open), self._clock())
 
@@ -42,30 +58,26 @@ class Watches:
         """End a watch."""
         needs = self._needs.pop(watch, None)
         if needs is not None:
-            self._release(needs)
+            self._bus.release(*needs)
         self._index.unwatch(watch)
 
-    def gap(self, cells: frozenset[int]) -> None:
-        """What happened in these cells may have been missed: their watchers get snapshots."""
+    def gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
+        """What happened in these cells or to these listed vendors may have been missed: snapshots for who watches."""
         self._index.resnapshot(
-            [watch for watch, (needed, _) in self._needs.items() if not cells.isdisjoint(needed)], self._clock()
+            [
+                watch
+                for watch, needs in self._needs.items()
+                if not (cells.isdisjoint(needs.cells) and vendor_ids.isdisjoint(needs.listed))
+            ],
+            self._clock(),
         )
 
-    async def members(self, wanted: protocol.Watch) -> list[Vendor]:
-        """The vendors that a watch would show now."""
-        cells = bus_cover(wanted.area) if wanted.area is not None else frozenset[int]()
-        listed: Iterable[str] = wanted.vendors or ()
-        await self._bus.acquire(cells)
+    async def members(self, wanted: protocol.Watch) -> tuple[list[Vendor], bool]:
+        """The vendors that a watch would show now, and whether these are surely all."""
+        needs = needs_of(wanted)
+        self._bus.hold(*needs)
         try:
-            if listed:
-                await self._bus.follow(listed)
-            return self._index.members(ViewKey(wanted.area, wanted.vendors, wanted.open))
+            complete = await self._bus.ready(*needs)
+            return self._index.members(ViewKey(wanted.area, wanted.vendors, wanted.open)), complete
         finally:
-            self._bus.release(cells)
-            if listed:
-                self._bus.unfollow(listed)
-
-    def _release(self, needs: tuple[frozenset[int], frozenset[str]]) -> None:
-        cells, listed = needs
-        self._bus.release(cells)
-        self._bus.unfollow(listed)
+            self._bus.release(*needs)

@@ -76,6 +76,11 @@ class App:
         assert self.socket._response.connection.transport is not None
         self.socket._response.connection.transport.abort()
 
+    @property
+    def reading(self) -> bool:
+        """Whether the app still takes messages: false at the end, and when one did not fit what it holds."""
+        return self._reader is not None and not self._reader.done()
+
     async def send(self, message: Any) -> None:
         """Send a message as JSON, bytes as they are."""
         if isinstance(message, bytes):
