@@ -254,6 +254,13 @@ def watch_id(message: Mapping[str, Any]) -> str:
     return id
 
 
+def named(data: str | bytes) -> str | None:
+    """The watch that a message which can't be accepted was about, if it says."""
+    with suppress(ProtocolError):
+        return watch_id(decode_object(data))
+    return None
+
+
 def decode_area(value: Any, bounds: Bounds) -> Area:
     """A circle, a box or a polygon, no larger than the bounds allow."""
     if type(value) is not dict:

@@ -356,6 +356,7 @@ class Sockets:
                     self._admit(connection, message.token)
                 patience.good()
             except ProtocolError as wrong:
+                id = id or protocol.named(data)
                 outbox.send(protocol.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))
                 patience.bad(wrong)
             if not outbox.ready():

@@ -42,6 +42,7 @@ from streamer.protocol import (
     shown,
     update_body,
     update_head,
+    named,
 )
 
 NOW = 1_732_467_600_000
@@ -664,3 +665,11 @@ def test_joined_messages(id: str, entered: list[str], moved: list[str], left: li
         lists = {"entered": cards, "moved": [orjson.loads(fix) for fix in fixes], "left": left}
         expected = {"type": "update", "id": id, **{name: entries for name, entries in lists.items() if entries}}
         assert orjson.loads(update_head(id) + update_body(encoded, fixes, left)) == expected
+
+
+def test_a_refused_watch_is_still_named() -> None:
+    """An app with several watches must know which of them was refused."""
+    assert named(b'{"type":"watch","id":"w7","area":5}') == "w7"
+    assert named(b'{"type":"watch","id":7}') is None
+    assert named(b'["w7"]') is None
+    assert named(b"{") is None
