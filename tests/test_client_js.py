@@ -19,8 +19,8 @@ from streamer import database
 from streamer.auth import make_token
 from tests.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.conftest import Serve
-from tests.process import ServerProcess
 from tests.network import Proxy
+from tests.process import ServerProcess
 
 HERE = Path(__file__).parent / "js"
 LAT, LONG = 52.2297, 21.0122

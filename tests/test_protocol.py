@@ -39,10 +39,10 @@ from streamer.protocol import (
     encode_reject,
     encode_snapshot,
     encode_unwatched,
+    named,
     shown,
     update_body,
     update_head,
-    named,
 )
 
 NOW = 1_732_467_600_000
