@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -175,6 +176,16 @@ class Server:
         log.error("storing failed in a way that should not be", error=repr(error))
 
 
+def not_listening(host: str, port: int, error: OSError) -> SettingsError:
+    """Why it is not possible to listen there, and what to do."""
+    where = f"{f'[{host}]' if ':' in host else host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return SettingsError(f"port {port} is taken: stop what listens on {where}, or choose another by --port")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return SettingsError(f"listening on {where} is not allowed: choose a port from 1024 on by --port")
+    return SettingsError(f"can't listen on {where}: {error.strerror or error}; choose another address by --host")
+
+
 async def open_server(settings: Settings) -> Server:
     """A server on the database and Redis of the settings; refuses a database that is not at the newest migration."""
     if settings.database_url is None or settings.redis_url is None:
@@ -205,9 +216,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Server, str]]:
         try:
             await site.start()
         except OSError as taken:
-            raise SettingsError(
-                f"can't listen on {settings.host}:{settings.port}: {taken.strerror}; choose another by --port"
-            ) from taken
+            raise not_listening(settings.host, settings.port, taken) from None
         stack.push_async_callback(site.stop)
         host, port = runner.addresses[0][:2]
         yield server, f"http://{f'[{host}]' if ':' in host else host}:{port}"

