@@ -21,6 +21,7 @@ from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.http import MOST_BODY, Http, problems
 from streamer.live import LiveIndex
 from streamer.positions import Positions
+from streamer.rate import Allowances
 from streamer.reports import Reports
 from streamer.settings import Settings
 from streamer.sockets import Sockets
@@ -75,6 +76,7 @@ class Server:
         self.authenticator = Authenticator(
             settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None, settings.jwks_url
         )
+        allowances = Allowances(settings.vendor_rate, settings.vendor_burst)
         self.sockets = Sockets(
             settings,
             store,
@@ -83,12 +85,20 @@ class Server:
             self.watches,
             self.index,
             self.authenticator,
+            allowances,
             clock,
             self.ticker.changed,
         )
         self.http = Http(settings, store, self.watches, self.authenticator, clock, self.unready)
         self.reports = Reports(
-            settings, store, self.batcher, self.bus.fleet, self.authenticator, clock, self.sockets.vendor_gone
+            settings,
+            store,
+            self.batcher,
+            self.bus.fleet,
+            self.authenticator,
+            allowances,
+            clock,
+            self.sockets.vendor_gone,
         )
         self.supervisor = Supervisor()
         self.app = web.Application(middlewares=[problems], client_max_size=MOST_BODY)

@@ -24,6 +24,15 @@ CHUNK_BYTES = 560
 PING_BYTES = 40
 """What a chunk and each of its pings take beside the row bytes: objects, numbers, references (measured)."""
 
+MOST_JOINED = 500
+"""Pings up to which a waiting chunk takes more of its session in; a larger one would coarsen the batches."""
+ROOM_FOR_BACKLOG = 0.75
+"""The share of the buffer that a backlog may fill; the rest is for live pings."""
+CONTENDED = 0.25
+"""The share of the buffer beyond which it is fought over."""
+QUIET = 1.0
+"""Seconds without a live ping after which a backlog gets whole batches."""
+
 RESTART_AFTER = 1.0
 _NONE_REJECTED: Rejected = {}
 
@@ -34,10 +43,14 @@ class Chunk:
     `rows` are `count` rows of `row_size` bytes (location.RowEncoder) in the order of `seqs`. `live`: fresh pings, which
     go ahead of a backlog. `newest` is the (timestamp ms, lat, long) that counts for the vendor's position. `settled` is
     called exactly once, in the loop, when every ping is committed or rejected. `cost` is the bytes it takes in memory,
-    about; `tried` says that an earlier attempt may have stored it already.
+    about; `tried` says that an earlier attempt may have stored it already; `admitted`, that it is or was in the buffer;
+    `waiting`, that it is there and no attempt has begun, so that more of its session may join it. `after` is a live one
+    that it must not overtake.
     """
 
     __slots__ = (
+        "admitted",
+        "after",
         "cost",
         "count",
         "live",
@@ -49,13 +62,14 @@ class Chunk:
         "settled",
         "tried",
         "vendor_id",
+        "waiting",
     )
 
     def __init__(
         self,
         vendor_id: str,
         seqs: Sequence[int],
-        rows: bytes,
+        rows: bytes | bytearray,
         live: bool,
         newest: tuple[int, float, float],
         settled: Callable[[Chunk, Rejected], None],
@@ -70,7 +84,25 @@ class Chunk:
         self.newest = newest
         self.settled = settled
         self.offered_at = 0.0
-        self.tried = False
+        self.tried = self.admitted = self.waiting = False
+        self.after: Chunk | None = None
+
+    def join(self, seqs: Sequence[int], rows: bytes, newest: tuple[int, float, float]) -> None:
+        """Take in pings that came after its own, of the same session."""
+        # Lists and bytearrays grow in place, with an eighth to spare.
+        if not isinstance(self.rows, bytearray):
+            self.seqs, self.rows = list(self.seqs), bytearray(self.rows)
+        assert isinstance(self.seqs, list)
+        self.seqs += seqs
+        self.rows += rows
+        self.count += len(seqs)
+        self.cost += joined_cost(len(seqs), len(rows))
+        self.newest = max(self.newest, newest)
+
+
+def joined_cost(pings: int, row_bytes: int) -> int:
+    """Bytes that pings take in a chunk that was there already."""
+    return row_bytes + row_bytes // 8 + PING_BYTES * pings
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +174,14 @@ class Batcher:
         self._live: deque[Chunk] = deque()
         self._backlog: deque[Chunk] = deque()
         self._in_flight: list[Chunk] = []
-        self._waiters: deque[tuple[asyncio.Future[None], Chunk]] = deque()
+        # Who waits for room, with live pings and with others.
+        self._waiters: dict[bool, deque[tuple[asyncio.Future[None], Chunk]]] = {True: deque(), False: deque()}
 
         self._ready = 0
         self._arrived = 0
         self._rate = 0.0
         self._rated_at = clock()
-        self._took_at = -inf
+        self._took_at = self._live_at = -inf
         # As many ready pings wake the lane: it sleeps for the first, or for a full batch, or it is at work.
         self._wake_at: float = inf
         self._wake = asyncio.Event()
@@ -180,9 +213,27 @@ class Batcher:
 
     def offer(self, chunk: Chunk) -> bool:
         """Take a chunk in; False when the buffer is full or others wait for room: then `put` it."""
-        if self._waiters or self._closed or not self._fits(chunk):
+        if self._waiters[chunk.live] or self._closed or not self._fits(chunk.live, chunk.count, chunk.cost):
             return False
         self._admit(chunk)
+        return True
+
+    def join(self, chunk: Chunk, seqs: Sequence[int], rows: bytes, newest: tuple[int, float, float]) -> bool:
+        """Add pings to a chunk of their session that still waits: a fifth of the memory that one of their own takes.
+
+        False when it can't be: then `offer` them.
+        """
+        count, cost = len(seqs), joined_cost(len(seqs), len(rows))
+        if (
+            not chunk.waiting
+            or chunk.count + count > MOST_JOINED
+            or self._waiters[chunk.live]
+            or self._closed
+            or not self._fits(chunk.live, count, cost)
+        ):
+            return False
+        chunk.join(seqs, rows, newest)
+        self._count(count, cost, chunk.live)
         return True
 
     async def put(self, chunk: Chunk) -> None:
@@ -195,13 +246,13 @@ class Batcher:
         if self._closed:
             raise Unavailable("pings are no longer taken: the server is stopping; send what was not acked again later")
         waiter = (asyncio.get_running_loop().create_future(), chunk)
-        self._waiters.append(waiter)
+        self._waiters[chunk.live].append(waiter)
         self._settled_all.clear()
         try:
             await waiter[0]
         except asyncio.CancelledError:
             with suppress(ValueError):
-                self._waiters.remove(waiter)
+                self._waiters[chunk.live].remove(waiter)
             self._admit_waiters()
             self._check_settled()
             raise
@@ -209,7 +260,12 @@ class Batcher:
     @property
     def full(self) -> bool:
         """Whether somebody waits for room."""
-        return bool(self._waiters)
+        return bool(self._waiters[True] or self._waiters[False])
+
+    @property
+    def contended(self) -> bool:
+        """Whether so much waits that those who send most must be held back."""
+        return self.pings > self._max_pings * CONTENDED or self.bytes > self._max_bytes * CONTENDED
 
     @property
     def oldest_wait(self) -> float:
@@ -218,32 +274,38 @@ class Batcher:
         held += [chunk.offered_at for chunk in self._in_flight]
         return max(0.0, self._clock() - min(held)) if held else 0.0
 
-    def _fits(self, chunk: Chunk) -> bool:
+    def _fits(self, live: bool, count: int, cost: int) -> bool:
+        share = 1.0 if live else ROOM_FOR_BACKLOG
         # A chunk larger than the whole buffer goes when it has the buffer to itself.
         return not self.pings or (
-            self.pings + chunk.count <= self._max_pings and self.bytes + chunk.cost <= self._max_bytes
+            self.pings + count <= self._max_pings * share and self.bytes + cost <= self._max_bytes * share
         )
 
     def _admit(self, chunk: Chunk) -> None:
         chunk.offered_at = self._clock()
+        chunk.admitted = chunk.waiting = True
         (self._live if chunk.live else self._backlog).append(chunk)
-        self.pings += chunk.count
-        self.bytes += chunk.cost
-        self._arrived += chunk.count
-        self._ready += chunk.count
+        self._count(chunk.count, chunk.cost, chunk.live)
+
+    def _count(self, count: int, cost: int, live: bool) -> None:
+        self.pings += count
+        self.bytes += cost
+        self._arrived += count
+        self._ready += count
         self._settled_all.clear()
         if self._ready >= self._wake_at:
             self._wake.set()
 
     def _admit_waiters(self) -> None:
-        while self._waiters and self._fits(self._waiters[0][1]):
-            room, chunk = self._waiters.popleft()
-            if not room.done():
-                self._admit(chunk)
-                room.set_result(None)
+        for live, waiters in self._waiters.items():
+            while waiters and self._fits(live, waiters[0][1].count, waiters[0][1].cost):
+                room, chunk = waiters.popleft()
+                if not room.done():
+                    self._admit(chunk)
+                    room.set_result(None)
 
     def _check_settled(self) -> None:
-        if not self.pings and not self._waiters:
+        if not self.pings and not self.full:
             self._settled_all.set()
 
     # storing
@@ -280,13 +342,15 @@ class Batcher:
             await self._sleep(self._pacing.full, remaining)
 
     def _take(self) -> list[Chunk]:
-        """Live pings first. A backlog has a quarter of a batch: no less, or it would starve, and no more, or the next
-        live ping would wait behind a long COPY. The first chunk of either goes whatever its size."""
-        share = self._batch_pings // 4
+        """Live pings first. While there are any, a backlog has a quarter of a batch: no less, or it would starve, and
+        no more, or the next live ping would wait behind a long COPY. The first of either goes whatever its size."""
+        self._took_at = self._clock()
+        if self._live:
+            self._live_at = self._took_at
+        share = self._batch_pings // 4 if self._took_at - self._live_at < QUIET else self._batch_pings
         batch = _take_from(self._live, self._batch_pings - (share if self._backlog else 0))
         batch += _take_from(self._backlog, share)
         self._ready -= sum(chunk.count for chunk in batch)
-        self._took_at = self._clock()
         return batch
 
     async def _store_until_known(self, batch: list[Chunk]) -> Mapping[Chunk, Rejected]:
@@ -379,8 +443,7 @@ class Batcher:
         self._closed = True
         if self._restart is not None:
             self._restart.cancel()
-        while self._waiters:
-            room, _ = self._waiters.popleft()
+        for room, _ in (*self._waiters[True], *self._waiters[False]):
             if not room.done():
                 room.set_exception(
                     Unavailable("the server stopped before there was room; send what was not acked again later")
@@ -393,7 +456,10 @@ class Batcher:
 def _take_from(queue: deque[Chunk], room: int) -> list[Chunk]:
     taken: list[Chunk] = []
     while queue and (queue[0].count <= room or not taken):
+        if (after := queue[0].after) is not None and after.waiting:
+            break
         chunk = queue.popleft()
+        chunk.waiting, chunk.after = False, None
         taken.append(chunk)
         room -= chunk.count
     return taken

@@ -84,7 +84,7 @@ class RowEncoder:
         return b"".join([row(timestamp, lat, long) for timestamp, lat, long in pings])
 
 
-def decode_rows(rows: bytes, size: int) -> list[tuple[str, str, float, float, int]]:
+def decode_rows(rows: bytes | bytearray, size: int) -> list[tuple[str, str, float, float, int]]:
     """The rows of one vendor back as (id, vendorId, lat, long, timestamp), for the few that can't go by COPY."""
     fields = Struct(f">hi25si{size - 71}sididiq")
     return [

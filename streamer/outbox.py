@@ -45,6 +45,11 @@ class Outbox:
         return self._transport.get_write_buffer_size() == 0
 
     @property
+    def closing(self) -> bool:
+        """Whether the client is gone, or will be once it has taken what waits."""
+        return self._transport.is_closing()
+
+    @property
     def unread(self) -> int:
         """Bytes that wait for the client; none once it is gone."""
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()

@@ -16,11 +16,13 @@ from streamer.batcher import Batcher, Chunk, Rejected
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.fleet import Fleet
 from streamer.http import identify, json_response, problem
+from streamer.intake import encoded
 from streamer.location import RowEncoder
 from streamer.protocol import Ping, Pings, decode_pings, missing_or_invalid, shown
+from streamer.rate import Allowance, Allowances
 from streamer.rights import owned_vendor
 from streamer.settings import Settings
-from streamer.sockets import bounds_of, card_of, make_chunk
+from streamer.sockets import bounds_of, card_of
 from streamer.store import Store, VendorRow
 
 ROOM_WAIT = 3.0
@@ -55,6 +57,7 @@ class Reports:
         batcher: Batcher,
         fleet: Fleet,
         authenticator: Authenticator,
+        allowances: Allowances,
         clock: Callable[[], int],
         gone: Callable[[str], None],
     ) -> None:
@@ -62,6 +65,7 @@ class Reports:
         self._batcher = batcher
         self._fleet = fleet
         self._authenticator = authenticator
+        self._allowances = allowances
         self._clock = clock
         self._gone = gone
         self._bounds = bounds_of(settings)
@@ -126,6 +130,15 @@ class Reports:
         `asked` is when the row was asked for: a vendor that opened or closed since then is not put back.
         """
         now = self._clock()
+        allowance = self._allowances.of(row.vendor_id, asyncio.get_running_loop().time())
+        wait = allowance.wait(asyncio.get_running_loop().time(), self._batcher.contended)
+        if wait > 0:
+            raise ProtocolError(
+                ErrorCode.RATE_LIMITED,
+                f"vendor {row.vendor_id!r} sends more than the others can spare and {allowance.unsettled} of its pings"
+                " wait to be stored: send the same again later",
+                retry_after_ms=max(1000, round(wait * 1000)),
+            )
         pings = decode_pings(items, now, None, self._bounds)
         refused: Rejected = {}
         if pings.accepted:
@@ -133,7 +146,7 @@ class Reports:
             if newest.timestamp >= now - self._live_max_age:
                 self._fleet.http(row.vendor_id, card_of(row, asked), now)
                 self._fleet.fix(row.vendor_id, *newest[1:], now)
-            refused = await self._stored(row.vendor_id, pings.accepted, now)
+            refused = await self._stored(row.vendor_id, allowance, pings.accepted, now)
             for code, message in refused.values():
                 if code is ErrorCode.VENDOR_NOT_FOUND:
                     self._gone(row.vendor_id)
@@ -141,17 +154,25 @@ class Reports:
         rejected = rejections(pings, refused)
         return Outcome(len(items) - len(rejected), rejected, now)
 
-    async def _stored(self, vendor_id: str, pings: list[Ping], now: int) -> Rejected:
+    async def _stored(self, vendor_id: str, allowance: Allowance, pings: list[Ping], now: int) -> Rejected:
         """Wait until all are committed, but those that never will be; ProtocolError when that takes too long."""
         settled: asyncio.Future[Rejected] = asyncio.get_running_loop().create_future()
 
         def settle(_: Chunk, rejected: Rejected) -> None:
+            allowance.unsettled -= len(pings)
             if not settled.done():
                 settled.set_result(rejected)
 
-        chunk = make_chunk(RowEncoder(vendor_id), pings, now, self._live_max_age, settle)
+        prompt = allowance.take(len(pings), asyncio.get_running_loop().time())
+        seqs, rows, newest = encoded(RowEncoder(vendor_id), pings)
+        chunk = Chunk(vendor_id, seqs, rows, prompt and newest[0] >= now - self._live_max_age, newest, settle)
+        allowance.unsettled += len(pings)
         if not self._batcher.offer(chunk):
-            await self._put(chunk)
+            try:
+                await self._put(chunk)
+            finally:
+                if not chunk.admitted:
+                    allowance.unsettled -= len(pings)
         try:
             async with asyncio.timeout(self._settle_wait):
                 return await settled

@@ -132,6 +132,12 @@ class VendorSession:
             received.replies = [*received.replies, *self.settled(pending)]
         return received
 
+    def join(self, pending: Pending) -> None:
+        """The newest message's pings joined those of `pending`, the one before that has any: one settling for both."""
+        pending.last_seq = self._pending[-1].last_seq
+        while self._pending[-1] is not pending:
+            self._pending.pop()
+
     def settled(self, pending: Pending, rejected: Sequence[Reject] = ()) -> list[bytes]:
         """These pings are committed or rejected: what to tell the client now."""
         replies = [encode_reject(reject) for reject in rejected] if rejected else []

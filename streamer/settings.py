@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     pool_timeout: float = _setting(10.0, "longest wait for a free connection", "s", gt=0)
     statement_timeout: float = _setting(30.0, "a statement that takes longer is given up", "s", gt=0)
     buffer_pings: int = _setting(
-        200_000, "pings that may wait for PostgreSQL; then sockets are not read", "pings", ge=1000
+        500_000, "pings that may wait for PostgreSQL; then sockets are not read", "pings", ge=1000
     )
     buffer_bytes: int = _setting(64 << 20, "bytes that waiting pings may take", "bytes", ge=1 << 20)
     batch_pings: int = _setting(10_000, "most pings in one COPY", "pings", ge=1, le=100_000)
@@ -66,6 +66,18 @@ class Settings(BaseSettings):
     # vendors
     max_batch: int = _setting(500, "most pings in one message", "pings", ge=1, le=10_000)
     future_tolerance: float = _setting(60.0, "a ping further in the future is rejected", "s", ge=0)
+    vendor_rate: float = _setting(
+        200.0,
+        "a vendor within it goes ahead of others' backlogs; above it is read no faster while the buffer is contended",
+        "pings/s",
+        gt=0,
+    )
+    vendor_burst: int = _setting(
+        20_000, "so many of a vendor are taken at full speed; more of it never wait for PostgreSQL", "pings", ge=1
+    )
+    vendor_messages: float = _setting(
+        50_000.0, "a vendor's connection that sends more is warned, paused, at last closed", "messages/s", gt=0
+    )
     live_max_age: float = _setting(600.0, "an older fix is history only", "s", gt=0)
     offline_after: float = _setting(60.0, "online this long after the socket or last HTTP ping", "s", gt=0)
     leave_after: float = _setting(600.0, "gone from the map this long after going offline", "s", gt=0)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from functools import partial
+from typing import Any
 
 import structlog
 from aiohttp import WSMsgType, web
+from aiohttp.base_protocol import BaseProtocol
 
 from streamer import live, protocol
 from streamer.auth import Authenticator, Identity
-from streamer.batcher import Batcher, Chunk, Rejected
+from streamer.batcher import Batcher, Rejected
 from streamer.bus import Bus
 from streamer.errors import CloseCode, ErrorCode, ProtocolError, Unavailable
+from streamer.intake import Intake
 from streamer.live import Card
-from streamer.location import RowEncoder
 from streamer.outbox import PING_FRAME, Outbox
 from streamer.protocol import Bounds, Reject
+from streamer.rate import PAUSE, Allowances, Limit
 from streamer.rights import owned_vendor
-from streamer.session import Closing, Patience, Pending, VendorSession, timestamp_of
+from streamer.session import Closing, Patience, Pending, VendorSession
 from streamer.settings import Settings
 from streamer.store import Store, VendorRow
 from streamer.watches import Watches
@@ -30,7 +32,13 @@ log = structlog.get_logger()
 
 MAX_UNREAD = 64 << 10
 """Bytes of answers a vendor app may leave unread before its messages are not read either."""
+READ_AHEAD = 16 << 10
+"""Bytes that are read of a client whose messages are held back, so that its pings and pongs are heard."""
+TURN = 64
+"""Messages of one connection after which the others have their turn."""
+RETRY_AFTER_MS = 2000
 REFUSALS = {ErrorCode.VENDOR_NOT_FOUND: CloseCode.NOT_FOUND, ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN}
+DATA = (WSMsgType.TEXT, WSMsgType.BINARY)
 CLOSE_TIMEOUT = 3.0
 """Seconds a client gets to answer a close."""
 LOOK_EVERY = 2.0
@@ -40,18 +48,43 @@ LOOK_EVERY = 2.0
 class Connection:
     """One open WebSocket as the heartbeat sees it."""
 
-    __slots__ = ("closing", "expires", "heard", "held", "outbox", "pinged", "vendor_id", "ws")
+    __slots__ = (
+        "ahead",
+        "ahead_bytes",
+        "closing",
+        "expires",
+        "heard",
+        "held",
+        "limit",
+        "outbox",
+        "pinged",
+        "protocol",
+        "turn",
+        "vendor_id",
+        "ws",
+    )
 
-    def __init__(self, ws: web.WebSocketResponse, outbox: Outbox, now: float) -> None:
+    def __init__(self, ws: web.WebSocketResponse, protocol: BaseProtocol, outbox: Outbox, now: float) -> None:
         self.ws = ws
+        self.protocol = protocol
         self.outbox = outbox
         self.heard = now
         self.pinged = now
         self.held = False
         """The server is not reading: silence is its own doing."""
+        self.limit: Limit | None = None
+        self.turn = 0
+        self.ahead: list[Any] = []
+        """Messages that came while those before were held back; the last one may be the end of the connection."""
+        self.ahead_bytes = 0
         self.expires: float | None = None
         self.vendor_id: str | None = None
         self.closing: asyncio.Task[None] | None = None
+
+    def keep(self, message: Any) -> None:
+        """Put a message by until those before it are done with."""
+        self.ahead.append(message)
+        self.ahead_bytes += size_of(message)
 
     def end(self, code: CloseCode, reason: str = "") -> None:
         """Close from outside the connection's own task; a client that takes nothing is cut after a while."""
@@ -76,6 +109,7 @@ class Sockets:
         watches: Watches,
         index: live.LiveIndex,
         authenticator: Authenticator,
+        allowances: Allowances,
         clock: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
@@ -90,6 +124,7 @@ class Sockets:
         self._watches = watches
         self._index = index
         self._authenticator = authenticator
+        self._allowances = allowances
         self._clock = clock
         self._changed = changed
         self._bounds = bounds_of(settings)
@@ -196,7 +231,7 @@ class Sockets:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client went away during the handshake")
-        connection = Connection(ws, Outbox(transport), asyncio.get_running_loop().time())
+        connection = Connection(ws, request.protocol, Outbox(transport), asyncio.get_running_loop().time())
         self.connections.add(connection)
         return connection
 
@@ -216,8 +251,21 @@ class Sockets:
         ws = connection.ws
         loop = asyncio.get_running_loop()
         while True:
-            message = await ws.receive()
+            if connection.ahead:
+                message = connection.ahead.pop(0)
+                connection.ahead_bytes -= size_of(message)
+            else:
+                message = await ws.receive()
             connection.heard = loop.time()
+            connection.turn += 1
+            if connection.turn % TURN == 0:
+                # While aiohttp has more of a client's messages, nothing above gives way to anyone.
+                await asyncio.sleep(0)
+            if connection.limit is not None and connection.limit.over(connection.heard):
+                warning = protocol.encode_error(*connection.limit.warning, retry_after_ms=int(PAUSE * 1000))
+                connection.outbox.send(warning)
+                if not await self._meanwhile(connection, asyncio.sleep(PAUSE)):
+                    return None
             kind = message.type
             if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
                 data: bytes = message.data
@@ -226,6 +274,49 @@ class Sockets:
                 await ws.pong(message.data)
             elif kind is not WSMsgType.PONG:
                 return None
+
+    async def _meanwhile(self, connection: Connection, waiting: Coroutine[Any, Any, None]) -> bool:
+        """Wait for something with the client's messages held back; False when the client is gone before.
+
+        Its pings are answered and its pongs are heard, as far as they are not behind more than READ_AHEAD bytes.
+        """
+        ws, loop = connection.ws, asyncio.get_running_loop()
+        task = asyncio.create_task(waiting, name="held")
+        reading: asyncio.Task[Any] | None = None
+        try:
+            while not task.done():
+                if connection.closing is not None or connection.outbox.closing:
+                    return False
+                if reading is None and connection.ahead_bytes < READ_AHEAD:
+                    reading = asyncio.create_task(ws.receive(), name="read ahead")
+                elif reading is None and not connection.held:
+                    connection.held = True
+                    connection.protocol.pause_reading()
+                await asyncio.wait(
+                    {task, reading} if reading else {task}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED
+                )
+                if reading is not None and reading.done():
+                    message, reading = reading.result(), None
+                    connection.heard = loop.time()
+                    if message.type is WSMsgType.PING:
+                        await ws.pong(message.data)
+                    elif message.type in DATA:
+                        connection.keep(message)
+                    elif message.type is not WSMsgType.PONG:
+                        return False
+            await task
+        finally:
+            task.cancel()
+            if reading is not None:
+                # A message that is there stays with aiohttp, as its queue looks for a cancellation first.
+                reading.cancel()
+                await asyncio.wait({reading})
+            await asyncio.gather(task, return_exceptions=True)
+            connection.heard = loop.time()
+            if connection.held:
+                connection.held = False
+                connection.protocol.resume_reading()
+        return True
 
     async def _identify(self, request: web.Request, connection: Connection, *, required: bool) -> Identity | None:
         token = token_of(request)
@@ -276,16 +367,20 @@ class Sockets:
             live_max_age=live_max_age,
             max_bad_messages=settings.max_bad_messages,
         )
-        encoder = RowEncoder(vendor_id)
+        loop = asyncio.get_running_loop()
 
-        def settled(pending: Pending, chunk: Chunk, rejected: Rejected) -> None:
+        def settled(pending: Pending, rejected: Rejected) -> None:
             rejects = [Reject(seq, *why) for seq, why in rejected.items()] if rejected else ()
             for reply in session.settled(pending, rejects):
                 outbox.send(reply)
             if rejects and any(reject.code is ErrorCode.VENDOR_NOT_FOUND for reject in rejects):
                 self.vendor_gone(vendor_id)
 
+        allowance = self._allowances.of(vendor_id, loop.time())
+        intake = Intake(self._batcher, session, allowance, vendor_id, live_max_age, settled, loop.time)
+        connection.limit = Limit(settings.vendor_messages, loop.time())
         connection.vendor_id = vendor_id
+        allowance.connections += 1
         fleet.connect(vendor_id, card_of(row, read_at), clock())
         try:
             while (data := await self._message(connection)) is not None:
@@ -297,14 +392,13 @@ class Sockets:
                 if newest is not None:
                     fleet.fix(vendor_id, newest.timestamp, newest.lat, newest.long, newest.heading, newest.speed, now)
                 if received.pending is not None:
-                    chunk = make_chunk(encoder, received.pings, now, live_max_age, partial(settled, received.pending))
-                    if not self._batcher.offer(chunk):
-                        connection.held = True
-                        await self._batcher.put(chunk)
-                        connection.held = False
+                    chunk = intake.take(received.pings, received.pending, now)
+                    if chunk is not None and not await self._meanwhile(connection, intake.put(chunk)):
+                        break  # nobody is there to be acked, and who comes back sends it again
+                    if intake.excessive and not await self._meanwhile(connection, intake.rest()):
+                        break
                 if received.status is not None:
-                    await self._store.set_open(vendor_id, received.status.open)
-                    fleet.card(vendor_id, Card(clock(), row.name, received.status.open, row.primary_image), clock())
+                    await self._open_or_close(connection, row, received.status.open)
                 if received.auth is not None:
                     again = self._admit(connection, received.auth.token)
                     if again.clerk_id != identity.clerk_id:
@@ -316,7 +410,19 @@ class Sockets:
                     await self._drained(connection)
         finally:
             connection.held = False
+            allowance.connections -= 1
             fleet.disconnect(vendor_id, clock())
+
+    async def _open_or_close(self, connection: Connection, row: VendorRow, open: bool) -> None:
+        """Open or close a vendor for business; in an outage of PostgreSQL the app is asked to say it again."""
+        try:
+            await self._store.set_open(row.vendor_id, open)
+        except Unavailable as away:
+            message = f"open is not {str(open).lower()} yet, say it again: {away}"
+            connection.outbox.send(protocol.encode_error(ErrorCode.OVERLOADED, message, retry_after_ms=RETRY_AFTER_MS))
+        else:
+            now = self._clock()
+            self._bus.fleet.card(row.vendor_id, Card(now, row.name, open, row.primary_image), now)
 
     async def _drained(self, connection: Connection) -> None:
         """Wait while the client leaves too many answers unread; the heartbeat ends it when it takes nothing at all."""
@@ -395,24 +501,6 @@ def card_of(row: VendorRow, now: int) -> Card:
     return Card(now, row.name, row.open, row.primary_image)
 
 
-def make_chunk(
-    encoder: RowEncoder,
-    pings: Sequence[protocol.Ping],
-    now: int,
-    live_max_age: float,
-    settled: Callable[[Chunk, Rejected], None],
-) -> Chunk:
-    """One message's pings as the batcher takes them; old ones are a backlog, behind which no fresh one waits."""
-    if len(pings) == 1:
-        seq, timestamp, lat, long, _, _ = pings[0]
-        row = encoder.row(timestamp, lat, long)
-        return Chunk(encoder.vendor_id, (seq,), row, timestamp >= now - live_max_age, (timestamp, lat, long), settled)
-    newest = max(pings, key=timestamp_of)
-    return Chunk(
-        encoder.vendor_id,
-        [ping.seq for ping in pings],
-        encoder.encode([ping[1:4] for ping in pings]),
-        newest.timestamp >= now - live_max_age,
-        newest[1:4],
-        settled,
-    )
+def size_of(message: Any) -> int:
+    """What a message takes in memory, about: its text, and the objects around that."""
+    return len(message.data) + 200

@@ -446,7 +446,7 @@ class _Part:
         return self.chunk.seqs[self.start : self.stop]
 
     @property
-    def rows(self) -> bytes:
+    def rows(self) -> bytes | bytearray:
         size = self.chunk.row_size
         return self.chunk.rows[self.start * size : self.stop * size]
 

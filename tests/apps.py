@@ -125,11 +125,12 @@ class VendorApp(App):
         """Report a position."""
         await self.send({"type": "ping", "lat": lat, "long": long, **fields})
 
-    async def acked(self, seq: int) -> None:
+    async def acked(self, seq: int, within: float = WITHIN) -> None:
         """Wait until a seq is acked."""
         await eventually(
             lambda: any(m["type"] == "ack" and m["seq"] >= seq for m in self.messages),
             f"an ack of {seq}, only {self.messages[-5:]}",
+            within,
         )
 
 
