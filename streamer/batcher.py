@@ -333,7 +333,8 @@ class Batcher:
 
     async def _hold_back(self) -> None:
         now = self._clock()
-        self._rate = arrival_rate(self._rate, self._arrived, now - self._rated_at)
+        # Capped where it makes no difference any more: after a burst the pace is found again within a second.
+        self._rate = min(arrival_rate(self._rate, self._arrived, now - self._rated_at), 2 * self._pacing.fast)
         self._arrived, self._rated_at = 0, now
         gap = 0.0 if self._draining else commit_gap(self._rate, self._ready, self._pacing)
         # From start to start: while a long COPY ran, the gap has passed already.
