@@ -325,7 +325,7 @@ class Bus:
     async def _flush_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if self._retry:
+            if self._retry or self._leaving or self._gone:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RETRY):
                         await self._wake.wait()
@@ -335,9 +335,9 @@ class Bus:
             started = loop.time()
             count = len(self._dirty)
             await self._flush()
-            rest = min(self._flush_gap, count * 0.005) - (loop.time() - started)
-            if rest > 0:
-                await asyncio.sleep(rest)
+            # While a node is away a flush gives way to nobody, and what it could not do may wake the next one at once.
+            least = self._flush_gap if self._retry or self._leaving else min(self._flush_gap, count * 0.005)
+            await asyncio.sleep(max(least - (loop.time() - started), 0))
 
     async def _flush(self) -> None:
         """Write and publish what changed; what could not be is kept for the next time."""
