@@ -18,6 +18,7 @@ from streamer.auth import Authenticator
 from streamer.batcher import Batcher
 from streamer.bus import Bus
 from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.files import CLIENT, client_folder, handing_out
 from streamer.http import MOST_BODY, Http, problems
 from streamer.live import LiveIndex
 from streamer.positions import Positions
@@ -106,6 +107,7 @@ class Server:
             [
                 web.get("/livez", self.http.livez),
                 web.get("/readyz", self.http.readyz),
+                web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
                 web.get("/v1/vendors/nearby", self.http.nearby),

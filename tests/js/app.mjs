@@ -1,8 +1,8 @@
 // A vendor or customer app on the JavaScript client, told what to do by JSON lines on stdin; what happens goes to stdout.
 
 import { createInterface } from "node:readline";
-import { CustomerClient, MemoryQueue, VendorClient } from "../../streamer/web/client/streamer-client.js";
-import { FileQueue } from "../../streamer/web/client/file-queue.js";
+import { CustomerClient, MemoryQueue, VendorClient } from "../../clients/js/venta.js";
+import { FileQueue } from "../../clients/js/file-queue.js";
 
 const [kind, url, settings] = [process.argv[2], process.argv[3], JSON.parse(process.argv[4] ?? "{}")];
 const say = (event, fields = {}) => console.log(JSON.stringify({ event, ...fields }));

@@ -3,8 +3,8 @@ import { mkdtemp, readFile, writeFile, appendFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { FileQueue } from "../../streamer/web/client/file-queue.js";
-import { Watch, backoff, comeBack, expiry } from "../../streamer/web/client/streamer-client.js";
+import { FileQueue } from "../../clients/js/file-queue.js";
+import { Watch, backoff, comeBack, expiry } from "../../clients/js/venta.js";
 
 test("close codes are answered as the protocol's table says", () => {
   const table = { 1001: "yes", 1012: "yes", 1009: "no", 4400: "no", 4401: "token", 4403: "no", 4404: "no",

@@ -2,7 +2,7 @@
  * The client of the Venta location streamer, for browsers and Node (20 or newer), without dependencies.
  *
  * `CustomerClient` keeps views of areas true; `VendorClient` keeps each ping until it is stored. Both come back by
- * themselves, as the close codes of the protocol and the server's hints say. The types are in streamer-client.d.ts.
+ * themselves, as the close codes of the protocol and the server's hints say. The types are in venta.d.ts.
  */
 
 const SUBPROTOCOL = "streamer.v1";

@@ -1,4 +1,4 @@
-import type { Ping, Queue } from "./streamer-client.js";
+import type { Ping, Queue } from "./venta.js";
 
 /** A vendor's queue in a file, for Node: every change is a line, and on the disk before it counts. */
 export declare class FileQueue implements Queue {
