@@ -1,12 +1,18 @@
 # syntax=docker/dockerfile:1
 
 FROM python:3.13-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/streamer
+# first what seldom changes; only files whose hashes the locks name
+COPY requirements.lock requirements-build.lock ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip install --require-hashes --requirement requirements-build.lock \
+    && /opt/streamer/bin/pip install --require-hashes --requirement requirements.lock
 COPY . .
 # a wheel, not a checkout, and without extras: only what serving needs
-RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/streamer/bin/pip install --disable-pip-version-check .
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \
+    && /opt/streamer/bin/pip install --no-deps --no-index /tmp/wheel/*.whl
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --user-group --no-create-home streamer

@@ -3,6 +3,8 @@
 #   make run     the whole thing on this machine: PostgreSQL, Valkey, the server, 200 simulated vendors
 #   make test    all checks and tests, as CI runs them (ARGS='-k name' for some of the tests)
 #   make lint    the checks that run no code
+#   make lock    pin all that the server is installed with, anew, with hashes (ARGS=--upgrade: to the newest)
+#   make audit   ask the registry for known vulnerabilities in what the lock pins
 #   make clean   remove what these made, the data of `make run` in .venta/ excepted
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint clean
+.PHONY: run test lint lock audit clean
 
 run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200
@@ -24,6 +26,25 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# requirements.lock is what the server runs with, requirements-build.lock what its wheel is built with; both for every
+# Python and system that is supported. Hashes, so that a registry can't slip in another file under the same version.
+COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	--no-emit-find-links --custom-compile-command 'make lock' $(ARGS)
+
+lock: .venv/tools/bin/uv
+	$< $(COMPILE) --output-file requirements.lock pyproject.toml
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $< $(COMPILE) --output-file requirements-build.lock -
+
+audit: .venv/tools/bin/pip-audit
+	$(BIN)/python .ci/audit.py $< requirements.lock requirements-build.lock
+
+# what makes and checks the locks is kept apart from what they pin
+.venv/tools/bin/uv .venv/tools/bin/pip-audit: | .venv/bin/python
+	test -x .venv/tools/bin/python || $(PYTHON) -m venv .venv/tools
+	.venv/tools/bin/python -m pip --quiet --disable-pip-version-check install $(@F)
+	@touch $@
 
 clean:
 	rm -rf .venv build dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -38,11 +59,15 @@ clean:
 		echo "$(PYTHON) has no venv: install it (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# the stamps: installed again only when pyproject.toml has changed
-.venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(PIP) install --editable '.[dev]'
+# what is run and tested here has the versions that the image has
+.venv/locked.txt: requirements.lock | .venv/bin/python
+	sed -n 's/ *\\$$//; /==/p' requirements.lock > $@
+
+# the stamps: installed again only when pyproject.toml or the lock has changed
+.venv/installed-dev: pyproject.toml .venv/locked.txt | .venv/bin/python
+	$(PIP) install --constraint .venv/locked.txt --editable '.[dev]'
 	@touch $@
 
-.venv/installed-test: pyproject.toml | .venv/bin/python
-	$(PIP) install --editable '.[test]'
+.venv/installed-test: pyproject.toml .venv/locked.txt | .venv/bin/python
+	$(PIP) install --constraint .venv/locked.txt --editable '.[test]'
 	@touch .venv/installed-dev $@
