@@ -39,6 +39,7 @@ class App:
         self.closes: Counter[int] = Counter()
         self.violations: list[str] = []
         self.connecting_since = 0.0
+        self.longest_wait = reconnect.LONGEST_DELAY
         self._target = target
         self._token = token
         self._random = random
@@ -83,7 +84,7 @@ class App:
             self.closes[close.code] += 1
             fruitless = 0 if self.ready.is_set() else fruitless + 1
             self.ready.clear()
-            wait = reconnect.delay(close.code, fruitless, self._bye_ms, self._random.random())
+            wait = reconnect.delay(close.code, fruitless, self._bye_ms, self._random.random(), self.longest_wait)
             self._bye_ms = None
             if wait is None:
                 self.ended = close

@@ -12,7 +12,7 @@ TOKENS_TRIED = 3
 OF_STATUS = {400: 4400, 401: UNAUTHORIZED, 403: 4403, 404: 4404, 426: 4400, 429: 4429}
 
 
-def delay(code: int, attempt: int, bye_ms: int | None, spread: float) -> float | None:
+def delay(code: int, attempt: int, bye_ms: int | None, spread: float, longest: float = LONGEST_DELAY) -> float | None:
     """Seconds until the next try after `attempt` fruitless ones, or None: do not come back.
 
     A server that says goodbye (`bye_ms`) spreads its clients itself; otherwise the wait doubles and is spread by half.
@@ -22,7 +22,7 @@ def delay(code: int, attempt: int, bye_ms: int | None, spread: float) -> float |
     if bye_ms is not None:
         return bye_ms / 1000
     # the exponent is bounded: 2**attempt of a long outage would not fit a float
-    return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempt, 16)) * (0.5 + spread / 2)
+    return min(longest, FIRST_DELAY * 2.0 ** min(attempt, 16)) * (0.5 + spread / 2)
 
 
 def code_of_status(status: int) -> int:

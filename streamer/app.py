@@ -35,6 +35,8 @@ log = structlog.get_logger()
 
 PARTITION_CHECK = 3600.0
 RECONCILE_BACK = 3600 * 1000
+MOST_HURRIED = 0.5
+"""Seconds that pings which came over HTTP are given to be stored in, however long the clients took to leave."""
 
 
 def clock() -> int:
@@ -136,11 +138,13 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Read no more, store and ack what was read, then tell every client to come back, and close; bounded."""
+        """Let nobody in, send every client away, acked and with a time to be back at, store what is left; bounded."""
+        until = asyncio.get_running_loop().time() + self.settings.drain_timeout
         self.sockets.draining = True
-        if not await self.batcher.drain(self.settings.drain_timeout / 2):
+        await self.sockets.send_away(self.settings.drain_timeout)
+        left = until - asyncio.get_running_loop().time()
+        if not await self.batcher.drain(max(MOST_HURRIED, left)):
             log.error("pings were left unstored and unacked; their apps send them again", pings=self.batcher.pings)
-        await self.sockets.close(self.settings.drain_timeout / 2)
 
     async def stop(self) -> None:
         """End everything, after `drain`."""

@@ -64,6 +64,10 @@ class Outbox:
         """Send one message."""
         self.write(self.framing(payload))
 
+    def abort(self) -> None:
+        """End the connection at once; what waits for the client is lost."""
+        self._transport.abort()
+
     def stalled(self, now: float) -> float:
         """Seconds for which nothing went out although something waits."""
         held = self._transport.get_write_buffer_size()

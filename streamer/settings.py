@@ -97,7 +97,10 @@ class Settings(BaseSettings):
     silence: float = _setting(60.0, "a client not heard for so long is closed", "s", gt=0)
     stall: float = _setting(30.0, "a client that takes nothing for so long is closed", "s", gt=0)
     max_bad_messages: int = _setting(20, "bad messages in a row after which a socket is closed", "messages", ge=1)
-    drain_timeout: float = _setting(10.0, "longest orderly stop", "s", gt=0)
+    admission_rate: float = _setting(
+        300.0, "clients let in, and at a stop sent away, so many a second", "connections/s", gt=0
+    )
+    drain_timeout: float = _setting(10.0, "longest time for clients to leave in at an orderly stop", "s", gt=0)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

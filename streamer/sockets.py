@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -17,6 +16,7 @@ from streamer.auth import Authenticator, Identity
 from streamer.batcher import Batcher, Rejected
 from streamer.bus import Bus
 from streamer.errors import CloseCode, ErrorCode, ProtocolError, Unavailable
+from streamer.gate import farewells
 from streamer.intake import Intake
 from streamer.live import Card
 from streamer.outbox import PING_FRAME, Outbox
@@ -43,6 +43,11 @@ CLOSE_TIMEOUT = 3.0
 """Seconds a client gets to answer a close."""
 LOOK_EVERY = 2.0
 """Seconds between two looks at all connections; with ten thousand of them each look takes some milliseconds."""
+SPREAD_SHARE = 0.5
+SETTLE_SHARE = 0.8
+"""Of the time an orderly stop may take: until the last client is told to go, until what it sent must be stored."""
+SETTLE_LOOK = 0.01
+"""Seconds between two looks at whether a vendor that is sent away has all its acks."""
 
 
 class Connection:
@@ -55,12 +60,15 @@ class Connection:
         "expires",
         "heard",
         "held",
+        "leaving",
         "limit",
         "outbox",
         "pinged",
         "protocol",
+        "session",
         "turn",
         "vendor_id",
+        "waiting",
         "ws",
     )
 
@@ -73,6 +81,11 @@ class Connection:
         self.held = False
         """The server is not reading: silence is its own doing."""
         self.limit: Limit | None = None
+        self.session: VendorSession | None = None
+        self.waiting = False
+        """All messages that were read are done with."""
+        self.leaving = False
+        """It is being sent away."""
         self.turn = 0
         self.ahead: list[Any] = []
         """Messages that came while those before were held back; the last one may be the end of the connection."""
@@ -116,7 +129,6 @@ class Sockets:
         self.connections: set[Connection] = set()
         self.draining = False
         """Nothing more is read or let in: the server stops."""
-        self._over = asyncio.Event()
         self._settings = settings
         self._store = store
         self._batcher = batcher
@@ -202,17 +214,43 @@ class Sockets:
                     connection.pinged = now
                     outbox.write(PING_FRAME)
 
-    async def close(self, timeout: float) -> None:
-        """Tell every client to come back, spread over time, and close."""
-        spread = max(1000, 2 * len(self.connections))
-        for connection in tuple(self.connections):
-            if connection.outbox.ready():
-                connection.outbox.send(protocol.encode_bye(random.randrange(100, 100 + spread)))
-            connection.end(CloseCode.RESTART, "the server restarts")
-        self._over.set()
-        closings = [c.closing for c in self.connections if c.closing is not None]
-        if closings:
-            await asyncio.wait(closings, timeout=timeout)
+    async def send_away(self, within: float) -> None:
+        """Have every client come back elsewhere, one after the other, its pings stored and acked before; bounded."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        rate, spread, settled_by = self._settings.admission_rate, within * SPREAD_SHARE, started + within * SETTLE_SHARE
+        farewell: set[asyncio.Task[None]] = set()
+        # Again for those whose handshake was under way.
+        while (connections := [one for one in self.connections if not one.leaving]) and loop.time() < settled_by:
+            begun = loop.time()
+            leaves = farewells(len(connections), rate, max(0.0, started + spread - begun))
+            for connection, (after, back_ms) in zip(connections, leaves, strict=True):
+                connection.leaving = True
+                if (wait := begun + after - loop.time()) > 0:
+                    await asyncio.sleep(wait)
+                leave = self._send_away(connection, back_ms, settled_by)
+                farewell.add(asyncio.create_task(leave, name="farewell"))
+        if farewell:
+            await asyncio.wait(farewell, timeout=max(0.0, started + within - loop.time()))
+        for connection in self.connections:
+            connection.outbox.abort()
+
+    async def _send_away(self, connection: Connection, back_ms: int, settled_by: float) -> None:
+        loop, session = asyncio.get_running_loop(), connection.session
+        if session is not None:
+            while loop.time() < settled_by and not connection.ws.closed:
+                # Each time anew, as aiohttp reads on once it has handed out what it held.
+                connection.protocol.pause_reading()
+                await asyncio.sleep(SETTLE_LOOK)
+                if connection.waiting and not session.unsettled:
+                    break
+            if not connection.held:
+                connection.protocol.resume_reading()
+        if connection.outbox.ready():
+            connection.outbox.send(protocol.encode_bye(back_ms))
+        connection.end(CloseCode.RESTART, "the server restarts")
+        if connection.closing is not None:
+            await connection.closing
 
     # inside
 
@@ -255,7 +293,10 @@ class Sockets:
                 message = connection.ahead.pop(0)
                 connection.ahead_bytes -= size_of(message)
             else:
+                # Where a message is there already nobody sees this: receive() then gives way to nobody.
+                connection.waiting = True
                 message = await ws.receive()
+                connection.waiting = False
             connection.heard = loop.time()
             connection.turn += 1
             if connection.turn % TURN == 0:
@@ -267,6 +308,8 @@ class Sockets:
                 if not await self._meanwhile(connection, asyncio.sleep(PAUSE)):
                     return None
             kind = message.type
+            if connection.closing is not None:
+                return None  # what comes now could not be acked any more
             if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
                 data: bytes = message.data
                 return data
@@ -379,7 +422,7 @@ class Sockets:
         allowance = self._allowances.of(vendor_id, loop.time())
         intake = Intake(self._batcher, session, allowance, vendor_id, live_max_age, settled, loop.time)
         connection.limit = Limit(settings.vendor_messages, loop.time())
-        connection.vendor_id = vendor_id
+        connection.vendor_id, connection.session = vendor_id, session
         allowance.connections += 1
         fleet.connect(vendor_id, card_of(row, read_at), clock())
         try:
@@ -403,9 +446,6 @@ class Sockets:
                     again = self._admit(connection, received.auth.token)
                     if again.clerk_id != identity.clerk_id:
                         raise Closing(CloseCode.FORBIDDEN, ErrorCode.FORBIDDEN, "the new token is another user's")
-                if self.draining:
-                    await self._over.wait()
-                    break
                 if not outbox.ready():
                     await self._drained(connection)
         finally:

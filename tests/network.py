@@ -69,6 +69,10 @@ class Proxy:
         """Carry again."""
         self._flowing.set()
 
+    async def reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the server."""
+        return await asyncio.open_connection(*self._target)
+
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.create_task(self._carry(reader, writer))
@@ -79,7 +83,7 @@ class Proxy:
         self._writers.add(writer)
         there: asyncio.StreamWriter | None = None
         try:
-            back, there = await asyncio.open_connection(*self._target)
+            back, there = await self.reach()
             self._writers.add(there)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._copy(reader, there, None))

@@ -74,6 +74,11 @@ class ServerProcess:
 
         await eventually(ready, "a server process that is ready", within=60)
 
+    @property
+    def status(self) -> int | None:
+        """How it ended."""
+        return None if self._process is None else self._process.returncode
+
     async def end(self, number: signal.Signals) -> None:
         """Send a signal that ends it, and wait for its end."""
         assert self._process is not None

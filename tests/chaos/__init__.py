@@ -1,0 +1,1 @@
+"""The system under adversity, judged from outside: `python -m tests.chaos`."""
