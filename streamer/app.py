@@ -14,12 +14,13 @@ import structlog
 from aiohttp import web
 
 from streamer import database
-from streamer.auth import Authenticator
+from streamer.auth import Authenticator, rules_of
 from streamer.batcher import Batcher
 from streamer.bus import Bus
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.files import CLIENT, client_folder, handing_out
 from streamer.http import MOST_BODY, Http, problems
+from streamer.keys import IssuerKeys
 from streamer.live import LiveIndex
 from streamer.positions import Positions
 from streamer.rate import Allowances
@@ -76,8 +77,12 @@ class Server:
             stored=lambda chunk: self.positions.note(chunk.vendor_id, chunk.newest),
             faulted=self._faulted,
         )
+        self.keys = IssuerKeys(settings.jwks_url) if settings.jwks_url is not None else None
+        shared = (settings.jwt_secret, settings.jwt_secret_previous)
         self.authenticator = Authenticator(
-            settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None, settings.jwks_url
+            [secret.get_secret_value() for secret in shared if secret is not None],
+            self.keys,
+            rules_of(settings),
         )
         allowances = Allowances(settings.vendor_rate, settings.vendor_burst)
         self.sockets = Sockets(
@@ -133,6 +138,7 @@ class Server:
                 "expire": lambda: self.ticker.expire(self.bus.departed),
                 "heartbeat": self.sockets.heartbeat,
                 "partitions": self._keep_partitions,
+                **({} if self.keys is None else {"keys": self.keys.run}),
                 **self.bus.tasks(),
             }
         )

@@ -23,7 +23,7 @@ from rich.status import Status
 from rich.table import Table
 
 from streamer import app, configuration, database, logs, settings
-from streamer.auth import make_token
+from streamer.auth import make_token, rules_of
 from streamer.development import SECRET, SERVICES, Developed, developing
 from streamer.errors import DatabaseError, SettingsError, StreamerError
 from streamer.settings import Settings
@@ -102,12 +102,13 @@ def token(
     data: Annotated[Path, typer.Option(help="Where `streamer dev` keeps its secret.")] = DATA,
 ) -> None:
     """Print an HS256 token for development and load tests, signed with STREAMER_JWT_SECRET or dev's own secret."""
-    secret = settings.load().jwt_secret
+    configured = settings.load()
+    secret, claims = configured.jwt_secret, rules_of(configured).claims
     if secret is not None:
-        typer.echo(make_token(secret.get_secret_value(), clerk_id, ttl))
+        typer.echo(make_token(secret.get_secret_value(), clerk_id, ttl, claims=claims))
         return
     try:
-        typer.echo(make_token((data / SECRET).read_text().strip(), clerk_id, ttl))
+        typer.echo(make_token((data / SECRET).read_text().strip(), clerk_id, ttl, claims=claims))
     except OSError:
         raise SettingsError(
             "there is no secret to sign with: set STREAMER_JWT_SECRET, "

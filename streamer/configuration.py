@@ -146,7 +146,14 @@ def _check_jwks(url: str) -> None:
         raise SettingsError(f"STREAMER_JWKS_URL must be an http:// or https:// URL, not {url!r}")
 
 
+def _check_secret(secret: str) -> None:
+    if "-----BEGIN" in secret:
+        raise SettingsError("must be a secret, not a key in PEM: public keys come by STREAMER_JWKS_URL")
+
+
 CHECKS: Mapping[str, Check] = {
+    "jwt_secret": _check_secret,
+    "jwt_secret_previous": _check_secret,
     "database_url": database.parse_url,
     "redis_url": _check_redis,
     "jwks_url": _check_jwks,

@@ -24,6 +24,7 @@ from pydantic import SecretStr
 
 from streamer import app, database, settings
 from streamer.app import Server
+from streamer.auth import rules_of
 from streamer.errors import SettingsError, Unavailable
 from streamer.settings import Settings
 from streamer.simulate import simulate
@@ -97,7 +98,8 @@ async def developing(given: Settings, data: Path, simulated: int, say: Say) -> A
         await until_ready(server)
         stack.enter_context(_published(data / SERVICES, {"http": url, "database": database_url, "redis": redis_url}))
         if vendors:
-            moving = asyncio.create_task(simulate(url, vendors, secret), name="simulated vendors")
+            claims = rules_of(given).claims
+            moving = asyncio.create_task(simulate(url, vendors, secret, claims), name="simulated vendors")
             moving.add_done_callback(_lamented)
             stack.push_async_callback(end, [moving])
         yield Developed(url, database_url, redis_url, elsewhere)

@@ -123,7 +123,7 @@ class Http:
 
     async def nearby(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/nearby?lat&long&radius&limit`: cards with `distance` in metres, the nearest first."""
-        self._watcher(request)
+        await self._watcher(request)
         query = {
             name: number(name, value)
             for name, value in request.query.items()
@@ -147,7 +147,7 @@ class Http:
 
     async def card(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/{id}`: the card of a vendor that is on the map."""
-        self._watcher(request)
+        await self._watcher(request)
         vendor_id = request.match_info["id"]
         wanted = protocol.Watch("card", None, frozenset((vendor_id,)), False, 0)
         members, complete = await self._watches.members(wanted)
@@ -182,27 +182,27 @@ class Http:
     async def _past(self, request: web.Request, vendor_id: str) -> VendorRow:
         """The vendor whose history may be read: by its owner, or by whoever may watch."""
         if self._settings.history_access == "owner":
-            return await owned_vendor(self._store, identify(request, self._authenticator), vendor_id)
-        self._watcher(request)
+            return await owned_vendor(self._store, await identify(request, self._authenticator), vendor_id)
+        await self._watcher(request)
         row = await self._store.vendor(vendor_id)
         if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
         return row
 
-    def _watcher(self, request: web.Request) -> None:
+    async def _watcher(self, request: web.Request) -> None:
         token = token_of(request)
         if token is not None:
-            self._authenticator.check(token)
+            await self._authenticator.check(token)
         elif self._settings.watch_auth == "required":
             raise ProtocolError(ErrorCode.UNAUTHORIZED, NO_TOKEN)
 
 
-def identify(request: web.Request, authenticator: Authenticator, token: str | None = None) -> Identity:
+async def identify(request: web.Request, authenticator: Authenticator, token: str | None = None) -> Identity:
     """Who speaks, by the request's token or by one that came in a way of its own; ProtocolError without a good one."""
     token = token_of(request) or token
     if not token:
         raise ProtocolError(ErrorCode.UNAUTHORIZED, NO_TOKEN)
-    return authenticator.check(token)
+    return await authenticator.check(token)
 
 
 def number(name: str, value: str) -> float:

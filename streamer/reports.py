@@ -75,7 +75,7 @@ class Reports:
 
     async def locations(self, request: web.Request) -> web.Response:
         """`POST /v1/vendors/{id}/locations`: a ping, an array of pings or {"pings":[…]}; which of them are stored."""
-        identity = identify(request, self._authenticator)
+        identity = await identify(request, self._authenticator)
         items = ping_items(await request.read())
         asked = self._clock()
         row = await owned_vendor(self._store, identity, request.match_info["id"])
@@ -89,7 +89,7 @@ class Reports:
         The token is the password of Basic auth, the user name may be a vendorId; `?vendorId=` names it too.
         """
         user, password = trackers.basic(request.headers.get("Authorization", "")) or (None, None)
-        identity = identify(request, self._authenticator, password)
+        identity = await identify(request, self._authenticator, password)
         items = trackers.owntracks(await request.read())
         asked = self._clock()
         row = await self._vendor(identity, request.query.get("vendorId"), user)
@@ -111,7 +111,7 @@ class Reports:
         user, password = trackers.basic(request.headers.get("Authorization", "")) or (None, None)
         if password is None and trackers.is_token(device_id):
             password, device_id = device_id, None
-        identity = identify(request, self._authenticator, password)
+        identity = await identify(request, self._authenticator, password)
         asked = self._clock()
         row = await self._vendor(identity, request.query.get("vendorId"), device_id or user)
         return refusal(await self._take(row, asked, items)) or web.Response()

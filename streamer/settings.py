@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from streamer.errors import SettingsError
+
+Names = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(
+        lambda value: tuple(filter(None, value.replace(",", " ").split())) if type(value) is str else value
+    ),
+]
+"""Names with commas or spaces between."""
 
 Check = Callable[[str], object]
 """Raises SettingsError or ValueError for what can't be used; the message must not quote a secret."""
@@ -42,7 +51,16 @@ class Settings(BaseSettings):
 
     # who may speak
     jwt_secret: SecretStr | None = _setting(None, "HS256 secret for tokens", min_length=32)
+    jwt_secret_previous: SecretStr | None = _setting(
+        None, "the secret before it, taken too while tokens signed with it are about", min_length=32
+    )
     jwks_url: str | None = _setting(None, "where the token issuer publishes its keys", "URL")
+    jwt_issuer: str | None = _setting(None, "what a token's `iss` must be")
+    jwt_audience: str | None = _setting(None, "what must be in a token's `aud`")
+    jwt_parties: Names = _setting(
+        (), "what a token's `azp` may be, if it has one: the origins of your web apps, with commas between"
+    )
+    jwt_leeway: float = _setting(5.0, "how far the issuer's clock may be off", "s", ge=0, le=300)
     watch_auth: Literal["required", "optional"] = _setting(
         "required", "`optional` lets customers watch without a token"
     )

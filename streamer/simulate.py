@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import aiohttp
 import orjson
@@ -51,19 +52,20 @@ def step(lat: float, long: float, heading: float, metres: float) -> tuple[float,
     return lat + north, long + east
 
 
-async def simulate(url: str, vendors: Sequence[SeededVendor], secret: str) -> None:
-    """Let these vendors report to a server until cancelled."""
+async def simulate(url: str, vendors: Sequence[SeededVendor], secret: str, claims: Mapping[str, str]) -> None:
+    """Let these vendors report to a server until cancelled; `claims` are what its rules ask of tokens."""
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as apps:
         for number, vendor in enumerate(vendors):
-            apps.create_task(_app(session, url, vendor, secret, SimulatedVendor(number)))
+            sign = partial(make_token, secret, vendor.clerk_id, 3600, claims=claims)
+            apps.create_task(_app(session, url, vendor, sign, SimulatedVendor(number)))
 
 
 async def _app(
-    session: aiohttp.ClientSession, url: str, vendor: SeededVendor, secret: str, moving: SimulatedVendor
+    session: aiohttp.ClientSession, url: str, vendor: SeededVendor, sign: Callable[[], str], moving: SimulatedVendor
 ) -> None:
     while True:
         await asyncio.sleep(random.uniform(0, PING_EVERY))
-        headers = {"Authorization": f"Bearer {make_token(secret, vendor.clerk_id, 3600)}"}
+        headers = {"Authorization": f"Bearer {sign()}"}
         with suppress(aiohttp.ClientError, ConnectionError):
             async with session.ws_connect(
                 f"{url}/v1/vendor", params={"vendorId": vendor.vendor_id}, headers=headers

@@ -384,11 +384,11 @@ class Sockets:
                 token = protocol.decode_auth(message).token
             except ProtocolError as wrong:
                 raise Closing(CloseCode.UNAUTHORIZED, wrong.code, wrong.message) from None
-        return self._admit(connection, token)
+        return await self._admit(connection, token)
 
-    def _admit(self, connection: Connection, token: str) -> Identity:
+    async def _admit(self, connection: Connection, token: str) -> Identity:
         try:
-            identity = self._authenticator.check(token)
+            identity = await self._authenticator.check(token)
         except ProtocolError as wrong:
             raise Closing(CloseCode.UNAUTHORIZED, wrong.code, wrong.message) from None
         connection.expires = identity.expires
@@ -443,7 +443,7 @@ class Sockets:
                 if received.status is not None:
                     await self._open_or_close(connection, row, received.status.open)
                 if received.auth is not None:
-                    again = self._admit(connection, received.auth.token)
+                    again = await self._admit(connection, received.auth.token)
                     if again.clerk_id != identity.clerk_id:
                         raise Closing(CloseCode.FORBIDDEN, ErrorCode.FORBIDDEN, "the new token is another user's")
                 if not outbox.ready():
@@ -499,7 +499,7 @@ class Sockets:
                     outbox.send(protocol.encode_unwatched(id))
                 else:
                     assert type(message) is protocol.Auth
-                    self._admit(connection, message.token)
+                    await self._admit(connection, message.token)
                 patience.good()
             except ProtocolError as wrong:
                 id = id or protocol.named(data)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import OctKey
 
-from streamer.auth import Authenticator, Identity, make_token
-from streamer.errors import ErrorCode, ProtocolError, SettingsError, Unavailable
+from streamer.auth import Authenticator, Identity, Rules, make_token
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.keys import IssuerKeys
+from tests.issuer import EC, RSA, Issuer, Key, public, signed
+
+T = TypeVar("T")
 
 SECRET = "a secret that is long enough to be one"
 LATER = int(time.time()) + 3600
@@ -39,10 +41,29 @@ def token(claims: Any, secret: str | bytes = SECRET, **header: Any) -> str:
     return f"{signed}.{part(hmac.new(key, signed.encode(), hashlib.sha256).digest())}"
 
 
+def now(waiting: Coroutine[Any, Any, T]) -> T:
+    """What a check says that has nobody to ask, and so waits for nothing."""
+    try:
+        waiting.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]  # it is what the coroutine returns
+    raise AssertionError("it waits")
+
+
+def checked(authenticator: Authenticator, token: str) -> Identity:
+    """Who a token speaks for."""
+    return now(authenticator.check(token))
+
+
 def refused(authenticator: Authenticator, bad: str) -> str:
+    """Why a token is refused."""
+    return now(why_refused(authenticator, bad))
+
+
+async def why_refused(authenticator: Authenticator, bad: str) -> str:
     """Why a token is refused; never with what it was."""
     with pytest.raises(ProtocolError) as wrong:
-        authenticator.check(bad)
+        await authenticator.check(bad)
     assert wrong.value.code is ErrorCode.INVALID_TOKEN
     assert wrong.value.message
     assert len(wrong.value.message) < 300
@@ -54,24 +75,24 @@ def refused(authenticator: Authenticator, bad: str) -> str:
 
 @pytest.fixture
 def authenticator() -> Authenticator:
-    return Authenticator(SECRET, None)
+    return Authenticator([SECRET])
 
 
 def test_tokens_of_others(authenticator: Authenticator) -> None:
     """A token made by any other library, as the contract says, is taken; audience and the like don't matter."""
-    assert authenticator.check(token({"sub": "user_1", "exp": LATER})) == Identity("user_1", LATER)
+    assert checked(authenticator, token({"sub": "user_1", "exp": LATER})) == Identity("user_1", LATER)
     claims = {"sub": "user_1", "exp": LATER + 0.5, "aud": "web", "iss": "https://clerk.example", "azp": "x", "sid": "y"}
-    assert authenticator.check(token(claims, kid="k")).clerk_id == "user_1"
+    assert checked(authenticator, token(claims, kid="k")).clerk_id == "user_1"
 
 
 def test_a_token_without_an_end(authenticator: Authenticator) -> None:
     """A token of one's own secret may last for ever."""
-    assert authenticator.check(token({"sub": "user_1"})) == Identity("user_1", None)
+    assert checked(authenticator, token({"sub": "user_1"})) == Identity("user_1", None)
 
 
 def test_tokens_of_ours(authenticator: Authenticator) -> None:
     """What development and load tests use passes by the same check."""
-    identity = authenticator.check(make_token(SECRET, "user_2", 60))
+    identity = checked(authenticator, make_token(SECRET, "user_2", 60))
     assert identity.clerk_id == "user_2"
     assert identity.expires is not None
     assert make_token(SECRET, "u", 60, now=1_000.0) == make_token(SECRET, "u", 60, now=1_000.9)
@@ -86,10 +107,13 @@ def test_tokens_of_ours(authenticator: Authenticator) -> None:
         {"sub": "user_1", "exp": "soon"},
         {"sub": "user_1", "exp": None},
         {"sub": "user_1", "exp": float("inf")},
+        {"sub": "user_1", "exp": float("nan")},
+        {"sub": "user_1", "exp": True},
         {"sub": "user_1", "exp": 10**400},
         {"sub": "user_1", "exp": [LATER]},
         {"exp": LATER},
         {"sub": None, "exp": LATER},
+        {"sub": "", "exp": LATER},
         {"sub": 7, "exp": LATER},
         {"sub": {"$ne": ""}, "exp": LATER},
         {},
@@ -106,7 +130,7 @@ def test_claims_that_do_not_count(authenticator: Authenticator, claims: Any) -> 
 
 def test_a_little_late(authenticator: Authenticator) -> None:
     """Clocks differ by a few seconds."""
-    assert authenticator.check(token({"sub": "u", "exp": int(time.time()) - 1})).clerk_id == "u"
+    assert checked(authenticator, token({"sub": "u", "exp": int(time.time()) - 1})).clerk_id == "u"
 
 
 @pytest.mark.parametrize("secret", ["another secret that is long enough too", SECRET[:-1], SECRET + " ", ""])
@@ -142,6 +166,7 @@ def test_changed_on_the_way(authenticator: Authenticator) -> None:
         "a.b.c",
         "nonsense-that-is-no-token",
         "a" * 5000,
+        "a" * 70_000,
         "é.è.ê",
         "\ud800.\udcff.x",
         "\0",
@@ -170,104 +195,112 @@ def test_garbage(authenticator: Authenticator, bad: str) -> None:
 )
 def test_anything(bad: str) -> None:
     """Nothing a stranger may send is taken, or raises anything else."""
-    refused(Authenticator(SECRET, None), bad)
+    refused(Authenticator([SECRET]), bad)
 
 
 def test_nothing_configured() -> None:
     """A server without a secret takes no token, not even one signed with an empty one."""
-    refused(Authenticator(None, None), token({"sub": "user_1", "exp": LATER}, ""))
+    refused(Authenticator([]), token({"sub": "user_1", "exp": LATER}, ""))
 
 
-# an issuer's keys
+def test_a_secret_is_changed() -> None:
+    """While apps still hold tokens of the secret before, both are taken; an older one is not."""
+    old, new = OctKey.import_key("the old secret, which is long enough"), OctKey.import_key(SECRET)
+    authenticator = Authenticator([SECRET, "the old secret, which is long enough"])
+    claims = {"sub": "user_1", "exp": LATER}
+    for key in (old, new):
+        assert checked(authenticator, jwt.encode({"alg": "HS256"}, claims, key)) == Identity("user_1", LATER)
+    older = jwt.encode({"alg": "HS256"}, claims, OctKey.import_key("an even older secret, long enough"))
+    assert "signature" in refused(authenticator, older)
+    expired = jwt.encode({"alg": "HS256"}, {**claims, "exp": LATER - 7200}, old)
+    assert "expired" in refused(authenticator, expired)
 
-KEY = ec.generate_private_key(ec.SECP256R1())
 
+# an issuer's tokens
 
-class Issuer:
-    """A token issuer that publishes its keys on this machine."""
-
-    def __init__(self) -> None:
-        key = jwt.algorithms.ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)
-        self.answer = json.dumps({"keys": [{**key, "kid": "k1", "use": "sig", "alg": "ES256"}]}).encode()
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(issuer.answer)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/jwks.json"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+RULES = Rules("https://clerk.venta.example", None, ("https://app.venta.example", "https://venta.example"))
 
 
 @pytest.fixture
-def issuer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Issuer]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    issuer = Issuer()
-    yield issuer
-    issuer.stop()
+async def issued() -> AsyncIterator[Authenticator]:
+    """Takes what Clerk signs, and what SECRET signs."""
+    async with Issuer(RSA["r1"], EC["e1"]) as issuer:
+        keys = IssuerKeys(issuer.url)
+        running = asyncio.create_task(keys.run())
+        yield Authenticator([SECRET], keys, RULES)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
-def issued(claims: dict[str, Any], kid: str = "k1", key: Any = KEY) -> str:
-    return jwt.encode(claims, key, algorithm="ES256", headers={"kid": kid})
+@pytest.mark.parametrize("key", [RSA["r1"], EC["e1"]], ids=["RS256", "ES256"])
+async def test_session_tokens_as_they_are(issued: Authenticator, key: Key) -> None:
+    """What Clerk gives an app is let in, from an origin that is ours or from an app that has none."""
+    now = int(time.time())
+    assert await issued.check(signed(key, {"exp": now + 60})) == Identity("user_1", now + 60)
+    assert (await issued.check(signed(key, {"azp": "https://venta.example"}))).clerk_id == "user_1"
+    assert (await issued.check(signed(key, {"azp": ...}))).clerk_id == "user_1"
 
 
-def test_an_issuers_token(issuer: Issuer) -> None:
-    """Tokens signed by the issuer's published key are taken; expired, endless and foreign ones are not."""
-    authenticator = Authenticator(None, issuer.url)
-    assert authenticator.check(issued({"sub": "user_1", "exp": LATER})) == Identity("user_1", LATER)
-    assert "exp" in refused(authenticator, issued({"sub": "user_1"}))
-    refused(authenticator, issued({"sub": "user_1", "exp": LATER - 7200}))
-    refused(authenticator, issued({"sub": "user_1", "exp": LATER}, kid="k2"))
-    refused(authenticator, issued({"sub": "user_1", "exp": LATER}, key=ec.generate_private_key(ec.SECP256R1())))
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"exp": LATER - 7200}, "it expired 20"),
+    ({"exp": ...}, 'missing the "exp" claim'),
+    ({"nbf": LATER}, "(nbf)"),
+    ({"iat": LATER}, "(iat)"),
+    ({"iss": "https://clerk.other.example"}, "its issuer is 'https://clerk.other.example', not"),
+    ({"iss": ...}, 'missing the "iss" claim'),
+    ({"iss": ["https://clerk.venta.example"]}, "its issuer is"),
+    ({"azp": "https://evil.example"}, "it was made for 'https://evil.example' (azp)"),
+    ({"azp": ["https://venta.example"]}, "(azp)"),
+    ({"azp": ""}, "(azp)"),
+    ({"sub": ...}, 'missing the "sub" claim'),
+    ({"sub": ""}, "sub is empty"),
+]
 
 
-def test_confused_algorithms(issuer: Issuer) -> None:
-    """The issuer's public key, which everyone knows, is no secret to sign with."""
-    public = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    forged = token({"sub": "user_1", "exp": LATER}, public, kid="k1")
-    for secret in (None, SECRET):
-        authenticator = Authenticator(secret, issuer.url)
-        refused(authenticator, forged)
-        refused(authenticator, token({"sub": "user_1", "exp": LATER}, public, kid="k1", alg="ES256"))
-        refused(authenticator, token({"sub": "user_1", "exp": LATER}, public, kid="k1", alg="RS256"))
+@pytest.mark.parametrize("key", [RSA["r1"], EC["e1"]], ids=["RS256", "ES256"])
+async def test_each_refusal_says_its_own_reason(issued: Authenticator, key: Key) -> None:
+    """The developer of an app that is not let in reads which of a dozen reasons it is, and what was expected."""
+    for claims, why in REFUSALS:
+        assert why in await why_refused(issued, signed(key, claims))
 
 
-@pytest.mark.parametrize("answer", [b"<html>", b"\xff", b""])
-def test_an_issuer_that_does_not_answer_well(issuer: Issuer, answer: bytes) -> None:
-    """While the keys can't be read nobody is told that a good token is bad."""
-    good, issuer.answer = issuer.answer, answer
-    authenticator = Authenticator(None, issuer.url)
-    with pytest.raises(Unavailable, match="try again"):
-        authenticator.check(issued({"sub": "user_1", "exp": LATER}))
-    issuer.answer = good
-    assert authenticator.check(issued({"sub": "user_1", "exp": LATER})).clerk_id == "user_1"
+def test_an_audience() -> None:
+    """A token made for another service of the same issuer is not one for us."""
+    authenticator = Authenticator([SECRET], None, Rules(audience="streamer"))
+    for aud in ("streamer", ["web", "streamer"]):
+        assert checked(authenticator, token({"sub": "u", "aud": aud})).clerk_id == "u"
+    assert "its audience is 'web', not 'streamer'" in refused(authenticator, token({"sub": "u", "aud": "web"}))
+    assert 'missing the "aud" claim' in refused(authenticator, token({"sub": "u"}))
+    assert "its audience" in refused(authenticator, token({"sub": "u", "aud": {"streamer": 1}}))
+    ours = make_token(SECRET, "u", 60, claims=Rules("i", "streamer").claims)
+    assert checked(Authenticator([SECRET], None, Rules("i", "streamer")), ours).clerk_id == "u"
 
 
-def test_an_issuer_that_is_away(issuer: Issuer) -> None:
-    """The same when nobody listens."""
-    silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler, bind_and_activate=False)
-    silent.server_bind()
-    authenticator = Authenticator(None, f"http://127.0.0.1:{silent.server_port}/")
-    try:
-        with pytest.raises(Unavailable, match="try again"):
-            authenticator.check(issued({"sub": "user_1", "exp": LATER}))
-    finally:
-        silent.server_close()
+def test_how_far_clocks_may_differ() -> None:
+    """An operator whose issuer's clock is off can say by how much, and nothing beyond that is taken."""
+    strict, lax = Authenticator([SECRET], None, Rules(leeway=0)), Authenticator([SECRET], None, Rules(leeway=60))
+    for claims in ({"sub": "u", "exp": int(time.time()) - 20}, {"sub": "u", "nbf": int(time.time()) + 20}):
+        refused(strict, token(claims))
+        assert checked(lax, token(claims)).clerk_id == "u"
+    refused(lax, token({"sub": "u", "exp": int(time.time()) - 90}))
 
 
-def test_an_issuer_that_can_not_be() -> None:
-    """A wrong setting is told at the start, not to each user."""
-    with pytest.raises(SettingsError, match="STREAMER_JWKS_URL"):
-        Authenticator(None, "file:///etc/passwd")
+async def test_keys_that_are_not_the_issuers(issued: Authenticator) -> None:
+    """Whoever makes up a key, or its id, is nobody."""
+    assert "the issuer has no key 'e2'" in await why_refused(issued, signed(EC["e2"]))
+    assert "signature" in await why_refused(issued, signed(EC["e2"], kid="e1"))
+    assert "signature" in await why_refused(issued, signed(RSA["r2"], kid="r1"))
+    assert "names no key" in await why_refused(issued, signed(EC["e1"], kid=None))
+
+
+async def test_confused_algorithms(issued: Authenticator) -> None:
+    """The issuer's public key, which everyone knows, is no secret to sign with; nor is a key for another algorithm."""
+    for kid, key in (("r1", RSA["r1"]), ("e1", EC["e1"])):
+        for pem in (key.as_pem(private=False), json.dumps(public(key)["keys"][0]).encode()):
+            claims = {"sub": "user_1", "exp": LATER, "iss": RULES.issuer}
+            assert "signature" in await why_refused(issued, token(claims, pem, kid=kid))
+            for alg in ("RS256", "ES256", "none", "PS256", "HS384"):
+                await why_refused(issued, token(claims, pem, kid=kid, alg=alg))
+    await why_refused(issued, signed(EC["e1"], kid="r1"))
+    unsigned = f"{part({'alg': 'none', 'kid': 'e1'})}.{part({'sub': 'user_1', 'exp': LATER})}."
+    assert "'none' are not taken" in await why_refused(issued, unsigned)
