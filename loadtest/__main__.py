@@ -31,6 +31,7 @@ from loadtest.target import Target, check_host
 from loadtest.token import check_secret
 from loadtest.trace import Fix, generate
 from loadtest.trace import read as read_trace
+from venta_client.errors import ClientError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
@@ -325,7 +326,7 @@ def perform(run: Callable[[Bar], Coroutine[Any, Any, dict[str, Any]]], json: boo
         error = first_cause(failure)
         if isinstance(error, WrongUse):
             raise typer.BadParameter(str(error)) from None
-        if isinstance(error, LoadtestError):
+        if isinstance(error, LoadtestError | ClientError):
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(1) from None
         raise

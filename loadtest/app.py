@@ -11,10 +11,11 @@ from typing import Any
 
 import orjson
 
-from loadtest import reconnect
-from loadtest.errors import Refused, RunFailed, Violation
+from loadtest.errors import RunFailed
 from loadtest.socket import ABNORMAL, Close, Socket, connect
 from loadtest.target import Target
+from venta_client import reconnect
+from venta_client.errors import Refused, Violation
 
 SILENCE = 60.0
 MAX_VIOLATIONS = 20

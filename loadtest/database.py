@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from loadtest.errors import RunFailed, WrongUse
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.target import check_host
 
 EPOCH = datetime(1970, 1, 1)

@@ -2,9 +2,9 @@
 
 LoadtestError
 ├── WrongUse     what was asked for can't be done: exit code 2
-├── RunFailed    the run could not be carried out: exit code 1
-├── Refused      the server answered the WebSocket handshake with something else than 101
-└── Violation    the server sent what the protocol does not allow
+└── RunFailed    the run could not be carried out: exit code 1
+
+What the server refuses or does against the protocol is in `venta_client.errors`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,3 @@ class WrongUse(LoadtestError):
 
 class RunFailed(LoadtestError):
     """The run could not be carried out; the message says how far it came and what to look at."""
-
-
-class Refused(LoadtestError):
-    """The server did not open a WebSocket: its HTTP `status` and the beginning of its answer."""
-
-    def __init__(self, status: int, body: str) -> None:
-        super().__init__(f"the server answered {status} to the WebSocket handshake: {body or 'nothing more'}")
-        self.status = status
-        self.body = body
-
-
-class Violation(LoadtestError):
-    """The server sent what the protocol does not allow; the message quotes it."""

@@ -15,7 +15,7 @@ from loadtest.database import Database, Row, rows
 from loadtest.errors import RunFailed
 from loadtest.histogram import Histogram
 from loadtest.identity import Identity
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.process import Processes, per, spent
 from loadtest.progress import Bar
 from loadtest.stream import Stream, frames

@@ -14,7 +14,7 @@ from loadtest.crowd import counts, minting, running, settled
 from loadtest.errors import WrongUse
 from loadtest.histogram import Histogram
 from loadtest.identity import Identity
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.process import Processes, per, spent
 from loadtest.progress import Bar
 from loadtest.spectator import Spectator

@@ -15,7 +15,7 @@ from loadtest.database import Database, Stored
 from loadtest.errors import WrongUse
 from loadtest.histogram import Histogram
 from loadtest.identity import Identity
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.progress import Bar
 from loadtest.target import Target
 from loadtest.trace import Fix, Moved, centre, move

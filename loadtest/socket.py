@@ -14,8 +14,8 @@ import ssl
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
-from loadtest.errors import Refused, Violation
 from loadtest.target import Target
+from venta_client.errors import Refused, Violation
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 FINAL = 0x80

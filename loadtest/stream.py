@@ -10,12 +10,14 @@ from urllib.parse import quote
 
 import orjson
 
-from loadtest.errors import RunFailed, Violation
+from loadtest.errors import RunFailed
 from loadtest.histogram import Histogram
 from loadtest.identity import Identity
-from loadtest.outbox import Ping, encode
+from loadtest.ping import Ping
 from loadtest.socket import Socket, connect, frame
 from loadtest.target import Target
+from venta_client.errors import Violation
+from venta_client.ping import encode
 
 HELLO_TIMEOUT = 30.0
 JOINED = 64

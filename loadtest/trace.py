@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from loadtest.errors import WrongUse
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 
 HEADER = "vehicle,timestamp,lat,long"
 MAX_FIXES = 5_000_000

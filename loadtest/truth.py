@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.database import Stored
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 
 LIVE_MAX_AGE = 600_000
 AGE_MARGIN = 15_000

@@ -10,11 +10,13 @@ from random import Random
 from urllib.parse import quote
 
 from loadtest.app import App
-from loadtest.errors import Violation
 from loadtest.histogram import Histogram
 from loadtest.identity import Identity
-from loadtest.outbox import Outbox, Ping, encode
+from loadtest.ping import Ping
 from loadtest.target import Target
+from venta_client.errors import Violation
+from venta_client.outbox import Outbox
+from venta_client.ping import encode
 
 DEFAULT_BATCH = 500
 
@@ -47,7 +49,7 @@ class Vendor(App):
         self.settled.set()
         self.delays = delays
         self._clock = clock
-        self._outbox = Outbox(limit)
+        self._outbox: Outbox[Ping] = Outbox(limit)
         self._max_batch = DEFAULT_BATCH
 
     def ping(self, ping: Ping) -> None:

@@ -12,7 +12,7 @@ import orjson
 from loadtest.app import App
 from loadtest.histogram import Histogram
 from loadtest.target import Target
-from loadtest.view import View
+from venta_client.view import View
 
 WATCH_ID = "w1"
 

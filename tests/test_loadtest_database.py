@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loadtest.database import Database, Stored, base36, location_id, milliseconds, moment, rows
 from loadtest.errors import RunFailed, WrongUse
 from loadtest.ingest import Calendar, wander
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.process import parent
 
 NOW = 1_732_467_600_123

@@ -14,10 +14,10 @@ from aiohttp import WSMsgType, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.errors import Refused, Violation
 from loadtest.socket import GUID, PING, TEXT, Socket, connect, frame
 from loadtest.target import Target
 from tests.loadtest_stand_in import standing_in
+from venta_client.errors import Refused, Violation
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

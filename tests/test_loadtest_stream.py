@@ -10,13 +10,14 @@ import orjson
 import pytest
 from aiohttp import web
 
-from loadtest.errors import RunFailed, Violation
+from loadtest.errors import RunFailed
 from loadtest.histogram import Histogram
 from loadtest.identity import Identity
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.stream import Stream, frames
 from loadtest.target import Target
 from tests.loadtest_stand_in import standing_in
+from venta_client.errors import Violation
 
 IDENTITY = Identity("v", "clerk", "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loadtest.database import Stored
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.truth import check, live, position_differences, stored_differences, view_differences
 
 NOW = 1_732_467_600_000

@@ -15,7 +15,7 @@ from loadtest.crowd import running, settled
 from loadtest.errors import RunFailed
 from loadtest.histogram import Histogram
 from loadtest.identity import Identity
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.target import Target
 from loadtest.vendor import Vendor
 from tests.loadtest_stand_in import standing_in

@@ -12,7 +12,7 @@ from typing import Any
 
 from loadtest.crowd import minting, running
 from loadtest.identity import Identity
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from loadtest.target import Target
 from loadtest.vendor import Vendor
 from loadtest.watcher import Watcher

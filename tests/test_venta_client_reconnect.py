@@ -1,4 +1,4 @@
-"""When the load test's apps come back: a thousand of them must not be what keeps a server down."""
+"""When apps come back: a thousand of them must not be what keeps a server down."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.reconnect import LONGEST_DELAY, code_of_status, delay
+from venta_client.reconnect import LONGEST_DELAY, code_of_status, delay
 
 
 @pytest.mark.parametrize("code", [1009, 4400, 4403, 4404])

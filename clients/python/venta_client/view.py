@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtest.errors import Violation
+from venta_client.errors import Violation
 
 FIX = ("vendorId", "lat", "long", "timestamp")
 FIX_OPTIONAL = ("heading", "speed")

@@ -1,4 +1,4 @@
-"""The load test's vendor app must itself never lose a ping, or the server would be accused of it."""
+"""A vendor app must itself never lose a ping; a load test's would accuse the server of it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.errors import Violation
-from loadtest.outbox import Outbox, Ping, encode
+from venta_client.errors import Violation
+from venta_client.outbox import Outbox
+from venta_client.ping import Ping, encode
 
 
 def ping(timestamp: int) -> Ping:
     """A ping at a time; where does not matter."""
-    return Ping(timestamp, 52.0, 21.0, timestamp)
+    return Ping(timestamp, 52.0, 21.0)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "take", "ack", "reject", "reconnect"]), st.integers(1, 5))))
 def test_every_ping_is_kept_until_it_is_answered_for(steps: list[tuple[str, int]]) -> None:
     """Whatever happens, a ping is either still there or settled exactly once; and they go out in order."""
-    outbox = Outbox(10_000)
+    outbox: Outbox[Ping] = Outbox(10_000)
     added = 0
     settled: list[int] = []
     under_way: dict[int, int] = {}
@@ -56,7 +57,7 @@ def test_every_ping_is_kept_until_it_is_answered_for(steps: list[tuple[str, int]
 
 def test_first_and_repeated_sendings_are_counted_apart() -> None:
     """`sent` must be comparable with the number of rows, whatever was sent again."""
-    outbox = Outbox(10)
+    outbox: Outbox[Ping] = Outbox(10)
     for timestamp in range(5):
         outbox.add(ping(timestamp))
     outbox.take(3)
@@ -70,13 +71,13 @@ def test_first_and_repeated_sendings_are_counted_apart() -> None:
 
 def test_a_full_outbox_takes_no_more() -> None:
     """An app whose server is away must not eat all memory."""
-    outbox = Outbox(2)
+    outbox: Outbox[Ping] = Outbox(2)
     assert [outbox.add(ping(timestamp)) for timestamp in range(3)] == [True, True, False]
 
 
 def test_answers_to_what_was_never_sent_are_violations() -> None:
     """A server that acks the future acks what it can't have stored."""
-    outbox = Outbox(10)
+    outbox: Outbox[Ping] = Outbox(10)
     outbox.add(ping(1))
     outbox.take(1)
     with pytest.raises(Violation, match="seq 2 was acked, but on this connection only 1 pings were sent"):
@@ -91,10 +92,73 @@ def test_answers_to_what_was_never_sent_are_violations() -> None:
 )
 def test_positions_go_out_in_full_precision(places: list[tuple[float, float, int]], first: int) -> None:
     """The truth is compared with what was sent: rounding on the way would look like the server's fault."""
-    batch = [(first + at, Ping(when, lat, long, when)) for at, (lat, long, when) in enumerate(places)]
+    batch = [(first + at, Ping(when, lat, long)) for at, (lat, long, when) in enumerate(places)]
     message = orjson.loads(encode(batch))
     sent = message["pings"] if len(batch) > 1 else [message]
     assert message["type"] == ("pings" if len(batch) > 1 else "ping")
     assert [(item["seq"], item["lat"], item["long"], item["timestamp"]) for item in sent] == [
         (seq, item.lat, item.long, item.timestamp) for seq, item in batch
     ]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "take", "newest", "reconnect"]), st.integers(1, 5))))
+def test_the_newest_goes_first_and_none_is_forgotten_for_it(steps: list[tuple[str, int]]) -> None:
+    """Customers see where the vendor is before its past, and the past still goes out, in its order."""
+    outbox: Outbox[Ping] = Outbox(10_000)
+    added = 0
+    gone: list[int] = []
+    for step, number in steps:
+        if step == "add":
+            for _ in range(number):
+                added += 1
+                outbox.add(ping(added))
+        elif step == "take":
+            gone += [item.timestamp for _, item in outbox.take(number)]
+        elif step == "newest":
+            batch = outbox.take_newest(0)
+            assert [item.timestamp for _, item in batch] == ([added] if added and added not in gone else [])
+            gone += [item.timestamp for _, item in batch]
+        else:
+            outbox.reconnected(None)
+            gone = []
+    gone += [item.timestamp for _, item in outbox.take(100_000)]
+    assert sorted(gone) == list(range(1, added + 1))
+    assert outbox.unsent == 0
+    assert outbox.under_way == added
+    outbox.reconnected(None)
+    assert [item.timestamp for _, item in outbox.take(100_000)] == list(range(1, added + 1))
+
+
+def test_an_old_ping_has_no_right_of_way() -> None:
+    """A vendor offline for a day is not shown where it was a day ago."""
+    outbox: Outbox[Ping] = Outbox(10)
+    outbox.add(ping(5))
+    assert outbox.take_newest(6) == []
+    assert [seq for seq, _ in outbox.take_newest(5)] == [1]
+
+
+def test_the_oldest_makes_room() -> None:
+    """A phone's memory has an end; what is lost then is what is worth least, and the app can tell."""
+    outbox: Outbox[Ping] = Outbox(3)
+    for timestamp in range(3):
+        outbox.add(ping(timestamp))
+    outbox.take(2)
+    assert outbox.drop_oldest() == ping(2)  # what is under way may be stored yet
+    assert outbox.drop_oldest() == ping(0)
+    assert outbox.ack(2) == [ping(1)]
+    assert outbox.drop_oldest() is None
+
+
+def test_heading_speed_and_accuracy_go_along() -> None:
+    """What the phone knows of its movement is stored too."""
+    sent = orjson.loads(encode([(7, Ping(5, 52.5, 21, 90.0, 4.25, 8))]))
+    assert sent == {
+        "type": "ping",
+        "seq": 7,
+        "timestamp": 5,
+        "lat": 52.5,
+        "long": 21,
+        "heading": 90.0,
+        "speed": 4.25,
+        "accuracy": 8,
+    }

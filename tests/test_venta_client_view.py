@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.errors import Violation
-from loadtest.view import View
+from venta_client.errors import Violation
+from venta_client.view import View
 
 Positions = dict[str, tuple[float, int]]
 
