@@ -19,16 +19,20 @@ from streamer.batcher import Batcher
 from streamer.bus import Bus
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.files import CLIENT, client_folder, handing_out
-from streamer.http import MOST_BODY, Http, problems
+from streamer.health import Health
+from streamer.http import MOST_BODY, Http, counting, problems
 from streamer.keys import IssuerKeys
 from streamer.live import LiveIndex
+from streamer.metrics import Metrics, Parts
 from streamer.positions import Positions
+from streamer.pulse import Pulse
 from streamer.rate import Allowances
 from streamer.reports import Reports
 from streamer.settings import Settings
 from streamer.sockets import Sockets
 from streamer.store import Store
 from streamer.supervisor import Supervisor
+from streamer.tally import Tally
 from streamer.ticker import Ticker
 from streamer.watches import Watches
 
@@ -48,8 +52,9 @@ def clock() -> int:
 class Server:
     """One server process: `start` it, `stop` it; `app` is what aiohttp serves."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, tally: Tally | None = None) -> None:
         self.settings = settings
+        self.tally = tally = tally or Tally()
         self.store = store
         self.process = secrets.token_hex(4)
         self.index = LiveIndex(
@@ -66,6 +71,7 @@ class Server:
             changed=self.ticker.changed,
             gap=self._gap,
             deleted=lambda vendor_id: self.sockets.deleted(vendor_id),
+            tally=tally,
         )
         self.watches = Watches(self.index, self.bus, clock)
         self.positions = Positions(store.update_positions, interval=settings.position_interval, faulted=self._faulted)
@@ -76,6 +82,7 @@ class Server:
             batch_pings=settings.batch_pings,
             stored=lambda chunk: self.positions.note(chunk.vendor_id, chunk.newest),
             faulted=self._faulted,
+            tally=tally,
         )
         self.keys = IssuerKeys(settings.jwks_url) if settings.jwks_url is not None else None
         shared = (settings.jwt_secret, settings.jwt_secret_previous)
@@ -96,8 +103,9 @@ class Server:
             allowances,
             clock,
             self.ticker.changed,
+            tally,
         )
-        self.http = Http(settings, store, self.watches, self.authenticator, clock, self.unready)
+        self.http = Http(settings, store, self.watches, self.authenticator, clock)
         self.reports = Reports(
             settings,
             store,
@@ -109,12 +117,31 @@ class Server:
             self.sockets.vendor_gone,
         )
         self.supervisor = Supervisor()
-        self.app = web.Application(middlewares=[problems], client_max_size=MOST_BODY)
+        self.pulse = Pulse(tally)
+        self.health = Health(store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor)
+        self.metrics = Metrics(
+            Parts(
+                tally,
+                self.batcher,
+                self.positions,
+                self.bus,
+                self.index,
+                self.ticker,
+                self.watches,
+                self.sockets,
+                self.supervisor,
+                self.pulse,
+                self.health.known,
+            )
+        )
+        self.app = web.Application(middlewares=[counting(tally), problems], client_max_size=MOST_BODY)
         self.app.add_routes(
             [
-                web.get("/livez", self.http.livez),
-                web.get("/readyz", self.http.readyz),
                 web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
+                web.get("/livez", self.health.livez),
+                web.get("/readyz", self.health.readyz),
+                web.get("/health", self.health.health),
+                web.get("/metrics", self.metrics.metrics),
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
                 web.get("/v1/vendors/nearby", self.http.nearby),
@@ -139,6 +166,7 @@ class Server:
                 "heartbeat": self.sockets.heartbeat,
                 "partitions": self._keep_partitions,
                 **({} if self.keys is None else {"keys": self.keys.run}),
+                "pulse": self.pulse.run,
                 **self.bus.tasks(),
             }
         )
@@ -158,21 +186,13 @@ class Server:
         if not await self.positions.close():
             log.warning("vendors.lat/long are behind; the next start mends it", cause=self.positions.outage)
         await self.supervisor.stop()
+        await self.health.close()
         await self.bus.close()
         await self.store.close()
 
     async def unready(self) -> dict[str, str]:
         """What stands in the way of serving, by part; empty when nothing does."""
-        causes = dict(self.supervisor.failures)
-        if self.sockets.draining:
-            causes["server"] = "stopping"
-        try:
-            await self.store.ping()
-        except Unavailable as away:
-            causes["postgresql"] = str(away)
-        if not self.bus.up:
-            causes["redis"] = self.bus.cause or "away"
-        return causes
+        return await self.health.unready()
 
     async def _keep_partitions(self) -> None:
         reconciled = False
@@ -214,13 +234,15 @@ async def open_server(settings: Settings) -> Server:
         raise SettingsError("DATABASE_URL and REDIS_URL are needed")
     url = settings.database_url.get_secret_value()
     await database.require_newest(url)
+    tally = Tally()
     store = await Store.open(
         url,
         pool_size=settings.pool_size,
         pool_timeout=settings.pool_timeout,
         statement_timeout=settings.statement_timeout,
+        tally=tally,
     )
-    return Server(settings, store)
+    return Server(settings, store, tally)
 
 
 @asynccontextmanager

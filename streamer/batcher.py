@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import exp, inf
 
 from streamer.errors import ErrorCode, Unavailable
+from streamer.tally import Tally
 
 Rejected = Mapping[int, tuple[ErrorCode, str]]
 """The pings of a chunk that will never be stored: seq to code and message."""
@@ -158,6 +159,7 @@ class Batcher:
         pacing: Pacing | None = None,
         stored: Callable[[Chunk], None] | None = None,
         faulted: Callable[[BaseException], None] | None = None,
+        tally: Tally | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -168,6 +170,7 @@ class Batcher:
         self._pacing = pacing or Pacing()
         self._stored = stored
         self._faulted = faulted
+        self._tally = tally or Tally()
         self._clock = clock
         self._chance = chance
 
@@ -199,6 +202,7 @@ class Batcher:
         self.last_batch = 0
         """Pings of the newest batch that was stored."""
         self.batches = 0
+        self.settled_chunks = 0
         self.settled_pings = 0
         self.rejected_pings = 0
         self.retries = 0
@@ -266,6 +270,11 @@ class Batcher:
     def contended(self) -> bool:
         """Whether so much waits that those who send most must be held back."""
         return self.pings > self._max_pings * CONTENDED or self.bytes > self._max_bytes * CONTENDED
+
+    @property
+    def fill(self) -> float:
+        """The share of the buffer that is taken, by pings or by bytes, whichever is more."""
+        return max(self.pings / self._max_pings, self.bytes / self._max_bytes)
 
     @property
     def oldest_wait(self) -> float:
@@ -378,11 +387,16 @@ class Batcher:
 
     def _settle(self, batch: list[Chunk], rejected: Mapping[Chunk, Rejected]) -> None:
         count = 0
+        now = self._clock()
+        self._tally.commits.observe(now - self._took_at)
+        self._tally.acks.observe_all([now - chunk.offered_at for chunk in batch])
         for chunk in batch:
             count += chunk.count
             self.bytes -= chunk.cost
             refused = rejected.get(chunk, _NONE_REJECTED) if rejected else _NONE_REJECTED
-            self.rejected_pings += len(refused)
+            if refused:
+                self.rejected_pings += len(refused)
+                self._tally.reject(code for code, _ in refused.values())
             try:
                 # The newest of a chunk with a rejected ping may be just that one.
                 if not refused and self._stored is not None:
@@ -391,9 +405,11 @@ class Batcher:
             except Exception as error:
                 self._fail(error)
         self.pings -= count
+        self.settled_chunks += len(batch)
         self.settled_pings += count
         self.last_batch = count
         self.batches += 1
+        self._tally.batches.observe(count)
         self._admit_waiters()
         self._check_settled()
 

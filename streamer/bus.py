@@ -50,6 +50,7 @@ from streamer.registers import (
     positions_key,
     versions_of,
 )
+from streamer.tally import Tally
 
 log = structlog.get_logger()
 
@@ -162,6 +163,7 @@ class Bus:
         flush_gap: float = 0.15,
         linger: float = LINGER,
         grace: float = GRACE,
+        tally: Tally | None = None,
     ) -> None:
         self.url = url
         self.index = index
@@ -186,6 +188,7 @@ class Bus:
             turned=self._turned,
             reshaped=self._reshaped,
             timeout=timeout,
+            tally=tally,
         )
         # writing
         self._dirty: dict[str, int] = {}
@@ -290,6 +293,11 @@ class Bus:
             followed = self._followed.pop(id, None)
             if followed is not None:
                 self.release((followed,))
+
+    @property
+    def pending(self) -> int:
+        """Vendors of which something is still to be written."""
+        return len(self._dirty.keys() | self._retry.keys()) + sum(map(len, self._leaving.values()))
 
     @property
     def cells(self) -> frozenset[int]:

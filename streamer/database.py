@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -394,6 +395,9 @@ async def migrating(url: str) -> AsyncIterator[AsyncConnection]:
         await engine.dispose()
 
 
+TABLES = list(Base.metadata.tables)
+"""Ours; a partition belongs to its table."""
+
 PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('locations'))"
 
 OUR_TABLES = r"""
@@ -536,6 +540,34 @@ async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[st
             "attached, renamed or dropped; without the owner's rights run `streamer db upgrade` daily as the owner)"
         )
     return created
+
+
+class Condition(NamedTuple):
+    """What a running server wants to know of its database: its revision and whether that is known to this version and
+    the newest, and for how many days after today there are partitions without a gap (-1: not even today's is there).
+    """
+
+    revision: str | None
+    known: bool
+    newest: bool
+    days_ahead: int
+
+
+async def condition(connection: Any, today: date) -> Condition:
+    """The condition of the database behind an asyncpg connection."""
+    found = await _revision(connection)
+    present = set(await _partitions(connection))
+    ahead = -1
+    while partition_bounds(today + timedelta(days=ahead + 1))[0] in present:
+        ahead += 1
+    known, newest = _versions()
+    return Condition(found, found in known, found == newest, ahead)
+
+
+@cache
+def _versions() -> tuple[frozenset[str], str]:
+    # What is installed does not change while a process runs, and reading it takes milliseconds.
+    return frozenset(_known()), head()
 
 
 async def _partitions(connection: Any) -> Sequence[str]:

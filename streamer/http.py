@@ -1,13 +1,15 @@
-"""The HTTP edge for reading: health, the nearest vendors, a vendor's card and history; problem documents (RFC 9457)."""
+"""The HTTP edge for reading: the nearest vendors, a vendor's card and history; problem documents (RFC 9457)."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import orjson
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from streamer import history, protocol
 from streamer.auth import Authenticator, Identity
@@ -17,6 +19,7 @@ from streamer.rights import owned_vendor
 from streamer.settings import Settings
 from streamer.sockets import token_of
 from streamer.store import Store, VendorRow
+from streamer.tally import Tally
 from streamer.watches import Watches
 
 log = structlog.get_logger()
@@ -27,6 +30,7 @@ MOST_BODY = 1 << 20
 ENCODE_APART = 1000
 """Rows of history beyond which they are encoded beside the event loop, which would stand still for milliseconds."""
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -91,6 +95,23 @@ def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
     return answer
 
 
+def counting(tally: Tally) -> Middleware:
+    """A middleware around `problems` that counts requests and how long they took; a WebSocket is none."""
+
+    @web.middleware
+    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.monotonic()
+        response = await handler(request)
+        if not isinstance(response, web.WebSocketResponse):
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "none"
+            tally.requests[request.method if request.method in METHODS else "other", route, response.status] += 1
+            tally.answered[route].observe(time.monotonic() - began)
+        return response
+
+    return counted
+
+
 class Http:
     """The handlers that are no sockets."""
 
@@ -101,25 +122,12 @@ class Http:
         watches: Watches,
         authenticator: Authenticator,
         clock: Callable[[], int],
-        ready: Callable[[], Awaitable[dict[str, str]]],
     ) -> None:
         self._settings = settings
         self._store = store
         self._watches = watches
         self._authenticator = authenticator
         self._clock = clock
-        self._ready = ready
-
-    async def livez(self, _: web.Request) -> web.Response:
-        """`GET /livez`: the loop turns."""
-        return json_response({"status": "ok"})
-
-    async def readyz(self, _: web.Request) -> web.Response:
-        """`GET /readyz`: 200 when vendors and customers can be served, else 503 with each cause."""
-        causes = await self._ready()
-        if causes:
-            return json_response({"status": "unready", "causes": causes}, status=503)
-        return json_response({"status": "ready"})
 
     async def nearby(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/nearby?lat&long&radius&limit`: cards with `distance` in metres, the nearest first."""

@@ -365,6 +365,12 @@ class LiveIndex:
         self.vendors: dict[str, Vendor] = {}
         self.views: dict[ViewKey, View] = {}
         self.owners: dict[str, Owner] = {}
+        self.changes = 0
+        """Vendors that changed, merged by tick."""
+        self.held_back = 0
+        """Updates that a watch could not be sent yet, and that were merged into a later one."""
+        self.sent = 0
+        """Bytes of updates written."""
         self.frozen = False
         """While the bus is away nothing is heard of other processes, so none of them is given up."""
         # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
@@ -551,6 +557,7 @@ class LiveIndex:
     def _tick(self, now: int) -> Ticked:
         frames = 0
         changed, self._changed = self._changed, {}
+        self.changes += len(changed)
         if changed and self.views:
             touched = self._sort_out(changed)
             for view in touched:
@@ -830,6 +837,7 @@ class LiveIndex:
             if watch.behind or watch.due > now or not outbox.ready():
                 watch.behind = True
                 watch.merge(view)
+                self.held_back += 1
                 self._waiting[watch] = None
                 continue
             if body is None:
@@ -840,6 +848,7 @@ class LiveIndex:
             if frame is None:
                 frame = shared[watch.kind] = outbox.framing(watch.head + body)
             outbox.write(frame)
+            self.sent += len(frame)
             if watch.interval:
                 watch.due = now + watch.interval
             frames += 1

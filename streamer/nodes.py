@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from redis.exceptions import AskError, MovedError, RedisError, ResponseError, Tr
 
 from streamer.errors import Unavailable
 from streamer.supervisor import end
+from streamer.tally import Tally
 
 log = structlog.get_logger()
 
@@ -217,8 +219,9 @@ class Link:
 class Node:
     """One Redis server: two lanes, so that writing does not wait for what is read at length, and a link."""
 
-    def __init__(self, where: tuple[str, int], write: Lane, read: Lane, link: Link) -> None:
+    def __init__(self, where: tuple[str, int], write: Lane, read: Lane, link: Link, tally: Tally) -> None:
         self.where = where
+        self._tally = tally
         self.link = link
         self.answers = False
         """Whether the last request was answered; one that does not answer is only probed."""
@@ -234,8 +237,11 @@ class Node:
 
     async def run(self, lane: str, commands: Sequence[tuple[Any, ...]]) -> list[Answer]:
         """The answers in order, or for each command why there is none."""
+        began = time.monotonic()
         try:
-            return await self.lanes[lane].run(commands)
+            answers = await self.lanes[lane].run(commands)
+            self._tally.redis[lane].observe(time.monotonic() - began)
+            return answers
         except LOST as lost:
             self.lost(f"{type(lost).__name__}: {lost}")
             return [Unavailable(f"Redis at {self.where[0]}:{self.where[1]} does not answer: {self.cause}")] * len(
@@ -291,7 +297,9 @@ class Nodes:
         turned: Callable[[Node], None],
         reshaped: Callable[[], None],
         timeout: float = 2.0,
+        tally: Tally | None = None,
     ) -> None:
+        self._tally = tally or Tally()
         split = urlsplit(url)
         self.cluster = split.scheme in ("redis+cluster", "rediss+cluster")
         plain = urlunsplit((split.scheme.removesuffix("+cluster"), *split[1:]))
@@ -471,7 +479,7 @@ class Nodes:
             self._misplaced.set()
 
         link = Link(connect, self._heard, self._subscribed, misplaced, lambda _: self._turned(node))
-        node = Node(where, Lane(connect, self._timeout), Lane(connect, self._timeout), link)
+        node = Node(where, Lane(connect, self._timeout), Lane(connect, self._timeout), link, self._tally)
         self._nodes[where] = node
         return node
 

@@ -39,6 +39,8 @@ class Positions:
         self._closed = False
         self.outage: str | None = None
         """Why positions can't be written just now, None when they can."""
+        self.written = 0
+        """Positions that were written."""
 
     def note(self, vendor_id: str, fix: tuple[int, float, float]) -> None:
         """A committed fix: (timestamp ms, lat, long)."""
@@ -66,6 +68,7 @@ class Positions:
             for start in range(0, len(fixes), SLICE):
                 await self._update(fixes[start : start + SLICE])
                 written = start + SLICE
+                self.written += min(SLICE, len(fixes) - start)
         finally:
             for vendor_id, timestamp, lat, long in fixes[written:]:
                 self.note(vendor_id, (timestamp, lat, long))

@@ -19,6 +19,7 @@ from streamer.protocol import (
     encode_error,
     encode_reject,
 )
+from streamer.tally import Tally
 
 
 class Closing(Exception):
@@ -80,10 +81,11 @@ class Patience:
 class VendorSession:
     """The rules of one vendor connection. Whoever stores the pings calls `settled` when they are."""
 
-    def __init__(self, bounds: Bounds, *, live_max_age: int, max_bad_messages: int) -> None:
+    def __init__(self, bounds: Bounds, *, live_max_age: int, max_bad_messages: int, tally: Tally | None = None) -> None:
         self.last_seq: int | None = None
         self._bounds = bounds
         self._live_max_age = live_max_age
+        self._tally = tally or Tally()
         self._patience = Patience(max_bad_messages)
         self._pending: deque[Pending] = deque()
 
@@ -97,6 +99,7 @@ class VendorSession:
         try:
             message = decode_vendor(data, now, self.last_seq, self._bounds)
         except ProtocolError as wrong:
+            self._tally.refused[wrong.code] += 1
             reply = encode_error(wrong.code, wrong.message, retry_after_ms=wrong.retry_after_ms)
             self._patience.bad(wrong)
             return Received([reply])
@@ -109,7 +112,10 @@ class VendorSession:
         return Received(auth=message)
 
     def _pings(self, message: Pings, now: int) -> Received:
-        received = Received([encode_reject(reject) for reject in message.rejected] if message.rejected else ())
+        received = Received()
+        if message.rejected:
+            self._tally.reject(reject.code for reject in message.rejected)
+            received.replies = [encode_reject(reject) for reject in message.rejected]
         if not (message.accepted or message.rejected):
             self._patience.good()
             return received  # an empty list uses up no seq

@@ -26,6 +26,7 @@ from streamer.rights import owned_vendor
 from streamer.session import Closing, Patience, Pending, VendorSession
 from streamer.settings import Settings
 from streamer.store import Store, VendorRow
+from streamer.tally import Tally
 from streamer.watches import Watches
 
 log = structlog.get_logger()
@@ -41,6 +42,11 @@ REFUSALS = {ErrorCode.VENDOR_NOT_FOUND: CloseCode.NOT_FOUND, ErrorCode.FORBIDDEN
 DATA = (WSMsgType.TEXT, WSMsgType.BINARY)
 CLOSE_TIMEOUT = 3.0
 """Seconds a client gets to answer a close."""
+NOT_CLOSED = 1006
+"""The code of a connection that ended without one."""
+OTHER_CODE = 0
+"""Stands for all codes that a client may make up."""
+TOLD_CODES = frozenset({*CloseCode, 1005, NOT_CLOSED})
 LOOK_EVERY = 2.0
 """Seconds between two looks at all connections; with ten thousand of them each look takes some milliseconds."""
 SPREAD_SHARE = 0.5
@@ -57,9 +63,11 @@ class Connection:
         "ahead",
         "ahead_bytes",
         "closing",
+        "code",
         "expires",
         "heard",
         "held",
+        "kind",
         "leaving",
         "limit",
         "outbox",
@@ -72,7 +80,11 @@ class Connection:
         "ws",
     )
 
-    def __init__(self, ws: web.WebSocketResponse, protocol: BaseProtocol, outbox: Outbox, now: float) -> None:
+    def __init__(
+        self, kind: str, ws: web.WebSocketResponse, protocol: BaseProtocol, outbox: Outbox, now: float
+    ) -> None:
+        self.kind = kind
+        """`vendor` or `watch`."""
         self.ws = ws
         self.protocol = protocol
         self.outbox = outbox
@@ -93,6 +105,8 @@ class Connection:
         self.expires: float | None = None
         self.vendor_id: str | None = None
         self.closing: asyncio.Task[None] | None = None
+        self.code: int | None = None
+        """Why the server ends it; None when it does not."""
 
     def keep(self, message: Any) -> None:
         """Put a message by until those before it are done with."""
@@ -102,6 +116,7 @@ class Connection:
     def end(self, code: CloseCode, reason: str = "") -> None:
         """Close from outside the connection's own task; a client that takes nothing is cut after a while."""
         if self.closing is None and not self.ws.closed:
+            self.code = code
             self.closing = asyncio.create_task(self._end(code, reason), name="close")
 
     async def _end(self, code: CloseCode, reason: str) -> None:
@@ -125,7 +140,13 @@ class Sockets:
         allowances: Allowances,
         clock: Callable[[], int],
         changed: Callable[[], None],
+        tally: Tally | None = None,
     ) -> None:
+        self.behind = 0
+        """Connections that had not taken all they were sent at the last look."""
+        self.unread = 0
+        """Bytes that waited for them."""
+        self._tally = tally or Tally()
         self.connections: set[Connection] = set()
         self.draining = False
         """Nothing more is read or let in: the server stops."""
@@ -145,7 +166,7 @@ class Sockets:
 
     async def vendor(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/vendor`: a vendor app reports where it is."""
-        connection = await self._open(request)
+        connection = await self._open(request, "vendor")
         ws, outbox = connection.ws, connection.outbox
         try:
             identity = await self._identify(request, connection, required=True)
@@ -165,7 +186,7 @@ class Sockets:
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/watch`: a customer app watches areas or vendors."""
-        connection = await self._open(request)
+        connection = await self._open(request, "watch")
         watches: dict[str, live.Watch] = {}
         try:
             required = self._settings.watch_auth == "required"
@@ -202,8 +223,12 @@ class Sockets:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             now, wall = loop.time(), self._clock() / 1000
+            behind = unread = 0
             for connection in tuple(self.connections):
                 outbox = connection.outbox
+                if waiting := outbox.unread:
+                    behind += 1
+                    unread += waiting
                 if outbox.stalled(now) > settings.stall:
                     connection.end(CloseCode.TOO_SLOW, f"nothing went out for {settings.stall:.0f} s")
                 elif now - connection.heard > settings.silence and not connection.held:
@@ -213,6 +238,7 @@ class Sockets:
                 elif now - connection.pinged >= settings.heartbeat and outbox.ready():
                     connection.pinged = now
                     outbox.write(PING_FRAME)
+            self.behind, self.unread = behind, unread
 
     async def send_away(self, within: float) -> None:
         """Have every client come back elsewhere, one after the other, its pings stored and acked before; bounded."""
@@ -254,7 +280,7 @@ class Sockets:
 
     # inside
 
-    async def _open(self, request: web.Request) -> Connection:
+    async def _open(self, request: web.Request, kind: str) -> Connection:
         if self.draining:
             raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"})
         ws = web.WebSocketResponse(
@@ -269,17 +295,23 @@ class Sockets:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client went away during the handshake")
-        connection = Connection(ws, request.protocol, Outbox(transport), asyncio.get_running_loop().time())
+        connection = Connection(kind, ws, request.protocol, Outbox(transport), asyncio.get_running_loop().time())
         self.connections.add(connection)
+        self._tally.opened[kind] += 1
         return connection
 
     async def _forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
         if connection.closing is not None:
             await connection.closing
+        code = connection.code or connection.ws.close_code or NOT_CLOSED
+        self._tally.closed[connection.kind, code if code in TOLD_CODES else OTHER_CODE] += 1
 
     async def _close(self, connection: Connection, closing: Closing) -> None:
         log.debug("closing", code=int(closing.close), why=closing.message)
+        if connection.code is None:
+            connection.code = closing.close
+        self._tally.refused[closing.code] += 1
         with suppress(ConnectionError, RuntimeError):
             connection.outbox.send(protocol.encode_error(closing.code, closing.message))
             await connection.ws.close(code=closing.close, message=closing.message.encode()[:120])
@@ -409,6 +441,7 @@ class Sockets:
             self._bounds,
             live_max_age=live_max_age,
             max_bad_messages=settings.max_bad_messages,
+            tally=self._tally,
         )
         loop = asyncio.get_running_loop()
 
@@ -503,6 +536,7 @@ class Sockets:
                 patience.good()
             except ProtocolError as wrong:
                 id = id or protocol.named(data)
+                self._tally.refused[wrong.code] += 1
                 outbox.send(protocol.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))
                 patience.bad(wrong)
             if not outbox.ready():

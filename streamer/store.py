@@ -19,8 +19,10 @@ import asyncpg
 
 from streamer import database
 from streamer.batcher import Chunk, Rejected
+from streamer.database import Condition
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
 from streamer.location import COLUMNS, COPY_HEADER, COPY_TRAILER, decode_rows, id_floor
+from streamer.tally import Tally
 
 T = TypeVar("T")
 
@@ -121,6 +123,17 @@ ORDER BY "timestamp", "id"
 LIMIT $8
 """
 
+# reltuples is what the last ANALYZE or VACUUM found: counting would read the tables.
+TABLE_SIZES = """
+SELECT COALESCE(parent.relname, c.relname), SUM(GREATEST(c.reltuples, 0))::bigint,
+    SUM(pg_total_relation_size(c.oid))::bigint
+FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class parent ON parent.oid = i.inhparent
+WHERE c.relkind = 'r' AND COALESCE(parent.oid, c.oid) = ANY(
+    SELECT to_regclass(quote_ident(name)) FROM unnest($1::text[]) AS name
+)
+GROUP BY 1 ORDER BY 1
+"""
+
 ID_SLACK_MS = 3_600_000
 """How far the time in an id that Prisma made may be from the row's timestamp."""
 
@@ -173,11 +186,22 @@ class LocationRow(NamedTuple):
     long: float
 
 
+class TableSize(NamedTuple):
+    """One of our tables with its partitions: rows, about, and bytes with all indexes."""
+
+    table: str
+    rows: int
+    bytes: int
+
+
 class Store:
     """The database as the server sees it; made by `Store.open`."""
 
-    def __init__(self, pool: Any, where: str, pool_timeout: float, statement_timeout: float) -> None:
+    def __init__(
+        self, pool: Any, where: str, pool_timeout: float, statement_timeout: float, tally: Tally | None = None
+    ) -> None:
         self._pool = pool
+        self._tally = tally or Tally()
         self._where = where
         self._pool_timeout = pool_timeout
         self._answer_timeout = statement_timeout + ANSWER_GRACE
@@ -185,7 +209,13 @@ class Store:
 
     @classmethod
     async def open(
-        cls, url: str, *, pool_size: int = 8, pool_timeout: float = 10.0, statement_timeout: float = 30.0
+        cls,
+        url: str,
+        *,
+        pool_size: int = 8,
+        pool_timeout: float = 10.0,
+        statement_timeout: float = 30.0,
+        tally: Tally | None = None,
     ) -> Store:
         """Connect; the URL's connection_limit and pool_timeout win. Times are seconds. Raises Unavailable.
 
@@ -217,7 +247,7 @@ class Store:
             raise Unavailable(
                 f"PostgreSQL at {where} can't be used: {reason}; check that it runs and what DATABASE_URL says"
             ) from None
-        return cls(pool, where, pool_timeout, statement_timeout)
+        return cls(pool, where, pool_timeout, statement_timeout, tally)
 
     async def close(self) -> None:
         """Let running statements end, for a moment, and close all connections."""
@@ -237,7 +267,7 @@ class Store:
         if not retry and time.monotonic() >= self._staging_until:
             rows = bytearray().join([COPY_HEADER, *[chunk.rows for chunk in chunks], COPY_TRAILER])
             try:
-                await self._run(lambda connection: _copy(connection, "locations", None, rows))
+                await self._run(lambda connection: _copy(connection, "locations", None, rows), "copy")
             except asyncpg.UniqueViolationError:
                 self._staging_until = time.monotonic() + STAGING_AFTER_DUPLICATE
             except asyncpg.PostgresError:
@@ -252,7 +282,7 @@ class Store:
         """Store what can be stored of these, halving around a row that PostgreSQL does not take."""
         rows = bytearray().join([COPY_HEADER, *[part.rows for part in parts], COPY_TRAILER])
         try:
-            missing = await self._run(lambda connection: _store_staged(connection, rows))
+            missing = await self._run(lambda connection: _store_staged(connection, rows), "staging")
         except asyncpg.PostgresError as error:
             count = sum(part.count for part in parts)
             if count > 1:
@@ -280,14 +310,16 @@ class Store:
             if known is None or known[1] < fix[1]:
                 newest[fix[0]] = fix
         columns = [list(column) for column in zip(*newest.values(), strict=True)]
-        await self._answer(lambda connection: connection.execute(UPDATE_POSITIONS, *columns))
+        await self._answer(lambda connection: connection.execute(UPDATE_POSITIONS, *columns), "positions")
 
     async def reconcile_positions(self, since_ms: int) -> int:
         """Bring vendors.lat/long to the newest stored ping since then; how many vendors were behind.
 
         For the start: the process before may have ended between a commit and the merged update.
         """
-        status = await self._answer(lambda connection: connection.execute(RECONCILE_POSITIONS, id_floor(since_ms)))
+        status = await self._answer(
+            lambda connection: connection.execute(RECONCILE_POSITIONS, id_floor(since_ms)), "reconcile"
+        )
         return int(str(status).rsplit(" ", 1)[-1])
 
     # reading
@@ -318,7 +350,7 @@ class Store:
             stored: int | None = await connection.fetchval(NEWEST_STORED, vendor_id, floor)
             return located_at if stored is None else max(stored, located_at or 0)
 
-        return await self._answer(newest)
+        return await self._answer(newest, "durable")
 
     async def locations(
         self, vendor_id: str, from_ms: int, to_ms: int, limit: int, after: tuple[int, str] | None = None
@@ -339,47 +371,66 @@ class Store:
             id_floor(to_ms + ID_SLACK_MS),
             limit,
         )
-        rows = await self._answer(lambda connection: connection.fetch(LOCATIONS, *arguments))
+        rows = await self._answer(lambda connection: connection.fetch(LOCATIONS, *arguments), "history")
         return [LocationRow(*row) for row in rows]
 
     async def set_open(self, vendor_id: str, open: bool) -> None:
         """Open or close a vendor for business."""
         if _can_be_text(vendor_id):
-            await self._answer(lambda connection: connection.execute(SET_OPEN, vendor_id, open))
+            await self._answer(lambda connection: connection.execute(SET_OPEN, vendor_id, open), "open")
 
     async def ping(self) -> None:
         """Whether PostgreSQL answers, soon; raises Unavailable when it does not."""
+        await self._soon(lambda connection: connection.execute("SELECT 1"), "ping")
+
+    async def condition(self, today: date) -> Condition:
+        """What the database is like, beyond that it answers: soon, or Unavailable."""
+        return await self._soon(lambda connection: database.condition(connection, today), "condition")
+
+    async def table_sizes(self) -> list[TableSize]:
+        """How large our tables are: soon, or Unavailable, as a table locked for a change can't be measured."""
+        rows = await self._soon(lambda connection: connection.fetch(TABLE_SIZES, database.TABLES), "sizes")
+        return [TableSize(*row) for row in rows]
+
+    async def _soon(self, work: Callable[[Any], Awaitable[T]], what: str) -> T:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
-                await self._answer(lambda connection: connection.execute("SELECT 1"))
+                return await self._answer(work, what)
         except TimeoutError:
             raise Unavailable(f"PostgreSQL at {self._where} did not answer within {HEALTH_TIMEOUT:g} s") from None
 
     async def ensure_partitions(self, today: date, ahead: int) -> Any:
         """Have the partitions of `locations` ready, `ahead` days ahead of today."""
-        return await self._answer(lambda connection: database.ensure_partitions(connection, today, ahead))
+        return await self._answer(lambda connection: database.ensure_partitions(connection, today, ahead), "partitions")
 
     async def _vendors(self, statement: str, argument: object) -> list[VendorRow]:
-        rows = await self._answer(lambda connection: connection.fetch(statement, argument))
+        rows = await self._answer(lambda connection: connection.fetch(statement, argument), "vendors")
         return [VendorRow(*row) for row in rows]
 
     # connections
 
-    async def _answer(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _answer(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
         """`_run` for what PostgreSQL has no reason to refuse."""
         try:
-            return await self._run(work)
+            return await self._run(work, what)
         except asyncpg.PostgresError as error:
             raise DatabaseError(
                 f"PostgreSQL at {self._where} refused a statement: {error} (SQLSTATE {error.sqlstate});"
                 " the schema or what is in it is not what this version expects: bring it up to date"
             ) from error
 
-    async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _run(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
         """Work on a pooled connection, within bounds. PostgresError is a fault in the data, Unavailable all else.
 
-        A connection is kept only when its state is known.
+        A connection is kept only when its state is known. `what` names the work to who looks at how long it takes.
         """
+        began = time.monotonic()
+        try:
+            return await self._work(work)
+        finally:
+            self._tally.postgresql[what].observe(time.monotonic() - began)
+
+    async def _work(self, work: Callable[[Any], Awaitable[T]]) -> T:
         try:
             connection = await self._pool.acquire(timeout=self._pool_timeout)
         except TimeoutError:

@@ -1,0 +1,213 @@
+"""`/metrics` for Prometheus: what the parts know and what `tally.py` counted, read when somebody asks.
+
+Labels are from closed tables (codes, routes, kinds of work): none grows with vendors, customers or what they send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
+from typing import TypeVar
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from streamer import __version__
+from streamer.batcher import Batcher
+from streamer.bus import Bus
+from streamer.live import LiveIndex
+from streamer.positions import Positions
+from streamer.pulse import Pulse
+from streamer.sockets import OTHER_CODE, Sockets
+from streamer.supervisor import Supervisor
+from streamer.tally import Histogram, Tally
+from streamer.ticker import Ticker
+from streamer.watches import Watches
+
+PARTS = ("postgresql", "redis", "storing", "server")
+"""What can stand in the way of serving, and always has a series; a task that died has one when it did."""
+
+Labels = TypeVar("Labels", bound=tuple[str, ...])
+
+
+class Metrics:
+    """One process's metrics."""
+
+    def __init__(self, parts: Parts, *, process: bool = True) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(parts)
+        if process:
+            ProcessCollector(registry=self._registry)
+            PlatformCollector(registry=self._registry)
+            GCCollector(registry=self._registry)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All of them as they are now, and the content type that was chosen."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """`GET /metrics`: in Prometheus' text format or OpenMetrics, by `Accept`."""
+        body, content_type = self.render(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+
+class Parts(Collector):
+    """Reads the parts of one server; `causes()` says what stands in the way of serving, by part."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        batcher: Batcher,
+        positions: Positions,
+        bus: Bus,
+        index: LiveIndex,
+        ticker: Ticker,
+        watches: Watches,
+        sockets: Sockets,
+        supervisor: Supervisor,
+        pulse: Pulse,
+        causes: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._tally = tally
+        self._batcher = batcher
+        self._positions = positions
+        self._bus = bus
+        self._index = index
+        self._ticker = ticker
+        self._watches = watches
+        self._sockets = sockets
+        self._supervisor = supervisor
+        self._pulse = pulse
+        self._causes = causes
+
+    def collect(self) -> Iterable[Metric]:
+        """All families."""
+        yield InfoMetricFamily("streamer", "This process.", {"version": __version__, "process": self._index.me})
+        yield from self._state()
+        yield from self._storing()
+        yield from self._living()
+        yield from self._connections()
+
+    def _state(self) -> Iterator[Metric]:
+        causes = self._causes()
+        parts = {(part,): float(part in causes) for part in (*PARTS, *causes)}
+        yield gauges("streamer_unready", "1: this part stands in the way of serving.", ("part",), parts)
+        yield counter("streamer_task_deaths", "Long-lived tasks that died and were started anew.", self._deaths)
+        yield gauge("streamer_tasks_given_up", "Long-lived tasks that can't go on.", len(self._supervisor.failures))
+        yield histogram("streamer_loop_delay_seconds", "How late the event loop was for a timer.", self._tally.loop)
+        yield gauge("streamer_loop_delay_last_seconds", "The same, the newest.", self._pulse.late)
+
+    def _storing(self) -> Iterator[Metric]:
+        batcher, tally = self._batcher, self._tally
+        stored = batcher.settled_pings - batcher.rejected_pings
+        yield counter("streamer_pings_stored", "Pings committed and acked, a resent one again.", stored)
+        rejected = {(code,): count for code, count in tally.rejected.items()}
+        yield counters("streamer_pings_rejected", "Pings that never will be stored.", ("reason",), rejected)
+        yield histogram("streamer_batch_pings", "Pings of a batch that was committed.", tally.batches)
+        yield histogram("streamer_commit_seconds", "From the start of a batch to its commit.", tally.commits)
+        yield histogram("streamer_ack_seconds", "How long a message's pings waited for their commit.", tally.acks)
+        yield counter("streamer_store_retries", "Batches that had to be tried again.", batcher.retries)
+        yield gauge("streamer_buffer_pings", "Pings that wait for PostgreSQL or are on their way.", batcher.pings)
+        yield gauge("streamer_buffer_bytes", "Bytes that these take.", batcher.bytes)
+        yield gauge("streamer_buffer_fill_ratio", "The share of the buffer that is taken.", batcher.fill)
+        yield gauge("streamer_buffer_oldest_seconds", "How long the oldest of them has waited.", batcher.oldest_wait)
+        yield gauge("streamer_buffer_full", "1: sockets wait for room in the buffer.", float(batcher.full))
+        yield counter("streamer_positions_noted", "Newest fixes of stored messages.", batcher.settled_chunks)
+        yield counter("streamer_positions_written", "Of these, merged by vendor and written.", self._positions.written)
+        yield gauge("streamer_positions_pending", "Vendors whose position is to be written.", self._positions.pending)
+        yield timed("streamer_postgresql_seconds", "PostgreSQL at work.", "work", tally.postgresql)
+
+    def _living(self) -> Iterator[Metric]:
+        bus, index, ticker = self._bus, self._index, self._ticker
+        yield gauge("streamer_redis_up", "1: all of Redis answers and is heard.", float(bus.up))
+        yield timed("streamer_redis_seconds", "A round trip to Redis.", "lane", self._tally.redis)
+        yield counter("streamer_bus_gaps", "Times that what other processes said was missed.", bus.gaps)
+        yield gauge("streamer_bus_pending", "Vendors of which something is to be written to Redis.", bus.pending)
+        yield gauge("streamer_bus_cells", "Cells heard.", len(bus.cells))
+        yield gauge("streamer_vendors_known", "Vendors in the live index.", len(index.vendors))
+        yield gauge("streamer_vendors_served", "Vendors that this process tells of.", len(bus.fleet.sockets))
+        yield gauge("streamer_watches", "Open watches.", len(self._watches))
+        yield gauge("streamer_views", "Different areas and lists among them.", len(index.views))
+        yield counter("streamer_ticks", "Times that changes were told to watchers.", ticker.ticks)
+        yield counter("streamer_live_changes", "Vendors that changed, merged by tick.", index.changes)
+        yield counter("streamer_frames", "Updates and snapshots written to watchers.", ticker.frames)
+        yield counter("streamer_frame_bytes", "Bytes of updates written to watchers.", index.sent)
+        yield counter("streamer_frames_held_back", "Updates merged into a later one.", index.held_back)
+
+    def _connections(self) -> Iterator[Metric]:
+        sockets, tally = self._sockets, self._tally
+        kinds: dict[tuple[str, ...], float] = {("vendor",): 0.0, ("watch",): 0.0}
+        opened = {kind: float(tally.opened[kind[0]]) for kind in kinds}
+        for (kind, _), count in tally.closed.items():
+            kinds[kind,] -= count
+        kinds = {kind: opened[kind] + closed for kind, closed in kinds.items()}
+        yield gauges("streamer_connections", "Open WebSockets.", ("kind",), kinds)
+        yield counters("streamer_connections_opened", "WebSockets that opened.", ("kind",), opened)
+        closed = {(kind, code_label(code)): count for (kind, code), count in tally.closed.items()}
+        yield counters("streamer_connections_closed", "WebSockets that ended.", ("kind", "code"), closed)
+        yield gauge("streamer_slow_clients", "Clients that have not taken all they were sent.", sockets.behind)
+        yield gauge("streamer_unread_bytes", "Bytes that wait for them.", sockets.unread)
+        refused = {(code,): count for code, count in tally.refused.items()}
+        yield counters("streamer_messages_refused", "Messages answered with an error.", ("code",), refused)
+        requests = {(method, route, str(status)): count for (method, route, status), count in tally.requests.items()}
+        labels = ("method", "route", "status")
+        yield counters("streamer_http_requests", "HTTP requests, WebSockets excepted.", labels, requests)
+        yield timed("streamer_http_seconds", "HTTP requests.", "route", tally.answered)
+
+    @property
+    def _deaths(self) -> int:
+        return self._supervisor.deaths + self._batcher.deaths
+
+
+def code_label(code: int) -> str:
+    """A close code as a label."""
+    return "other" if code == OTHER_CODE else str(int(code))
+
+
+def gauge(name: str, help: str, value: float) -> Metric:
+    """One value that goes up and down."""
+    return GaugeMetricFamily(name, help, value=value)
+
+
+def gauges(name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
+    """The same by labels."""
+    family = GaugeMetricFamily(name, help, labels=labels)
+    for label, value in values.items():
+        family.add_metric(label, value)
+    return family
+
+
+def counter(name: str, help: str, value: float) -> Metric:
+    """One value that only grows; exported with `_total`."""
+    return CounterMetricFamily(name, help, value=value)
+
+
+def counters(name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
+    """The same by labels."""
+    family = CounterMetricFamily(name, help, labels=labels)
+    for label, value in values.items():
+        family.add_metric(label, value)
+    return family
+
+
+def histogram(name: str, help: str, values: Histogram) -> Metric:
+    """How values are spread."""
+    return HistogramMetricFamily(name, help, buckets=buckets(values), sum_value=values.sum)
+
+
+def timed(name: str, help: str, label: str, values: Mapping[str, Histogram]) -> Metric:
+    """The same by one label."""
+    family = HistogramMetricFamily(name, help, labels=(label,))
+    for what, each in values.items():
+        family.add_metric((what,), buckets(each), each.sum)
+    return family
+
+
+def buckets(values: Histogram) -> list[tuple[str, float]]:
+    """As Prometheus has them."""
+    return [("+Inf" if bound == inf else str(bound), float(count)) for bound, count in values.cumulative()]
