@@ -19,7 +19,8 @@ def configure(*, json: bool | None = None, level: int = logging.INFO) -> None:
     last: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=True)]
+        # Not structlog's usual traceback, which shows the values of variables: tokens and positions are among them.
+        else [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[*shared, *last],

@@ -535,10 +535,10 @@ class Sockets:
                     await self._admit(connection, message.token)
                 patience.good()
             except ProtocolError as wrong:
+                patience.bad(wrong)
                 id = id or protocol.named(data)
                 self._tally.refused[wrong.code] += 1
                 outbox.send(protocol.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))
-                patience.bad(wrong)
             if not outbox.ready():
                 await self._drained(connection)
 

@@ -42,14 +42,21 @@ class App:
         self.close_code: int | None = None
         self._url = url.replace("http", "ws", 1) + path
         self._params = params
-        self._headers = {"Authorization": f"Bearer {make_token(SECRET, clerk_id, 600)}"} if clerk_id else {}
+        self.headers = {"Authorization": f"Bearer {make_token(SECRET, clerk_id, 600)}"} if clerk_id else {}
+        self.protocols: tuple[str, ...] = ()
+        self.answers_pings = True
         self._session: aiohttp.ClientSession | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession()
         self.socket = await self._session.ws_connect(
-            self._url, params=self._params, headers=self._headers, max_msg_size=0, autoping=True
+            self._url,
+            params=self._params,
+            headers=self.headers,
+            protocols=self.protocols,
+            max_msg_size=0,
+            autoping=self.answers_pings,
         )
         self._reader = asyncio.create_task(self._read())
         return self
@@ -107,7 +114,8 @@ class App:
 
     async def _read(self) -> None:
         async for message in self.socket:
-            self.took(orjson.loads(message.data))
+            if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                self.took(orjson.loads(message.data))
         self.close_code = self.socket.close_code
 
     def took(self, message: dict[str, Any]) -> None:
