@@ -26,7 +26,8 @@ class App:
 
     `token` is called before every connection, with nothing, for a fresh one. `ready` is set while the app has heard
     what it waits for first. `ended` holds the Close after which the app does not come back. What the server did against
-    the protocol is kept in `violations` (the first 20) and does not end the run. `run()` is owned by the caller.
+    the protocol is kept in `violations` (the first 20) and does not end the run. `closes` counts the ends that came
+    from the server or on the way, not those of `lose()`, `rest()` and `cut()`. `run()` is owned by the caller.
     """
 
     path = "/"
@@ -46,6 +47,9 @@ class App:
         self._random = random
         self._bye_ms: int | None = None
         self._stopping = asyncio.Event()
+        self._network = asyncio.Event()
+        self._network.set()
+        self._cut = False
 
     # for the kinds of apps
 
@@ -79,10 +83,19 @@ class App:
         """Connect, listen, come back, until stopped or told not to return."""
         fruitless = 0
         while not self._stopping.is_set():
+            await self._network.wait()  # stop() ends this wait too
+            if self._stopping.is_set():
+                return
             close = await self._connection()
             if self._stopping.is_set():
                 return
-            self.closes[close.code] += 1
+            cut, self._cut = self._cut, False
+            if not self._network.is_set():
+                self.ready.clear()
+                fruitless = 0
+                continue
+            if not cut:
+                self.closes[close.code] += 1
             fruitless = 0 if self.ready.is_set() else fruitless + 1
             self.ready.clear()
             wait = reconnect.delay(close.code, fruitless, self._bye_ms, self._random.random(), self.longest_wait)
@@ -98,8 +111,36 @@ class App:
     def stop(self) -> None:
         """Close the connection in good order and do not come back."""
         self._stopping.set()
+        self._network.set()
         if self.socket is not None:
             self.socket.close()
+
+    def lose(self) -> None:
+        """The phone's network goes away: the connection ends without a word and none is tried until `regain()`."""
+        self._network.clear()
+        self.cut()
+
+    def rest(self) -> None:
+        """Put the phone away: the connection is closed in good order and none is tried until `regain()`."""
+        self._network.clear()
+        if self.socket is not None:
+            self._cut = True
+            self.socket.close()
+
+    def regain(self) -> None:
+        """The network is back, or the phone in the hand."""
+        self._network.set()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the phone has a network."""
+        return self._network.is_set()
+
+    def cut(self) -> None:
+        """The connection is cut and the app comes back as it would by itself; no fault of the server's."""
+        if self.socket is not None:
+            self._cut = True
+            self.socket.abort()
 
     async def wait_ready(self, within: float) -> None:
         """Return when the app is ready; RunFailed when it isn't `within` seconds, with what the server said."""
@@ -130,6 +171,8 @@ class App:
         try:
             if self._stopping.is_set():
                 self.socket.close()
+            elif not self._network.is_set():
+                self.socket.abort()
             self.opened()
             return await self._listen(self.socket)
         except Violation as violation:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 import os
+import socket
 import ssl
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -99,6 +101,21 @@ class Socket(asyncio.Protocol):
         self._transport.write(frame(code.to_bytes(2, "big"), CLOSE))
         self._closing = True
         self._killer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
+
+    def hold(self, held: bool) -> None:
+        """Read nothing while held, as a phone on a bad link does; what comes meanwhile waits in the network."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.is_reading() is not held:
+            return
+        if held:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    def narrow(self, size: int) -> None:
+        """Have the kernel keep about `size` bytes for a reader that is held, instead of megabytes."""
+        if self._transport is not None:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def abort(self) -> None:
         """End at once, as a dead phone does."""
@@ -263,6 +280,12 @@ class Socket(asyncio.Protocol):
             raise Violation(f"unknown opcode {opcode}")
 
 
+@functools.cache
+def trusting() -> ssl.SSLContext:
+    """The system's trust, read once: it is some hundred certificates."""
+    return ssl.create_default_context()
+
+
 async def connect(
     target: Target,
     path: str,
@@ -282,15 +305,15 @@ async def connect(
     accept = base64.b64encode(hashlib.sha1(key + GUID, usedforsecurity=False).digest())
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(within):
-        _, socket = await loop.create_connection(
+        _, opened = await loop.create_connection(
             lambda: Socket(request, accept, on_message, on_writable),
             target.host,
             target.port,
-            ssl=ssl.create_default_context() if target.tls else None,
+            ssl=trusting() if target.tls else None,
         )
         try:
-            await socket.opened
+            await opened.opened
         except BaseException:
-            socket.abort()
+            opened.abort()
             raise
-    return socket
+    return opened

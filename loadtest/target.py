@@ -38,6 +38,12 @@ class Target:
         """Host and port as in a `Host` header."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def loopback(self) -> bool:
+        """Whether the server runs on this machine, by its address."""
+        found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in found)
+
 
 def check_host(host: str, own: str | None) -> None:
     """WrongUse unless every address of `host` is loopback or private, or `own` repeats the host's name."""

@@ -159,3 +159,12 @@ def centre(fixes: Sequence[Fix]) -> tuple[float, float]:
     """The middle of the box round all fixes: lat, long."""
     lats, longs = [fix.lat for fix in fixes], [fix.long for fix in fixes]
     return (min(lats) + max(lats)) / 2, (min(longs) + max(longs)) / 2
+
+
+def surroundings(fixes: Sequence[Fix]) -> tuple[float, float, float]:
+    """A circle round most fixes: lat, long, and the radius in metres that nine of ten are within."""
+    lats, longs = sorted(fix.lat for fix in fixes), sorted(fix.long for fix in fixes)
+    lat, long = lats[len(lats) // 2], longs[len(longs) // 2]
+    narrow = max(math.cos(math.radians(lat)), 0.01)
+    away = sorted(math.hypot(fix.lat - lat, (fix.long - long) * narrow) for fix in fixes)
+    return lat, long, max(100.0, min(50_000.0, away[len(away) * 9 // 10] * METRES_PER_DEGREE))

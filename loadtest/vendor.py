@@ -79,6 +79,10 @@ class Vendor(App):
         """How many pings the server has not answered for."""
         return len(self._outbox)
 
+    def stored(self, pings: list[Ping]) -> None:
+        """These were acked."""
+        self.acked.extend(pings)
+
     # App
 
     def opened(self) -> None:
@@ -111,7 +115,8 @@ class Vendor(App):
             now = self._clock()
             for ping in pings:
                 self.delays.record(now - ping.due / 1000)
-        self.acked.extend(pings)
+        if pings:
+            self.stored(pings)
         if not self._outbox:
             self.settled.set()
 

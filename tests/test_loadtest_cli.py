@@ -12,7 +12,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
-from loadtest.__main__ import app, attended
+from loadtest.__main__ import app
+from loadtest.command import attended
 from loadtest.errors import RunFailed, WrongUse
 from loadtest.identity import Identity, enough, parse, read
 from loadtest.services import Services

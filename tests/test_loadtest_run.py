@@ -1,0 +1,120 @@
+"""Whole runs of `python -m loadtest run` against a real server, and that a wrong view can't pass."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from streamer import database
+from tests.apps import SECRET, now_ms
+from tests.conftest import Serve
+
+
+class Load:
+    """One run of the command; its report is taken from standard output."""
+
+    def __init__(self, url: str, database_url: str, *arguments: str) -> None:
+        self._database_url = database_url
+        self._command = ["-m", "loadtest", "run", *arguments, "--url", url, "--database", database_url]
+
+    async def start(self, folder: Path) -> None:
+        """Start it, with vendors that are in the database."""
+        vendors = folder / "vendors"
+        seeded = await database.seed(self._database_url, 60)
+        vendors.write_bytes(
+            b"\n".join(orjson.dumps({"vendorId": one.vendor_id, "clerkId": one.clerk_id}) for one in seeded)
+        )
+        self._command += ["--secret", SECRET, "--json", "--vendors-file", str(vendors)]
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, *self._command),
+            cwd=Path(__file__).parents[1],
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def ended(self) -> tuple[int, dict[str, Any], str]:
+        """Exit code, report and what was said."""
+        out, err = await asyncio.wait_for(self.process.communicate(), 100)
+        assert self.process.returncode is not None
+        return self.process.returncode, json.loads(out) if out else {}, err.decode()
+
+
+SHORT = ("--stage", "ramp:0.5:1", "--stage", "hold:1.5", "--warmup", "0.5")
+
+
+async def test_a_run_with_storms_and_lossy_phones_is_stored_once_and_shown_truly(
+    serve: Serve, database_url: str, tmp_path: Path
+) -> None:
+    """What the whole thing is for: movement, backlogs, cut connections, and at its end everything is as it must be."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "flapping-network", "--vendors", "30", "--customers", "40", "--verify"),
+        *("--workers", "2", "--warmup", "1", "--sampled", "40", "--lost", "0"),
+        *("--set", "vendors.phones={lossy=0.6, up=1, down=1}", "--set", "customers.dwell=0.5"),
+        *("--set", "customers.phones={lossy=0.3, up=1, down=0.5}", "--set", "customers.asleep=0.5"),
+        *("--set", "vendors.movements=[{kind='driving', every=0.25}]", "--set", "customers.slow=0.2"),
+        *("--stage", "ramp:1:1", "--stage", "storm:2", "--stage", "spike:1:0.5"),
+    )
+    await load.start(tmp_path)
+    code, report, said = await load.ended()
+    assert code == 0, said
+    totals = report["totals"]
+    assert totals["sent"] == totals["acked"] == report["checks"]["stored"]["rows"] > 200
+    for name in ("backlog", "losses", "cuts", "pans", "sleeps", "positions"):
+        assert totals[name] > 0, name
+    assert report["workers"] == 4
+    assert report["checks"]["views"]["watchers"] >= 20
+    assert report["checks"]["views"]["cards"] > 100
+    assert report["delays"]["watch"]["count"] > 0
+    assert report["figures"]["own_us_per_ping"] > 0
+    assert report["figures"]["own_us_per_position"] > 0
+
+
+async def test_a_wrong_view_fails_the_run(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """A vendor is moved behind the run's back: its customers are then shown what the run did not send."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "3", "--customers", "3", "--verify", *SHORT),
+        *("--set", "vendors.movements=[{kind='parked', every=0.5}]", "--set", "customers.radius=[5000, 6000]"),
+    )
+    await load.start(tmp_path)
+    await meddle(running.url, database_url)
+    code, report, said = await load.ended()
+    assert code == 1
+    assert not report["checks"]["views"]["ok"]
+    assert "its newest fix is" in report["checks"]["views"]["shown"][0] or "is not shown" in said
+    assert "Error: views differs" in said
+
+
+async def meddle(url: str, database_url: str) -> None:
+    """As soon as the run's first vendor is there, report it elsewhere, 50 s ahead of its own phone."""
+    import asyncpg
+
+    from streamer.auth import make_token
+
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(600):
+                row = await connection.fetchrow(
+                    'SELECT v.id, u."clerkId" FROM locations l JOIN vendors v ON v.id = l."vendorId"'
+                    ' JOIN users u ON u.id = v."userId" LIMIT 1'
+                )
+                if row is not None:
+                    break
+                await asyncio.sleep(0.05)
+            assert row is not None, "no vendor reported within 30 s"
+            async with session.post(
+                f"{url}/v1/vendors/{row[0]}/locations",
+                json={"lat": 52.2297, "long": 21.0122, "timestamp": now_ms() + 50_000},
+                headers={"Authorization": f"Bearer {make_token(SECRET, row[1], 600)}"},
+            ) as answer:
+                assert answer.status == 200, await answer.text()
+    finally:
+        await connection.close()
