@@ -10,7 +10,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --require-hashes --requirement requirements-build.lock \
     && /opt/streamer/bin/pip install --require-hashes --requirement requirements.lock
 COPY . .
-# a wheel, not a checkout, and without extras: only what serving needs
+# a wheel, not a checkout, and of the extras only the map's: only what serving needs
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \
     && /opt/streamer/bin/pip install --no-deps --no-index /tmp/wheel/*.whl
 

@@ -33,7 +33,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-emit-find-links --custom-compile-command 'make lock' $(ARGS)
 
 lock: .venv/tools/bin/uv
-	$< $(COMPILE) --output-file requirements.lock pyproject.toml
+	$< $(COMPILE) --extra map --output-file requirements.lock pyproject.toml
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| $< $(COMPILE) --output-file requirements-build.lock -
 

@@ -24,6 +24,7 @@ from streamer.http import MOST_BODY, Http, counting, problems
 from streamer.keys import IssuerKeys
 from streamer.live import LiveIndex
 from streamer.metrics import Metrics, Parts
+from streamer.pages import Pages
 from streamer.positions import Positions
 from streamer.pulse import Pulse
 from streamer.rate import Allowances
@@ -116,6 +117,7 @@ class Server:
             clock,
             self.sockets.vendor_gone,
         )
+        self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.pulse = Pulse(tally)
         self.health = Health(store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor)
@@ -137,6 +139,7 @@ class Server:
         self.app = web.Application(middlewares=[counting(tally), problems], client_max_size=MOST_BODY)
         self.app.add_routes(
             [
+                *self.pages.routes(),
                 web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
                 web.get("/livez", self.health.livez),
                 web.get("/readyz", self.health.readyz),
@@ -187,6 +190,7 @@ class Server:
             log.warning("vendors.lat/long are behind; the next start mends it", cause=self.positions.outage)
         await self.supervisor.stop()
         await self.health.close()
+        await self.pages.close()
         await self.bus.close()
         await self.store.close()
 

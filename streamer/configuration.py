@@ -25,6 +25,7 @@ PARTS = {
     "pool_size": "Storage",
     "max_batch": "Vendors",
     "max_watches": "Customers",
+    "tiles_url": "The map",
     "max_message": "Sockets",
 }
 """The page's headings, by the setting that each stands before."""

@@ -92,6 +92,8 @@ async def developing(given: Settings, data: Path, simulated: int, say: Say) -> A
                 "redis_url": SecretStr(redis_url),
                 "jwt_secret": SecretStr(secret),
                 "watch_auth": given.watch_auth if "watch_auth" in settings.given() else "optional",
+                # the map's trails
+                "history_access": given.history_access if "history_access" in settings.given() else "public",
             }
         )
         server, url = await stack.enter_async_context(app.serving(configured))

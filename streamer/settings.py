@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from streamer.errors import SettingsError
@@ -21,6 +21,18 @@ Names = Annotated[
 
 Check = Callable[[str], object]
 """Raises SettingsError or ValueError for what can't be used; the message must not quote a secret."""
+
+
+def coordinates(text: str) -> tuple[float, float]:
+    """Latitude and longitude of `lat,long`; ValueError names what is wrong."""
+    lat, _, long = text.partition(",")
+    try:
+        place = float(lat), float(long)
+    except ValueError:
+        raise ValueError("must be latitude and longitude, like 52.2297,21.0122") from None
+    if not (abs(place[0]) <= 90 and abs(place[1]) <= 180):
+        raise ValueError("must be a latitude of -90 to 90 and a longitude of -180 to 180 degrees")
+    return place
 
 
 def _setting(default: Any, help: str, unit: str = "", env: str | None = None, **bounds: Any) -> Any:
@@ -109,6 +121,17 @@ class Settings(BaseSettings):
     frame_cost: float = _setting(0.65, "merging: wait this long per frame of the last tick", "ms", ge=0)
     frame_interval: float = _setting(170.0, "merging: but never longer than this", "ms", ge=0)
 
+    # the map
+    tiles_url: str | None = _setting(
+        None,
+        "street tiles for the map: {z}, {x}, {y} stand for the tile; without it the map has land and names only",
+        "URL",
+    )
+    tiles_attribution: str = _setting("© OpenStreetMap contributors", "whom the map names as the street tiles' makers")
+    map_center: str = _setting(
+        "52.2297,21.0122", "where the map opens, if the visitor has not been elsewhere", "lat,long"
+    )
+
     # sockets
     max_message: int = _setting(64 << 10, "largest message from a client", "bytes", ge=1024)
     heartbeat: float = _setting(20.0, "how often a WebSocket ping goes out", "s", gt=0)
@@ -119,6 +142,21 @@ class Settings(BaseSettings):
         300.0, "clients let in, and at a stop sent away, so many a second", "connections/s", gt=0
     )
     drain_timeout: float = _setting(10.0, "longest time for clients to leave in at an orderly stop", "s", gt=0)
+
+    @field_validator("tiles_url")
+    @classmethod
+    def _a_tile(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if not url.startswith(("http://", "https://")) or not all(part in url for part in ("{z}", "{x}", "{y}")):
+            raise ValueError("must be an http:// or https:// URL with {z}, {x} and {y} in it")
+        return url
+
+    @field_validator("map_center")
+    @classmethod
+    def _a_place(cls, text: str) -> str:
+        coordinates(text)
+        return text
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -248,7 +286,7 @@ def _explained(error: Any) -> str:
         "finite_number": "a finite number",
     }.get(error["type"])
     if wanted is None:
-        said = error["msg"]
+        said = error["msg"].removeprefix("Value error, ")
     else:
         said = "must be " + wanted.format(**{key: number(value) for key, value in limits.items()})
     shown = "" if secret(name) or error["type"] == "too_short" else f", not {error['input']!r}"

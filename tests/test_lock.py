@@ -29,9 +29,11 @@ def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
 
 
 def wanted(lock: str) -> list[Requirement]:
-    """What pyproject.toml asks for."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    asked = project["build-system"]["requires"] if lock == LOCKS[1] else project["project"]["dependencies"]
+    """What pyproject.toml asks for; the image has the map's own land."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = table["project"]
+    served = [*project["dependencies"], *project["optional-dependencies"]["map"]]
+    asked = table["build-system"]["requires"] if lock == LOCKS[1] else served
     return [Requirement(line) for line in asked]
 
 

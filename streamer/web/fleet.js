@@ -1,0 +1,154 @@
+/**
+ * Where the vendors are on their way from one fix to the next. No map, no drawing, the clock passed in.
+ *
+ * A place is [x, y] on the Mercator square: 0 to 1 from west to east and from north to south.
+ */
+
+export const EARTH = 6_371_008.8;
+const LIMIT = 85.051129;
+/** A vendor that is further from its next fix than this jumps there: gliding would be a lie. */
+const FARTHEST = 4_000;
+/** Between two fixes the way takes as long as they were apart, within these bounds, ms. */
+const SHORTEST = 150;
+const LONGEST = 6_000;
+const FIRST = 900;
+/** Longer than expected, so that a fix that is a little late finds its vendor still moving. */
+const SLACK = 1.12;
+const TURN = 500;
+/** Less than this, in metres, is no movement that a heading could be told from. */
+const STILL = 2.5;
+
+export function project(lat, long) {
+  const sine = Math.sin((Math.max(-LIMIT, Math.min(LIMIT, lat)) * Math.PI) / 180);
+  return [long / 360 + 0.5, 0.5 - Math.log((1 + sine) / (1 - sine)) / (4 * Math.PI)];
+}
+
+export function unproject(x, y) {
+  return [(Math.atan(Math.sinh(Math.PI * (1 - 2 * y))) * 180) / Math.PI, (x - 0.5) * 360];
+}
+
+/** Great-circle distance, metres: the one by which the server measures circles. */
+export function distance(lat1, long1, lat2, long2) {
+  const rad = Math.PI / 180;
+  const a =
+    Math.sin(((lat2 - lat1) * rad) / 2) ** 2 +
+    Math.cos(lat1 * rad) * Math.cos(lat2 * rad) * Math.sin(((long2 - long1) * rad) / 2) ** 2;
+  return 2 * EARTH * Math.asin(Math.min(1, Math.sqrt(a)));
+}
+
+/** The heading from one position to another, degrees clockwise from north. */
+export function bearing(lat1, long1, lat2, long2) {
+  const rad = Math.PI / 180;
+  const d = (long2 - long1) * rad;
+  const y = Math.sin(d) * Math.cos(lat2 * rad);
+  const x = Math.cos(lat1 * rad) * Math.sin(lat2 * rad) - Math.sin(lat1 * rad) * Math.cos(lat2 * rad) * Math.cos(d);
+  return ((Math.atan2(y, x) * 180) / Math.PI + 360) % 360;
+}
+
+/** One vendor on the map. */
+class Mover {
+  constructor(card, now) {
+    this.card = card;
+    const [x, y] = project(card.lat, card.long);
+    this.x = this.fromX = this.toX = x;
+    this.y = this.fromY = this.toY = y;
+    this.since = this.until = now;
+    this.heading = this.fromHeading = this.toHeading = card.heading ?? null;
+    this.came = now;
+    this.every = null;
+    /** Drawn as one that is watched, or beside the watched area. */
+    this.watched = true;
+  }
+
+  /** Be where it is at `now`; whether it goes on from there. */
+  at(now) {
+    if (now >= this.until) {
+      this.x = this.toX;
+      this.y = this.toY;
+      this.heading = this.toHeading;
+      return false;
+    }
+    const part = (now - this.since) / (this.until - this.since);
+    this.x = this.fromX + (this.toX - this.fromX) * part;
+    this.y = this.fromY + (this.toY - this.fromY) * part;
+    if (this.toHeading === null || this.fromHeading === null) this.heading = this.toHeading;
+    else {
+      const turned = Math.min(1, (now - this.since) / Math.min(TURN, this.until - this.since));
+      const by = ((this.toHeading - this.fromHeading + 540) % 360) - 180;
+      this.heading = (this.fromHeading + by * turned + 360) % 360;
+    }
+    return true;
+  }
+
+  take(card, now, jump) {
+    const before = this.card;
+    this.card = card;
+    if (card.timestamp === before.timestamp && card.lat === before.lat && card.long === before.long) return;
+    this.at(now);
+    const [x, y] = project(card.lat, card.long);
+    const far = distance(before.lat, before.long, card.lat, card.long);
+    const apart = now - this.came;
+    this.came = now;
+    // after a stop the time since the last fix says nothing of the next one
+    if (apart < 2 * LONGEST) this.every = this.every === null ? apart : 0.6 * this.every + 0.4 * apart;
+    this.fromX = this.x;
+    this.fromY = this.y;
+    this.fromHeading = this.heading;
+    this.toX = x;
+    this.toY = y;
+    // over the antimeridian the short way
+    if (this.toX - this.fromX > 0.5) this.fromX += 1;
+    else if (this.fromX - this.toX > 0.5) this.fromX -= 1;
+    if (card.heading !== undefined) this.toHeading = card.heading;
+    else if (far > STILL) this.toHeading = bearing(before.lat, before.long, card.lat, card.long);
+    const takes = Math.max(SHORTEST, Math.min(LONGEST, (this.every ?? FIRST) * SLACK));
+    this.since = now;
+    this.until = jump || far > FARTHEST ? now : now + takes;
+    this.at(now);
+  }
+}
+
+/** All vendors that some watch sees, each once. Watches overlap: the newest fix counts, and the last to leave goes. */
+export class Fleet {
+  constructor() {
+    this.movers = new Map();
+    /** By vendor: the names of the watches that see it. */
+    this.seen = new Map();
+    /** When the last of them arrives. */
+    this.until = 0;
+    this.version = 0;
+  }
+
+  get(vendorId) {
+    return this.movers.get(vendorId);
+  }
+
+  put(watch, card, now, jump = false) {
+    let mover = this.movers.get(card.vendorId);
+    if (mover === undefined) {
+      mover = new Mover(card, now);
+      this.movers.set(card.vendorId, mover);
+      this.seen.set(card.vendorId, new Set());
+    } else if (card.timestamp >= mover.card.timestamp) mover.take(card, now, jump);
+    this.seen.get(card.vendorId).add(watch);
+    this.until = Math.max(this.until, mover.until);
+    this.version += 1;
+    return mover;
+  }
+
+  leave(watch, vendorId) {
+    const watches = this.seen.get(vendorId);
+    if (watches === undefined) return;
+    watches.delete(watch);
+    if (watches.size === 0) {
+      this.seen.delete(vendorId);
+      this.movers.delete(vendorId);
+    }
+    this.version += 1;
+  }
+
+  /** No watch of this name any more. */
+  drop(watch) {
+    for (const vendorId of [...this.seen.keys()]) if (this.seen.get(vendorId).has(watch)) this.leave(watch, vendorId);
+  }
+}
