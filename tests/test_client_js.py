@@ -314,13 +314,13 @@ async def test_a_dead_link_is_noticed_by_both_apps(serve: Serve, database_url: s
 async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(serve: Serve, database_url: str) -> None:
     """A token that ends is replaced on the open connection; with none better the app says so and stays away."""
     first, second = await database.seed(database_url, 2)
-    server = await serve(watch_auth="required")
+    server = await serve(watch_auth="required", jwt_leeway=0.0)
     short = make_token(SECRET, first.clerk_id, 2)
     async with NodeApp("vendor", server.url, token=short) as app:
         await app.happens("state", state="open")
         app.tell("token", token=make_token(SECRET, first.clerk_id, 600))
         await app.happens("token", refresh=True)
-        await asyncio.sleep(9.5)  # past the end of the first, the server's tolerance included
+        await asyncio.sleep(4.5)  # past the end of the first, and the server's next look
         assert not app.named("state", state="waiting")
         await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
         await app.do("flushed")

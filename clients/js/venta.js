@@ -335,6 +335,7 @@ export class Watch {
     this.vendors = new Map();
     /** The view is exact: a snapshot came on this connection. */
     this.fresh = false;
+    this.answered = false;
     this.closed = false;
   }
 
@@ -356,11 +357,12 @@ export class Watch {
       this.upsert(card);
     }
     for (const vendorId of gone) this.leave(vendorId);
-    this.fresh = true;
+    this.fresh = this.answered = true;
     call(this.handlers.onSnapshot, this.vendors);
   }
 
   update(message) {
+    if (!this.answered) return; // of a watch that had this name before
     for (const card of message.entered ?? []) this.upsert(card);
     for (const fix of message.moved ?? []) this.shift(fix);
     for (const vendorId of message.left ?? []) this.leave(vendorId);
@@ -659,7 +661,13 @@ export class VendorClient {
     if (message.type === "hello") this.hello(message);
     else if (message.type === "ack") this.acked(message.seq);
     else if (message.type === "reject") this.reject(message);
-    else if (message.type === "error") call(this.options.onError, message);
+    else if (message.type === "error") {
+      // It may be the status that could not be stored: said twice, it is the same.
+      if (this.status?.seq != null && message.retryAfterMs !== undefined) {
+        this.link.after("status", message.retryAfterMs, () => this.sayStatus());
+      }
+      call(this.options.onError, message);
+    }
   }
 
   probe() {

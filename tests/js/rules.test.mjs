@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { FileQueue } from "../../clients/js/file-queue.js";
-import { Watch, backoff, comeBack, expiry } from "../../clients/js/venta.js";
+import { VendorClient, Watch, backoff, comeBack, expiry } from "../../clients/js/venta.js";
 
 test("close codes are answered as the protocol's table says", () => {
   const table = { 1001: "yes", 1012: "yes", 1009: "no", 4400: "no", 4401: "token", 4403: "no", 4404: "no",
@@ -59,4 +59,38 @@ test("a snapshot after a gap tells only what is different", () => {
   assert.equal(watch.vendors.get("e").lat, 5);
   watch.update({ moved: [{ vendorId: "e", lat: 6, long: 5, timestamp: 10 }] });
   assert.ok(!("speed" in watch.vendors.get("e")));
+});
+
+test("a status that the database could not take is said again when the server asked for it", async () => {
+  const sent = [];
+  class Wire {
+    constructor() {
+      Wire.last = this;
+      this.readyState = 1;
+      this.bufferedAmount = 0;
+      setTimeout(() => this.onopen());
+    }
+    send(text) {
+      sent.push(JSON.parse(text));
+    }
+    close() {}
+    says(message) {
+      this.onmessage({ data: JSON.stringify(message) });
+    }
+  }
+  const client = await new VendorClient("http://127.0.0.1:9", { WebSocket: Wire }).start();
+  client.setOpen(false);
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  Wire.last.says({ type: "hello", vendorId: "v", time: Date.now(), durable: null, maxBatch: 500 });
+  assert.deepEqual(sent, [{ type: "status", open: false }]);
+  Wire.last.says({ type: "error", code: "ERR_OVERLOADED", message: "say it again", retryAfterMs: 20 });
+  Wire.last.says({ type: "error", code: "ERR_OVERLOADED", message: "say it again", retryAfterMs: 20 });
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  assert.deepEqual(sent, [{ type: "status", open: false }, { type: "status", open: false }]);
+  await client.ping({ lat: 1, long: 1 });
+  Wire.last.says({ type: "ack", seq: 1 });
+  Wire.last.says({ type: "error", code: "ERR_INVALID_MESSAGE", message: "of something else", retryAfterMs: 1 });
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(sent.length, 3);
+  await client.stop();
 });

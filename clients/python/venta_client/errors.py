@@ -3,6 +3,8 @@
 ClientError
 ├── Refused      the server answered the WebSocket handshake with something else than 101
 ├── Ended        the server said not to come back; carries the close code
+├── WatchRefused the server does not take a watch; carries the error code
+├── QueueFailed  the file that keeps pings can't be opened or written
 └── Violation    the server sent what the protocol does not allow
 """
 
@@ -29,6 +31,18 @@ class Ended(ClientError):
         super().__init__(f"the server ended the connection for good with {code}: {reason or 'it gave no reason'}")
         self.code = code
         self.reason = reason
+
+
+class WatchRefused(ClientError):
+    """The server does not take a watch as it is: `code` is the protocol's error code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class QueueFailed(ClientError):
+    """A queue can't be opened or written; the pings given since are in memory only."""
 
 
 class Violation(ClientError):

@@ -62,6 +62,11 @@ class Outbox(Generic[P]):
         self._unsent.append(ping)
         return True
 
+    def restore(self, pings: Iterable[P]) -> None:
+        """Begin with what an earlier run left, the oldest first: sent, maybe, and not known to be stored."""
+        left = list(pings)
+        self._sent = dict(enumerate(left, -len(left)))
+
     def drop_oldest(self) -> P | None:
         """Give up the oldest ping that is not under way, to make room, else the oldest; None when nothing waits."""
         if self._unsent:

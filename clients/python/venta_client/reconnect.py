@@ -6,6 +6,8 @@ FIRST_DELAY = 0.25
 LONGEST_DELAY = 10.0
 NEVER = frozenset({1002, 1003, 1007, 1009, 4400, 4403, 4404})
 UNAUTHORIZED = 4401
+TOO_MANY = 4429
+LATER = 5.0
 TOKENS_TRIED = 3
 
 # an app treats a refused handshake as it would the close code of the same meaning

@@ -1,0 +1,299 @@
+"""A WebSocket that comes back. What is said on it is its owner's; whether and when there is one is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import aiohttp
+from yarl import URL
+
+from venta_client import reconnect
+from venta_client.errors import Ended, Violation
+from venta_client.token import renew_in
+
+log = logging.getLogger("venta_client")
+
+SUBPROTOCOL = "streamer.v1"
+ABNORMAL = 1006
+CONNECT_TIMEOUT = 15.0
+HEARTBEAT = 20.0
+CLOSE_TIMEOUT = 2.0
+MAX_MESSAGE = 64 << 20
+HEALTHY = 5.0
+"""Seconds a connection has to stand before the next wait is a short one again."""
+TOKEN_RETRY = 5.0
+
+State = Literal["connecting", "open", "waiting", "stopped", "ended"]
+"""`waiting`: for the next try. `ended`: for good, `ended` says why. `stopped`: not begun, or closed by the app."""
+
+Token = str | Callable[[bool], str | Awaitable[str | None] | None] | None
+"""A token, or what gives one; called with True when the last one was refused or ends soon."""
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+class Close(NamedTuple):
+    """How a connection ended; 1006 when no close frame came."""
+
+    code: int
+    reason: str
+
+
+class Owner(Protocol):
+    """Whose link it is."""
+
+    def opened(self) -> None:
+        """There is a new connection; nothing has been said on it."""
+
+    def took(self, message: dict[str, Any]) -> None:
+        """A message came; Violation ends the connection."""
+
+    async def speak(self, send: Send) -> None:
+        """Say what there is to say, until cancelled."""
+
+    def became(self, state: State) -> None:
+        """The link's state is another one."""
+
+
+class Link:
+    """Stays connected to a path of the server until it is closed, or the server says not to come back."""
+
+    def __init__(
+        self,
+        url: str,
+        path: str,
+        owner: Owner,
+        *,
+        token: Token = None,
+        params: dict[str, str] | None = None,
+        session: aiohttp.ClientSession | None = None,
+        heartbeat: float = HEARTBEAT,
+        spread: Callable[[], float] = random.random,
+    ) -> None:
+        base = URL(url)
+        if base.scheme not in ("http", "https", "ws", "wss") or base.host is None:
+            raise ValueError(f"{url!r} is no server: give http://host:port or https://host")
+        base = base.with_scheme({"http": "ws", "https": "wss"}.get(base.scheme, base.scheme))
+        self.url = base.with_path(base.path.rstrip("/") + path).with_query(params or {})
+        self.state: State = "stopped"
+        self.ended: Ended | None = None
+        self.close: Close | None = None
+        """How the last connection ended."""
+        self.connections = 0
+        self._owner = owner
+        self._token = token
+        self._session = session
+        self._own_session = session is None
+        self._heartbeat = heartbeat
+        self._spread = spread
+        self._task: asyncio.Task[None] | None = None
+        self._now = asyncio.Event()
+        self._bye_ms: int | None = None
+        self._retry_after_ms = 0
+        self._reason = ""
+        self._greeted = False
+        self._used: str | None = None
+
+    def start(self) -> None:
+        """Connect, and stay connected."""
+        if self._task is None or self._task.done():
+            self.ended = None
+            self._task = asyncio.create_task(self._run(), name=f"venta {self.url.path}")
+
+    async def stop(self) -> None:
+        """Close in good order and do not come back."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if self._own_session and self._session is not None:
+            await self._session.close()
+            self._session = None
+        if self.state != "ended":
+            self._become("stopped")
+
+    def retry(self) -> None:
+        """Try now rather than after the wait."""
+        self._now.set()
+
+    def stands(self) -> None:
+        """The owner has heard what it waits for first."""
+        self._greeted = True
+        self._become("open")
+
+    # inside
+
+    def _become(self, state: State) -> None:
+        if state != self.state:
+            self.state = state
+            self._owner.became(state)
+
+    async def _run(self) -> None:
+        try:
+            await self._stay()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as broken:  # a mistake of ours: said aloud, not a client that is silently dead
+            log.exception("the client failed")
+            self.ended = Ended(ABNORMAL, repr(broken))
+            self._become("ended")
+
+    async def _stay(self) -> None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        fruitless = 0
+        refused: str | None = None
+        while True:
+            self._become("connecting")
+            self._bye_ms, self._retry_after_ms, self._reason, self._greeted = None, 0, "", False
+            began = time.monotonic()
+            token: str | None = None
+            try:
+                token = await self._fetch(refresh=refused is not None)
+            except Exception as failed:
+                close = Close(ABNORMAL, f"no token: {failed!r}")
+            else:
+                if refused is not None and token in (refused, None):
+                    self._end(self.close or Close(reconnect.UNAUTHORIZED, "the token was refused"))
+                    return
+                self._used = token
+                close = await self._connection(self._session, token)
+                refused = self._used if close.code == reconnect.UNAUTHORIZED else None
+            self.close = close = close._replace(reason=close.reason or self._reason)
+            fruitless = 0 if self._greeted and time.monotonic() - began >= HEALTHY else fruitless + 1
+            if close.code == reconnect.UNAUTHORIZED and refused is None:
+                self._end(close)
+                return
+            wait = reconnect.delay(close.code, fruitless, self._bye_ms, self._spread(), self._retry_after_ms)
+            if wait is None:
+                self._end(close)
+                return
+            self._become("waiting")
+            self._now.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._now.wait()
+            except TimeoutError:
+                continue
+
+    def _end(self, close: Close) -> None:
+        self.ended = Ended(close.code, close.reason)
+        self._become("ended")
+
+    async def _fetch(self, *, refresh: bool) -> str | None:
+        if self._token is None or isinstance(self._token, str):
+            return self._token
+        token = self._token(refresh)
+        return await token if inspect.isawaitable(token) else token
+
+    async def _connection(self, session: aiohttp.ClientSession, token: str | None) -> Close:
+        """One connection from its beginning to its end."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                ws = await session.ws_connect(
+                    self.url,
+                    protocols=(SUBPROTOCOL,),
+                    headers={"Authorization": f"Bearer {token}"} if token is not None else None,
+                    heartbeat=self._heartbeat,
+                    max_msg_size=MAX_MESSAGE,
+                )
+        except aiohttp.WSServerHandshakeError as refused:
+            return Close(reconnect.code_of_status(refused.status), f"{refused.status} {refused.message}")
+        except (aiohttp.ClientError, OSError, TimeoutError) as failed:
+            return Close(ABNORMAL, f"no connection: {failed!r}")
+        self.connections += 1
+        self._owner.opened()
+        tasks = [asyncio.create_task(self._listen(ws)), asyncio.create_task(self._speak(ws))]
+        if token is not None and callable(self._token):
+            tasks.append(asyncio.create_task(self._renew(ws, token)))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await ws.close()
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                pass  # it is gone all the same
+        for outcome in ended:
+            if isinstance(outcome, Close):
+                return outcome
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return Close(ABNORMAL, "")
+
+    async def _listen(self, ws: aiohttp.ClientWebSocketResponse) -> Close:
+        while True:
+            message = await ws.receive()
+            if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                try:
+                    self._took(message.data)
+                except Violation as violation:
+                    log.warning("against the protocol: %s", violation)
+                    return Close(ABNORMAL, str(violation))
+            elif message.type is aiohttp.WSMsgType.ERROR:
+                return Close(ABNORMAL, repr(message.data))
+            else:
+                return Close(ws.close_code or ABNORMAL, str(message.extra or ""))
+
+    def _took(self, data: str | bytes) -> None:
+        try:
+            message = json.loads(data)
+        except ValueError as bad:
+            raise Violation(f"the server sent what is not JSON ({bad}): {data[:200]!r}") from None
+        if type(message) is not dict:
+            raise Violation(f"the server sent {data[:200]!r}; every message is an object")
+        kind = message.get("type")
+        if kind == "bye":
+            self._bye_ms = int(message.get("reconnectAfterMs", 0))
+            return
+        if kind == "error" and message.get("id") is None:
+            self._reason = str(message.get("message", ""))
+            self._retry_after_ms = int(message.get("retryAfterMs", 0))
+        try:
+            self._owner.took(message)
+        except (KeyError, TypeError) as wrong:
+            raise Violation(f"not as the protocol promises ({wrong!r}): {data[:200]!r}") from wrong
+
+    async def _speak(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        async def send(message: bytes) -> None:
+            await ws.send_str(message.decode())
+
+        try:
+            await self._owner.speak(send)
+        except (aiohttp.ClientError, OSError) as gone:
+            log.debug("can't send: %r", gone)
+            await asyncio.sleep(CLOSE_TIMEOUT)  # what the server said of it may have come already: it goes before
+
+    async def _renew(self, ws: aiohttp.ClientWebSocketResponse, token: str) -> None:
+        """Replace a token that ends soon on the open connection."""
+        while True:
+            wait = renew_in(token, time.time())
+            if wait is None:
+                await asyncio.Event().wait()
+                return
+            await asyncio.sleep(wait)
+            try:
+                fresh = await self._fetch(refresh=True)
+            except Exception as failed:
+                log.warning("no new token, the old one goes on: %r", failed)
+                await asyncio.sleep(TOKEN_RETRY)
+                continue
+            if fresh is None or fresh == token:
+                await asyncio.sleep(TOKEN_RETRY)
+                continue
+            self._used = token = fresh
+            try:
+                await ws.send_str(json.dumps({"type": "auth", "token": token}))
+            except (aiohttp.ClientError, OSError):
+                await asyncio.Event().wait()  # the listener tells how it ended

@@ -1,0 +1,337 @@
+"""A vendor's connection: a ping given to it is kept, over restarts where the queue lasts, until it is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, cast
+
+import aiohttp
+
+from venta_client.errors import Ended, QueueFailed
+from venta_client.link import HEARTBEAT, Link, Send, State, Token
+from venta_client.outbox import Outbox
+from venta_client.ping import Ping, encode
+from venta_client.queues import MemoryQueue, Queue
+from venta_client.wire import Hello
+
+log = logging.getLogger("venta_client")
+
+LIMIT = 100_000
+BATCH = 250
+"""Pings a message: with heading, speed and accuracy in full precision they stay under the 64 KiB of the server."""
+LIVE_MAX_AGE = 600_000
+"""A ping older than this (ms) is history only: it need not go first."""
+CLOCK_TOLERANCE = 2_000
+"""A difference between the clocks (ms) that may as well be the way of the hello."""
+
+Rejected = Callable[[Ping, str, str], None]
+
+
+class VendorClient:
+    """Reports where a vendor is; use it as an async context manager.
+
+    `on_rejected(ping, code, message)` tells of a ping that never will be stored, `on_dropped(ping)` of one that had to
+    make room in a queue of `limit`, `on_state(state)` of the connection.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: Token = None,
+        vendor_id: str | None = None,
+        queue: Queue | None = None,
+        limit: int = LIMIT,
+        on_rejected: Rejected | None = None,
+        on_dropped: Callable[[Ping], None] | None = None,
+        on_state: Callable[[State], None] | None = None,
+        session: aiohttp.ClientSession | None = None,
+        heartbeat: float = HEARTBEAT,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.hello: Hello | None = None
+        """The server's last greeting."""
+        self.acked = 0
+        self.rejected = 0
+        self.dropped = 0
+        self._queue = queue if queue is not None else MemoryQueue()
+        self._on_rejected = on_rejected
+        self._on_dropped = on_dropped
+        self._on_state = on_state
+        self._clock = clock
+        self._limit = limit
+        self._outbox: Outbox[Ping] = Outbox(limit)
+        self._early: dict[int, Ping] | None = {}
+        self._offset: int | None = None
+        self._latest = 0
+        self._waiting: set[int] = set()
+        self._put: dict[int, Ping] = {}
+        self._remove: set[int] = set()
+        self._writing = asyncio.Lock()
+        self._writer: asyncio.Task[None] | None = None
+        self._status: bool | None = None
+        self._status_seq: int | None = None
+        self._status_timer: asyncio.TimerHandle | None = None
+        self._max_batch = BATCH
+        self._work = asyncio.Event()
+        self._news = asyncio.Event()
+        self._loaded = False
+        params = {} if vendor_id is None else {"vendorId": vendor_id}
+        self._link = Link(url, "/v1/vendor", self, token=token, params=params, session=session, heartbeat=heartbeat)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def state(self) -> State:
+        """Where the connection is."""
+        return self._link.state
+
+    @property
+    def ended(self) -> Ended | None:
+        """Why the client does not come back; None while it does."""
+        return self._link.ended
+
+    @property
+    def waiting(self) -> int:
+        """Pings that the server is not known to have."""
+        return len(self._waiting)
+
+    async def start(self) -> None:
+        """Read what an earlier run left, and connect; QueueFailed when its file can't be opened."""
+        if not self._loaded:
+            left = (await self._queue.load())[-self._limit :]
+            self._outbox.restore(left)
+            self._waiting.update(ping.timestamp for ping in left)
+            self._loaded = True
+        self._link.start()
+
+    async def close(self) -> None:
+        """End the connection; what is not acked stays in the queue."""
+        await self._link.stop()
+        if self._status_timer is not None:
+            self._status_timer.cancel()
+        if self._writer is not None:
+            await asyncio.gather(self._writer, return_exceptions=True)
+        try:
+            await self._persist()
+        finally:
+            await self._queue.close()
+
+    def retry(self) -> None:
+        """Try to connect now rather than after the wait."""
+        self._link.retry()
+
+    async def ping(
+        self,
+        lat: float,
+        long: float,
+        *,
+        timestamp: int | None = None,
+        heading: float | None = None,
+        speed: float | None = None,
+        accuracy: float | None = None,
+    ) -> int:
+        """Keep a position until it is stored; returns the time that names it, once the queue has it.
+
+        `timestamp` is by this machine's clock (epoch ms; left out: now); how far that is off the server's is taken off
+        before the ping is first sent. QueueFailed: it is sent all the same, but would not outlive a restart.
+        """
+        if not (-90 <= lat <= 90 and -180 <= long <= 180):
+            raise ValueError(f"lat is -90 to 90 and long -180 to 180 degrees, not {lat!r}, {long!r}")
+        at = self._time(timestamp)
+        if at in self._waiting:
+            return at
+        ping = Ping(at, lat, long, heading, speed, accuracy)
+        if len(self._waiting) >= self._limit:
+            self._make_room()
+        self._waiting.add(at)
+        self._put[at] = ping
+        self._remove.discard(at)
+        if self._early is not None:
+            self._early[at] = ping
+        else:
+            self._outbox.add(ping)
+        self._work.set()
+        await self._persist()
+        return at
+
+    def set_open(self, open: bool) -> None:
+        """Open or close for business; said again after a reconnect unless the server is known to have heard it."""
+        self._status = open
+        self._say_status()
+
+    async def stored(self) -> None:
+        """Return when the server has answered for all that was given; Ended when it never will."""
+        while self._waiting:
+            if self.ended is not None:
+                raise self.ended
+            self._news.clear()
+            await self._news.wait()
+
+    # of the link
+
+    def opened(self) -> None:
+        self._status_seq = None
+
+    def took(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if kind == "ack":
+            acked = self._outbox.ack(message["seq"])
+            self.acked += len(acked)
+            self._settle(acked)
+            if self._status_seq is not None and message["seq"] >= self._status_seq:
+                self._status = self._status_seq = None
+        elif kind == "reject":
+            ping = self._outbox.reject(message["seq"])
+            self.rejected += 1
+            self._settle([ping])
+            self._tell(self._on_rejected, ping, message["code"], message["message"])
+        elif kind == "hello":
+            self._greet(cast(Hello, message))
+        elif kind == "error":
+            log.warning("the server says %s: %s", message.get("code"), message.get("message"))
+            if self._status_seq is not None and message.get("retryAfterMs") is not None:
+                # It may be the status that could not be stored: said twice, it is the same.
+                if self._status_timer is not None:
+                    self._status_timer.cancel()
+                self._status_timer = asyncio.get_running_loop().call_later(
+                    message["retryAfterMs"] / 1000, self._say_status
+                )
+
+    async def speak(self, send: Send) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self.state == "open" and (message := self._next()) is not None:
+                await send(message)
+
+    def became(self, state: State) -> None:
+        if self._on_state is not None:
+            self._tell(self._on_state, state)
+        self._news.set()
+
+    # inside
+
+    def _greet(self, hello: Hello) -> None:
+        self.hello = hello
+        self._max_batch = max(1, min(BATCH, hello["maxBatch"]))
+        offset = hello["time"] - int(self._clock() * 1000)
+        self._offset = offset if abs(offset) > CLOCK_TOLERANCE else 0
+        settled = self._outbox.reconnected(hello["durable"])
+        self.acked += len(settled)
+        self._settle(settled)
+        if self._early is not None:
+            early, self._early = self._early, None
+            for ping in sorted(early.values()):
+                self._outbox.add(self._mended(ping, self._offset) if self._offset else ping)
+            self._latest += self._offset
+            self._write_soon()
+        self._link.stands()
+        self._work.set()
+
+    def _mended(self, ping: Ping, by: int) -> Ping:
+        """A ping taken by a wrong clock, before it first goes out: its time is its identity from then on."""
+        self._forget(ping)
+        at = ping.timestamp + by
+        while at in self._waiting:
+            at += 1
+        mended = ping._replace(timestamp=at)
+        self._waiting.add(at)
+        self._put[at] = mended
+        self._remove.discard(at)
+        return mended
+
+    def _time(self, given: int | None) -> int:
+        at = (int(self._clock() * 1000) if given is None else given) + (self._offset or 0)
+        if given is None:
+            # A ping is its vendor and timestamp: two in one millisecond would be one.
+            if self._latest - 1000 < at <= self._latest:
+                at = self._latest + 1
+            while at in self._waiting:
+                at += 1
+            self._latest = at
+        return at
+
+    def _make_room(self) -> None:
+        ping = self._outbox.drop_oldest()
+        if ping is None and self._early:
+            ping = self._early.pop(min(self._early))
+        if ping is not None:
+            self.dropped += 1
+            self._forget(ping)
+            self._tell(self._on_dropped, ping)
+
+    def _next(self) -> bytes | None:
+        """The next message: open or closed, the newest ping, then what was collected before, oldest first."""
+        if self._status is not None and self._status_seq is None:
+            # Messages are taken in order: an ack of a later ping says that this one was heard.
+            self._status_seq = self._outbox.seq + 1
+            return json.dumps({"type": "status", "open": self._status}).encode()
+        since = int(self._clock() * 1000) + (self._offset or 0) - LIVE_MAX_AGE
+        batch = self._outbox.take_newest(since)
+        # What is on its way is bounded, so that a fresh ping does not stand behind hours of old ones.
+        if not batch and self._outbox.under_way <= 2 * self._max_batch:
+            batch = self._outbox.take(self._max_batch)
+        return encode(batch) if batch else None
+
+    def _settle(self, pings: Iterable[Ping]) -> None:
+        for ping in pings:
+            self._forget(ping)
+        self._write_soon()
+        self._work.set()
+        self._news.set()
+
+    def _forget(self, ping: Ping) -> None:
+        self._waiting.discard(ping.timestamp)
+        # What was never written need not be removed, unless it is being written just now.
+        if self._put.pop(ping.timestamp, None) is None or self._writing.locked():
+            self._remove.add(ping.timestamp)
+
+    def _say_status(self) -> None:
+        self._status_seq = None
+        self._work.set()
+
+    def _tell(self, told: Callable[..., None] | None, *values: Any) -> None:
+        if told is None:
+            return
+        try:
+            told(*values)
+        except Exception:  # the app's own mistake must not cost it the connection
+            log.exception("%r failed", told)
+
+    def _write_soon(self) -> None:
+        if (self._put or self._remove) and (self._writer is None or self._writer.done()):
+            self._writer = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            await self._persist()
+        except QueueFailed as failed:
+            log.warning("what is stored is not forgotten, and may be sent again: %s", failed)
+
+    async def _persist(self) -> None:
+        """One write after the other; all that comes meanwhile goes together into the next."""
+        async with self._writing:
+            while self._put or self._remove:
+                put, remove = self._put, self._remove
+                self._put, self._remove = {}, set()
+                try:
+                    await self._queue.write(list(put.values()), list(remove))
+                except BaseException as failed:
+                    self._put = {at: ping for at, ping in put.items() if at in self._waiting} | self._put
+                    self._remove = {at for at in remove | self._remove if at not in self._waiting}
+                    if isinstance(failed, QueueFailed):
+                        self._remove -= put.keys()
+                    raise
