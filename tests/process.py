@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
+from streamer.embedded import PORTS
 from tests.apps import SECRET, eventually
 
 
 def free_port() -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port nobody listens on just now, and that no outgoing connection takes while the server on it is restarted."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 class ServerProcess:
     """`streamer serve` on a database and Redis; settings by name, as in `streamer/settings.py`."""
 
-    def __init__(self, database_url: str, redis_url: str, **settings: Any) -> None:
-        self._port = free_port()
-        changed = {"jwt_secret": SECRET, "watch_auth": "optional", "port": self._port, "pool_size": 4, **settings}
+    def __init__(self, database_url: str, redis_url: str, *, log: Path | None = None, **settings: Any) -> None:
+        self.port = free_port()
+        self._log = log
+        changed = {"jwt_secret": SECRET, "watch_auth": "optional", "port": self.port, "pool_size": 4, **settings}
         self._environment = {
             **os.environ,
             "DATABASE_URL": database_url,
@@ -40,7 +46,7 @@ class ServerProcess:
     @property
     def url(self) -> str:
         """Where it listens, or will again."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -54,15 +60,9 @@ class ServerProcess:
 
     async def start(self) -> None:
         """Start it, and wait until it is ready."""
-        process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            "from streamer.cli import main; main()",
-            "serve",
-            env=self._environment,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        await self.spawn()
+        process = self._process
+        assert process is not None
 
         async def ready() -> bool:
             assert process.returncode is None, f"the server ended with {process.returncode}"
@@ -73,6 +73,35 @@ class ServerProcess:
                 return False
 
         await eventually(ready, "a server process that is ready", within=60)
+
+    async def spawn(self) -> None:
+        """Start it, without waiting for anything; what it says goes to the end of `log`."""
+        with open(os.devnull if self._log is None else self._log, "ab") as log:  # noqa: ASYNC230  # a local file
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                "from streamer.cli import main; main()",
+                "serve",
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if it is there to get one."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def wait(self) -> None:
+        """Wait for its end."""
+        assert self._process is not None
+        await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process id, also for a moment after its end."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def status(self) -> int | None:

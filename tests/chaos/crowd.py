@@ -16,11 +16,14 @@ from loadtest.ping import Ping
 from loadtest.target import Target
 from loadtest.vendor import Vendor
 from loadtest.watcher import Watcher
+from streamer.geo import Circle
 
 CENTER = (52.2297, 21.0122)
 RADIUS = 5000.0
 SPREAD = 0.02
-"""Degrees from the centre in which vendors move; all of it is inside the circle that is watched."""
+"""Degrees from the centre in which vendors move; all of it is inside the circle."""
+PARTLY = 1000.0
+"""Metres that every third watcher sees: vendors enter and leave all the time."""
 COMES_BACK = 1.0
 """Longest wait in seconds of an app before it tries again."""
 
@@ -54,8 +57,10 @@ class Mover:
 class Customer(Watcher):
     """A watcher that goes on showing what it last knew until a new connection's snapshot is there."""
 
-    def __init__(self, target: Target, area: dict[str, Any], random: Random) -> None:
+    def __init__(self, target: Target, circle: Circle, random: Random) -> None:
+        area = {"center": {"lat": circle.lat, "long": circle.long}, "radius": circle.radius}
         super().__init__(target, area, None, random)
+        self.circle = circle
         self._before: dict[str, dict[str, Any]] = {}
 
     @property
@@ -74,12 +79,14 @@ class Crowd:
     def __init__(
         self, target: Target, identities: Sequence[Identity], watchers: int, secret: str, random: Random, hz: float
     ) -> None:
-        area = {"center": {"lat": CENTER[0], "long": CENTER[1]}, "radius": RADIUS}
         self.movers = [
             Mover(Vendor(target, identity, minting(identity, secret), Random(random.random())), random)
             for identity in identities
         ]
-        self.watchers = [Customer(target, area, Random(random.random())) for _ in range(watchers)]
+        self.watchers = [
+            Customer(target, Circle(*CENTER, PARTLY if number % 3 == 2 else RADIUS), Random(random.random()))
+            for number in range(watchers)
+        ]
         self.moving = True
         self.latest = 0.0
         """Seconds by which the latest view was late, since this was last set to 0."""
@@ -118,8 +125,8 @@ class Crowd:
         return late
 
     def late_now(self) -> float:
-        """Seconds by which the latest view is late."""
-        return max(map(self.late, self.watchers))
+        """Seconds by which the latest view is late, of those that see all."""
+        return max(self.late(watcher) for watcher in self.watchers if watcher.circle.radius == RADIUS)
 
     async def _move(self) -> None:
         turn = 0
@@ -133,5 +140,5 @@ class Crowd:
         while True:
             await asyncio.sleep(0.05)
             for watcher in self.watchers:
-                if watcher.shown:
+                if watcher.shown and watcher.circle.radius == RADIUS:
                     self.latest = max(self.latest, self.late(watcher))

@@ -1,0 +1,54 @@
+"""What goes wrong in a round, worked out from its seed alone. Pure."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import NamedTuple
+
+SERVERS = ("server 1", "server 2")
+SERVICES = ("postgresql", "valkey")
+WIRES = (
+    "wire clients",
+    "wire server 1 to postgresql",
+    "wire server 2 to postgresql",
+    "wire server 1 to valkey",
+    "wire server 2 to valkey",
+)
+KINDS = {
+    "server": ("kill", "stop", "drain", "kill while starting", "kill while draining"),
+    "postgresql": ("kill", "stop", "restart"),
+    "valkey": ("kill", "stop", "restart", "forget"),
+    "wire": ("cut", "refuse", "freeze", "slow"),
+    "migration": ("kill", "let run"),
+}
+LEAD = 0.5
+"""Latest second at which a round's first fault begins."""
+LATEST = 2.0
+"""Latest second at which any does."""
+LONGEST = 2.5
+
+
+class Fault(NamedTuple):
+    """One thing that goes wrong: seconds from the round's start, and how long until it is healed."""
+
+    at: float
+    lasts: float
+    target: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.target} at {self.at:g} s for {self.lasts:g} s"
+
+
+def plan(seed: int) -> list[Fault]:
+    """The faults of a round, by their beginning; no target has two."""
+    random = Random(seed)
+    targets = [*SERVERS, *SERVERS, *SERVICES, *WIRES, "migration"]
+    faults: list[Fault] = []
+    for number in range(random.choice((1, 1, 2, 2, 3, 4))):
+        target = random.choice(targets)
+        targets = [other for other in targets if other != target]
+        kind = random.choice(KINDS[target.split()[0]])
+        at = random.uniform(0, LATEST if number else LEAD)
+        faults.append(Fault(round(at, 2), round(random.uniform(0.1, LONGEST), 2), target, kind))
+    return sorted(faults)

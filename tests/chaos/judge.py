@@ -1,0 +1,123 @@
+"""Whether all is as it must be, seen from outside: what the apps hold, what is stored, what the processes hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import psutil
+
+from loadtest import truth
+from loadtest.database import Database
+from loadtest.errors import LoadtestError
+from loadtest.outbox import Ping
+from tests.chaos.crowd import Crowd
+from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
+
+GHOST_SLACK = 5.0
+"""Seconds beyond what the settings say for which a vendor that went away may still be shown."""
+MORE_FILES = POOL_SIZE + 6
+MORE_BYTES = 48 << 20
+"""How much more than at its first look a process may hold: open files beside its clients', resident memory."""
+BUSY = 0.75
+"""Share of a core that a server may use in a round; more is a loop that spins."""
+
+
+class Held(NamedTuple):
+    """What a process holds: open files without its clients' sockets, resident bytes; and CPU seconds used."""
+
+    files: int
+    resident: int
+    cpu: float
+
+
+class Judge:
+    """Judges a crowd on a stage; `gone` are vendors that went away, and when (monotonic)."""
+
+    def __init__(self, stage: Stage, crowd: Crowd) -> None:
+        self.gone: dict[str, float] = {}
+        self._stage = stage
+        self._crowd = crowd
+        self._first: dict[int, Held] = {}
+
+    def apps(self) -> list[str]:
+        """What is wrong with what the apps hold."""
+        found = list(self._crowd.violations)
+        for mover in self._crowd.movers:
+            app = mover.app
+            if app.waiting:
+                found.append(f"{app.identity.vendor_id}: {app.waiting} pings are not acked")
+            if app.rejected:
+                found.append(f"{app.identity.vendor_id}: rejected {app.rejected[:2]}")
+            if app.ended is not None:
+                found.append(f"{app.identity.vendor_id}: ended for good by {app.ended}")
+        newest = {m.app.identity.vendor_id: m.pings[-1] for m in self._crowd.movers if m.pings}
+        live, now = truth.Live(newest, set()), time.monotonic()
+        for number, watcher in enumerate(self._crowd.watchers):
+            if not watcher.snapshots:
+                found.append(f"watcher {number} has no snapshot")
+                continue
+            view = watcher.view
+            wrong = truth.view_differences(view, live, newest, watcher.circle.contains)
+            found += [f"watcher {number}: {line}" for line in wrong[:3]]
+            found += [
+                f"watcher {number}: {vendor_id} is shown as offline"
+                for vendor_id, card in view.items()
+                if vendor_id in newest and not card["online"]
+            ]
+            for vendor_id, since in self.gone.items():
+                card = view.get(vendor_id)
+                if card is None:
+                    continue
+                if now - since > OFFLINE_AFTER + LEAVE_AFTER + GHOST_SLACK:
+                    found.append(f"watcher {number}: {vendor_id} is a ghost, gone for {now - since:.1f} s")
+                elif now - since > OFFLINE_AFTER + GHOST_SLACK and card["online"]:
+                    found.append(f"watcher {number}: {vendor_id} is online, but gone for {now - since:.1f} s")
+        return found
+
+    async def storage(self, since: int) -> list[str]:
+        """What is wrong with what is stored of the pings from `since` (epoch ms) on, and with vendors' positions."""
+        acked: Mapping[str, Sequence[Ping]] = {m.app.identity.vendor_id: m.app.acked for m in self._crowd.movers}
+        recent = {id: [ping for ping in pings if ping.timestamp >= since] for id, pings in acked.items()}
+        try:
+            async with Database(self._stage.postgres.url) as database:
+                rows = await database.stored(list(acked), since, int(time.time() * 1000) + 60_000)
+                newest = await database.newest(list(acked))
+                found = truth.stored_differences(rows, recent, {})
+                return found + truth.position_differences(await database.positions(list(acked)), newest, acked)
+        except (LoadtestError, OSError, TimeoutError) as failed:
+            return [f"PostgreSQL can't be asked: {failed!r}"]
+
+    def held(self) -> dict[int, Held]:
+        """What each server process holds now."""
+        found = {}
+        for server in self._stage.servers.values():
+            try:
+                process = psutil.Process(server.pid)
+                clients = [c for c in process.net_connections("tcp") if c.laddr.port == server.port and c.raddr]
+                cpu = process.cpu_times()
+                held = Held(process.num_fds() - len(clients), process.memory_info().rss, cpu.user + cpu.system)
+            except psutil.Error:
+                continue
+            found[server.pid] = held
+        return found
+
+    def resources(self) -> list[str]:
+        """What the processes hold more than at their first look."""
+        found = []
+        for pid, held in self.held().items():
+            first = self._first.setdefault(pid, held)
+            if held.files > first.files + MORE_FILES:
+                found.append(f"process {pid} has {held.files} files open, at first {first.files}")
+            if held.resident > first.resident + MORE_BYTES:
+                found.append(f"process {pid} holds {held.resident >> 20} MiB, at first {first.resident >> 20}")
+        return found
+
+    def busy(self, before: Mapping[int, Held], seconds: float) -> list[str]:
+        """Processes that used more CPU since then than any work explains."""
+        return [
+            f"process {pid} used {held.cpu - before[pid].cpu:.1f} s of CPU in {seconds:.1f} s"
+            for pid, held in self.held().items()
+            if pid in before and held.cpu - before[pid].cpu > BUSY * max(seconds, 1.0)
+        ]

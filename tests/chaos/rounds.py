@@ -1,0 +1,140 @@
+"""Rounds: the crowd is about, something fails and is healed, and the judge looks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import NamedTuple, Self
+
+from loadtest.crowd import minting
+from loadtest.identity import Identity
+from loadtest.target import Target
+from loadtest.vendor import Vendor
+from streamer import database
+from tests.apps import SECRET
+from tests.chaos.crowd import COMES_BACK, Crowd, Mover
+from tests.chaos.faults import Fault, plan
+from tests.chaos.judge import Judge
+from tests.chaos.stage import Stage
+
+MOVERS = 12
+WATCHERS = 6
+GUESTS = 8
+HZ = 4.0
+TRUE_WITHIN = 5.0
+"""Seconds from healing to when everything must be true."""
+POSITIONS_WITHIN = 5.0
+"""Seconds more for what the server merges over a while: vendors.lat and long."""
+
+
+class Verdict(NamedTuple):
+    """How a round went: what failed, how long healing took, how long after it all was true, and what was not."""
+
+    seed: int
+    faults: list[Fault]
+    healed_in: float
+    true_in: float
+    latest: float
+    wrong: list[str]
+
+    def __str__(self) -> str:
+        faults = "; ".join(map(str, self.faults))
+        if not self.wrong:
+            return (
+                f"seed {self.seed}: true {self.true_in:.2f} s after healing, healed in {self.healed_in:.1f} s,"
+                f" latest map {self.latest:.1f} s late: {faults}"
+            )
+        lines = "\n".join(f"    {line}" for line in self.wrong[:12])
+        return f"seed {self.seed} FAILED ({len(self.wrong)} faults): {faults}\n{lines}"
+
+
+class Chaos:
+    """The whole: an async context in which rounds are played."""
+
+    def __init__(self, folder: Path, *, true_within: float = TRUE_WITHIN) -> None:
+        self.stage = Stage(folder)
+        self._true_within = true_within
+        self._stack = AsyncExitStack()
+        self._guests: list[Identity] = []
+        self._round = 0
+        self._began = int(time.time() * 1000)
+
+    async def __aenter__(self) -> Self:
+        try:
+            stage = await self._stack.enter_async_context(self.stage)
+            seeded = [Identity(*one) for one in await database.seed(stage.postgres.url, MOVERS + GUESTS)]
+            self._guests = seeded[MOVERS:]
+            self._target = Target.parse(stage.url)
+            self.crowd = Crowd(self._target, seeded[:MOVERS], WATCHERS, SECRET, Random(0), HZ)
+            self.judge = Judge(stage, self.crowd)
+            await self._stack.enter_async_context(self.crowd.about())
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def play(self, seed: int) -> Verdict:
+        """One round."""
+        faults = plan(seed)
+        crowd, judge, stage = self.crowd, self.judge, self.stage
+        began, since = time.monotonic(), int(time.time() * 1000)
+        crowd.moving, crowd.latest = True, 0.0
+        before = judge.held()
+        self._round += 1
+        async with self._guest(self._guests[self._round % GUESTS], Random(seed)):
+            outcomes = await asyncio.gather(*map(stage.fail, faults), return_exceptions=True)
+        wrong = [f"{fault}: {outcome!r}" for fault, outcome in zip(faults, outcomes, strict=True) if outcome]
+        await stage.healed()
+        healed = time.monotonic()
+        crowd.moving = False
+        wrong += await self._judged(healed, since)
+        true_in = time.monotonic() - healed
+        wrong += judge.resources() + judge.busy(before, time.monotonic() - began)
+        return Verdict(seed, faults, healed - began, true_in, crowd.latest, wrong)
+
+    async def settled(self) -> list[str]:
+        """What is wrong with all that was stored since the beginning."""
+        return await self.judge.storage(self._began)
+
+    async def _judged(self, healed: float, since: int) -> list[str]:
+        judge = self.judge
+        while wrong := judge.apps():
+            if time.monotonic() - healed > self._true_within:
+                return wrong
+            await asyncio.sleep(0.02)
+        while wrong := await self.stage.unready():
+            if time.monotonic() - healed > self._true_within:
+                return wrong
+            await asyncio.sleep(0.05)
+        while wrong := await judge.storage(since):
+            if time.monotonic() - healed > self._true_within + POSITIONS_WITHIN:
+                return wrong
+            await asyncio.sleep(0.2)
+        # It must not only have become true but stay so.
+        return judge.apps()
+
+    @asynccontextmanager
+    async def _guest(self, identity: Identity, random: Random) -> AsyncIterator[None]:
+        """A vendor that shows itself during the round, and then is gone without a word."""
+        app = Vendor(self._target, identity, minting(identity, SECRET), random)
+        app.longest_wait = COMES_BACK
+        self.judge.gone.pop(identity.vendor_id, None)
+        running = asyncio.create_task(app.run(), name="guest")
+        mover = Mover(app, random)
+        mover.move()
+        try:
+            yield
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await app.settled.wait()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            self.judge.gone[identity.vendor_id] = time.monotonic()
