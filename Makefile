@@ -2,6 +2,7 @@
 #
 #   make run     the whole thing on this machine: PostgreSQL, Valkey, the server, 200 simulated vendors
 #   make test    all checks and tests, as CI runs them (ARGS='-k name' for some of the tests)
+#   make chaos   two servers, PostgreSQL, Valkey and the network fail in ROUNDS=100 rounds; SEED=N plays one again
 #   make lint    the checks that run no code
 #   make lock    pin all that the server is installed with, anew, with hashes (ARGS=--upgrade: to the newest)
 #   make audit   ask the registry for known vulnerabilities in what the lock pins
@@ -9,17 +10,22 @@
 
 PYTHON ?= python3
 ARGS ?=
+ROUNDS ?= 100
+SEED ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint lock audit clean
+.PHONY: run test chaos lint lock audit clean
 
 run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200
 
 test: lint
 	$(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+
+chaos: .venv/installed-test
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

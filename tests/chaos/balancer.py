@@ -1,4 +1,4 @@
-"""What stands before the servers: each connection goes to the next of them that takes it."""
+"""What stands before the servers: each connection goes to the one that has fewest, or to another if that refuses it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,37 @@ from urllib.parse import urlsplit
 
 from tests.network import Proxy
 
+Address = tuple[str | None, int | None]
+
 
 class Balancer(Proxy):
-    """Carries TCP to one of several servers in turn, and to another one where it is refused."""
+    """Carries TCP to several servers."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         super().__init__(urls[0])
-        self._targets = [(urlsplit(url).hostname, urlsplit(url).port) for url in urls]
-        self._turn = 0
+        self._targets: list[Address] = [(urlsplit(url).hostname, urlsplit(url).port) for url in urls]
 
     async def reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        for _ in self._targets:
-            self._turn += 1
+        serving = {target: len(writers) for target, writers in self._by_target().items()}
+        for target in sorted(self._targets, key=lambda target: serving[target]):
             try:
-                return await asyncio.open_connection(*self._targets[self._turn % len(self._targets)])
+                return await asyncio.open_connection(*target)
             except OSError:
                 continue
         raise ConnectionRefusedError("no server takes connections")
+
+    def even(self) -> None:
+        """Cut connections of a server that has more than its share; who comes back goes to another."""
+        by_target = self._by_target()
+        share = -(-sum(map(len, by_target.values())) // len(by_target))
+        for writers in by_target.values():
+            for writer in writers[share:]:
+                writer.transport.abort()
+
+    def _by_target(self) -> dict[Address, list[asyncio.StreamWriter]]:
+        found: dict[Address, list[asyncio.StreamWriter]] = {target: [] for target in self._targets}
+        for writer in self._writers:
+            peer = writer.get_extra_info("peername")
+            if peer is not None and (peer[0], peer[1]) in found and not writer.is_closing():
+                found[peer[0], peer[1]].append(writer)
+        return found

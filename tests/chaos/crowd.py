@@ -61,6 +61,8 @@ class Customer(Watcher):
         area = {"center": {"lat": circle.lat, "long": circle.long}, "radius": circle.radius}
         super().__init__(target, area, None, random)
         self.circle = circle
+        self.known: dict[str, int] = {}
+        """The newest timestamp of each vendor that was ever on the map."""
         self._before: dict[str, dict[str, Any]] = {}
 
     @property
@@ -110,6 +112,13 @@ class Crowd:
                 with suppress(asyncio.CancelledError):
                     await asyncio.gather(*tasks)
 
+    async def ready(self, within: float) -> None:
+        """Wait until all are connected, and a moment more, so that those who were not on the map are."""
+        await asyncio.sleep(0.1)
+        for app in (*self.watchers, *(mover.app for mover in self.movers)):
+            await app.wait_ready(within)
+        await asyncio.sleep(0.3)
+
     @property
     def violations(self) -> list[str]:
         """What the server did against the contract."""
@@ -120,8 +129,11 @@ class Crowd:
         now, view = time.monotonic(), watcher.shown
         late = 0.0
         for mover in self.movers:
-            card: dict[str, Any] | None = view.get(mover.app.identity.vendor_id)
-            late = max(late, mover.late(-1 if card is None else card["timestamp"], now))
+            vendor_id = mover.app.identity.vendor_id
+            card: dict[str, Any] | None = view.get(vendor_id)
+            if card is not None:
+                watcher.known[vendor_id] = card["timestamp"]
+            late = max(late, mover.late(watcher.known.get(vendor_id, -1), now))
         return late
 
     def late_now(self) -> float:

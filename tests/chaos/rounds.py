@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -16,6 +16,7 @@ from loadtest.target import Target
 from loadtest.vendor import Vendor
 from streamer import database
 from tests.apps import SECRET
+from tests.chaos.balancer import Balancer
 from tests.chaos.crowd import COMES_BACK, Crowd, Mover
 from tests.chaos.faults import Fault, plan
 from tests.chaos.judge import Judge
@@ -80,12 +81,18 @@ class Chaos:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def play(self, seed: int) -> Verdict:
-        """One round."""
-        faults = plan(seed)
+    async def play(self, seed: int, faults: Sequence[Fault] | None = None) -> Verdict:
+        """One round, with the faults of its seed or with given ones."""
+        faults = list(plan(seed) if faults is None else faults)
         crowd, judge, stage = self.crowd, self.judge, self.stage
-        began, since = time.monotonic(), int(time.time() * 1000)
-        crowd.moving, crowd.latest = True, 0.0
+        since = int(time.time() * 1000)
+        crowd.moving = True
+        # After some rounds all would be on the server that failed least, and the other's faults hit nobody.
+        balancer = stage.wires["wire clients"]
+        assert isinstance(balancer, Balancer)
+        balancer.even()
+        await crowd.ready(self._true_within)
+        began, crowd.latest = time.monotonic(), 0.0
         before = judge.held()
         self._round += 1
         async with self._guest(self._guests[self._round % GUESTS], Random(seed)):
