@@ -6,9 +6,11 @@ import asyncio
 import errno
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from aiohttp import web
@@ -16,6 +18,7 @@ from aiohttp import web
 from streamer import database
 from streamer.auth import Authenticator, rules_of
 from streamer.batcher import Batcher
+from streamer.board import Board
 from streamer.bus import Bus
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.files import CLIENT, client_folder, handing_out
@@ -41,6 +44,8 @@ log = structlog.get_logger()
 
 PARTITION_CHECK = 3600.0
 RECONCILE_BACK = 3600 * 1000
+BEAT = 0.5
+"""Seconds between two signs of life of a worker."""
 MOST_HURRIED = 0.5
 """Seconds that pings which came over HTTP are given to be stored in, however long the clients took to leave."""
 
@@ -48,6 +53,18 @@ MOST_HURRIED = 0.5
 def clock() -> int:
     """Now, epoch milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+class Worker(NamedTuple):
+    """Which of the workers of one server a process is; in `folder` each listens for the others."""
+
+    board: Board
+    number: int
+    folder: Path
+
+    def socket(self, number: int) -> Path:
+        """Where a worker listens for the others."""
+        return self.folder / f"{number}.sock"
 
 
 class Server:
@@ -58,6 +75,7 @@ class Server:
         self.tally = tally = tally or Tally()
         self.store = store
         self.process = secrets.token_hex(4)
+        self.worker: Worker | None = None
         self.index = LiveIndex(
             self.process,
             offline_after=int(settings.offline_after * 1000),
@@ -120,7 +138,9 @@ class Server:
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.pulse = Pulse(tally)
-        self.health = Health(store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor)
+        self.health = Health(
+            store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor, self.siblings
+        )
         self.metrics = Metrics(
             Parts(
                 tally,
@@ -198,6 +218,20 @@ class Server:
         """What stands in the way of serving, by part; empty when nothing does."""
         return await self.health.unready()
 
+    def siblings(self) -> Mapping[str, str]:
+        """What is wrong with the other workers of this server."""
+        worker = self.worker
+        return {} if worker is None else worker.board.troubles(time.monotonic(), but=worker.number)
+
+    async def beat(self) -> None:
+        """Tell the other workers that this one goes on, and what it can't do, for ever."""
+        worker = self.worker
+        assert worker is not None
+        while True:
+            cause = "; ".join(f"{task}: {why}" for task, why in self.supervisor.failures.items())
+            worker.board.beat(worker.number, time.monotonic(), cause)
+            await asyncio.sleep(BEAT)
+
     async def _keep_partitions(self) -> None:
         reconciled = False
         while True:
@@ -250,21 +284,27 @@ async def open_server(settings: Settings) -> Server:
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[tuple[Server, str]]:
-    """Serve while the context lasts; gives the server and its URL."""
+async def serving(settings: Settings, worker: Worker | None = None) -> AsyncIterator[tuple[Server, str]]:
+    """Serve while the context lasts, alone or as one of several workers; gives the server and its URL."""
     async with AsyncExitStack() as stack:
         server = await open_server(settings)
+        server.worker = worker
         await server.start()
         stack.push_async_callback(server.stop)
         runner = web.AppRunner(server.app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(server.drain)
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096, reuse_port=worker is not None)
         try:
             await site.start()
         except OSError as taken:
             raise not_listening(settings.host, settings.port, taken) from None
         stack.push_async_callback(site.stop)
+        if worker is not None:
+            path = worker.socket(worker.number)
+            path.unlink(missing_ok=True)  # one system call; its predecessor may have been killed
+            await web.UnixSite(runner, path).start()
+            server.supervisor.start({"beat": server.beat})
         host, port = runner.addresses[0][:2]
         yield server, f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import faulthandler
 import gc
 import json
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -24,9 +27,12 @@ from rich.table import Table
 
 from streamer import app, configuration, database, logs, settings
 from streamer.auth import make_token, rules_of
+from streamer.board import Board
 from streamer.development import SECRET, SERVICES, Developed, developing
 from streamer.errors import DatabaseError, SettingsError, StreamerError
 from streamer.settings import Settings
+from streamer.watchdog import Watchdog
+from streamer.workers import Workers, reserve
 
 cli = typer.Typer(
     name="streamer",
@@ -42,6 +48,8 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
 
 DATA = Path(".venta")
+STOP_WITHIN = 12.0
+"""Seconds beyond `drain_timeout` that an orderly stop may take before the process is ended where it hangs."""
 NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which PostgreSQL is meant"}
 
 
@@ -56,11 +64,18 @@ def main() -> None:
 
 
 @cli.command()
-def serve(host: Host = None, port: Port = None) -> None:
+def serve(
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[int | None, typer.Option(help="Processes on the one port.", min=1, max=64)] = None,
+) -> None:
     """Serve on the PostgreSQL of DATABASE_URL and the Redis of REDIS_URL."""
-    configured = configuration.load(configuration.SERVING, host=host, port=port)
+    configured = configuration.load(configuration.SERVING, host=host, port=port, workers=workers)
     _name_strangers()
     logs.configure()
+    faulthandler.enable()
+    if configured.workers > 1:
+        sys.exit(_serve_by_workers(configured))
     _run(_serve(configured))
 
 
@@ -170,11 +185,64 @@ def _spare_the_collector() -> None:
 
 
 async def _serve(configured: Settings) -> None:
-    async with _interrupt() as interrupt, app.serving(configured) as (_, url):
-        _spare_the_collector()
-        print(f"serving on {url}", file=sys.stderr, flush=True)
-        await interrupt.wait()
-        print("stopping", file=sys.stderr, flush=True)
+    with Watchdog(configured.stuck_after) as watchdog:
+        async with _interrupt() as interrupt, app.serving(configured) as (_, url):
+            _spare_the_collector()
+            print(f"serving on {url}", file=sys.stderr, flush=True)
+            await interrupt.wait()
+            watchdog.hurry(configured.drain_timeout + STOP_WITHIN)
+            print("stopping", file=sys.stderr, flush=True)
+
+
+def _serve_by_workers(configured: Settings) -> int:
+    """Serve by several processes; the exit status."""
+    try:
+        held, port = reserve(configured.host, configured.port)
+    except OSError as taken:
+        raise app.not_listening(configured.host, configured.port, taken) from None
+    settled = configured.model_copy(update={"port": port})
+    board = Board(settled.workers)
+    host = f"[{settled.host}]" if ":" in settled.host else settled.host
+
+    def ready() -> None:
+        said = f"serving on http://{host}:{port} with {settled.workers} workers"
+        print(said, file=sys.stderr, flush=True)
+
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamer-")))
+        for one in held:
+            stack.enter_context(one)
+
+        def work(number: int) -> int:
+            structlog.contextvars.bind_contextvars(worker=number)
+            try:
+                _run(_work(settled, app.Worker(board, number, folder)))
+            except SettingsError as wrong:
+                return _said(wrong, 2)
+            except StreamerError as failed:
+                return _said(failed, 1)
+            return 0
+
+        _preload()
+        return Workers(
+            board, work, stuck_after=settled.stuck_after + 2.0, drain_timeout=settled.drain_timeout, ready=ready
+        ).run()
+
+
+async def _work(configured: Settings, worker: app.Worker) -> None:
+    with Watchdog(configured.stuck_after) as watchdog:
+        async with _interrupt() as interrupt, app.serving(configured, worker):
+            _spare_the_collector()
+            await interrupt.wait()
+            watchdog.hurry(configured.drain_timeout + STOP_WITHIN)
+
+
+def _preload() -> None:
+    """What each worker would do for itself is done once, and shared by all."""
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: F401
+    gc.collect()
+    gc.freeze()
 
 
 async def _dev(configured: Settings, data: Path, simulated: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any, Generic, TypeVar
 
@@ -98,7 +98,7 @@ class Probe(Generic[T]):
 
 
 class Health:
-    """Looks at all parts of one process."""
+    """Looks at all parts of one process; `siblings()` says what is wrong with the server's other ones."""
 
     def __init__(
         self,
@@ -108,6 +108,7 @@ class Health:
         positions: Positions,
         sockets: Sockets,
         supervisor: Supervisor,
+        siblings: Callable[[], Mapping[str, str]] = dict,
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
     ) -> None:
         self._bus = bus
@@ -115,6 +116,7 @@ class Health:
         self._positions = positions
         self._sockets = sockets
         self._supervisor = supervisor
+        self._siblings = siblings
         self._began = time.monotonic()
         self.ping: Probe[None] = Probe(store.ping, PING_FRESH)
         self.condition: Probe[Condition] = Probe(lambda: store.condition(today()), CONDITION_FRESH)
@@ -185,7 +187,7 @@ class Health:
 
     def known(self) -> dict[str, str]:
         """The same as far as it is known without asking anybody."""
-        causes = dict(self._supervisor.failures)
+        causes = {**self._supervisor.failures, **self._siblings()}
         if self._sockets.draining:
             causes["server"] = "stopping"
         if not self._bus.up:

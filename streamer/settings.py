@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = _setting(None, "Redis or Valkey", "URL", "REDIS_URL")
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8080, "port to listen on", ge=0, le=65535)
+    workers: int = _setting(1, "processes that serve on the one port", "processes", ge=1, le=64)
     env: Literal["production", "development"] = _setting("production", "`development` allows `db reset` without --yes")
 
     # who may speak
@@ -140,6 +141,9 @@ class Settings(BaseSettings):
     max_bad_messages: int = _setting(20, "bad messages in a row after which a socket is closed", "messages", ge=1)
     admission_rate: float = _setting(
         300.0, "clients let in, and at a stop sent away, so many a second", "connections/s", gt=0
+    )
+    stuck_after: float = _setting(
+        10.0, "a process whose event loop has not turned for so long is ended, and a worker replaced", "s", gt=0
     )
     drain_timeout: float = _setting(10.0, "longest time for clients to leave in at an orderly stop", "s", gt=0)
 

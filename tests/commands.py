@@ -48,7 +48,7 @@ class Command:
             *self._command,
             cwd=self._folder,
             env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -75,6 +75,11 @@ class Command:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, as Ctrl-C does."""
         self._process.send_signal(number)
+
+    def say(self, text: str) -> None:
+        """Write to its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(text.encode())
 
     async def said(self, text: str) -> str:
         """All that stderr has once this is in it."""

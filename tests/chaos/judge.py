@@ -11,7 +11,7 @@ import psutil
 from loadtest import truth
 from loadtest.database import Database
 from loadtest.errors import LoadtestError
-from loadtest.outbox import Ping
+from loadtest.ping import Ping
 from tests.chaos.crowd import Crowd
 from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
 
