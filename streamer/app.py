@@ -26,6 +26,7 @@ from streamer.health import Health
 from streamer.http import MOST_BODY, Http, counting, problems
 from streamer.keys import IssuerKeys
 from streamer.live import LiveIndex
+from streamer.loader import Loader
 from streamer.metrics import Metrics, Parts
 from streamer.pages import Pages
 from streamer.positions import Positions
@@ -111,9 +112,11 @@ class Server:
             rules_of(settings),
         )
         allowances = Allowances(settings.vendor_rate, settings.vendor_burst)
+        self.loader = Loader(store)
         self.sockets = Sockets(
             settings,
             store,
+            self.loader,
             self.batcher,
             self.bus,
             self.watches,
@@ -124,10 +127,10 @@ class Server:
             self.ticker.changed,
             tally,
         )
-        self.http = Http(settings, store, self.watches, self.authenticator, clock)
+        self.http = Http(settings, store, self.loader, self.watches, self.authenticator, clock)
         self.reports = Reports(
             settings,
-            store,
+            self.loader,
             self.batcher,
             self.bus.fleet,
             self.authenticator,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import NamedTuple
 
 SOONEST_MS = 100
 """No client is asked to be back earlier: it has to close its connection first."""
+BURST = 0.2
+"""Seconds' worth of clients that get in at once after a quiet time."""
+LATEST = 60.0
+"""Seconds beyond which nobody is told to stay away."""
 
 
 class Farewell(NamedTuple):
@@ -26,3 +31,30 @@ def farewells(count: int, rate: float, within: float) -> Iterator[Farewell]:
         turn = number / rate
         after = min(turn, within)
         yield Farewell(after, SOONEST_MS + round((turn - after) * 1000))
+
+
+class Gate:
+    """Lets `rate` a second in, in the order of arrival. Nobody waits longer than `most_wait` seconds."""
+
+    def __init__(self, rate: float, most_wait: float) -> None:
+        self.rate = rate
+        self.most_wait = most_wait
+        self.admitted = 0
+        self.refused = 0
+        self._early = max(1.0, rate * BURST) / rate
+        self._next = self._later = -inf
+
+    def turn(self, now: float) -> float | None:
+        """Seconds until one who comes now may go in; None when too many wait already: then `later`."""
+        turn = max(self._next, now - self._early)
+        if turn - now > self.most_wait:
+            self.refused += 1
+            return None
+        self._next = turn + 1 / self.rate
+        self.admitted += 1
+        return max(0.0, turn - now)
+
+    def later(self, now: float) -> float:
+        """Seconds after which one who was refused should come again: a turn of its own behind those who wait."""
+        self._later = min(max(self._later, self._next) + 1 / self.rate, now + LATEST)
+        return self._later - now

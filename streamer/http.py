@@ -15,6 +15,7 @@ from streamer import history, protocol
 from streamer.auth import Authenticator, Identity
 from streamer.errors import HTTP_STATUS, ErrorCode, ProtocolError, Unavailable
 from streamer.geo import Circle, distance
+from streamer.loader import Loader
 from streamer.rights import owned_vendor
 from streamer.settings import Settings
 from streamer.sockets import token_of
@@ -119,12 +120,14 @@ class Http:
         self,
         settings: Settings,
         store: Store,
+        loader: Loader,
         watches: Watches,
         authenticator: Authenticator,
         clock: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._store = store
+        self._loader = loader
         self._watches = watches
         self._authenticator = authenticator
         self._clock = clock
@@ -190,9 +193,9 @@ class Http:
     async def _past(self, request: web.Request, vendor_id: str) -> VendorRow:
         """The vendor whose history may be read: by its owner, or by whoever may watch."""
         if self._settings.history_access == "owner":
-            return await owned_vendor(self._store, await identify(request, self._authenticator), vendor_id)
+            return await owned_vendor(self._loader, await identify(request, self._authenticator), vendor_id)
         await self._watcher(request)
-        row = await self._store.vendor(vendor_id)
+        row = await self._loader.vendor(vendor_id)
         if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
         return row

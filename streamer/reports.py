@@ -17,13 +17,14 @@ from streamer.errors import ErrorCode, ProtocolError
 from streamer.fleet import Fleet
 from streamer.http import identify, json_response, problem
 from streamer.intake import encoded
+from streamer.loader import Loader
 from streamer.location import RowEncoder
 from streamer.protocol import Ping, Pings, decode_pings, missing_or_invalid, shown
 from streamer.rate import Allowance, Allowances
 from streamer.rights import owned_vendor
 from streamer.settings import Settings
 from streamer.sockets import bounds_of, card_of
-from streamer.store import Store, VendorRow
+from streamer.store import VendorRow
 
 ROOM_WAIT = 3.0
 """Seconds a request waits for room in a full buffer."""
@@ -53,7 +54,7 @@ class Reports:
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        loader: Loader,
         batcher: Batcher,
         fleet: Fleet,
         authenticator: Authenticator,
@@ -61,7 +62,7 @@ class Reports:
         clock: Callable[[], int],
         gone: Callable[[str], None],
     ) -> None:
-        self._store = store
+        self._loader = loader
         self._batcher = batcher
         self._fleet = fleet
         self._authenticator = authenticator
@@ -78,7 +79,7 @@ class Reports:
         identity = await identify(request, self._authenticator)
         items = ping_items(await request.read())
         asked = self._clock()
-        row = await owned_vendor(self._store, identity, request.match_info["id"])
+        row = await owned_vendor(self._loader, identity, request.match_info["id"])
         outcome = await self._take(row, asked, items)
         body = {"stored": outcome.stored, "rejected": outcome.rejected, "time": outcome.time}
         return refusal(outcome) or json_response(body, headers={"Cache-Control": "no-store"})
@@ -119,10 +120,10 @@ class Reports:
     async def _vendor(self, identity: Identity, named: str | None, called: str | None) -> VendorRow:
         """The vendor that is named; else the one that an app's identifier happens to name; else the user's only one."""
         if named is None and called is not None:
-            row = await self._store.vendor(called)
+            row = await self._loader.vendor(called)
             if row is not None and row.clerk_id == identity.clerk_id:
                 return row
-        return await owned_vendor(self._store, identity, named)
+        return await owned_vendor(self._loader, identity, named)
 
     async def _take(self, row: VendorRow, asked: int, items: Sequence[Any]) -> Outcome:
         """Show the newest ping if it is fresh, have all of them stored, and tell what became of each.

@@ -142,6 +142,9 @@ class Settings(BaseSettings):
     admission_rate: float = _setting(
         300.0, "clients let in, and at a stop sent away, so many a second", "connections/s", gt=0
     )
+    admission_wait: float = _setting(
+        5.0, "so long one waits to be let in; who would wait longer is told to come again", "s", ge=0
+    )
     stuck_after: float = _setting(
         10.0, "a process whose event loop has not turned for so long is ended, and a worker replaced", "s", gt=0
     )

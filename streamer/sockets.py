@@ -16,9 +16,10 @@ from streamer.auth import Authenticator, Identity
 from streamer.batcher import Batcher, Rejected
 from streamer.bus import Bus
 from streamer.errors import CloseCode, ErrorCode, ProtocolError, Unavailable
-from streamer.gate import farewells
+from streamer.gate import Gate, farewells
 from streamer.intake import Intake
 from streamer.live import Card
+from streamer.loader import Loader
 from streamer.outbox import PING_FRAME, Outbox
 from streamer.protocol import Bounds, Reject
 from streamer.rate import PAUSE, Allowances, Limit
@@ -132,6 +133,7 @@ class Sockets:
         self,
         settings: Settings,
         store: Store,
+        loader: Loader,
         batcher: Batcher,
         bus: Bus,
         watches: Watches,
@@ -152,6 +154,8 @@ class Sockets:
         """Nothing more is read or let in: the server stops."""
         self._settings = settings
         self._store = store
+        self._loader = loader
+        self.gate = Gate(settings.admission_rate, settings.admission_wait)
         self._batcher = batcher
         self._bus = bus
         self._watches = watches
@@ -173,7 +177,7 @@ class Sockets:
             assert identity is not None
             read_at = self._clock()
             row = await self._vendor_row(identity, request.query.get("vendorId"))
-            durable = await self._store.durable(row.vendor_id)
+            durable = await self._loader.durable(row)
             outbox.send(protocol.encode_hello(row.vendor_id, self._clock(), durable, self._settings.max_batch))
             await self._report(connection, row, read_at, identity)
         except Closing as closing:
@@ -281,8 +285,7 @@ class Sockets:
     # inside
 
     async def _open(self, request: web.Request, kind: str) -> Connection:
-        if self.draining:
-            raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"})
+        await self._enter()
         ws = web.WebSocketResponse(
             timeout=CLOSE_TIMEOUT,
             autoping=False,
@@ -291,6 +294,8 @@ class Sockets:
             protocols=(protocol.SUBPROTOCOL,),
             decode_text=False,
         )
+        if request.transport is None:
+            raise ConnectionResetError("the client went away before its turn")
         await ws.prepare(request)
         transport = request.transport
         if transport is None:
@@ -299,6 +304,23 @@ class Sockets:
         self.connections.add(connection)
         self._tally.opened[kind] += 1
         return connection
+
+    async def _enter(self) -> None:
+        """Wait for one's turn; refused are those who come while the server stops or too many wait."""
+        now = asyncio.get_running_loop().time()
+        if not self.draining:
+            wait = self.gate.turn(now)
+            if wait is None:
+                later = self.gate.later(now)
+                raise ProtocolError(
+                    ErrorCode.OVERLOADED,
+                    f"more come at once than get in, {self.gate.rate:g} a second: come again in {later:.1f} s",
+                    retry_after_ms=round(later * 1000),
+                )
+            if wait:
+                await asyncio.sleep(wait)
+        if self.draining:
+            raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"})
 
     async def _forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -428,7 +450,7 @@ class Sockets:
 
     async def _vendor_row(self, identity: Identity, vendor_id: str | None) -> VendorRow:
         try:
-            return await owned_vendor(self._store, identity, vendor_id)
+            return await owned_vendor(self._loader, identity, vendor_id)
         except ProtocolError as wrong:
             raise Closing(REFUSALS.get(wrong.code, CloseCode.NOT_THIS_PROTOCOL), wrong.code, wrong.message) from None
 

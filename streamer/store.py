@@ -96,17 +96,21 @@ SELECT v."id", u."clerkId", v."name", v."open", v."primaryImage", v."lat", v."lo
 FROM "vendors" v JOIN "users" u ON u."id" = v."userId"
 WHERE v."deletedAt" IS NULL AND u."deletedAt" IS NULL AND
 """
-VENDOR = VENDORS + 'v."id" = $1'
-VENDORS_OF = VENDORS + 'u."clerkId" = $1 ORDER BY v."id"'
+VENDORS_OF = VENDORS + 'u."clerkId" = ANY($1::text[]) ORDER BY v."id"'
 CARDS = VENDORS + 'v."id" = ANY($1::text[])'
 
 SET_OPEN = """
 UPDATE "vendors" SET "open" = $2, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC') WHERE "id" = $1
 """
 
-LOCATED_AT = """SELECT (EXTRACT(EPOCH FROM "locatedAt") * 1000)::bigint FROM "vendors" WHERE "id" = $1"""
+# vendors."locatedAt" lags by a second or so: only what is newer is looked for among all locations.
 NEWEST_STORED = """
-SELECT (EXTRACT(EPOCH FROM max("timestamp")) * 1000)::bigint FROM "locations" WHERE "vendorId" = $1 AND "id" >= $2
+SELECT a."id", a."located", (EXTRACT(EPOCH FROM n."at") * 1000)::bigint
+FROM unnest($1::text[], $2::bigint[], $3::text[]) AS a("id", "located", "floor")
+CROSS JOIN LATERAL (
+    SELECT max(l."timestamp") AS "at" FROM "locations" l WHERE l."vendorId" = a."id" AND l."id" >= a."floor"
+) n
+WHERE n."at" IS NOT NULL
 """
 
 # The range of ids lets PostgreSQL leave whole days out. Ids that carry no time (below 'cg', which is 2009, or not
@@ -324,33 +328,28 @@ class Store:
 
     # reading
 
-    async def vendor(self, vendor_id: str) -> VendorRow | None:
-        """This vendor, unless it or its user is deleted."""
-        rows = await self._vendors(VENDOR, vendor_id) if _can_be_text(vendor_id) else []
-        return rows[0] if rows else None
-
-    async def vendors_of(self, clerk_id: str) -> list[VendorRow]:
-        """The vendors of the user with this `clerkId`."""
-        return await self._vendors(VENDORS_OF, clerk_id) if _can_be_text(clerk_id) else []
+    async def vendors_of(self, clerk_ids: Sequence[str]) -> list[VendorRow]:
+        """The vendors of the users with these `clerkId`s, by their ids."""
+        asked = [clerk_id for clerk_id in clerk_ids if _can_be_text(clerk_id)]
+        return await self._vendors(VENDORS_OF, asked) if asked else []
 
     async def cards(self, vendor_ids: Sequence[str]) -> list[VendorRow]:
         """Those of these vendors that there are, in no order."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
         return await self._vendors(CARDS, asked) if asked else []
 
-    async def durable(self, vendor_id: str) -> int | None:
-        """The timestamp of this vendor's newest stored ping."""
-        if not _can_be_text(vendor_id):
-            return None
+    async def newest_stored(self, located: Sequence[tuple[str, int | None]]) -> dict[tuple[str, int | None], int]:
+        """The timestamps of vendors' newest stored pings, for each (vendor_id, located_at) whose row was just read.
 
-        async def newest(connection: Any) -> int | None:
-            # vendors."locatedAt" lags by a second or so: only what is newer is looked for among all locations.
-            located_at: int | None = await connection.fetchval(LOCATED_AT, vendor_id)
-            floor = "" if located_at is None else id_floor(located_at)
-            stored: int | None = await connection.fetchval(NEWEST_STORED, vendor_id, floor)
-            return located_at if stored is None else max(stored, located_at or 0)
-
-        return await self._answer(newest, "durable")
+        One that has none newer than `located_at` may be left out.
+        """
+        located = [(vendor_id, at) for vendor_id, at in located if _can_be_text(vendor_id)]
+        if not located:
+            return {}
+        floors = ["" if at is None else id_floor(at) for _, at in located]
+        columns = [[id for id, _ in located], [at for _, at in located], floors]
+        rows = await self._answer(lambda connection: connection.fetch(NEWEST_STORED, *columns), "durable")
+        return {(row[0], row[1]): row[2] for row in rows}
 
     async def locations(
         self, vendor_id: str, from_ms: int, to_ms: int, limit: int, after: tuple[int, str] | None = None

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.gate import SOONEST_MS, farewells
+from streamer.gate import BURST, LATEST, SOONEST_MS, Gate, farewells
 
 
 @given(st.integers(0, 3000), st.floats(1, 5000), st.floats(0, 30))
@@ -24,3 +24,41 @@ def test_each_is_served_to_its_turn() -> None:
     """With time enough a client is away for the shortest time only, not until all the others were told."""
     assert [leave.back_ms for leave in farewells(600, 300, 5)] == [SOONEST_MS] * 600
     assert list(farewells(3, 1, 1)) == [(0, 100), (1, 100), (1, 1100)]
+
+
+@given(st.floats(1, 2000), st.floats(0, 10), st.lists(st.floats(0, 0.5), max_size=300))
+def test_no_more_than_the_rate_get_in(rate: float, most_wait: float, gaps: list[float]) -> None:
+    """Whatever the arrivals, in any stretch of time the rate and one burst get in, in order, none waiting too long."""
+    gate, now, entered = Gate(rate, most_wait), 0.0, list[float]()
+    for gap in gaps:
+        now += gap
+        wait = gate.turn(now)
+        if wait is not None:
+            assert 0 <= wait <= most_wait
+            entered.append(now + wait)
+    assert gate.admitted + gate.refused == len(gaps)
+    assert entered == sorted(entered)
+    most = max(1.0, rate * BURST) + 1
+    for first in range(0, len(entered), 7):
+        for last in range(first, len(entered), 11):
+            assert last - first + 1 <= most + rate * (entered[last] - entered[first]) + 1e-6 * (last - first + 1)
+
+
+def test_nobody_waits_where_nobody_is() -> None:
+    """One that comes alone goes in at once, and so does a small crowd."""
+    gate = Gate(300, 5)
+    assert [gate.turn(100.0 + second) for second in range(5)] == [0.0] * 5
+    assert [gate.turn(200.0) for _ in range(50)] == [0.0] * 50
+
+
+def test_a_herd_is_told_to_come_in_turn() -> None:
+    """5,000 at once: those who would wait too long get times of their own, so they do not come back as a herd."""
+    gate = Gate(300, 5)
+    waits = [gate.turn(0.0) for _ in range(5000)]
+    inside = [wait for wait in waits if wait is not None]
+    assert 1500 <= len(inside) <= 1600
+    back = [gate.later(0.0) for _ in range(5000 - len(inside))]
+    assert all(round(later - earlier, 6) == round(1 / 300, 6) for earlier, later in pairwise(back))
+    assert 5 < back[0] < 6
+    assert 15 < back[-1] < 18
+    assert max(gate.later(0.0) for _ in range(50_000)) == LATEST

@@ -284,14 +284,14 @@ async def test_an_old_ping_is_history_only(client: Client, running: Running, dir
 async def test_a_vendor_deleted_on_the_way(client: Client, running: Running, direct: Any) -> None:
     """Between the check of the token and the commit a vendor may go: the app is told, and nobody sees it any more."""
     gate = asyncio.Event()
-    look_up = running.server.store.vendor
+    look_up = running.server.loader.vendor
 
     async def held(vendor_id: str) -> Any:
         row = await look_up(vendor_id)
         await gate.wait()
         return row
 
-    running.server.store.vendor = held  # type: ignore[method-assign]  # holds the request where the deletion meets it
+    running.server.loader.vendor = held  # type: ignore[method-assign]  # holds the request where the deletion meets it
     reporting = asyncio.create_task(client.report(ping(now_ms())))
     await asyncio.sleep(0.1)
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', client.vendor.vendor_id)

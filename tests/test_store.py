@@ -20,6 +20,7 @@ from streamer import store as store_module
 from streamer.batcher import Batcher, Chunk, Rejected
 from streamer.embedded import PostgresServer
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
+from streamer.loader import Loader
 from streamer.location import RowEncoder, location_id
 from streamer.store import LocationRow, Store, VendorRow
 from tests.conftest import Collected
@@ -344,7 +345,7 @@ async def test_an_exhausted_pool_is_an_outage_of_bounded_length(url: str, direct
         storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0])]))
         await asyncio.sleep(0.05)
         with pytest.raises(Unavailable, match=r"within 1 s: all 1 are at work"):
-            await store.vendor(VENDOR)
+            await vendor(store, VENDOR)
         storing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await storing
@@ -355,7 +356,7 @@ async def test_behind_pgbouncer(url: str, direct: Any) -> None:
     async with opened(url + ("&" if "?" in url else "?") + "pgbouncer=true") as store:
         for retry in (False, True, True):
             assert await store.store_chunks([chunk(VENDOR, [T0, T0 + 1])], retry) == {}
-        assert await store.durable(VENDOR) == T0 + 1
+        assert await durable(store) == T0 + 1
     assert await stored(direct) == pings(VENDOR, [T0, T0 + 1])
 
 
@@ -438,7 +439,7 @@ async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
                 with pytest.raises(Unavailable, match="did not answer"):
                     await store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], retry)
                 with pytest.raises(Unavailable):
-                    await store.vendor(VENDOR)
+                    await vendor(store, VENDOR)
                 with pytest.raises(Unavailable):
                     await store.ping()
             finally:
@@ -510,40 +511,53 @@ async def test_positions_behind_are_brought_up_after_a_crash(store: Store, direc
 # reading
 
 
+async def vendor(store: Store, vendor_id: str) -> VendorRow | None:
+    """One vendor."""
+    return await Loader(store).vendor(vendor_id)
+
+
+async def durable(store: Store) -> int | None:
+    """What a vendor's app is told on connecting."""
+    loader = Loader(store)
+    row = await loader.vendor(VENDOR)
+    assert row is not None
+    return await loader.durable(row)
+
+
 async def test_vendors_and_cards(store: Store, direct: Any) -> None:
     """Whose vendor it is decides who may speak for it; a deleted one must be nobody's."""
     row = VendorRow(VENDOR, "clerk", "Truck 0", True, None, None, None, None)
-    assert await store.vendor(VENDOR) == row
+    assert await vendor(store, VENDOR) == row
     await store.set_open(VENDOR, False)
     await store.update_positions([(VENDOR, T0 + 7, 52.5, 21.5)])
     moved = VendorRow(VENDOR, "clerk", "Truck 0", False, None, 52.5, 21.5, T0 + 7)
-    assert await store.vendor(VENDOR) == moved
-    assert [each.vendor_id for each in await store.vendors_of("clerk")] == VENDORS
+    assert await vendor(store, VENDOR) == moved
+    assert [each.vendor_id for each in await store.vendors_of(["clerk"])] == VENDORS
     await direct.execute('UPDATE "vendors" SET "deletedAt" = now() WHERE "id" = $1', OTHER)
-    assert await store.vendor(OTHER) is None
+    assert await vendor(store, OTHER) is None
     assert await store.cards([VENDOR, OTHER, "nobody", "\0", "\ud800"]) == [moved]
-    assert len(await store.vendors_of("clerk")) == len(VENDORS) - 1
+    assert len(await store.vendors_of(["clerk"])) == len(VENDORS) - 1
     await direct.execute('UPDATE "users" SET "deletedAt" = now()')
-    assert await store.vendor(VENDOR) is None
-    assert await store.vendors_of("clerk") == []
+    assert await vendor(store, VENDOR) is None
+    assert await store.vendors_of(["clerk"]) == []
     assert await store.cards([]) == []
     for impossible in ("\0", "\ud800", "", "nobody"):
-        assert await store.vendor(impossible) is None
-        assert await store.vendors_of(impossible) == []
-        assert await store.durable(impossible) is None
+        assert await vendor(store, impossible) is None
+        assert await store.vendors_of([impossible]) == []
+        assert await store.newest_stored([(impossible, None)]) == {}
         assert await store.locations(impossible, 0, T0 * 2, 10) == []
         await store.set_open(impossible, True)
 
 
 async def test_durable_is_the_newest_stored_ping(store: Store) -> None:
     """An app throws away what is older: a value too new loses its pings, one too old has them sent again."""
-    assert await store.durable(VENDOR) is None
+    assert await durable(store) is None
     await store.store_chunks([chunk(VENDOR, [T0, T0 + 60_000]), chunk(OTHER, [T0 + 90_000])])
-    assert await store.durable(VENDOR) == T0 + 60_000
+    assert await durable(store) == T0 + 60_000
     await store.update_positions([(VENDOR, T0 + 60_000, 1.0, 1.0)])
-    assert await store.durable(VENDOR) == T0 + 60_000
+    assert await durable(store) == T0 + 60_000
     await store.store_chunks([chunk(VENDOR, [T0 + 70_000, T0 + 30_000])])
-    assert await store.durable(VENDOR) == T0 + 70_000
+    assert await durable(store) == T0 + 70_000
 
 
 async def test_history_is_paged_without_gaps_or_repeats(store: Store, direct: Any) -> None:
@@ -581,4 +595,4 @@ async def test_a_database_without_our_tables_is_named_as_such(empty_database_url
         with pytest.raises(Unavailable, match="42P01"):
             await store.store_chunks([chunk(VENDOR, [T0])])
         with pytest.raises((Unavailable, DatabaseError), match="42P01"):
-            await store.vendor(VENDOR)
+            await vendor(store, VENDOR)

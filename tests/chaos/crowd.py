@@ -19,10 +19,10 @@ from loadtest.watcher import Watcher
 from streamer.geo import Circle
 
 CENTER = (52.2297, 21.0122)
-RADIUS = 5000.0
-SPREAD = 0.02
-"""Degrees from the centre in which vendors move; all of it is inside the circle."""
-PARTLY = 1000.0
+RADIUS = 60_000.0
+SPREAD = 0.3
+"""Degrees from the centre in which vendors jump about: over many cells of the bus, all of it inside the circle."""
+PARTLY = 12_000.0
 """Metres that every third watcher sees: vendors enter and leave all the time."""
 COMES_BACK = 1.0
 """Longest wait in seconds of an app before it tries again."""
