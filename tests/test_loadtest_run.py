@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import orjson
 
 from streamer import database
+from streamer.auth import make_token
 from tests.apps import SECRET, now_ms
 from tests.conftest import Serve
 
@@ -92,29 +95,52 @@ async def test_a_wrong_view_fails_the_run(serve: Serve, database_url: str, tmp_p
     assert "Error: views differs" in said
 
 
-async def meddle(url: str, database_url: str) -> None:
-    """As soon as the run's first vendor is there, report it elsewhere, 50 s ahead of its own phone."""
-    import asyncpg
+async def test_ctrl_c_ends_with_the_report_so_far(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """Who has seen enough gets what was measured; exit code 130 says that it is not the whole run."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "3", "--customers", "3", "--verify"),
+        *("--stage", "ramp:0.5:1", "--stage", "hold:300", "--warmup", "0"),
+        *("--set", "vendors.movements=[{kind='parked', every=0.3}]"),
+    )
+    await load.start(tmp_path)
+    await first_vendor(database_url)
+    await asyncio.sleep(1.2)
+    load.process.send_signal(signal.SIGINT)
+    code, report, said = await load.ended()
+    assert code == 130, said
+    assert report["interrupted"]
+    assert 0 < report["seconds"] < 300
+    assert report["totals"]["acked"] == report["checks"]["stored"]["rows"] > 0
+    assert len(report["series"]) < 100
 
-    from streamer.auth import make_token
 
+async def first_vendor(database_url: str) -> tuple[str, str]:
+    """The id and owner of the first vendor whose ping is stored, waiting for it."""
     connection = await asyncpg.connect(database_url)
     try:
-        async with aiohttp.ClientSession() as session:
-            for _ in range(600):
+        async with asyncio.timeout(60):
+            while True:
                 row = await connection.fetchrow(
                     'SELECT v.id, u."clerkId" FROM locations l JOIN vendors v ON v.id = l."vendorId"'
                     ' JOIN users u ON u.id = v."userId" LIMIT 1'
                 )
                 if row is not None:
-                    break
+                    return row[0], row[1]
                 await asyncio.sleep(0.05)
-            assert row is not None, "no vendor reported within 30 s"
-            async with session.post(
-                f"{url}/v1/vendors/{row[0]}/locations",
-                json={"lat": 52.2297, "long": 21.0122, "timestamp": now_ms() + 50_000},
-                headers={"Authorization": f"Bearer {make_token(SECRET, row[1], 600)}"},
-            ) as answer:
-                assert answer.status == 200, await answer.text()
     finally:
         await connection.close()
+
+
+async def meddle(url: str, database_url: str) -> None:
+    """As soon as the run's first vendor is there, report it elsewhere, 50 s ahead of its own phone."""
+    vendor_id, owner = await first_vendor(database_url)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{url}/v1/vendors/{vendor_id}/locations",
+            json={"lat": 52.2297, "long": 21.0122, "timestamp": now_ms() + 50_000},
+            headers={"Authorization": f"Bearer {make_token(SECRET, owner, 600)}"},
+        ) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
