@@ -270,11 +270,12 @@ def not_listening(host: str, port: int, error: OSError) -> SettingsError:
 
 
 async def open_server(settings: Settings) -> Server:
-    """A server on the database and Redis of the settings; refuses a database that is not at the newest migration."""
+    """A server on the database and Redis of the settings; refuses another migration, and too few rights."""
     if settings.database_url is None or settings.redis_url is None:
         raise SettingsError("DATABASE_URL and REDIS_URL are needed")
     url = settings.database_url.get_secret_value()
     await database.require_newest(url)
+    await database.require_rights(url)
     tally = Tally()
     store = await Store.open(
         url,

@@ -30,6 +30,7 @@ from streamer.auth import make_token, rules_of
 from streamer.board import Board
 from streamer.development import SECRET, SERVICES, Developed, developing
 from streamer.errors import DatabaseError, SettingsError, StreamerError
+from streamer.grants import quoted
 from streamer.settings import Settings
 from streamer.watchdog import Watchdog
 from streamer.workers import Workers, reserve
@@ -159,6 +160,26 @@ def reset(yes: Annotated[bool, typer.Option("--yes", help="Do it outside develop
         )
     asyncio.run(database.reset(url))
     _say_revision(url)
+
+
+@db.command()
+def grant(
+    role: Annotated[str, typer.Argument(help="The role under which `serve` is to run; made when it is not there.")],
+    password_file: Annotated[
+        typer.FileText | None, typer.Option(help="Its password: the first line of a file, or of stdin with -.")
+    ] = None,
+) -> None:
+    """Give a role the rights that `serve` needs, and no others on our tables. Run it as the owner of the tables."""
+    password = None if password_file is None else password_file.readline().rstrip("\r\n")
+    url = _database_url()
+    done = asyncio.run(database.grant(url, role, password))
+    typer.echo(f"role {role} {'was made and ' if done.created else ''}has the rights of `serve`")
+    if done.created and password is None:
+        typer.echo("it has no password: give it one by --password-file, unless it gets in otherwise", err=True)
+    if not done.login:
+        typer.echo(f"it may not log in: ALTER ROLE {quoted(role)} LOGIN, or grant it to one that may", err=True)
+    for more in done.beyond:
+        typer.echo(f"it also has {more}, by PUBLIC or by a role it is in: revoke that there", err=True)
 
 
 @db.command()

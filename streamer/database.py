@@ -28,7 +28,9 @@ from sqlalchemy import URL, CheckConstraint, Connection, NullPool, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from streamer import grants
 from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.grants import Granted, quoted
 from streamer.location import LAST_TIMESTAMP, id_floor
 from streamer.models import Base
 
@@ -51,9 +53,8 @@ LOCK_TIMEOUT_MS = 5_000
 """How long a migration waits for a table: while it waits, all that want the table after it wait too."""
 PARTITION_LOCK_TIMEOUT_MS = 2_000
 
-# advisory locks: any two numbers that are always the same
 CHANGING_SCHEMA = 0x76656E74610001
-MAKING_PARTITIONS = 0x76656E74610002
+"""The advisory lock of migrations: any number that is always the same, and not that of streamer_add_partition."""
 
 PARTITIONS_AHEAD = 7
 PARTITIONS_BACK = 2
@@ -274,11 +275,6 @@ def _ssl_parameters(given: dict[str, str]) -> dict[str, Any]:
     return fields
 
 
-def quoted(identifier: str) -> str:
-    """The identifier as SQL takes it whatever is in it."""
-    return '"' + identifier.replace('"', '""') + '"'
-
-
 # Migrations
 
 
@@ -296,8 +292,9 @@ async def upgrade(
         await connection.run_sync(_refuse_foreign_tables, parsed)
         await connection.run_sync(lambda sync: command.upgrade(_config(sync), revision))
     async with _connected(parsed, CHANGE_TIMEOUT) as opened:
-        if await opened.fetchval(PARTITIONED):
+        if await opened.fetchval(ADDS_PARTITIONS):
             await ensure_partitions(opened, today or datetime.now(UTC).date(), ahead)
+            await grants.renew(opened)
 
 
 async def downgrade(url: str, revision: str) -> None:
@@ -310,11 +307,17 @@ async def reset(url: str, *, today: date | None = None, ahead: int = PARTITIONS_
     """Drop all tables of ours with all they hold, and make them anew; what others have in the database stays."""
     parsed = parse_url(url)
     await _make_schema(parsed)
+    async with _connected(parsed) as opened:
+        holders = await grants.holders(opened)
     async with migrating(url) as connection:
         names = (await connection.scalars(text(OUR_TABLES), {"tables": list(Base.metadata.tables)})).all()
         for name in names:
             await connection.execute(text(f"DROP TABLE IF EXISTS {quoted(name)} CASCADE"))
+        for signature in (await connection.scalars(text(OUR_FUNCTIONS))).all():
+            await connection.execute(text(f"DROP FUNCTION {signature}"))
     await upgrade(url, today=today, ahead=ahead)
+    for role in holders:
+        await grant(url, role)
 
 
 async def revision(url: str) -> str | None:
@@ -347,6 +350,25 @@ async def require_newest(url: str) -> None:
     raise DatabaseError(
         f"{parsed.masked()} is at revision {found or 'none'}, this version needs {newest}: run `streamer db upgrade`"
     )
+
+
+async def require_rights(url: str) -> None:
+    """DatabaseError unless whoever the URL names may do what `serve` has to."""
+    parsed = parse_url(url)
+    async with _connected(parsed) as connection:
+        if left := await grants.missing(connection):
+            role = await connection.fetchval("SELECT current_user")
+            raise DatabaseError(
+                f"role {role!r} may not do what the server has to in {parsed.masked()}: {'; '.join(left)}; run "
+                f"`streamer db grant {role}` as the owner of the tables"
+            )
+
+
+async def grant(url: str, role: str, password: str | None = None) -> Granted:
+    """Give a role the rights of `serve` and no others on our tables; make it when there is none. See `grants`."""
+    await require_newest(url)
+    async with _connected(parse_url(url)) as connection:
+        return await grants.grant(connection, role, password)
 
 
 async def drift(url: str) -> list[str]:
@@ -399,12 +421,19 @@ TABLES = list(Base.metadata.tables)
 """Ours; a partition belongs to its table."""
 
 PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('locations'))"
+ADDS_PARTITIONS = "SELECT to_regprocedure('streamer_add_partition(date)') IS NOT NULL"
 
 OUR_TABLES = r"""
 SELECT relname FROM pg_class
 WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) AND relkind IN ('r', 'p')
   AND (relname = ANY(:tables) OR relname = 'alembic_version' OR relname ~ '^locations_(default|\d{8})$')
 ORDER BY relkind, relname
+"""
+
+# regprocedure quotes where it is needed
+OUR_FUNCTIONS = r"""
+SELECT oid::regprocedure::text FROM pg_proc
+WHERE pronamespace = to_regnamespace(quote_ident(current_schema())) AND proname ^@ 'streamer_'
 """
 
 
@@ -469,6 +498,8 @@ def _drift(connection: Connection) -> list[str]:
         lines += [f"{name}: check {check} is in no model" for check in sorted(found - wanted)]
     if "locations" in present and not connection.scalar(text(PARTITIONED)):
         lines.append("locations: is not partitioned")
+    if not connection.scalar(text(ADDS_PARTITIONS)):
+        lines.append("locations: function streamer_add_partition(date) is missing")
     return lines
 
 
@@ -513,19 +544,20 @@ def partition_bounds(day: date) -> tuple[str, str, str]:
 async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[str]:
     """Make those partitions that are missing, from 2 days before today to `ahead` days after; give their names.
 
-    Needs an asyncpg connection of the tables' owner. Several processes may do it at once. Rows of such a day that are
-    in the default partition move. Ingest is not held up: locks are short, and asked for so briefly that it may fail
-    with Unavailable, to be tried again later; what is made by then stays.
+    Needs an asyncpg connection of the tables' owner, or of a role that has the rights of `serve`. Several processes may
+    do it at once. Rows of such a day that are in the default partition move. Ingest is not held up: locks are short,
+    and asked for so briefly that it may fail with Unavailable, to be tried again later; what is made by then stays.
     """
     # the most urgent first
     days = [today + timedelta(days=n) for n in (*range(ahead + 1), *range(-1, -PARTITIONS_BACK - 1, -1))]
     present = set(await _partitions(connection))
     created, failed = [], []
-    for name, lower, upper in map(partition_bounds, days):
+    for day in days:
+        name, _, _ = partition_bounds(day)
         if name in present:
             continue
         try:
-            if await _create_partition(connection, name, lower, upper):
+            if await _add_partition(connection, day):
                 created.append(name)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError) as busy:
             raise Unavailable(
@@ -537,7 +569,8 @@ async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[st
     if failed:
         raise DatabaseError(
             "partitions can't be made: " + "; ".join(failed) + " (a table of that name that is no partition must be "
-            "attached, renamed or dropped; without the owner's rights run `streamer db upgrade` daily as the owner)"
+            "attached, renamed or dropped; a role that may not make them gets the right by `streamer db grant`, run as "
+            "the tables' owner)"
         )
     return created
 
@@ -577,30 +610,12 @@ async def _partitions(connection: Any) -> Sequence[str]:
     return [row[0] for row in rows]
 
 
-async def _create_partition(connection: Any, name: str, lower: str, upper: str) -> bool:
+async def _add_partition(connection: Any, day: date) -> bool:
     """Whether it was made here, and not by another process."""
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = {PARTITION_LOCK_TIMEOUT_MS}")
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", MAKING_PARTITIONS)
-        if name in await _partitions(connection):
-            return False
-        # A table made by itself and attached leaves `locations` open for COPY, which CREATE … PARTITION OF would not.
-        # Attaching locks vendors for its foreign key. In this order, that of a statement which reads or deletes
-        # locations by vendor, the two can't wait for each other.
-        await connection.execute('LOCK TABLE "vendors" IN SHARE ROW EXCLUSIVE MODE')
-        await connection.execute('LOCK TABLE ONLY "locations" IN SHARE UPDATE EXCLUSIVE MODE')
-        await connection.execute('LOCK TABLE "locations_default" IN ACCESS EXCLUSIVE MODE')
-        await connection.execute(f'CREATE TABLE "{name}" (LIKE "locations" INCLUDING DEFAULTS INCLUDING CONSTRAINTS)')
-        await connection.execute(
-            f'WITH moved AS (DELETE FROM "locations_default" WHERE "id" >= $1 AND "id" < $2 RETURNING *) '
-            f'INSERT INTO "{name}" SELECT * FROM moved',
-            lower,
-            upper,
-        )
-        await connection.execute(
-            f"""ALTER TABLE "locations" ATTACH PARTITION "{name}" FOR VALUES FROM ('{lower}') TO ('{upper}')"""
-        )
-    return True
+        made: bool = await connection.fetchval("SELECT streamer_add_partition($1)", day)
+    return made
 
 
 # Seeds
@@ -760,7 +775,10 @@ def _explanation(where: str, sqlstate: str | None, error: object) -> DatabaseErr
     if code.startswith("28"):
         return DatabaseError(f"{where} does not let us in: {said}; check user and password in DATABASE_URL")
     if code == "42501":
-        return DatabaseError(f"{where} does not allow it: {said}; use the role that owns the tables")
+        return DatabaseError(
+            f"{where} does not allow it: {said}; use the role that owns the tables, or for `serve` one that "
+            "`streamer db grant` has given its rights"
+        )
     if code == "55P03":
         return Unavailable(
             f"{where} is busy: {said}; another upgrade or a long transaction holds it, try again when that has ended"

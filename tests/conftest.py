@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from streamer.app import Server
 
 TEMPLATE = "venta_template"
+SERVING_ROLE = "venta_serving"
+SERVING_PASSWORD = "of no use outside the tests"
 
 
 class Collected(logging.Handler):
@@ -105,6 +108,7 @@ async def template(postgres: PostgresServer) -> str:
 
     await _execute(postgres.url, f"CREATE DATABASE {TEMPLATE}")
     await database.upgrade(_sibling(postgres.url, TEMPLATE))
+    await database.grant(_sibling(postgres.url, TEMPLATE), SERVING_ROLE, SERVING_PASSWORD)
     await _execute(postgres.url, f"ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")
     return TEMPLATE
 
@@ -116,6 +120,12 @@ async def database_url(postgres: PostgresServer, template: str, numbers: Iterato
     await _execute(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _sibling(postgres.url, name)
     await _execute(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def serving_url(database_url: str) -> str:
+    """The database of `database_url` for the role under which servers run, which has the rights in `grants.RIGHTS`."""
+    return as_serving(database_url)
 
 
 @pytest.fixture
@@ -165,6 +175,12 @@ async def _execute(url: str, statement: str) -> None:
         await connection.close()
 
 
+def as_serving(url: str) -> str:
+    """A test's database under the role of servers."""
+    place = url.rpartition("@")[2]
+    return f"postgresql://{SERVING_ROLE}:{quote(SERVING_PASSWORD)}@{place}"
+
+
 def _sibling(url: str, name: str) -> str:
     return url.rsplit("/", 1)[0] + f"/{name}"
 
@@ -183,15 +199,18 @@ class Serve(Protocol):
 
 
 @pytest.fixture
-async def serve(database_url: str, redis_url: str) -> AsyncIterator[Serve]:
-    """Server processes' worth of the whole thing, in the test's own loop, stopped afterwards in reverse order."""
+async def serve(serving_url: str, redis_url: str) -> AsyncIterator[Serve]:
+    """Server processes' worth of the whole thing, in the test's own loop, stopped afterwards in reverse order.
+
+    They have the least rights: a query that needs more fails here, and `grants.RIGHTS` must name it.
+    """
     from streamer import app, settings
 
     async with AsyncExitStack() as stack:
 
         async def start(**changed: Any) -> Running:
             values: dict[str, Any] = {
-                "database_url": database_url,
+                "database_url": serving_url,
                 "redis_url": redis_url,
                 "port": 0,
                 "jwt_secret": SECRET,

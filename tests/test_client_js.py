@@ -143,13 +143,15 @@ def test_the_rules_by_themselves() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-async def test_no_ping_is_lost_whatever_is_cut_or_killed(database_url: str, redis_url: str, tmp_path: Path) -> None:
+async def test_no_ping_is_lost_whatever_is_cut_or_killed(
+    database_url: str, serving_url: str, redis_url: str, tmp_path: Path
+) -> None:
     """The queue's promise: the network cut, the server killed, the phone killed, and each ping is stored once."""
     (one,) = await database.seed(database_url, 1)
     file = str(tmp_path / "queue")
     at = now_ms() - 3_600_000
     sent = pings(0, 2000, at=at)
-    async with ServerProcess(database_url, redis_url) as server, Proxy(server.url) as proxy:
+    async with ServerProcess(serving_url, redis_url) as server, Proxy(server.url) as proxy:
         async with NodeApp("vendor", proxy.url, one.clerk_id, file=file) as app:
             await app.happens("state", state="open")
             await app.do("ping", fixes=sent[:100])
@@ -247,12 +249,12 @@ async def test_open_and_closed_survive_a_cut(serve: Serve, database_url: str) ->
             )
 
 
-async def test_a_view_is_true_again_after_every_cut(database_url: str, redis_url: str) -> None:
+async def test_a_view_is_true_again_after_every_cut(database_url: str, serving_url: str, redis_url: str) -> None:
     """What entered, moved and left while the customer was cut off, told once the connection is back."""
     vendors = await database.seed(database_url, 4)
     area = {"area": circle(LAT, LONG, 2000)}
     truth: dict[str, tuple[float, float]] = {}
-    async with ServerProcess(database_url, redis_url) as server, Proxy(server.url) as proxy:  # noqa: SIM117
+    async with ServerProcess(serving_url, redis_url) as server, Proxy(server.url) as proxy:  # noqa: SIM117
         async with NodeApp("customer", proxy.url) as app:
             await app.do("watch", id="w", wanted=area)
             for round_ in range(4):

@@ -67,8 +67,9 @@ async def url(database_url: str) -> str:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
-    async with opened(url) as store:
+async def store(url: str, serving_url: str) -> AsyncIterator[Store]:
+    """With the least rights, as the server has it; `url` is the owner's and seeded."""
+    async with opened(serving_url) as store:
         yield store
 
 
