@@ -9,12 +9,14 @@ import faulthandler
 import gc
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +53,7 @@ Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a fre
 DATA = Path(".venta")
 STOP_WITHIN = 12.0
 """Seconds beyond `drain_timeout` that an orderly stop may take before the process is ended where it hangs."""
+MINUTE = timedelta(minutes=1)
 NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which PostgreSQL is meant"}
 
 
@@ -180,6 +183,30 @@ def grant(
         typer.echo(f"it may not log in: ALTER ROLE {quoted(role)} LOGIN, or grant it to one that may", err=True)
     for more in done.beyond:
         typer.echo(f"it also has {more}, by PUBLIC or by a role it is in: revoke that there", err=True)
+
+
+@db.command()
+def audit(
+    since: Annotated[str | None, typer.Option(help="Not what is longer ago than 90m, 24h, 30d.")] = None,
+    table: Annotated[str | None, typer.Option(help="users, vendors, subscriptions or integrations.")] = None,
+    id: Annotated[str | None, typer.Option(help="Of the row with this id.")] = None,
+    limit: Annotated[int, typer.Option(help="So many entries, the newest.", min=1, max=100_000)] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each entry.")] = False,
+) -> None:
+    """Print who changed users, vendors, subscriptions and integrations, from what to what, the newest first."""
+    begin = None if since is None else _ago("--since", since)
+    for entry in asyncio.run(database.audited(_database_url(), since=begin, table=table, row_id=id, limit=limit)):
+        typer.echo(json.dumps(entry.fields()) if as_json else entry.line())
+
+
+@db.command()
+def prune_audit(
+    older_than: Annotated[str, typer.Option(help="Forget what is longer ago than 365d.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries those are.")] = False,
+) -> None:
+    """Forget who changed what long ago."""
+    count = asyncio.run(database.prune_audit(_database_url(), _ago("--older-than", older_than), dry_run=dry_run))
+    typer.echo(f"{count} entries {'would be' if dry_run else 'were'} forgotten")
 
 
 @db.command()
@@ -396,6 +423,14 @@ def _database_url(configured: Settings | None = None) -> str:
     url = (configured or configuration.load(NEEDS_DATABASE)).database_url
     assert url is not None
     return url.get_secret_value()
+
+
+def _ago(option: str, given: str) -> datetime:
+    """So long ago as 90m, 24h, 30d say."""
+    found = re.fullmatch(r"([0-9]{1,6})([mhd])", given)
+    if found is None:
+        raise SettingsError(f"{option} must be like 90m, 24h or 30d, not {given!r}")
+    return datetime.now(UTC) - int(found[1]) * {"m": MINUTE, "h": 60 * MINUTE, "d": 24 * 60 * MINUTE}[found[2]]
 
 
 def _say_revision(url: str) -> None:

@@ -28,7 +28,8 @@ from sqlalchemy import URL, CheckConstraint, Connection, NullPool, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from streamer import grants
+from streamer import audit, grants
+from streamer.audit import Entry
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.grants import Granted, quoted
 from streamer.location import LAST_TIMESTAMP, id_floor
@@ -374,7 +375,25 @@ async def grant(url: str, role: str, password: str | None = None) -> Granted:
 async def drift(url: str) -> list[str]:
     """Where the database differs from the models, a line each; empty when it does not."""
     async with migrating(url) as connection:
-        return await connection.run_sync(_drift)
+        lines = await connection.run_sync(_drift)
+    async with _connected(parse_url(url)) as opened:
+        return lines + await audit.gaps(opened)
+
+
+async def audited(
+    url: str, *, since: datetime | None, table: str | None, row_id: str | None, limit: int
+) -> list[Entry]:
+    """The newest changes of users, vendors, subscriptions and integrations, the newest first."""
+    await require_newest(url)
+    async with _connected(parse_url(url)) as connection:
+        return await audit.entries(connection, since=since, table=table, row_id=row_id, limit=limit)
+
+
+async def prune_audit(url: str, before: datetime, *, dry_run: bool = False) -> int:
+    """Forget who changed what before a time; how many entries those are."""
+    await require_newest(url)
+    async with _connected(parse_url(url)) as connection:
+        return await audit.prune(connection, before, dry_run=dry_run)
 
 
 def comparison() -> dict[str, Any]:

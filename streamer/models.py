@@ -1,8 +1,9 @@
-"""The schema's one source: the five tables as Prisma's models in the backend have them, and what is added to them.
+"""The schema's one source: the five tables as Prisma's models in the backend have them, and what is added.
 
 Names of tables, columns and constraints are Prisma's own, so that a Prisma client reads and writes the same database.
 Timestamps are TIMESTAMP(3) without a zone, holding UTC. `id` and "updatedAt" have no default in the database: the
-writer supplies them. Added are the indexes `idx_…`, the checks, and the nullable columns "locatedAt" and "deletedAt".
+writer supplies them. Added are the indexes `idx_…`, the checks, the nullable columns "locatedAt" and "deletedAt",
+and the table of the audit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, MetaData, PrimaryKeyConstraint, text
+from sqlalchemy import (
+    BIGINT,
+    CheckConstraint,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TEXT, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -161,3 +171,27 @@ class Integration(Base):
     details: Mapped[Any | None] = mapped_column("metadata", JSONB())
     created_at: Mapped[Time] = mapped_column("createdAt", server_default=NOW)
     updated_at: Mapped[Time] = mapped_column("updatedAt")
+
+
+class AuditEntry(Base):
+    """One change of a user, vendor, subscription or integration, written by a trigger; see `streamer/audit.py`."""
+
+    __tablename__ = "streamer_audit"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        Index("idx_streamer_audit_at", "at"),
+        Index("idx_streamer_audit_row_id", "rowId", "at"),
+    )
+
+    id: Mapped[int] = mapped_column(BIGINT(), Identity(always=True))
+    at: Mapped[Time]
+    table: Mapped[Text]
+    row_id: Mapped[Text | None] = mapped_column("rowId")
+    action: Mapped[Text]
+    before: Mapped[Any | None] = mapped_column(JSONB())
+    after: Mapped[Any | None] = mapped_column(JSONB())
+    user: Mapped[Text]
+    actor: Mapped[Text | None]
+    application: Mapped[Text | None]
+    address: Mapped[Text | None]
+    transaction: Mapped[int] = mapped_column(BIGINT())

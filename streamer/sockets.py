@@ -511,7 +511,7 @@ class Sockets:
     async def _open_or_close(self, connection: Connection, row: VendorRow, open: bool) -> None:
         """Open or close a vendor for business; in an outage of PostgreSQL the app is asked to say it again."""
         try:
-            await self._store.set_open(row.vendor_id, open)
+            await self._store.set_open(row.vendor_id, open, row.clerk_id)
         except Unavailable as away:
             message = f"open is not {str(open).lower()} yet, say it again: {away}"
             connection.outbox.send(protocol.encode_error(ErrorCode.OVERLOADED, message, retry_after_ms=RETRY_AFTER_MS))

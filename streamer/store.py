@@ -99,8 +99,11 @@ WHERE v."deletedAt" IS NULL AND u."deletedAt" IS NULL AND
 VENDORS_OF = VENDORS + 'u."clerkId" = ANY($1::text[]) ORDER BY v."id"'
 CARDS = VENDORS + 'v."id" = ANY($1::text[])'
 
+# For whom it is done is for the audit's trigger, and holds as long as this statement.
 SET_OPEN = """
-UPDATE "vendors" SET "open" = $2, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC') WHERE "id" = $1
+UPDATE "vendors" SET "open" = $2, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
+FROM (SELECT set_config('streamer.actor', $3, true) AS "actor") AS said
+WHERE "id" = $1 AND "open" <> $2 AND said."actor" = $3
 """
 
 # vendors."locatedAt" lags by a second or so: only what is newer is looked for among all locations.
@@ -373,10 +376,10 @@ class Store:
         rows = await self._answer(lambda connection: connection.fetch(LOCATIONS, *arguments), "history")
         return [LocationRow(*row) for row in rows]
 
-    async def set_open(self, vendor_id: str, open: bool) -> None:
-        """Open or close a vendor for business."""
-        if _can_be_text(vendor_id):
-            await self._answer(lambda connection: connection.execute(SET_OPEN, vendor_id, open), "open")
+    async def set_open(self, vendor_id: str, open: bool, clerk_id: str) -> None:
+        """Open or close a vendor for business; the audit has it that this user did."""
+        if _can_be_text(vendor_id) and _can_be_text(clerk_id):
+            await self._answer(lambda connection: connection.execute(SET_OPEN, vendor_id, open, clerk_id), "open")
 
     async def ping(self) -> None:
         """Whether PostgreSQL answers, soon; raises Unavailable when it does not."""

@@ -475,7 +475,7 @@ async def test_drift_is_said_in_words(database_url: str) -> None:
             ALTER TABLE "users" ALTER COLUMN "firstName" SET NOT NULL;
             ALTER TABLE "users" ADD COLUMN "nickname" TEXT;
             ALTER TABLE "vendors" ALTER COLUMN "open" DROP DEFAULT;
-            ALTER TABLE "vendors" ALTER COLUMN "createdAt" TYPE TIMESTAMPTZ;
+            ALTER TABLE "users" ALTER COLUMN "createdAt" TYPE TIMESTAMPTZ;
             ALTER TABLE "vendors" DROP CONSTRAINT "vendors_lat_check";
             ALTER TABLE "vendors" DROP CONSTRAINT "vendors_userId_fkey";
             ALTER TABLE "subscriptions" ADD CONSTRAINT "mine" CHECK ("status" <> '');
@@ -486,11 +486,11 @@ async def test_drift_is_said_in_words(database_url: str) -> None:
         "subscriptions: check mine is in no model",
         "users: column nickname is in no model",
         "users: nullable of column firstName",
+        "users: type of column createdAt",
         "vendors: check vendors_lat_check is missing",
         "vendors: default of column open",
         "vendors: fk vendors_userId_fkey is missing",
         "vendors: index idx_vendors_location is missing",
-        "vendors: type of column createdAt",
     ]
     assert len(lines) == len(expected), lines
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), lines
