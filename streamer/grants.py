@@ -165,8 +165,8 @@ async def missing(connection: Any, role: str | None = None) -> list[str]:
     if role is None:
         role = await connection.fetchval("SELECT current_user")
     each = [(right.table, right.privilege, column) for right in RIGHTS for column in right.columns]
-    columns = [list(column) for column in zip(*each, strict=True)]
-    return [row[0] for row in await connection.fetch(MISSING, role, *columns, ADD_PARTITION)]
+    arguments = [list(values) for values in zip(*each, strict=True)]
+    return [row[0] for row in await connection.fetch(MISSING, role, *arguments, ADD_PARTITION)]
 
 
 def scram_verifier(password: str, salt: bytes | None = None) -> str:
