@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from streamer import database, settings
+from streamer import database, nodes, settings
 from streamer.errors import SettingsError
 from streamer.settings import Check, Settings
 
@@ -139,6 +139,7 @@ def _check_redis(url: str) -> None:
             f"REDIS_URL must be like redis://user:password@host:6379/0 ({', '.join(REDIS_SCHEMES)}); "
             "write /, ?, #, @ and : in the password percent-encoded (%2F, %3F, %23, %40, %3A)"
         )
+    nodes.check_url(url)
 
 
 def _check_jwks(url: str) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import URL, CheckConstraint, Connection, NullPool, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from streamer import audit, grants
+from streamer import audit, grants, tls
 from streamer.audit import Entry
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.grants import Granted, quoted
@@ -781,6 +781,8 @@ def _explained(parsed: DatabaseUrl) -> Iterator[None]:
     except TimeoutError as error:
         raise Unavailable(f"{where} did not answer in time: try again when it is less busy") from error
     except (OSError, asyncpg.InterfaceError) as error:
+        if failed := tls.trouble(error, "DATABASE_URL", "sslrootcert"):
+            raise Unavailable(f"{where}: {failed}") from error
         raise Unavailable(
             f"{where} can't be reached: {error}; check that it runs and what DATABASE_URL says"
         ) from error

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 from redis.asyncio import Connection
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError, TryAgainError
 
-from streamer.errors import Unavailable
+from streamer import tls
+from streamer.errors import SettingsError, Unavailable
 from streamer.supervisor import end
 from streamer.tally import Tally
 
@@ -45,6 +46,33 @@ RESHAPE_IDLE = 15.0
 LOST = (RedisError, OSError, TimeoutError)
 Answer = Any
 """What Redis answered; an exception where it did not or refused."""
+
+
+def in_words(lost: BaseException) -> str:
+    """Why Redis can't be reached."""
+    if isinstance(lost, TimeoutError) and not str(lost):
+        # also what a Redis without TLS makes of a client with: it waits for the end of a line
+        return "it did not answer in time: check that it runs, and speaks TLS if REDIS_URL says rediss://"
+    return tls.trouble(lost, "REDIS_URL", "ssl_ca_certs") or f"{type(lost).__name__}: {lost}"
+
+
+def check_url(url: str) -> None:
+    """SettingsError for a URL by which no connection can be made: a parameter that is none, a certificate not there."""
+    try:
+        options: dict[str, Any] = {**parse_url(url.replace("+cluster", "", 1))}
+        connection = options.pop("connection_class", Connection)(**options)
+        if isinstance(connection, SSLConnection):
+            connection.ssl_context.get()
+    except OSError as error:
+        files = [str(options[name]) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile") if name in options]
+        raise SettingsError(f"REDIS_URL: a certificate can't be used, {error}: check {', '.join(files)}") from None
+    except TypeError as error:
+        name = str(error).rpartition("argument ")[2]
+        raise SettingsError(
+            f"REDIS_URL: there is no parameter {name}; for TLS say rediss:// and ssl_ca_certs"
+        ) from None
+    except (RedisError, ValueError) as error:
+        raise SettingsError(f"REDIS_URL can't be used: {error}") from None
 
 
 class Command(NamedTuple):
@@ -144,7 +172,7 @@ class Link:
                 self.up = False  # that is no gap
                 raise
             except LOST as lost:
-                self.cause = f"subscription: {type(lost).__name__}: {lost}"
+                self.cause = f"subscription: {in_words(lost)}"
             finally:
                 was, self.up = self.up, False
                 self._active.clear()
@@ -243,7 +271,7 @@ class Node:
             self._tally.redis[lane].observe(time.monotonic() - began)
             return answers
         except LOST as lost:
-            self.lost(f"{type(lost).__name__}: {lost}")
+            self.lost(in_words(lost))
             return [Unavailable(f"Redis at {self.where[0]}:{self.where[1]} does not answer: {self.cause}")] * len(
                 commands
             )
@@ -265,7 +293,7 @@ class Node:
                 if isinstance(pong, Exception):
                     raise pong
             except LOST as lost:
-                self.lost(f"{type(lost).__name__}: {lost}")
+                self.lost(in_words(lost))
                 delay = min(delay * 2, CHECK)
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 continue
@@ -500,7 +528,7 @@ class Nodes:
                     raise slots
             except LOST as lost:
                 if not self._slots:
-                    self._map_cause = f"the cluster's map can't be read: {type(lost).__name__}: {lost}"
+                    self._map_cause = f"the cluster's map can't be read: {in_words(lost)}"
                 continue
             finally:
                 lane.cut()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
-from streamer import database
+from streamer import database, tls
 from streamer.batcher import Chunk, Rejected
 from streamer.database import Condition
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
@@ -250,6 +250,8 @@ class Store:
             await pool.release(await pool.acquire(timeout=pool_timeout))
         except _CONNECTION_ERRORS as error:
             pool.terminate()
+            if failed := tls.trouble(error, "DATABASE_URL", "sslrootcert"):
+                raise Unavailable(f"PostgreSQL at {where}: {failed}") from None
             reason = str(error) or f"no answer within {pool_timeout:g} s"
             raise Unavailable(
                 f"PostgreSQL at {where} can't be used: {reason}; check that it runs and what DATABASE_URL says"
@@ -441,7 +443,8 @@ class Store:
                 f" all {self._pool.get_max_size()} are at work or it does not answer"
             ) from None
         except _CONNECTION_ERRORS as error:
-            raise Unavailable(f"PostgreSQL at {self._where} can't be reached: {error}") from error
+            failed = tls.trouble(error, "DATABASE_URL", "sslrootcert")
+            raise Unavailable(f"PostgreSQL at {self._where} can't be reached: {failed or error}") from error
         given_up = known = False
 
         def give_up() -> None:
