@@ -32,6 +32,7 @@ from streamer.pages import Pages
 from streamer.positions import Positions
 from streamer.pulse import Pulse
 from streamer.rate import Allowances
+from streamer.reference import Reference
 from streamer.reports import Reports
 from streamer.settings import Settings
 from streamer.sockets import Sockets
@@ -163,6 +164,7 @@ class Server:
         self.app.add_routes(
             [
                 *self.pages.routes(),
+                *Reference(settings).routes(),
                 web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
                 web.get("/livez", self.health.livez),
                 web.get("/readyz", self.health.readyz),

@@ -9,13 +9,26 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+import jsonschema_rs
 import orjson
 
+from streamer import asyncapi, schemas
 from streamer.auth import make_token
+from streamer.settings import Settings
 
 SECRET = "a-secret-for-tests-a-secret-for-tests"
 WITHIN = 10.0
 """Seconds a test waits for what must come; far above what it takes, so that a slow machine is no failure."""
+
+
+def described(names: tuple[str, ...]) -> dict[str, jsonschema_rs.Validator]:
+    """What tells whether a message is as the AsyncAPI document says, and has nothing else in it."""
+    shapes = schemas.closed(schemas.schemas(Settings.model_construct()))
+    whole = {"components": {"schemas": shapes}}
+    return {name: jsonschema_rs.validator_for({**whole, **schemas.ref(name)}) for name in names}
+
+
+DESCRIBED = {"/v1/vendor": described(asyncapi.VENDOR_HEARS), "/v1/watch": described(asyncapi.CUSTOMER_HEARS)}
 
 
 def now_ms() -> int:
@@ -40,6 +53,9 @@ class App:
     def __init__(self, url: str, path: str, clerk_id: str | None, **params: str) -> None:
         self.messages: list[dict[str, Any]] = []
         self.close_code: int | None = None
+        self.undescribed: list[str] = []
+        """What came and is not as the document at /docs says."""
+        self._described = DESCRIBED[path]
         self._url = url.replace("http", "ws", 1) + path
         self._params = params
         self.headers = {"Authorization": f"Bearer {make_token(SECRET, clerk_id, 600)}"} if clerk_id else {}
@@ -65,6 +81,8 @@ class App:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+        if kind is None:
+            assert not self.undescribed
 
     async def close(self) -> None:
         """Close in good order."""
@@ -115,8 +133,19 @@ class App:
     async def _read(self) -> None:
         async for message in self.socket:
             if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                self.took(orjson.loads(message.data))
+                decoded = orjson.loads(message.data)
+            self._compare(decoded)
+            self.took(decoded)
         self.close_code = self.socket.close_code
+
+    def _compare(self, message: dict[str, Any]) -> None:
+        validator = self._described.get(message["type"])
+        if validator is None:
+            self.undescribed.append(f"no {message['type']!r} is described: {message}")
+        elif not validator.is_valid(message):
+            self.undescribed += [
+                f"{error.message} at {error.instance_path}" for error in validator.iter_errors(message)
+            ]
 
     def took(self, message: dict[str, Any]) -> None:
         """A message came."""
