@@ -6,7 +6,7 @@ import asyncio
 import errno
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,11 @@ from aiohttp import web
 
 from streamer import database
 from streamer.auth import Authenticator, rules_of
-from streamer.batcher import Batcher
+from streamer.batcher import Batcher, Chunk
 from streamer.board import Board
 from streamer.bus import Bus
 from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.feed import Feed, Status
 from streamer.files import CLIENT, client_folder, handing_out
 from streamer.health import Health
 from streamer.http import MOST_BODY, Http, counting, problems
@@ -95,13 +96,26 @@ class Server:
             tally=tally,
         )
         self.watches = Watches(self.index, self.bus, clock)
+        self.feed = (
+            Feed(
+                self.bus.run,
+                self._statuses,
+                self.process,
+                clock,
+                key=settings.feed_key,
+                length=settings.feed_length,
+                interval=settings.feed_interval,
+            )
+            if settings.feed == "on"
+            else None
+        )
         self.positions = Positions(store.update_positions, interval=settings.position_interval, faulted=self._faulted)
         self.batcher = Batcher(
             store.store_chunks,
             max_pings=settings.buffer_pings,
             max_bytes=settings.buffer_bytes,
             batch_pings=settings.batch_pings,
-            stored=lambda chunk: self.positions.note(chunk.vendor_id, chunk.newest),
+            stored=self._stored,
             faulted=self._faulted,
             tally=tally,
         )
@@ -195,6 +209,7 @@ class Server:
                 "partitions": self._keep_partitions,
                 **({} if self.keys is None else {"keys": self.keys.run}),
                 "pulse": self.pulse.run,
+                **({} if self.feed is None else {"feed": self.feed.run}),
                 **self.bus.tasks(),
             }
         )
@@ -214,6 +229,8 @@ class Server:
         if not await self.positions.close():
             log.warning("vendors.lat/long are behind; the next start mends it", cause=self.positions.outage)
         await self.supervisor.stop()
+        if self.feed is not None:
+            await self.feed.close()
         await self.health.close()
         await self.pages.close()
         await self.bus.close()
@@ -256,6 +273,20 @@ class Server:
 
     def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
         self.watches.gap(cells, vendor_ids)
+
+    def _stored(self, chunk: Chunk) -> None:
+        """These pings are committed."""
+        self.positions.note(chunk.vendor_id, chunk.newest)
+        if self.feed is not None:
+            self.feed.position(chunk.vendor_id, chunk.newest)
+
+    def _statuses(self) -> Iterator[Status]:
+        """Those of the vendors that this process serves and that are on the map."""
+        vendors = self.index.vendors
+        for vendor_id in self.bus.fleet.sockets:
+            vendor = vendors.get(vendor_id)
+            if vendor is not None and vendor.live:
+                yield vendor_id, vendor.card.open, vendor.online
 
     def _faulted(self, error: BaseException) -> None:
         log.error("storing failed in a way that should not be", error=repr(error))

@@ -328,6 +328,10 @@ class Bus:
         if (cause := self._nodes.cause) is not None:
             raise Unavailable(f"Redis does not answer: {cause}")
 
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Carry out another part's commands, between our own; an exception for each answer that did not come."""
+        return await self._nodes.run(commands)
+
     # writing
 
     async def _flush_loop(self) -> None:

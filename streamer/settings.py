@@ -122,6 +122,14 @@ class Settings(BaseSettings):
     frame_cost: float = _setting(0.65, "merging: wait this long per frame of the last tick", "ms", ge=0)
     frame_interval: float = _setting(170.0, "merging: but never longer than this", "ms", ge=0)
 
+    # other services
+    feed: Literal["off", "on"] = _setting(
+        "off", "`on` writes positions and statuses into a Redis Stream for other services to follow"
+    )
+    feed_key: str = _setting("venta:feed", "the stream's key", min_length=1)
+    feed_interval: float = _setting(1.0, "a vendor's changes are merged over this time", "s", gt=0, le=60)
+    feed_length: int = _setting(100_000, "entries the stream keeps, about", "entries", ge=1)
+
     # the map
     tiles_url: str | None = _setting(
         None,
