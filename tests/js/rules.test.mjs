@@ -94,3 +94,18 @@ test("a status that the database could not take is said again when the server as
   assert.equal(sent.length, 3);
   await client.stop();
 });
+
+test("the types name what the modules export, and the classes' members are there", async () => {
+  const folder = new URL("../../clients/js/", import.meta.url);
+  for (const name of ["venta", "file-queue"]) {
+    const module = await import(new URL(`${name}.js`, folder));
+    const types = await readFile(new URL(`${name}.d.ts`, folder), "utf8");
+    const declared = [...types.matchAll(/export declare (?:class|function) (\w+)/g)].map(([, found]) => found);
+    assert.deepEqual(declared.sort(), Object.keys(module).sort(), name);
+    for (const [, type, body] of types.matchAll(/export declare class (\w+)[^{]*\{(.*?)\n\}/gs)) {
+      for (const [, member] of body.matchAll(/^  (\w+)\(/gm)) {
+        if (member !== "constructor") assert.equal(typeof module[type].prototype[member], "function", `${type}.${member}`);
+      }
+    }
+  }
+});
