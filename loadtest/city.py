@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 METRES_PER_DEGREE = 111_195.0
 GPS_ERROR = 2.5
@@ -38,10 +38,19 @@ class City:
         return round(east / self.block) * self.block, round(north / self.block) * self.block
 
 
-class Mover(Protocol):
-    """Something that moves on for some seconds and then is at a lat and long."""
+class Spot(NamedTuple):
+    """Where a vendor is, degrees; heading clockwise from north and speed in m/s where a phone would know them."""
 
-    def move(self, seconds: float) -> tuple[float, float]: ...
+    lat: float
+    long: float
+    heading: float | None = None
+    speed: float | None = None
+
+
+class Mover(Protocol):
+    """Something that moves on for some seconds and then is somewhere."""
+
+    def move(self, seconds: float) -> Spot: ...
 
 
 class Parked:
@@ -52,9 +61,9 @@ class Parked:
         self._east, self._north = city.corner(random)
         self._east += random.uniform(-0.5, 0.5) * city.block
 
-    def move(self, seconds: float) -> tuple[float, float]:
+    def move(self, seconds: float) -> Spot:
         gauss = self._random.gauss
-        return self._city.degrees(self._east + gauss(0, GPS_ERROR), self._north + gauss(0, GPS_ERROR))
+        return Spot(*self._city.degrees(self._east + gauss(0, GPS_ERROR), self._north + gauss(0, GPS_ERROR)))
 
 
 class Walking:
@@ -66,14 +75,15 @@ class Walking:
         self._course = random.uniform(0, math.tau)
         self._speed = random.uniform(*WALK)
 
-    def move(self, seconds: float) -> tuple[float, float]:
+    def move(self, seconds: float) -> Spot:
         self._course += self._random.uniform(-0.4, 0.4)
         if math.hypot(self._east, self._north) > self._city.radius:
             self._course = math.atan2(-self._north, -self._east)
         step = self._speed * seconds
         self._east += step * math.cos(self._course)
         self._north += step * math.sin(self._course)
-        return self._city.degrees(self._east, self._north)
+        heading = round(math.degrees(math.pi / 2 - self._course)) % 360
+        return Spot(*self._city.degrees(self._east, self._north), heading, round(self._speed, 1))
 
 
 class Driving:
@@ -89,7 +99,7 @@ class Driving:
         self._speed = random.uniform(*DRIVE)
         self._waiting = 0.0
 
-    def move(self, seconds: float) -> tuple[float, float]:
+    def move(self, seconds: float) -> Spot:
         left = seconds
         while left > 0:
             if self._waiting > 0:
@@ -105,7 +115,9 @@ class Driving:
             self._place[self._axis] += self._sign * self._left
             left -= self._left / self._speed
             self._cross()
-        return self._city.degrees(self._place[0], self._place[1])
+        heading = (90 if self._axis == 0 else 0) + (0 if self._sign > 0 else 180)
+        speed = 0.0 if self._waiting > 0 else round(self._speed, 1)
+        return Spot(*self._city.degrees(self._place[0], self._place[1]), heading, speed)
 
     def _cross(self) -> None:
         random = self._random

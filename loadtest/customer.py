@@ -13,13 +13,14 @@ import orjson
 from loadtest.app import App
 from loadtest.city import City
 from loadtest.scenario import Customers
-from loadtest.tally import Tally
+from loadtest.tally import STEPS_PER_S, Tally
 from loadtest.target import Target
 from venta_client.view import View
 
 MAP, ONE = "map", "one"
-POSITION = b'"lat":'
+POSITION = b'"vendorId":'  # once in each card and fix, and twice as quick to count as "lat"
 SLOW_BUFFER = 8192
+STEPS_PER_MS = STEPS_PER_S // 1000
 
 
 class Customer(App):
@@ -158,13 +159,16 @@ class Customer(App):
     def _read(self, update: dict[str, Any], timed: bool) -> None:
         moved = update.get("moved", [])
         if timed:
-            now, known, name = self._now(), self._known, "slow" if self.slow else "watch"
-            delay = self._tally.delay
-            for fix in moved:
-                timestamp = fix["timestamp"]
-                # an odd one was collected without a network; an entered one may be old: it was the area that moved
-                if not timestamp & 1 and fix["vendorId"] in known:
-                    delay(name, (now - timestamp) / 1000)
+            now, known = self._now(), self._known
+            # an odd one was collected without a network; an entered one may be old: it was the area that moved
+            self._tally.delays(
+                "slow" if self.slow else "watch",
+                [
+                    int((now - timestamp) * STEPS_PER_MS)
+                    for fix in moved
+                    if not (timestamp := fix["timestamp"]) & 1 and fix["vendorId"] in known
+                ],
+            )
         if self.full:
             view = self.views.setdefault(update["id"], View())
             view.update(update.get("entered", []), moved, update.get("left", []))

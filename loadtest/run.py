@@ -29,7 +29,7 @@ SETTLE_WITHIN = 90.0
 VERIFY_WITHIN = 600.0
 END_WITHIN = 30.0
 OVERDUE = 120.0
-TIMED_APPS = 60
+TIMED_APPS = 30
 
 
 @dataclass(frozen=True, slots=True)

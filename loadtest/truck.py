@@ -81,7 +81,7 @@ class Truck(Vendor):
     def report(self, ping: Ping) -> None:
         """Send a ping that is due; without a network it becomes part of a backlog."""
         if not self.reachable:
-            ping = Ping(ping.timestamp + 1, ping.lat, ping.long, ping.due)
+            ping = ping._replace(timestamp=ping.timestamp + 1)
             self._tally.counts["backlog"] += 1
         self.ping(ping)
 
@@ -100,9 +100,9 @@ def wander(mover: Mover, every: float, first: float, random: Random) -> Iterator
     """A vendor's pings for ever: from `first` (epoch ms) on every `every` seconds, give or take a twentieth."""
     due, gap = first, 0.0
     while True:
-        lat, long = mover.move(gap)
+        spot = mover.move(gap)
         timestamp = even(due)
-        yield Ping(timestamp, lat, long, timestamp)
+        yield Ping(timestamp, spot.lat, spot.long, timestamp, spot.heading, spot.speed)
         gap = every * random.uniform(0.95, 1.05)
         due += max(2.0, gap * 1000)
 

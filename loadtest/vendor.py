@@ -19,6 +19,7 @@ from venta_client.outbox import Outbox
 from venta_client.ping import encode
 
 DEFAULT_BATCH = 500
+ACK = b'{"type":"ack","seq":'
 
 
 class Vendor(App):
@@ -89,6 +90,9 @@ class Vendor(App):
         self._flush()  # the greeting may have come in one piece with the handshake
 
     def received(self, message: bytes) -> None:
+        if message.startswith(ACK) and (seq := message[len(ACK) : -1]).isdigit():
+            self._settle(self._outbox.ack(int(seq)))  # as nearly every message is, and for a third of the cost
+            return
         decoded = self.decode(message)
         kind = decoded.get("type")
         if kind == "ack":

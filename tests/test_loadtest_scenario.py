@@ -113,9 +113,12 @@ def test_a_driver_keeps_to_the_streets_and_the_city(seed: int, gap: float, steps
     """Watchers' cells are met as real traffic meets them: along streets, at a car's speed, within the city."""
     city = City(52.2297, 21.0122, 1500.0, 100.0)
     driver = Driving(city, Random(seed))
-    before = driver.move(0.0)
+    before = driver.move(0.0)[:2]
     for _ in range(steps):
-        lat, long = driver.move(gap)
+        lat, long, heading, speed = driver.move(gap)
+        assert heading in (0, 90, 180, 270)
+        assert speed is not None
+        assert 0 <= speed <= DRIVE[1]
         east, north = (long - city.long) * city._east / 100, (lat - city.lat) * 111_195.0 / 100
         assert min(abs(east - round(east)), abs(north - round(north))) < 0.01
         assert math.hypot(east, north) * 100 < 1500 * math.sqrt(2) + 200
@@ -129,11 +132,11 @@ def test_the_parked_stay_and_the_walking_walk() -> None:
     city = City(-33.9, 18.4, 800.0, 100.0)
     parked = Parked(city, Random(1))
     fixes = [parked.move(5.0) for _ in range(200)]
-    assert max(abs(lat - fixes[0][0]) for lat, _ in fixes) * 111_195.0 < 25
+    assert max(abs(lat - fixes[0][0]) for lat, *_ in fixes) * 111_195.0 < 25
     walking = Walking(city, Random(2))
-    before = walking.move(0.0)
+    before = walking.move(0.0)[:2]
     for _ in range(2000):
-        lat, long = walking.move(5.0)
+        lat, long, _, _ = walking.move(5.0)
         assert math.hypot((lat - before[0]) * 111_195.0, (long - before[1]) * city._east) < 1.7 * 5 + 0.5
         assert math.hypot((lat + 33.9) * 111_195.0, (long - 18.4) * city._east) < 900
         before = lat, long
