@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from random import Random
@@ -19,6 +20,7 @@ from venta_client.view import View
 
 MAP, ONE = "map", "one"
 POSITION = b'"vendorId":'  # once in each card and fix, and twice as quick to count as "lat"
+SNAPSHOT = re.compile(rb'\{"type":"snapshot","id":"(\w+)"')  # what is not written so is decoded
 SLOW_BUFFER = 8192
 STEPS_PER_MS = STEPS_PER_S // 1000
 
@@ -128,10 +130,10 @@ class Customer(App):
             timed = self._frames % self._timed_every == 0
             if timed or self.full:
                 self._read(orjson.loads(message), timed)
-        elif b'"snapshot"' in head or self.full:
+        elif not self.full and (named := SNAPSHOT.match(message)) is not None:
+            self._shown(named[1].decode(), message)
+        elif self.full or b'"unwatched"' not in head:
             self._rarer(message)
-        elif b'"unwatched"' not in head:
-            self.decode(message)
         if self.slow:
             self._pay(len(message))
 
@@ -140,21 +142,25 @@ class Customer(App):
     def _rarer(self, message: bytes) -> None:
         decoded = self.decode(message)
         kind = decoded.get("type")
-        counts = self._tally.counts
         if kind == "snapshot":
-            counts["snapshots"] += 1
-            counts["snapshot_bytes"] += len(message)
-            counts["snapshot_positions"] += message.count(POSITION)
             if self.full:
                 self.views.setdefault(decoded["id"], View()).snapshot(decoded["vendors"])
-            if decoded["id"] != MAP:
-                return
-            if self._asked is not None and not self.slow:
-                self._tally.delay("snapshot" if self._first else "pan", time.perf_counter() - self._asked)
-            self._asked, self._first = None, False
-            self.ready.set()
+            self._shown(decoded["id"], message)
         elif kind == "unwatched":
             self.views.pop(str(decoded.get("id")), None)
+
+    def _shown(self, watch_id: str, message: bytes) -> None:
+        """A whole snapshot of a watch is here."""
+        counts = self._tally.counts
+        counts["snapshots"] += 1
+        counts["snapshot_bytes"] += len(message)
+        counts["snapshot_positions"] += message.count(POSITION)
+        if watch_id != MAP:
+            return
+        if self._asked is not None and not self.slow:
+            self._tally.delay("snapshot" if self._first else "pan", time.perf_counter() - self._asked)
+        self._asked, self._first = None, False
+        self.ready.set()
 
     def _read(self, update: dict[str, Any], timed: bool) -> None:
         moved = update.get("moved", [])

@@ -64,7 +64,7 @@ def step_scenario(scenario: Scenario, scale: float, vary: Vary, seconds: float) 
         other = "customers" if vary == "vendors" else "vendors"
         scaled = scaled.changed({other: getattr(scenario, other).model_dump()})
     apps = scaled.vendors.count + scaled.customers.count
-    ramp = max(2.0, math.ceil(apps / 500))
+    ramp = max(1.0, math.ceil(apps / 500))
     stages = (Stage(kind="ramp", seconds=ramp, to=1), Stage(kind="hold", seconds=seconds + 1))
     return scaled.changed({"stages": [stage.model_dump() for stage in stages], "warmup": ramp + 1})
 

@@ -11,7 +11,7 @@ import typer
 from loadtest.database import Database
 from loadtest.errors import WrongUse
 from loadtest.identity import Identity, enough, read, seed
-from loadtest.process import PROC, Processes, parent
+from loadtest.process import Processes, parent, runs_here
 from loadtest.progress import Bar
 from loadtest.services import Services
 from loadtest.target import Target, check_host
@@ -95,7 +95,7 @@ class Place:
 
     async def _redis_pid(self) -> int | None:
         """Redis's process if it runs here; it is counted when it can be asked, and no reason to fail."""
-        if self._redis_url is None or not PROC.is_dir():
+        if self._redis_url is None:
             return None
         from redis.asyncio import Redis
         from redis.exceptions import RedisError
@@ -108,4 +108,4 @@ class Place:
             raise WrongUse(f"Redis can't be asked for its process: {failed!r}; check --redis") from None
         finally:
             await client.aclose()
-        return found if (PROC / str(found)).is_dir() else None
+        return found if runs_here(found) else None

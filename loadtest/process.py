@@ -1,41 +1,21 @@
-"""CPU and memory of the server's processes, from /proc (Linux), by kind: server, postgres, redis."""
+"""CPU and memory of the server's processes, by kind: server, postgres, redis."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from loadtest.errors import WrongUse
 
-PROC = Path("/proc")
-
 
 class Status(NamedTuple):
-    """One process: its parent, its kind, CPU seconds (of reaped children too) and resident bytes."""
+    """One process: its kind, CPU seconds (of ended children too, where the system counts them) and resident bytes."""
 
-    parent: int
     kind: str
     cpu: float
     resident: int
-
-
-def statuses() -> dict[int, Status]:
-    """Every process of the machine that can be seen."""
-    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    found = {}
-    for folder in PROC.iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            head, _, tail = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")
-        except OSError:  # it has just ended
-            continue
-        fields = tail.split()
-        cpu = sum(int(field) for field in fields[11:15]) / tick
-        found[int(folder.name)] = Status(int(fields[1]), kind(head.partition("(")[2]), cpu, int(fields[21]) * page)
-    return found
 
 
 def kind(name: str) -> str:
@@ -50,22 +30,27 @@ class Processes:
 
     def __init__(self, roots: Iterable[int]) -> None:
         self.roots = frozenset(roots)
-        missing = sorted(self.roots - statuses().keys()) if PROC.is_dir() else sorted(self.roots)
-        if missing:
-            raise WrongUse(f"there is no process {missing[0]} in {PROC}; give the server's own id as --pid")
+        for root in sorted(self.roots):
+            if not psutil.pid_exists(root):
+                raise WrongUse(f"there is no process {root} on this machine; give the server's own id as --pid")
 
     def _all(self) -> list[Status]:
-        everyone = statuses()
-        children: dict[int, list[int]] = {}
-        for pid, status in everyone.items():
-            children.setdefault(status.parent, []).append(pid)
-        found, todo = set[int](), [pid for pid in self.roots if pid in everyone]
-        while todo:
-            pid = todo.pop()
-            if pid not in found:
-                found.add(pid)
-                todo += children.get(pid, [])
-        return [everyone[pid] for pid in found]
+        found: dict[int, psutil.Process] = {}
+        for root in self.roots:
+            try:
+                above = psutil.Process(root)
+                found |= {process.pid: process for process in (above, *above.children(recursive=True))}
+            except psutil.Error:  # it has just ended
+                continue
+        statuses = []
+        for process in found.values():
+            try:
+                with process.oneshot():
+                    times, resident = process.cpu_times(), process.memory_info().rss
+                    statuses.append(Status(kind(process.name()), sum(times[:4]), resident))
+            except psutil.Error:
+                continue
+        return statuses
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds, user and system, since each process began; and `all`."""
@@ -74,6 +59,14 @@ class Processes:
     def resident(self) -> dict[str, float]:
         """Resident bytes; shared pages count in each process."""
         return self._sums([(status.kind, float(status.resident)) for status in self._all()])
+
+    def look(self) -> tuple[dict[str, float], dict[str, float]]:
+        """`cpu` and `resident` in one look."""
+        found = self._all()
+        return (
+            self._sums([(status.kind, status.cpu) for status in found]),
+            self._sums([(status.kind, float(status.resident)) for status in found]),
+        )
 
     @staticmethod
     def _sums(values: list[tuple[str, float]]) -> dict[str, float]:
@@ -84,14 +77,20 @@ class Processes:
         return sums
 
 
+def runs_here(pid: int) -> bool:
+    """Whether there is a process with this id on this machine."""
+    return bool(psutil.pid_exists(pid))
+
+
 def parent(pid: int, of_kind: str) -> int | None:
     """The parent of a process if both run here and are of this kind."""
-    if not PROC.is_dir():
+    try:
+        process = psutil.Process(pid)
+        above = process.parent()
+        both = above is not None and kind(process.name()) == kind(above.name()) == of_kind
+        return int(above.pid) if above is not None and both else None
+    except psutil.Error:
         return None
-    everyone = statuses()
-    own = everyone.get(pid)
-    above = everyone.get(own.parent) if own is not None and own.kind == of_kind else None
-    return own.parent if own is not None and above is not None and above.kind == of_kind else None
 
 
 def spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:

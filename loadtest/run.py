@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from loadtest.clock import Offset, offset
 from loadtest.crew import Crew
+from loadtest.errors import RunFailed
 from loadtest.identity import Identity
 from loadtest.record import Record, shown
 from loadtest.scenario import Scenario
@@ -94,6 +95,8 @@ async def run(plan: Plan, show: Callable[[Record, Course, str], None]) -> dict[s
     show(record, course, "starting workers")
     async with Crew(plan.shares(clock)) as crew, interrupts() as stop:
         began = plan.start_at or time.time() + LEAD
+        if (late := time.time() - began) > 0:
+            raise RunFailed(f"the workers were ready {late:.1f} s after --start-at; give a later one")
         own = time.process_time()
         await crew.tell({"do": "start", "at": began * 1000 + clock.ms})
         interrupted = await drive(plan, crew, record, course, began, stop, show)

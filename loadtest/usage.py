@@ -36,10 +36,7 @@ class ProcessMeter:
         self._processes = processes
 
     async def look(self) -> Look | None:
-        return await asyncio.to_thread(self._look)
-
-    def _look(self) -> Look:
-        return self._processes.cpu(), self._processes.resident()
+        return await asyncio.to_thread(self._processes.look)
 
 
 class MetricsMeter:

@@ -55,7 +55,8 @@ def figures(report: dict[str, Any]) -> dict[str, float | None]:
         found["server_us_per_ping"] = micro(cores * seconds, counts["sent"])
         found["server_us_per_position"] = micro(cores * seconds, counts["positions"])
         found["server_mb"] = server["resident_mb"]["all"]
-    found["own_cores"] = over(sum(own.values()), seconds)
+    coordinator = report["generator"]["coordinator_cpu"] / (seconds + report["warmup"]) if seconds else 0.0
+    found["own_cores"] = round(sum(own.values()) / seconds + coordinator, 3) if seconds else None
     found["own_us_per_ping"] = micro(own.get("vendors", 0.0), counts["sent"])
     found["own_us_per_position"] = micro(own.get("customers", 0.0), counts["positions"])
     return found
@@ -83,7 +84,9 @@ def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
         reasons.append(f"only {sent} of {due} pings that were due were sent; the rest still waits for a connection")
     if report["totals"]["gave_up"]:
         reasons.append(f"apps were told not to come back, by close code: {report['totals']['gave_up']}")
-    if report["totals"]["due"] and not report["totals"]["acked"]:
+    if not due:
+        reasons.append("not one ping was due: the stages are shorter than the vendors' gaps")
+    elif not report["totals"]["acked"]:
         reasons.append("not one ping was acked")
     return reasons
 

@@ -113,7 +113,8 @@ def judged(**changed: Any) -> dict[str, Any]:
         },
         "delays": {name: delays.summary() for name, delays in record.delays().items()},
         "server": None,
-        "generator": {"cpu": {"vendors": 0.4}},
+        "warmup": 1,
+        "generator": {"cpu": {"vendors": 0.4}, "coordinator_cpu": 0.1},
         "checks": {},
     }
     report["totals"] |= changed.pop("totals", {})
@@ -143,6 +144,7 @@ def test_a_good_run_is_ok() -> None:
         ({"totals": {"sent": 400}}, "only 400 of 500 pings"),
         ({"totals": {"gave_up": {"4401": 3}}}, "4401"),
         ({"totals": {"acked": 0}}, "not one ping was acked"),
+        ({"totals": {"due": 0, "sent": 0, "acked": 0}}, "not one ping was due"),
         ({"seconds": 0.0}, "nothing was measured"),
     ],
 )

@@ -6,13 +6,23 @@ import asyncio
 import json
 import signal
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import asyncpg
 import orjson
+import pytest
 
+from loadtest import scenario as scenarios
+from loadtest.errors import RunFailed
+from loadtest.identity import Identity
+from loadtest.load import following
+from loadtest.merge import merge
+from loadtest.run import Plan, run
+from loadtest.target import Target
 from streamer import database
 from streamer.auth import make_token
 from tests.apps import SECRET, now_ms
@@ -22,9 +32,9 @@ from tests.conftest import Serve
 class Load:
     """One run of the command; its report is taken from standard output."""
 
-    def __init__(self, url: str, database_url: str, *arguments: str) -> None:
+    def __init__(self, url: str, database_url: str, *arguments: str, command: str = "run") -> None:
         self._database_url = database_url
-        self._command = ["-m", "loadtest", "run", *arguments, "--url", url, "--database", database_url]
+        self._command = ["-m", "loadtest", command, *arguments, "--url", url, "--database", database_url]
 
     async def start(self, folder: Path) -> None:
         """Start it, with vendors that are in the database."""
@@ -113,6 +123,68 @@ async def test_ctrl_c_ends_with_the_report_so_far(serve: Serve, database_url: st
     assert 0 < report["seconds"] < 300
     assert report["totals"]["acked"] == report["checks"]["stored"]["rows"] > 0
     assert len(report["series"]) < 100
+
+
+async def test_two_machines_drive_one_trace(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """Each its own half of the vehicles and customers, from the same moment; merged they are the whole trace."""
+    running = await serve()
+    rows = [
+        f"b{vehicle},2026-01-01T08:00:{second:02},{52.2 + vehicle / 1000},{21.0 + second / 10_000:.4f}"
+        for second in range(0, 5)
+        for vehicle in range(10)
+    ]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("vehicle,timestamp,lat,long\n" + "\n".join(rows) + "\n")
+    seeded = await database.seed(database_url, 10)
+    driven, scenario = following(
+        trace, 1.0, scenarios.load("quiet-town", [("stages", [{"kind": "hold", "seconds": 4.5}]), ("warmup", 0)])
+    )
+    reports: list[dict[str, Any]] = []
+    for wait in (3, 15, 60):  # how long workers take to be ready is the machine's affair
+        plan = Plan(
+            target=Target.parse(running.url),
+            secret=SECRET,
+            scenario=scenario.changed({"customers": scenario.customers.model_dump() | {"count": 8}}),
+            name="quiet-town",
+            identities=[Identity(*one) for one in seeded],
+            database=database_url,
+            verify=True,
+            trace=driven,
+            parts=2,
+            start_at=time.time() + wait,
+        )
+        try:
+            reports = await asyncio.gather(*(run(replace(plan, part=part), lambda *_: None) for part in (1, 2)))
+            break
+        except RunFailed:
+            continue
+    # a vehicle that was still connecting when its fix was due reports it once it is there
+    assert 40 <= sum(report["totals"]["acked"] for report in reports) <= 50
+    both = merge(reports)
+    assert both["ok"], both["reasons"]
+    assert both["checks"]["stored"]["rows"] == both["totals"]["acked"]
+    assert both["checks"]["views"]["watchers"] == 8
+    assert max(entry["vendors"] for entry in both["series"]) == 10
+    assert both["settings"]["city"]["lat"] == pytest.approx(52.205, abs=0.01)
+
+
+async def test_the_highest_load_of_a_real_server_is_searched_for(
+    serve: Serve, database_url: str, tmp_path: Path
+) -> None:
+    """One step of it: it is carried out, judged and written down as the steps of the searches above are."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "10", "--customers", "10", "--steps", "1"),
+        *("--seconds", "2", "--lost", "0", "--set", "vendors.movements=[{kind='walking', every=0.5}]"),
+        *("--set", "customers.radius=[3000, 4000]"),
+        command="find-max",
+    )
+    await load.start(tmp_path)
+    code, report, said = await load.ended()
+    assert code == 0, said
+    assert (report["kept_scale"], report["broken_scale"]) == (1.0, None)
+    assert report["figures"]["max_pings_per_s"] > 10
+    assert report["best"]["checks"]["protocol"]["ok"]
 
 
 async def first_vendor(database_url: str) -> tuple[str, str]:
