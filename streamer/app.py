@@ -174,7 +174,7 @@ class Server:
                 self.health.known,
             )
         )
-        self.app = web.Application(middlewares=[counting(tally), problems], client_max_size=MOST_BODY)
+        self.app = web.Application(middlewares=[counting(tally, self.process), problems], client_max_size=MOST_BODY)
         self.app.add_routes(
             [
                 *self.pages.routes(),

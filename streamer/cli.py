@@ -76,7 +76,7 @@ def serve(
     """Serve on the PostgreSQL of DATABASE_URL and the Redis of REDIS_URL."""
     configured = configuration.load(configuration.SERVING, host=host, port=port, workers=workers)
     _name_strangers()
-    logs.configure()
+    logs.configure(form=configured.log_form, level=configured.log_level)
     faulthandler.enable()
     if configured.workers > 1:
         sys.exit(_serve_by_workers(configured))
@@ -93,7 +93,7 @@ def dev(
     """Serve for development: with a PostgreSQL and a Valkey of its own, unless DATABASE_URL and REDIS_URL are set."""
     configured = configuration.load(host=host, port=port)
     _name_strangers()
-    logs.configure()
+    logs.configure(form=configured.log_form, level=configured.log_level)
     _run(_dev(configured, data, simulate))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 
 import orjson
 import structlog
@@ -96,12 +97,17 @@ def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
     return answer
 
 
-def counting(tally: Tally) -> Middleware:
-    """A middleware around `problems` that counts requests and how long they took; a WebSocket is none."""
+def counting(tally: Tally, process: str) -> Middleware:
+    """A middleware around `problems`: counts requests and how long they took; a WebSocket is none.
+
+    Gives each connection a name, unique among all processes, that every line of the log about it has.
+    """
+    numbers = count(1)
 
     @web.middleware
     async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.monotonic()
+        structlog.contextvars.bind_contextvars(connection=f"{process}-{next(numbers)}")
         response = await handler(request)
         if not isinstance(response, web.WebSocketResponse):
             resource = request.match_info.route.resource

@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8080, "port to listen on", ge=0, le=65535)
     workers: int = _setting(1, "processes that serve on the one port", "processes", ge=1, le=64)
+    log_form: Literal["auto", "json", "people"] = _setting("auto", "`auto`: for people on a terminal, else `json`")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "what is logged: this and what is worse")
     env: Literal["production", "development"] = _setting("production", "`development` allows `db reset` without --yes")
 
     # who may speak

@@ -75,6 +75,7 @@ class Connection:
         "pinged",
         "protocol",
         "session",
+        "since",
         "turn",
         "vendor_id",
         "waiting",
@@ -89,6 +90,7 @@ class Connection:
         self.ws = ws
         self.protocol = protocol
         self.outbox = outbox
+        self.since = now
         self.heard = now
         self.pinged = now
         self.held = False
@@ -328,9 +330,18 @@ class Sockets:
             await connection.closing
         code = connection.code or connection.ws.close_code or NOT_CLOSED
         self._tally.closed[connection.kind, code if code in TOLD_CODES else OTHER_CODE] += 1
+        # What a client did is for who asks; what was done to one is for the record.
+        tell = log.debug if connection.code in (None, CloseCode.RESTART) else log.info
+        tell(
+            "a connection ended",
+            kind=connection.kind,
+            code=code,
+            vendor=connection.vendor_id,
+            seconds=round(asyncio.get_running_loop().time() - connection.since, 1),
+        )
 
     async def _close(self, connection: Connection, closing: Closing) -> None:
-        log.debug("closing", code=int(closing.close), why=closing.message)
+        log.debug("closing", code=int(closing.close), error=closing.code, why=closing.message)
         if connection.code is None:
             connection.code = closing.close
         self._tally.refused[closing.code] += 1

@@ -32,7 +32,7 @@ async def vendor(database_url: str) -> SeededVendor:
     return one
 
 
-@pytest.fixture(params=["json", "terminal"])
+@pytest.fixture(params=["json", "people"])
 def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """All that is logged, down to debug, in one of the two forms, on stderr."""
     root = logging.getLogger()
@@ -40,8 +40,9 @@ def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     written = io.StringIO()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", written)
-        logs.configure(json=request.param == "json", level=logging.DEBUG)
+        storms = logs.configure(form=request.param, level="debug")
     yield written
+    storms.tell_all()
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
@@ -134,9 +135,9 @@ async def test_no_token_and_no_position_ever_reaches_a_log(
         async def bug(*_: Any) -> Any:
             raise RuntimeError("a bug, on purpose")
 
-        monkeypatch.setattr(server.server.store, "vendor", bug)
+        monkeypatch.setattr(server.server.store, "locations", bug)
         monkeypatch.setattr(server.server.watches, "members", bug)
-        async with session.get(f"{server.url}/v1/vendors/x/locations?token={good}") as response:
+        async with session.get(f"{server.url}/v1/vendors/{vendor.vendor_id}/locations?token={good}") as response:
             assert response.status == 500
             assert good not in await response.text()
         async with session.get(f"{server.url}/v1/vendors/nearby?token={good}&lat={LAT}&long={LONG}") as response:
