@@ -17,6 +17,7 @@ from aiohttp import web
 
 from streamer import database
 from streamer.auth import Authenticator, rules_of
+from streamer.backup import Backups
 from streamer.batcher import Batcher, Chunk
 from streamer.board import Board
 from streamer.bus import Bus
@@ -156,6 +157,7 @@ class Server:
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.pulse = Pulse(tally)
+        self.backups = Backups(settings.backup_dir) if settings.backup_dir is not None else None
         self.health = Health(
             store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor, self.siblings
         )
@@ -172,6 +174,8 @@ class Server:
                 self.supervisor,
                 self.pulse,
                 self.health.known,
+                lambda: self.health.found,
+                self.backups,
             )
         )
         self.app = web.Application(middlewares=[counting(tally, self.process), problems], client_max_size=MOST_BODY)
@@ -209,7 +213,9 @@ class Server:
                 "partitions": self._keep_partitions,
                 **({} if self.keys is None else {"keys": self.keys.run}),
                 "pulse": self.pulse.run,
+                "condition": self.health.watch,
                 **({} if self.feed is None else {"feed": self.feed.run}),
+                **({} if self.backups is None else {"backups": self.backups.run}),
                 **self.bus.tasks(),
             }
         )

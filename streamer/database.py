@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from uuid import uuid4
 
 import asyncpg
@@ -60,6 +60,10 @@ CHANGING_SCHEMA = 0x76656E74610001
 PARTITIONS_AHEAD = 7
 PARTITIONS_BACK = 2
 """Days: pings come late, from phones that were offline."""
+
+BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
+"""What a statement that waited too briefly for its locks raises: try again."""
+REFUSED = (asyncpg.SyntaxOrAccessError, asyncpg.ObjectNotInPrerequisiteStateError)
 
 SEED_CHUNK = 10_000
 
@@ -113,6 +117,15 @@ class DatabaseUrl:
     def sqlalchemy_url(self) -> URL:
         """The same place for SQLAlchemy; all that is not user, host, port and database is in `connect_args`."""
         return URL.create("postgresql+asyncpg", self.user, self.password, self.host, self.port, self.database)
+
+    def url_of(self, database: str) -> str:
+        """The URL of another database on the same server."""
+        user = quote(self.user, safe="") if self.user is not None else ""
+        password = f":{quote(self.password, safe='')}" if self.password is not None else ""
+        host = quote(self.host, safe=":") if self.host.startswith("/") or ":" not in self.host else f"[{self.host}]"
+        tls = {"sslrootcert": self.sslrootcert, "sslcert": self.sslcert, "sslkey": self.sslkey}
+        query = urlencode({"sslmode": self.sslmode, **{name: given for name, given in tls.items() if given}})
+        return f"postgresql://{user}{password}@{host}:{self.port}/{quote(database, safe='')}?{query}"
 
     def masked(self) -> str:
         """For messages: without the password."""
@@ -578,7 +591,7 @@ async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[st
         try:
             if await _add_partition(connection, day):
                 created.append(name)
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError) as busy:
+        except BUSY as busy:
             raise Unavailable(
                 f"partition {name} could not be made just now, {busy}: try again, or run `streamer db upgrade`, "
                 "which waits longer for rows that must move"
@@ -750,6 +763,18 @@ def _arguments(parsed: DatabaseUrl) -> dict[str, Any]:
     arguments = parsed.connect_args()
     arguments["server_settings"] = {"application_name": "streamer db", **arguments["server_settings"]}
     return arguments
+
+
+@asynccontextmanager
+async def connected(url: str, timeout: float = ANSWER_TIMEOUT) -> AsyncIterator[Any]:
+    """An asyncpg connection for the operator's work; each statement on it has so many seconds."""
+    async with _connected(parse_url(url), timeout) as connection:
+        yield connection
+
+
+async def revision_of(connection: Any) -> str | None:
+    """The revision of the database behind an asyncpg connection; None before the first upgrade."""
+    return await _revision(connection)
 
 
 @asynccontextmanager

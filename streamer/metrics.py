@@ -17,8 +17,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from streamer import __version__
+from streamer.backup import Backups
 from streamer.batcher import Batcher
 from streamer.bus import Bus
+from streamer.database import Condition
 from streamer.live import LiveIndex
 from streamer.positions import Positions
 from streamer.pulse import Pulse
@@ -72,6 +74,8 @@ class Parts(Collector):
         supervisor: Supervisor,
         pulse: Pulse,
         causes: Callable[[], Mapping[str, str]],
+        condition: Callable[[], Condition | None],
+        backups: Backups | None = None,
     ) -> None:
         self._tally = tally
         self._batcher = batcher
@@ -84,6 +88,8 @@ class Parts(Collector):
         self._supervisor = supervisor
         self._pulse = pulse
         self._causes = causes
+        self._condition = condition
+        self._backups = backups
 
     def collect(self) -> Iterable[Metric]:
         """All families."""
@@ -92,6 +98,8 @@ class Parts(Collector):
         yield from self._storing()
         yield from self._living()
         yield from self._connections()
+        if self._backups is not None:
+            yield from backed_up(self._backups)
 
     def _state(self) -> Iterator[Metric]:
         causes = self._causes()
@@ -100,6 +108,11 @@ class Parts(Collector):
         yield counter("streamer_task_deaths", "Long-lived tasks that died and were started anew.", self._deaths)
         yield gauge("streamer_tasks_given_up", "Long-lived tasks that can't go on.", len(self._supervisor.failures))
         yield histogram("streamer_loop_delay_seconds", "How late the event loop was for a timer.", self._tally.loop)
+        if (found := self._condition()) is not None:
+            behind = float(found.revision is None or (found.known and not found.newest))
+            yield gauge("streamer_migration_behind", "1: the database is older than this version needs.", behind)
+            ahead = "Days after today that have a partition; -1: not even today."
+            yield gauge("streamer_partitions_days_ahead", ahead, found.days_ahead)
         yield gauge("streamer_loop_delay_last_seconds", "The same, the newest.", self._pulse.late)
 
     def _storing(self) -> Iterator[Metric]:
@@ -162,6 +175,13 @@ class Parts(Collector):
     @property
     def _deaths(self) -> int:
         return self._supervisor.deaths + self._batcher.deaths
+
+
+def backed_up(backups: Backups) -> Iterator[Metric]:
+    """Of the newest backup; times are 0 when there never was one."""
+    yield gauge("streamer_backup_last_timestamp_seconds", "When the newest backup was made, 0: never.", backups.last)
+    yield gauge("streamer_backup_proven_timestamp_seconds", "When one was last proved, 0: never.", backups.proven)
+    yield gauge("streamer_backup_bytes", "Bytes of the newest backup.", backups.bytes)
 
 
 def code_label(code: int) -> str:

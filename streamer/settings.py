@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -94,6 +95,9 @@ class Settings(BaseSettings):
     buffer_bytes: int = _setting(64 << 20, "bytes that waiting pings may take", "bytes", ge=1 << 20)
     batch_pings: int = _setting(10_000, "most pings in one COPY", "pings", ge=1, le=100_000)
     position_interval: float = _setting(2.0, "how often vendors.lat/long are brought up to date", "s", gt=0, le=60)
+    backup_dir: Path | None = _setting(
+        None, "folder of `db backup`; the server exports how old the newest backup is, and its proof", "folder"
+    )
     partitions_ahead: int = _setting(7, "daily partitions of locations kept ready", "days", ge=1, le=366)
 
     # vendors
