@@ -21,6 +21,7 @@ from streamer.backup import Backups
 from streamer.batcher import Batcher, Chunk
 from streamer.board import Board
 from streamer.bus import Bus
+from streamer.doors import Doors
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.feed import Feed, Status
 from streamer.files import CLIENT, client_folder, handing_out
@@ -50,6 +51,10 @@ PARTITION_CHECK = 3600.0
 RECONCILE_BACK = 3600 * 1000
 BEAT = 0.5
 """Seconds between two signs of life of a worker."""
+OTHER_CONNECTIONS = 2000
+"""Connections beside the sockets; beyond these, one that does not ask at once is cut."""
+KEEPALIVE = 75.0
+"""Seconds an HTTP connection is kept for the next request: longer than proxies do, so that it is they who end it."""
 MOST_HURRIED = 0.5
 """Seconds that pings which came over HTTP are given to be stored in, however long the clients took to leave."""
 
@@ -178,7 +183,12 @@ class Server:
                 self.backups,
             )
         )
-        self.app = web.Application(middlewares=[counting(tally, self.process), problems], client_max_size=MOST_BODY)
+        self.doors = Doors(
+            settings.handshake_timeout, settings.request_timeout, settings.max_connections + OTHER_CONNECTIONS
+        )
+        self.app = web.Application(
+            middlewares=[self.doors.through, counting(tally, self.process), problems], client_max_size=MOST_BODY
+        )
         self.app.add_routes(
             [
                 *self.pages.routes(),
@@ -334,9 +344,14 @@ async def serving(settings: Settings, worker: Worker | None = None) -> AsyncIter
         server.worker = worker
         await server.start()
         stack.push_async_callback(server.stop)
-        runner = web.AppRunner(server.app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            server.app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=KEEPALIVE
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        listening = runner.server
+        assert listening is not None
+        server.supervisor.start({"doors": lambda: server.doors.watch(lambda: listening.connections)})
         stack.push_async_callback(server.drain)
         site = web.TCPSite(runner, settings.host, settings.port, backlog=4096, reuse_port=worker is not None)
         try:

@@ -102,14 +102,14 @@ class Limit:
     ended when it goes on.
     """
 
-    __slots__ = ("_calm_at", "_meter", "_warnings", "warning")
+    __slots__ = ("_calm_at", "_hint", "_meter", "_warnings", "warning")
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, hint: str = "many pings fit in one message") -> None:
         self.warning = (
             ErrorCode.RATE_LIMITED,
-            f"more than {rate:g} messages a second: nothing of yours is lost, but you are read slower;"
-            " many pings fit in one message",
+            f"more than {rate:g} messages a second: nothing of yours is lost, but you are read slower; {hint}",
         )
+        self._hint = hint
         self._meter = Meter(rate, now)
         self._warnings = 0
         self._calm_at = now
@@ -125,6 +125,6 @@ class Limit:
                 CloseCode.TOO_MANY,
                 ErrorCode.RATE_LIMITED,
                 f"over {self._meter.rate:g} messages a second after {MOST_WARNINGS} warnings;"
-                " come back later and send less: many pings fit in one message",
+                f" come back later and send less: {self._hint}",
             )
         return True

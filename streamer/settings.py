@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     max_extent: float = _setting(200_000.0, "largest box or polygon, in either direction", "m", gt=0)
     max_vertices: int = _setting(200, "most corners of a polygon", "vertices", ge=3)
     max_listed: int = _setting(200, "most vendors in a list", "vendors", ge=1)
+    watch_messages: float = _setting(
+        50.0, "a customer's connection that sends more is warned, paused, at last closed", "messages/s", gt=0
+    )
     frame_cost: float = _setting(0.65, "merging: wait this long per frame of the last tick", "ms", ge=0)
     frame_interval: float = _setting(170.0, "merging: but never longer than this", "ms", ge=0)
 
@@ -149,6 +152,32 @@ class Settings(BaseSettings):
 
     # sockets
     max_message: int = _setting(64 << 10, "largest message from a client", "bytes", ge=1024)
+    max_connections: int = _setting(
+        50_000, "open WebSockets of one process; more are refused until some end", "connections", ge=1
+    )
+    user_connections: int = _setting(200, "open WebSockets of one user at one process", "connections", ge=1)
+    address_connections: int = _setting(
+        2000,
+        "open WebSockets from one address (IPv6: /64) at one process; this machine's own are not counted",
+        "connections",
+        ge=1,
+    )
+    trusted_hops: int = _setting(
+        0,
+        "proxies of yours in front that add to X-Forwarded-For; only their entries are believed",
+        "proxies",
+        ge=0,
+        le=10,
+    )
+    origins: Names = _setting(
+        (), "whose pages may open WebSockets, as https://app.example, with commas between; empty: everyone's"
+    )
+    handshake_timeout: float = _setting(
+        10.0, "a connection that has not sent its first request's head in this time is cut", "s", gt=0
+    )
+    request_timeout: float = _setting(
+        60.0, "an HTTP request whose body has not come, or whose answer is not taken, in this time is cut", "s", gt=0
+    )
     heartbeat: float = _setting(20.0, "how often a WebSocket ping goes out", "s", gt=0)
     silence: float = _setting(60.0, "a client not heard for so long is closed", "s", gt=0)
     stall: float = _setting(30.0, "a client that takes nothing for so long is closed", "s", gt=0)

@@ -24,6 +24,7 @@ from streamer.outbox import PING_FRAME, Outbox
 from streamer.protocol import Bounds, Reject
 from streamer.rate import PAUSE, Allowances, Limit
 from streamer.rights import owned_vendor
+from streamer.seats import Seat, Seats, allowed_origin, client_address
 from streamer.session import Closing, Patience, Pending, VendorSession
 from streamer.settings import Settings
 from streamer.store import Store, VendorRow
@@ -74,6 +75,7 @@ class Connection:
         "outbox",
         "pinged",
         "protocol",
+        "seat",
         "session",
         "since",
         "turn",
@@ -106,6 +108,7 @@ class Connection:
         """Messages that came while those before were held back; the last one may be the end of the connection."""
         self.ahead_bytes = 0
         self.expires: float | None = None
+        self.seat: Seat | None = None
         self.vendor_id: str | None = None
         self.closing: asyncio.Task[None] | None = None
         self.code: int | None = None
@@ -163,6 +166,7 @@ class Sockets:
         self._watches = watches
         self._index = index
         self._authenticator = authenticator
+        self._seats = Seats(settings.user_connections, settings.address_connections)
         self._allowances = allowances
         self._clock = clock
         self._changed = changed
@@ -287,7 +291,9 @@ class Sockets:
     # inside
 
     async def _open(self, request: web.Request, kind: str) -> Connection:
+        self._may_open(request)
         await self._enter()
+        self._has_room()
         ws = web.WebSocketResponse(
             timeout=CLOSE_TIMEOUT,
             autoping=False,
@@ -303,6 +309,8 @@ class Sockets:
         if transport is None:
             raise ConnectionResetError("the client went away during the handshake")
         connection = Connection(kind, ws, request.protocol, Outbox(transport), asyncio.get_running_loop().time())
+        forwarded = request.headers.getall("X-Forwarded-For", ())
+        connection.seat = self._seats.take(client_address(request.remote, forwarded, self._settings.trusted_hops))
         self.connections.add(connection)
         self._tally.opened[kind] += 1
         return connection
@@ -324,8 +332,27 @@ class Sockets:
         if self.draining:
             raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"})
 
+    def _may_open(self, request: web.Request) -> None:
+        origin = request.headers.get("Origin")
+        if not allowed_origin(origin, request.headers.get("Host"), self._settings.origins):
+            raise ProtocolError(
+                ErrorCode.FORBIDDEN,
+                f"pages of {origin!r:.80} may not open sockets here: STREAMER_ORIGINS says whose may",
+            )
+        self._has_room()
+
+    def _has_room(self) -> None:
+        if len(self.connections) >= self._settings.max_connections:
+            raise ProtocolError(
+                ErrorCode.OVERLOADED,
+                f"{len(self.connections)} connections are open, no more are taken: come again, here or elsewhere",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+
     async def _forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
+        if connection.seat is not None:
+            connection.seat.leave()
         if connection.closing is not None:
             await connection.closing
         code = connection.code or connection.ws.close_code or NOT_CLOSED
@@ -427,6 +454,8 @@ class Sockets:
         return True
 
     async def _identify(self, request: web.Request, connection: Connection, *, required: bool) -> Identity | None:
+        if connection.seat is not None:
+            connection.seat.check_address()
         token = token_of(request)
         if token is None:
             if not required:
@@ -457,6 +486,8 @@ class Sockets:
         except ProtocolError as wrong:
             raise Closing(CloseCode.UNAUTHORIZED, wrong.code, wrong.message) from None
         connection.expires = identity.expires
+        if connection.seat is not None:
+            connection.seat.sit(identity.clerk_id)
         return identity
 
     async def _vendor_row(self, identity: Identity, vendor_id: str | None) -> VendorRow:
@@ -540,6 +571,9 @@ class Sockets:
     async def _look_around(self, connection: Connection, watches: dict[str, live.Watch]) -> None:
         """Serve a customer's messages until the connection ends."""
         outbox, patience = connection.outbox, Patience(self._settings.max_bad_messages)
+        connection.limit = Limit(
+            self._settings.watch_messages, asyncio.get_running_loop().time(), "one message moves a whole watch"
+        )
         while (data := await self._message(connection)) is not None:
             id: str | None = None
             try:
