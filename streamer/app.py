@@ -21,6 +21,7 @@ from streamer.backup import Backups
 from streamer.batcher import Batcher, Chunk
 from streamer.board import Board
 from streamer.bus import Bus
+from streamer.census import Census, Heard
 from streamer.doors import Doors
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.feed import Feed, Status
@@ -98,7 +99,7 @@ class Server:
             clock,
             changed=self.ticker.changed,
             gap=self._gap,
-            deleted=lambda vendor_id: self.sockets.deleted(vendor_id),
+            deleted=lambda vendor_id: self.sockets.deleted((vendor_id,)),
             tally=tally,
         )
         self.watches = Watches(self.index, self.bus, clock)
@@ -125,12 +126,25 @@ class Server:
             faulted=self._faulted,
             tally=tally,
         )
+        self.census = Census(
+            store,
+            self.bus.fleet,
+            self.index,
+            clock,
+            interval=settings.census_interval,
+            heard=Heard(
+                vendors_gone=lambda vendor_ids: self.sockets.vendors_gone(vendor_ids),
+                owners=lambda owners: self.sockets.owned(owners),
+                users_gone=lambda clerk_ids: self.sockets.users_gone(clerk_ids),
+            ),
+        )
         self.keys = IssuerKeys(settings.jwks_url) if settings.jwks_url is not None else None
         shared = (settings.jwt_secret, settings.jwt_secret_previous)
         self.authenticator = Authenticator(
             [secret.get_secret_value() for secret in shared if secret is not None],
             self.keys,
             rules_of(settings),
+            self.census.deleted_users,
         )
         allowances = Allowances(settings.vendor_rate, settings.vendor_burst)
         self.loader = Loader(store)
@@ -143,6 +157,7 @@ class Server:
             self.watches,
             self.index,
             self.authenticator,
+            self.census,
             allowances,
             clock,
             self.ticker.changed,
@@ -221,6 +236,7 @@ class Server:
                 "expire": lambda: self.ticker.expire(self.bus.departed),
                 "heartbeat": self.sockets.heartbeat,
                 "partitions": self._keep_partitions,
+                "census": self.census.run,
                 **({} if self.keys is None else {"keys": self.keys.run}),
                 "pulse": self.pulse.run,
                 "condition": self.health.watch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -44,10 +44,20 @@ class Rules(NamedTuple):
 
 
 class Authenticator:
-    """Checks tokens: HS256 by shared secrets, the current one first, RS256 and ES256 by the issuer's keys."""
+    """Checks tokens: HS256 by shared secrets, the current one first, RS256 and ES256 by the issuer's keys.
 
-    def __init__(self, secrets: Sequence[str], keys: IssuerKeys | None = None, rules: Rules | None = None) -> None:
+    Who is in `deleted` (`users.clerkId`) is let in no more, however good the token.
+    """
+
+    def __init__(
+        self,
+        secrets: Sequence[str],
+        keys: IssuerKeys | None = None,
+        rules: Rules | None = None,
+        deleted: Container[str] = (),
+    ) -> None:
         self._secrets = tuple(secrets)
+        self._deleted = deleted
         self._keys = keys
         self._rules = rules or Rules()
 
@@ -72,6 +82,8 @@ class Authenticator:
             self._check_party(claims)
             if not claims["sub"]:
                 raise _refused("its sub is empty: it is nobody's")
+            if claims["sub"] in self._deleted:
+                raise _refused(f"user {claims['sub']!r:.80} was deleted")
             expires = claims.get("exp")
             return Identity(claims["sub"], None if expires is None else float(expires))
         except (jwt.PyJWTError, OverflowError) as bad:

@@ -42,6 +42,12 @@ RIGHTS = (
         ("open", "lat", "long", "locatedAt", "updatedAt"),
         "where a vendor is, whether it is open; to hold a vendor while its pings are stored",
     ),
+    Right(
+        "streamer_changes",
+        "SELECT",
+        ("id", "at", "transaction", "table", "rowId", "action", "clerkId"),
+        "who was deleted or changed since it looked last",
+    ),
     Right("locations", "INSERT", ("id", "vendorId", "lat", "long", "timestamp"), "storing pings"),
     Right("locations", "SELECT", ("id", "vendorId", "lat", "long", "timestamp"), "history, and a vendor's newest ping"),
 )

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     history_access: Literal["owner", "public"] = _setting(
         "owner", "`public` lets whoever may watch read a vendor's stored history"
     )
+    census_interval: float = _setting(
+        1.0, "how often deleted users and vendors, and changed cards, are looked for", "s", gt=0, le=4
+    )
     auth_timeout: float = _setting(5.0, "how long a socket may stay without a token", "s", gt=0, le=60)
 
     # storage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from streamer import live, protocol
 from streamer.auth import Authenticator, Identity
 from streamer.batcher import Batcher, Rejected
 from streamer.bus import Bus
+from streamer.census import Census
 from streamer.errors import CloseCode, ErrorCode, ProtocolError, Unavailable
 from streamer.gate import Gate, farewells
 from streamer.intake import Intake
@@ -64,6 +65,7 @@ class Connection:
     __slots__ = (
         "ahead",
         "ahead_bytes",
+        "clerk_id",
         "closing",
         "code",
         "expires",
@@ -109,6 +111,7 @@ class Connection:
         self.ahead_bytes = 0
         self.expires: float | None = None
         self.seat: Seat | None = None
+        self.clerk_id: str | None = None
         self.vendor_id: str | None = None
         self.closing: asyncio.Task[None] | None = None
         self.code: int | None = None
@@ -144,6 +147,7 @@ class Sockets:
         watches: Watches,
         index: live.LiveIndex,
         authenticator: Authenticator,
+        census: Census,
         allowances: Allowances,
         clock: Callable[[], int],
         changed: Callable[[], None],
@@ -167,6 +171,7 @@ class Sockets:
         self._index = index
         self._authenticator = authenticator
         self._seats = Seats(settings.user_connections, settings.address_connections)
+        self._census = census
         self._allowances = allowances
         self._clock = clock
         self._changed = changed
@@ -181,11 +186,11 @@ class Sockets:
         try:
             identity = await self._identify(request, connection, required=True)
             assert identity is not None
-            read_at = self._clock()
+            read_at, taken = self._clock(), self._census.taken
             row = await self._vendor_row(identity, request.query.get("vendorId"))
             durable = await self._loader.durable(row)
             outbox.send(protocol.encode_hello(row.vendor_id, self._clock(), durable, self._settings.max_batch))
-            await self._report(connection, row, read_at, identity)
+            await self._report(connection, row, read_at, taken, identity)
         except Closing as closing:
             await self._close(connection, closing)
         except Unavailable as away:
@@ -214,15 +219,33 @@ class Sockets:
 
     def vendor_gone(self, vendor_id: str) -> None:
         """A vendor exists no more: its sockets end, and it leaves every map."""
-        self._bus.fleet.delete(vendor_id)
-        self._bus.mark_gone(vendor_id)
-        self.deleted(vendor_id)
+        self.vendors_gone((vendor_id,))
 
-    def deleted(self, vendor_id: str) -> None:
-        """End the sockets of a vendor that exists no more."""
+    def vendors_gone(self, vendor_ids: Collection[str]) -> None:
+        """These vendors exist no more."""
+        for vendor_id in vendor_ids:
+            self._bus.fleet.delete(vendor_id)
+            self._bus.mark_gone(vendor_id)
+        self.deleted(vendor_ids)
+
+    def deleted(self, vendor_ids: Collection[str]) -> None:
+        """End the sockets of vendors that exist no more."""
+        gone = frozenset(vendor_ids)
         for connection in self.connections:
-            if connection.vendor_id == vendor_id:
+            if connection.vendor_id in gone:
                 connection.end(CloseCode.NOT_FOUND, "the vendor was deleted")
+
+    def owned(self, owners: Mapping[str, str]) -> None:
+        """End the sockets of these vendors that are not their owner's (`clerkId`) any more."""
+        for connection in self.connections:
+            if owners.get(connection.vendor_id or "", connection.clerk_id) != connection.clerk_id:
+                connection.end(CloseCode.FORBIDDEN, "the vendor is another user's now")
+
+    def users_gone(self, clerk_ids: Collection[str]) -> None:
+        """End the sockets of users who exist no more."""
+        for connection in self.connections:
+            if connection.clerk_id in clerk_ids:
+                connection.end(CloseCode.UNAUTHORIZED, "the user was deleted")
 
     # long-lived
 
@@ -485,7 +508,7 @@ class Sockets:
             identity = await self._authenticator.check(token)
         except ProtocolError as wrong:
             raise Closing(CloseCode.UNAUTHORIZED, wrong.code, wrong.message) from None
-        connection.expires = identity.expires
+        connection.expires, connection.clerk_id = identity.expires, identity.clerk_id
         if connection.seat is not None:
             connection.seat.sit(identity.clerk_id)
         return identity
@@ -496,7 +519,9 @@ class Sockets:
         except ProtocolError as wrong:
             raise Closing(REFUSALS.get(wrong.code, CloseCode.NOT_THIS_PROTOCOL), wrong.code, wrong.message) from None
 
-    async def _report(self, connection: Connection, row: VendorRow, read_at: int, identity: Identity) -> None:
+    async def _report(
+        self, connection: Connection, row: VendorRow, read_at: int, taken: int, identity: Identity
+    ) -> None:
         """Serve a vendor's messages until the connection ends."""
         vendor_id, outbox, settings = row.vendor_id, connection.outbox, self._settings
         fleet, clock = self._bus.fleet, self._clock
@@ -523,6 +548,8 @@ class Sockets:
         allowance.connections += 1
         fleet.connect(vendor_id, card_of(row, read_at), clock())
         try:
+            if self._census.taken != taken:
+                await self._vendor_row(identity, vendor_id)  # it may have gone since it was read
             while (data := await self._message(connection)) is not None:
                 now = clock()
                 received = session.receive(data, now)

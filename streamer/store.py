@@ -99,6 +99,27 @@ WHERE v."deletedAt" IS NULL AND u."deletedAt" IS NULL AND
 VENDORS_OF = VENDORS + 'u."clerkId" = ANY($1::text[]) ORDER BY v."id"'
 CARDS = VENDORS + 'v."id" = ANY($1::text[])'
 
+# The snapshot is that of the whole statement: a change that is not in it is of the oldest running transaction or later.
+CHANGES = """
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+    coalesce((SELECT max("id") FROM "streamer_changes"), 0), c."id", c."table", c."rowId", c."action", c."clerkId"
+FROM (SELECT) AS always LEFT JOIN LATERAL (
+    SELECT * FROM "streamer_changes" WHERE "id" > $1 AND "transaction" >= $2 ORDER BY "id" LIMIT $3
+) c ON true
+ORDER BY c."id"
+"""
+USERS = """
+SELECT u."clerkId", v."id" FROM "users" u LEFT JOIN "vendors" v ON v."userId" = u."id" WHERE u."id" = ANY($1::text[])
+"""
+LIVING_USERS = """SELECT "clerkId" FROM "users" WHERE "clerkId" = ANY($1::text[]) AND "deletedAt" IS NULL"""
+DELETED_USERS = """
+SELECT "clerkId" FROM "users" WHERE "deletedAt" IS NOT NULL
+UNION
+SELECT c."clerkId" FROM "streamer_changes" c
+WHERE c."table" = 'users' AND c."action" = 'delete' AND c."at" > now() AT TIME ZONE 'UTC' - INTERVAL '1 day'
+    AND NOT EXISTS (SELECT FROM "users" u WHERE u."clerkId" = c."clerkId")
+"""
+
 # For whom it is done is for the audit's trigger, and holds as long as this statement.
 SET_OPEN = """
 UPDATE "vendors" SET "open" = $2, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
@@ -199,6 +220,28 @@ class TableSize(NamedTuple):
     table: str
     rows: int
     bytes: int
+
+
+class Change(NamedTuple):
+    """A user or vendor that was inserted, updated or deleted; `clerk_id` is what a user's was. No row: all of them."""
+
+    id: int
+    table: str
+    row_id: str | None
+    action: str
+    clerk_id: str | None
+
+
+class Changes(NamedTuple):
+    """Changes in the order of their ids, and what was so when they were read.
+
+    `oldest` is the oldest transaction that was running, `next` the first that had not begun, `newest` the newest id.
+    """
+
+    oldest: int
+    next: int
+    newest: int
+    changes: list[Change]
 
 
 class Store:
@@ -342,6 +385,27 @@ class Store:
         """Those of these vendors that there are, in no order."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
         return await self._vendors(CARDS, asked) if asked else []
+
+    async def changes(self, after: int, since: int, limit: int) -> Changes:
+        """Changes of users and vendors with an id above `after`, by transactions from `since` on."""
+        rows = await self._answer(lambda connection: connection.fetch(CHANGES, after, since, limit))
+        oldest, following, newest = rows[0][:3]
+        return Changes(oldest, following, newest, [Change(*row[3:]) for row in rows if row[3] is not None])
+
+    async def users(self, user_ids: Sequence[str]) -> list[tuple[str, str | None]]:
+        """(clerkId, vendorId) for each vendor of these users, deleted or not; a user without one has None."""
+        rows = await self._answer(lambda connection: connection.fetch(USERS, user_ids))
+        return [(row[0], row[1]) for row in rows]
+
+    async def living_users(self, clerk_ids: Sequence[str]) -> set[str]:
+        """Those of these who are users and not deleted."""
+        rows = await self._answer(lambda connection: connection.fetch(LIVING_USERS, clerk_ids))
+        return {row[0] for row in rows}
+
+    async def deleted_users(self) -> list[str]:
+        """The `clerkId` of all who are marked as deleted, and of those who were deleted within a day."""
+        rows = await self._answer(lambda connection: connection.fetch(DELETED_USERS))
+        return [row[0] for row in rows]
 
     async def newest_stored(self, located: Sequence[tuple[str, int | None]]) -> dict[tuple[str, int | None], int]:
         """The timestamps of vendors' newest stored pings, for each (vendor_id, located_at) whose row was just read.
