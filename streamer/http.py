@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -225,6 +226,9 @@ async def identify(request: web.Request, authenticator: Authenticator, token: st
 def number(name: str, value: str) -> float:
     """A number of a query string."""
     try:
-        return float(value)
+        found = float(value)
     except ValueError:
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"{name} is a number, not {value!r}") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"{name} is a number, not {value!r:.80}")
+    return found
