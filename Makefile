@@ -3,6 +3,7 @@
 #   make run     the whole thing on this machine: PostgreSQL, Valkey, the server, 200 simulated vendors
 #   make test    all checks and tests, as CI runs them (ARGS='-k name' for some of the tests)
 #   make chaos   two servers, PostgreSQL, Valkey and the network fail in ROUNDS=100 rounds; SEED=N plays one again
+#   make fuzz    search for input that breaks a rule, SECONDS=60 for each target, then MESSAGES=1000000 at a server
 #   make lint    the checks that run no code
 #   make lock    pin all that the server is installed with, anew, with hashes (ARGS=--upgrade: to the newest)
 #   make audit   ask the registry for known vulnerabilities in what the lock pins
@@ -12,11 +13,13 @@ PYTHON ?= python3
 ARGS ?=
 ROUNDS ?= 100
 SEED ?=
+SECONDS ?= 60
+MESSAGES ?= 1000000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: run test chaos lint lock audit clean
+.PHONY: run test chaos fuzz lint lock audit clean
 
 run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200
@@ -26,6 +29,10 @@ test: lint
 
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: .venv/installed-fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+	$(BIN)/python -m tests.fuzz.barrage --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -77,3 +84,7 @@ clean:
 .venv/installed-test: pyproject.toml .venv/locked.txt | .venv/bin/python
 	$(PIP) install --constraint .venv/locked.txt --editable '.[test]'
 	@touch .venv/installed-dev $@
+
+.venv/installed-fuzz: pyproject.toml .venv/locked.txt | .venv/bin/python
+	$(PIP) install --constraint .venv/locked.txt --editable '.[fuzz]'
+	@touch .venv/installed-dev .venv/installed-test $@
