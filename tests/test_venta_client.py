@@ -447,3 +447,17 @@ async def test_closing_survives_an_outage_of_the_database(postgres_server: Postg
         await eventually(
             lambda: customer.views["w"][one.vendor_id]["open"] is False, "closed, as the customer sees", within=40
         )
+
+
+async def test_a_server_that_is_away_is_not_asked_all_the_time(serve: Serve) -> None:
+    """A thousand phones without a pause would keep it away, and their batteries empty."""
+    server = await serve()
+    states: list[str] = []
+    async with Proxy(server.url) as proxy:
+        await proxy.down()
+        async with CustomerClient(proxy.url, on_state=states.append) as customer:
+            await asyncio.sleep(2.0)
+            assert 1 <= states.count("connecting") <= 6
+            await proxy.up()
+            customer.retry()
+            await eventually(lambda: customer.state == "open", "a connection")

@@ -171,7 +171,9 @@ class Link:
             if close.code == reconnect.UNAUTHORIZED and refused is None:
                 self._end(close)
                 return
-            wait = reconnect.delay(close.code, fruitless, self._bye_ms, self._spread(), self._retry_after_ms)
+            wait = reconnect.delay(
+                close.code, fruitless, self._bye_ms, self._spread(), retry_after_ms=self._retry_after_ms
+            )
             if wait is None:
                 self._end(close)
                 return

@@ -14,17 +14,27 @@ TOKENS_TRIED = 3
 OF_STATUS = {400: 4400, 401: UNAUTHORIZED, 403: 4403, 404: 4404, 426: 4400, 429: 4429}
 
 
-def delay(code: int, attempt: int, bye_ms: int | None, spread: float, longest: float = LONGEST_DELAY) -> float | None:
+def delay(
+    code: int,
+    attempt: int,
+    bye_ms: int | None,
+    spread: float,
+    longest: float = LONGEST_DELAY,
+    *,
+    retry_after_ms: int = 0,
+) -> float | None:
     """Seconds until the next try after `attempt` fruitless ones, or None: do not come back.
 
-    A server that says goodbye (`bye_ms`) spreads its clients itself; otherwise the wait doubles and is spread by half.
+    A server that says goodbye (`bye_ms`) spreads its clients itself; otherwise the wait doubles up to `longest`
+    and is spread by half, on top of what the server asked for, at least 5 s where it has too many of us (4429).
     """
     if code in NEVER or (code == UNAUTHORIZED and attempt >= TOKENS_TRIED):
         return None
     if bye_ms is not None:
         return bye_ms / 1000
     # the exponent is bounded: 2**attempt of a long outage would not fit a float
-    return min(longest, FIRST_DELAY * 2.0 ** min(attempt, 16)) * (0.5 + spread / 2)
+    wait = min(longest, FIRST_DELAY * 2.0 ** min(attempt, 16)) * (0.5 + spread / 2)
+    return wait + max(retry_after_ms / 1000, LATER if code == TOO_MANY else 0.0)
 
 
 def code_of_status(status: int) -> int:
