@@ -156,7 +156,7 @@ async def test_what_is_stored_is_forgotten_on_the_disk(serve: Serve, database_ur
     file = tmp_path / "queue.db"
     async with VendorClient(server.url, token=token(one.clerk_id), queue=SqliteQueue(file)) as client:
         for _ in range(20):
-            await client.ping(LAT, LONG, heading=90.0, speed=4.2, accuracy=8.0)
+            await client.ping(LAT, LONG, heading=90.0, speed=float("nan"), accuracy=float("inf"))
         await client.stored()
         assert client.acked == 20
     assert len(await stored(database_url, one.vendor_id)) == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -150,10 +151,10 @@ class VendorClient:
         """
         if not (-90 <= lat <= 90 and -180 <= long <= 180):
             raise ValueError(f"lat is -90 to 90 and long -180 to 180 degrees, not {lat!r}, {long!r}")
-        at = self._time(timestamp)
+        at = self._time(None if timestamp is None else int(timestamp))
         if at in self._waiting:
             return at
-        ping = Ping(at, lat, long, heading, speed, accuracy)
+        ping = Ping(at, float(lat), float(long), known(heading), known(speed), known(accuracy))
         if len(self._waiting) >= self._limit:
             self._make_room()
         self._waiting.add(at)
@@ -335,3 +336,8 @@ class VendorClient:
                     if isinstance(failed, QueueFailed):
                         self._remove -= put.keys()
                     raise
+
+
+def known(value: float | None) -> float | None:
+    """A number that JSON has; None for the rest, as what a receiver says that stands still."""
+    return float(value) if value is not None and math.isfinite(value) else None
