@@ -140,7 +140,7 @@ export declare class IndexedDbQueue implements Queue {
 export interface VendorOptions extends LinkOptions {
   /** Which of the user's vendors; may be left out where there is one. */
   vendorId?: string;
-  /** IndexedDB in a browser, else memory. */
+  /** IndexedDB in a browser, one for each `vendorId`; else memory. */
   queue?: Queue;
   /** Most pings kept (100,000); then the oldest are dropped, and `onDropped` told. */
   maxQueue?: number;

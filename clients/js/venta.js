@@ -551,11 +551,16 @@ export class IndexedDbQueue {
   }
 }
 
+/** Another vendor on the same device must not report this one's pings as its own. */
+function queueName({ vendorId }) {
+  return vendorId == null ? "streamer-pings" : `streamer-pings-${vendorId}`;
+}
+
 /** A vendor's connection: a ping given to it is kept, over restarts where the queue lasts, until the server has it. */
 export class VendorClient {
   constructor(url, options = {}) {
     this.options = options;
-    this.queue = options.queue ?? (globalThis.indexedDB ? new IndexedDbQueue() : new MemoryQueue());
+    this.queue = options.queue ?? (globalThis.indexedDB ? new IndexedDbQueue(queueName(options)) : new MemoryQueue());
     this.maxQueue = options.maxQueue ?? 100_000;
     this.maxBatch = 500;
     /** The server's clock less this one, ms; null before the first hello. */
