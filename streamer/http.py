@@ -70,8 +70,12 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem(ErrorCode.OVERLOADED, str(away), retry_after_ms=1000)
     except web.HTTPException as refused:
         return refusal(request, refused)
+    except web.RequestPayloadError as broken:
+        what = type(broken.__cause__ or broken).__name__
+        return problem(ErrorCode.INVALID_MESSAGE, f"the body can't be read, as its encoding is broken: {what}")
     except ConnectionError:
-        raise
+        # The client went away, nobody reads this. Raised on, it would be a traceback in the log for each that does so.
+        return web.Response(status=400)
     except Exception as error:
         log.exception("a request failed", path=request.path, error=repr(error))
         return problem(ErrorCode.INTERNAL, "the server failed on this request; its log says why")

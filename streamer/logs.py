@@ -21,6 +21,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 Form = Literal["auto", "json", "people"]
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -92,7 +93,7 @@ def masked(_: Any, __: str, line: str) -> str:
 def worth_telling(record: logging.LogRecord) -> bool:
     """Whether a line of a library is worth it: not what strangers send that is no HTTP, which aiohttp quotes whole."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (record.name == "aiohttp.server" and isinstance(error, HttpProcessingError))
+    return not (record.name == "aiohttp.server" and isinstance(error, HttpProcessingError | RequestPayloadError))
 
 
 def with_pid(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
