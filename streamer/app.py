@@ -146,7 +146,7 @@ class Server:
             rules_of(settings),
             self.census.deleted_users,
         )
-        allowances = Allowances(settings.vendor_rate, settings.vendor_burst)
+        allowances = Allowances(settings.vendor_rate, settings.vendor_burst, settings.vendor_changes)
         self.loader = Loader(store)
         self.sockets = Sockets(
             settings,

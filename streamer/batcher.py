@@ -248,7 +248,8 @@ class Batcher:
         if self.offer(chunk):
             return
         if self._closed:
-            raise Unavailable("pings are no longer taken: the server is stopping; send what was not acked again later")
+            message = "pings are no longer taken: the server is stopping; send what was not acked again later"
+            raise Unavailable(message, message)
         waiter = (asyncio.get_running_loop().create_future(), chunk)
         self._waiters[chunk.live].append(waiter)
         self._settled_all.clear()

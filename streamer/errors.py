@@ -94,7 +94,14 @@ class DatabaseError(StreamerError):
 
 
 class Unavailable(StreamerError):
-    """PostgreSQL or Redis can't be reached or does not answer in time; nothing is known to be lost."""
+    """PostgreSQL or Redis can't be reached or does not answer in time; nothing is known to be lost.
+
+    The message is for operators: it may name hosts, roles and what PostgreSQL said. `told` is what strangers may know.
+    """
+
+    def __init__(self, message: str, told: str = "the server can't reach what this needs just now: try again") -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class EmbeddedError(StreamerError):

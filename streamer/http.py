@@ -67,7 +67,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except ProtocolError as wrong:
         return problem(wrong.code, wrong.message, wrong.retry_after_ms)
     except Unavailable as away:
-        return problem(ErrorCode.OVERLOADED, str(away), retry_after_ms=1000)
+        log.debug("a request could not be served", path=request.path, cause=str(away))
+        return problem(ErrorCode.OVERLOADED, away.told, retry_after_ms=1000)
     except web.HTTPException as refused:
         return refusal(request, refused)
     except web.RequestPayloadError as broken:
@@ -152,9 +153,9 @@ class Http:
             if name in ("lat", "long", "lng", "lon", "latitude", "longitude", "radius", "limit")
         }
         lat, long = protocol.position(query)
-        radius, limit = query.get("radius", 5000.0), int(query.get("limit", 50))
-        if not 1 <= limit <= 1000:
-            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit is 1 to 1000, not {limit}")
+        radius, limit = query.get("radius", 5000.0), query.get("limit", 50)
+        if not 1 <= limit <= 1000:  # as NaN is not, either
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit is 1 to 1000, not {limit:g}")
         if not 0 <= radius <= self._settings.max_radius:
             raise ProtocolError(
                 ErrorCode.AREA_TOO_LARGE if radius > 0 else ErrorCode.INVALID_AREA,
@@ -164,7 +165,7 @@ class Http:
         members, _ = await self._watches.members(wanted)
         found = [(distance(lat, long, v.lat, v.long), v) for v in members]
         found.sort(key=lambda pair: (pair[0], pair[1].vendor_id))
-        cards = [{**v.card_fields(), "distance": d} for d, v in found[:limit]]
+        cards = [{**v.card_fields(), "distance": d} for d, v in found[: int(limit)]]
         return json_response({"vendors": cards}, headers={"Cache-Control": "no-store"})
 
     async def card(self, request: web.Request) -> web.Response:
@@ -176,7 +177,8 @@ class Http:
         for vendor in members:
             return json_response(vendor.card_fields(), headers={"Cache-Control": "no-store"})
         if not complete:
-            raise Unavailable(f"vendor {vendor_id!r} is not on this process, and the others can't be asked just now")
+            message = f"vendor {vendor_id!r} is not on this process, and the others can't be asked just now"
+            raise Unavailable(message, message)
         raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"vendor {vendor_id!r} is not on the map")
 
     async def history(self, request: web.Request) -> web.Response:

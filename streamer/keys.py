@@ -51,7 +51,8 @@ class IssuerKeys:
             await self._ask()
             found = self._known(kid)
             if found is None and self.cause is not None:
-                raise Unavailable(f"the token issuer's keys can't be read just now: {self.cause}; try again")
+                told = "the token issuer's keys can't be read just now: try again"
+                raise Unavailable(f"the token issuer's keys can't be read just now: {self.cause}; try again", told)
         return found
 
     async def run(self) -> None:
@@ -86,7 +87,8 @@ class IssuerKeys:
             self._fetched = loop.create_future()
         await asyncio.wait({self._fetched}, timeout=TIMEOUT + self._least)
         if self._tried is None:
-            raise Unavailable("the token issuer's keys are not read yet; try again")
+            message = "the token issuer's keys are not read yet; try again"
+            raise Unavailable(message, message)
 
     async def _fetch(self, session: aiohttp.ClientSession) -> None:
         self.fetches += 1

@@ -15,6 +15,8 @@ PAUSE = 1.0
 MOST_WARNINGS = 5
 """So many pauses, each within FORGET of the one before, and the connection is ended."""
 FORGET = 10.0
+CHANGES_AHEAD = 10
+"""So many times a vendor may open or close at once; each is a write, an audit entry, and news to all who watch."""
 
 
 class Meter:
@@ -46,10 +48,11 @@ class Allowance:
     has more than `burst` pings waiting to be stored.
     """
 
-    __slots__ = ("_burst", "_meter", "connections", "unsettled")
+    __slots__ = ("_burst", "_changes", "_meter", "connections", "unsettled")
 
-    def __init__(self, rate: float, burst: int, now: float) -> None:
+    def __init__(self, rate: float, burst: int, now: float, changes: float = 0.5) -> None:
         self._meter = Meter(rate, now)
+        self._changes = Meter(changes, now)
         self._burst = burst
         self.connections = 0
         self.unsettled = 0
@@ -67,16 +70,26 @@ class Allowance:
             return max(0.0, self._meter.level(now) - self._burst) / self._meter.rate
         return 0.0
 
+    def change(self, now: float) -> float:
+        """Count an opening or closing; or, when it is one too many, seconds after which to say it again."""
+        excess = self._changes.level(now) + 1 - CHANGES_AHEAD
+        if excess > 0:
+            return excess / self._changes.rate
+        self._changes.add(1, now)
+        return 0.0
+
     def idle(self, now: float) -> bool:
         """Whether a new one would do as well."""
-        return not self.connections and not self.unsettled and not self._meter.level(now)
+        quiet = not self._meter.level(now) and not self._changes.level(now)
+        return quiet and not self.connections and not self.unsettled
 
 
 class Allowances:
     """The allowance of each vendor that is heard or was heard lately, so that a reconnect makes no new one."""
 
-    def __init__(self, rate: float, burst: int) -> None:
+    def __init__(self, rate: float, burst: int, changes: float = 0.5) -> None:
         self._rate = rate
+        self._changes = changes
         self._burst = burst
         self._of: dict[str, Allowance] = {}
         self._look_at = 1000
@@ -91,7 +104,7 @@ class Allowances:
             if len(self._of) >= self._look_at:
                 self._of = {id: each for id, each in self._of.items() if not each.idle(now)}
                 self._look_at = max(1000, 2 * len(self._of))
-            allowance = self._of[vendor_id] = Allowance(self._rate, self._burst, now)
+            allowance = self._of[vendor_id] = Allowance(self._rate, self._burst, now, self._changes)
         return allowance
 
 

@@ -180,10 +180,15 @@ class Reports:
         except TimeoutError:
             raise ProtocolError(
                 ErrorCode.OVERLOADED,
-                f"not known to be stored after {self._settle_wait:g} s: {self._batcher.outage or 'too much waits'};"
+                f"not known to be stored after {self._settle_wait:g} s: {self._cause};"
                 " the pings may be stored yet: send them again, each is stored once however often it comes",
                 retry_after_ms=RETRY_AFTER_MS,
             ) from None
+
+    @property
+    def _cause(self) -> str:
+        """Why pings wait, for strangers: an outage's own words name hosts."""
+        return "too many wait" if self._batcher.outage is None else "the database does not answer"
 
     async def _put(self, chunk: Chunk) -> None:
         """Wait for room in the buffer, not for long and not with too many others."""
@@ -199,7 +204,7 @@ class Reports:
                 self._waiting -= 1
         raise ProtocolError(
             ErrorCode.OVERLOADED,
-            f"{self._batcher.pings} pings wait to be stored and there is no room: {self._batcher.outage or 'too many'};"
+            f"{self._batcher.pings} pings wait to be stored and there is no room: {self._cause};"
             " send the same again later",
             retry_after_ms=RETRY_AFTER_MS,
         )

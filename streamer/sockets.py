@@ -194,7 +194,8 @@ class Sockets:
         except Closing as closing:
             await self._close(connection, closing)
         except Unavailable as away:
-            await self._close(connection, Closing(CloseCode.INTERNAL, ErrorCode.OVERLOADED, str(away)))
+            log.debug("a connection could not be served", cause=str(away))
+            await self._close(connection, Closing(CloseCode.INTERNAL, ErrorCode.OVERLOADED, away.told))
         finally:
             await self._forget(connection)
         return ws
@@ -210,7 +211,8 @@ class Sockets:
         except Closing as closing:
             await self._close(connection, closing)
         except Unavailable as away:
-            await self._close(connection, Closing(CloseCode.INTERNAL, ErrorCode.OVERLOADED, str(away)))
+            log.debug("a connection could not be served", cause=str(away))
+            await self._close(connection, Closing(CloseCode.INTERNAL, ErrorCode.OVERLOADED, away.told))
         finally:
             for watch in watches.values():
                 self._watches.close(watch)
@@ -565,7 +567,7 @@ class Sockets:
                     if intake.excessive and not await self._meanwhile(connection, intake.rest()):
                         break
                 if received.status is not None:
-                    await self._open_or_close(connection, row, received.status.open)
+                    await self._open_or_close(connection, row, received.status.open, allowance.change(loop.time()))
                 if received.auth is not None:
                     again = await self._admit(connection, received.auth.token)
                     if again.clerk_id != identity.clerk_id:
@@ -577,12 +579,20 @@ class Sockets:
             allowance.connections -= 1
             fleet.disconnect(vendor_id, clock())
 
-    async def _open_or_close(self, connection: Connection, row: VendorRow, open: bool) -> None:
-        """Open or close a vendor for business; in an outage of PostgreSQL the app is asked to say it again."""
+    async def _open_or_close(self, connection: Connection, row: VendorRow, open: bool, wait: float) -> None:
+        """Open or close a vendor for business; the app is asked to say it again when PostgreSQL is away.
+
+        As it is when the vendor did so too often: then it has to `wait` so many seconds.
+        """
+        if wait > 0:
+            message = f"open is not {str(open).lower()} yet, say it again: it has changed too often just now"
+            retry = max(1000, round(wait * 1000))
+            connection.outbox.send(protocol.encode_error(ErrorCode.RATE_LIMITED, message, retry_after_ms=retry))
+            return
         try:
             await self._store.set_open(row.vendor_id, open, row.clerk_id)
         except Unavailable as away:
-            message = f"open is not {str(open).lower()} yet, say it again: {away}"
+            message = f"open is not {str(open).lower()} yet, say it again: {away.told}"
             connection.outbox.send(protocol.encode_error(ErrorCode.OVERLOADED, message, retry_after_ms=RETRY_AFTER_MS))
         else:
             now = self._clock()

@@ -594,3 +594,18 @@ async def test_history_reads_the_days_it_needs(client: Client, direct: Any) -> N
         text = "\n".join(row[0] for row in plan)
         days = [(today + timedelta(days=n)).strftime("locations_%Y%m%d") for n in range(-2, 6)]
         assert [day for day in days if day in text] == [days[2]], text
+
+
+async def test_nearby_with_what_is_no_number(client: Client) -> None:
+    """Each was a 500 and a traceback once: NaN and infinity are numbers to Python."""
+    for limit in ("nan", "inf", "-inf", "1e400", "9" * 400, "0", "-1", "1001", "one", ""):
+        answer = await client.ask("GET", "/v1/vendors/nearby", params={"lat": "1", "long": "2", "limit": limit})
+        answer.refused(400, "ERR_INVALID_MESSAGE")
+    for wrong in ({"lat": "nan"}, {"long": "inf"}, {"lat": "1e400"}, {"lat": "91"}):
+        answer = await client.ask("GET", "/v1/vendors/nearby", params={"lat": "1", "long": "2", **wrong})
+        answer.refused(400, "ERR_INVALID_COORDINATES")
+    for radius in ("nan", "inf", "-1"):
+        answer = await client.ask("GET", "/v1/vendors/nearby", params={"lat": "1", "long": "2", "radius": radius})
+        assert answer.status == 400
+    answer = await client.ask("GET", "/v1/vendors/nearby", params={"lat": "1", "long": "2", "limit": "1e3"})
+    assert answer.json == {"vendors": []}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.errors import CloseCode
-from streamer.rate import AHEAD, FORGET, MOST_WARNINGS, PAUSE, Allowance, Allowances, Limit, Meter
+from streamer.rate import AHEAD, CHANGES_AHEAD, FORGET, MOST_WARNINGS, PAUSE, Allowance, Allowances, Limit, Meter
 from streamer.session import Closing
 
 steps = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 500)), max_size=60)
@@ -68,6 +68,17 @@ def test_a_reconnect_makes_no_new_allowance() -> None:
     for number in range(5_000):
         allowances.of(f"v{number}", 1_000.0)
     assert len(allowances) <= 2_001 + 1_000
+
+
+def test_a_vendor_that_opens_and_closes_without_end() -> None:
+    """Each time is a write, an audit entry and news to everyone around: a few at once, then at its rate."""
+    allowance = Allowances(100.0, 1_000, 0.5).of("v", 0.0)
+    assert [allowance.change(0.0) for _ in range(CHANGES_AHEAD)] == [0.0] * CHANGES_AHEAD
+    assert allowance.change(0.0) == pytest.approx(2.0)
+    assert allowance.change(1.0) == pytest.approx(1.0), "being refused costs nothing more"
+    assert allowance.change(2.0) == 0.0
+    assert not allowance.idle(3.0)
+    assert allowance.idle(2.0 + CHANGES_AHEAD / 0.5)
 
 
 def test_too_many_messages_are_warned_then_ended() -> None:
