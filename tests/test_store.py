@@ -21,8 +21,8 @@ from streamer.batcher import Batcher, Chunk, Rejected
 from streamer.embedded import PostgresServer
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
 from streamer.loader import Loader
-from streamer.location import RowEncoder, location_id
-from streamer.store import LocationRow, Store, VendorRow
+from streamer.location import RowEncoder, id_floor, location_id
+from streamer.store import RECONCILE_POSITIONS, LocationRow, Store, VendorRow
 from tests.conftest import Collected
 
 T0 = 1732467600000
@@ -497,8 +497,12 @@ async def test_an_older_fix_never_replaces_a_newer(store: Store, url: str, direc
     assert behind < 3600  # UTC, whatever the session's zone
 
 
-async def test_positions_behind_are_brought_up_after_a_crash(store: Store, direct: Any) -> None:
+@pytest.mark.parametrize("at_a_time", [1, 2, 1000])
+async def test_positions_behind_are_brought_up_after_a_crash(
+    store: Store, direct: Any, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process killed between a commit and the merged update would leave a parked truck where it was before."""
+    monkeypatch.setattr(store_module, "RECONCILE_VENDORS", at_a_time)
     await store.store_chunks([chunk(VENDOR, [T0 + 1, T0 + 9, T0 + 5], lat=7.0), chunk(OTHER, [T0 - 5000], lat=7.0)])
     await store.update_positions([(VENDORS[2], T0, 1.0, 1.0)])
     await store.store_chunks([chunk(VENDORS[2], [T0 - 1], lat=7.0)])
@@ -507,6 +511,17 @@ async def test_positions_behind_are_brought_up_after_a_crash(store: Store, direc
     assert (await position(direct, OTHER))[0] is None
     assert (await position(direct, VENDORS[2]))[:2] == (1.0, 1.0)
     assert await store.reconcile_positions(T0 - 1000) == 0
+    await direct.execute("""UPDATE "vendors" SET "locatedAt" = NULL""")
+    assert await store.reconcile_positions(T0 - 1000) == 2
+
+
+async def test_bringing_up_does_not_read_all_pings(direct: Any) -> None:
+    """At 5,000 pings/s a busy hour took a minute to read, longer than a statement may: each start tried for ever."""
+    await direct.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+    plan = await direct.fetch("EXPLAIN " + RECONCILE_POSITIONS, id_floor(T0), "", "z")
+    scans = [row[0] for row in plan if "Scan" in row[0] and "locations_2" in row[0]]
+    assert scans
+    assert all("vendorId_timestamp_idx" in scan for scan in scans), scans
 
 
 # reading
