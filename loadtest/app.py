@@ -115,6 +115,11 @@ class App:
         if self.socket is not None:
             self.socket.close()
 
+    @property
+    def faults(self) -> int:
+        """How many errors, closes and violations came from the server or on the way."""
+        return self.errors.total() + self.closes.total() + len(self.violations)
+
     def lose(self) -> None:
         """The phone's network goes away: the connection ends without a word and none is tried until `regain()`."""
         self._network.clear()

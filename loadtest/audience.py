@@ -66,6 +66,7 @@ class Audience:
         ]
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._active = 0
+        self._faults = 0
         self._turn = [0] * len(self.customers)
         self._acts: list[tuple[float, int, int]] = []
         self._phones: list[tuple[float, int, int]] = []
@@ -121,7 +122,10 @@ class Audience:
             task.cancel()
 
     def count(self) -> None:
-        """Nothing is counted elsewhere."""
+        """Bring what is counted in the apps into the tally."""
+        faults = sum(customer.faults for customer in self.customers)
+        self._tally.counts["faults"] += faults - self._faults
+        self._faults = faults
 
     @property
     def active(self) -> int:

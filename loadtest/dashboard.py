@@ -94,6 +94,7 @@ class Dashboard:
             ("acked", "acks/s"),
             ("positions", "positions/s"),
             ("snapshots", "snapshots/s"),
+            ("faults", "errors and closes/s"),
         ):
             rates.add_row(text, Text(f"{counts[name]:,}", justify="right"), self._spark(name, counts[name], fresh))
         delays = Table("delay in ms", "p50", "p99", "max", "p99 over time", box=None, padding=(0, 2, 0, 0))
@@ -108,11 +109,14 @@ class Dashboard:
         foot = Text(f"load generator {sum(latest.own.values()):.2f} cores, late by {late:.1f} ms at p99")
         if late > 100:
             foot.stylize("red")
+        if faults := sum(bucket.counts["faults"] for bucket in record.buckets):
+            foot.append(f"   {faults:,} errors and closes so far", style="red")
         if record.usages and len(record.usages) > 1:
             first, last = record.usages[-2:]
             cores = (last.cpu["all"] - first.cpu["all"]) / max(0.1, last.at - first.at)
             foot.append(f"   server {cores:.2f} cores, {last.resident['all'] / 1e6:,.0f} MB", style="default")
-        bar = ProgressBar(total=course.total, completed=record.reached, width=None)
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=course.total, completed=record.reached))
         return Panel(Group(head, bar, rates, delays, foot), title=self._title, title_align="left")
 
     def _spark(self, name: str, value: float, fresh: bool) -> Text:

@@ -60,7 +60,7 @@ class Fleet:
         self._turn = [0] * len(self.trucks)  # grows when a vendor comes or goes, so that what was due is void
         self._due: list[tuple[int, int, int, Ping, Iterator[Ping]]] = []
         self._phones: list[tuple[float, int, int]] = []
-        self._counted = (0, 0)
+        self._counted = (0, 0, 0)
         self._start = 0.0
         self._fixes: list[list[Fix]] | None = None
         if share.trace is not None:
@@ -153,7 +153,9 @@ class Fleet:
         sent, resent = sum(truck.sent for truck in self.trucks), sum(truck.resent for truck in self.trucks)
         self._tally.counts["sent"] += sent - self._counted[0]
         self._tally.counts["resent"] += resent - self._counted[1]
-        self._counted = sent, resent
+        faults = sum(truck.faults for truck in self.trucks)
+        self._tally.counts["faults"] += faults - self._counted[2]
+        self._counted = sent, resent, faults
 
     @property
     def active(self) -> int:

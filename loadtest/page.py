@@ -200,6 +200,13 @@ def over_time(report: dict[str, Any]) -> Iterable[Plot]:
         "a second",
         "Several of one vendor may be merged into the newest: fewer are not lost ones.",
     )
+    if any(entry["counts"].get("faults") for entry in series):
+        yield plot(
+            "Errors and closes",
+            rates(("faults", "errors, refusals, closes", 5)),
+            "a second",
+            "Those that the generator did not cause itself.",
+        )
     yield plot(
         "At work",
         [
