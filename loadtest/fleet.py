@@ -19,7 +19,7 @@ from loadtest.share import SILVER, Share, pick, spread
 from loadtest.stages import Course
 from loadtest.tally import Tally
 from loadtest.trace import Fix, read
-from loadtest.truck import Truck, even, wander
+from loadtest.truck import GRID, Truck, on_grid, wander
 
 LONGEST_NAP = 0.02
 SHORTEST_NAP = 0.001
@@ -205,15 +205,15 @@ class Fleet:
         zero, speedup = self._share.trace.zero, self._share.trace.speedup
         before, last = None, 0
         for fix in self._fixes[place]:
-            due = even(self._start + (fix.timestamp - zero) / speedup)
+            due = on_grid(self._start + (fix.timestamp - zero) / speedup)
             if due < now:
                 before = fix
                 continue
             if before is not None:
-                last = even(now)
+                last = on_grid(now)
                 yield Ping(last + 1, before.lat, before.long, last)
                 before = None
-            last = max(due, last + 2)
+            last = max(due, last + GRID)
             yield Ping(last, fix.lat, fix.long, last)
 
     def _plan(self, place: int, route: Iterator[Ping]) -> None:

@@ -14,6 +14,7 @@ from loadtest.target import Target
 from loadtest.vendor import Vendor
 
 LIMIT = 20_000
+GRID = 4
 SURELY_LIVE = 585_000
 SURELY_HISTORY = 615_000
 
@@ -101,12 +102,14 @@ def wander(mover: Mover, every: float, first: float, random: Random) -> Iterator
     due, gap = first, 0.0
     while True:
         spot = mover.move(gap)
-        timestamp = even(due)
+        timestamp = on_grid(due)
         yield Ping(timestamp, spot.lat, spot.long, timestamp, spot.heading, spot.speed)
         gap = every * random.uniform(0.95, 1.05)
-        due += max(2.0, gap * 1000)
+        due += max(float(GRID), gap * 1000)
 
 
-def even(moment: float) -> int:
-    """The next even millisecond."""
-    return -int(-moment // 2) * 2
+def on_grid(moment: float) -> int:
+    """The next millisecond at which a ping may be due: a multiple of 4, so that a worker wakes 250 times a second at
+    most. Waking costs it several times what sending does, and the timers of phones are no finer.
+    """
+    return -int(-moment // GRID) * GRID

@@ -131,6 +131,8 @@ class Vendor(App):
             if not batch:
                 return
             socket.send(encode(batch))
+            if len(batch) < self._max_batch:
+                return
 
 
 def number(message: dict[str, object], name: str) -> int:

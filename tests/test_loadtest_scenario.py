@@ -16,7 +16,7 @@ from loadtest.errors import WrongUse
 from loadtest.scenario import Stage
 from loadtest.share import pick
 from loadtest.stages import Course, Levels
-from loadtest.truck import even
+from loadtest.truck import GRID, on_grid
 
 
 def test_every_scenario_that_comes_along_can_be_run() -> None:
@@ -153,5 +153,5 @@ def test_any_first_so_many_have_the_proportions() -> None:
 @given(st.floats(0, 2e12))
 def test_live_pings_are_even(moment: float) -> None:
     """A watcher tells by it which delays mean something."""
-    assert even(moment) % 2 == 0
-    assert moment <= even(moment) <= moment + 2
+    assert on_grid(moment) % 2 == 0
+    assert moment <= on_grid(moment) <= moment + GRID
