@@ -7,6 +7,7 @@
 #   make lint    the checks that run no code
 #   make lock    pin all that the server is installed with, anew, with hashes (ARGS=--upgrade: to the newest)
 #   make audit   ask the registry for known vulnerabilities in what the lock pins
+#   make screenshots   the pictures of docs/map.md, anew; needs Chromium
 #   make clean   remove what these made, the data of `make run` in .venta/ excepted
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: run test chaos fuzz lint lock audit clean
+.PHONY: run test chaos fuzz lint lock audit screenshots clean
 
 run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200
@@ -58,6 +59,9 @@ audit: .venv/tools/bin/pip-audit
 	test -x .venv/tools/bin/python || $(PYTHON) -m venv .venv/tools
 	.venv/tools/bin/python -m pip --quiet --disable-pip-version-check install $(@F)
 	@touch $@
+
+screenshots: .venv/installed-test
+	STREAMER_SCREENSHOTS=docs/images $(BIN)/pytest -q tests/test_live_map.py -k pictures
 
 clean:
 	rm -rf .venv build dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

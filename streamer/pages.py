@@ -150,6 +150,7 @@ class Pages:
             "maxExtent": configured.max_extent,
             "maxBatch": configured.max_batch,
             "tokenNeeded": configured.watch_auth == "required",
+            "pastIsPublic": configured.history_access == "public",
         }
         # in a script element nothing may look like its end
         data = orjson.dumps(told).replace(b"<", b"\\u003c")

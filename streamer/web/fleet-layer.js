@@ -208,10 +208,11 @@ export const FleetLayer = ViewCanvas.extend({
       context.arc(chosen.px, chosen.py, 14.5, 0, 2 * Math.PI);
       context.stroke();
     }
+    const taken = [];
+    if (chosen !== null) this._name(context, chosen, true, taken);
     if (zoom >= NAMED_FROM && inView <= MOST_NAMED) {
-      for (const kind of KINDS) for (const mover of lists[kind]) this._name(context, mover, false);
+      for (const kind of KINDS) for (const mover of lists[kind]) this._name(context, mover, false, taken);
     }
-    if (chosen !== null) this._name(context, chosen, true);
   },
 
   _sign(context, { px, py, heading }, kind) {
@@ -221,7 +222,8 @@ export const FleetLayer = ViewCanvas.extend({
     context.drawImage(canvas, turn * cell, row * cell, cell, cell, px - SIZE / 2, py - SIZE / 2, SIZE, SIZE);
   },
 
-  _name(context, { px, py, card }, bold) {
+  /** A name below its sign, unless another is there already. */
+  _name(context, { px, py, card }, bold, taken) {
     context.font = `${bold ? 700 : 550} 12px ${this._colours.font}`;
     context.textAlign = "center";
     context.lineJoin = "round";
@@ -229,6 +231,11 @@ export const FleetLayer = ViewCanvas.extend({
     context.strokeStyle = this._colours.halo;
     context.fillStyle = this._colours.ink;
     const name = card.name.length > 26 ? `${card.name.slice(0, 25)}…` : card.name;
+    // about as wide as this: near enough for making room, and cheaper than measuring
+    const half = name.length * 3.3 + 3;
+    const free = taken.every(([x, y, other]) => Math.abs(px - x) >= half + other || Math.abs(py - y) >= 15);
+    if (!free) return;
+    taken.push([px, py, half]);
     context.strokeText(name, px, py + 27);
     context.fillText(name, px, py + 27);
   },
@@ -239,7 +246,8 @@ export const FleetLayer = ViewCanvas.extend({
     const points = places.map(([x, y]) => [x * scale - cornerX, y * scale - cornerY]);
     const shift = points.at(-1)[0] < 0 ? world : points.at(-1)[0] > width ? -world : 0;
     if (shift !== 0 && points.at(-1)[0] + shift >= 0 && points.at(-1)[0] + shift <= width) for (const p of points) p[0] += shift;
-    context.lineCap = context.lineJoin = "round";
+    context.lineCap = "butt";
+    context.lineJoin = "round";
     const pieces = 18;
     const stroke = (colour, lineWidth, fading) => {
       context.strokeStyle = colour;

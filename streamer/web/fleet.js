@@ -56,6 +56,8 @@ class Mover {
     this.heading = this.fromHeading = this.toHeading = card.heading ?? null;
     this.came = now;
     this.every = null;
+    /** From where it has to move some metres before that tells a heading. */
+    this.stood = card;
     /** Drawn as one that is watched, or beside the watched area. */
     this.watched = true;
   }
@@ -100,7 +102,10 @@ class Mover {
     if (this.toX - this.fromX > 0.5) this.fromX += 1;
     else if (this.fromX - this.toX > 0.5) this.fromX -= 1;
     if (card.heading !== undefined) this.toHeading = card.heading;
-    else if (far > STILL) this.toHeading = bearing(before.lat, before.long, card.lat, card.long);
+    else if (distance(this.stood.lat, this.stood.long, card.lat, card.long) > STILL) {
+      this.toHeading = bearing(this.stood.lat, this.stood.long, card.lat, card.long);
+      this.stood = card;
+    }
     const takes = Math.max(SHORTEST, Math.min(LONGEST, (this.every ?? FIRST) * SLACK));
     this.since = now;
     this.until = jump || far > FARTHEST ? now : now + takes;

@@ -239,6 +239,7 @@ const panel = new Panel({
   },
 });
 
+const OWNERS = "Its way from now on; what was before is its owner’s.";
 let trailWord = "";
 let trailOf = 0;
 
@@ -299,6 +300,10 @@ layer.onFrame = (now) => {
 
 /** Where the vendor came by in the last half hour, from the stored history. */
 async function trail(vendorId, number) {
+  if (!settings.pastIsPublic && accessGiven === null) {
+    trailWord = OWNERS;
+    return;
+  }
   const now = clock.now();
   const found = [];
   let cursor = null;
@@ -314,7 +319,7 @@ async function trail(vendorId, number) {
     }
     if (number !== trailOf) return;
     if (!answer.ok) {
-      trailWord = answer.status === 401 || answer.status === 403 ? "Its way from now on; what was before is its owner’s." : "";
+      trailWord = answer.status === 401 || answer.status === 403 ? OWNERS : "";
       refresh();
       return;
     }
@@ -522,7 +527,10 @@ map.on("locationerror", ({ message }) => {
 
 client.start();
 void clock.ask();
-setInterval(() => void clock.ask(), 300_000);
+setInterval(() => {
+  performance.clearResourceTimings(); // which the browser keeps a number of only, and the clock needs its own
+  void clock.ask();
+}, 300_000);
 setInterval(status, 500);
 setInterval(() => document.hidden || refresh(), 1_000);
 document.addEventListener("visibilitychange", () => document.hidden || (layer.changed(), refresh()));

@@ -1,0 +1,127 @@
+"""A real Chromium for tests: found where Debian, Ubuntu or others put it, started once, each test a clean profile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from subprocess import DEVNULL, Popen, TimeoutExpired
+from time import monotonic, sleep
+from typing import Any
+
+from playwright.async_api import BrowserContext, Page, async_playwright
+
+from tests.apps import WITHIN
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+EXECUTABLE = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+SKIP = "needs Chromium: install it (on Debian and Ubuntu the package chromium), or name one by CHROMIUM=/path/to/it"
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--mute-audio",
+    "--hide-scrollbars",
+    "--font-render-hinting=none",
+    # a page of another test must not be slowed down for being behind
+    "--disable-renderer-backgrounding",
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+)
+STARTED_WITHIN = 60.0
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+
+
+def chromium() -> Iterator[str]:
+    """Run a Chromium; gives the URL of its debugging port."""
+    assert EXECUTABLE is not None
+    folder = Path(tempfile.mkdtemp(prefix="streamer-chromium-"))
+    process = Popen(
+        [EXECUTABLE, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"],
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+        env={**os.environ, "HOME": str(folder)},
+    )
+    try:
+        port = folder / "DevToolsActivePort"
+        until = monotonic() + STARTED_WITHIN
+        while not (port.exists() and port.read_text().count("\n")):
+            assert process.poll() is None, f"{EXECUTABLE} ended with {process.returncode}"
+            assert monotonic() < until, f"{EXECUTABLE} did not start within {STARTED_WITHIN:g} s"
+            sleep(0.05)
+        yield f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except TimeoutExpired:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Tab:
+    """A page, and everything that went wrong in it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+
+    async def run(self, script: str, argument: Any = None) -> Any:
+        """What an expression, or a function of the argument, gives in the page."""
+        return await self.page.evaluate(script, argument)
+
+    async def until(self, script: str, what: str, within: float = WITHIN) -> Any:
+        """Wait until an expression is true in the page; asked from here: the page's policy lets it evaluate none."""
+        until = monotonic() + within
+        while not (found := await self.run(script)):
+            assert monotonic() < until, f"not within {within} s: {what}; {await self.said()}"
+            await asyncio.sleep(0.03)
+        return found
+
+    async def said(self) -> str:
+        """What the page shows, shortly, for whoever reads a failure."""
+        text = await self.run("document.body.innerText.replace(/\\s+/g, ' ').slice(0, 400)")
+        return f"the page shows: {text!r}; errors: {self.errors}"
+
+    async def text(self, id: str) -> str:
+        """The text of an element."""
+        return str(await self.run("(id) => document.getElementById(id).textContent", id))
+
+    async def live(self, within: float = WITHIN) -> None:
+        """Wait until the map is live."""
+        await self.until(
+            "globalThis.liveMap?.view.fresh && document.getElementById('status').dataset.state === 'live'",
+            "live",
+            within,
+        )
+
+
+@asynccontextmanager
+async def browsing(endpoint: str, **options: Any) -> AsyncIterator[BrowserContext]:
+    """A clean profile: no cookies, no storage, no cache of another's."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.connect_over_cdp(endpoint)
+        context = await browser.new_context(**{"viewport": DESKTOP, **options})
+        context.set_default_timeout(WITHIN * 1000)
+        try:
+            yield context
+        finally:
+            await context.close()
+            await browser.close()
