@@ -510,9 +510,11 @@ def _greet(console: Console, developed: Developed, data: Path, simulated: int) -
     line(f"  all URLs with their passwords: {data / SERVICES}")
     line()
     line("try next", "bold")
+    line("  see them move: the live map, and the page that makes a phone's browser a vendor:")
+    line(f"    {url}/    {url}/vendor")
     line("  who is near just now:")
     line(f"    curl '{url}/v1/vendors/nearby?lat=52.2297&long=21.0122&radius=2000'")
-    line("  see them move (README.md, For the customer app; saved as customer.py):")
+    line("  watch them (README.md, For the customer app; saved as customer.py):")
     line(f"    {streamer.with_name('python')} customer.py {url}")
     line("  be a vendor yourself (README.md, For the vendor app; saved as vendor.py):")
     at = "" if data == DATA else f" --data {shlex.quote(str(data))}"

@@ -20,6 +20,8 @@ CENTRE = (52.2297, 21.0122)
 SPREAD = 6000.0
 """Metres from the centre within which vendors turn back."""
 PING_EVERY = 2.0
+OPEN = 0.8
+"""The part of the vendors that is open for business."""
 
 
 class SimulatedVendor:
@@ -30,6 +32,7 @@ class SimulatedVendor:
         self.lat, self.long = step(*CENTRE, self._random.uniform(0, 360), SPREAD * math.sqrt(self._random.random()))
         self.heading = self._random.uniform(0, 360)
         self.speed = 0.0
+        self.open = self._random.random() < OPEN
         self._left = 0.0
 
     def advance(self, seconds: float) -> None:
@@ -72,6 +75,7 @@ async def _app(
             ) as socket:
                 reader = asyncio.create_task(_read(socket))
                 try:
+                    await socket.send_bytes(orjson.dumps({"type": "status", "open": moving.open}))
                     while not reader.done():
                         ping = {
                             "type": "ping",

@@ -6,13 +6,15 @@ import asyncio
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 from playwright.async_api import BrowserContext, Page, async_playwright
 
 from tests.apps import WITHIN
@@ -46,8 +48,26 @@ DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
 
-def chromium() -> Iterator[str]:
-    """Run a Chromium; gives the URL of its debugging port."""
+class Chromium(NamedTuple):
+    """A running Chromium: the URL of its debugging port, and its first process."""
+
+    url: str
+    pid: int
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds that its processes have used, by their type: `renderer`, `gpu-process`, `browser`, …"""
+        used: dict[str, float] = defaultdict(float)
+        first = psutil.Process(self.pid)
+        for process in [first, *first.children(recursive=True)]:
+            with suppress(psutil.Error):
+                kind = next((a[7:] for a in process.cmdline() if a.startswith("--type=")), "browser")
+                times = process.cpu_times()
+                used[kind] += times.user + times.system
+        return used
+
+
+def chromium() -> Iterator[Chromium]:
+    """Run a Chromium."""
     assert EXECUTABLE is not None
     folder = Path(tempfile.mkdtemp(prefix="streamer-chromium-"))
     process = Popen(
@@ -64,7 +84,7 @@ def chromium() -> Iterator[str]:
             assert process.poll() is None, f"{EXECUTABLE} ended with {process.returncode}"
             assert monotonic() < until, f"{EXECUTABLE} did not start within {STARTED_WITHIN:g} s"
             sleep(0.05)
-        yield f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
+        yield Chromium(f"http://127.0.0.1:{port.read_text().splitlines()[0]}", process.pid)
     finally:
         process.terminate()
         try:
@@ -114,10 +134,10 @@ class Tab:
 
 
 @asynccontextmanager
-async def browsing(endpoint: str, **options: Any) -> AsyncIterator[BrowserContext]:
+async def browsing(chromium: Chromium, **options: Any) -> AsyncIterator[BrowserContext]:
     """A clean profile: no cookies, no storage, no cache of another's."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.connect_over_cdp(endpoint)
+        browser = await playwright.chromium.connect_over_cdp(chromium.url)
         context = await browser.new_context(**{"viewport": DESKTOP, **options})
         context.set_default_timeout(WITHIN * 1000)
         try:

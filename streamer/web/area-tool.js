@@ -147,22 +147,43 @@ export class AreaTool {
   }
 }
 
-/** What the server is asked for when all between two corners is wanted: kept within what it allows, and its corners in order. */
+/** A little less than is allowed: the server measures by its own rule. */
+const LESS = 0.995;
+
+/** Degrees of longitude that are so many metres across, where a box between two latitudes is widest. */
+function across(south, north, metres) {
+  const widest = south <= 0 && north >= 0 ? 0 : Math.min(Math.abs(south), Math.abs(north), 89);
+  return Math.min(359, metres / (METRES_A_DEGREE * Math.cos((widest * Math.PI) / 180)));
+}
+
+const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
+
+/** A box from one corner towards another, no larger than may be watched: the first corner stays. */
 export function boxOf(from, to, maxExtent) {
-  // a little less than allowed: the server measures by its own rule
-  const most = maxExtent * 0.995;
-  const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
-  const lat = clamp(to.lat, Math.max(-90, from.lat - most / METRES_A_DEGREE), Math.min(90, from.lat + most / METRES_A_DEGREE));
-  const widest = Math.min(Math.abs(from.lat), Math.abs(lat), 89);
-  const nearest = from.lat * lat <= 0 ? 0 : widest;
-  const across = Math.min(359, most / (METRES_A_DEGREE * Math.cos((nearest * Math.PI) / 180)));
-  const lng = clamp(to.lng, from.lng - across, from.lng + across);
+  const most = maxExtent * LESS;
+  const high = most / METRES_A_DEGREE;
+  const lat = clamp(to.lat, Math.max(-90, from.lat - high), Math.min(90, from.lat + high));
   const [south, north] = [Math.min(from.lat, lat), Math.max(from.lat, lat)];
-  const [west, east] = [Math.min(from.lng, lng), Math.max(from.lng, lng)];
-  return {
-    ne: { lat: round(north), long: round(wrapped(east)) },
-    sw: { lat: round(south), long: round(wrapped(west)) },
-  };
+  const wide = across(south, north, most);
+  const lng = clamp(to.lng, from.lng - wide, from.lng + wide);
+  return corners(south, Math.min(from.lng, lng), north, Math.max(from.lng, lng));
+}
+
+/** All that is in bounds, or as much around the centre as may be watched; `clipped` says which. */
+export function boxAround(center, bounds, maxExtent) {
+  const most = (maxExtent * LESS) / 2;
+  const high = most / METRES_A_DEGREE;
+  const south = Math.max(-90, bounds.getSouth(), center.lat - high);
+  const north = Math.min(90, bounds.getNorth(), center.lat + high);
+  const wide = across(south, north, most);
+  const west = Math.max(bounds.getWest(), center.lng - wide);
+  const east = Math.min(bounds.getEast(), center.lng + wide);
+  const clipped = south > bounds.getSouth() + 1e-9 || west > bounds.getWest() || east < bounds.getEast();
+  return { area: corners(south, west, north, east), clipped };
+}
+
+function corners(south, west, north, east) {
+  return { ne: { lat: round(north), long: round(wrapped(east)) }, sw: { lat: round(south), long: round(wrapped(west)) } };
 }
 
 export function shapeOf(area, near = 0) {

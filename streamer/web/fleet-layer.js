@@ -11,6 +11,8 @@ const REACH = 20;
 /** With more vendors than this in view, or from further away, their names would hide them. */
 const MOST_NAMED = 60;
 const NAMED_FROM = 14;
+/** With more than this in view each is drawn on whole pixels. */
+const MOST_BETWEEN = 300;
 
 function kindOf(card) {
   if (!card.online) return "offline";
@@ -186,6 +188,10 @@ export const FleetLayer = ViewCanvas.extend({
     }
     this.inView = inView;
     if (this.trail.length > 0) this._drawTrail(context, scale, cornerX, cornerY, world, width);
+    // signs are copied pixel by pixel; without a graphics card a copy between pixels costs many times as much
+    this._whole = inView > MOST_BETWEEN;
+    context.imageSmoothingEnabled = !this._whole;
+    context.setTransform(1, 0, 0, 1, 0, 0);
     if (beside.length > 0) {
       context.globalAlpha = 0.28;
       for (const mover of beside) this._sign(context, mover, kindOf(mover.card));
@@ -194,6 +200,8 @@ export const FleetLayer = ViewCanvas.extend({
     for (const kind of ["offline", "closed", "open"]) {
       for (const mover of lists[kind]) this._sign(context, mover, kind);
     }
+    const ratio = this._ratio;
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
     if (chosen !== null) {
       context.fillStyle = this._colours.accent;
       context.globalAlpha = 0.22;
@@ -201,7 +209,9 @@ export const FleetLayer = ViewCanvas.extend({
       context.arc(chosen.px, chosen.py, 21, 0, 2 * Math.PI);
       context.fill();
       context.globalAlpha = 1;
+      context.setTransform(1, 0, 0, 1, 0, 0);
       this._sign(context, chosen, kindOf(chosen.card));
+      context.setTransform(ratio, 0, 0, ratio, 0, 0);
       context.strokeStyle = this._colours.accent;
       context.lineWidth = 2.5;
       context.beginPath();
@@ -216,10 +226,16 @@ export const FleetLayer = ViewCanvas.extend({
   },
 
   _sign(context, { px, py, heading }, kind) {
-    const { canvas, cell } = this._signs;
+    const { picture, cell } = this._signs;
     const turn = heading === null || kind === "offline" ? TURNS : Math.round((heading / 360) * TURNS) % TURNS;
     const row = KINDS.indexOf(kind);
-    context.drawImage(canvas, turn * cell, row * cell, cell, cell, px - SIZE / 2, py - SIZE / 2, SIZE, SIZE);
+    let x = px * this._ratio - cell / 2;
+    let y = py * this._ratio - cell / 2;
+    if (this._whole) {
+      x = Math.round(x);
+      y = Math.round(y);
+    }
+    context.drawImage(picture, turn * cell, row * cell, cell, cell, x, y, cell, cell);
   },
 
   /** A name below its sign, unless another is there already. */
@@ -272,9 +288,7 @@ export const FleetLayer = ViewCanvas.extend({
   _drawSigns() {
     const ratio = (this._signsRatio = this._ratio);
     const cell = Math.round(SIZE * ratio);
-    const canvas = document.createElement("canvas");
-    canvas.width = cell * (TURNS + 1);
-    canvas.height = cell * KINDS.length;
+    const canvas = new OffscreenCanvas(cell * (TURNS + 1), cell * KINDS.length);
     const context = canvas.getContext("2d");
     const { open, closed, rim } = this._colours;
     for (const [row, kind] of KINDS.entries()) {
@@ -327,7 +341,7 @@ export const FleetLayer = ViewCanvas.extend({
         }
       }
     }
-    return { canvas, cell };
+    return { picture: canvas.transferToImageBitmap(), cell };
   },
 
   /** The vendor that a point of the view is meant for. */

@@ -17,7 +17,7 @@ function fetched(url, z, x, y) {
   const path = url.replace("{z}", z).replace("{x}", x).replace("{y}", y);
   if (!kept.has(path)) {
     const coming = fetch(path).then((answer) => {
-      if (answer.status === 200) return answer.json();
+      if (answer.status === 200) return answer.json().then(unpacked);
       if (answer.status === 204) return null;
       throw new Error(`${path}: ${answer.status}`);
     });
@@ -26,6 +26,26 @@ function fetched(url, z, x, y) {
     kept.set(path, coming);
   }
   return kept.get(path);
+}
+
+/** A tile's polygons with their corners as such, and the box around each: most of them are not seen at a time. */
+function unpacked({ land, places }) {
+  const polygons = land.map(([, ...rings]) => {
+    const box = [Infinity, Infinity, -Infinity, -Infinity];
+    const corners = rings.map((ring) => {
+      const found = new Int32Array(ring);
+      for (let at = 2; at < found.length; at += 1) found[at] += found[at - 2];
+      for (let at = 0; at < found.length; at += 2) {
+        box[0] = Math.min(box[0], found[at]);
+        box[1] = Math.min(box[1], found[at + 1]);
+        box[2] = Math.max(box[2], found[at]);
+        box[3] = Math.max(box[3], found[at + 1]);
+      }
+      return found;
+    });
+    return { corners, box };
+  });
+  return { polygons, places };
 }
 
 function colours() {
@@ -64,7 +84,8 @@ export const LandLayer = L.GridLayer.extend({
         const unit = (TILE * ratio * shift) / EXTENT;
         context.setTransform(unit, 0, 0, unit, -(coords.x - x * shift) * TILE * ratio, -(coords.y - y * shift) * TILE * ratio);
         if (tile !== null) {
-          paint(context, tile.land, unit, across, x, ratio);
+          const part = EXTENT / shift;
+          paint(context, tile.polygons, [(coords.x - x * shift) * part, (coords.y - y * shift) * part, part], unit, across, x, ratio);
           if (tile.places.length > 0) this._names.add(`${level}/${x}/${y}`, tile.places);
         }
         grid(context, coords, ratio);
@@ -76,22 +97,24 @@ export const LandLayer = L.GridLayer.extend({
   },
 });
 
-function paint(context, land, unit, across, column, ratio) {
+function paint(context, polygons, [left, top, part], unit, across, column, ratio) {
   const colour = colours();
   const fill = new Path2D();
   const line = new Path2D();
   const first = ((column % across) + across) % across === 0;
   const last = ((column % across) + across) % across === across - 1;
-  for (const [, ...rings] of land) {
-    for (const ring of rings) {
-      let [x, y] = ring;
-      const [startX, startY] = ring;
+  const margin = (4 * ratio) / unit;
+  for (const { corners, box } of polygons) {
+    if (box[2] < left - margin || box[0] > left + part + margin || box[3] < top - margin || box[1] > top + part + margin) continue;
+    for (const ring of corners) {
+      let x = ring[0];
+      let y = ring[1];
       fill.moveTo(x, y);
       line.moveTo(x, y);
       for (let at = 2; at <= ring.length; at += 2) {
-        const closing = at === ring.length;
-        const nextX = closing ? startX : x + ring[at];
-        const nextY = closing ? startY : y + ring[at + 1];
+        const to = at === ring.length ? 0 : at;
+        const nextX = ring[to];
+        const nextY = ring[to + 1];
         fill.lineTo(nextX, nextY);
         // where the map of the world is cut open there is no border
         const edge = x === nextX && ((first && x === 0) || (last && x === EXTENT));

@@ -1,7 +1,7 @@
 /** The live map: puts its parts together. What is true comes from the client; the parts show it. */
 
 import { CustomerClient } from "/client/venta.js";
-import { AreaTool, boxOf } from "./area-tool.js";
+import { AreaTool, boxAround } from "./area-tool.js";
 import { Fleet, project, unproject } from "./fleet.js";
 import { FleetLayer } from "./fleet-layer.js";
 import { ground } from "./land.js";
@@ -130,14 +130,7 @@ function handlers(name, extra = {}) {
 
 /** What lies in the map's view, and a little around it. */
 function viewArea() {
-  const bounds = map.getBounds().pad(0.12);
-  const center = map.getCenter();
-  const whole = boxOf(bounds.getSouthWest(), bounds.getNorthEast(), 1e9);
-  const half = settings.maxExtent / 2;
-  const upper = boxOf(center, bounds.getNorthEast(), half);
-  const lower = boxOf(center, bounds.getSouthWest(), half);
-  const asked = { ne: upper.ne, sw: lower.sw };
-  return { asked, clipped: asked.ne.lat !== whole.ne.lat || asked.sw.long !== whole.sw.long };
+  return boxAround(map.getCenter(), map.getBounds().pad(0.12), settings.maxExtent);
 }
 
 let area = null;
@@ -147,13 +140,17 @@ let follow = null;
 let edge = null;
 let firstSnapshot = false;
 
-const view = client.watch({ area: viewArea().asked }, handlers("view", { onSnapshot: () => (firstSnapshot = true) }), "view");
+const view = client.watch(
+  { area: viewArea().area },
+  handlers("view", { onSnapshot: () => (firstSnapshot = true), onError: (error) => notice(error.message) }),
+  "view",
+);
 
 let moving;
 function look() {
   clearTimeout(moving);
   moving = setTimeout(() => {
-    const { asked, clipped } = viewArea();
+    const { area: asked, clipped } = viewArea();
     edge?.remove();
     edge = null;
     if (clipped) {
@@ -408,7 +405,7 @@ function refresh() {
   const cards = inView();
   const shown = panel.onlyOpen ? cards.filter((card) => card.open) : cards;
   const { lat, lng } = map.getCenter();
-  order = panel.show(shown, [lat, lng], chosen);
+  order = panel.show(shown, [lat, lng], chosen, edge !== null);
   put("count-view", shown.length.toLocaleString("en"));
   put("count-open", shown.filter((card) => card.open && card.online).length.toLocaleString("en"));
   put("count-online", shown.filter((card) => card.online).length.toLocaleString("en"));

@@ -56,7 +56,7 @@ export class Panel {
   }
 
   /** List cards, the nearest to `center` ([lat, long]) first; gives the ids in that order. */
-  show(cards, center, chosen) {
+  show(cards, center, chosen, clipped) {
     const query = by("query").value.trim().toLocaleLowerCase();
     const found = query === "" ? cards : cards.filter((card) => card.name.toLocaleLowerCase().includes(query));
     const near = found
@@ -66,7 +66,7 @@ export class Panel {
     by("handle-text").textContent = count(cards.length, "vendor");
     const rows = near.map(([far, card]) => this.row(card, far, card.vendorId === chosen));
     if (rows.length === 0) {
-      rows.push(element("li", { className: "none", textContent: query ? "No vendor of this name in view." : "No vendors in view. Move the map, or zoom out." }));
+      rows.push(element("li", { className: "none", textContent: query ? "No vendor of this name in view." : `No vendors in view. Move the map, or zoom ${clipped ? "in" : "out"}.` }));
     }
     // rows that stay where they are keep their focus and are not read out again
     rows.forEach((row, at) => {
