@@ -35,7 +35,7 @@ from tests.conftest import Serve
 from tests.network import Proxy
 from tests.world import WARSAW, World
 
-pytestmark = [pytest.mark.skipif(EXECUTABLE is None, reason=SKIP), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.skipif(EXECUTABLE is None, reason=SKIP), pytest.mark.timeout(300)]
 
 LAT, LONG = WARSAW
 EXACT = 1e-9
