@@ -57,7 +57,9 @@ def step(lat: float, long: float, heading: float, metres: float) -> tuple[float,
 
 async def simulate(url: str, vendors: Sequence[SeededVendor], secret: str, claims: Mapping[str, str]) -> None:
     """Let these vendors report to a server until cancelled; `claims` are what its rules ask of tokens."""
-    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as apps:
+    # as many connections as vendors; the usual limit is 100
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as apps:
         for number, vendor in enumerate(vendors):
             sign = partial(make_token, secret, vendor.clerk_id, 3600, claims=claims)
             apps.create_task(_app(session, url, vendor, sign, SimulatedVendor(number)))
@@ -69,7 +71,7 @@ async def _app(
     while True:
         await asyncio.sleep(random.uniform(0, PING_EVERY))
         headers = {"Authorization": f"Bearer {sign()}"}
-        with suppress(aiohttp.ClientError, ConnectionError):
+        with suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
             async with session.ws_connect(
                 f"{url}/v1/vendor", params={"vendorId": vendor.vendor_id}, headers=headers
             ) as socket:

@@ -6,11 +6,14 @@ import os
 import stat
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from streamer import development, settings
 from streamer.development import developing, kept_secret
 from streamer.errors import Unavailable
+from streamer.simulate import CENTRE
+from tests.apps import CustomerApp, circle, eventually
 
 
 async def test_what_it_waits_for_in_vain(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +52,16 @@ def test_the_secret(tmp_path: Path) -> None:
     assert kept_secret(tmp_path) == secret
     assert stat.S_IMODE((tmp_path / development.SECRET).stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == [development.SECRET]
+
+
+async def test_all_simulated_vendors_are_there(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """Of two hundred vendors that were asked for all move, some closed, and whoever may watch may see their past."""
+    given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
+    async with developing(given, tmp_path, 120, print) as developed, CustomerApp(developed.http) as customer:
+        await customer.watch("w", circle(*CENTRE, 50_000))
+        await eventually(lambda: len(customer.views["w"]) == 120, "all of them", within=30)
+        cards = customer.views["w"].values()
+        await eventually(lambda: 60 < sum(card["open"] for card in cards) < 120, "most are open")
+        url = f"{developed.http}/v1/vendors/{next(iter(customer.views['w']))}/locations"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            assert answer.status == 200

@@ -179,6 +179,45 @@ async def test_vendors_glide(endpoint: Chromium, serve: Serve, database_url: str
         assert way[-1][3] == pytest.approx(90, abs=0.1)  # no heading was sent: it is told from the way
 
 
+async def test_signs_stay_on_the_ground(endpoint: Chromium, serve: Serve, database_url: str) -> None:
+    """While the map zooms or is dragged a vendor must not drift off the street it is on."""
+    server = await serve()
+    async with world_of(server.url, database_url, 1) as world, opened(endpoint, server.url) as tab:
+        await tab.live()
+        await world.move(world.vendors[0], (LAT + 0.004, LONG + 0.009))
+        await shows(tab, as_sent(world))
+        off = await tab.run(
+            """async (id) => {
+              const { map, fleet } = liveMap;
+              const mover = fleet.get(id);
+              const icon = L.divIcon({ iconSize: [0, 0] });
+              const pin = L.marker([mover.card.lat, mover.card.long], { icon }).addTo(map).getElement();
+              pin.style.border = pin.style.margin = 0;
+              const off = [];
+              const frame = () => new Promise(requestAnimationFrame);
+              for (const act of [() => map.setZoom(15), () => map.panBy([120, -60]), () => map.setZoom(12)]) {
+                act();
+                for (const until = performance.now() + 450; performance.now() < until || map._animatingZoom; ) {
+                  await frame();
+                  const box = pin.getBoundingClientRect();
+                  off.push(Math.hypot(mover.px - box.x, mover.py - box.y));
+                }
+              }
+              await frame();
+              await frame();
+              const box = pin.getBoundingClientRect();
+              return { off, end: Math.hypot(mover.px - box.x, mover.py - box.y) };
+            }""",
+            world.vendors[0].vendor_id,
+        )
+        moving = sorted(off["off"])
+        assert len(moving) > 6
+        # the browser moves its pin between two of our frames: one of a zoom's few may differ by a step
+        assert moving[len(moving) // 2] < 2, "pixels, most of the time"
+        assert off["end"] < 1
+        assert tab.errors == []
+
+
 async def test_a_cut_network_is_said_and_mended(endpoint: Chromium, serve: Serve, database_url: str) -> None:
     """In a tunnel the map must not pretend to be live; after it, nobody should have to reload."""
     server = await serve()

@@ -14,6 +14,19 @@ const NAMED_FROM = 14;
 /** With more than this in view each is drawn on whole pixels. */
 const MOST_BETWEEN = 300;
 
+/** How long Leaflet zooms, ms, and how far it has come after a part of that: cubic-bezier(0, 0, 0.25, 1). */
+const ZOOM_TAKES = 250;
+
+function eased(part) {
+  let [low, high] = [0, 1];
+  for (let turn = 0; turn < 14; turn += 1) {
+    const t = (low + high) / 2;
+    if (0.75 * (1 - t) * t * t + t ** 3 < part) low = t;
+    else high = t;
+  }
+  return 3 * (1 - low) * low * low + low ** 3;
+}
+
 function kindOf(card) {
   if (!card.online) return "offline";
   return card.open ? "open" : "closed";
@@ -111,7 +124,30 @@ export const FleetLayer = ViewCanvas.extend({
 
   onAdd(map) {
     ViewCanvas.prototype.onAdd.call(this, map);
+    this._canvas.classList.remove("leaflet-zoom-animated");
     this.colours();
+  },
+
+  // while the map zooms the signs are drawn on, as large as ever, along the way on which Leaflet moves the ground
+
+  _zooming() {},
+
+  _animate() {
+    this._from = this.view();
+    this._since = performance.now();
+    this.changed();
+  },
+
+  view() {
+    const to = ViewCanvas.prototype.view.call(this);
+    const part = this._from === undefined ? 1 : (performance.now() - this._since) / ZOOM_TAKES;
+    if (part >= 1) {
+      this._from = undefined;
+      return to;
+    }
+    const [from, gone] = [this._from, eased(part)];
+    const between = (name) => from[name] + (to[name] - from[name]) * gone;
+    return { ...to, scale: between("scale"), x: between("x"), y: between("y") };
   },
 
   /** The theme, or the resolution, has changed. */
@@ -149,7 +185,7 @@ export const FleetLayer = ViewCanvas.extend({
     this._request = undefined;
     if (!this._map) return;
     const now = performance.now();
-    const moving = now < this.fleet.until;
+    const moving = now < this.fleet.until || this._from !== undefined;
     if (!this._busy && (moving || this._dirty || this._wasMoving)) {
       this._dirty = false;
       // once more when all have arrived, so that they are drawn where they are
