@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Callable
 from functools import cached_property
 from importlib.resources import files
@@ -34,6 +35,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+HOST = re.compile(r"[a-zA-Z0-9.-]+(?::[0-9]+)?|\[[0-9a-fA-F:]+\](?::[0-9]+)?")
 FOREVER = "public, max-age=31536000, immutable"
 PERMISSIONS = "geolocation=(self), screen-wake-lock=(self), camera=(), microphone=()"
 
@@ -113,7 +115,7 @@ class Pages:
         headers = {
             "Cache-Control": "no-cache",
             "ETag": f'"{hashlib.sha256(page.body).hexdigest()[:20]}"',
-            "Content-Security-Policy": policy(self._settings.tiles_url),
+            "Content-Security-Policy": policy(self._settings.tiles_url, request.host),
             "Permissions-Policy": PERMISSIONS,
             # street tile servers want to know from where; nobody gets more than the origin
             "Referrer-Policy": "strict-origin-when-cross-origin",
@@ -183,19 +185,22 @@ def answer(request: web.Request, file: File, headers: dict[str, str]) -> web.Res
     )
 
 
-def policy(tiles_url: str | None) -> str:
+def policy(tiles_url: str | None, host: str) -> str:
     """What the pages may load: this server's files, images by HTTPS from anywhere, street tiles from where they are."""
     images = ["'self'", "data:", "https:"]
     if tiles_url is not None and tiles_url.startswith("http://"):
         images.append("http://" + urlsplit(tiles_url).netloc.replace("{s}", "*"))
+    connections = ["'self'"]
+    if HOST.fullmatch(host):
+        # older browsers do not count WebSockets of the same origin as 'self'
+        connections += [f"ws://{host}", f"wss://{host}"]
     return "; ".join(
         [
             "default-src 'none'",
             "script-src 'self'",
             "style-src 'self'",
             f"img-src {' '.join(images)}",
-            # older browsers do not count WebSockets of the same origin as 'self'
-            "connect-src 'self' ws: wss:",
+            f"connect-src {' '.join(connections)}",
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",

@@ -118,8 +118,16 @@ async def test_the_clock(serve: Serve, browser: aiohttp.ClientSession) -> None:
 
 def test_tiles_over_https_need_no_rule_of_their_own() -> None:
     """Only plain http is named; a tile server's many hosts are written as one."""
-    assert pages.policy("https://a.example/{z}/{x}/{y}") == pages.policy(None)
-    assert "http://*.tiles.example" in pages.policy("http://{s}.tiles.example/{z}/{x}/{y}.png")
+    assert pages.policy("https://a.example/{z}/{x}/{y}", "h") == pages.policy(None, "h")
+    assert "http://*.tiles.example" in pages.policy("http://{s}.tiles.example/{z}/{x}/{y}.png", "h")
+
+
+def test_connections_go_to_this_host_only() -> None:
+    """The host is what the client says it is: nothing but a host may get into the policy."""
+    assert "connect-src 'self' ws://map.example:81 wss://map.example:81;" in pages.policy(None, "map.example:81")
+    assert "connect-src 'self' ws://[::1]:8080 wss://[::1]:8080;" in pages.policy(None, "[::1]:8080")
+    for forged in ("a b", "a; script-src *", "*", "", "a,b"):
+        assert "connect-src 'self';" in pages.policy(None, forged)
 
 
 @pytest.mark.parametrize(
