@@ -228,7 +228,10 @@ function mark() {
 // the chosen vendor
 
 const panel = new Panel({
-  onChoose: (vendorId, pan = false) => choose(vendorId, pan),
+  onChoose: (vendorId, pan = false) => {
+    walk = [];
+    choose(vendorId, pan);
+  },
   onFollow: () => setFollowing(!following),
   onFilter: () => {
     look();
@@ -443,11 +446,9 @@ function refreshSoon() {
 
 // pointer and keys
 
-let clicked = false;
 map.on("click", ({ containerPoint }) => {
   if (tool.mode !== null) return;
   const mover = layer.near(containerPoint);
-  clicked = true;
   choose(mover?.card.vendorId ?? null);
 });
 
@@ -464,10 +465,15 @@ map.on("mousemove", ({ containerPoint }) => {
 });
 map.on("mouseout movestart zoomstart", () => (tip.hidden = true));
 
+/** The order in which the keys go from vendor to vendor: the list's when they began, though the map moves meanwhile. */
+let walk = [];
+
 function next(step) {
-  if (order.length === 0) return;
-  const index = order.indexOf(chosen);
-  choose(order[index === -1 ? 0 : (index + step + order.length) % order.length], true);
+  if (chosen === null || !walk.includes(chosen)) walk = order;
+  const there = walk.filter((vendorId) => fleet.get(vendorId) !== undefined);
+  if (there.length === 0) return;
+  const index = there.indexOf(chosen);
+  choose(there[index === -1 ? 0 : (index + step + there.length) % there.length], true);
 }
 
 const act = {
