@@ -33,6 +33,7 @@ from streamer.live import LiveIndex
 from streamer.loader import Loader
 from streamer.metrics import Metrics, Parts
 from streamer.pages import Pages
+from streamer.plans import Plans
 from streamer.positions import Positions
 from streamer.pulse import Pulse
 from streamer.rate import Allowances
@@ -102,6 +103,9 @@ class Server:
             deleted=lambda vendor_id: self.sockets.deleted((vendor_id,)),
             tally=tally,
         )
+        self.plans = Plans(store, self.bus, clock, settings.free_interval) if settings.free_interval else None
+        if self.plans is not None:
+            self.bus.fleet.shows = self.plans.shows
         self.watches = Watches(self.index, self.bus, clock)
         self.feed = (
             Feed(
@@ -238,6 +242,7 @@ class Server:
                 "partitions": self._keep_partitions,
                 "census": self.census.run,
                 **({} if self.keys is None else {"keys": self.keys.run}),
+                **({} if self.plans is None else {"plans": self.plans.run}),
                 "pulse": self.pulse.run,
                 "condition": self.health.watch,
                 **({} if self.feed is None else {"feed": self.feed.run}),

@@ -44,6 +44,7 @@ from streamer.registers import (
     Versions,
     cells_key,
     channel,
+    once_key,
     place,
     place_key,
     placed,
@@ -246,6 +247,23 @@ class Bus:
                 posted = self._posted.pop(vendor_id, None)
                 if posted is not None:
                     self._leave(posted.cell, vendor_id, Leaving(posted.versions, gone=False, unplace=True))
+
+    async def once(self, vendor_ids: Sequence[str], every: int) -> dict[str, int]:
+        """Which of these did something, on whatever process, less than `every` ms ago: ms until they may again.
+
+        The others may, and are remembered as having done it now; so are those whose Redis is away, by nobody.
+        """
+        commands: list[Command] = []
+        for vendor_id in vendor_ids:
+            key = once_key(vendor_id)
+            commands.append(Command(key, ("SET", key, self.index.me, "NX", "PX", every)))
+            commands.append(Command(key, ("PTTL", key)))
+        answers = await self._nodes.run(commands) if commands else []
+        return {
+            vendor_id: int(left)
+            for vendor_id, done, left in zip(vendor_ids, answers[::2], answers[1::2], strict=True)
+            if done is None and type(left) is int and left > 0
+        }
 
     # what its watchers need
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from streamer.live import Card, LiveIndex, Presence
 
@@ -20,6 +20,16 @@ class Part:
     ALL: Final = 31
 
 
+class Fix(NamedTuple):
+    """Where a vendor was: `timestamp` ms, degrees, m/s."""
+
+    timestamp: int
+    lat: float
+    long: float
+    heading: float | None
+    speed: float | None
+
+
 class Fleet:
     """Puts this process's vendors into the live index and marks them for the bus; `mark(vendor_id, part)`."""
 
@@ -27,6 +37,8 @@ class Fleet:
         self.index = index
         self.sockets: dict[str, int] = {}
         """Open sockets per vendor served; 0 for one that was served and has not left the map yet."""
+        self.shows: Callable[[str, Fix], bool] | None = None
+        """Whether a fix is shown at once; None: each is."""
         self._reported: dict[str, int] = {}
         self._mark = mark
         self._changed = changed
@@ -97,8 +109,16 @@ class Fleet:
         speed: float | None,
         now: int,
     ) -> None:
-        """The newest fix of a vendor served here, if it is newer than what is known."""
+        """The newest fix of a vendor served here, if it is newer than what is known and its plan lets it be shown."""
+        if self.shows is not None and not self.shows(vendor_id, Fix(timestamp, lat, long, heading, speed)):
+            return
         if vendor_id in self.sockets and self.index.put_fix(vendor_id, timestamp, lat, long, heading, speed, now):
+            self._mark(vendor_id, Part.FIX)
+            self._changed()
+
+    def show(self, vendor_id: str, fix: Fix, now: int) -> None:
+        """A fix that had to wait for an answer."""
+        if vendor_id in self.sockets and self.index.put_fix(vendor_id, *fix, now):
             self._mark(vendor_id, Part.FIX)
             self._changed()
 

@@ -48,6 +48,12 @@ RIGHTS = (
         ("id", "at", "transaction", "table", "rowId", "action", "clerkId"),
         "who was deleted or changed since it looked last",
     ),
+    Right(
+        "subscriptions",
+        "SELECT",
+        ("userId", "status", "startDate", "endDate"),
+        "who pays, where STREAMER_FREE_INTERVAL is set",
+    ),
     Right("locations", "INSERT", ("id", "vendorId", "lat", "long", "timestamp"), "storing pings"),
     Right("locations", "SELECT", ("id", "vendorId", "lat", "long", "timestamp"), "history, and a vendor's newest ping"),
 )

@@ -114,6 +114,11 @@ def positions_key(cell: int) -> bytes:
     return channel(cell) + b":now"
 
 
+def once_key(vendor_id: str) -> bytes:
+    """The key that says that a vendor without a plan went live lately."""
+    return b"v1:once:" + vendor_id.encode()
+
+
 def place_key(vendor_id: str) -> bytes:
     """The key that says in which bus cell a vendor was last written."""
     return b"v1:at:" + vendor_id.encode()

@@ -121,6 +121,12 @@ class Settings(BaseSettings):
     vendor_changes: float = _setting(
         0.5, "a vendor that opens and closes more often, beyond ten times at once, has to say it again", "1/s", gt=0
     )
+    free_interval: float = _setting(
+        0.0,
+        "a vendor whose user has no active subscription goes live no more often than this, as 3600; 0: as any other",
+        "s",
+        ge=0,
+    )
     live_max_age: float = _setting(600.0, "an older fix is history only", "s", gt=0)
     offline_after: float = _setting(60.0, "online this long after the socket or last HTTP ping", "s", gt=0)
     leave_after: float = _setting(600.0, "gone from the map this long after going offline", "s", gt=0)

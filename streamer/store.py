@@ -130,6 +130,14 @@ WHERE c."table" = 'users' AND c."action" = 'delete' AND c."at" > now() AT TIME Z
     AND NOT EXISTS (SELECT FROM "users" u WHERE u."clerkId" = c."clerkId")
 """
 
+PAYING = """
+SELECT v."id" FROM "vendors" v WHERE v."id" = ANY($1::text[]) AND EXISTS (
+    SELECT FROM "subscriptions" s WHERE s."userId" = v."userId" AND s."status" = 'active'
+        AND s."startDate" <= now() AT TIME ZONE 'UTC'
+        AND (s."endDate" IS NULL OR s."endDate" > now() AT TIME ZONE 'UTC')
+)
+"""
+
 # For whom it is done is for the audit's trigger, and holds as long as this statement.
 SET_OPEN = """
 UPDATE "vendors" SET "open" = $2, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
@@ -407,6 +415,13 @@ class Store:
         """Those of these vendors that there are, in no order."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
         return await self._vendors(CARDS, asked) if asked else []
+
+    async def paying(self, vendor_ids: Sequence[str]) -> set[str]:
+        """Those of these vendors whose user has an active subscription now."""
+        asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
+        if not asked:
+            return set()
+        return {row[0] for row in await self._answer(lambda connection: connection.fetch(PAYING, asked))}
 
     async def changes(self, after: int, since: int, limit: int) -> Changes:
         """Changes of users and vendors with an id above `after`, by transactions from `since` on."""
