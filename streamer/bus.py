@@ -76,15 +76,18 @@ ROUND = 16
 """Cells read at the same time."""
 ROAMING = -1
 """In place of a cell: what is said to all."""
+OUTDATED = -1
+"""In place of a cell: another process knows of a newer fix."""
 SLICE = 500
 """Vendors taken into the index before the event loop gets its turn."""
 
 
 class Posted(NamedTuple):
-    """Where this process wrote a vendor, and the versions it wrote."""
+    """Where this process wrote a vendor, the versions it wrote, and whether that is `sure` to have been done."""
 
     cell: int
     versions: Versions
+    sure: bool = True
 
 
 class Leaving(NamedTuple):
@@ -196,6 +199,8 @@ class Bus:
         self._retry: dict[str, int] = {}
         self._unplaced: set[str] = set()
         self._gone: set[str] = set()
+        # left to another process, which may not know of their last fix here
+        self._bequeathed: dict[str, Vendor] = {}
         self._posted: dict[str, Posted] = {}
         self._leaving: dict[int, dict[str, Leaving]] = {}
         self._marks: dict[int, bytes] = {}
@@ -290,6 +295,8 @@ class Bus:
                     else:
                         complete = False
         except TimeoutError:
+            # The look-up of the listed ones may have been broken off, and with it what would have tried it again.
+            self._find_again([id for id in ids if id not in self._followed])
             return False
         return complete
 
@@ -355,7 +362,7 @@ class Bus:
     async def _flush_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if self._retry or self._leaving or self._gone:
+            if self._retry or self._leaving or self._gone or self._bequeathed:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RETRY):
                         await self._wake.wait()
@@ -384,6 +391,11 @@ class Bus:
 
     async def _write(self, dirty: dict[str, int]) -> None:
         fleet, index, nodes = self.fleet, self.index, self._nodes
+        if not self._known and dirty:
+            # Before its vendors: who reads of a process that was never heard of takes it for dead. And if Redis forgets
+            # what comes after this, it has forgotten this too.
+            (added,) = await nodes.run([Command(ROAM, ("ZADD", OWNERS, self._clock(), index.me))])
+            self._known = not refused(added)
         claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in fleet]
         seen = await self._adopt(claims) if claims else {}
         moved = await self._place(dirty, seen)
@@ -399,7 +411,10 @@ class Bus:
             posted = self._posted.get(id)
             if id in moved:
                 if moved[id] != at:
-                    self._again_later(id, parts)  # it moved on meanwhile, or another process knows of a newer fix
+                    if moved[id] != OUTDATED:
+                        # It moved on meanwhile, perhaps back: what it was before in any cell is on its way out.
+                        self._posted[id] = Posted(moved[id], versions_of(vendor), sure=False)
+                    self._again_later(id, Part.ALL)
                     continue
                 parts = Part.ALL
             elif posted is None or posted.cell != at:
@@ -422,13 +437,13 @@ class Bus:
                     batch.gone.append(id)
                 elif vendor is not None and vendor.timestamp >= 0 and vendor.card.version >= 0:
                     batch.add(vendor, Part.ALL, store=False)
+        bequeathed, self._bequeathed = self._bequeathed, {}
+        for vendor in bequeathed.values():
+            roam.add(vendor, Part.FIX, store=False)
         gone = tuple(self._gone)
         roam.gone += gone
         if unfound := [id for id in gone if not any(id in entries for entries in self._leaving.values())]:
             await self._drop_unfound(unfound)
-        if not self._known and batches:
-            # Before its vendors: who reads of a process that was never heard of takes it for dead.
-            await nodes.run([Command(ROAM, ("ZADD", OWNERS, self._clock(), index.me))])
         commands: list[Command] = []
         of: list[int] = []
         for at, batch in batches.items():
@@ -461,6 +476,7 @@ class Bus:
                 self._remember(at, answer)
         self._settle(failed, told, leaving)
         if ROAMING in failed:
+            self._bequeathed = bequeathed | self._bequeathed
             for id in roaming:
                 self._again_later(id, Part.PRESENCE)
         else:
@@ -473,7 +489,7 @@ class Bus:
         for id, value in zip(vendor_ids, values, strict=True):
             spot = None if refused(value) else placed(value)
             if spot is not None:
-                self._leave(spot[1], id, Leaving(ANY_VERSION, gone=True, unplace=True))
+                self._leave(spot.cell, id, Leaving(ANY_VERSION, gone=True, unplace=True))
 
     async def _unplace(self, failed: set[int], leaving: dict[int, dict[str, Leaving]]) -> None:
         """Forget the places of vendors that left the map."""
@@ -494,10 +510,11 @@ class Bus:
         """Book what a flush did, and keep what it could not do."""
         for at, states in told.items():
             for id, (parts, versions) in states.items():
-                if at in failed:
-                    self._again_later(id, parts)
-                elif id in self.fleet:
-                    self._posted[id] = Posted(at, versions)
+                if id in self.fleet:
+                    # Also where it failed: what was asked for may have been done.
+                    self._posted[id] = Posted(at, versions, sure=at not in failed)
+                    if at in failed:
+                        self._again_later(id, parts)
                 else:
                     # Let go, departed or deleted while this was on its way.
                     self._leave(at, id, Leaving(versions, gone=False, unplace=False))
@@ -546,22 +563,23 @@ class Bus:
                 if posted.cell == at:
                     self.mark(id, Part.ALL)
 
-    async def _adopt(self, vendor_ids: list[str]) -> dict[str, bytes | None]:
+    async def _adopt(self, vendor_ids: list[str]) -> dict[str, bytes]:
         """Learn where vendors that this process begins to serve were, and go on from there if they are still live.
 
-        Gives what their places are now; one whose place can't be asked is looked for again later.
+        Gives what their places are, unless a living process said so: it is about to write there what is newer.
+        One whose place can't be asked is looked for again later.
         """
-        seen: dict[str, bytes | None] = {}
+        seen: dict[str, tuple[bytes, str]] = {}
         by_cell: dict[int, list[str]] = {}
         values = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in vendor_ids])
         for id, value in zip(vendor_ids, values, strict=True):
             if refused(value):
                 self._unplaced.add(id)
                 continue
-            seen[id] = value
             spot = placed(value)
             if spot is not None:
-                by_cell.setdefault(spot[1], []).append(id)
+                seen[id] = (value, spot.owner)
+                by_cell.setdefault(spot.cell, []).append(id)
         commands, asked = [], []
         for at, ids in by_cell.items():
             for start in range(0, len(ids), CHUNK):
@@ -576,8 +594,9 @@ class Bus:
                     self._unplaced.add(id)
                 else:
                     found.append((id, at, Registers(*answer[number * 4 : number * 4 + 4])))
-        await self._hear_of({owner for _, _, registers in found if (owner := registers.owner()) is not None})
-        now, fleet = self._clock(), self.fleet
+        owners = {owner for _, _, registers in found if (owner := registers.owner()) is not None}
+        await self._hear_of(owners | {owner for _, owner in seen.values()})
+        now, fleet, index = self._clock(), self.fleet, self.index
         for id, at, registers in found:
             if id not in fleet or registers.fix is None:
                 continue
@@ -590,7 +609,7 @@ class Bus:
                 else:
                     self._yield(id)
         self._changed()
-        return seen
+        return {id: value for id, (value, owner) in seen.items() if owner == index.me or self._silent(owner)}
 
     def _serve(self, vendor_id: str, now: int) -> None:
         """Another process told of this one's vendor: go on serving it, or don't."""
@@ -610,12 +629,16 @@ class Bus:
             self._dirty.pop(vendor_id, None)
             self._retry.pop(vendor_id, None)
             posted = self._posted.pop(vendor_id, None)
+            said = posted is not None and posted.sure and posted.versions.fix >= versions_of(vendor).fix
+            if vendor.timestamp >= 0 and not said:
+                self._bequeathed[vendor_id] = vendor
+                self._wake.set()
             if posted is not None and posted.cell != parent(vendor.cell, BUS_LEVEL):
                 self._leave(posted.cell, vendor_id, Leaving(posted.versions, gone=False, unplace=False))
             self._left_what_is_heard(vendor)
 
-    async def _place(self, dirty: dict[str, int], seen: dict[str, bytes | None]) -> dict[str, int]:
-        """Tell where vendors are that moved to another cell or process; gives their cells as told, -1 if outdated."""
+    async def _place(self, dirty: dict[str, int], seen: dict[str, bytes]) -> dict[str, int]:
+        """Tell where vendors are that moved to another cell or process; gives their cells as told."""
         told: dict[str, int] = {}
         commands: list[Command] = []
         vendors: list[Vendor] = []
@@ -644,8 +667,8 @@ class Bus:
                 spot = None
             else:
                 spot = placed(answer)
-                if spot is not None and spot[0] > timestamp and answer != seen.get(id):
-                    told[id] = -1
+                if spot is not None and spot.timestamp > timestamp and answer != seen.get(id):
+                    told[id] = OUTDATED
                     self._again_later(id, Part.ALL)
                     self._wake.set()
                     continue
@@ -653,7 +676,7 @@ class Bus:
             if entries is not None and entries.pop(id, None) is not None and not entries:
                 del self._leaving[at]
             posted = self._posted.get(id)
-            for old in {spot and spot[1], posted and posted.cell} - {None, at}:
+            for old in {spot and spot.cell, posted and posted.cell} - {None, at}:
                 assert old is not None
                 self._leave(old, id, Leaving(versions, gone=False, unplace=False))
         return told
@@ -697,9 +720,11 @@ class Bus:
             if wanted(id):
                 index.put_http(id, seen_at, now)
         for id, timestamp, lat, long, heading, speed in fixes:
-            if index.put_fix(id, timestamp, lat, long, heading, speed, now) and id in vendors and id not in self.fleet:
+            if index.put_fix(id, timestamp, lat, long, heading, speed, now) and id in vendors:
                 here = parent(vendors[id].cell, BUS_LEVEL)
-                if here != at:
+                if id in self.fleet:
+                    self.mark(id, Part.FIX)  # who left it may have said so without writing it
+                elif here != at:
                     if id in self._listed:
                         self._follow_to(id, here)
                     self._left_what_is_heard(vendors[id])
@@ -749,7 +774,7 @@ class Bus:
         for id, timestamp, lat, long, heading, speed in fixes:
             if id not in wanted:
                 continue
-            index.put_fix(id, timestamp, lat, long, heading, speed, now)
+            newer = index.put_fix(id, timestamp, lat, long, heading, speed, now)
             vendor, told = index.vendors.get(id), bus_cell(lat, long)
             if vendor is None:
                 continue
@@ -760,6 +785,8 @@ class Bus:
             if id in fleet and (told != here or (posted is not None and posted.cell != here)):
                 # Another process moved it, and what is written here is outdated; or that one's is, and must yield.
                 self.mark(id, Part.ALL)
+            elif id in fleet and newer:
+                self.mark(id, Part.FIX)  # said to all, but maybe not yet written and told where it is
         for id in mine:
             self._serve(id, now)
         self._changed()
@@ -945,8 +972,11 @@ class Bus:
                 complete = False
                 continue
             spot = placed(value)
-            if spot is not None:
-                self._follow_to(id, spot[1])
+            vendor = self.index.vendors.get(id)
+            if vendor is not None and vendor.timestamp > (-1 if spot is None else spot.timestamp):
+                self._follow_to(id, parent(vendor.cell, BUS_LEVEL))  # it was heard of while it was asked for
+            elif spot is not None:
+                self._follow_to(id, spot.cell)
         if not complete:
             unknown = [id for id, value in zip(vendor_ids, places, strict=True) if refused(value)]
             asyncio.get_running_loop().call_later(RETRY, self._find_again, unknown)

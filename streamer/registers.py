@@ -134,12 +134,21 @@ def place(timestamp: int, cell: int, owner: str) -> bytes:
     return b"%013d%b %b" % (timestamp, cell_name(cell).encode(), owner.encode())
 
 
-def placed(value: bytes | None) -> tuple[int, int] | None:
-    """The version and the cell of a vendor's place; None for none, and for what is no place."""
+class Place(NamedTuple):
+    """Where a vendor is: the version and the cell, and the process that said so."""
+
+    timestamp: int
+    cell: int
+    owner: str
+
+
+def placed(value: bytes | None) -> Place | None:
+    """A vendor's place as it was written; None for none, and for what is no place."""
     if value is None:
         return None
     try:
-        return int(value[:13]), named_cell(value[13:].partition(b" ")[0].decode())
+        cell, _, owner = value[13:].partition(b" ")
+        return Place(int(value[:13]), named_cell(cell.decode()), owner.decode())
     except ValueError:
         return None
 

@@ -21,6 +21,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
+        self._stranded: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -49,6 +50,10 @@ class Proxy:
         """Pass on again, also what was held."""
         self._flows.set()
 
+    def strand(self) -> None:
+        """Pass nothing on in the connections of now, without a word and for ever; new ones work."""
+        self._stranded |= self._writers
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         own = asyncio.current_task()
@@ -69,6 +74,7 @@ class Proxy:
             await asyncio.gather(self._pump(reader, back, ends), self._pump(there, writer, ends))
         finally:
             self._writers -= ends
+            self._stranded -= ends
             for end in ends:
                 end.transport.abort()
 
@@ -80,6 +86,10 @@ class Proxy:
                 if self.lag:
                     await asyncio.sleep(self._random.uniform(0, self.lag))
                 await self._flows.wait()
+                if target in self._stranded:
+                    continue
+                if source.exception() is not None:
+                    break  # reset while this was held: a network would have lost it
                 target.write(data)
                 await target.drain()
         for end in ends:
