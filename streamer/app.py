@@ -24,6 +24,7 @@ from streamer.bus import Bus
 from streamer.census import Census, Heard
 from streamer.doors import Doors
 from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.events import Events
 from streamer.feed import Feed, Status
 from streamer.files import CLIENT, client_folder, handing_out
 from streamer.health import Health
@@ -167,6 +168,7 @@ class Server:
             self.ticker.changed,
             tally,
         )
+        self.events = Events(settings, self.sockets, self.watches, self.authenticator, clock, self.ticker.changed)
         self.http = Http(settings, store, self.loader, self.watches, self.authenticator, clock)
         self.reports = Reports(
             settings,
@@ -219,6 +221,7 @@ class Server:
                 web.get("/metrics", self.metrics.metrics),
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
+                web.get("/v1/watch/events", self.events.watch, allow_head=False),
                 web.get("/v1/vendors/nearby", self.http.nearby),
                 web.get("/v1/vendors/{id}", self.http.card),
                 web.get("/v1/vendors/{id}/locations", self.http.history),
@@ -239,6 +242,7 @@ class Server:
                 "ticker": self.ticker.run,
                 "expire": lambda: self.ticker.expire(self.bus.departed),
                 "heartbeat": self.sockets.heartbeat,
+                "events-heartbeat": self.events.heartbeat,
                 "partitions": self._keep_partitions,
                 "census": self.census.run,
                 **({} if self.keys is None else {"keys": self.keys.run}),
@@ -255,7 +259,8 @@ class Server:
         """Let nobody in, send every client away, acked and with a time to be back at, store what is left; bounded."""
         until = asyncio.get_running_loop().time() + self.settings.drain_timeout
         self.sockets.draining = True
-        await self.sockets.send_away(self.settings.drain_timeout)
+        within = self.settings.drain_timeout
+        await asyncio.gather(self.sockets.send_away(within), self.events.send_away(within))
         left = until - asyncio.get_running_loop().time()
         if not await self.batcher.drain(max(MOST_HURRIED, left)):
             log.error("pings were left unstored and unacked; their apps send them again", pings=self.batcher.pings)

@@ -104,7 +104,7 @@ def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
 
 
 def counting(tally: Tally, process: str) -> Middleware:
-    """A middleware around `problems`: counts requests and how long they took; a WebSocket is none.
+    """A middleware around `problems`: counts requests and how long they took; what stays open is none.
 
     Gives each connection a name, unique among all processes, that every line of the log about it has.
     """
@@ -115,7 +115,7 @@ def counting(tally: Tally, process: str) -> Middleware:
         began = time.monotonic()
         structlog.contextvars.bind_contextvars(connection=f"{process}-{next(numbers)}")
         response = await handler(request)
-        if not isinstance(response, web.WebSocketResponse):
+        if not isinstance(response, web.WebSocketResponse) and response.content_type != "text/event-stream":
             resource = request.match_info.route.resource
             route = resource.canonical if resource is not None else "none"
             tally.requests[request.method if request.method in METHODS else "other", route, response.status] += 1
@@ -153,9 +153,9 @@ class Http:
             if name in ("lat", "long", "lng", "lon", "latitude", "longitude", "radius", "limit")
         }
         lat, long = protocol.position(query)
-        radius, limit = query.get("radius", 5000.0), query.get("limit", 50)
-        if not 1 <= limit <= 1000:  # as NaN is not, either
-            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit is 1 to 1000, not {limit:g}")
+        radius, limit = query.get("radius", 5000.0), query.get("limit", 50.0)
+        if not (1 <= limit <= 1000 and limit.is_integer()):
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit is a whole number, 1 to 1000, not {limit:g}")
         if not 0 <= radius <= self._settings.max_radius:
             raise ProtocolError(
                 ErrorCode.AREA_TOO_LARGE if radius > 0 else ErrorCode.INVALID_AREA,

@@ -154,15 +154,15 @@ class Parts(Collector):
 
     def _connections(self) -> Iterator[Metric]:
         sockets, tally = self._sockets, self._tally
-        kinds: dict[tuple[str, ...], float] = {("vendor",): 0.0, ("watch",): 0.0}
+        kinds: dict[tuple[str, ...], float] = {("vendor",): 0.0, ("watch",): 0.0, ("events",): 0.0}
         opened = {kind: float(tally.opened[kind[0]]) for kind in kinds}
         for (kind, _), count in tally.closed.items():
             kinds[kind,] -= count
         kinds = {kind: opened[kind] + closed for kind, closed in kinds.items()}
-        yield gauges("streamer_connections", "Open WebSockets.", ("kind",), kinds)
-        yield counters("streamer_connections_opened", "WebSockets that opened.", ("kind",), opened)
+        yield gauges("streamer_connections", "Open WebSockets and streams.", ("kind",), kinds)
+        yield counters("streamer_connections_opened", "WebSockets and streams that opened.", ("kind",), opened)
         closed = {(kind, code_label(code)): count for (kind, code), count in tally.closed.items()}
-        yield counters("streamer_connections_closed", "WebSockets that ended.", ("kind", "code"), closed)
+        yield counters("streamer_connections_closed", "WebSockets and streams that ended.", ("kind", "code"), closed)
         yield gauge("streamer_slow_clients", "Clients that have not taken all they were sent.", sockets.behind)
         yield gauge("streamer_unread_bytes", "Bytes that wait for them.", sockets.unread)
         refused = {(code,): count for code, count in tally.refused.items()}

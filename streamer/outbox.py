@@ -21,6 +21,11 @@ def chunk_framing(payload: bytes) -> bytes:
     return b"%x\r\ndata: %s\n\n\r\n" % (len(payload) + 8, payload)
 
 
+def event_framing(payload: bytes) -> bytes:
+    """A message as one Server-Sent Event, for HTTP/1.0, which knows no chunks."""
+    return b"data: %s\n\n" % payload
+
+
 PING_FRAME = b"\x89\x00"
 
 
@@ -88,3 +93,22 @@ class EventOutbox(Outbox):
     def framing(self) -> Callable[[bytes], bytes]:
         """As an event in a chunk."""
         return chunk_framing
+
+    def event(self, lines: bytes) -> None:
+        """Send what is no message: a comment, or how long to wait before coming back."""
+        self.write(b"%x\r\n%s\r\n" % (len(lines), lines))
+
+
+class EventOutbox10(EventOutbox):
+    """The same for a client or proxy that speaks HTTP/1.0."""
+
+    __slots__ = ()
+
+    @property
+    def framing(self) -> Callable[[bytes], bytes]:
+        """As an event."""
+        return event_framing
+
+    def event(self, lines: bytes) -> None:
+        """Send what is no message."""
+        self.write(lines)

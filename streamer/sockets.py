@@ -157,8 +157,10 @@ class Sockets:
         """Connections that had not taken all they were sent at the last look."""
         self.unread = 0
         """Bytes that waited for them."""
-        self._tally = tally or Tally()
+        self.tally = tally or Tally()
         self.connections: set[Connection] = set()
+        self.streams = 0
+        """Event streams, which take room like sockets."""
         self.draining = False
         """Nothing more is read or let in: the server stops."""
         self._settings = settings
@@ -316,9 +318,7 @@ class Sockets:
     # inside
 
     async def _open(self, request: web.Request, kind: str) -> Connection:
-        self._may_open(request)
-        await self._enter()
-        self._has_room()
+        await self.let_in(request)
         ws = web.WebSocketResponse(
             timeout=CLOSE_TIMEOUT,
             autoping=False,
@@ -334,11 +334,21 @@ class Sockets:
         if transport is None:
             raise ConnectionResetError("the client went away during the handshake")
         connection = Connection(kind, ws, request.protocol, Outbox(transport), asyncio.get_running_loop().time())
-        forwarded = request.headers.getall("X-Forwarded-For", ())
-        connection.seat = self._seats.take(client_address(request.remote, forwarded, self._settings.trusted_hops))
+        connection.seat = self.seat_of(request)
         self.connections.add(connection)
-        self._tally.opened[kind] += 1
+        self.tally.opened[kind] += 1
         return connection
+
+    async def let_in(self, request: web.Request) -> None:
+        """Wait until a connection that stays may be opened; refuses who may not, or for whom there is no room."""
+        self._may_open(request)
+        await self._enter()
+        self._has_room()
+
+    def seat_of(self, request: web.Request) -> Seat:
+        """A seat for a client's connection; it is the caller's to leave it."""
+        forwarded = request.headers.getall("X-Forwarded-For", ())
+        return self._seats.take(client_address(request.remote, forwarded, self._settings.trusted_hops))
 
     async def _enter(self) -> None:
         """Wait for one's turn; refused are those who come while the server stops or too many wait."""
@@ -367,10 +377,10 @@ class Sockets:
         self._has_room()
 
     def _has_room(self) -> None:
-        if len(self.connections) >= self._settings.max_connections:
+        if (count := len(self.connections) + self.streams) >= self._settings.max_connections:
             raise ProtocolError(
                 ErrorCode.OVERLOADED,
-                f"{len(self.connections)} connections are open, no more are taken: come again, here or elsewhere",
+                f"{count} connections are open, no more are taken: come again, here or elsewhere",
                 retry_after_ms=RETRY_AFTER_MS,
             )
 
@@ -381,7 +391,7 @@ class Sockets:
         if connection.closing is not None:
             await connection.closing
         code = connection.code or connection.ws.close_code or NOT_CLOSED
-        self._tally.closed[connection.kind, code if code in TOLD_CODES else OTHER_CODE] += 1
+        self.tally.closed[connection.kind, code if code in TOLD_CODES else OTHER_CODE] += 1
         # What a client did is for who asks; what was done to one is for the record.
         tell = log.debug if connection.code in (None, CloseCode.RESTART) else log.info
         tell(
@@ -396,7 +406,7 @@ class Sockets:
         log.debug("closing", code=int(closing.close), error=closing.code, why=closing.message)
         if connection.code is None:
             connection.code = closing.close
-        self._tally.refused[closing.code] += 1
+        self.tally.refused[closing.code] += 1
         with suppress(ConnectionError, RuntimeError):
             connection.outbox.send(protocol.encode_error(closing.code, closing.message))
             await connection.ws.close(code=closing.close, message=closing.message.encode()[:120])
@@ -532,7 +542,7 @@ class Sockets:
             self._bounds,
             live_max_age=live_max_age,
             max_bad_messages=settings.max_bad_messages,
-            tally=self._tally,
+            tally=self.tally,
         )
         loop = asyncio.get_running_loop()
 
@@ -641,7 +651,7 @@ class Sockets:
             except ProtocolError as wrong:
                 patience.bad(wrong)
                 id = id or protocol.named(data)
-                self._tally.refused[wrong.code] += 1
+                self.tally.refused[wrong.code] += 1
                 outbox.send(protocol.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))
             if not outbox.ready():
                 await self._drained(connection)
