@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from streamer import live, protocol
@@ -33,6 +34,8 @@ class Peer:
         )
         self.watches = Watches(self.index, self.bus, self.now)
         self.supervisor = Supervisor()
+        self.lag = 0.0
+        """The longest its loop stood still for others' work, s."""
         self._last = 0
 
     def now(self) -> int:
@@ -49,7 +52,7 @@ class Peer:
 
     async def start(self, *, wait: bool = True) -> None:
         """Start, and wait until Redis answers and is heard."""
-        tasks = {"ticker": self.ticker.run, "expire": lambda: self.ticker.expire(self.bus.departed)}
+        tasks = {"lag": self._lag, "ticker": self.ticker.run, "expire": lambda: self.ticker.expire(self.bus.departed)}
         self.supervisor.start({**tasks, **self.bus.tasks()})
         if wait:
             await self.joined()
@@ -93,6 +96,13 @@ class Peer:
         """A vendor was found deleted here."""
         self.bus.fleet.delete(vendor_id)
         self.bus.mark_gone(vendor_id)
+
+    async def _lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0.1)
+            self.lag = max(self.lag, loop.time() - began - 0.1)
 
     def looks(self) -> Look:
         """A customer of this process who watches nothing yet."""

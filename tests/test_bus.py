@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 import redis.asyncio
 
+from streamer.embedded import ValkeyServer
+from streamer.geo import bus_cell
 from streamer.nodes import Command
-from streamer.registers import PLACE, WRITE
+from streamer.registers import PLACE, WRITE, channel, positions_key
 from tests.apps import circle, eventually
-from tests.peers import Peer
+from tests.peers import Look, Peer
 from tests.proxy import Proxy
 
 HERE = (52.2300, 21.0100)
@@ -80,7 +83,8 @@ def after(peer: Peer, script: str, then: Callable[[], Any]) -> None:
         if any(script in command.words for command in commands):
             peer.bus._nodes.run = run  # type: ignore[method-assign]
             if (waiting := then()) is not None:
-                await waiting
+                # Apart, as what goes wrong with it is nothing that the process must bear.
+                await asyncio.wait({asyncio.create_task(waiting)})
         return answers
 
     peer.bus._nodes.run = hooked  # type: ignore[method-assign]
@@ -114,9 +118,15 @@ async def test_redis_emptied_right_after_writing(redis_url: str, one: Peer, othe
     one.serve("truck", HERE)
     await written(one, "truck")
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        after(one, WRITE, client.flushall)
+        emptied = asyncio.Event()
+
+        async def empty() -> None:
+            await client.flushall()
+            emptied.set()
+
+        after(one, WRITE, empty)
         one.bus._write_anew()  # as after a connection was lost
-        await eventually(lambda: "hooked" not in one.bus._nodes.run.__name__, "Redis emptied")
+        await emptied.wait()
         await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
         await (await other.watch(vendors=["truck"])).sees({"truck": HERE})
 
@@ -169,3 +179,286 @@ async def test_a_list_watched_while_redis_stalls(way: Proxy, one: Peer, other: P
     way.resume()
     await watching.result().sees({"truck": HERE})
     assert one.bus.gaps - gaps <= 1
+
+
+# between processes, while all is well
+
+
+async def closed(look: Look) -> None:
+    """Wait until the truck is shown closed."""
+    await eventually(lambda: not look.view["truck"]["open"], "the truck closed")
+
+
+async def test_what_one_process_does_is_seen_on_another(one: Peer, other: Peer) -> None:
+    """A truck comes, moves, closes, is joined by its second phone, goes, is deleted: customers of both see the same."""
+    looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, other)]
+    one.serve("truck", HERE)
+    for look in looks:
+        await look.sees({"truck": HERE})
+    one.ping("truck", NEAR)
+    one.open("truck", False)
+    for look in looks:
+        await look.sees({"truck": NEAR})
+        await closed(look)
+    one.delete("truck")
+    for look in looks:
+        await look.sees({})
+
+
+async def test_crossing_cells(one: Peer, other: Peer) -> None:
+    """Over a border of what is heard: it leaves where it was, enters where it comes, moves where it is followed."""
+    one.serve("truck", HERE)
+    here, there = [await other.watch(area=circle(*at, 5_000)) for at in (HERE, AFAR)]
+    both, listed = await other.watch(vendors=["truck"]), await other.watch(vendors=["truck", "nobody"])
+    await here.sees({"truck": HERE})
+    await both.sees({"truck": HERE})
+    for at, seeing, empty in ((AFAR, there, here), (NEAR, here, there), (AFAR, there, here)):
+        both.client.kinds.clear()
+        one.ping("truck", at)
+        await seeing.sees({"truck": at})
+        await empty.sees({})
+        for look in (both, listed):
+            await look.sees({"truck": at})
+        assert both.snapshots == 0, "a truck that is followed moves, it does not come anew"
+    assert both.client.left == listed.client.left == []
+
+
+async def test_many_fixes_in_a_tick(one: Peer, other: Peer) -> None:
+    """Of what a truck said in one moment the newest is shown, whatever the order; and it is said once."""
+    look = await other.watch(area=circle(*HERE, 5_000))
+    one.serve("truck", HERE)
+    await look.sees({"truck": HERE})
+    look.client.kinds.clear()
+    began = one.now() + 1
+    order = [3, 1, 9, 7, 9, 2, 8]
+    for step in order:
+        one.ping("truck", (HERE[0] + step * 1e-4, HERE[1]), began + step)
+    await look.sees({"truck": (HERE[0] + 9e-4, HERE[1])})
+    assert len(look.client.kinds) == 1
+
+
+async def test_a_watch_moved_while_its_snapshot_is_read(redis_url: str, other: Peer) -> None:
+    """Who pans on before the first map is there gets the last one, and nothing of those between."""
+    other.serve("here", HERE)
+    other.serve("afar", AFAR)
+    await written(other, "here")
+    await written(other, "afar")
+    async with Proxy(redis_url, lag=0.2, seed=1) as way, Peer(way.url, "slow") as slow:
+        look = slow.looks()
+        for number in range(6):
+            panning = asyncio.create_task(look.watch(area=circle(*(AFAR, HERE)[number % 2], 5_000)))
+            await asyncio.sleep(0.02)
+            panning.cancel()
+            await asyncio.gather(panning, return_exceptions=True)
+        await look.watch(area=circle(*AFAR, 5_000))
+        await look.sees({"afar": AFAR})
+        await look.watch(area=circle(*HERE, 5_000))
+        await look.sees({"here": HERE})
+        look.close()
+        assert not any(listened.refs for listened in slow.bus._cells.values()), "what was given up is held no more"
+
+
+async def test_only_what_is_watched_is_heard(redis_url: str, other: Peer) -> None:
+    """A process is not told of cells that nobody on it watches; one that nobody watches any more is let go."""
+    other.serve("truck", AFAR)
+    async with redis.asyncio.Redis.from_url(redis_url) as client, Peer(redis_url, "third", linger=0.1) as third:
+
+        async def heard() -> set[bytes]:
+            return set(await client.execute_command("PUBSUB", "SHARDCHANNELS"))  # type: ignore[no-untyped-call]
+
+        quiet = await heard()
+        assert len(quiet) == 1, "what is said to all"
+        look = await third.watch(area=circle(*HERE, 100))
+        assert await heard() == quiet | {channel(bus_cell(*HERE))}
+        followed = await third.watch(vendors=["truck"])
+        await followed.sees({"truck": AFAR})
+        assert await heard() == quiet | {channel(bus_cell(*HERE)), channel(bus_cell(*AFAR))}
+        look.close()
+        followed.close()
+
+        async def alone() -> bool:
+            return await heard() == quiet
+
+        await eventually(alone, "the cells let go")
+        assert not third.index.vendors, "a vendor kept of which nothing more is heard"
+
+
+async def test_no_flicker_on_reconnect(one: Peer, other: Peer) -> None:
+    """A truck's app reconnects, here and there: nobody sees it go, come or be offline."""
+    looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, other)]
+    one.serve("truck", HERE)
+    for look in looks:
+        await look.sees({"truck": HERE})
+    at = one
+    for number in range(6):
+        after = (one, other)[number % 4 // 2]
+        if number % 2:
+            at.part("truck")
+            after.serve("truck")
+        else:
+            after.serve("truck")
+            at.part("truck")
+        at = after
+        await asyncio.sleep(0.05)
+    at.ping("truck", NEAR)
+    for look in looks:
+        await look.sees({"truck": NEAR})
+        assert look.client.left == []
+        assert look.client.offline == []
+
+
+# when something fails
+
+
+async def test_a_connection_cut(way: Proxy, one: Peer, other: Peer) -> None:
+    """What happened meanwhile is made good by a snapshot: a truck that moved, one that came, one that left."""
+    for name in ("moves", "leaves", "stays"):
+        other.serve(name, HERE)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    elsewhere = await one.watch(vendors=["moves"])
+    await look.sees(dict.fromkeys(("moves", "leaves", "stays"), HERE))
+    await elsewhere.sees({"moves": HERE})
+    look.client.kinds.clear()
+    way.refusing = True
+    way.cut()
+    await eventually(lambda: not one.bus.up, "the cut noticed")
+    other.ping("moves", NEAR)
+    other.ping("leaves", AFAR)
+    other.serve("comes", HERE)
+    await written(other, "comes")
+    way.refusing = False
+    await look.sees({"moves": NEAR, "stays": HERE, "comes": HERE})
+    await elsewhere.sees({"moves": NEAR})
+    assert look.snapshots >= 1
+    assert one.bus.gaps == 1
+
+
+async def test_a_silent_stall(way: Proxy, one: Peer, other: Peer) -> None:
+    """A connection over which nothing comes any more, without a word, is found out within 3 s and replaced."""
+    other.serve("truck", HERE)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    await look.sees({"truck": HERE})
+    gaps, began = one.bus.gaps, time.monotonic()
+    way.strand()
+    other.ping("truck", NEAR)
+    await eventually(lambda: one.bus.gaps > gaps, "the stall noticed")
+    noticed = time.monotonic() - began
+    await look.sees({"truck": NEAR})
+    assert noticed < 3.0 + 2 * one.lag, f"noticed after {noticed:.1f} s"
+
+
+async def test_the_process_itself_stood_still(one: Peer, other: Peer) -> None:
+    """A process that could not listen for a while reads what came meanwhile; it does not take Redis for silent."""
+    other.serve("truck", HERE)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    await look.sees({"truck": HERE})
+    time.sleep(3.0)  # noqa: ASYNC251  # that is the fault
+    other.ping("truck", NEAR)
+    await look.sees({"truck": NEAR})
+    await asyncio.sleep(0.6)
+    assert (one.bus.gaps, other.bus.gaps) == (0, 0)
+
+
+async def test_without_redis(redis_url: str) -> None:
+    """From the start or from now on: trucks and customers of one process see each other, and all is made good."""
+    async with Proxy(redis_url) as way:
+        way.refusing = True
+        lonely = Peer(way.url, "lonely")
+        await lonely.start(wait=False)
+        try:
+            lonely.serve("truck", HERE)
+            look = await lonely.watch(area=circle(*HERE, 5_000))
+            listed = await lonely.watch(vendors=["truck"])
+            await look.sees({"truck": HERE})
+            lonely.ping("truck", NEAR)
+            await look.sees({"truck": NEAR})
+            async with Peer(redis_url, "other") as other:
+                far = await other.watch(area=circle(*HERE, 5_000))
+                other.serve("bus", HERE)
+                await far.sees({"bus": HERE})
+                way.refusing = False
+                await lonely.joined()
+                for each in (look, far):
+                    await each.sees({"truck": NEAR, "bus": HERE})
+                await listed.sees({"truck": NEAR})
+        finally:
+            await lonely.stop()
+        assert lonely.supervisor.deaths == 0
+
+
+async def test_redis_restarted_empty(valkey_server: ValkeyServer) -> None:
+    """Redis comes back and knows nothing: its processes write what they hold, and no customer sees anybody go."""
+    url = valkey_server.url
+    async with Peer(url, "one", grace=1.0) as one, Peer(url, "other", grace=1.0) as other:
+        one.serve("truck", HERE)
+        other.serve("bus", NEAR)
+        looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, other)]
+        for look in looks:
+            await look.sees({"truck": HERE, "bus": NEAR})
+        valkey_server.kill()
+        await valkey_server.start()
+        await one.joined()
+        await other.joined()
+        await written(one, "truck")
+        await written(other, "bus")
+        async with Peer(url, "late") as late:
+            await (await late.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE, "bus": NEAR})
+            await (await late.watch(vendors=["truck", "bus"])).sees({"truck": HERE, "bus": NEAR})
+        one.ping("truck", NEAR)
+        for look in looks:
+            await look.sees({"truck": NEAR, "bus": NEAR})
+            assert look.client.left == []
+            assert look.client.vanished == []
+
+
+async def test_a_process_that_is_killed(redis_url: str, other: Peer) -> None:
+    """Its trucks go offline and leave by time on the others, also for those who come later, and Redis is cleaned up."""
+    times = {"offline_after": 1500, "leave_after": 1500}
+    async with Peer(redis_url, "second", **times) as second, redis.asyncio.Redis.from_url(redis_url) as client:
+        dying = Peer(redis_url, "dying", **times)
+        await dying.start()
+        dying.serve("gone", HERE)
+        dying.serve("back", NEAR)
+        look = await second.watch(area=circle(*HERE, 5_000))
+        await look.sees({"gone": HERE, "back": NEAR})
+        await dying.kill()
+        assert dying.supervisor.deaths == 0
+        second.serve("back")
+        await eventually(lambda: look.view["gone"]["online"] is False, "the truck offline")
+        late = await second.watch(vendors=["gone", "back"])
+        assert late.view["gone"]["online"] is False
+        for each in (look, late):
+            await each.sees({"back": NEAR})
+        assert look.view["back"]["online"]
+        assert [card["vendorId"] for card in look.client.offline] == ["gone"]
+
+        async def forgotten() -> bool:
+            return not await client.hexists(positions_key(bus_cell(*HERE)), "fgone")
+
+        await eventually(forgotten, "no entry left of a truck that is gone")
+        async with Peer(redis_url, "third", **times) as third:
+            await (await third.watch(area=circle(*HERE, 5_000))).sees({"back": NEAR})
+
+
+async def test_a_clock_that_is_behind(redis_url: str, one: Peer) -> None:
+    """Processes whose clocks differ by half a minute still agree on who is online and whose the vendor is."""
+    async with Peer(redis_url, "late") as late:
+        late.behind = 30_000
+        looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, late)]
+        one.serve("truck", HERE)
+        for look in looks:
+            await look.sees({"truck": HERE})
+        late.serve("truck")
+        one.part("truck")
+        late.ping("truck", NEAR, one.now() + 1)
+        for look in looks:
+            await look.sees({"truck": NEAR})
+            assert look.view["truck"]["online"]
+            assert look.client.offline == []
+        await eventually(lambda: "truck" not in one.bus.fleet, "the truck left to the other process")
+        late.part("truck")
+        one.serve("truck")
+        await eventually(lambda: "truck" not in late.bus.fleet, "the truck left to the first process")
+        for look in looks:
+            await look.sees({"truck": NEAR})
+            assert look.client.offline == []

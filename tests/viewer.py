@@ -27,6 +27,12 @@ class Client:
         self.views: dict[str, dict[str, dict[str, Any]]] = {}
         self.kinds: list[tuple[str, str]] = []
         """The frames since the last look, as (watch id, type)."""
+        self.left: list[str] = []
+        """Whoever left by an update."""
+        self.vanished: list[str] = []
+        """Whoever was shown before a snapshot of the same watch, and not after it."""
+        self.offline: list[dict[str, Any]] = []
+        """Cards that said that a vendor is offline."""
 
     def ready(self) -> bool:
         return self.room is None or self.room > 0
@@ -45,7 +51,10 @@ class Client:
         if message["type"] == "snapshot":
             cards = message["vendors"]
             assert len({card["vendorId"] for card in cards}) == len(cards), "twice in one snapshot"
-            self.views[id] = {card["vendorId"]: card for card in cards}
+            new = {card["vendorId"]: card for card in cards}
+            self.vanished += self.views.get(id, {}).keys() - new.keys()
+            self.views[id] = new
+            self.offline += [card for card in cards if card.get("online") is False]
             return
         assert message["type"] == "update"
         view = self.views[id]
@@ -56,6 +65,8 @@ class Client:
         assert len(set(named)) == len(named), f"a vendor twice in one update: {message}"
         for card in lists.get("entered", ()):
             view[card["vendorId"]] = card
+            if card.get("online") is False:
+                self.offline.append(card)
         for fix in lists.get("moved", ()):
             assert fix["vendorId"] in view, f"moved, but never entered: {fix}"
             held = view[fix["vendorId"]]
@@ -66,6 +77,7 @@ class Client:
         for vendor_id in lists.get("left", ()):
             assert vendor_id in view, f"left, but never entered: {vendor_id}"
             del view[vendor_id]
+            self.left.append(vendor_id)
 
     def seen(self) -> list[tuple[str, str]]:
         """What came since the last look."""
