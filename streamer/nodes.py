@@ -150,13 +150,17 @@ class Link:
         self._turned = turned
         self._active: set[bytes] = set()
         self._asked: deque[bytes] = deque()
+        self._given_up: list[bytes] = []
         self._last = 0.0
         self._wake = asyncio.Event()
 
     def want(self, channel: bytes) -> None:
         """Have this channel heard as well."""
+        kept = channel not in self.wanted and channel in self._active and channel not in self._asked
         self.wanted.add(channel)
         self._wake.set()
+        if kept:
+            self._subscribed(channel)  # dropped a moment ago, and not unsubscribed yet: no answer would come
 
     def drop(self, channel: bytes) -> None:
         """Hear this channel no more."""
@@ -179,6 +183,7 @@ class Link:
                 was, self.up = self.up, False
                 self._active.clear()
                 self._asked.clear()
+                self._given_up.clear()
                 reset(connection)
                 if was:
                     self._turned(False)
@@ -199,6 +204,7 @@ class Link:
                 self._asked.extend(missing)
                 self._active |= missing
                 self._active -= extra
+                self._given_up.extend(extra)
                 commands = [("SSUBSCRIBE", name) for name in missing] + [("SUNSUBSCRIBE", name) for name in extra]
                 async with asyncio.timeout(DEAD):
                     await connection.send_packed_command(connection.pack_commands([*commands, ("PING",)]))
@@ -244,6 +250,8 @@ class Link:
                 with suppress(ValueError):
                     self._asked.remove(reply[1])
                 self._subscribed(reply[1])
+            elif kind == b"sunsubscribe" and reply[1] in self._given_up:
+                self._given_up.remove(reply[1])
             elif kind == b"sunsubscribe" and reply[1] in self._active:
                 self._active.discard(reply[1])
                 self._misplaced(reply[1])

@@ -283,6 +283,21 @@ async def test_only_what_is_watched_is_heard(redis_url: str, other: Peer) -> Non
         assert not third.index.vendors, "a vendor kept of which nothing more is heard"
 
 
+async def test_watched_again_at_the_moment_it_is_let_go(redis_url: str, other: Peer) -> None:
+    """Who comes to a cell when the last one's time there is just over sees what is there."""
+    other.serve("truck", HERE)
+    await written(other, "truck")
+    async with Peer(redis_url, "third", linger=60) as third:
+        for _ in range(3):
+            look = await third.watch(area=circle(*HERE, 100))
+            await look.sees({"truck": HERE})
+            look.close()
+            third.bus._let_go(asyncio.get_running_loop().time() + 100)
+        look = await third.watch(area=circle(*HERE, 100))
+        await look.sees({"truck": HERE})
+        assert look.snapshots == 1
+
+
 async def test_no_flicker_on_reconnect(one: Peer, other: Peer) -> None:
     """A truck's app reconnects, here and there: nobody sees it go, come or be offline."""
     looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, other)]
