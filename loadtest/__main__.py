@@ -159,6 +159,9 @@ def live(
     idle: Annotated[
         int, typer.Option(help="measure memory with so many watchers of an empty place", min=0, max=25_000)
     ] = 0,
+    stalled: Annotated[
+        int, typer.Option(help="more watchers, who read nothing after their snapshot", min=0, max=20_000)
+    ] = 0,
     seconds: Seconds = 10.0,
     pid: Pid = None,
     url: Url = None,
@@ -188,6 +191,7 @@ def live(
             seconds=seconds,
             distinct=distinct,
             idle=idle,
+            stalled=stalled,
             seed=random_seed,
         )
         return await attended(place.target, living.run(plan, bar))

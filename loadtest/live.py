@@ -27,6 +27,8 @@ RADIUS = 5000.0
 TIMED = 10
 WARM_UP = 1.0
 DRAIN = 1.0
+DEAF = 4096
+"""Bytes that the system keeps for a watcher that reads nothing."""
 MAX_OFFERED = 20_000_000
 EMPTY_LAT, EMPTY_LONG = -48.8767, -123.3933
 
@@ -35,7 +37,8 @@ EMPTY_LAT, EMPTY_LONG = -48.8767, -123.3933
 class Live:
     """What to measure: vendors within a kilometre report `hz` times a second, all watchers want all of them.
 
-    `distinct`: no two watchers have the same circle. `idle` watchers of an empty sea only cost memory.
+    `distinct`: no two watchers have the same circle. `idle` watchers of an empty sea only cost memory. `stalled` more
+    watchers read nothing after their snapshot.
     """
 
     target: Target
@@ -47,6 +50,7 @@ class Live:
     seconds: float = 10.0
     distinct: bool = False
     idle: int = 0
+    stalled: int = 0
     seed: int = 0
 
 
@@ -80,7 +84,12 @@ async def measure_fanout(live: Live, bar: Bar) -> dict[str, Any]:
         await settled(vendors, 30.0)
         await asyncio.sleep(WARM_UP)
         bar.show("connecting watchers")
-        async with running(watchers, at_once=10):
+        deaf = [spectator(live, number, random) for number in range(live.stalled)]
+        async with running(watchers, at_once=10), running(deaf, at_once=10):
+            for watcher in deaf:
+                if watcher.socket is not None:
+                    watcher.socket.narrow(DEAF)
+                    watcher.socket.hold(True)
             for watcher in watchers:
                 snapshots.record(watcher.snapshot_delay or 0.0)
             await report_all(vendors, paths, live.hz, WARM_UP, Histogram(), bar)
@@ -90,6 +99,7 @@ async def measure_fanout(live: Live, bar: Bar) -> dict[str, Any]:
             for vendor in vendors:
                 vendor.delays = acks
             counted = totals(watchers)
+            resident = live.processes.resident() if live.processes else {}
             cpu, own = (live.processes.cpu() if live.processes else {}), time.process_time()
             began = time.perf_counter()
             sent = await report_all(vendors, paths, live.hz, live.seconds, lag, bar)
@@ -99,12 +109,15 @@ async def measure_fanout(live: Live, bar: Bar) -> dict[str, Any]:
             used = spent(cpu, live.processes.cpu()) if live.processes else None
             own = time.process_time() - own
             delivered, size, frames = (now - then for now, then in zip(totals(watchers), counted, strict=True))
+            grown = grown_by(resident, live.processes.resident()) if live.processes else None
             unanswered = await settled(vendors, 30.0)
             return {
                 "vendors": len(vendors),
                 "hz": live.hz,
                 "watchers": len(watchers),
                 "distinct": live.distinct,
+                "stalled": live.stalled,
+                "resident_grown_bytes": grown,
                 "seconds": round(seconds, 3),
                 "sent": sent,
                 "offered": sent * len(watchers),
@@ -146,6 +159,11 @@ async def measure_idle(live: Live, bar: Bar) -> dict[str, Any]:
             used = spent(cpu, live.processes.cpu())
     grown = {name: round((after[name] - before.get(name, 0.0)) / live.idle) for name in sorted(after)}
     return {"watchers": live.idle, "bytes_per_watcher": grown, "cpu_s_while_idle": used}
+
+
+def grown_by(before: dict[str, float], after: dict[str, float]) -> dict[str, int]:
+    """Bytes by which each process's resident memory grew."""
+    return {name: round(size - before.get(name, 0.0)) for name, size in sorted(after.items())}
 
 
 class Path:

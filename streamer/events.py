@@ -21,7 +21,7 @@ from streamer import live, protocol
 from streamer.auth import Authenticator, Identity
 from streamer.errors import CloseCode, ErrorCode, ProtocolError
 from streamer.gate import farewells
-from streamer.outbox import EventOutbox, EventOutbox10
+from streamer.outbox import EventOutbox, EventOutbox10, bound_unsent
 from streamer.protocol import shown
 from streamer.session import Closing
 from streamer.settings import Settings
@@ -123,6 +123,7 @@ class Events:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client went away before the first event")
+        bound_unsent(transport)
         give_up_after(transport, self._settings.silence)
         outbox = EventOutbox(transport) if chunked else EventOutbox10(transport)
         stream = Stream(outbox, expires, asyncio.get_running_loop().time())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 
 def socket_framing(payload: bytes) -> bytes:
@@ -27,6 +30,19 @@ def event_framing(payload: bytes) -> bytes:
 
 
 PING_FRAME = b"\x89\x00"
+
+
+UNSENT = 32 << 10
+"""Bytes the system takes ahead for a slow client; it would take megabytes, and the client gets what is minutes old."""
+
+
+def bound_unsent(transport: asyncio.Transport) -> None:
+    """Have the system take no more than UNSENT bytes ahead of what the network takes: what waits longer is merged."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
+    raw = transport.get_extra_info("socket")
+    if option is not None and raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            raw.setsockopt(socket.IPPROTO_TCP, option, UNSENT)
 
 
 class Outbox:

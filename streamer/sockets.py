@@ -21,7 +21,7 @@ from streamer.gate import Gate, farewells
 from streamer.intake import Intake
 from streamer.live import Card
 from streamer.loader import Loader
-from streamer.outbox import PING_FRAME, Outbox
+from streamer.outbox import PING_FRAME, Outbox, bound_unsent
 from streamer.protocol import Bounds, Reject
 from streamer.rate import PAUSE, Allowances, Limit
 from streamer.rights import owned_vendor
@@ -333,6 +333,7 @@ class Sockets:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client went away during the handshake")
+        bound_unsent(transport)
         connection = Connection(kind, ws, request.protocol, Outbox(transport), asyncio.get_running_loop().time())
         connection.seat = self.seat_of(request)
         self.connections.add(connection)

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 import pytest_asyncio
 
-from streamer.outbox import PING_FRAME, EventOutbox, Outbox, chunk_framing, socket_framing
+from streamer.outbox import PING_FRAME, EventOutbox, Outbox, bound_unsent, chunk_framing, socket_framing
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 100_000])
@@ -146,3 +146,31 @@ async def test_a_client_that_is_gone(pair: Pair) -> None:
     await asyncio.sleep(0)
     assert pair.outbox.unread == 0
     pair.outbox.stalled(1.0)
+
+
+async def test_the_system_takes_little_of_what_a_slow_client_does_not() -> None:
+    """A phone in a tunnel gets the newest positions when it is back, and not those of the last minutes one by one."""
+    loop = asyncio.get_running_loop()
+    taken = []
+    for bounded in (False, True):
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.create_connection(listener.getsockname()) as deaf,
+        ):
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            ours, _ = listener.accept()
+            transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+            if bounded:
+                bound_unsent(transport)
+            outbox = Outbox(transport)
+            written = 0
+            while outbox.ready() and written < 64 << 20:
+                outbox.write(b"x" * 4096)
+                written += 4096
+                await asyncio.sleep(0)
+            taken.append(written)
+            transport.abort()
+            await asyncio.sleep(0)
+    assert taken[1] <= taken[0]
+    # what the client's system took at first, what is unsent, and the last frame
+    assert taken[1] < 160 << 10, taken
