@@ -86,6 +86,42 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 [ErrorCode.UNAUTHORIZED, ErrorCode.INVALID_TOKEN, ErrorCode.VENDOR_NOT_FOUND, ErrorCode.OVERLOADED],
             )
         },
+        "/v1/watch/events": {
+            "get": operation(
+                "A watch as Server-Sent Events, for `EventSource`",
+                "customers",
+                watch_auth,
+                {
+                    "200": {
+                        "description": "Each event's data is a message as on the socket `/v1/watch`: `snapshot`, "
+                        "`update`, `error`, `bye`. After a reconnect a snapshot comes first.",
+                        "content": {"text/event-stream": {"schema": text()}},
+                    }
+                },
+                [
+                    query("lat", LAT, "the centre of a circle; else `area` or `vendors`"),
+                    query("long", LONG, "the centre of a circle"),
+                    query("radius", number(minimum=0, maximum=settings.max_radius), "metres"),
+                    query("area", text(), "an area as in a `watch` message, as JSON"),
+                    query("vendors", text(), "vendorIds with commas between"),
+                    query("open", flag(), "only those open for business"),
+                    query("interval", integer(minimum=0, maximum=3_600_000), "no more often than this, ms"),
+                    query("id", text(), "the `id` of the messages"),
+                ],
+                [
+                    ErrorCode.INVALID_JSON,
+                    ErrorCode.INVALID_MESSAGE,
+                    ErrorCode.INVALID_COORDINATES,
+                    ErrorCode.MISSING_FIELD,
+                    ErrorCode.INVALID_AREA,
+                    ErrorCode.AREA_TOO_LARGE,
+                    ErrorCode.UNAUTHORIZED,
+                    ErrorCode.INVALID_TOKEN,
+                    ErrorCode.FORBIDDEN,
+                    ErrorCode.OVERLOADED,
+                ],
+            )
+        },
         "/v1/vendors/{id}/locations": {
             "post": operation(
                 "Report one ping or an array of pings; answers after they are stored",

@@ -7,12 +7,13 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,7 @@ SAYS: dict[tuple[str, int], str] = {
     ("docs/customer-app.md", 1): "Test Vendor moved",
     ("docs/customer-app.md", 2): "moved Test Vendor",
     ("docs/customer-app.md", 7): '"distance":',
+    ("docs/customer-app.md", 8): '"type":"update"',
     ("docs/load-test.md", 1): "quiet-town",
     ("docs/load-test.md", 2): "quiet-town.json",
     ("docs/feed.md", 0): "ctestvendor",
@@ -122,7 +124,12 @@ def folder() -> Iterator[Path]:
 async def says(where: Path, expected: str, program: list[str], environment: dict[str, str]) -> str:
     """Start a program and wait until it has said what is expected, or has ended without."""
     process = await asyncio.create_subprocess_exec(
-        *program, cwd=where, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *program,
+        cwd=where,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
     )
     assert process.stdout is not None
     out = b""
@@ -133,8 +140,8 @@ async def says(where: Path, expected: str, program: list[str], environment: dict
     except TimeoutError:
         pass
     finally:
-        if process.returncode is None:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what a shell has started
         await process.communicate()
     assert expected.encode() in out, f"it should have said {expected!r}, not:\n{out.decode()}"
     return out.decode()

@@ -93,7 +93,7 @@ async def test_the_http_api_does_what_its_description_says(serve: Serve, databas
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/docs/openapi.json"),
         *("--header", f"Authorization: Bearer {token}", "--seed", "1", "--max-examples", "5", "--max-failures", "5"),
         *("--phases", "examples,coverage,fuzzing", "--no-shrink", "--no-color", "--generation-database", "none"),
-        *("--exclude-path", "/metrics"),
+        *("--exclude-path", "/metrics", "--exclude-path", "/v1/watch/events"),  # the one is text, the other never ends
         *("--checks", CHECKS),
     ]
     process = await asyncio.create_subprocess_exec(
@@ -144,6 +144,33 @@ async def test_history_and_reports_are_as_described(serve: Serve, database_url: 
         async with session.get("/v1/vendors/nobody") as answer:
             assert answer.status == 404
             checks["Problem"].validate(await answer.json(content_type=None))
+
+
+async def test_events_are_the_messages_of_the_socket(serve: Serve, database_url: str) -> None:
+    """What an `EventSource` hears are the socket's messages as described; so are the refusals."""
+    (one,) = await database.seed(database_url, 1)
+    server = await serve()
+    checks = described(("snapshot", "update", "Problem"))
+    area = {"lat": "52.2297", "long": "21.0122", "radius": "500"}
+    heard: list[str] = []
+    async with aiohttp.ClientSession(server.url) as session:
+        async with session.get("/v1/watch/events", params=area) as stream, VendorApp(server.url, one.clerk_id) as app:
+            assert stream.content_type == "text/event-stream"
+            async with asyncio.timeout(30):
+                while "update" not in heard:
+                    line = await stream.content.readline()
+                    if line.startswith(b"data:"):
+                        message = orjson.loads(line[5:])
+                        checks[message["type"]].validate(message)
+                        heard.append(message["type"])
+                        if message["type"] == "snapshot":
+                            await app.ping(52.2297, 21.0122)
+        assert heard[0] == "snapshot"
+        wrong: list[dict[str, str]] = [{}, {**area, "radius": "1e9"}, {"area": "{"}, {"area": '{"polygon":[]}'}]
+        for params in wrong:
+            async with session.get("/v1/watch/events", params=params) as refused:
+                assert refused.status == 400
+                checks["Problem"].validate(await refused.json(content_type=None))
 
 
 async def test_a_frame_that_is_not_described_is_noticed(serve: Serve, database_url: str) -> None:
