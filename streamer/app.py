@@ -202,6 +202,7 @@ class Server:
                 self.health.known,
                 lambda: self.health.found,
                 self.backups,
+                self.feed,
             )
         )
         self.doors = Doors(

@@ -21,6 +21,7 @@ from streamer.backup import Backups
 from streamer.batcher import Batcher
 from streamer.bus import Bus
 from streamer.database import Condition
+from streamer.feed import Feed
 from streamer.live import LiveIndex
 from streamer.positions import Positions
 from streamer.pulse import Pulse
@@ -76,6 +77,7 @@ class Parts(Collector):
         causes: Callable[[], Mapping[str, str]],
         condition: Callable[[], Condition | None],
         backups: Backups | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self._tally = tally
         self._batcher = batcher
@@ -90,6 +92,7 @@ class Parts(Collector):
         self._causes = causes
         self._condition = condition
         self._backups = backups
+        self._feed = feed
 
     def collect(self) -> Iterable[Metric]:
         """All families."""
@@ -150,6 +153,9 @@ class Parts(Collector):
         yield counter("streamer_live_changes", "Vendors that changed, merged by tick.", index.changes)
         yield counter("streamer_frames", "Updates and snapshots written to watchers.", ticker.frames)
         yield counter("streamer_frame_bytes", "Bytes of updates written to watchers.", index.sent)
+        if self._feed is not None:
+            yield counter("streamer_feed_entries", "Entries written into the feed.", self._feed.written)
+            yield gauge("streamer_feed_pending", "Vendors whose position is to be written there.", self._feed.pending)
         yield counter("streamer_frames_held_back", "Updates merged into a later one.", index.held_back)
 
     def _connections(self) -> Iterator[Metric]:

@@ -256,6 +256,9 @@ async def test_the_server_feeds_what_is_committed(serve: Serve, database_url: st
 
     await eventually(complete, "both vendors in the feed", within=20)
     assert (await client.xpending(KEY, "search"))["pending"] == 0
+    counted, _ = servers[0].server.metrics.render()
+    assert b"streamer_feed_entries_total " in counted
+    assert b"streamer_feed_pending 0.0" in counted
 
 
 async def test_off_means_nothing_is_written(serve: Serve, database_url: str, client: Client) -> None:
