@@ -135,12 +135,13 @@ def call(method: str, path: str, one: Mapping[str, Any]) -> str:
     if one.get("parameters"):
         parts.append(
             table(
-                ("parameter", "", "what"),
+                ("parameter", "", "is", "what"),
                 (
                     (
                         f"<code>{told(each['name'])}</code>",
                         "required" if each["required"] else "",
-                        f"{kind(each['schema'])} {told(each.get('description', ''))}",
+                        kind(each["schema"]),
+                        told(each.get("description", each["schema"].get("description", ""))),
                     )
                     for each in one["parameters"]
                 ),
@@ -170,12 +171,13 @@ def members(schema: Schema) -> str:
         return f"<p>{kind(schema)}</p>" if schema else ""
     required = set(schema.get("required", ()))
     return table(
-        ("member", "", "what"),
+        ("member", "", "is", "what"),
         (
             (
                 f"<code>{told(name)}</code>",
                 "required" if name in required else "",
-                f"{kind(one)} {told(one.get('description', ''))}",
+                kind(one),
+                told(one.get("description", "")),
             )
             for name, one in schema["properties"].items()
         ),
@@ -201,7 +203,7 @@ def kind(schema: Schema) -> str:
     words = " or ".join(named) if isinstance(named, list) else named
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None or high is not None:
-        words += f" {'' if low is None else f'from {low:g}'}{'' if high is None else f' to {shown(high)}'}"
+        words += f" {'' if low is None else f'from {shown(low)}'}{'' if high is None else f' to {shown(high)}'}"
     if "default" in schema:
         words += f" (left out: {schema['default']})"
     return told(words)
