@@ -202,16 +202,6 @@ def audit(
 
 
 @db.command()
-def prune_audit(
-    older_than: Annotated[str, typer.Option(help="Forget what is longer ago than 365d.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries those are.")] = False,
-) -> None:
-    """Forget who changed what long ago."""
-    count = asyncio.run(database.prune_audit(_database_url(), _ago("--older-than", older_than), dry_run=dry_run))
-    typer.echo(f"{count} entries {'would be' if dry_run else 'were'} forgotten")
-
-
-@db.command()
 def seed(
     vendors: Annotated[
         int | None, typer.Option(help="So many users with one vendor each.", min=1, max=1_000_000)
@@ -289,17 +279,20 @@ def prove(
 @db.command()
 def prune(
     older_than: Annotated[str, typer.Option(help="Days or weeks: 30d, 12w.")],
+    audit_older_than: Annotated[str, typer.Option(help="Of who changed what, which is kept longer.")] = "365d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be dropped.")] = False,
 ) -> None:
-    """Forget locations: drop the days that are older."""
-    days = maintenance.days_of(older_than)
-    pruned = asyncio.run(maintenance.prune(_database_url(), days, dry_run=dry_run))
+    """Forget locations: drop the days that are older; and old entries of the audit."""
+    days, audit_days = maintenance.days_of(older_than), maintenance.days_of(audit_older_than, "--audit-older-than")
+    pruned = asyncio.run(maintenance.prune(_database_url(), days, audit_days, dry_run=dry_run))
     verb = "would drop" if dry_run else "dropped"
     for partition in pruned.partitions:
         typer.echo(f"{verb} {partition.name}: about {partition.rows:,} rows, {partition.bytes:,} bytes")
     if pruned.rows:
         typer.echo(f"{verb} {pruned.rows:,} rows of locations_default")
-    if not pruned.partitions and not pruned.rows:
+    if pruned.entries:
+        typer.echo(f"{verb} {pruned.entries:,} entries of the audit")
+    if not pruned.partitions and not pruned.rows and not pruned.entries:
         typer.echo(f"there is nothing from before {pruned.before}")
 
 

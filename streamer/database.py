@@ -402,13 +402,6 @@ async def audited(
         return await audit.entries(connection, since=since, table=table, row_id=row_id, limit=limit)
 
 
-async def prune_audit(url: str, before: datetime, *, dry_run: bool = False) -> int:
-    """Forget who changed what before a time; how many entries those are."""
-    await require_newest(url)
-    async with _connected(parse_url(url)) as connection:
-        return await audit.prune(connection, before, dry_run=dry_run)
-
-
 def comparison() -> dict[str, Any]:
     """How Alembic compares the models with the database: the arguments of its `context.configure`.
 

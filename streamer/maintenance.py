@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SAWarning
 
-from streamer import database
+from streamer import audit, database
 from streamer.database import connected, parse_url
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.grants import quoted
@@ -117,23 +117,30 @@ class Partition(NamedTuple):
 
 @dataclass(slots=True)
 class Pruned:
-    """What was forgotten, or would be: whole days, and rows of the default partition, whose ids carry no time."""
+    """What was forgotten, or would be: whole days, rows of the default partition, whose ids carry no time, and entries
+    of the audit.
+    """
 
     before: date
     partitions: list[Partition] = field(default_factory=list)
     rows: int = 0
+    entries: int = 0
 
 
-def days_of(age: str) -> int:
+def days_of(age: str, option: str = "--older-than") -> int:
     """The days in an age like `30d` or `12w`."""
     found = AGE.fullmatch(age.strip().lower())
     if found is None or (days := int(found[1]) * (7 if found[2] == "w" else 1)) < 1:
-        raise SettingsError(f"--older-than is a number of days or weeks, as 30d or 12w, not {age!r}")
+        raise SettingsError(f"{option} is a number of days or weeks, as 30d or 12w, not {age!r}")
     return days
 
 
-async def prune(url: str, days: int, *, dry_run: bool = False, today: date | None = None) -> Pruned:
+async def prune(
+    url: str, days: int, audit_days: int | None = None, *, dry_run: bool = False, today: date | None = None
+) -> Pruned:
     """Drop the partitions whose whole day is older than so many days; needs the tables' owner.
+
+    So are entries of the audit that are older than `audit_days`, if given.
 
     Ingest waits for at most half a second at a time. Of two at once the second is refused.
     """
@@ -161,6 +168,9 @@ async def prune(url: str, days: int, *, dry_run: bool = False, today: date | Non
             else:
                 while deleted := _count(await connection.execute(DELETE_OLD_ROWS, cutoff, ROWS_AT_ONCE)):
                     pruned.rows += deleted
+            if audit_days is not None:
+                before = datetime.now(UTC) - timedelta(days=audit_days)
+                pruned.entries = await audit.prune(connection, before, dry_run=dry_run)
         finally:
             await connection.fetchval("SELECT pg_advisory_unlock($1)", PRUNING)
     return pruned

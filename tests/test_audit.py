@@ -245,10 +245,22 @@ async def test_old_entries_are_forgotten(connection: Any, database_url: str, mon
         await connection.execute("""UPDATE "vendors" SET "name" = $1""", str(number))
     await connection.execute("""UPDATE "streamer_audit" SET "at" = "at" - interval '400 days' WHERE "id" % 10 <> 0""")
     before = datetime.now(UTC) - timedelta(days=365)
-    assert await database.prune_audit(database_url, before, dry_run=True) == 9
-    assert await database.prune_audit(database_url, before) == 9
-    assert await database.prune_audit(database_url, before) == 0
+    assert await audit.prune(connection, before, dry_run=True) == 9
+    assert await audit.prune(connection, before) == 9
+    assert await audit.prune(connection, before) == 0
     assert len(await entries(connection)) == 1
+
+
+async def test_they_are_pruned_with_all_else(connection: Any, database_url: str, tmp_path: Path) -> None:
+    """One command on a timer, not one for each thing that grows; by default the audit is kept for a year."""
+    await connection.execute("""UPDATE "vendors" SET "name" = 'Two'""")
+    await connection.execute("""UPDATE "streamer_audit" SET "at" = "at" - interval '100 days'""")
+    place: dict[str, Any] = {"folder": tmp_path, "DATABASE_URL": database_url}
+    assert "entries" not in (await run("db", "prune", "--older-than", "30d", **place)).out
+    older = ("db", "prune", "--older-than", "30d", "--audit-older-than", "90d")
+    assert "would drop 1 entries of the audit" in (await run(*older, "--dry-run", **place)).out
+    assert "dropped 1 entries of the audit" in (await run(*older, **place)).out
+    assert await entries(connection) == []
 
 
 async def test_what_is_missing_is_named(connection: Any, database_url: str) -> None:

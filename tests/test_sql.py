@@ -83,6 +83,12 @@ class Scan:
                 return
             case ast.Call(args=[inner]) if self.called(expression) == "text":
                 yield from self.unsafe(inner, depth)
+            # STATEMENT.format(quoted(name))
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="format"), args=parts, keywords=[]) if (
+                is_constant_name(name)
+            ):
+                for part in parts:
+                    yield from self.unsafe(part, depth)
             # ", ".join(map(quoted, names))
             case ast.Call(
                 func=ast.Attribute(value=ast.Constant(), attr="join"),
@@ -119,6 +125,8 @@ def test_values_are_parameters() -> None:
         'c.fetch("SELECT " + name)',
         'c.fetchval("SELECT %s" % name)',
         'c.fetchrow("SELECT {}".format(name))',
+        "c.fetchrow(QUERY.format(name))",
+        "c.fetchrow(QUERY.format(f'{quoted(schema)}.{name}'))",
         "c.execute(made_elsewhere(name))",
         "c.execute(text(f'DROP TABLE {name}'))",
         "query = f'SELECT {name}'\nc.execute(query)",
@@ -140,6 +148,7 @@ def test_the_scan_finds(statement: str) -> None:
         "c.execute(QUERY, name)",
         'c.execute(f"DROP TABLE {quoted(name)}")',
         'columns = ", ".join(map(quoted, names))\nc.execute(f"SELECT {columns}")',
+        "c.fetchrow(QUERY.format(f'{quoted(schema)}.{quoted(name)}'))",
         "QUERY = BEGIN + 'AND x = $1'\nc.execute(text(f'{QUERY} LIMIT {MOST}'))",
     ],
 )
