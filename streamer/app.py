@@ -46,6 +46,7 @@ from streamer.store import Store
 from streamer.supervisor import Supervisor
 from streamer.tally import Tally
 from streamer.ticker import Ticker
+from streamer.tracing import Tracing
 from streamer.watches import Watches
 
 log = structlog.get_logger()
@@ -121,6 +122,7 @@ class Server:
             if settings.feed == "on"
             else None
         )
+        self.tracing = Tracing(settings.otlp_url, self.process) if settings.otlp_url is not None else None
         self.positions = Positions(store.update_positions, interval=settings.position_interval, faulted=self._faulted)
         self.batcher = Batcher(
             store.store_chunks,
@@ -128,6 +130,7 @@ class Server:
             max_bytes=settings.buffer_bytes,
             batch_pings=settings.batch_pings,
             stored=self._stored,
+            traced=None if self.tracing is None else self.tracing.batch,
             faulted=self._faulted,
             tally=tally,
         )
@@ -275,6 +278,8 @@ class Server:
         if self.feed is not None:
             await self.feed.close()
         await self.health.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         await self.pages.close()
         await self.bus.close()
         await self.store.close()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import exp, inf
+from typing import NamedTuple
 
 from streamer.errors import ErrorCode, Unavailable
 from streamer.tally import Tally
@@ -141,12 +142,27 @@ def backoff(attempt: int, chance: float, first: float = 0.05, longest: float = 2
     return min(longest, first * 2.0 ** min(attempt - 1, 32)) * (1 - chance / 2)
 
 
+class Batch(NamedTuple):
+    """What became of a batch: its pings, the messages they came in, how many were rejected, after how many attempts.
+
+    `seconds` from its start to its commit; `waited`: how long its oldest message had waited by then.
+    """
+
+    pings: int
+    messages: int
+    rejected: int
+    attempts: int
+    seconds: float
+    waited: float
+
+
 class Batcher:
     """Stores chunks in groups, for ever if it must, and settles each exactly once after its commit.
 
     `store(chunks, retry)` returns once all pings are committed and gives the rejected ones by chunk (most often none).
     Unavailable from it means: not known, try again, with retry=True. At most `max_pings` and `max_bytes` are held.
-    `stored` is called for each chunk that was committed whole. `faulted` hears of every error that is not an outage.
+    `stored` is called for each chunk that was committed whole, `traced` for each batch. `faulted` hears of every error
+    that is not an outage.
     """
 
     def __init__(
@@ -159,6 +175,7 @@ class Batcher:
         pacing: Pacing | None = None,
         stored: Callable[[Chunk], None] | None = None,
         faulted: Callable[[BaseException], None] | None = None,
+        traced: Callable[[Batch], None] | None = None,
         tally: Tally | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -170,6 +187,7 @@ class Batcher:
         self._pacing = pacing or Pacing()
         self._stored = stored
         self._faulted = faulted
+        self._traced = traced
         self._tally = tally or Tally()
         self._clock = clock
         self._chance = chance
@@ -185,6 +203,7 @@ class Batcher:
         self._rate = 0.0
         self._rated_at = clock()
         self._took_at = self._live_at = -inf
+        self._attempts = 0
         # As many ready pings wake the lane: it sleeps for the first, or for a full batch, or it is at work.
         self._wake_at: float = inf
         self._wake = asyncio.Event()
@@ -367,6 +386,7 @@ class Batcher:
     async def _store_until_known(self, batch: list[Chunk]) -> Mapping[Chunk, Rejected]:
         retry = any(chunk.tried for chunk in batch)
         attempt = 0
+        self._attempts = 1
         while True:
             try:
                 rejected = await self._store(batch, retry)
@@ -384,11 +404,12 @@ class Batcher:
                 chunk.tried = True
             self.retries += 1
             attempt += 1
+            self._attempts += 1
             await asyncio.sleep(backoff(attempt, self._chance()))
 
     def _settle(self, batch: list[Chunk], rejected: Mapping[Chunk, Rejected]) -> None:
         count = 0
-        now = self._clock()
+        rejected_before, now = self.rejected_pings, self._clock()
         self._tally.commits.observe(now - self._took_at)
         self._tally.acks.observe_all([now - chunk.offered_at for chunk in batch])
         for chunk in batch:
@@ -411,6 +432,10 @@ class Batcher:
         self.last_batch = count
         self.batches += 1
         self._tally.batches.observe(count)
+        if self._traced is not None:
+            waited = now - min(chunk.offered_at for chunk in batch)
+            refusals = self.rejected_pings - rejected_before
+            self._traced(Batch(count, len(batch), refusals, self._attempts, now - self._took_at, waited))
         self._admit_waiters()
         self._check_settled()
 

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     workers: int = _setting(1, "processes that serve on the one port", "processes", ge=1, le=64)
     log_form: Literal["auto", "json", "people"] = _setting("auto", "`auto`: for people on a terminal, else `json`")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "what is logged: this and what is worse")
+    otlp_url: str | None = _setting(
+        None, "OpenTelemetry collector that gets a span for each batch, as http://collector:4318/v1/traces", "URL"
+    )
     env: Literal["production", "development"] = _setting("production", "`development` allows `db reset` without --yes")
 
     # who may speak
