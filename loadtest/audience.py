@@ -50,7 +50,7 @@ class Audience:
         self.customers = [
             Customer(
                 share.target,
-                minting(share.identities[index % len(share.identities)], share.secret),
+                minting(share.identities[index % len(share.identities)], share.secret, share.lifetime),
                 random,
                 tally,
                 now,

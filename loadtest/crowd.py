@@ -11,7 +11,7 @@ from typing import Any
 
 from loadtest.app import App
 from loadtest.identity import Identity
-from loadtest.token import mint
+from loadtest.token import LIFETIME, mint
 from loadtest.vendor import Vendor
 
 READY_TIMEOUT = 30.0
@@ -19,9 +19,9 @@ STOP_TIMEOUT = 10.0
 AT_ONCE = 50
 
 
-def minting(identity: Identity, secret: str) -> Callable[[], str]:
-    """What gives an app a fresh token before each connection."""
-    return lambda: mint(identity.clerk_id, secret, time.time())
+def minting(identity: Identity, secret: str, lifetime: int = LIFETIME) -> Callable[[], str]:
+    """What gives an app a fresh token before each connection, good for `lifetime` seconds."""
+    return lambda: mint(identity.clerk_id, secret, time.time(), lifetime)
 
 
 @asynccontextmanager

@@ -52,7 +52,15 @@ class Fleet:
             mover(one.kind, city, random) for one, random in zip(self._movements, self._randoms, strict=True)
         ]
         self.trucks = [
-            Truck(share.target, identity, minting(identity, share.secret), random, tally, now, keep=share.keep)
+            Truck(
+                share.target,
+                identity,
+                minting(identity, share.secret, share.lifetime),
+                random,
+                tally,
+                now,
+                keep=share.keep,
+            )
             for identity, random in zip((share.identities[i] for i in self.indices), self._randoms, strict=True)
         ]
         self._tasks: dict[int, asyncio.Task[None]] = {}

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from loadtest import run as running
 from loadtest import scenario as scenarios
-from loadtest.command import attended, told
+from loadtest.command import told
 from loadtest.compare import compare
 from loadtest.dashboard import Dashboard
 from loadtest.errors import WrongUse
@@ -149,7 +149,7 @@ def run(
         while len(done) < repeat and not (done and done[-1]["interrupted"]):
             title = scenario.title + (f", run {len(done) + 1} of {repeat}" if repeat > 1 else "")
             with Dashboard(title, quiet=json) as dashboard:
-                done.append(await attended(place.target, running.run(plan, dashboard.show)))
+                done.append(await running.run(plan, dashboard.show))
             plan = replace(plan, seed=plan.seed + 1)
         return middle(done)
 
@@ -221,7 +221,7 @@ def find_max(
                 seed=random_seed,
             )
             with Dashboard(f"{wanted.title}, {scale:.3g} times", quiet=json) as dashboard:
-                report = await attended(place.target, running.run(plan, dashboard.show))
+                report = await running.run(plan, dashboard.show)
             interrupted = interrupted or report["interrupted"]
             return report
 

@@ -45,6 +45,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "machines": sum(report["machines"] for report in reports),
         "workers": sum(report["workers"] for report in reports),
         "seconds": min(report["seconds"] for report in reports),
+        "failures": [failure for report in reports for failure in report["failures"]],
         "interrupted": any(report["interrupted"] for report in reports),
         "totals": {
             **plus(*({k: v for k, v in report["totals"].items() if k not in NESTED} for report in reports)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -138,8 +139,7 @@ class Record:
         """Cores and resident MB of the server between two times, from the looks nearest to them."""
         if len(self.usages) < 2:
             return None
-        first = min(self.usages, key=lambda usage: abs(usage.at - begin))
-        last = min(self.usages, key=lambda usage: abs(usage.at - end))
+        first, last = self._nearest(begin), self._nearest(end)
         if last.at - first.at < 0.5:
             return None
         return {
@@ -149,6 +149,10 @@ class Record:
             },
             "resident_mb": {name: round(size / 1e6, 1) for name, size in last.resident.items()},
         }
+
+    def _nearest(self, at: float) -> Usage:
+        place = bisect_left(self.usages, at, key=lambda usage: usage.at)
+        return min(self.usages[max(0, place - 1) : place + 1], key=lambda usage: abs(usage.at - at))
 
 
 def add(steps: Steps, more: Iterable[tuple[int, int]]) -> None:

@@ -16,6 +16,7 @@ from loadtest.clock import Offset, offset
 from loadtest.crew import Crew
 from loadtest.errors import RunFailed
 from loadtest.identity import Identity
+from loadtest.readiness import unready
 from loadtest.record import Record, shown
 from loadtest.scenario import Scenario
 from loadtest.share import Share, Trace
@@ -26,7 +27,7 @@ from loadtest.verdict import judge
 
 SCHEMA = "venta-loadtest/1"
 LEAD = 0.3
-SETTLE_WITHIN = 90.0
+GRACE = 30.0
 VERIFY_WITHIN = 600.0
 END_WITHIN = 30.0
 OVERDUE = 120.0
@@ -88,24 +89,43 @@ class Interrupted(Exception):
 
 
 async def run(plan: Plan, show: Callable[[Record, Course, str], None]) -> dict[str, Any]:
-    """Carry a run out; `show` is called about every second. The report's `ok` is false when it can't be believed."""
+    """Carry a run out; `show` is called about every second. The report's `ok` is false when it can't be believed.
+
+    RunFailed when there is nothing to report; what goes wrong later stands in the report, beside what was measured.
+    """
     course = Course(plan.scenario.stages)
     record = Record(course.total, plan.scenario.warmup)
+    if (cause := await unready(plan.target)) is not None:
+        raise RunFailed(f"the server is not ready ({cause}); look into its log, mend it and start it again")
     clock = await offset(plan.target, plan.identities[0], plan.secret)
     show(record, course, "starting workers")
+    checks: dict[str, Any] = {}
+    ends: list[dict[str, Any]] = []
+    failures: list[str] = []
+    interrupted = False
     async with Crew(plan.shares(clock)) as crew, interrupts() as stop:
         began = plan.start_at or time.time() + LEAD
         if (late := time.time() - began) > 0:
             raise RunFailed(f"the workers were ready {late:.1f} s after --start-at; give a later one")
         own = time.process_time()
         await crew.tell({"do": "start", "at": began * 1000 + clock.ms})
-        interrupted = await drive(plan, crew, record, course, began, stop, show)
-        own = time.process_time() - own
-        show(record, course, "waiting for acks")
-        checks, truth = await check(plan, crew, interrupted, stop)
-        await crew.tell({"do": "end"})
-        ends = await crew.gather("ended", crew.members, END_WITHIN)
-    return report(plan, record, course, clock, began, own, ends, checks, truth, interrupted)
+        try:
+            interrupted = await drive(plan, crew, record, course, began, stop, show)
+            own = time.process_time() - own
+            show(record, course, "waiting for acks")
+            checks = await check(plan, crew)
+            await crew.tell({"do": "end"})
+            ends = await crew.gather("ended", crew.members, END_WITHIN)
+        except (RunFailed, TimeoutError) as failed:
+            if not record.reached:
+                raise
+            failures.append(str(failed) or "the workers did not come to an end")
+    try:
+        if (cause := await unready(plan.target)) is not None:
+            failures.append(f"the server was not ready after the run: {cause}")
+    except RunFailed as away:
+        failures.append(str(away))
+    return report(plan, record, course, clock, began, own, ends, checks, failures, interrupted)
 
 
 async def drive(
@@ -165,19 +185,17 @@ async def look(meter: Meter | None, record: Record, began: float, total: float) 
         second = max(second + 1, int(time.time() - began))
 
 
-async def check(
-    plan: Plan, crew: Crew, interrupted: bool, stop: asyncio.Event
-) -> tuple[dict[str, Any], dict[str, Any]]:
+async def check(plan: Plan, crew: Crew) -> dict[str, Any]:
     """Let everything settle, and with `verify` compare it with the database and the views with the truth."""
     await crew.tell({"do": "settle"}, crew.of("vendors"))
-    settled = await crew.gather("settled", crew.of("vendors"), SETTLE_WITHIN)
+    settled = await crew.gather("settled", crew.of("vendors"), plan.scenario.settle + GRACE)
     truth: dict[str, Any] = {"newest": {}, "unsure": [], "connected": []}
     for one in settled:
         truth["newest"] |= one["newest"]
         truth["unsure"] += one["unsure"]
         truth["connected"] += one["connected"]
     if not plan.verify:
-        return {}, truth
+        return {}
     # another machine's vendors: nobody here knows where they are
     known = truth["newest"].keys() | set(truth["unsure"])
     truth["unsure"] += [identity.vendor_id for identity in plan.identities if identity.vendor_id not in known]
@@ -197,7 +215,7 @@ async def check(
         for name, of in (("rows", "stored"), ("watchers", "views"), ("cards", "views")):
             if name in told:
                 checks[of][name] = checks[of].get(name, 0) + told[name]
-    return checks, truth
+    return checks
 
 
 @asynccontextmanager
@@ -231,7 +249,7 @@ def report(
     own: float,
     ends: Sequence[dict[str, Any]],
     checks: dict[str, Any],
-    truth: dict[str, Any],
+    failures: list[str],
     interrupted: bool,
 ) -> dict[str, Any]:
     """All that is known after a run; `loadtest/schema.json` says what each member means."""
@@ -261,12 +279,13 @@ def report(
         "part": plan.part,
         "parts": plan.parts,
         "machines": 1,
-        "workers": len(ends),
+        "workers": len(plan.shares(clock)),
         "planned_seconds": course.total,
         "warmup": record.warmup,
         "seconds": round(seconds, 3),
         "interval": record.interval,
         "interrupted": interrupted,
+        "failures": failures,
         "totals": {
             **{name: totals[name] for name in TOTALS},
             "errors": dict(errors),

@@ -132,11 +132,17 @@ class Promises(Part):
 
 
 class Scenario(Part):
-    """One whole scenario. The first `warmup` seconds are run but left out of all figures."""
+    """One whole scenario. The first `warmup` seconds are run but left out of all figures.
+
+    Acks are awaited for `settle` seconds at the end. A generator that is itself later than `late_ms` at the 99th
+    percentile fails the run: it would measure itself.
+    """
 
     title: str
     about: str = ""
     warmup: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    settle: Annotated[float, Field(gt=0, le=600)] = 60.0
+    late_ms: Annotated[float, Field(gt=0)] = 100.0
     city: Place = Place()
     vendors: Vendors = Vendors()
     customers: Customers = Customers()

@@ -49,6 +49,11 @@ class Share:
     own: str | None = None
     shown_before: Sequence[str] = field(default=())
 
+    @property
+    def lifetime(self) -> int:
+        """How long tokens are good for, in seconds: no connection is to end for its token within the run."""
+        return int(self.scenario.seconds) + 3600
+
     def indices(self, count: int) -> range:
         """Which of `count` vendors or customers this worker has."""
         return range(self.number, count, self.of)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-LATE_MS = 100.0
-"""A generator that is later than this with one in a hundred of its own duties measures itself."""
-
 SLACK = 0.01
 
 
@@ -14,7 +11,7 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
     """The report with `figures`, `promises`, `reasons` and `ok` worked out from the rest of it."""
     found = figures(report)
     promises = kept(report["settings"]["promises"], found)
-    reasons = doubts(report, found)
+    reasons = [*report["failures"], *doubts(report, found)]
     reasons += [
         f"{name} differs: {check['differences']} times, first {check['shown'][0] if check['shown'] else 'unknown'}"
         for name, check in report["checks"].items()
@@ -72,16 +69,19 @@ def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
     reasons = []
     if report["seconds"] <= 0:
         reasons.append("nothing was measured: the run ended within its warm-up")
+    limit = report["settings"]["late_ms"]
     for name, what in (("late", "sending pings"), ("lag", "reading frames")):
         late = found[f"{name}_p99_ms"]
-        if late is not None and late > LATE_MS:
+        if late is not None and late > limit:
             reasons.append(
-                f"the load generator itself was too slow: {late:g} ms late at p99 with {what} (at most {LATE_MS:g}); "
+                f"the load generator itself was too slow: {late:g} ms late at p99 with {what} (at most {limit:g}); "
                 "give it more --workers, a larger machine, or ask for less"
             )
     due, sent = report["totals"]["due"], report["totals"]["sent"]
     if sent < due * (1 - SLACK):
         reasons.append(f"only {sent} of {due} pings that were due were sent; the rest still waits for a connection")
+    if report["totals"]["rejected"]:
+        reasons.append(f"pings were rejected, by code: {report['totals']['rejected']}")
     if report["totals"]["gave_up"]:
         reasons.append(f"apps were told not to come back, by close code: {report['totals']['gave_up']}")
     if not due:

@@ -27,7 +27,6 @@ from loadtest.tally import Tally
 from venta_client.errors import ClientError
 
 LONGEST_LINE = 512 << 20
-SETTLE_WITHIN = 60.0
 STOP_WITHIN = 10.0
 
 
@@ -77,7 +76,7 @@ class Worker:
 
     async def settle(self) -> dict[str, Any]:
         """What watchers must see, once all is acked."""
-        found = await self.apps.settle(SETTLE_WITHIN) if isinstance(self.apps, Fleet) else {}
+        found = await self.apps.settle(self.share.scenario.settle) if isinstance(self.apps, Fleet) else {}
         return {"is": "settled", **found}
 
     async def verify(self, order: dict[str, Any]) -> dict[str, Any]:

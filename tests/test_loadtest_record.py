@@ -100,9 +100,10 @@ def judged(**changed: Any) -> dict[str, Any]:
     for number in range(5):
         record.second("vendors", 0, second(number, due=100, sent=100, acked=100))
     report: dict[str, Any] = {
-        "settings": {"promises": {"ack_p99_ms": 100.0, "lost": 0, "p99_ms": None}},
+        "settings": {"late_ms": 100, "promises": {"ack_p99_ms": 100.0, "lost": 0, "p99_ms": None}},
         "seconds": record.seconds,
         "interrupted": False,
+        "failures": [],
         "measured": {
             name: record.counts()[name]
             for name in ("due", "sent", "acked", "positions", "frames", "snapshots", "update_bytes", "backlog")
@@ -146,6 +147,8 @@ def test_a_good_run_is_ok() -> None:
         ({"totals": {"acked": 0}}, "not one ping was acked"),
         ({"totals": {"due": 0, "sent": 0, "acked": 0}}, "not one ping was due"),
         ({"seconds": 0.0}, "nothing was measured"),
+        ({"failures": ["worker 0 of the vendors failed: x"]}, "worker 0"),
+        ({"totals": {"rejected": {"ERR_TIMESTAMP_IN_FUTURE": 2}}}, "ERR_TIMESTAMP_IN_FUTURE"),
     ],
 )
 def test_what_can_not_be_believed_is_not_ok(changed: dict[str, Any], said: str) -> None:

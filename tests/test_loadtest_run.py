@@ -43,7 +43,8 @@ class Load:
         vendors.write_bytes(
             b"\n".join(orjson.dumps({"vendorId": one.vendor_id, "clerkId": one.clerk_id}) for one in seeded)
         )
-        self._command += ["--secret", SECRET, "--json", "--vendors-file", str(vendors)]
+        # how late the generator itself is on a busy machine is not what these tests are about
+        self._command += ["--secret", SECRET, "--json", "--vendors-file", str(vendors), "--set", "late_ms=60000"]
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, *self._command),
             cwd=Path(__file__).parents[1],
@@ -125,19 +126,41 @@ async def test_ctrl_c_ends_with_the_report_so_far(serve: Serve, database_url: st
     assert len(report["series"]) < 100
 
 
+async def test_what_was_measured_outlives_the_server(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """A server that goes away under load is what such a test is for: there is a report, and it says so."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "3", "--customers", "3"),
+        *("--stage", "ramp:0.5:1", "--stage", "hold:4", "--warmup", "0", "--errors", "0", "--set", "settle=1"),
+        *("--set", "vendors.movements=[{kind='parked', every=0.3}]"),
+    )
+    await load.start(tmp_path)
+    await first_vendor(database_url)
+    await running.server.drain()
+    code, report, said = await load.ended()
+    assert code == 1
+    assert report["totals"]["acked"] > 0
+    assert report["figures"]["errors"] > 0
+    assert "the server was not ready after the run" in said
+
+
 async def test_two_machines_drive_one_trace(serve: Serve, database_url: str, tmp_path: Path) -> None:
     """Each its own half of the vehicles and customers, from the same moment; merged they are the whole trace."""
     running = await serve()
     rows = [
         f"b{vehicle},2026-01-01T08:00:{second:02},{52.2 + vehicle / 1000},{21.0 + second / 10_000:.4f}"
-        for second in range(0, 5)
+        for second in range(3)
         for vehicle in range(10)
     ]
     trace = tmp_path / "trace.csv"
     trace.write_text("vehicle,timestamp,lat,long\n" + "\n".join(rows) + "\n")
     seeded = await database.seed(database_url, 10)
     driven, scenario = following(
-        trace, 1.0, scenarios.load("quiet-town", [("stages", [{"kind": "hold", "seconds": 4.5}]), ("warmup", 0)])
+        trace,
+        1.0,
+        scenarios.load(
+            "quiet-town", [("stages", [{"kind": "hold", "seconds": 2.5}]), ("warmup", 0), ("late_ms", 60_000)]
+        ),
     )
     reports: list[dict[str, Any]] = []
     for wait in (3, 15, 60):  # how long workers take to be ready is the machine's affair
@@ -159,7 +182,7 @@ async def test_two_machines_drive_one_trace(serve: Serve, database_url: str, tmp
         except RunFailed:
             continue
     # a vehicle that was still connecting when its fix was due reports it once it is there
-    assert 40 <= sum(report["totals"]["acked"] for report in reports) <= 50
+    assert 20 <= sum(report["totals"]["acked"] for report in reports) <= 30
     both = merge(reports)
     assert both["ok"], both["reasons"]
     assert both["checks"]["stored"]["rows"] == both["totals"]["acked"]
