@@ -224,34 +224,31 @@ async def test_too_many_messages_of_a_customer(serve: Serve, monkeypatch: pytest
         assert set(codes) == {"ERR_RATE_LIMITED"}
 
 
-@pytest.mark.parametrize(
-    ("setting", "watch", "code"),
-    [
-        ({"max_watches": 2}, {"area": circle(LAT, LONG, 10)}, "ERR_TOO_MANY_WATCHES"),
-        ({"max_radius": 100.0}, {"area": circle(LAT, LONG, 101)}, "ERR_AREA_TOO_LARGE"),
-        (
-            {"max_extent": 1000.0},
-            {"area": {"ne": {"lat": LAT + 0.1, "long": LONG}, "sw": {"lat": LAT, "long": LONG}}},
-            "ERR_AREA_TOO_LARGE",
-        ),
-        (
-            {"max_vertices": 3},
-            {"area": {"polygon": [[21, 52], [21.1, 52], [21.1, 52.1], [21, 52.1]]}},
-            "ERR_AREA_TOO_LARGE",
-        ),
-        ({"max_listed": 2}, {"vendors": ["a", "b", "c"]}, "ERR_AREA_TOO_LARGE"),
-    ],
-)
-async def test_the_bounds_of_a_watch(serve: Serve, setting: dict[str, Any], watch: dict[str, Any], code: str) -> None:
+CORNERS = [[21.0, 52.0], [21.1, 52.0], [21.1, 52.1], [21.0, 52.1]]
+BOUNDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"max_radius": 100.0}, {"area": circle(LAT, LONG, 101)}),
+    ({"max_extent": 1000.0}, {"area": {"ne": {"lat": LAT + 0.1, "long": LONG}, "sw": {"lat": LAT, "long": LONG}}}),
+    ({"max_vertices": 3}, {"area": {"polygon": CORNERS}}),
+    ({"max_listed": 2}, {"vendors": ["a", "b", "c"]}),
+]
+
+
+async def test_the_bounds_of_a_watch(serve: Serve) -> None:
     """Each bound is a setting, is named in the error of whoever passes it, and ends no connection."""
-    server = await serve(**setting)
+    settings = {name: value for setting, _ in BOUNDS for name, value in setting.items()}
+    server = await serve(max_watches=2, **settings)
     async with CustomerApp(server.url) as customer:
         for id in ("a", "b"):
             await customer.watch(id, circle(LAT, LONG, 10))
-        await customer.send({"type": "watch", "id": "c", **watch})
+        await customer.send({"type": "watch", "id": "c", "area": circle(LAT, LONG, 10)})
         error = await customer.expect("error", id="c")
-        assert error["code"] == code
-        assert str(round(next(iter(setting.values())))) in error["message"]
+        assert error["code"] == "ERR_TOO_MANY_WATCHES"
+        assert "2" in error["message"]
+        for number, (setting, wanted) in enumerate(BOUNDS):
+            await customer.send({"type": "watch", "id": f"d{number}", **wanted})
+            error = await customer.expect("error", id=f"d{number}")
+            assert error["code"] == "ERR_AREA_TOO_LARGE"
+            assert str(round(next(iter(setting.values())))) in error["message"]
         await customer.watch("a", circle(LAT, LONG, 20))
 
 

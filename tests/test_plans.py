@@ -14,6 +14,7 @@ from streamer import database, plans
 from streamer.auth import make_token
 from streamer.database import SeededVendor
 from streamer.errors import Unavailable
+from streamer.store import Store
 from tests.apps import SECRET, CustomerApp, VendorApp, circle, now_ms
 from tests.conftest import Running, Serve
 
@@ -96,23 +97,26 @@ async def test_the_same_over_http(servers: list[Running], vendors: list[SeededVe
         assert await stored(direct, free) == 4
 
 
-@pytest.mark.parametrize(
-    ("status", "start", "end", "counts"),
-    [
-        ("active", "-1 day", "1 day", True),
-        ("active", "-1 day", "-1 second", False),
-        ("active", "1 hour", None, False),
-        ("cancelled", "-1 day", "1 day", False),
-        ("expired", "-1 day", None, False),
-    ],
-)
-async def test_what_is_an_active_subscription(
-    serve: Serve, vendors: list[SeededVendor], direct: Any, status: str, start: str, end: str | None, counts: bool
-) -> None:
+SUBSCRIPTIONS: list[tuple[str, str, str | None, bool]] = [
+    ("active", "-1 day", "1 day", True),
+    ("active", "-1 day", "-1 second", False),
+    ("active", "1 hour", None, False),
+    ("cancelled", "-1 day", "1 day", False),
+    ("expired", "-1 day", None, False),
+]
+
+
+async def test_what_is_an_active_subscription(database_url: str, vendors: list[SeededVendor], direct: Any) -> None:
     """What was paid for is given, from its first to its last second, and nothing else is."""
-    await subscribe(direct, vendors[0], status, start, end)
-    server = await serve()
-    assert await server.server.store.paying([vendors[0].vendor_id]) == ({vendors[0].vendor_id} if counts else set())
+    for vendor, (status, start, end, _) in zip(vendors, SUBSCRIPTIONS, strict=True):
+        await subscribe(direct, vendor, status, start, end)
+    store = await Store.open(database_url)
+    try:
+        paying = await store.paying([vendor.vendor_id for vendor in vendors] + ["nobody", "\0"])
+    finally:
+        await store.close()
+    expected = {vendor.vendor_id for vendor, (*_, counts) in zip(vendors, SUBSCRIPTIONS, strict=True) if counts}
+    assert paying == expected
 
 
 async def test_the_interval_ends(serve: Serve, vendors: list[SeededVendor]) -> None:

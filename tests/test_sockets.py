@@ -66,21 +66,26 @@ async def turned_away(phone: App, close: int, code: str) -> str:
 # who gets in
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_every_way_of_a_token(serve: Serve, vendors: list[SeededVendor], path: str) -> None:
+async def test_every_way_of_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
     """A phone, a browser and a simple sensor can each bring a token somewhere; a bad one is refused in each alike."""
     server = await serve(watch_auth="required")
-    for way in WAYS:
-        for token in (token_of(vendors[0]), token_of(vendors[0], -60), "no.such.token"):
-            async with app(server.url, path, token, way) as phone:
-                assert phone.socket.protocol == ("streamer.v1" if way == "subprotocol" else None), "no token in answers"
-                if way == "message":
-                    await phone.send({"type": "auth", "token": token})
-                if token == token_of(vendors[0]):
-                    await let_in(phone, path)
-                else:
-                    why = await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
-                    assert ("expired" in why) == (token != "no.such.token")
+
+    async def for_one(path: str) -> None:
+        for way in WAYS:
+            for token in (token_of(vendors[0]), token_of(vendors[0], -60), "no.such.token"):
+                async with app(server.url, path, token, way) as phone:
+                    assert phone.socket.protocol == ("streamer.v1" if way == "subprotocol" else None), (
+                        "no token in answers"
+                    )
+                    if way == "message":
+                        await phone.send({"type": "auth", "token": token})
+                    if token == token_of(vendors[0]):
+                        await let_in(phone, path)
+                    else:
+                        why = await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+                        assert ("expired" in why) == (token != "no.such.token")
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
 async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[SeededVendor]) -> None:
@@ -108,20 +113,28 @@ async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendo
         await phone.expect("hello")
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_without_a_token(serve: Serve, path: str) -> None:
+async def test_without_a_token(serve: Serve) -> None:
     """Who says nothing in time, or something else first, is out; a stranger's open socket costs the server nothing."""
     server = await serve(watch_auth="required", auth_timeout=0.2)
-    async with app(server.url, path) as phone:
-        await turned_away(phone, 4401, "ERR_UNAUTHORIZED")
-    for first in ({"type": "ping", "lat": LAT, "long": LONG}, WATCH, {"type": "auth"}, {"type": "auth", "token": 7}):
+
+    async def for_one(path: str) -> None:
         async with app(server.url, path) as phone:
-            await phone.send(first)
-            await phone.expect("error")
-            assert await phone.closed() == 4401
-    async with app(server.url, path) as phone:
-        await phone.socket.send_bytes(b"\xff{")
-        await turned_away(phone, 4401, "ERR_INVALID_JSON")
+            await turned_away(phone, 4401, "ERR_UNAUTHORIZED")
+        for first in (
+            {"type": "ping", "lat": LAT, "long": LONG},
+            WATCH,
+            {"type": "auth"},
+            {"type": "auth", "token": 7},
+        ):
+            async with app(server.url, path) as phone:
+                await phone.send(first)
+                await phone.expect("error")
+                assert await phone.closed() == 4401
+        async with app(server.url, path) as phone:
+            await phone.socket.send_bytes(b"\xff{")
+            await turned_away(phone, 4401, "ERR_INVALID_JSON")
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
 async def test_watching_without_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
@@ -150,40 +163,51 @@ async def test_the_owner_only(serve: Serve, vendors: list[SeededVendor]) -> None
 # how long a token lasts
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_expiry_closes_a_live_socket(serve: Serve, vendors: list[SeededVendor], path: str) -> None:
+async def test_expiry_closes_a_live_socket(serve: Serve, vendors: list[SeededVendor]) -> None:
     """A stolen phone's socket ends with its token, and the app learns that it needs a new one."""
     server = await serve(watch_auth="required")
-    expires = int(time.time()) + 2
-    async with app(server.url, path, make_token(SECRET, vendors[0].clerk_id, 2, now=expires - 2)) as phone:
-        await let_in(phone, path)
-        assert await phone.closed() == 4401
-        assert time.time() >= expires
+
+    async def for_one(path: str) -> None:
+        expires = int(time.time()) + 2
+        async with app(server.url, path, make_token(SECRET, vendors[0].clerk_id, 2, now=expires - 2)) as phone:
+            await let_in(phone, path)
+            assert await phone.closed() == 4401
+            assert time.time() >= expires
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_new_token_extends(serve: Serve, vendors: list[SeededVendor], path: str) -> None:
+async def test_a_new_token_extends(serve: Serve, vendors: list[SeededVendor]) -> None:
     """An app with tokens of a minute stays connected for hours; a new token that is shorter counts too."""
     server = await serve(watch_auth="required")
-    expires = int(time.time()) + 1
-    async with app(server.url, path, make_token(SECRET, vendors[0].clerk_id, 1, now=expires - 1)) as phone:
-        await phone.send({"type": "auth", "token": token_of(vendors[0])})
-        await let_in(phone, path)
-        await asyncio.sleep(max(0.0, expires - time.time()) + 0.3)
-        await phone.send({"type": "auth", "token": ""})
-        assert (await phone.expect("error"))["code"] == "ERR_INVALID_MESSAGE", "it is open yet, and says what is wrong"
-        await phone.send({"type": "auth", "token": make_token(SECRET, vendors[0].clerk_id, 1)})
-        assert await phone.closed() == 4401
+
+    async def for_one(path: str) -> None:
+        expires = int(time.time()) + 1
+        async with app(server.url, path, make_token(SECRET, vendors[0].clerk_id, 1, now=expires - 1)) as phone:
+            await phone.send({"type": "auth", "token": token_of(vendors[0])})
+            await let_in(phone, path)
+            await asyncio.sleep(max(0.0, expires - time.time()) + 0.3)
+            await phone.send({"type": "auth", "token": ""})
+            assert (await phone.expect("error"))["code"] == "ERR_INVALID_MESSAGE", (
+                "it is open yet, and says what is wrong"
+            )
+            await phone.send({"type": "auth", "token": make_token(SECRET, vendors[0].clerk_id, 1)})
+            assert await phone.closed() == 4401
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_bad_new_token_ends_it(serve: Serve, vendors: list[SeededVendor], path: str) -> None:
+async def test_a_bad_new_token_ends_it(serve: Serve, vendors: list[SeededVendor]) -> None:
     """A token that is refused is refused also from someone who was let in before."""
     server = await serve(watch_auth="required")
-    async with app(server.url, path, token_of(vendors[0])) as phone:
-        await let_in(phone, path)
-        await phone.send({"type": "auth", "token": token_of(vendors[0], -60)})
-        await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+
+    async def for_one(path: str) -> None:
+        async with app(server.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            await phone.send({"type": "auth", "token": token_of(vendors[0], -60)})
+            await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
 async def test_a_new_token_of_another_user(serve: Serve, vendors: list[SeededVendor]) -> None:
@@ -204,40 +228,49 @@ async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
     return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=0.4, vendor_messages=20)
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_message_too_large(running: Running, vendors: list[SeededVendor], path: str) -> None:
+async def test_a_message_too_large(running: Running, vendors: list[SeededVendor]) -> None:
     """1009: an app that sends more than is taken must not send it again."""
-    async with app(running.url, path, token_of(vendors[0])) as phone:
-        await let_in(phone, path)
-        await phone.send({"type": "auth", "token": "x" * 3000})
-        assert await phone.closed() == 1009
+
+    async def for_one(path: str) -> None:
+        async with app(running.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            await phone.send({"type": "auth", "token": "x" * 3000})
+            assert await phone.closed() == 1009
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_another_protocol(running: Running, vendors: list[SeededVendor], path: str) -> None:
+async def test_another_protocol(running: Running, vendors: list[SeededVendor]) -> None:
     """4400: something that does not speak this protocol is not talked to for ever; a good message forgives."""
-    async with app(running.url, path, token_of(vendors[0])) as phone:
-        await let_in(phone, path)
-        good: dict[str, Any] = WATCH if path == "/v1/watch" else {"lat": LAT, "long": LONG}
-        messages: list[Any] = [[], "hello", good, {"type": "hello"}, 7, good, {"type": "?"}, [], "x"]
-        for message in messages:
-            await phone.send(message)
-        assert await phone.closed() == 4400
-        errors = [m for m in phone.messages if m["type"] == "error"]
-        assert len(errors) == 7, "each was answered, and the end explained"
-        assert "3 bad messages" in errors[-1]["message"]
+
+    async def for_one(path: str) -> None:
+        async with app(running.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            good: dict[str, Any] = WATCH if path == "/v1/watch" else {"lat": LAT, "long": LONG}
+            messages: list[Any] = [[], "hello", good, {"type": "hello"}, 7, good, {"type": "?"}, [], "x"]
+            for message in messages:
+                await phone.send(message)
+            assert await phone.closed() == 4400
+            errors = [m for m in phone.messages if m["type"] == "error"]
+            assert len(errors) == 7, "each was answered, and the end explained"
+            assert "3 bad messages" in errors[-1]["message"]
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_dead_connection(running: Running, vendors: list[SeededVendor], path: str) -> None:
+async def test_a_dead_connection(running: Running, vendors: list[SeededVendor]) -> None:
     """4408: a phone that left without a word is given up; one that only answers pings is not."""
-    silent, alive = app(running.url, path, token_of(vendors[0])), app(running.url, path, token_of(vendors[0]))
-    silent.answers_pings = False
-    async with silent, alive:
-        await let_in(silent, path)
-        await let_in(alive, path)
-        assert await silent.closed() == 4408
-        assert alive.close_code is None
+
+    async def for_one(path: str) -> None:
+        silent, alive = app(running.url, path, token_of(vendors[0])), app(running.url, path, token_of(vendors[0]))
+        silent.answers_pings = False
+        async with silent, alive:
+            await let_in(silent, path)
+            await let_in(alive, path)
+            assert await silent.closed() == 4408
+            assert alive.close_code is None
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
 async def test_too_many_messages(
