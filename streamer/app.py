@@ -6,11 +6,9 @@ import asyncio
 import errno
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 from aiohttp import web
@@ -19,7 +17,6 @@ from streamer import database
 from streamer.auth import Authenticator, rules_of
 from streamer.backup import Backups
 from streamer.batcher import Batcher, Chunk
-from streamer.board import Board
 from streamer.bus import Bus
 from streamer.census import Census, Heard
 from streamer.doors import Doors
@@ -41,6 +38,7 @@ from streamer.rate import Allowances
 from streamer.reference import Reference
 from streamer.reports import Reports
 from streamer.settings import Settings
+from streamer.siblings import Siblings
 from streamer.sockets import Sockets
 from streamer.store import Store
 from streamer.supervisor import Supervisor
@@ -68,27 +66,17 @@ def clock() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Worker(NamedTuple):
-    """Which of the workers of one server a process is; in `folder` each listens for the others."""
-
-    board: Board
-    number: int
-    folder: Path
-
-    def socket(self, number: int) -> Path:
-        """Where a worker listens for the others."""
-        return self.folder / f"{number}.sock"
-
-
 class Server:
     """One server process: `start` it, `stop` it; `app` is what aiohttp serves."""
 
-    def __init__(self, settings: Settings, store: Store, tally: Tally | None = None) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, tally: Tally | None = None, siblings: Siblings | None = None
+    ) -> None:
         self.settings = settings
         self.tally = tally = tally or Tally()
         self.store = store
         self.process = secrets.token_hex(4)
-        self.worker: Worker | None = None
+        self.siblings = siblings
         self.index = LiveIndex(
             self.process,
             offline_after=int(settings.offline_after * 1000),
@@ -170,6 +158,7 @@ class Server:
             clock,
             self.ticker.changed,
             tally,
+            late=lambda: self.pulse.late,
         )
         self.events = Events(settings, self.sockets, self.watches, self.authenticator, clock, self.ticker.changed)
         self.http = Http(settings, store, self.loader, self.watches, self.authenticator, clock)
@@ -187,9 +176,7 @@ class Server:
         self.supervisor = Supervisor()
         self.pulse = Pulse(tally)
         self.backups = Backups(settings.backup_dir) if settings.backup_dir is not None else None
-        self.health = Health(
-            store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor, self.siblings
-        )
+        self.health = Health(store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor, siblings)
         self.metrics = Metrics(
             Parts(
                 tally,
@@ -206,7 +193,8 @@ class Server:
                 lambda: self.health.found,
                 self.backups,
                 self.feed,
-            )
+            ),
+            siblings=siblings,
         )
         self.doors = Doors(
             settings.handshake_timeout, settings.request_timeout, settings.max_connections + OTHER_CONNECTIONS
@@ -288,18 +276,11 @@ class Server:
         """What stands in the way of serving, by part; empty when nothing does."""
         return await self.health.unready()
 
-    def siblings(self) -> Mapping[str, str]:
-        """What is wrong with the other workers of this server."""
-        worker = self.worker
-        return {} if worker is None else worker.board.troubles(time.monotonic(), but=worker.number)
-
     async def beat(self) -> None:
         """Tell the other workers that this one goes on, and what it can't do, for ever."""
-        worker = self.worker
-        assert worker is not None
+        assert self.siblings is not None
         while True:
-            cause = "; ".join(f"{task}: {why}" for task, why in self.supervisor.failures.items())
-            worker.board.beat(worker.number, time.monotonic(), cause)
+            self.siblings.beat("; ".join(f"{task}: {why}" for task, why in self.supervisor.failures.items()))
             await asyncio.sleep(BEAT)
 
     async def _keep_partitions(self) -> None:
@@ -350,7 +331,7 @@ def not_listening(host: str, port: int, error: OSError) -> SettingsError:
     return SettingsError(f"can't listen on {where}: {error.strerror or error}; choose another address by --host")
 
 
-async def open_server(settings: Settings) -> Server:
+async def open_server(settings: Settings, siblings: Siblings | None = None) -> Server:
     """A server on the database and Redis of the settings; refuses another migration, and too few rights."""
     if settings.database_url is None or settings.redis_url is None:
         raise SettingsError("DATABASE_URL and REDIS_URL are needed")
@@ -365,15 +346,14 @@ async def open_server(settings: Settings) -> Server:
         statement_timeout=settings.statement_timeout,
         tally=tally,
     )
-    return Server(settings, store, tally)
+    return Server(settings, store, tally, siblings=siblings)
 
 
 @asynccontextmanager
-async def serving(settings: Settings, worker: Worker | None = None) -> AsyncIterator[tuple[Server, str]]:
+async def serving(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[tuple[Server, str]]:
     """Serve while the context lasts, alone or as one of several workers; gives the server and its URL."""
     async with AsyncExitStack() as stack:
-        server = await open_server(settings)
-        server.worker = worker
+        server = await open_server(settings, siblings)
         await server.start()
         stack.push_async_callback(server.stop)
         runner = web.AppRunner(
@@ -385,16 +365,15 @@ async def serving(settings: Settings, worker: Worker | None = None) -> AsyncIter
         assert listening is not None
         server.supervisor.start({"doors": lambda: server.doors.watch(lambda: listening.connections)})
         stack.push_async_callback(server.drain)
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096, reuse_port=worker is not None)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096, reuse_port=siblings is not None)
         try:
             await site.start()
         except OSError as taken:
             raise not_listening(settings.host, settings.port, taken) from None
         stack.push_async_callback(site.stop)
-        if worker is not None:
-            path = worker.socket(worker.number)
-            path.unlink(missing_ok=True)  # one system call; its predecessor may have been killed
-            await web.UnixSite(runner, path).start()
+        if siblings is not None:
+            siblings.socket.unlink(missing_ok=True)  # its predecessor may have been killed
+            await web.UnixSite(runner, siblings.socket).start()
             server.supervisor.start({"beat": server.beat})
         host, port = runner.addresses[0][:2]
         yield server, f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -36,6 +36,7 @@ from streamer.development import SECRET, SERVICES, Developed, developing
 from streamer.errors import DatabaseError, SettingsError, StreamerError
 from streamer.grants import quoted
 from streamer.settings import Settings
+from streamer.siblings import Siblings
 from streamer.watchdog import Watchdog
 from streamer.workers import Workers, reserve
 
@@ -412,7 +413,7 @@ def _serve_by_workers(configured: Settings) -> int:
         def work(number: int) -> int:
             structlog.contextvars.bind_contextvars(worker=number)
             try:
-                _run(_work(settled, app.Worker(board, number, folder)))
+                _run(_work(settled, Siblings(board, number, folder)))
             except SettingsError as wrong:
                 return _said(wrong, 2)
             except StreamerError as failed:
@@ -425,9 +426,9 @@ def _serve_by_workers(configured: Settings) -> int:
         ).run()
 
 
-async def _work(configured: Settings, worker: app.Worker) -> None:
+async def _work(configured: Settings, siblings: Siblings) -> None:
     with Watchdog(configured.stuck_after) as watchdog:
-        async with _interrupt() as interrupt, app.serving(configured, worker):
+        async with _interrupt() as interrupt, app.serving(configured, siblings):
             _spare_the_collector()
             await interrupt.wait()
             watchdog.hurry(configured.drain_timeout + STOP_WITHIN)

@@ -10,6 +10,9 @@ SOONEST_MS = 100
 """No client is asked to be back earlier: it has to close its connection first."""
 BURST = 0.2
 """Seconds' worth of clients that get in at once after a quiet time."""
+LATE = 0.05
+SLOWEST = 10.0
+"""Seconds that the loop may be late with no clients being held back for it; beyond that they get in so much slower."""
 LATEST = 60.0
 """Seconds beyond which nobody is told to stay away."""
 
@@ -34,7 +37,10 @@ def farewells(count: int, rate: float, within: float) -> Iterator[Farewell]:
 
 
 class Gate:
-    """Lets `rate` a second in, in the order of arrival. Nobody waits longer than `most_wait` seconds."""
+    """Lets `rate` a second in, in the order of arrival. Nobody waits longer than `most_wait` seconds.
+
+    While the event loop is late it lets in less, down to a tenth: those who are in come first.
+    """
 
     def __init__(self, rate: float, most_wait: float) -> None:
         self.rate = rate
@@ -44,13 +50,16 @@ class Gate:
         self._early = max(1.0, rate * BURST) / rate
         self._next = self._later = -inf
 
-    def turn(self, now: float) -> float | None:
-        """Seconds until one who comes now may go in; None when too many wait already: then `later`."""
+    def turn(self, now: float, late: float = 0.0) -> float | None:
+        """Seconds until one who comes now may go in; None when too many wait already: then `later`.
+
+        `late`: how many seconds the event loop is behind.
+        """
         turn = max(self._next, now - self._early)
         if turn - now > self.most_wait:
             self.refused += 1
             return None
-        self._next = turn + 1 / self.rate
+        self._next = turn + min(max(1.0, late / LATE), SLOWEST) / self.rate
         self.admitted += 1
         return max(0.0, turn - now)
 

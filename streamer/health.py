@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ from streamer.database import Condition
 from streamer.errors import StreamerError
 from streamer.http import json_response
 from streamer.positions import Positions
+from streamer.siblings import Siblings
 from streamer.sockets import Sockets
 from streamer.store import Store, TableSize
 from streamer.supervisor import Supervisor
@@ -104,7 +105,7 @@ class Probe(Generic[T]):
 
 
 class Health:
-    """Looks at all parts of one process; `siblings()` says what is wrong with the server's other ones."""
+    """Looks at all parts of one process, and at the other workers of its server."""
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class Health:
         positions: Positions,
         sockets: Sockets,
         supervisor: Supervisor,
-        siblings: Callable[[], Mapping[str, str]] = dict,
+        siblings: Siblings | None = None,
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
     ) -> None:
         self._bus = bus
@@ -204,7 +205,7 @@ class Health:
 
     def known(self) -> dict[str, str]:
         """The same as far as it is known without asking anybody."""
-        causes = {**self._supervisor.failures, **self._siblings()}
+        causes = {**self._supervisor.failures, **(self._siblings.troubles() if self._siblings is not None else {})}
         if self._sockets.draining:
             causes["server"] = "stopping"
         if not self._bus.up:

@@ -5,6 +5,7 @@ Labels are from closed tables (codes, routes, kinds of work): none grows with ve
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import TypeVar
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from streamer import __version__
@@ -25,6 +27,7 @@ from streamer.feed import Feed
 from streamer.live import LiveIndex
 from streamer.positions import Positions
 from streamer.pulse import Pulse
+from streamer.siblings import Siblings
 from streamer.sockets import OTHER_CODE, Sockets
 from streamer.supervisor import Supervisor
 from streamer.tally import Histogram, Tally
@@ -34,13 +37,17 @@ from streamer.watches import Watches
 PARTS = ("postgresql", "redis", "storing", "server")
 """What can stand in the way of serving, and always has a series; a task that died has one when it did."""
 
+OWN = "own"
+"""In the query: the metrics of the one process that answers."""
+
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 class Metrics:
-    """One process's metrics."""
+    """One process's metrics, and with `siblings` those of all workers of its server, labelled by `worker`."""
 
-    def __init__(self, parts: Parts, *, process: bool = True) -> None:
+    def __init__(self, parts: Parts, *, process: bool = True, siblings: Siblings | None = None) -> None:
+        self._siblings = siblings
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(parts)
         if process:
@@ -55,8 +62,35 @@ class Metrics:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """`GET /metrics`: in Prometheus' text format or OpenMetrics, by `Accept`."""
-        body, content_type = self.render(request.headers.get("Accept", ""))
+        accept = request.headers.get("Accept", "")
+        if self._siblings is None or OWN in request.query:
+            body, content_type = self.render(accept)
+        else:
+            answers = await self._siblings.ask(f"/metrics?{OWN}", "application/openmetrics-text")
+            encode, content_type = choose_encoder(accept)
+            body = encode(Together(self._siblings.number, self._registry, answers))
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+
+class Together(Collector):
+    """The metrics of a worker and the answers of the others, each sample labelled by its `worker`."""
+
+    def __init__(self, number: int, own: Collector, others: Mapping[int, bytes]) -> None:
+        self._number = number
+        self._own = own
+        self._others = others
+
+    def collect(self) -> Iterable[Metric]:
+        """All families, each once."""
+        families: dict[str, Metric] = {}
+        parsed = {number: parse(text.decode()) for number, text in self._others.items()}
+        for number, found in {self._number: self._own.collect(), **parsed}.items():
+            for family in found:
+                together = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                together.samples += [
+                    sample._replace(labels={"worker": str(number), **sample.labels}) for sample in family.samples
+                ]
+        return families.values()
 
 
 class Parts(Collector):
@@ -105,9 +139,12 @@ class Parts(Collector):
             yield from backed_up(self._backups)
 
     def _state(self) -> Iterator[Metric]:
-        causes = self._causes()
+        causes, count = self._causes(), tasks()
         parts = {(part,): float(part in causes) for part in (*PARTS, *causes)}
         yield gauges("streamer_unready", "1: this part stands in the way of serving.", ("part",), parts)
+        refusals = self._sockets.gate.refused
+        yield counter("streamer_handshakes_refused", "Clients told to come again: too many waited to get in.", refusals)
+        yield gauge("streamer_tasks", "Tasks of the event loop: of connections, and long-lived ones.", count)
         yield counter("streamer_task_deaths", "Long-lived tasks that died and were started anew.", self._deaths)
         yield gauge("streamer_tasks_given_up", "Long-lived tasks that can't go on.", len(self._supervisor.failures))
         yield histogram("streamer_loop_delay_seconds", "How late the event loop was for a timer.", self._tally.loop)
@@ -188,6 +225,19 @@ def backed_up(backups: Backups) -> Iterator[Metric]:
     yield gauge("streamer_backup_last_timestamp_seconds", "When the newest backup was made, 0: never.", backups.last)
     yield gauge("streamer_backup_proven_timestamp_seconds", "When one was last proved, 0: never.", backups.proven)
     yield gauge("streamer_backup_bytes", "Bytes of the newest backup.", backups.bytes)
+
+
+def parse(text: str) -> Iterable[Metric]:
+    """The families of a text in OpenMetrics' format."""
+    return text_string_to_metric_families(text)  # type: ignore[no-untyped-call,no-any-return]  # untyped there
+
+
+def tasks() -> int:
+    """How many tasks the running loop has; 0 without one."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
 
 
 def code_label(code: int) -> str:

@@ -152,12 +152,14 @@ class Sockets:
         clock: Callable[[], int],
         changed: Callable[[], None],
         tally: Tally | None = None,
+        late: Callable[[], float] = float,
     ) -> None:
         self.behind = 0
         """Connections that had not taken all they were sent at the last look."""
         self.unread = 0
         """Bytes that waited for them."""
         self.tally = tally or Tally()
+        self._late = late
         self.connections: set[Connection] = set()
         self.streams = 0
         """Event streams, which take room like sockets."""
@@ -318,7 +320,6 @@ class Sockets:
     # inside
 
     async def _open(self, request: web.Request, kind: str) -> Connection:
-        await self.let_in(request)
         ws = web.WebSocketResponse(
             timeout=CLOSE_TIMEOUT,
             autoping=False,
@@ -327,6 +328,8 @@ class Sockets:
             protocols=(protocol.SUBPROTOCOL,),
             decode_text=False,
         )
+        if ws.can_prepare(request):  # what is no handshake is refused below, and takes nobody's turn
+            await self.let_in(request)
         if request.transport is None:
             raise ConnectionResetError("the client went away before its turn")
         await ws.prepare(request)
@@ -355,7 +358,7 @@ class Sockets:
         """Wait for one's turn; refused are those who come while the server stops or too many wait."""
         now = asyncio.get_running_loop().time()
         if not self.draining:
-            wait = self.gate.turn(now)
+            wait = self.gate.turn(now, self._late())
             if wait is None:
                 later = self.gate.later(now)
                 raise ProtocolError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 
 import structlog
 
@@ -22,22 +23,28 @@ class Supervisor:
         self.failures: dict[str, str] = {}
         self.deaths = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._deaths: dict[str, list[float]] = {}
+        self._ending = False
 
     def start(self, tasks: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
         """Run each of these until `stop`."""
         for name, run in tasks.items():
-            self._tasks[name] = asyncio.create_task(self._keep(name, run), name=name)
+            self._spawn(name, run)
 
     async def stop(self) -> None:
         """End all tasks."""
+        self._ending = True
         tasks, self._tasks = list(self._tasks.values()), {}
         await end(tasks)
 
+    def _spawn(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        if not self._ending:
+            task = self._tasks[name] = asyncio.create_task(self._keep(name, run), name=name)
+            task.add_done_callback(partial(self._left, name, run))
+
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        loop = asyncio.get_running_loop()
         own = asyncio.current_task()
         assert own is not None
-        deaths: list[float] = []
         while True:
             death: BaseException | None = None
             try:
@@ -50,15 +57,29 @@ class Supervisor:
                 death, cause = error, f"{type(error).__name__}: {error}"
             if own.cancelling():
                 return  # whatever a library made of the cancellation
-            self.deaths += 1
-            log.error("a task died", task=name, cause=cause, exc_info=death)
-            now = loop.time()
-            deaths = [at for at in deaths if now - at < WINDOW] + [now]
-            if len(deaths) >= MOST_DEATHS:
-                self.failures[name] = f"died {len(deaths)} times within {WINDOW:.0f} s, the last time of {cause}"
-                log.error("a task can't go on", task=name, cause=self.failures[name])
+            if (wait := self._died(name, cause, death)) is None:
                 return
-            await asyncio.sleep(0.1 * len(deaths))
+            await asyncio.sleep(wait)
+
+    def _left(self, name: str, run: Callable[[], Awaitable[None]], task: asyncio.Task[None]) -> None:
+        """A task ended for good: in order, given up, or cancelled by somebody whose it is not."""
+        death = None if task.cancelled() else task.exception()
+        if self._ending or name in self.failures:
+            return
+        if (wait := self._died(name, "somebody else cancelled it", death)) is not None:
+            task.get_loop().call_later(wait, self._spawn, name, run)
+
+    def _died(self, name: str, cause: str, death: BaseException | None) -> float | None:
+        """Count a death; gives the seconds until the next start, None for a task that is given up."""
+        self.deaths += 1
+        log.error("a task died", task=name, cause=cause, exc_info=death)
+        now = asyncio.get_running_loop().time()
+        deaths = self._deaths[name] = [at for at in self._deaths.get(name, ()) if now - at < WINDOW] + [now]
+        if len(deaths) >= MOST_DEATHS:
+            self.failures[name] = f"died {len(deaths)} times within {WINDOW:.0f} s, the last time of {cause}"
+            log.error("a task can't go on", task=name, cause=self.failures[name])
+            return None
+        return 0.1 * len(deaths)
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -142,9 +142,12 @@ class Workers:
         self._board.put(number, Slot(0, now, self._counts[number], False, ""))
         sys.stdout.flush()
         sys.stderr.flush()
+        # Held back over the fork: one that is sent to a worker which still has its parent's handlers would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, LISTEN)
         pid = os.fork()
         if pid == 0:
             self._become(number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTEN)
         self._pids[number] = pid
         self._board.put(number, self._board.slot(number)._replace(pid=pid))
 
@@ -155,6 +158,7 @@ class Workers:
             signal.set_wakeup_fd(-1)
             for listened in LISTEN:
                 signal.signal(listened, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTEN)
             with suppress(OSError):
                 os.setpgid(0, 0)  # Ctrl-C is for the parent, who ends all in order
             if sys.platform == "linux":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,14 @@ def test_nobody_waits_where_nobody_is() -> None:
     gate = Gate(300, 5)
     assert [gate.turn(100.0 + second) for second in range(5)] == [0.0] * 5
     assert [gate.turn(200.0) for _ in range(50)] == [0.0] * 50
+
+
+def test_who_is_in_comes_first() -> None:
+    """A process that is late already lets fewer in, but never nobody."""
+    for late, rate in ((0.0, 100.0), (0.05, 100.0), (0.1, 50.0), (0.25, 20.0), (5.0, 10.0)):
+        gate = Gate(100, 60)
+        waits = [gate.turn(0.0, late) or 0.0 for _ in range(101)]
+        assert (waits[-1] - waits[-51]) * rate == pytest.approx(50)
 
 
 def test_a_herd_is_told_to_come_in_turn() -> None:

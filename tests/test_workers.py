@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from streamer import database
 from streamer.board import SILENT, Board, Slot
@@ -81,6 +82,15 @@ async def test_workers_share_a_port_and_one_that_dies_is_replaced(
                 for customer in customers:
                     await customer.watch("w", AREA)
                     await customer.sees("w", {vendor.vendor_id: (52.2297, 21.0122)})
+                _, text = await answers(url, "/metrics")
+                told = {
+                    sample.labels["worker"]: sample.value
+                    for family in text_string_to_metric_families(text)
+                    for sample in family.samples
+                    if sample.name == "streamer_connections" and sample.labels["kind"] == "watch"
+                }
+                assert list(told) == ["0", "1"] or list(told) == ["1", "0"]
+                assert sum(told.values()) == len(customers)
                 os.kill(min(before), signal.SIGKILL)
                 await command.said("a worker ended by itself and is replaced")
                 await eventually(lambda: len(children(command) - before) == 1, "a new worker")
