@@ -4,6 +4,7 @@
 #   make test    all checks and tests, as CI runs them (ARGS='-k name' for some of the tests)
 #   make chaos   two servers, PostgreSQL, Valkey and the network fail in ROUNDS=100 rounds; SEED=N plays one again
 #   make fuzz    search for input that breaks a rule, SECONDS=60 for each target, then MESSAGES=1000000 at a server
+#   make soak    an hour (DURATION=3600 seconds) at half of what a process can do: memory, delay and all else stay flat
 #   make lint    the checks that run no code
 #   make lock    pin all that the server is installed with, anew, with hashes (ARGS=--upgrade: to the newest)
 #   make audit   ask the registry for known vulnerabilities in what the lock pins
@@ -16,11 +17,12 @@ ROUNDS ?= 100
 SEED ?=
 SECONDS ?= 60
 MESSAGES ?= 1000000
+DURATION ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: run test chaos fuzz lint lock audit screenshots clean
+.PHONY: run test chaos soak fuzz lint lock audit screenshots clean
 
 run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200
@@ -34,6 +36,9 @@ chaos: .venv/installed-test
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m tests.fuzz.barrage --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))
+
+soak: .venv/installed-test
+	$(BIN)/python -m tests.soak --seconds $(DURATION)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from tests.apps import eventually
-from tests.chaos.faults import KINDS, LATEST, LONGEST, Fault, plan
+from tests.chaos.faults import KINDS, LATEST, LONG, Fault, plan
 from tests.chaos.rounds import Chaos
 
 WITHIN = 30.0
@@ -27,22 +25,13 @@ def test_a_seed_is_its_faults() -> None:
     for faults in plans:
         assert 1 <= len(faults) <= 4
         assert len({fault.target for fault in faults}) == len(faults)
-        assert all(0 <= fault.at <= LATEST and 0 < fault.lasts <= LONGEST for fault in faults)
+        assert all(0 <= fault.at <= LATEST and 0 < fault.lasts <= LONG for fault in faults)
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder where PostgreSQL's unprivileged user may go."""
-    made = Path(tempfile.mkdtemp(prefix="streamer-chaos-"))
-    made.chmod(0o711)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-@pytest.fixture
-async def chaos(folder: Path) -> AsyncIterator[Chaos]:
+async def chaos(tmp_path: Path) -> AsyncIterator[Chaos]:
     """The stage and a crowd on it."""
-    async with Chaos(folder, true_within=WITHIN) as chaos:
+    async with Chaos(tmp_path, true_within=WITHIN) as chaos:
         yield chaos
 
 

@@ -26,6 +26,8 @@ LEAD = 0.5
 LATEST = 2.0
 """Latest second at which any does."""
 LONGEST = 2.5
+LONG = 14.0
+"""Longest in seconds of most faults, and of one in eight: longer than vendors without a connection stay on the map."""
 
 
 class Fault(NamedTuple):
@@ -50,5 +52,6 @@ def plan(seed: int) -> list[Fault]:
         targets = [other for other in targets if other != target]
         kind = random.choice(KINDS[target.split()[0]])
         at = random.uniform(0, LATEST if number else LEAD)
-        faults.append(Fault(round(at, 2), round(random.uniform(0.1, LONGEST), 2), target, kind))
+        lasts = random.uniform(LONGEST, LONG) if random.random() < 1 / 8 else random.uniform(0.1, LONGEST)
+        faults.append(Fault(round(at, 2), round(lasts, 2), target, kind))
     return sorted(faults)

@@ -1,0 +1,1 @@
+"""Hours under load: `python -m tests.soak`."""
