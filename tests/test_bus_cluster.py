@@ -13,9 +13,10 @@ import redis.asyncio
 from redis.crc import key_slot
 
 from streamer.embedded import ValkeyServer
+from streamer.feed import Feed
 from streamer.geo import Circle, bus_cell, bus_cover
 from streamer.registers import ROAM, channel, positions_key
-from tests.apps import circle, eventually
+from tests.apps import circle, eventually, now_ms
 from tests.peers import Peer, Position
 from tests.test_bus import written
 
@@ -180,3 +181,19 @@ async def test_a_slot_moves(cluster: Cluster) -> None:
         one.ping("truck", (at[0] + 0.004, at[1]))
         await look.sees({"truck": (at[0] + 0.004, at[1])})
         assert look.client.left == look.client.vanished == []
+
+
+async def test_the_feed_is_one_stream(cluster: Cluster) -> None:
+    """Services that follow vendors read one stream, whatever nodes the vendors' cells are on."""
+    async with Peer(cluster.url, "one") as one:
+        feed = Feed(
+            one.bus.run, lambda: [("truck", True, True)], "one", now_ms, key="venta:feed", length=1000, interval=1.0
+        )
+        for number in range(3):
+            feed.position(f"truck-{number}", (number, *await cluster.place_on(number)))
+        assert await feed.flush(), feed.outage
+        await feed.close()
+        there = await cluster.serving(b"venta:feed")
+        found = await cluster.ask(there, "XRANGE", "venta:feed", "-", "+")
+        assert [fields[b"type"] for _, fields in found] == [b"location"] * 3 + [b"status"]
+        assert not await cluster.ask(there, "EXISTS", "{venta:feed}:writers")
