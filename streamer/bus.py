@@ -15,6 +15,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any, NamedTuple
 
 import orjson
@@ -67,6 +68,10 @@ GRACE = 10.0
 """Seconds in which the others rewrite their vendors when Redis forgot what it held."""
 RETRY = 0.5
 """Seconds until what a node did not take is tried again."""
+ALONE_AFTER = SILENT * ALIVE
+"""Seconds without a word from another process after which this one takes itself for the only one."""
+ALONE_GAP = 1.0
+"""Seconds between two flushes of the only process: nobody hears them but who starts later, and reads."""
 SWEEP = 60.0
 CHUNK = 400
 """Vendors in one EVAL: Lua's stack bounds how many arguments it can unpack."""
@@ -165,6 +170,8 @@ class Bus:
         deleted: Callable[[str], None] = lambda _: None,
         timeout: float = 2.0,
         flush_gap: float = 0.15,
+        alone_after: float = ALONE_AFTER,
+        alone_gap: float = ALONE_GAP,
         linger: float = LINGER,
         grace: float = GRACE,
         tally: Tally | None = None,
@@ -181,6 +188,8 @@ class Bus:
         self._deleted = deleted
         self._timeout = timeout
         self._flush_gap = flush_gap
+        self._alone_after = alone_after
+        self._alone_gap = alone_gap
         self._alive = min(ALIVE, index.offline_after / 5000)
         self._lasts = index.offline_after + index.leave_after
         self._mine = orjson.dumps([index.me])[:-1]
@@ -206,6 +215,9 @@ class Bus:
         self._marks: dict[int, bytes] = {}
         self._known = False
         self._wake = asyncio.Event()
+        # Until when, in the loop's time, others are taken to be there; and that one was heard.
+        self._company_until = inf
+        self._company = asyncio.Event()
         self._alive_wake = asyncio.Event()
         # hearing and reading
         self._roaming = False
@@ -361,6 +373,7 @@ class Bus:
 
     async def _flush_loop(self) -> None:
         loop = asyncio.get_running_loop()
+        self._in_company()
         while True:
             if self._retry or self._leaving or self._gone or self._bequeathed:
                 with suppress(TimeoutError):
@@ -375,6 +388,17 @@ class Bus:
             # While a node is away a flush gives way to nobody, and what it could not do may wake the next one at once.
             least = self._flush_gap if self._retry or self._leaving else min(self._flush_gap, count * 0.005)
             await asyncio.sleep(max(least - (loop.time() - started), 0))
+            if loop.time() > self._company_until:
+                # Whoever joins says so, and is told at once.
+                self._company.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(self._alone_gap - (loop.time() - started), 0)):
+                        await self._company.wait()
+
+    def _in_company(self) -> None:
+        """Another process is there, or could be without being heard."""
+        self._company_until = asyncio.get_running_loop().time() + self._alone_after
+        self._company.set()
 
     async def _flush(self) -> None:
         """Write and publish what changed; what could not be is kept for the next time."""
@@ -691,6 +715,7 @@ class Bus:
         except ValueError as bad:
             log.error("a message of another version is not understood", channel=name, cause=str(bad))
             return
+        self._in_company()
         now = self._clock()
         index = self.index
         index.owner_heard(origin, now, now)
@@ -1170,6 +1195,7 @@ class Bus:
         self._want_all()
 
     def _turned(self, node: Node) -> None:
+        self._in_company()
         if node.link.up:
             return
         if self._cells or self._roaming:

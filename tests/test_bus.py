@@ -45,6 +45,23 @@ async def other(redis_url: str) -> AsyncIterator[Peer]:
         yield peer
 
 
+async def test_the_only_process_says_little_until_another_one_comes(redis_url: str) -> None:
+    """A small town's only server need not tell nobody six times a second; a second one must miss nothing of it."""
+    async with Peer(redis_url, "one", alone_after=0.2, alone_gap=3600) as one:
+        one.serve("truck", HERE)
+        await asyncio.sleep(0.4)
+        one.ping("truck", NEAR)
+        await written(one, "truck")  # the first after a quiet time goes at once
+        one.ping("truck", HERE)
+        await asyncio.sleep(0.5)
+        posted = one.bus._posted["truck"]
+        assert int(posted.versions.fix) < one.index.vendors["truck"].timestamp, "told to nobody"
+        async with Peer(redis_url, "other") as other:
+            await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
+            one.ping("truck", NEAR)
+            await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": NEAR})
+
+
 @pytest.mark.timeout(30)
 async def test_crossing_cells_while_redis_is_away(way: Proxy, one: Peer, other: Peer) -> None:
     """What can't be written is tried again, but not at once and for ever: the process must go on serving."""
