@@ -57,7 +57,8 @@ STOP_TIMEOUT = 10.0
 POLL_INTERVAL = 0.01
 LOG_LIMIT = 10 << 20
 TAIL_LINES = 12
-PUBLIC_PLACES = (Path("/var/lib"), Path(tempfile.gettempdir()))
+# not tempfile.gettempdir(): it fails where nothing can be written, as in a read-only container, which needs none
+PUBLIC_PLACES = (Path("/var/lib"), Path(os.environ.get("TMPDIR") or "/tmp"))
 
 Progress = Callable[[str], None]
 

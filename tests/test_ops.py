@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,21 @@ def test_the_composition() -> None:
         assert services["streamer"]["depends_on"][name] == {"condition": "service_healthy"}
     graces = [service["stop_grace_period"] for service in (services["streamer"], services["postgres"])]
     assert all(int(grace.removesuffix("s")) > Settings.model_fields["drain_timeout"].default for grace in graces)
+
+
+def test_it_starts_where_nothing_can_be_written() -> None:
+    """A read-only container without even a /tmp: no part may want a temporary folder before it is asked to do so."""
+    code = """
+import sys, tempfile
+def none(*_): raise FileNotFoundError("No usable temporary directory found")
+tempfile._get_default_tempdir = none
+sys.argv = ["streamer", "config"]
+from streamer.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "STREAMER_PORT" in done.stdout
 
 
 def test_the_image() -> None:
