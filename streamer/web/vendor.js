@@ -11,6 +11,8 @@ const PARKED = 15_000;
 /** As long as the accuracy is worse than this, in metres, positions jump about too much to be shown to anybody. */
 const COARSEST = 500;
 
+const REFUSED = "This page may not know where the device is: allow it in the browser’s settings for this site.";
+
 theme();
 
 let access = token("vendor-token");
@@ -18,7 +20,9 @@ let client = null;
 let measuring = null;
 let lock = null;
 let last = null;
+/** What is wrong with the connection, and with the measuring: each is mended on its own. */
 let failed = "";
+let lost = "";
 let unnamed = null;
 
 // who
@@ -112,10 +116,10 @@ by("report").addEventListener("click", () => (measuring === null ? startMeasurin
 
 function startMeasuring() {
   if (!("geolocation" in navigator)) {
-    failed = "This browser tells no positions. Open this page over HTTPS.";
+    lost = "This browser tells no positions. Open this page over HTTPS.";
     return show();
   }
-  failed = "";
+  failed = lost = "";
   if (client.state === "ended") void client.start();
   measuring = navigator.geolocation.watchPosition(measured, refused, { enableHighAccuracy: true, maximumAge: 1_000, timeout: 30_000 });
   void stayAwake();
@@ -125,6 +129,7 @@ function startMeasuring() {
 function stopMeasuring() {
   if (measuring !== null) navigator.geolocation.clearWatch(measuring);
   measuring = null;
+  if (lost !== REFUSED) lost = "";
   void lock?.release();
   lock = null;
   show();
@@ -135,10 +140,10 @@ function measured({ coords, timestamp }) {
   if (coords.heading !== null && !Number.isNaN(coords.heading)) fix.heading = coords.heading % 360;
   if (coords.speed !== null) fix.speed = coords.speed;
   const near = last !== null && Math.hypot(fix.lat - last.lat, (fix.long - last.long) * Math.cos((fix.lat * Math.PI) / 180)) * 111_195 < NEAR;
+  lost = "";
   if (fix.accuracy > COARSEST) {
-    failed = `The position is known to ${metres(fix.accuracy)} only: waiting for a better one.`;
+    lost = `The position is known to ${metres(fix.accuracy)} only: waiting for a better one.`;
   } else if (!near || timestamp - last.timestamp >= PARKED) {
-    if (failed.startsWith("The position")) failed = "";
     last = fix;
     void client.ping(fix);
   }
@@ -148,11 +153,11 @@ function measured({ coords, timestamp }) {
 
 function refused(error) {
   const words = {
-    1: "This page may not know where the device is: allow it in the browser’s settings for this site.",
+    1: REFUSED,
     2: "The device can’t tell where it is just now.",
     3: "The device takes long to find out where it is.",
   };
-  failed = words[error.code] ?? error.message;
+  lost = words[error.code] ?? error.message;
   if (error.code === 1) stopMeasuring();
   show();
 }
@@ -233,7 +238,7 @@ function show() {
   put("measured", last === null ? "–" : ago(now - last.timestamp));
   put("screen", lock !== null && lock !== undefined && !lock.released ? "stays on" : "may sleep");
   const ends = access === null ? null : expiry(access);
-  const problem = failed || (ends !== null && ends < now ? "The token has expired: get another one." : "");
+  const problem = failed || lost || (ends !== null && ends < now ? "The token has expired: get another one." : "");
   by("problem").hidden = problem === "";
   put("problem", problem);
 }
