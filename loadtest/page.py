@@ -328,15 +328,11 @@ def checks(report: dict[str, Any]) -> str:
     rows, shown = [], []
     for name, check in report["checks"].items():
         looked = ", ".join(f"{check[key]:,} {key}" for key in ("rows", "watchers", "cards") if key in check)
-        rows.append(
-            [texts.get(name, escape(name)), looked, yes(check["ok"], "yes", f"{check['differences']:,} differences")]
-        )
+        text = texts.get(name, escape(name)) + (f"<br><small>{looked} looked at</small>" if looked else "")
+        rows.append([text, yes(check["ok"], "yes", f"{check['differences']:,} differences")])
         shown += check["shown"]
     listed = "".join(f"<li>{escape(line)}</li>" for line in shown)
-    return (
-        f'<h2>Truth</h2><div class="card wide">{table(["", "looked at", ""], rows)}'
-        f"{f'<ul>{listed}</ul>' if listed else ''}</div>"
-    )
+    return f'<h2>Truth</h2><div class="card wide">{table(["", ""], rows)}{f"<ul>{listed}</ul>" if listed else ""}</div>'
 
 
 def totals(report: dict[str, Any]) -> list[tuple[str, str]]:
