@@ -36,12 +36,17 @@ FIGURES: dict[str, tuple[bool, float]] = {
     "lost": (False, 0.5),
     "errors": (False, 0.5),
 }
+CLOSE = 0.05
+"""The error of what `find-max` finds, as a share: it stops when the limit is known to about a tenth."""
+
 EXACT = frozenset({"lost", "errors"})
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure before and after. `noise` is a standard error as a share of `before`; `verdict` says what it means."""
+    """One figure before and after. `noise` is a standard error as a share of `before`; `verdict` says what it means:
+    better, worse, same (too small to matter), noise (no larger than it), or unknown (nothing tells the noise).
+    """
 
     name: str
     before: float
@@ -69,9 +74,11 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
         together = math.hypot(*known) if known else None
         gap = abs(new - old)
         enough = gap > least and (name in EXACT or gap > tolerance * abs(old))
-        certain = name in EXACT or together is None or gap > CERTAIN * together
+        certain = name in EXACT or (together is not None and gap > CERTAIN * together)
         if not enough:
             verdict = "same"
+        elif together is None and name not in EXACT:
+            verdict = "unknown"
         elif not certain:
             verdict = "noise"
         else:
@@ -132,6 +139,8 @@ def error(report: dict[str, Any], name: str, values: Sequence[float]) -> float |
     if len(values) >= 2:
         # with so few runs the spread is itself uncertain: Student's t for 95 %, less its value for many
         return stdev(values) / math.sqrt(len(values)) * {2: 6.5, 3: 2.2, 4: 1.6, 5: 1.4}.get(len(values), 1.2)
+    if name.startswith("max_"):
+        return values[0] * CLOSE
     blocks = within(report, name)
     return stdev(blocks) / math.sqrt(len(blocks)) if len(blocks) >= 3 else None
 
@@ -153,6 +162,9 @@ def part(block: Sequence[dict[str, Any]], name: str) -> float | None:
     if name == "server_cores":
         cores = [entry["server"]["cores"]["all"] for entry in block if "server" in entry]
         return mean(cores) if cores else None
+    if name == "server_mb":
+        sizes = [entry["server"]["resident_mb"]["all"] for entry in block if "server" in entry]
+        return max(sizes) if sizes else None
     if name in ("acks_per_s", "positions_per_s"):
         counted = {"acks_per_s": "acked", "positions_per_s": "positions"}[name]
         return float(sum(entry["counts"].get(counted, 0) for entry in block) / seconds)

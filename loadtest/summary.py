@@ -95,7 +95,7 @@ def show_changes(report: dict[str, Any], console: Console) -> None:
     )
     for column in table.columns[1:5]:
         column.justify = "right"
-    styles = {"better": "green", "worse": "red", "noise": "yellow", "same": "dim"}
+    styles = {"better": "green", "worse": "red", "noise": "yellow", "unknown": "yellow", "same": "dim"}
     for one in report["changes"]:
         table.add_row(
             one["name"],

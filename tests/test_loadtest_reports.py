@@ -179,6 +179,15 @@ def test_a_lost_ping_is_never_noise() -> None:
     assert verdicts(report(), after, 1.0)["lost"] == "worse"
 
 
+def test_a_single_run_is_compared_by_what_it_tells_of_its_noise() -> None:
+    """Its parts show how steady a figure was; of what they do not show nothing is claimed."""
+    assert verdicts(report(0.05), report(0.08))["watch_p99_ms"] == "worse"
+    before, after = report(), report()
+    before["figures"] |= {"pan_p99_ms": 5.0}
+    after["figures"] |= {"pan_p99_ms": 50.0}
+    assert verdicts(before, after)["pan_p99_ms"] == "unknown"
+
+
 def test_different_things_are_not_compared() -> None:
     """And where the scenarios differ it is said."""
     with pytest.raises(WrongUse, match="say nothing"):
