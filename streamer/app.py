@@ -6,7 +6,7 @@ import asyncio
 import errno
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
@@ -131,7 +131,7 @@ class Server:
             heard=Heard(
                 vendors_gone=lambda vendor_ids: self.sockets.vendors_gone(vendor_ids),
                 owners=lambda owners: self.sockets.owned(owners),
-                users_gone=lambda clerk_ids: self.sockets.users_gone(clerk_ids),
+                users_gone=self._users_gone,
             ),
         )
         self.keys = IssuerKeys(settings.jwks_url) if settings.jwks_url is not None else None
@@ -299,6 +299,10 @@ class Server:
                 log.warning("partitions could not be looked after; trying again", cause=str(away))
                 wait = 5.0
             await asyncio.sleep(wait)
+
+    def _users_gone(self, clerk_ids: Collection[str]) -> None:
+        self.sockets.users_gone(clerk_ids)
+        self.events.users_gone(clerk_ids)
 
     def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
         self.watches.gap(cells, vendor_ids)

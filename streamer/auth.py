@@ -89,6 +89,10 @@ class Authenticator:
         except (jwt.PyJWTError, OverflowError) as bad:
             raise self._why(token, bad) from None
 
+    def deleted(self, clerk_id: str) -> bool:
+        """Whether this user is known to be deleted."""
+        return clerk_id in self._deleted
+
     def _signed_by_secret(self, token: str) -> dict[str, Any]:
         for secret in self._secrets[:-1]:
             try:

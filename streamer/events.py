@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -42,17 +42,19 @@ BEAT = b":\n\n"
 SOONEST_MS, LATEST_MS = 1000, 3000
 """Milliseconds after which a browser comes back, by chance between these, so that not all come at once."""
 EXPIRED = "the token expired: open the stream again with a new one"
+GONE = "the user was deleted"
 CENTRE = frozenset(("lat", "latitude", "long", "lng", "lon", "longitude"))
 
 
 class Stream:
     """One open stream as the heartbeat sees it."""
 
-    __slots__ = ("beaten", "code", "ended", "expires", "outbox")
+    __slots__ = ("beaten", "clerk_id", "code", "ended", "expires", "outbox")
 
-    def __init__(self, outbox: EventOutbox, expires: float | None, now: float) -> None:
+    def __init__(self, outbox: EventOutbox, identity: Identity | None, now: float) -> None:
         self.outbox = outbox
-        self.expires = expires
+        self.clerk_id = None if identity is None else identity.clerk_id
+        self.expires = None if identity is None else identity.expires
         self.beaten = now
         self.ended = asyncio.Event()
         self.code: int = NOT_CLOSED
@@ -104,14 +106,16 @@ class Events:
             seat.check_address()
             if identity is not None:
                 seat.sit(identity.clerk_id)
-            return await self._serve(request, wanted, None if identity is None else identity.expires)
+            return await self._serve(request, wanted, identity)
         except Closing as closing:
             raise ProtocolError(closing.code, closing.message, retry_after_ms=RETRY_AFTER_MS) from None
         finally:
             sockets.streams -= 1
             seat.leave()
 
-    async def _serve(self, request: web.Request, wanted: protocol.Watch, expires: float | None) -> web.StreamResponse:
+    async def _serve(
+        self, request: web.Request, wanted: protocol.Watch, identity: Identity | None
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers=HEADERS)
         response.force_close()
         chunked = request.version >= HttpVersion11
@@ -126,7 +130,7 @@ class Events:
         bound_unsent(transport)
         give_up_after(transport, self._settings.silence)
         outbox = EventOutbox(transport) if chunked else EventOutbox10(transport)
-        stream = Stream(outbox, expires, asyncio.get_running_loop().time())
+        stream = Stream(outbox, identity, asyncio.get_running_loop().time())
         self.streams.add(stream)
         self._tally.opened[KIND] += 1
         watch = live.Watch(wanted.id, outbox)
@@ -134,6 +138,8 @@ class Events:
             outbox.event(b"retry: %d\n\n" % random.randrange(SOONEST_MS, LATEST_MS))
             await self._watches.open(watch, wanted)
             self._changed()
+            if identity is not None and self._authenticator.deleted(identity.clerk_id):
+                self.users_gone((identity.clerk_id,))  # while it waited for its turn
             await stream.ended.wait()
         finally:
             self._watches.close(watch)
@@ -159,6 +165,12 @@ class Events:
                 elif now - stream.beaten >= settings.heartbeat and outbox.ready():
                     stream.beaten = now
                     outbox.event(BEAT)
+
+    def users_gone(self, clerk_ids: Collection[str]) -> None:
+        """End the streams of users who exist no more."""
+        for stream in tuple(self.streams):
+            if stream.clerk_id in clerk_ids:
+                self._end(stream, CloseCode.UNAUTHORIZED, protocol.encode_error(ErrorCode.INVALID_TOKEN, GONE))
 
     async def send_away(self, within: float) -> None:
         """Have every client come back elsewhere, spread over time; bounded."""

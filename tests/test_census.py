@@ -16,6 +16,7 @@ from streamer.database import SeededVendor
 from streamer.store import VendorRow
 from tests.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.conftest import Running, Serve
+from tests.test_events import EventSource
 
 LAT, LONG = 52.2297, 21.0122
 HERE = circle(LAT, LONG, 1000)
@@ -122,6 +123,17 @@ async def thrown_out(
                 assert response.status == (401 if by_user else 404)
             async with session.get(f"{server.url}/v1/vendors/nearby", params=body) as response:
                 assert response.status == (401 if by_user else 200)
+
+
+async def test_a_page_of_a_deleted_user(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
+    """A web page that watches by an event stream is out like a socket, and is told why."""
+    async with EventSource(servers[0].url, vendors[0].clerk_id) as page:
+        assert (await page.open(lat=str(LAT), long=str(LONG), radius="1000")).status == 200
+        await page.expect("snapshot")
+        await direct.execute(SOFT.format("users", "clerkId"), vendors[0].clerk_id)
+        assert "deleted" in (await page.expect("error"))["message"]
+        await eventually(lambda: not page.reading, "the end of the stream")
+        assert (await page.open(lat=str(LAT), long=str(LONG), radius="1000")).status == 401
 
 
 async def test_who_is_restored_is_back(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
