@@ -180,6 +180,10 @@ class Cell:
         return self.joined
 
 
+SMALL = 1024
+"""Bytes of an update up to which its positions are counted."""
+COUNT_EVERY = 32
+
 NOBODY: list[Any] = []
 """What no vendor does in most ticks; never appended to."""
 
@@ -370,7 +374,11 @@ class LiveIndex:
         self.held_back = 0
         """Updates that a watch could not be sent yet, and that were merged into a later one."""
         self.sent = 0
-        """Bytes of updates written."""
+        """Bytes of updates and snapshots written."""
+        self.delivered = 0
+        """Positions in them; of large updates one in COUNT_EVERY is counted, the rest reckoned from their bytes."""
+        self._position_bytes = 100.0
+        self._uncounted = COUNT_EVERY
         self.frozen = False
         """While the bus is away nothing is heard of other processes, so none of them is given up."""
         # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
@@ -751,7 +759,10 @@ class LiveIndex:
             self._waiting[watch] = None
             return False
         members = self._members(watch.view)
-        watch.outbox.write(watch.outbox.framing(encode_snapshot(watch.id, [v.card_bytes() for v in members])))
+        frame = watch.outbox.framing(encode_snapshot(watch.id, [v.card_bytes() for v in members]))
+        watch.outbox.write(frame)
+        self.sent += len(frame)
+        self.delivered += len(members)
         watch.snapshot_due = watch.behind = False
         watch.due = now + watch.interval
         self._waiting.pop(watch, None)
@@ -852,7 +863,22 @@ class LiveIndex:
             if watch.interval:
                 watch.due = now + watch.interval
             frames += 1
+        if body is not None:
+            self.delivered += frames * self._positions_in(body)
         return frames
+
+    def _positions_in(self, body: bytes) -> int:
+        """How many positions an update has: looking for them costs a tenth of writing it, so few large ones are."""
+        size = len(body)
+        # Cards are longer than fixes and come seldom: nothing is reckoned from these.
+        reckoned = size > SMALL and body.startswith(b'"moved"')
+        if reckoned and self._uncounted < COUNT_EVERY:
+            self._uncounted += 1
+            return round(size / self._position_bytes)
+        positions = body.count(b'"vendorId":')
+        if reckoned:
+            self._uncounted, self._position_bytes = 0, size / max(1, positions)
+        return positions
 
     def _catch_up(self, watch: Watch, changed: dict[Vendor, Before]) -> None:
         """What changed for a watch since its snapshot, which was taken between two ticks."""
@@ -880,7 +906,10 @@ class LiveIndex:
         del self._waiting[watch]
         if body is None:
             return 0
-        watch.outbox.write(watch.outbox.framing(watch.head + body))
+        frame = watch.outbox.framing(watch.head + body)
+        watch.outbox.write(frame)
+        self.sent += len(frame)
+        self.delivered += self._positions_in(body)
         watch.due = now + watch.interval
         return 1
 

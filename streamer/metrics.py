@@ -189,7 +189,8 @@ class Parts(Collector):
         yield counter("streamer_ticks", "Times that changes were told to watchers.", ticker.ticks)
         yield counter("streamer_live_changes", "Vendors that changed, merged by tick.", index.changes)
         yield counter("streamer_frames", "Updates and snapshots written to watchers.", ticker.frames)
-        yield counter("streamer_frame_bytes", "Bytes of updates written to watchers.", index.sent)
+        yield counter("streamer_frame_bytes", "Bytes of updates and snapshots written to watchers.", index.sent)
+        yield counter("streamer_positions_delivered", "Positions in these, about.", index.delivered)
         if self._feed is not None:
             yield counter("streamer_feed_entries", "Entries written into the feed.", self._feed.written)
             yield gauge("streamer_feed_pending", "Vendors whose position is to be written there.", self._feed.pending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -14,8 +15,10 @@ from streamer import database
 from streamer.auth import make_token
 from streamer.database import SeededVendor
 from streamer.embedded import PostgresServer
+from streamer.live import Card, LiveIndex, Presence, ViewKey, Watch
 from tests.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.conftest import Collected, Running, Serve
+from tests.viewer import Client
 
 LAT, LONG = 52.2297, 21.0122
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
@@ -94,6 +97,7 @@ async def test_the_way_of_a_ping_is_counted(running: Running, scraper: Scraper, 
         assert samples["streamer_redis_seconds_count", frozenset({("lane", "write")})] >= 1
         assert samples["streamer_frames_total", none] >= 1
         assert samples["streamer_frame_bytes_total", none] > 50
+        assert samples["streamer_positions_delivered_total", none] >= 1
         assert samples["streamer_live_changes_total", none] >= 1
         assert samples["streamer_watches", none] == 1
         assert samples["streamer_connections", frozenset({("kind", "vendor")})] == 1
@@ -189,3 +193,27 @@ async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, lo
         await scraper.shows(0, "streamer_unready", part="storing")
         assert await scraper.value("streamer_store_retries_total") >= 1
     loop_errors.messages[:] = [m for m in loop_errors.messages if "ConnectionDoesNotExistError" not in m]
+
+
+def test_positions_delivered_are_reckoned_well() -> None:
+    """What a delivered position costs is reckoned with this number: it must be right within a few hundredths."""
+    index = LiveIndex("me")
+    clients = [Client() for _ in range(3)]
+    for number in range(600):
+        index.put_card(f"cvendor{number}", Card(1, "Truck", True, None), 0)
+        index.put_presence(f"cvendor{number}", Presence(1, "me", 0), 0)
+        index.put_fix(f"cvendor{number}", 1, LAT, LONG, None, None, 0)
+    for client, listed in zip(clients, (600, 600, 5), strict=True):
+        key = ViewKey(None, frozenset(f"cvendor{number}" for number in range(listed)), False)
+        index.watch(Watch("w", client), key, 0)
+    index.tick(1)
+    chance = Random(7)
+    for now in range(2, 200):
+        for number in chance.sample(range(600), chance.choice((1, 3, 200, 600))):
+            heading = chance.choice((None, 12.5))
+            index.put_fix(f"cvendor{number}", now, LAT + chance.random(), LONG, heading, heading, now)
+        index.tick(now)
+    delivered = sum(frame.count(b'"vendorId":') for client in clients for frame in client.frames)
+    assert delivered > 50_000
+    assert abs(index.delivered - delivered) < 0.05 * delivered
+    assert index.sent == sum(len(frame) for client in clients for frame in client.frames)
