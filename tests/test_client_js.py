@@ -293,7 +293,7 @@ async def test_a_dead_link_is_noticed_by_both_apps(serve: Serve, database_url: s
     """A connection on which nothing comes any more, and nothing is said of it, is given up for a new one."""
     (one,) = await database.seed(database_url, 1)
     server = await serve()
-    quick: dict[str, Any] = {"silence": 500, "answerTimeout": 1000}
+    quick: dict[str, Any] = {"silence": 500, "answerTimeout": 3000}
     async with Proxy(server.url) as proxy:  # noqa: SIM117
         async with (
             NodeApp("customer", proxy.url, **quick) as customer,

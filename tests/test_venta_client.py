@@ -291,11 +291,6 @@ async def test_a_view_is_true_again_after_every_cut(database_url: str, redis_url
             await told.shows(truth)
         await server.end(signal.SIGTERM)
         await eventually(lambda: 1012 in waits, "a goodbye")
-        await server.start()
-        await told.shows(truth)
-        before = len(waits)
-        await server.end(signal.SIGKILL)
-        await eventually(lambda: len(waits) > before, "the end of the connection")
         assert not watch.fresh  # what it shows is old, and it says so
         assert told.cards.keys() == truth.keys()
         await server.start()
@@ -428,12 +423,12 @@ async def test_an_apps_own_mistake_does_not_cost_it_the_connection(
     assert "of the app" in caplog.text
 
 
-async def test_closing_survives_an_outage_of_the_database(postgres_server: PostgresServer, redis_url: str) -> None:
+async def test_closing_survives_an_outage_of_the_database(serve: Serve, postgres_server: PostgresServer) -> None:
     """A vendor who closes while PostgreSQL is away is closed once it is back, without a tap more."""
     await database.upgrade(postgres_server.url)
     (one,) = await database.seed(postgres_server.url, 1)
+    server = await serve(database_url=postgres_server.url, pool_timeout=1.0, statement_timeout=1.0)
     async with (
-        ServerProcess(postgres_server.url, redis_url, pool_timeout=1.0, statement_timeout=1.0) as server,
         CustomerApp(server.url) as customer,
         VendorClient(server.url, token=token(one.clerk_id)) as client,
     ):
