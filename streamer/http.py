@@ -67,7 +67,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except ProtocolError as wrong:
         return problem(wrong.code, wrong.message, wrong.retry_after_ms)
     except Unavailable as away:
-        log.debug("a request could not be served", path=request.path, cause=str(away))
+        log.debug("a request could not be served", path=request.rel_url.raw_path, cause=str(away))
         return problem(ErrorCode.OVERLOADED, away.told, retry_after_ms=1000)
     except web.HTTPException as refused:
         return refusal(request, refused)
@@ -78,7 +78,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         # The client went away, nobody reads this. Raised on, it would be a traceback in the log for each that does so.
         return web.Response(status=400)
     except Exception as error:
-        log.exception("a request failed", path=request.path, error=repr(error))
+        log.exception("a request failed", path=request.rel_url.raw_path, error=repr(error))
         return problem(ErrorCode.INTERNAL, "the server failed on this request; its log says why")
 
 
