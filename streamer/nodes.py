@@ -576,9 +576,10 @@ def reset(connection: Connection) -> None:
     writer = connection._writer
     if writer is not None:
         raw = writer.get_extra_info("socket")
-        with suppress(OSError):
-            # A reset, or the kernel would go on sending by itself.
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if raw is not None:  # as it is once a TLS connection is lost
+            with suppress(OSError):
+                # A reset, or the kernel would go on sending by itself.
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
     connection._close()  # type: ignore[no-untyped-call]  # the one way that waits for nothing
 

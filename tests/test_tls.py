@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from redis.asyncio import Connection
 
 from streamer import configuration, database, nodes
 from streamer.errors import SettingsError, Unavailable
@@ -162,6 +164,20 @@ async def test_redis_with_the_right_certificate(redis_url: str, certificate: Any
     """rediss:// checks who answers, and by which name."""
     async with TlsFront(redis_url, certificate) as front:
         assert await redis_cause(f"{front.url}?ssl_ca_certs={trusted}", "nothing like it") == ""
+
+
+async def test_a_lost_tls_connection_is_let_go_of(redis_url: str, certificate: Any, trusted: Path) -> None:
+    """It has no socket any more: what lets go of it must not die of that, and with it the bus."""
+    async with TlsFront(redis_url, certificate) as front:
+        port = int(front.url.rpartition(":")[2].partition("/")[0])
+        connection = Connection()
+        connection._reader, connection._writer = await asyncio.open_connection(
+            "localhost", port, ssl=ssl.create_default_context(cafile=str(trusted))
+        )
+        connection._writer.transport.abort()
+        await asyncio.sleep(0.05)
+        nodes.reset(connection)
+        assert connection._writer is None
 
 
 async def test_redis_with_a_wrong_certificate(redis_url: str, authority: Any, trusted: Path) -> None:
