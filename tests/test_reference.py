@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import jsonschema_rs
+import openapi_spec_validator
 import orjson
 import pytest
 
@@ -46,6 +47,11 @@ def test_every_reference_leads_somewhere(make: Any) -> None:
         found = document
         for step in reference.removeprefix("#/").split("/"):
             found = found[step]
+
+
+def test_openapi_is_openapi() -> None:
+    """Held against the specification's own schema: a member that is misspelt is ignored by tools, silently."""
+    openapi_spec_validator.validate(openapi(SETTINGS, "1"))
 
 
 def test_every_shape_is_a_json_schema() -> None:
