@@ -23,7 +23,7 @@ from streamer.live import Card
 from streamer.loader import Loader
 from streamer.outbox import PING_FRAME, Outbox, bound_unsent
 from streamer.protocol import Bounds, Reject
-from streamer.rate import PAUSE, Allowances, Limit
+from streamer.rate import PAUSE, Allowances, Limit, Meter
 from streamer.rights import owned_vendor
 from streamer.seats import Seat, Seats, allowed_origin, client_address
 from streamer.session import Closing, Patience, Pending, VendorSession
@@ -50,6 +50,9 @@ NOT_CLOSED = 1006
 OTHER_CODE = 0
 """Stands for all codes that a client may make up."""
 TOLD_CODES = frozenset({*CloseCode, 1005, NOT_CLOSED})
+TOKENS_RATE = 0.2
+TOKENS_AHEAD = 20
+"""Tokens a second, and at once, that one connection may bring: checking a signature costs as much as storing pings."""
 LOOK_EVERY = 2.0
 """Seconds between two looks at all connections; with ten thousand of them each look takes some milliseconds."""
 SPREAD_SHARE = 0.5
@@ -80,6 +83,7 @@ class Connection:
         "seat",
         "session",
         "since",
+        "tokens",
         "turn",
         "vendor_id",
         "waiting",
@@ -100,6 +104,7 @@ class Connection:
         self.held = False
         """The server is not reading: silence is its own doing."""
         self.limit: Limit | None = None
+        self.tokens = Meter(TOKENS_RATE, now)
         self.session: VendorSession | None = None
         self.waiting = False
         """All messages that were read are done with."""
@@ -520,6 +525,12 @@ class Sockets:
         return await self._admit(connection, token)
 
     async def _admit(self, connection: Connection, token: str) -> Identity:
+        if connection.tokens.add(1, asyncio.get_running_loop().time()) > TOKENS_AHEAD:
+            raise Closing(
+                CloseCode.TOO_MANY,
+                ErrorCode.RATE_LIMITED,
+                f"more than {TOKENS_AHEAD} tokens at once: one that has not expired need not be sent again",
+            )
         try:
             identity = await self._authenticator.check(token)
         except ProtocolError as wrong:

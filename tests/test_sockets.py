@@ -225,7 +225,7 @@ async def test_a_new_token_of_another_user(serve: Serve, vendors: list[SeededVen
 @pytest.fixture
 async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
     """A server of small patience."""
-    return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=0.4, vendor_messages=20)
+    return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=0.4, vendor_messages=50)
 
 
 async def test_a_message_too_large(running: Running, vendors: list[SeededVendor]) -> None:
@@ -287,6 +287,19 @@ async def test_too_many_messages(
         errors = [m for m in phone.messages if m["type"] == "error"]
         assert {m["code"] for m in errors} == {"ERR_RATE_LIMITED"}
         assert errors[0]["retryAfterMs"] == 10
+
+
+async def test_too_many_tokens(running: Running, vendors: list[SeededVendor]) -> None:
+    """4429: checking signatures is dear, so an app that sends its token in a loop does not get it done for ever."""
+
+    async def for_one(path: str) -> None:
+        async with app(running.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            for _ in range(40):
+                await phone.send({"type": "auth", "token": token_of(vendors[0])})
+            assert "tokens" in await turned_away(phone, 4429, "ERR_RATE_LIMITED")
+
+    await asyncio.gather(*map(for_one, PATHS))
 
 
 async def test_binary_is_text(running: Running, vendors: list[SeededVendor]) -> None:
