@@ -1176,10 +1176,7 @@ class Bus:
 
     def _unfreeze(self) -> None:
         """Signs of life are heard (again): nobody is given up for what was not heard meanwhile."""
-        now = self._clock()
-        for name, owner in tuple(self.index.owners.items()):
-            if not owner.lost:
-                self.index.owner_heard(name, now, now)
+        self.index.pardon(self._clock())
         self.index.frozen = False
         if self._roaming:
             self._to_follow.update(self._listed)

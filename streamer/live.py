@@ -487,6 +487,12 @@ class LiveIndex:
             for vendor in tuple(known.vendors):
                 self._settle(vendor, now)
 
+    def pardon(self, now: int) -> None:
+        """Take every process that was not given up yet for heard just now: for a while nobody could be heard."""
+        for name, owner in tuple(self.owners.items()):
+            if not owner.lost:
+                self.owner_heard(name, now, now)
+
     def expire(self, now: int) -> list[str]:
         """Let vendors go offline and leave by time, looking only at those whose time has come; tells who left."""
         if not self.frozen:

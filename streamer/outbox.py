@@ -71,6 +71,11 @@ class Outbox:
         return self._transport.is_closing()
 
     @property
+    def held(self) -> int:
+        """Bytes that wait for the client, also once the connection is closing."""
+        return self._transport.get_write_buffer_size()
+
+    @property
     def unread(self) -> int:
         """Bytes that wait for the client; none once it is gone."""
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()

@@ -134,9 +134,18 @@ class Connection:
             self.closing = asyncio.create_task(self._end(code, reason), name="close")
 
     async def _end(self, code: CloseCode, reason: str) -> None:
-        with suppress(ConnectionError, TimeoutError, RuntimeError):
+        try:
             async with asyncio.timeout(CLOSE_TIMEOUT * 2):
-                await self.ws.close(code=code, message=reason.encode()[:120])
+                with suppress(ConnectionError, RuntimeError):
+                    await self.ws.close(code=code, message=reason.encode()[:120])
+                while self.outbox.held:  # noqa: ASYNC110  # a transport tells nobody of its progress
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            pass
+        finally:
+            if self.outbox.held:
+                # A transport that is closed keeps what waits there for as long as the system hopes for the client.
+                self.outbox.abort()
 
 
 class Sockets:

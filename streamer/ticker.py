@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from streamer.live import LiveIndex, frame_gap
 
+STOOD_STILL = 5000
+"""Milliseconds between two looks at the time after which this process can't say who was silent."""
+
 
 class Ticker:
     """Ticks an index after it changed; `changed` may be called from anywhere in the loop, as often as one likes."""
@@ -76,9 +79,15 @@ class Ticker:
 
     async def expire(self, departed: Callable[[list[str]], None]) -> None:
         """Let time pass in the index for ever: vendors go offline and leave."""
+        before = self._clock()
         while True:
             await asyncio.sleep(0.5)
-            left = self._index.expire(self._clock())
+            now = self._clock()
+            if now - before > STOOD_STILL:
+                # Suspended, or the clock was set: what the other processes said meanwhile is not read yet.
+                self._index.pardon(now)
+            before = now
+            left = self._index.expire(now)
             if left:
                 departed(left)
             if self._index.has_changes:

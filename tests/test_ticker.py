@@ -9,7 +9,7 @@ import orjson
 import pytest_asyncio
 
 from streamer.live import Card, LiveIndex, Presence, ViewKey, Watch
-from streamer.ticker import Ticker
+from streamer.ticker import STOOD_STILL, Ticker
 
 OFFLINE = 1_000
 LEAVE = 3_000
@@ -164,3 +164,17 @@ async def test_time_passes(stage: Stage) -> None:
     stage.now += LEAVE
     await until(lambda: len(stage.client.types) == 3)
     assert stage.departed == ["v"]
+
+
+async def test_a_process_that_was_suspended(stage: Stage) -> None:
+    """After a minute's standstill the other processes are heard again, not given up: none of their vendors flickers."""
+    stage.index.owner_heard("other", stage.now, stage.now)
+    stage.index.put_presence("v", Presence(stage.now + 1, "other", 0), stage.now)
+    await asyncio.sleep(0.6)
+    stage.now += max(OFFLINE + LEAVE, STOOD_STILL) * 2
+    await asyncio.sleep(0.7)
+    assert stage.client.types == ["snapshot"]
+    assert stage.index.vendors["v"].online
+    stage.now += OFFLINE
+    await until(lambda: len(stage.client.types) > 1)
+    assert not stage.index.vendors["v"].online
