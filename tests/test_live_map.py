@@ -510,7 +510,7 @@ async def test_by_keyboard_and_by_ear(endpoint: Chromium, serve: Serve, database
 
 
 async def test_light_and_dark(endpoint: Chromium, serve: Serve) -> None:
-    """At night the map must not blind its reader; the choice outlives a reload."""
+    """At night the map must not blind its reader; a choice outlives a reload, until it is the system's own."""
     server = await serve()
     async with opened(endpoint, server.url, color_scheme="dark") as tab:
         await tab.until("globalThis.liveMap", "the map")
@@ -524,9 +524,12 @@ async def test_light_and_dark(endpoint: Chromium, serve: Serve) -> None:
         await tab.until("document.documentElement.dataset.theme === 'light'", "what was chosen")
         await tab.page.emulate_media(color_scheme="light")
         await tab.page.click("#tool-theme")
+        await tab.until("document.documentElement.dataset.theme === 'dark'", "dark by day, since it was chosen")
         await tab.page.click("#tool-theme")
         await tab.page.emulate_media(color_scheme="dark")
-        await tab.until("document.documentElement.dataset.theme === 'light'", "light, since it was chosen again")
+        await tab.until(
+            "document.documentElement.dataset.theme === 'dark'", "as the system says, since it was chosen again"
+        )
         # words on what is behind them: at least 4.5 to 1
         for theme in ("light", "dark"):
             await tab.run("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
