@@ -41,7 +41,7 @@ def main() -> int:
                 (corpus / str(number)).write_bytes(seed)
             # in a process of its own: the fuzzer ends it
             run = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(given.seconds), "--within", folder]
-            done = subprocess.run(run, timeout=given.seconds + 120, check=False)
+            done = subprocess.run(run, timeout=given.seconds + 600, check=False)
             found = sorted(Path(folder).glob("crash-*"))
             for path in found:
                 print(f"{name} raised on {path.read_bytes()!r}", file=sys.stderr)

@@ -22,17 +22,19 @@ from streamer.logs import masked
 from streamer.protocol import Bounds
 from streamer.seats import allowed_origin, client_address
 from streamer.session import Closing, Pending, VendorSession
+from streamer.tally import Tally
 
 NOW = 1_732_467_600_000
 BOUNDS = Bounds()
 MOST_CELLS = 2000
 """Cells that the cover of an area within bounds may have."""
+TALLY = Tally()
 AUTHENTICATOR = Authenticator(["a secret that is long enough to be one"])
 
 
 def vendor(data: bytes) -> None:
     """A vendor app's messages, a line each: every ping is acked or rejected once, acks rise, nothing else is raised."""
-    session = VendorSession(BOUNDS, live_max_age=600_000, max_bad_messages=50)
+    session = VendorSession(BOUNDS, live_max_age=600_000, max_bad_messages=50, tally=TALLY)
     order = random.Random(len(data))
     waiting: list[Pending] = []
     answered: list[int] = []
