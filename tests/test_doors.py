@@ -23,6 +23,13 @@ from tests.apps import SECRET, App, CustomerApp, VendorApp, circle, eventually, 
 from tests.conftest import Serve
 
 LAT, LONG = 52.2297, 21.0122
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+"""Of a WebSocket, so that its refusal can be read: aiohttp's own client keeps the body to itself."""
 
 
 @pytest.fixture
@@ -141,7 +148,7 @@ async def test_the_most_connections(serve: Serve, vendors: list[SeededVendor]) -
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await session.ws_connect(f"{server.url}/v1/watch")
             assert refused.value.status == 503
-            async with session.get(f"{server.url}/v1/watch") as response:
+            async with session.get(f"{server.url}/v1/watch", headers=HANDSHAKE) as response:
                 problem = orjson.loads(await response.read())
                 assert (problem["code"], response.headers["Retry-After"]) == ("ERR_OVERLOADED", "2")
             async with session.get(f"{server.url}/livez") as response:
@@ -205,7 +212,8 @@ async def test_whose_pages_may_connect(serve: Serve) -> None:
             async with session.ws_connect(f"{server.url}/v1/watch", headers=headers):
                 pass
         for path in ("/v1/watch", "/v1/vendor"):
-            async with session.get(server.url + path, headers={"Origin": "https://evil.example"}) as response:
+            headers = {**HANDSHAKE, "Origin": "https://evil.example"}
+            async with session.get(server.url + path, headers=headers) as response:
                 problem = orjson.loads(await response.read())
                 assert (response.status, problem["code"]) == (403, "ERR_FORBIDDEN")
                 assert "https://evil.example" in problem["detail"]
