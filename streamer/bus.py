@@ -227,7 +227,8 @@ class Bus:
         self._readings: dict[int, Reading] = {}
         self._gapped: set[int] = set()
         self._again: set[int] = set()
-        self._missing: dict[str, int] = {}
+        # who was not in the cell that was read, and the timestamp it was known by
+        self._missing: dict[str, tuple[int, int]] = {}
         self._recheck: dict[int, float] = {}
         self._load_wake = asyncio.Event()
         self._listed: dict[str, int] = {}
@@ -947,15 +948,16 @@ class Bus:
             # Its process had the time to write it; one that is silent can't, and its vendors leave by time.
             listened.doubtful = False
             missing = [v for v in missing if v.presence.owner and not self._silent(v.presence.owner)]
-        self._missing.update((vendor.vendor_id, at) for vendor in missing)
+        self._missing.update((vendor.vendor_id, (at, vendor.timestamp)) for vendor in missing)
 
     def _close_gap(self) -> None:
         """All that could be read again was: who was found nowhere left, and who watches there gets a snapshot."""
         missing, self._missing = self._missing, {}
-        for id, at in missing.items():
+        for id, (at, timestamp) in missing.items():
             vendor = self.index.vendors.get(id)
             if (
                 vendor is not None
+                and vendor.timestamp == timestamp  # else it was heard of since: it came back
                 and id not in self.fleet
                 and parent(vendor.cell, BUS_LEVEL) == at
                 and self._followed.get(id, at) == at

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from streamer.bus import Reading
 from streamer.embedded import ValkeyServer
+from streamer.fleet import Part
 from streamer.geo import bus_cell
 from streamer.nodes import Command
-from streamer.registers import PLACE, WRITE, channel, positions_key
+from streamer.registers import PLACE, WRITE, CellBatch, channel, positions_key
 from tests.apps import circle, eventually
 from tests.peers import Look, Peer
 from tests.proxy import Proxy
@@ -494,3 +496,27 @@ async def test_a_clock_that_is_behind(redis_url: str, one: Peer) -> None:
         for look in looks:
             await look.sees({"truck": NEAR})
             assert look.client.offline == []
+
+
+async def test_one_that_comes_back_while_a_gap_is_closed_stays(one: Peer, other: Peer) -> None:
+    """Not in the cell when it was read, but heard of there since: a parked vendor would be missing until it moves."""
+    one.serve("truck", HERE)
+    viewer = await other.watch(area=circle(*HERE, 5_000))
+    await viewer.sees({"truck": HERE})
+    at, bus = bus_cell(*HERE), other.bus
+    reading = Reading()
+    reading.mark = bus._cells[at].mark
+    bus._look_for_missing(at, bus._cells[at], reading)
+    one.ping("truck", NEAR)
+    batch = CellBatch()
+    batch.add(one.index.vendors["truck"], Part.FIX, store=False)
+    bus._hear(channel(at), batch.message("one"))
+    bus._close_gap()
+    assert "truck" in other.index.vendors
+    await viewer.sees({"truck": NEAR})
+    # One that is not heard of again is gone.
+    reading = Reading()
+    reading.mark = bus._cells[at].mark
+    bus._look_for_missing(at, bus._cells[at], reading)
+    bus._close_gap()
+    assert "truck" not in other.index.vendors
