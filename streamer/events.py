@@ -43,7 +43,6 @@ SOONEST_MS, LATEST_MS = 1000, 3000
 """Milliseconds after which a browser comes back, by chance between these, so that not all come at once."""
 EXPIRED = "the token expired: open the stream again with a new one"
 GONE = "the user was deleted"
-CENTRE = frozenset(("lat", "latitude", "long", "lng", "lon", "longitude"))
 
 
 class Stream:
@@ -214,7 +213,7 @@ def message_of(query: MultiMapping[str]) -> dict[str, Any]:
             raise ProtocolError(
                 ErrorCode.INVALID_JSON, f"area is JSON as in a watch message, not {shown(query['area'])}"
             ) from None
-    if circle := [name for name in query if name in CENTRE or name == "radius"]:
+    if circle := [name for name in query if name in protocol.COORDINATES or name == "radius"]:
         if "area" in query:
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"area and {circle[0]}: give one of the two")
         centre = {name: number(query[name]) for name in circle if name != "radius"}

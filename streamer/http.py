@@ -150,7 +150,7 @@ class Http:
         query = {
             name: number(name, value)
             for name, value in request.query.items()
-            if name in ("lat", "long", "lng", "lon", "latitude", "longitude", "radius", "limit")
+            if name in (*protocol.COORDINATES, "radius", "limit")
         }
         lat, long = protocol.position(query)
         radius, limit = query.get("radius", 5000.0), query.get("limit", 50.0)
@@ -236,5 +236,6 @@ def number(name: str, value: str) -> float:
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"{name} is a number, not {value!r:.80}")
+        code = ErrorCode.INVALID_COORDINATES if name in protocol.COORDINATES else ErrorCode.INVALID_MESSAGE
+        raise ProtocolError(code, f"{name} is a number, not {value!r:.80}")
     return found

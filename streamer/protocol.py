@@ -331,6 +331,10 @@ def ring(value: Any, bounds: Bounds) -> tuple[tuple[float, float], ...]:
     return tuple(corners)
 
 
+COORDINATES = frozenset(("lat", "latitude", "long", "lng", "lon", "longitude"))
+"""The members that say where, aliases too."""
+
+
 def position(item: Mapping[str, Any]) -> tuple[float, float]:
     """Latitude and longitude of an object, by their names or aliases."""
     lat = item.get("lat")
