@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -49,6 +50,15 @@ DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
 
+LAUNCHER = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Starts a Chromium that ends with whoever started it, also when the tests are killed."""
+
+
 class Chromium(NamedTuple):
     """A running Chromium: the URL of its debugging port, and its first process."""
 
@@ -72,7 +82,16 @@ def chromium() -> Iterator[Chromium]:
     assert EXECUTABLE is not None
     folder = Path(tempfile.mkdtemp(prefix="streamer-chromium-"))
     process = Popen(
-        [EXECUTABLE, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"],
+        [
+            sys.executable,
+            "-c",
+            LAUNCHER,
+            EXECUTABLE,
+            *FLAGS,
+            "--remote-debugging-port=0",
+            f"--user-data-dir={folder}",
+            "about:blank",
+        ],
         stdin=DEVNULL,
         stdout=DEVNULL,
         stderr=DEVNULL,
