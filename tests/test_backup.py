@@ -270,7 +270,7 @@ async def test_the_commands(filled: str, empty_database_url: str, tmp_path: Path
     assert "1,2" in done.out
     assert "rows of" in done.out
     path = done.out.partition(":")[0]
-    done = await run("db", "prove", folder=tmp_path, **folder)
+    done = await run("db", "prove", "--on", filled, folder=tmp_path, **folder)
     assert done.status == 0, done.err
     assert "is good: 1,2" in done.out
     refused, done, nowhere, unsaid = await asyncio.gather(
