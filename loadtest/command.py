@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -52,6 +53,9 @@ def told(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
         return run_loop(main)
     except BaseException as failure:
         error = first_cause(failure)
+        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+            typer.echo("Error: stopped at once by a second Ctrl-C; there is no report", err=True)
+            raise typer.Exit(130) from None
         if isinstance(error, WrongUse):
             raise typer.BadParameter(str(error)) from None
         if isinstance(error, LoadtestError | ClientError):
