@@ -54,7 +54,7 @@ def told(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
     except BaseException as failure:
         error = first_cause(failure)
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
-            typer.echo("Error: stopped at once by a second Ctrl-C; there is no report", err=True)
+            typer.echo("Error: stopped by Ctrl-C before there was a report", err=True)
             raise typer.Exit(130) from None
         if isinstance(error, WrongUse):
             raise typer.BadParameter(str(error)) from None
