@@ -59,7 +59,8 @@ class Record:
         self.usages: list[Usage] = []
         self.latest = Bucket()
         self.reached = 0.0
-        self._latest_at = -1
+        self._coming = Bucket()
+        self._coming_at = -1
 
     def second(self, kind: str, number: int, told: Mapping[str, Any]) -> None:
         """One worker told of one second."""
@@ -67,10 +68,11 @@ class Record:
         place = min(second // self.interval, len(self.buckets) - 1)
         self.buckets[place].add(kind, number, told)
         self.reached = max(self.reached, min(second + 1.0, self.total))
-        if second > self._latest_at:
-            self._latest_at, self.latest = second, Bucket()
-        if second == self._latest_at:
-            self.latest.add(kind, number, told)
+        if second > self._coming_at:
+            # the second before is whole by now; this one still lacks what the other workers tell
+            self.latest, self._coming, self._coming_at = self._coming, Bucket(), second
+        if second == self._coming_at:
+            self._coming.add(kind, number, told)
 
     def usage(self, at: float, cpu: Mapping[str, float], resident: Mapping[str, float]) -> None:
         """What the server has used `at` seconds after the start."""
