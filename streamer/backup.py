@@ -513,11 +513,14 @@ async def _pumped(program: Program, pump: Pump, source: Any, sink: Any, counted:
             f"the backup's file can't be used after {counted.bytes} bytes: {failed.strerror or failed}; make room or"
             " mend it, and try again: nothing incomplete was left"
         )
-    if process.returncode and not (process.returncode < 0 and failed is not None):
+    # Before what the program says of it: that only got too little then.
+    if failed is not None and not isinstance(failed, OSError):
+        raise DatabaseError(f"the backup can't be read or written: {failed}; is it the right key?") from failed
+    if process.returncode:
         said = program.last_words()
         raise DatabaseError(f"{what} failed: {said or f'it ended with {process.returncode}'}")
     if failed is not None:
-        raise DatabaseError(f"the backup can't be read or written: {failed}; is it the right key?") from failed
+        raise DatabaseError(f"{what} took no more after {counted.bytes} bytes, but says that it went well")
 
 
 class Program:
