@@ -2,6 +2,7 @@
 #
 #   make run     the whole thing on this machine: PostgreSQL, Valkey, the server, 200 simulated vendors
 #   make test    all checks and tests, as CI runs them (ARGS='-k name' for some of the tests)
+#   make coverage   the same tests, and which lines they reach
 #   make chaos   two servers, PostgreSQL, Valkey and the network fail in ROUNDS=100 rounds; SEED=N plays one again
 #   make fuzz    search for input that breaks a rule, SECONDS=60 for each target, then MESSAGES=1000000 at a server
 #   make soak    an hour (DURATION=3600 seconds) at half of what a process can do: memory, delay and all else stay flat
@@ -22,13 +23,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: run test chaos soak fuzz lint lock audit screenshots clean
+.PHONY: run test coverage chaos soak fuzz lint lock audit screenshots clean
 
 run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200
 
 test: lint
-	$(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest -n 4 $(ARGS)
+
+coverage: .venv/installed-test
+	$(BIN)/pytest -n 4 --cov --cov-report=term $(ARGS)
 
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
