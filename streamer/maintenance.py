@@ -181,9 +181,10 @@ async def _drop(connection: Any, name: str) -> None:
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                # Dropping takes its foreign key off vendors too; in the order in which all others lock these.
-                await connection.execute('LOCK TABLE "vendors" IN ACCESS EXCLUSIVE MODE')
+                # Dropping takes its foreign key off vendors too. In the order in which ingest locks these: the other
+                # way round each has what the other waits for, and under a steady load no day could be dropped.
                 await connection.execute('LOCK TABLE ONLY "locations" IN ACCESS EXCLUSIVE MODE')
+                await connection.execute('LOCK TABLE "vendors" IN ACCESS EXCLUSIVE MODE')
                 await connection.execute(f"DROP TABLE {quoted(name)}")
             return
         except database.BUSY as busy:
