@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamer.errors import ErrorCode, ProtocolError
@@ -130,6 +130,13 @@ def test_any_text_is_a_cursor_or_a_refusal(text: str) -> None:
 def test_negotiate(accept: str, form: Format | None) -> None:
     """A GPX tool must not be given JSON, nor a browser a 406."""
     assert negotiate(accept) is form
+
+
+@given(st.text(st.sampled_from("q=;,.01 */\x1f\t\xa0apliction/json")))
+@example("text/html;q=\x1f0.5")
+def test_negotiate_with_anything(accept: str) -> None:
+    """A header that is no header must not be a 500."""
+    assert negotiate(accept) in (None, *Format)
 
 
 @given(rows, st.integers(1, 6))
