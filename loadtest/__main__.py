@@ -74,8 +74,8 @@ def replay(
     async def run(bar: Bar) -> dict[str, Any]:
         fixes = trace_of(trace, made_up, seconds, random_seed)
         place = Place(url, database, None, data, secret, i_own)
-        if verify and place.database_url is None:
-            raise WrongUse("--verify looks into the database; give --database or --data")
+        if verify:
+            place.verifiable()
         wanted = len({fix.vehicle for fix in fixes})
         plan = replaying.Replay(
             target=place.target,

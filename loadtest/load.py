@@ -125,8 +125,8 @@ def run(
         if start_at is not None and not time.time() < start_at < time.time() + 3600:
             raise WrongUse(f"--start-at is {start_at:.0f}, now is {time.time():.0f}: give a time within the next hour")
         place = Place(url, database, redis, data, secret, i_own)
-        if verify and place.database_url is None:
-            raise WrongUse("--verify looks into the database; give --database or --data")
+        if verify:
+            place.verifiable()
         plan = running.Plan(
             target=place.target,
             secret=place.secret,
@@ -195,8 +195,8 @@ def find_max(
         if vary not in ("both", "vendors", "customers"):
             raise WrongUse(f"--vary is {vary!r}; it must be both, vendors or customers")
         place = Place(url, database, redis, data, secret, i_own)
-        if verify and place.database_url is None:
-            raise WrongUse("--verify looks into the database; give --database or --data")
+        if verify:
+            place.verifiable()
         given = read_vendors(vendors_file) if vendors_file is not None else None
         highest = up_to if given is None or vary == "customers" else min(up_to, len(given) / scenario.vendors.count)
         measuring = await meter(place.target, await place.processes(pid, None))

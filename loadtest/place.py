@@ -66,6 +66,11 @@ class Place:
         check_secret(found)
         self.secret = found
 
+    def verifiable(self) -> None:
+        """WrongUse unless what was stored can be looked at."""
+        if self.database_url is None:
+            raise WrongUse("--verify looks into the database; give --database or --data")
+
     async def vendors(self, source: str | None, wanted: int, bar: Bar) -> Sequence[Identity]:
         """As many vendors as wanted, from a file or seeded."""
         if source is not None:

@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -21,6 +21,7 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
+from streamer.database import parse_url
 from streamer.embedded import PostgresServer, ValkeyServer
 from tests.apps import SECRET, eventually
 
@@ -171,6 +172,16 @@ async def _execute(url: str, statement: str) -> None:
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    """A connection made as the server makes its own; errors are PostgreSQL's, unexplained."""
+    connection = await asyncpg.connect(**parse_url(url).connect_args())
+    try:
+        yield connection
     finally:
         await connection.close()
 

@@ -12,12 +12,11 @@ import asyncpg
 import pytest
 
 from streamer import audit, database
-from streamer.database import parse_url
 from streamer.models import Base
 from streamer.store import Store
 from tests.apps import VendorApp, eventually
 from tests.commands import run
-from tests.conftest import SERVING_ROLE, Serve
+from tests.conftest import SERVING_ROLE, Serve, connected
 
 USER = (
     """INSERT INTO "users" ("id", "clerkId", "email", "updatedAt") VALUES ('u1', 'clerk_1', '1@example.com', now())"""
@@ -28,12 +27,9 @@ VENDOR = """INSERT INTO "vendors" ("id", "name", "userId", "updatedAt") VALUES (
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator[Any]:
     """The owner's connection to a database with a user and a vendor, and no entries."""
-    opened = await asyncpg.connect(**parse_url(database_url).connect_args())
-    try:
+    async with connected(database_url) as opened:
         await opened.execute(f'{USER}; {VENDOR}; TRUNCATE "streamer_audit"')
         yield opened
-    finally:
-        await opened.close()
 
 
 async def entries(connection: Any) -> list[audit.Entry]:

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,11 @@ from streamer.database import parse_url, partition_bounds
 from streamer.embedded import PostgresServer
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.location import LAST_TIMESTAMP, id_floor, location_id
+from tests.conftest import connected
 
 TODAY = date(2026, 11, 24)
 DAY_MS = 86_400_000
 SECRET = "geheim"
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Any]:
-    """As the server connects."""
-    connection = await asyncpg.connect(**parse_url(url).connect_args())
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 @pytest.fixture

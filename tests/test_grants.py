@@ -6,7 +6,6 @@ import hmac
 import re
 from base64 import b64decode
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,13 @@ import asyncpg
 import pytest
 
 from streamer import database, grants
-from streamer.database import parse_url
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.grants import RIGHTS
 from streamer.location import id_floor
 from tests.commands import run
-from tests.conftest import SERVING_ROLE, as_serving
+from tests.conftest import SERVING_ROLE, as_serving, connected
 
 PAGE = Path(__file__).parents[1] / "docs" / "access.md"
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(**parse_url(url).connect_args())
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 @pytest.fixture
