@@ -26,6 +26,7 @@ from streamer.feed import Feed, Status
 from streamer.files import CLIENT, client_folder, handing_out
 from streamer.health import Health
 from streamer.http import MOST_BODY, Http, counting, problems
+from streamer.inlet import Inlet
 from streamer.keys import IssuerKeys
 from streamer.live import LiveIndex
 from streamer.loader import Loader
@@ -82,7 +83,13 @@ class Server:
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
         )
-        self.ticker = Ticker(self.index, clock, frame_cost=settings.frame_cost, frame_interval=settings.frame_interval)
+        self.ticker = Ticker(
+            self.index,
+            clock,
+            frame_cost=settings.frame_cost,
+            frame_interval=settings.frame_interval,
+            before=lambda: self.inlet.look(),
+        )
         assert settings.redis_url is not None
         self.bus = Bus(
             settings.redis_url.get_secret_value(),
@@ -144,6 +151,7 @@ class Server:
         )
         allowances = Allowances(settings.vendor_rate, settings.vendor_burst, settings.vendor_changes)
         self.loader = Loader(store)
+        self.inlet = Inlet(self._next_use)
         self.sockets = Sockets(
             settings,
             store,
@@ -157,6 +165,7 @@ class Server:
             allowances,
             clock,
             self.ticker.changed,
+            self.inlet,
             tally,
             late=lambda: self.pulse.late,
         )
@@ -269,6 +278,7 @@ class Server:
         if self.tracing is not None:
             await self.tracing.close()
         await self.pages.close()
+        self.inlet.close()
         await self.bus.close()
         await self.store.close()
 
@@ -303,6 +313,10 @@ class Server:
     def _users_gone(self, clerk_ids: Collection[str]) -> None:
         self.sockets.users_gone(clerk_ids)
         self.events.users_gone(clerk_ids)
+
+    def _next_use(self) -> float:
+        """When a ping that comes now can first be shown, or, where nobody watches, stored or told; may have passed."""
+        return self.ticker.next if self.index.views else min(self.batcher.next, self.bus.next)
 
     def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
         self.watches.gap(cells, vendor_ids)

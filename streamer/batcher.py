@@ -118,7 +118,7 @@ class Pacing:
 
     slow: float = 120.0
     fast: float = 200.0
-    longest: float = 0.12
+    longest: float = 0.25
     full: int = 1000
 
 
@@ -204,6 +204,7 @@ class Batcher:
         self._rated_at = clock()
         self._took_at = self._live_at = -inf
         self._attempts = 0
+        self._gap = 0.0
         # As many ready pings wake the lane: it sleeps for the first, or for a full batch, or it is at work.
         self._wake_at: float = inf
         self._wake = asyncio.Event()
@@ -280,6 +281,11 @@ class Batcher:
             self._admit_waiters()
             self._check_settled()
             raise
+
+    @property
+    def next(self) -> float:
+        """When pings that come now may be committed, by the clock; may have passed."""
+        return self._took_at + self._gap
 
     @property
     def full(self) -> bool:
@@ -367,7 +373,8 @@ class Batcher:
         self._arrived, self._rated_at = 0, now
         gap = 0.0 if self._draining else commit_gap(self._rate, self._ready, self._pacing)
         # From start to start: while a long COPY ran, the gap has passed already.
-        remaining = self._took_at + gap - now
+        self._gap = gap
+        remaining = self.next - now
         if remaining > 0:
             await self._sleep(self._pacing.full, remaining)
 

@@ -68,6 +68,8 @@ GRACE = 10.0
 """Seconds in which the others rewrite their vendors when Redis forgot what it held."""
 RETRY = 0.5
 """Seconds until what a node did not take is tried again."""
+BEQUEATHED = 3.0
+"""Seconds for which the last fix of a vendor that was left to another process is told: it may just not hear."""
 ALONE_AFTER = SILENT * ALIVE
 """Seconds without a word from another process after which this one takes itself for the only one."""
 ALONE_GAP = 1.0
@@ -188,6 +190,8 @@ class Bus:
         self._deleted = deleted
         self._timeout = timeout
         self._flush_gap = flush_gap
+        self.next = 0.0
+        """When a change that comes now can first be told to the others, in the loop's time; may have passed."""
         self._alone_after = alone_after
         self._alone_gap = alone_gap
         self._alive = min(ALIVE, index.offline_after / 5000)
@@ -208,8 +212,8 @@ class Bus:
         self._retry: dict[str, int] = {}
         self._unplaced: set[str] = set()
         self._gone: set[str] = set()
-        # left to another process, which may not know of their last fix here
-        self._bequeathed: dict[str, Vendor] = {}
+        # left to another process, which may not know of their last fix here; and until when that is told
+        self._bequeathed: dict[str, tuple[Vendor, float]] = {}
         self._posted: dict[str, Posted] = {}
         self._leaving: dict[int, dict[str, Leaving]] = {}
         self._marks: dict[int, bytes] = {}
@@ -388,10 +392,12 @@ class Bus:
             await self._flush()
             # While a node is away a flush gives way to nobody, and what it could not do may wake the next one at once.
             least = self._flush_gap if self._retry or self._leaving else min(self._flush_gap, count * 0.005)
+            self.next = started + least
             await asyncio.sleep(max(least - (loop.time() - started), 0))
             if loop.time() > self._company_until:
                 # Whoever joins says so, and is told at once.
                 self._company.clear()
+                self.next = started + self._alone_gap
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(self._alone_gap - (loop.time() - started), 0)):
                         await self._company.wait()
@@ -462,8 +468,8 @@ class Bus:
                     batch.gone.append(id)
                 elif vendor is not None and vendor.timestamp >= 0 and vendor.card.version >= 0:
                     batch.add(vendor, Part.ALL, store=False)
-        bequeathed, self._bequeathed = self._bequeathed, {}
-        for vendor in bequeathed.values():
+        bequeathed = tuple(self._bequeathed.items())
+        for _, (vendor, _) in bequeathed:
             roam.add(vendor, Part.FIX, store=False)
         gone = tuple(self._gone)
         roam.gone += gone
@@ -501,11 +507,14 @@ class Bus:
                 self._remember(at, answer)
         self._settle(failed, told, leaving)
         if ROAMING in failed:
-            self._bequeathed = bequeathed | self._bequeathed
             for id in roaming:
                 self._again_later(id, Part.PRESENCE)
         else:
             self._gone.difference_update(gone)
+            now = asyncio.get_running_loop().time()
+            for id, bequest in bequeathed:
+                if bequest[1] <= now and self._bequeathed.get(id) is bequest:
+                    del self._bequeathed[id]
         await self._unplace(failed, leaving)
 
     async def _drop_unfound(self, vendor_ids: list[str]) -> None:
@@ -572,6 +581,7 @@ class Bus:
         """A vendor was deleted: its entry goes, whatever is in it."""
         self._dirty.pop(vendor_id, None)
         self._retry.pop(vendor_id, None)
+        self._bequeathed.pop(vendor_id, None)
         posted = self._posted.pop(vendor_id, None)
         if posted is not None:
             self._leave(posted.cell, vendor_id, Leaving(ANY_VERSION, gone=True, unplace=True))
@@ -651,12 +661,17 @@ class Bus:
         if self.fleet.superseded(vendor_id):
             vendor = self.index.vendors[vendor_id]
             self.fleet.let_go(vendor_id)
-            self._dirty.pop(vendor_id, None)
-            self._retry.pop(vendor_id, None)
+            unsaid = self._dirty.pop(vendor_id, 0) | self._retry.pop(vendor_id, 0)
             posted = self._posted.pop(vendor_id, None)
-            said = posted is not None and posted.sure and posted.versions.fix >= versions_of(vendor).fix
+            # What is to be written anew may have been forgotten by Redis.
+            said = (
+                posted is not None
+                and posted.sure
+                and posted.versions.fix >= versions_of(vendor).fix
+                and not unsaid & Part.FIX
+            )
             if vendor.timestamp >= 0 and not said:
-                self._bequeathed[vendor_id] = vendor
+                self._bequeathed[vendor_id] = (vendor, asyncio.get_running_loop().time() + BEQUEATHED)
                 self._wake.set()
             if posted is not None and posted.cell != parent(vendor.cell, BUS_LEVEL):
                 self._leave(posted.cell, vendor_id, Leaving(posted.versions, gone=False, unplace=False))

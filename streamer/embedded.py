@@ -205,7 +205,8 @@ class EmbeddedServer(ABC):
         process = self._process
         if process is None:
             raise EmbeddedError(f"{self.kind} in {self.folder} is not started: start it first")
-        while process.poll() is None:  # noqa: ASYNC110 - a process has no event to wait for
+        await _end_of(process.pid)
+        while process.poll() is None:  # noqa: ASYNC110 - only where the system has no event for it
             await asyncio.sleep(10 * POLL_INTERVAL)
         return process.returncode
 
@@ -724,6 +725,21 @@ def _gone(process: Any) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+async def _end_of(pid: int) -> None:
+    """Wait until a child of ours has ended; returns at once where the system can't tell."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 async def _until(condition: Callable[[], bool], timeout: float) -> bool:

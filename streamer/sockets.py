@@ -18,6 +18,7 @@ from streamer.bus import Bus
 from streamer.census import Census
 from streamer.errors import CloseCode, ErrorCode, ProtocolError, Unavailable
 from streamer.gate import Gate, farewells
+from streamer.inlet import Inlet
 from streamer.intake import Intake
 from streamer.live import Card
 from streamer.loader import Loader
@@ -165,6 +166,7 @@ class Sockets:
         allowances: Allowances,
         clock: Callable[[], int],
         changed: Callable[[], None],
+        inlet: Inlet,
         tally: Tally | None = None,
         late: Callable[[], float] = float,
     ) -> None:
@@ -193,6 +195,7 @@ class Sockets:
         self._allowances = allowances
         self._clock = clock
         self._changed = changed
+        self._inlet = inlet
         self._bounds = bounds_of(settings)
 
     # handlers
@@ -208,7 +211,8 @@ class Sockets:
             row = await self._vendor_row(identity, request.query.get("vendorId"))
             durable = await self._loader.durable(row)
             outbox.send(protocol.encode_hello(row.vendor_id, self._clock(), durable, self._settings.max_batch))
-            await self._report(connection, row, read_at, taken, identity)
+            with self._inlet.reading(connection.protocol):
+                await self._report(connection, row, read_at, taken, identity)
         except Closing as closing:
             await self._close(connection, closing)
         except Unavailable as away:
@@ -429,10 +433,9 @@ class Sockets:
             connection.outbox.send(protocol.encode_error(closing.code, closing.message))
             await connection.ws.close(code=closing.close, message=closing.message.encode()[:120])
 
-    async def _message(self, connection: Connection) -> bytes | None:
+    async def _message(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> bytes | None:
         """The next message of a client, or None at the end of the connection."""
         ws = connection.ws
-        loop = asyncio.get_running_loop()
         while True:
             if connection.ahead:
                 message = connection.ahead.pop(0)
@@ -515,7 +518,7 @@ class Sockets:
                 return None
             try:
                 async with asyncio.timeout(self._settings.auth_timeout):
-                    data = await self._message(connection)
+                    data = await self._message(connection, asyncio.get_running_loop())
             except TimeoutError:
                 raise Closing(
                     CloseCode.UNAUTHORIZED,
@@ -586,7 +589,7 @@ class Sockets:
         try:
             if self._census.taken != taken:
                 await self._vendor_row(identity, vendor_id)  # it may have gone since it was read
-            while (data := await self._message(connection)) is not None:
+            while (data := await self._message(connection, loop)) is not None:
                 now = clock()
                 received = session.receive(data, now)
                 for reply in received.replies:
@@ -642,10 +645,9 @@ class Sockets:
     async def _look_around(self, connection: Connection, watches: dict[str, live.Watch]) -> None:
         """Serve a customer's messages until the connection ends."""
         outbox, patience = connection.outbox, Patience(self._settings.max_bad_messages)
-        connection.limit = Limit(
-            self._settings.watch_messages, asyncio.get_running_loop().time(), "one message moves a whole watch"
-        )
-        while (data := await self._message(connection)) is not None:
+        loop = asyncio.get_running_loop()
+        connection.limit = Limit(self._settings.watch_messages, loop.time(), "one message moves a whole watch")
+        while (data := await self._message(connection, loop)) is not None:
             id: str | None = None
             try:
                 message = protocol.decode_watch(data, self._bounds)

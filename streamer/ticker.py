@@ -12,19 +12,31 @@ STOOD_STILL = 5000
 
 
 class Ticker:
-    """Ticks an index after it changed; `changed` may be called from anywhere in the loop, as often as one likes."""
+    """Ticks an index after it changed; `changed` may be called from anywhere in the loop, as often as one likes.
 
-    def __init__(self, index: LiveIndex, clock: Callable[[], int], *, frame_cost: float, frame_interval: float) -> None:
+    `before` is called before a tick that waited, and tells whether it brought in more for it.
+    """
+
+    def __init__(
+        self,
+        index: LiveIndex,
+        clock: Callable[[], int],
+        *,
+        frame_cost: float,
+        frame_interval: float,
+        before: Callable[[], bool] = bool,
+    ) -> None:
         self.frames = 0
         self.ticks = 0
         self._index = index
         self._clock = clock
         self._cost = frame_cost
         self._most = frame_interval
+        self._before = before
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
-        self._next = 0.0
+        self.next = 0.0
         """When the next tick may be, in the loop's time: after the gap that the last one earned."""
         self._broken: asyncio.Future[None]
 
@@ -32,7 +44,7 @@ class Ticker:
         """The index has something to tell."""
         loop = self._loop
         if loop is not None:
-            self._tick_at(max(self._next, loop.time()))
+            self._tick_at(max(self.next, loop.time()))
 
     async def run(self) -> None:
         """Tick for ever; raises what a tick raised."""
@@ -59,7 +71,16 @@ class Ticker:
         if when <= self._loop.time():
             self._timer = self._loop.call_soon(self._tick)
         else:
-            self._timer = self._loop.call_at(when, self._tick)
+            self._timer = self._loop.call_at(when, self._tick_after)
+
+    def _tick_after(self) -> None:
+        """Tick with what was held back for this tick."""
+        assert self._loop is not None
+        if self._before():
+            # Behind the tasks that take in what was read.
+            self._timer = self._loop.call_soon(self._tick)
+        else:
+            self._tick()
 
     def _tick(self) -> None:
         loop, self._timer = self._loop, None
@@ -72,7 +93,7 @@ class Ticker:
             return
         self.ticks += 1
         self.frames += ticked.frames
-        self._next = loop.time() + frame_gap(ticked.frames, self._cost, self._most) / 1000
+        self.next = loop.time() + frame_gap(ticked.frames, self._cost, self._most) / 1000
         if ticked.waiting:
             # Watches wait for their client or their interval: look again even if nothing changes.
             self._tick_at(loop.time() + max(self._most, 20.0) / 1000)

@@ -168,6 +168,37 @@ async def test_the_last_fix_on_a_process_that_lost_redis(way: Proxy, one: Peer, 
     await eventually(lambda: "truck" not in one.bus.fleet, "the truck left to the other process")
 
 
+async def test_the_last_fix_for_a_process_that_hears_nothing_yet(
+    redis_url: str, way: Proxy, one: Peer, other: Peer
+) -> None:
+    """As above, when the other process does not hear at the very moment the truck is left to it."""
+    one.serve("truck", HERE)
+    look = await other.watch(area=circle(*HERE, 5_000))
+    await look.sees({"truck": HERE})
+    way.refusing = True
+    way.cut()
+    await eventually(lambda: not one.bus.up, "Redis found away")
+    one.ping("truck", NEAR)
+    one.part("truck")
+    run, deaf = one.bus._nodes.run, False
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        ears = [known["id"] for known in await client.client_list("pubsub")]
+
+        async def hooked(commands: Sequence[Command], lane: str = "write") -> list[Any]:
+            nonlocal deaf
+            if not deaf and "truck" not in one.bus.fleet and any(c.words[0] == "SPUBLISH" for c in commands):
+                deaf = True
+                for ear in ears:
+                    await client.client_kill_filter(_id=ear)
+            return await run(commands, lane)
+
+        one.bus._nodes.run = hooked  # type: ignore[method-assign]
+        other.serve("truck")
+        way.refusing = False
+        await look.sees({"truck": NEAR})
+        assert deaf
+
+
 async def test_taken_over_while_another_process_writes(one: Peer, other: Peer) -> None:
     """A place told by a living process is not put back by one that did not see yet what is written there."""
     one.serve("truck", HERE)

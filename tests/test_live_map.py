@@ -501,6 +501,8 @@ async def test_by_keyboard_and_by_ear(endpoint: Chromium, serve: Serve, database
         await press("Shift+ArrowRight")
         assert await tab.run("liveMap.tool.area.center.long") > west
         await tab.until("heard.some((words) => words.startsWith('Circle of'))", "the circle in words")
+        # Leaflet takes no arrow while the map glides, as it does towards what was chosen.
+        await tab.until("!liveMap.map._panAnim?._inProgress", "the map at rest")
         at = await tab.run("liveMap.map.getCenter().lng")
         await press("ArrowRight")
         await tab.until(f"liveMap.map.getCenter().lng > {at}", "the map moved")

@@ -22,6 +22,8 @@ class Client:
     def __init__(self) -> None:
         self.open = True
         self.types: list[str] = []
+        self.timestamps: list[int] = []
+        """Of the newest fix in each update."""
 
     def framing(self, payload: bytes) -> bytes:
         return payload
@@ -30,7 +32,9 @@ class Client:
         return self.open
 
     def write(self, frame: bytes) -> None:
-        self.types.append(orjson.loads(frame)["type"])
+        message = orjson.loads(frame)
+        self.types.append(message["type"])
+        self.timestamps += [fix["timestamp"] for fix in message.get("moved", ())]
 
 
 class Stage:
@@ -41,7 +45,8 @@ class Stage:
         self.index = LiveIndex("me", offline_after=OFFLINE, leave_after=LEAVE)
         self.client = Client()
         self.watch = Watch("w", self.client)
-        self.ticker = Ticker(self.index, lambda: self.now, frame_cost=gap, frame_interval=gap)
+        self.held: list[Callable[[], None]] = []
+        self.ticker = Ticker(self.index, lambda: self.now, frame_cost=gap, frame_interval=gap, before=self.take_held)
         self.departed: list[str] = []
         self.index.put_card("v", Card(START, "V", True, None), START)
         self.index.put_presence("v", Presence(START, "me", 0), START)
@@ -57,6 +62,13 @@ class Stage:
         self.now += 1
         self.index.put_fix("v", self.now, 52.0, 21.0, None, None, self.now)
         self.ticker.changed()
+
+    def take_held(self) -> bool:
+        """What was held back is taken in by tasks, as messages are."""
+        held, self.held = self.held, []
+        for change in held:
+            asyncio.get_running_loop().call_soon(change)
+        return bool(held)
 
     async def end(self) -> None:
         for task in self.tasks:
@@ -122,6 +134,23 @@ async def test_the_gap_ends(stage: Stage) -> None:
     ticks = stage.ticker.ticks
     await asyncio.sleep(0.1)
     assert stage.ticker.ticks == ticks, "ticks although nothing changes"
+
+
+async def test_what_was_held_back_comes_with_the_tick() -> None:
+    """Pings that were not read because of the gap are in the frame that ends it, not in the one after."""
+    stage = Stage(500.0)
+    try:
+        stage.move()
+        await until(lambda: stage.ticker.ticks == 1)
+        stage.move()
+        stage.held = [stage.move, stage.move]
+        await until(lambda: stage.ticker.ticks > 1)
+        assert not stage.held
+        assert not stage.index.has_changes
+        assert stage.client.timestamps[-1] == stage.now
+        assert stage.client.types == ["snapshot", "update", "update"]
+    finally:
+        await stage.end()
 
 
 async def test_ticks_that_write_nothing_leave_no_gap(slow: Stage) -> None:
