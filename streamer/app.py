@@ -124,6 +124,7 @@ class Server:
             max_pings=settings.buffer_pings,
             max_bytes=settings.buffer_bytes,
             batch_pings=settings.batch_pings,
+            before=lambda: self.inlet.look(),
             stored=self._stored,
             traced=None if self.tracing is None else self.tracing.batch,
             faulted=self._faulted,

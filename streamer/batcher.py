@@ -113,13 +113,15 @@ class Pacing:
 
     Below `slow` every ping is committed at once: the server has time. From there to `fast` the gap grows to `longest`:
     a commit costs the server and PostgreSQL half a millisecond of CPU, thirty rows' worth. `full` waiting pings are
-    worth a commit whatever the rate.
+    worth a commit whatever the rate. For the last `early` of a gap nothing is held
+    back: the server is awake for it now, as for a tick or what the other processes are told.
     """
 
     slow: float = 120.0
     fast: float = 200.0
-    longest: float = 0.25
+    longest: float = 0.17
     full: int = 1000
+    early: float = 0.15
 
 
 def commit_gap(rate: float, waiting: int, pacing: Pacing) -> float:
@@ -161,6 +163,7 @@ class Batcher:
 
     `store(chunks, retry)` returns once all pings are committed and gives the rejected ones by chunk (most often none).
     Unavailable from it means: not known, try again, with retry=True. At most `max_pings` and `max_bytes` are held.
+    `before` is called before a batch is taken, and tells whether it brought in more for it.
     `stored` is called for each chunk that was committed whole, `traced` for each batch. `faulted` hears of every error
     that is not an outage.
     """
@@ -173,6 +176,7 @@ class Batcher:
         max_bytes: int = 64 << 20,
         batch_pings: int = 10_000,
         pacing: Pacing | None = None,
+        before: Callable[[], bool] = bool,
         stored: Callable[[Chunk], None] | None = None,
         faulted: Callable[[BaseException], None] | None = None,
         traced: Callable[[Batch], None] | None = None,
@@ -185,6 +189,7 @@ class Batcher:
         self._max_bytes = max_bytes
         self._batch_pings = batch_pings
         self._pacing = pacing or Pacing()
+        self._before = before
         self._stored = stored
         self._faulted = faulted
         self._traced = traced
@@ -350,6 +355,8 @@ class Batcher:
             while not self._ready:
                 await self._sleep(1, None)
             await self._hold_back()
+            if self._before():
+                await asyncio.sleep(0)  # behind the tasks that take in what was read
             batch = self._in_flight = self._take()
             rejected = await self._store_until_known(batch)
             self._in_flight = []
@@ -375,7 +382,7 @@ class Batcher:
         # From start to start: while a long COPY ran, the gap has passed already.
         self._gap = gap
         remaining = self.next - now
-        if remaining > 0:
+        if remaining > gap * self._pacing.early:
             await self._sleep(self._pacing.full, remaining)
 
     def _take(self) -> list[Chunk]:
