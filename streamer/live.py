@@ -150,20 +150,56 @@ class ViewKey(NamedTuple):
     open: bool
 
 
+NOTHING: Any = {}
+"""What is in an empty cell; never added to."""
+
+
 class Cell:
     """One grid cell: the vendors in it, and the views that touch it: True for those that hold all of it."""
 
-    # There may be eighty of these for an idle watcher: an empty dict is a third of an empty set.
+    # There may be eighty of these for an idle watcher who has them to himself: empty dicts are shared, and so are those
+    # of one view, which are a view's own for all its cells. Only a dict of two or more views is the cell's to change.
     __slots__ = ("at", "joined", "joined_open", "stay", "vendors", "views")
 
     def __init__(self, at: int) -> None:
         self.at = at
-        self.vendors: dict[Vendor, None] = {}
-        self.views: dict[View, bool] = {}
+        self.vendors: dict[Vendor, None] = NOTHING
+        self.views: dict[View, bool] = NOTHING
         # of the tick at hand: vendors that moved and stayed, and their fixes joined
         self.stay: list[Vendor] | None = None
         self.joined: bytes | None = None
         self.joined_open: bytes | None = None
+
+    def put(self, vendor: Vendor) -> None:
+        """The vendor is here."""
+        if self.vendors:
+            self.vendors[vendor] = None
+        else:
+            self.vendors = {vendor: None}
+
+    def drop(self, vendor: Vendor) -> bool:
+        """The vendor is not here any more; tells whether nothing is left."""
+        self.vendors.pop(vendor, None)
+        if not self.vendors:
+            self.vendors = NOTHING
+        return not (self.vendors or self.views)
+
+    def show(self, alone: dict[View, bool]) -> None:
+        """A view touches it; `alone` is what `views` is when no other does."""
+        if len(self.views) > 1:
+            self.views.update(alone)
+        elif self.views:
+            self.views = self.views | alone
+        else:
+            self.views = alone
+
+    def hide(self, view: View) -> bool:
+        """The view does not touch it any more; tells whether nothing is left."""
+        if len(self.views) > 1:
+            del self.views[view]
+        else:
+            self.views = NOTHING
+        return not (self.vendors or self.views)
 
     def clear(self) -> None:
         """Forget the tick at hand."""
@@ -302,7 +338,8 @@ class Watch:
         # vendors whose change was already in a snapshot taken between two ticks, and those of them that it held
         self.fresh: tuple[frozenset[Vendor], frozenset[Vendor]] | None = None
         self.events: dict[Vendor, int] = {}
-        self.moved: set[Vendor] = set()
+        self.moved: dict[Vendor, None] = {}
+        """Empty for most, and an empty set would be three times as large."""
 
     def enter(self, vendor: Vendor) -> None:
         """Merge: the vendor came into the view."""
@@ -314,7 +351,7 @@ class Watch:
 
     def leave(self, vendor: Vendor) -> None:
         """Merge: the vendor left; the client is not told of one it never had."""
-        self.moved.discard(vendor)
+        self.moved.pop(vendor, None)
         if self.events.get(vendor) == ENTERED:
             del self.events[vendor]
         else:
@@ -325,8 +362,8 @@ class Watch:
         only_open = view.only_open
         for at in view.stirred or ():
             stay = at.stay or ()
-            self.moved.update([v for v in stay if v.card.open] if only_open else stay)
-        self.moved.update(view.moved)
+            self.moved.update(dict.fromkeys([v for v in stay if v.card.open] if only_open else stay))
+        self.moved.update(dict.fromkeys(view.moved))
         for vendor in view.entered:
             self.enter(vendor)
         for vendor in view.cards:
@@ -346,7 +383,7 @@ class Watch:
         entered = [v for v, kind in events.items() if kind != LEFT]
         left = left_ids((v for v, kind in events.items() if kind == LEFT), entered)
         moved = [v.fix_bytes() for v in self.moved if v not in events]
-        self.events, self.moved = {}, set()
+        self.events, self.moved = {}, {}
         if not (entered or left or moved):
             return None
         return update_body([v.card_bytes() for v in entered], moved, left)
@@ -690,24 +727,22 @@ class LiveIndex:
             for level, cells in enumerate(self._grids):
                 at = parent(vendor.cell, level)
                 spot = cells[at]
-                spot.vendors.pop(vendor, None)
-                if not (spot.vendors or spot.views):
+                if spot.drop(vendor):
                     del cells[at]
 
     def _place(self, vendor: Vendor) -> None:
         for level, cells in enumerate(self._grids):
             at = parent(vendor.cell, level)
-            spot_in(cells, at).vendors[vendor] = None
+            spot_in(cells, at).put(vendor)
 
     def _move(self, vendor: Vendor, to: int) -> None:
         for level, cells in enumerate(self._grids):
             old, new = parent(vendor.cell, level), parent(to, level)
             if old != new:
                 spot = cells[old]
-                spot.vendors.pop(vendor, None)
-                if not (spot.vendors or spot.views):
+                if spot.drop(vendor):
                     del cells[old]
-                spot_in(cells, new).vendors[vendor] = None
+                spot_in(cells, new).put(vendor)
         vendor.cell = to
 
     def _attach(self, key: ViewKey) -> View:
@@ -722,10 +757,9 @@ class LiveIndex:
         whole = [spot_in(cells, at) for at in covered.full]
         rim = [spot_in(cells, at) for at in covered.rim]
         view = self.views[key] = View(key, level, cells, (*whole, *rim))
-        for spot in whole:
-            spot.views[view] = True
-        for spot in rim:
-            spot.views[view] = False
+        for spots, holds_all in ((whole, {view: True}), (rim, {view: False})):
+            for spot in spots:
+                spot.show(holds_all)
         return view
 
     def _detach(self, view: View) -> None:
@@ -738,8 +772,7 @@ class LiveIndex:
         if view.touched:
             self._viewed[view.level] -= 1
         for spot in view.touched:
-            del spot.views[view]
-            if not (spot.vendors or spot.views):
+            if spot.hide(view):
                 del view.cells[spot.at]
 
     def _members(self, view: View) -> list[Vendor]:
@@ -900,7 +933,7 @@ class LiveIndex:
                 elif vendor.recarded:
                     watch.upsert(vendor)
                 else:
-                    watch.moved.add(vendor)
+                    watch.moved[vendor] = None
             elif was:
                 watch.leave(vendor)
 

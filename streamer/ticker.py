@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from streamer.live import LiveIndex, frame_gap
@@ -85,6 +86,7 @@ class Ticker:
     def _tick(self) -> None:
         loop, self._timer = self._loop, None
         assert loop is not None
+        began = time.monotonic()
         try:
             ticked = self._index.tick(self._clock())
         except Exception as error:
@@ -93,7 +95,11 @@ class Ticker:
             return
         self.ticks += 1
         self.frames += ticked.frames
-        self.next = loop.time() + frame_gap(ticked.frames, self._cost, self._most) / 1000
+        gap = frame_gap(ticked.frames, self._cost, self._most) / 1000
+        # From start to start, so that a tick which took long delays the next one no more than it must; but a tick that
+        # takes nearly all of its gap leaves half as much to others.
+        took = time.monotonic() - began
+        self.next = loop.time() + max(gap - took, min(gap, took / 2))
         if ticked.waiting:
             # Watches wait for their client or their interval: look again even if nothing changes.
             self._tick_at(loop.time() + max(self._most, 20.0) / 1000)

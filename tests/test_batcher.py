@@ -171,7 +171,7 @@ async def test_what_was_held_back_goes_with_the_batch() -> None:
 
 
 async def test_when_the_next_commit_may_be() -> None:
-    """Who reads pings together goes by this: in the past on a quiet server, a gap after the last commit on a busy one."""
+    """Who reads pings together goes by this: it has passed on a quiet server, on a busy one it is a gap away."""
     storage, now = Storage(), 1000.0
     async with running(storage, clock=lambda: now) as batcher:
         assert batcher.next < now
