@@ -83,12 +83,13 @@ class Server:
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
         )
+        self.inlet = Inlet(self._next_use)
         self.ticker = Ticker(
             self.index,
             clock,
             frame_cost=settings.frame_cost,
             frame_interval=settings.frame_interval,
-            before=lambda: self.inlet.look(),
+            before=self.inlet.look,
         )
         assert settings.redis_url is not None
         self.bus = Bus(
@@ -124,7 +125,7 @@ class Server:
             max_pings=settings.buffer_pings,
             max_bytes=settings.buffer_bytes,
             batch_pings=settings.batch_pings,
-            before=lambda: self.inlet.look(),
+            before=self.inlet.look,
             stored=self._stored,
             traced=None if self.tracing is None else self.tracing.batch,
             faulted=self._faulted,
@@ -152,7 +153,6 @@ class Server:
         )
         allowances = Allowances(settings.vendor_rate, settings.vendor_burst, settings.vendor_changes)
         self.loader = Loader(store)
-        self.inlet = Inlet(self._next_use)
         self.sockets = Sockets(
             settings,
             store,

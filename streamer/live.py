@@ -757,9 +757,9 @@ class LiveIndex:
         whole = [spot_in(cells, at) for at in covered.full]
         rim = [spot_in(cells, at) for at in covered.rim]
         view = self.views[key] = View(key, level, cells, (*whole, *rim))
-        for spots, holds_all in ((whole, {view: True}), (rim, {view: False})):
+        for spots, alone in ((whole, {view: True}), (rim, {view: False})):
             for spot in spots:
-                spot.show(holds_all)
+                spot.show(alone)
         return view
 
     def _detach(self, view: View) -> None:

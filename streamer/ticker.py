@@ -38,7 +38,7 @@ class Ticker:
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
         self.next = 0.0
-        """When the next tick may be, in the loop's time: after the gap that the last one earned."""
+        """When the next tick may be, in the loop's time: the gap that the last one earned has passed then."""
         self._broken: asyncio.Future[None]
 
     def changed(self) -> None:
@@ -86,7 +86,7 @@ class Ticker:
     def _tick(self) -> None:
         loop, self._timer = self._loop, None
         assert loop is not None
-        began = time.monotonic()
+        began = time.monotonic()  # uvloop's own time stands still during a turn
         try:
             ticked = self._index.tick(self._clock())
         except Exception as error:
@@ -96,10 +96,7 @@ class Ticker:
         self.ticks += 1
         self.frames += ticked.frames
         gap = frame_gap(ticked.frames, self._cost, self._most) / 1000
-        # From start to start, so that a tick which took long delays the next one no more than it must; but a tick that
-        # takes nearly all of its gap leaves half as much to others.
-        took = time.monotonic() - began
-        self.next = loop.time() + max(gap - took, min(gap, took / 2))
+        self.next = loop.time() + pause(gap, time.monotonic() - began)
         if ticked.waiting:
             # Watches wait for their client or their interval: look again even if nothing changes.
             self._tick_at(loop.time() + max(self._most, 20.0) / 1000)
@@ -119,3 +116,11 @@ class Ticker:
                 departed(left)
             if self._index.has_changes:
                 self.changed()
+
+
+def pause(gap: float, took: float) -> float:
+    """Seconds from the end of a tick that took so many to the next one, with `gap` from start to start.
+
+    But a tick that takes nearly all of its gap, or more, leaves half as much to others, at most a gap.
+    """
+    return max(gap - took, min(gap, took / 2))

@@ -93,20 +93,38 @@ async def test_crossing_cells_while_redis_is_away(way: Proxy, one: Peer, other: 
     await there.sees({"truck": AFAR})
 
 
-def after(peer: Peer, script: str, then: Callable[[], Any]) -> None:
-    """Have something done once, right after the process had Redis run a script."""
+def once(
+    peer: Peer,
+    when: Callable[[Sequence[Command]], bool],
+    *,
+    before: Callable[[], Any] = lambda: None,
+    after: Callable[[], Any] = lambda: None,
+) -> None:
+    """Have something done once, right before or after the process has Redis carry out such commands."""
     run = peer.bus._nodes.run
 
     async def hooked(commands: Sequence[Command], lane: str = "write") -> list[Any]:
+        now = when(commands)
+        if now:
+            peer.bus._nodes.run = run  # type: ignore[method-assign]  # only a real process's own timing can be hit so
+            await apart(before())
         answers = await run(commands, lane)
-        if any(script in command.words for command in commands):
-            peer.bus._nodes.run = run  # type: ignore[method-assign]
-            if (waiting := then()) is not None:
-                # Apart, as what goes wrong with it is nothing that the process must bear.
-                await asyncio.wait({asyncio.create_task(waiting)})
+        if now:
+            await apart(after())
         return answers
 
-    peer.bus._nodes.run = hooked  # type: ignore[method-assign]
+    peer.bus._nodes.run = hooked  # type: ignore[method-assign]  # as above
+
+
+async def apart(waiting: Any) -> None:
+    """Wait for it, if it is to be waited for, but what goes wrong with it is nothing that the process must bear."""
+    if waiting is not None:
+        await asyncio.wait({asyncio.create_task(waiting)})
+
+
+def after(peer: Peer, script: str, then: Callable[[], Any]) -> None:
+    """Have something done once, right after the process had Redis run a script."""
+    once(peer, lambda commands: any(script in command.words for command in commands), after=then)
 
 
 async def written(peer: Peer, vendor_id: str) -> None:
@@ -150,8 +168,8 @@ async def test_redis_emptied_right_after_writing(redis_url: str, one: Peer, othe
         await (await other.watch(vendors=["truck"])).sees({"truck": HERE})
 
 
-async def test_the_last_fix_on_a_process_that_lost_redis(way: Proxy, one: Peer, other: Peer) -> None:
-    """A truck reports on a process that lost Redis, comes back on another and parks: its last place is not lost."""
+async def left_unsaid(way: Proxy, one: Peer, other: Peer) -> Look:
+    """A truck's last fix came to one process while it had no Redis, and its socket ended; the map of the other."""
     one.serve("truck", HERE)
     look = await other.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})
@@ -160,6 +178,12 @@ async def test_the_last_fix_on_a_process_that_lost_redis(way: Proxy, one: Peer, 
     await eventually(lambda: not one.bus.up, "Redis found away")
     one.ping("truck", NEAR)
     one.part("truck")
+    return look
+
+
+async def test_the_last_fix_on_a_process_that_lost_redis(way: Proxy, one: Peer, other: Peer) -> None:
+    """A truck reports on a process that lost Redis, comes back on another and parks: its last place is not lost."""
+    look = await left_unsaid(way, one, other)
     other.serve("truck")
     way.refusing = False
     await look.sees({"truck": NEAR})
@@ -172,27 +196,21 @@ async def test_the_last_fix_for_a_process_that_hears_nothing_yet(
     redis_url: str, way: Proxy, one: Peer, other: Peer
 ) -> None:
     """As above, when the other process does not hear at the very moment the truck is left to it."""
-    one.serve("truck", HERE)
-    look = await other.watch(area=circle(*HERE, 5_000))
-    await look.sees({"truck": HERE})
-    way.refusing = True
-    way.cut()
-    await eventually(lambda: not one.bus.up, "Redis found away")
-    one.ping("truck", NEAR)
-    one.part("truck")
-    run, deaf = one.bus._nodes.run, False
+    look = await left_unsaid(way, one, other)
+    deaf = False
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         ears = [known["id"] for known in await client.client_list("pubsub")]
 
-        async def hooked(commands: Sequence[Command], lane: str = "write") -> list[Any]:
-            nonlocal deaf
-            if not deaf and "truck" not in one.bus.fleet and any(c.words[0] == "SPUBLISH" for c in commands):
-                deaf = True
-                for ear in ears:
-                    await client.client_kill_filter(_id=ear)
-            return await run(commands, lane)
+        def leaves(commands: Sequence[Command]) -> bool:
+            return "truck" not in one.bus.fleet and any(command.words[0] == "SPUBLISH" for command in commands)
 
-        one.bus._nodes.run = hooked  # type: ignore[method-assign]
+        async def deafen() -> None:
+            nonlocal deaf
+            deaf = True
+            for ear in ears:
+                await client.client_kill_filter(_id=ear)
+
+        once(one, leaves, before=deafen)
         other.serve("truck")
         way.refusing = False
         await look.sees({"truck": NEAR})

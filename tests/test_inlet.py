@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from math import inf
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest_asyncio
 from aiohttp.base_protocol import BaseProtocol
 
 from streamer.inlet import CHUNK, MOST, Inlet, Tap
+from tests.apps import eventually
 
 
 class Vendor(BaseProtocol):
@@ -33,7 +34,7 @@ class Vendor(BaseProtocol):
 
     async def said(self, message: bytes) -> None:
         """Wait until the app's newest words are these."""
-        await until(lambda: self.got.endswith(message))
+        await eventually(lambda: self.got.endswith(message), f"{message!r} taken in")
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -59,7 +60,7 @@ class Stage:
     async def connect(self) -> tuple[socket.socket, Vendor, Tap]:
         app = socket.create_connection(self.server.sockets[0].getsockname(), timeout=10)
         self.apps.append(app)
-        await until(lambda: len(self.vendors) == len(self.apps) and self.vendors[-1].transport is not None)
+        await eventually(lambda: len(self.vendors) == len(self.apps) and self.vendors[-1].connected, "connected")
         vendor = self.vendors[-1]
         tap = self.inlet.join(vendor)
         assert tap is not None
@@ -84,13 +85,6 @@ async def stage() -> AsyncIterator[Stage]:
     await stage.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what must come to be."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
-            await asyncio.sleep(0.01)
-
-
 async def test_a_quiet_server_reads_at_once(stage: Stage) -> None:
     """A ping that is of use now is read now."""
     app, vendor, _ = await stage.connect()
@@ -103,14 +97,14 @@ async def test_what_is_of_no_use_yet_is_read_together(stage: Stage) -> None:
     """Pings of many vendors that come one by one cost one look."""
     connected = [await stage.connect() for _ in range(5)]
     connected[0][0].sendall(b"first")
-    await until(lambda: stage.vendors[0].got)
+    await stage.vendors[0].said(b"first")
     connected[0][1].got, connected[0][1].calls = b"", 0
     stage.when = asyncio.get_running_loop().time() + 0.5
     for app, _, _ in connected:
         app.sendall(b"a")
         await asyncio.sleep(0.01)
         app.sendall(b"b")
-    await until(lambda: any(vendor.got for _, vendor, _ in connected))
+    await eventually(lambda: any(vendor.calls for _, vendor, _ in connected), "a look")
     assert asyncio.get_running_loop().time() >= stage.when
     assert [(vendor.got, vendor.calls) for _, vendor, _ in connected] == [(b"ab", 1)] * 5
 
@@ -119,7 +113,7 @@ async def test_a_tick_that_is_due_looks_before(stage: Stage) -> None:
     """Whoever needs what was held back gets it, and is told whether there was any."""
     app, vendor, _ = await stage.connect()
     app.sendall(b"first")
-    await until(lambda: vendor.got)
+    await vendor.said(b"first")
     stage.when = inf
     assert not stage.inlet.look()
     app.sendall(b"held back")
@@ -147,7 +141,7 @@ async def test_an_app_that_pours_out_its_outbox(stage: Stage) -> None:
     """Hours of offline pings are not taken in by one chunk a tick."""
     app, vendor, _ = await stage.connect()
     app.sendall(b"first")
-    await until(lambda: vendor.got)
+    await vendor.said(b"first")
     size = 40 * CHUNK
     sending = asyncio.create_task(asyncio.to_thread(app.sendall, b"x" * size))
     await asyncio.sleep(0.1)
@@ -170,7 +164,7 @@ async def test_an_app_that_goes(stage: Stage) -> None:
     app.shutdown(socket.SHUT_RDWR)
     cut.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     cut.close()
-    await until(lambda: vendor.lost and broken.lost)
+    await eventually(lambda: vendor.lost and broken.lost, "both ends noticed")
     assert vendor.got == b"last words"
 
 
@@ -182,11 +176,11 @@ async def test_reading_can_be_held_up(stage: Stage) -> None:
     vendor.pause_reading()
     app.sendall(b"patience")
     other.sendall(b"as ever")
-    await until(lambda: neighbour.got)
+    await neighbour.said(b"as ever")
     assert not vendor.got
     vendor.resume_reading()
     vendor.resume_reading()
-    await until(lambda: vendor.got == b"patience")
+    await eventually(lambda: vendor.got == b"patience", "what had waited")
 
 
 async def test_one_that_leaves_reads_itself(stage: Stage) -> None:
@@ -196,14 +190,14 @@ async def test_one_that_leaves_reads_itself(stage: Stage) -> None:
     stage.inlet.leave(tap)
     stage.when = inf
     app.sendall(b"alone")
-    await until(lambda: vendor.got == b"alone")
+    await eventually(lambda: vendor.got == b"alone", "read by itself")
     assert vendor.transport is tap.transport
     tap.pause_reading()
     app.sendall(b", later")
     await asyncio.sleep(0.1)
     assert vendor.got == b"alone"
     tap.resume_reading()
-    await until(lambda: vendor.got == b"alone, later")
+    await eventually(lambda: vendor.got == b"alone, later", "read by itself again")
 
 
 async def test_a_closed_connection_is_not_read(stage: Stage) -> None:
@@ -213,7 +207,7 @@ async def test_a_closed_connection_is_not_read(stage: Stage) -> None:
     assert vendor.transport is not None
     vendor.transport.close()
     app.sendall(b"too late")
-    await until(lambda: vendor.lost)
+    await eventually(lambda: vendor.lost, "the connection ended")
     assert not vendor.got
     again, next_vendor, next_tap = await stage.connect()
     for _ in range(20):
@@ -222,7 +216,7 @@ async def test_a_closed_connection_is_not_read(stage: Stage) -> None:
         again, next_vendor, next_tap = await stage.connect()
     stage.inlet.leave(tap)
     again.sendall(b"I am another")
-    await until(lambda: next_vendor.got == b"I am another")
+    await eventually(lambda: next_vendor.got == b"I am another", "the next one read")
 
 
 async def test_a_message_that_breaks_something(stage: Stage) -> None:
@@ -235,9 +229,9 @@ async def test_a_message_that_breaks_something(stage: Stage) -> None:
         other, neighbour, _ = await stage.connect()
         vendor.wrong = ZeroDivisionError("broken")
         app.sendall(b"x")
-        await until(lambda: vendor.lost)
+        await eventually(lambda: vendor.lost, "the connection ended")
         other.sendall(b"y")
-        await until(lambda: neighbour.got == b"y")
+        await eventually(lambda: neighbour.got == b"y", "the neighbour read")
     finally:
         loop.set_exception_handler(None)
     assert [context["exception"] for context in told] == [vendor.wrong]
@@ -248,9 +242,11 @@ async def test_more_than_one_look_takes(stage: Stage) -> None:
     count = MOST + 50
     for _ in range(count):
         stage.apps.append(socket.create_connection(stage.server.sockets[0].getsockname(), timeout=10))
-    await until(lambda: len(stage.vendors) == count and all(vendor.transport for vendor in stage.vendors))
+    await eventually(
+        lambda: len(stage.vendors) == count and all(one.connected for one in stage.vendors), "all connected"
+    )
     for vendor in stage.vendors:
         assert stage.inlet.join(vendor) is not None
     for app in stage.apps:
         app.sendall(b"z")
-    await until(lambda: all(vendor.got == b"z" for vendor in stage.vendors))
+    await eventually(lambda: all(vendor.got == b"z" for vendor in stage.vendors), "all read")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -14,6 +13,7 @@ from loadtest.crowd import running
 from loadtest.histogram import Histogram
 from loadtest.spectator import Spectator
 from loadtest.watcher import Watcher
+from tests.apps import eventually
 from tests.loadtest_stand_in import standing_in
 
 AREA = {"center": {"lat": 52.2, "long": 21.0}, "radius": 5000}
@@ -44,13 +44,6 @@ async def send(socket: web.WebSocketResponse, **message: Any) -> None:
     await socket.send_str(orjson.dumps(message).decode())
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  # the apps tell nobody of a change
-            await asyncio.sleep(0.005)
-
-
 async def test_a_watcher_asks_once_a_connection_and_starts_over_after_a_reconnect() -> None:
     """A view that survived a lost connection would show vendors that have left meanwhile."""
     asked: list[dict[str, Any]] = []
@@ -74,9 +67,11 @@ async def test_a_watcher_asks_once_a_connection_and_starts_over_after_a_reconnec
         app = Watcher(target, AREA, None, Random(0), delays=delays, clock=lambda: NOW + 0.25)
         app.since = int(NOW * 1000)
         async with running([app]):
-            await until(lambda: app.view.keys() == {"a"} and app.view["a"]["lat"] == 52.3 and app.positions == 2)
+            await eventually(
+                lambda: app.view.keys() == {"a"} and app.view["a"]["lat"] == 52.3 and app.positions == 2, "it moved"
+            )
             back.set()
-            await until(lambda: app.view.keys() == {"c"})
+            await eventually(lambda: app.view.keys() == {"c"}, "the new view")
         assert asked == [{"type": "watch", "id": "w1", "area": AREA}] * 2
         assert app.closes == {4508: 1}
         assert app.violations == []
@@ -98,7 +93,7 @@ async def test_what_contradicts_the_view_is_kept_as_a_violation() -> None:
     async with standing_in({"/v1/watch": talk}) as target:
         app = Watcher(target, AREA, None, Random(0))
         async with running([app]):
-            await until(lambda: len(app.violations) == 3)
+            await eventually(lambda: len(app.violations) == 3, "three violations")
         assert [line.split(", ")[0] for line in app.violations] == [
             "/v1/watch: vendor b moved",
             "/v1/watch: vendor c left",
@@ -122,7 +117,7 @@ async def test_a_spectator_counts_every_position_once_and_no_snapshot() -> None:
     async with standing_in({"/v1/watch": talk}) as target:
         app = Spectator(target, AREA, None, Random(0), delays, clock=lambda: NOW + 0.1)
         async with running([app]):
-            await until(lambda: app.frames == 3)
+            await eventually(lambda: app.frames == 3, "three frames")
         assert app.positions == 4
         assert app.snapshot_delay is not None
         assert delays.summary()["count"] == 4

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from streamer import supervisor as module
 from streamer.supervisor import MOST_DEATHS, Supervisor
+from tests.apps import eventually
 
 
 @pytest_asyncio.fixture
@@ -17,13 +18,6 @@ async def supervisor() -> AsyncIterator[Supervisor]:
     supervisor = Supervisor()
     yield supervisor
     await supervisor.stop()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what must come to be."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
-            await asyncio.sleep(0.01)
 
 
 async def test_a_task_that_dies_is_started_anew(supervisor: Supervisor) -> None:
@@ -38,7 +32,7 @@ async def test_a_task_that_dies_is_started_anew(supervisor: Supervisor) -> None:
         await asyncio.Event().wait()
 
     supervisor.start({"task": run})
-    await until(lambda: runs == 3)
+    await eventually(lambda: runs == 3, "a third run")
     assert supervisor.deaths == 2
     assert supervisor.failures == {}
 
@@ -65,13 +59,13 @@ async def test_tasks_that_can_not_go_on(supervisor: Supervisor) -> None:
             await asyncio.sleep(0.01)
 
     supervisor.start({"raises": raises, "returns": returns, "is cancelled": is_cancelled, "lives": lives})
-    await until(lambda: len(supervisor.failures) == 3)
+    await eventually(lambda: len(supervisor.failures) == 3, "three that fail")
     assert supervisor.deaths == 3 * MOST_DEATHS
     assert "ValueError: broken" in supervisor.failures["raises"]
     assert "it returned" in supervisor.failures["returns"]
     assert "CancelledError" in supervisor.failures["is cancelled"]
     before = lived
-    await until(lambda: lived > before)
+    await eventually(lambda: lived > before, "the other one living on")
 
 
 async def test_deaths_far_apart(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +76,7 @@ async def test_deaths_far_apart(supervisor: Supervisor, monkeypatch: pytest.Monk
         raise ValueError("now and then")
 
     supervisor.start({"task": run})
-    await until(lambda: supervisor.deaths > MOST_DEATHS)
+    await eventually(lambda: supervisor.deaths > MOST_DEATHS, "many deaths")
     assert supervisor.failures == {}
 
 

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import orjson
+import pytest
 import pytest_asyncio
 
 from streamer.live import Card, LiveIndex, Presence, ViewKey, Watch
-from streamer.ticker import STOOD_STILL, Ticker
+from streamer.ticker import STOOD_STILL, Ticker, pause
+from tests.apps import eventually
 
 OFFLINE = 1_000
 LEAVE = 3_000
@@ -97,13 +99,6 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what must come to be."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
-            await asyncio.sleep(0.01)
-
-
 async def test_at_once_after_a_quiet_time(slow: Stage) -> None:
     """When nothing waits, the first change goes out in the same moment."""
     await turns()
@@ -129,7 +124,7 @@ async def test_the_gap_ends(stage: Stage) -> None:
     for _ in range(3):
         stage.move()
         await turns()
-    await until(lambda: not stage.index.has_changes)
+    await eventually(lambda: not stage.index.has_changes, "what was gathered told")
     assert len(stage.client.types) >= 2
     ticks = stage.ticker.ticks
     await asyncio.sleep(0.1)
@@ -141,16 +136,25 @@ async def test_what_was_held_back_comes_with_the_tick() -> None:
     stage = Stage(500.0)
     try:
         stage.move()
-        await until(lambda: stage.ticker.ticks == 1)
+        await eventually(lambda: stage.ticker.ticks == 1, "the first tick")
         stage.move()
         stage.held = [stage.move, stage.move]
-        await until(lambda: stage.ticker.ticks > 1)
+        await eventually(lambda: stage.ticker.ticks > 1, "the next tick")
         assert not stage.held
         assert not stage.index.has_changes
         assert stage.client.timestamps[-1] == stage.now
         assert stage.client.types == ["snapshot", "update", "update"]
     finally:
         await stage.end()
+
+
+@pytest.mark.parametrize(
+    ("gap", "took", "left"),
+    [(0.0, 0.5, 0.0), (0.17, 0.0, 0.17), (0.17, 0.05, 0.12), (0.17, 0.15, 0.075), (0.17, 0.9, 0.17)],
+)
+def test_the_pause_after_a_tick(gap: float, took: float, left: float) -> None:
+    """Long ticks must not come on top of the gap, nor take the loop from everybody else."""
+    assert pause(gap, took) == pytest.approx(left)
 
 
 async def test_ticks_that_write_nothing_leave_no_gap(slow: Stage) -> None:
@@ -169,7 +173,7 @@ async def test_a_client_that_wakes_up(stage: Stage) -> None:
     await turns()
     assert stage.client.types == ["snapshot"]
     stage.client.open = True
-    await until(lambda: len(stage.client.types) == 2)
+    await eventually(lambda: len(stage.client.types) == 2, "a second message")
 
 
 async def test_an_interval(stage: Stage) -> None:
@@ -181,17 +185,17 @@ async def test_an_interval(stage: Stage) -> None:
     await turns()
     assert stage.client.types == ["snapshot", "update"]
     stage.now += 500
-    await until(lambda: len(stage.client.types) == 3)
+    await eventually(lambda: len(stage.client.types) == 3, "a third message")
 
 
 async def test_time_passes(stage: Stage) -> None:
     """Vendors go offline and leave though nobody reports anything, and their departure is told."""
     stage.index.put_presence("v", Presence(START, "me", START), START)
     stage.now += OFFLINE
-    await until(lambda: len(stage.client.types) == 2)
+    await eventually(lambda: len(stage.client.types) == 2, "a second message")
     assert stage.departed == []
     stage.now += LEAVE
-    await until(lambda: len(stage.client.types) == 3)
+    await eventually(lambda: len(stage.client.types) == 3, "a third message")
     assert stage.departed == ["v"]
 
 
@@ -205,5 +209,5 @@ async def test_a_process_that_was_suspended(stage: Stage) -> None:
     assert stage.client.types == ["snapshot"]
     assert stage.index.vendors["v"].online
     stage.now += OFFLINE
-    await until(lambda: len(stage.client.types) > 1)
+    await eventually(lambda: len(stage.client.types) > 1, "a second message")
     assert not stage.index.vendors["v"].online
