@@ -118,8 +118,8 @@ class Pacing:
     """
 
     slow: float = 120.0
-    fast: float = 200.0
-    longest: float = 0.17
+    fast: float = 170.0
+    longest: float = 0.34
     full: int = 1000
     early: float = 0.15
 

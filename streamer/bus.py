@@ -72,7 +72,7 @@ BEQUEATHED = 3.0
 """Seconds for which the last fix of a vendor that was left to another process is told: it may just not hear."""
 ALONE_AFTER = SILENT * ALIVE
 """Seconds without a word from another process after which this one takes itself for the only one."""
-ALONE_GAP = 1.0
+ALONE_GAP = 2.0
 """Seconds between two flushes of the only process: nobody hears them but who starts later, and reads."""
 SWEEP = 60.0
 CHUNK = 400

@@ -546,6 +546,7 @@ class ValkeyServer(EmbeddedServer):
             "save": "",
             "appendonly": "no",
             "daemonize": "no",
+            "hz": "1",
             "set-proc-title": "no",  # so that the command line tells whose server it is
         }
         if self.cluster_enabled:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streamer.geo import BUS_LEVEL, LEVELS, Area, cell, cover, cover_level, parent
@@ -306,6 +307,23 @@ def left_ids(left: Iterable[Vendor], entered: Iterable[Vendor]) -> list[str]:
 ENTERED, UPSERTED, LEFT = 1, 2, 3
 
 
+class Kind(NamedTuple):
+    """What two watches of one view must share for their frames to be the same bytes."""
+
+    head: bytes
+    framing: Callable[[bytes], bytes]
+
+    def frame(self, body: bytes) -> bytes:
+        """An update."""
+        return self.framing(self.head + body)
+
+
+@lru_cache(1024)
+def kind_of(id: str, framing: Callable[[bytes], bytes]) -> Kind:
+    """The same object for the same kind, as most apps name their watch alike; told apart by `is` while it is kept."""
+    return Kind(update_head(id), framing)
+
+
 class Watch:
     """One watch of one connection. Behind its view, it keeps merged what it has not been sent."""
 
@@ -314,7 +332,6 @@ class Watch:
         "due",
         "events",
         "fresh",
-        "head",
         "id",
         "interval",
         "kind",
@@ -328,9 +345,7 @@ class Watch:
         self.id = id
         self.outbox = outbox
         self.interval = interval
-        self.head = update_head(id)
-        self.kind = (self.head, outbox.framing)
-        """What two watches of one view must share for their frames to be the same bytes."""
+        self.kind = kind_of(id, outbox.framing)
         self.view: View | None = None
         self.due = 0
         self.behind = False
@@ -878,7 +893,9 @@ class LiveIndex:
     def _deliver(self, view: View, now: int) -> int:
         """Write the view's update to each watch that can take it; the others fall behind."""
         body: bytes | None = None
-        shared: dict[tuple[bytes, Callable[[bytes], bytes]], bytes] = {}
+        shared: dict[Kind, bytes] = {}
+        kind: Kind | None = None
+        frame = b""
         frames = 0
         for watch in view.watches:
             if watch.fresh is not None or watch.snapshot_due:
@@ -894,9 +911,9 @@ class LiveIndex:
                 body = view.body()
                 if body is None:
                     return frames
-            frame = shared.get(watch.kind)
-            if frame is None:
-                frame = shared[watch.kind] = outbox.framing(watch.head + body)
+            if watch.kind is not kind:
+                kind = watch.kind
+                frame = shared.get(kind) or shared.setdefault(kind, kind.frame(body))
             outbox.write(frame)
             self.sent += len(frame)
             if watch.interval:
@@ -945,12 +962,16 @@ class LiveIndex:
         del self._waiting[watch]
         if body is None:
             return 0
-        frame = watch.outbox.framing(watch.head + body)
+        frame = watch.kind.frame(body)
         watch.outbox.write(frame)
         self.sent += len(frame)
         self.delivered += self._positions_in(body)
         watch.due = now + watch.interval
         return 1
+
+
+FEW = 5
+"""Frames of a tick after which the next one waits for nothing."""
 
 
 def frame_gap(frames: int, cost: float, most: float) -> float:
@@ -959,7 +980,7 @@ def frame_gap(frames: int, cost: float, most: float) -> float:
     A frame costs about the same whatever is in it, so the more watchers a tick served, the longer the next one waits:
     a quiet street is told at once, a crowd a few times a second.
     """
-    return min(most, frames * cost)
+    return min(most, max(0, frames - FEW) * cost)
 
 
 def spot_in(cells: dict[int, Cell], at: int) -> Cell:

@@ -143,8 +143,10 @@ class Settings(BaseSettings):
     watch_messages: float = _setting(
         50.0, "a customer's connection that sends more is warned, paused, at last closed", "messages/s", gt=0
     )
-    frame_cost: float = _setting(0.65, "merging: wait this long per frame of the last tick", "ms", ge=0)
-    frame_interval: float = _setting(170.0, "merging: but never longer than this", "ms", ge=0)
+    frame_cost: float = _setting(
+        0.87, "merging: wait this long per frame of the last tick, beyond the first few", "ms", ge=0
+    )
+    frame_interval: float = _setting(180.0, "merging: but never longer than this", "ms", ge=0)
 
     # other services
     feed: Literal["off", "on"] = _setting(

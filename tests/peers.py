@@ -26,7 +26,7 @@ class Peer:
         self.behind = 0
         """How far its clock is behind, ms."""
         self.index = LiveIndex(name, offline_after=offline_after, leave_after=leave_after)
-        self.ticker = Ticker(self.index, self.now, frame_cost=0.65, frame_interval=170.0)
+        self.ticker = Ticker(self.index, self.now, frame_cost=0.92, frame_interval=180.0)
         self.gaps: list[frozenset[int]] = []
         self.deleted: list[str] = []
         self.bus = Bus(

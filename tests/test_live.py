@@ -776,7 +776,7 @@ def test_in_bus_cell() -> None:
     assert index.in_bus_cell(bus_cell(-10.0, 0.0)) == ()
 
 
-@pytest.mark.parametrize(("frames", "gap"), [(0, 0.0), (1, 0.6), (100, 60.0), (10_000, 150.0)])
+@pytest.mark.parametrize(("frames", "gap"), [(0, 0.0), (1, 0.0), (5, 0.0), (6, 0.6), (105, 60.0), (10_000, 150.0)])
 def test_frame_gap(frames: int, gap: float) -> None:
     """A quiet street is told at once, a crowd never later than the longest gap."""
     assert frame_gap(frames, 0.6, 150.0) == pytest.approx(gap)

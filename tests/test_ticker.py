@@ -9,7 +9,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from streamer.live import Card, LiveIndex, Presence, ViewKey, Watch
+from streamer.live import FEW, Card, LiveIndex, Presence, ViewKey, Watch
 from streamer.ticker import STOOD_STILL, Ticker, pause
 from tests.apps import eventually
 
@@ -54,7 +54,9 @@ class Stage:
         self.index.put_presence("v", Presence(START, "me", 0), START)
         self.index.put_fix("v", START, 52.0, 21.0, None, None, START)
         self.index.tick(START)
-        self.index.watch(self.watch, ViewKey(None, frozenset({"v"}), False), START)
+        # More than the few who are told without a gap.
+        for watch in (self.watch, *(Watch("w", Client()) for _ in range(FEW))):
+            self.index.watch(watch, ViewKey(None, frozenset({"v"}), False), START)
         self.tasks = [
             asyncio.create_task(self.ticker.run()),
             asyncio.create_task(self.ticker.expire(self.departed.extend)),
@@ -106,7 +108,7 @@ async def test_at_once_after_a_quiet_time(slow: Stage) -> None:
     slow.move()
     await turns()
     assert slow.client.types == ["snapshot", "update"]
-    assert (slow.ticker.ticks, slow.ticker.frames) == (1, 1)
+    assert (slow.ticker.ticks, slow.ticker.frames) == (1, 1 + FEW)
 
 
 async def test_changes_in_a_gap_are_merged(slow: Stage) -> None:
