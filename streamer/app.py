@@ -19,6 +19,7 @@ from streamer.backup import Backups
 from streamer.batcher import Batcher, Chunk
 from streamer.bus import Bus
 from streamer.census import Census, Heard
+from streamer.cors import Cors
 from streamer.doors import Doors
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.events import Events
@@ -234,6 +235,7 @@ class Server:
                 web.post("/v1/osmand", self.reports.osmand),
             ]
         )
+        Cors(settings.origins).join(self.app)
 
     async def start(self) -> None:
         """Start the long-lived tasks."""

@@ -187,7 +187,8 @@ class Settings(BaseSettings):
         le=10,
     )
     origins: Names = _setting(
-        (), "whose pages may open WebSockets, as https://app.example, with commas between; empty: everyone's"
+        (),
+        "whose pages may open sockets and read answers, as https://app.example, with commas between; empty: everyone's",
     )
     handshake_timeout: float = _setting(
         10.0, "a connection that has not sent its first request's head in this time is cut", "s", gt=0

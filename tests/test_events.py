@@ -200,6 +200,47 @@ async def test_tokens(serve: Serve, vendors: list[SeededVendor]) -> None:
         await eventually(lambda: not page.reading, "the end of the stream")
 
 
+async def test_streams_take_seats(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A user or an address that opens streams without end takes nobody else's room, and gets its own back."""
+    running = await serve(user_connections=1, address_connections=1, trusted_hops=1)
+    ids = [vendor.clerk_id for vendor in vendors]
+    numbers = iter(range(1, 255))
+
+    def page(clerk_id: str | None, address: str = "") -> EventSource:
+        source = EventSource(running.url, clerk_id)
+        source.bearer["X-Forwarded-For"] = address or f"198.51.100.{next(numbers)}"
+        return source
+
+    async def refused(source: EventSource) -> str:
+        async with source as late:
+            response = await late.open(**AROUND)
+            problem = await response.json(content_type="application/problem+json")
+            assert (response.status, problem["code"]) == (429, "ERR_RATE_LIMITED")
+            assert int(response.headers["Retry-After"]) >= 1
+            return str(problem["detail"])
+
+    async with page(ids[0]) as first, page(ids[1]) as other, page(None, "192.0.2.9") as anonymous:
+        for source in (first, other, anonymous):
+            assert (await source.open(**AROUND)).status == 200
+        assert ids[0] in await refused(page(ids[0]))
+        assert "192.0.2.9" in await refused(page(None, "192.0.2.9"))
+        await first.close()
+        await eventually(lambda: len(running.server.events.streams) == 2, "the first one forgotten")
+        async with page(ids[0]) as again:
+            assert (await again.open(**AROUND)).status == 200
+
+
+async def test_no_room(serve: Serve) -> None:
+    """Streams count as connections do: a full server says when to come back, before anything begins."""
+    running = await serve(max_connections=1)
+    async with EventSource(running.url) as first, EventSource(running.url) as second:
+        assert (await first.open(**AROUND)).status == 200
+        response = await second.open(**AROUND)
+        problem = await response.json(content_type="application/problem+json")
+        assert (response.status, problem["code"]) == (503, "ERR_OVERLOADED")
+        assert response.headers["Retry-After"] == "2"
+
+
 async def test_the_server_stops(running: Running) -> None:
     """Every page is told when to come back, and the stream ends in good order."""
     async with EventSource(running.url) as page:
