@@ -546,7 +546,6 @@ class ValkeyServer(EmbeddedServer):
             "save": "",
             "appendonly": "no",
             "daemonize": "no",
-            "hz": "1",
             "set-proc-title": "no",  # so that the command line tells whose server it is
         }
         if self.cluster_enabled:
@@ -556,6 +555,8 @@ class ValkeyServer(EmbeddedServer):
                 "cluster-port": str(_free_port()),
                 "cluster-node-timeout": "2000",
             }
+        else:
+            options["hz"] = "1"  # it need not look after itself ten times a second; a cluster's nodes must
         return [str(_valkey_program()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
     async def _ready(self) -> bool:
