@@ -15,7 +15,8 @@ Versions make writes commute: an older register never replaces a newer one, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -28,6 +29,10 @@ CELL_TTL = 2 * 3600
 AT_TTL = 24 * 3600
 OWNERS_TTL = 7 * 24 * 3600
 """Seconds for which what nobody writes any more is kept at most."""
+CHUNK = 400
+"""Vendors in one EVAL: Lua's stack bounds how many arguments it can unpack."""
+SCAN = 1000
+"""Registers asked for at a time."""
 ROAM = b"v1:{roam}"
 OWNERS = ROAM + b":owners"
 MARK = b"!"
@@ -275,3 +280,40 @@ class Registers:
         if self.fix is not None:
             id, timestamp, lat, long, heading, speed = orjson.loads(self.fix[13:])
             index.put_fix(id, timestamp, lat, long, heading, speed, now)
+
+
+class Reading:
+    """A cell being read; who is heard of meanwhile is known better by that."""
+
+    __slots__ = ("cursor", "found", "heard", "left", "mark")
+
+    def __init__(self) -> None:
+        self.cursor: bytes | int = 0
+        self.mark: bytes | None = None
+        self.found: dict[str, Registers] = {}
+        self.heard: set[str] = set()
+        self.left: dict[str, int] = {}
+
+    def again(self) -> None:
+        """Begin anew: a cursor means nothing to another node, or to the same one after a restart."""
+        self.cursor, self.mark = 0, None
+        self.found.clear()
+
+    def take(self, answer: Sequence[Any]) -> bool:
+        """A part of the cell; tells whether it was the last."""
+        self.cursor, flat = answer
+        found = self.found
+        for field, value in zip(flat[::2], flat[1::2], strict=True):
+            if field == MARK:
+                continue
+            id = field[1:].decode()
+            registers = found.get(id)
+            if registers is None:
+                registers = found[id] = Registers()
+            registers.take(field[:1], value)
+        return int(self.cursor) == 0
+
+
+def new_mark() -> str:
+    """A mark for a cell that Redis does not hold yet."""
+    return secrets.token_hex(6)

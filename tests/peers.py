@@ -69,7 +69,7 @@ class Peer:
     async def kill(self) -> None:
         """End without a word."""
         await self.supervisor.stop()
-        await self.bus._nodes.close()
+        await self.bus.nodes.close()
 
     def serve(self, vendor_id: str, position: Position | None = None) -> None:
         """A vendor's socket opens here, and it may say where it is."""

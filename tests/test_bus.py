@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from streamer.bus import Reading
 from streamer.embedded import ValkeyServer
 from streamer.fleet import Part
 from streamer.geo import bus_cell
 from streamer.nodes import Command
-from streamer.registers import PLACE, WRITE, CellBatch, channel, positions_key
+from streamer.registers import PLACE, WRITE, CellBatch, Reading, channel, positions_key
 from tests.apps import circle, eventually
 from tests.peers import Look, Peer
 from tests.proxy import Proxy
@@ -56,7 +55,7 @@ async def test_the_only_process_says_little_until_another_one_comes(redis_url: s
         await written(one, "truck")  # the first after a quiet time goes at once
         one.ping("truck", HERE)
         await asyncio.sleep(0.5)
-        posted = one.bus._posted["truck"]
+        posted = one.bus.teller.posted["truck"]
         assert int(posted.versions.fix) < one.index.vendors["truck"].timestamp, "told to nobody"
         async with Peer(redis_url, "other") as other:
             await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
@@ -75,7 +74,7 @@ async def test_crossing_cells_while_redis_is_away(way: Proxy, one: Peer, other: 
     way.cut()
     await eventually(lambda: not one.bus.up, "Redis found away")
     flushes = 0
-    flush = one.bus._flush
+    flush = one.bus.teller.flush
 
     async def counted() -> None:
         nonlocal flushes
@@ -84,7 +83,7 @@ async def test_crossing_cells_while_redis_is_away(way: Proxy, one: Peer, other: 
             raise AssertionError("flushes without a pause")  # ends the task, where a loop could be stopped by nobody
         await flush()
 
-    one.bus._flush = counted  # type: ignore[method-assign]
+    one.bus.teller.flush = counted  # type: ignore[method-assign]
     one.ping("truck", AFAR)
     await own.sees({"truck": AFAR})
     await asyncio.sleep(0.5)
@@ -101,19 +100,19 @@ def once(
     after: Callable[[], Any] = lambda: None,
 ) -> None:
     """Have something done once, right before or after the process has Redis carry out such commands."""
-    run = peer.bus._nodes.run
+    run = peer.bus.nodes.run
 
     async def hooked(commands: Sequence[Command], lane: str = "write") -> list[Any]:
         now = when(commands)
         if now:
-            peer.bus._nodes.run = run  # type: ignore[method-assign]  # only a real process's own timing can be hit so
+            peer.bus.nodes.run = run  # type: ignore[method-assign]  # only a real process's own timing can be hit so
             await apart(before())
         answers = await run(commands, lane)
         if now:
             await apart(after())
         return answers
 
-    peer.bus._nodes.run = hooked  # type: ignore[method-assign]  # as above
+    peer.bus.nodes.run = hooked  # type: ignore[method-assign]  # as above
 
 
 async def apart(waiting: Any) -> None:
@@ -131,7 +130,7 @@ async def written(peer: Peer, vendor_id: str) -> None:
     """Wait until a process wrote all it knows of its vendor."""
 
     def holds() -> bool:
-        posted, vendor = peer.bus._posted.get(vendor_id), peer.index.vendors[vendor_id]
+        posted, vendor = peer.bus.teller.posted.get(vendor_id), peer.index.vendors[vendor_id]
         return posted is not None and posted.sure and int(posted.versions.fix) == vendor.timestamp
 
     await eventually(holds, f"{vendor_id} written by {peer.index.me}")
@@ -323,7 +322,8 @@ async def test_a_watch_moved_while_its_snapshot_is_read(redis_url: str, other: P
         await look.watch(area=circle(*HERE, 5_000))
         await look.sees({"here": HERE})
         look.close()
-        assert not any(listened.refs for listened in slow.bus._cells.values()), "what was given up is held no more"
+        held = [listened for listened in slow.bus.listener._cells.values() if listened.refs]
+        assert not held, "what was given up is held no more"
 
 
 async def test_only_what_is_watched_is_heard(redis_url: str, other: Peer) -> None:
@@ -360,7 +360,7 @@ async def test_watched_again_at_the_moment_it_is_let_go(redis_url: str, other: P
             look = await third.watch(area=circle(*HERE, 100))
             await look.sees({"truck": HERE})
             look.close()
-            third.bus._let_go(asyncio.get_running_loop().time() + 100)
+            third.bus.listener.let_go(asyncio.get_running_loop().time() + 100)
         look = await third.watch(area=circle(*HERE, 100))
         await look.sees({"truck": HERE})
         assert look.snapshots == 1
@@ -554,18 +554,18 @@ async def test_one_that_comes_back_while_a_gap_is_closed_stays(one: Peer, other:
     await viewer.sees({"truck": HERE})
     at, bus = bus_cell(*HERE), other.bus
     reading = Reading()
-    reading.mark = bus._cells[at].mark
-    bus._look_for_missing(at, bus._cells[at], reading)
+    reading.mark = bus.listener._cells[at].mark
+    bus.listener._look_for_missing(at, bus.listener._cells[at], reading)
     one.ping("truck", NEAR)
     batch = CellBatch()
     batch.add(one.index.vendors["truck"], Part.FIX, store=False)
-    bus._hear(channel(at), batch.message("one"))
-    bus._close_gap()
+    bus.listener.hear(channel(at), batch.message("one"))
+    bus.listener._close_gap()
     assert "truck" in other.index.vendors
     await viewer.sees({"truck": NEAR})
     # One that is not heard of again is gone.
     reading = Reading()
-    reading.mark = bus._cells[at].mark
-    bus._look_for_missing(at, bus._cells[at], reading)
-    bus._close_gap()
+    reading.mark = bus.listener._cells[at].mark
+    bus.listener._look_for_missing(at, bus.listener._cells[at], reading)
+    bus.listener._close_gap()
     assert "truck" not in other.index.vendors
