@@ -7,7 +7,7 @@ on it. A vendor has one place: who takes it over or moves it drops the old entry
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -70,6 +70,61 @@ class Leaving(NamedTuple):
     versions: Versions
     gone: bool
     unplace: bool
+
+
+class Flush:
+    """What is told together: by cell what to store, drop and publish, and what is said to all."""
+
+    __slots__ = ("batches", "leaving", "roam", "roaming", "told")
+
+    def __init__(self) -> None:
+        self.batches: dict[int, CellBatch] = {}
+        self.told: dict[int, dict[str, tuple[int, Versions]]] = {}
+        """The parts of vendors that are told, and the versions of what is told."""
+        self.leaving: dict[int, dict[str, Leaving]] = {}
+        self.roam = CellBatch()
+        self.roaming: list[str] = []
+        """Vendors of which all processes are told."""
+
+    def tell(self, at: int, vendor: Vendor, parts: int) -> None:
+        """Write parts of a vendor into its cell; of its presence all processes are told."""
+        self._batch(at).add(vendor, parts)
+        self.told.setdefault(at, {})[vendor.vendor_id] = (parts, versions_of(vendor))
+        if parts & Part.PRESENCE:
+            self.roam.add(vendor, Part.ALL, store=False)
+            self.roaming.append(vendor.vendor_id)
+
+    def drop(self, at: int, entries: Mapping[str, Leaving], index: LiveIndex) -> None:
+        """Drop a cell's entries; those who listen there are told where the vendors are now, if anywhere."""
+        self.leaving[at] = dict(entries)
+        batch = self._batch(at)
+        for id, entry in entries.items():
+            vendor = index.vendors.get(id)
+            if entry.gone:
+                batch.gone.append(id)
+            elif vendor is not None and vendor.timestamp >= 0 and vendor.card.version >= 0:
+                batch.add(vendor, Part.ALL, store=False)
+
+    def commands(self, me: str, known: Container[int]) -> Iterator[tuple[int, Command]]:
+        """What Redis has to do, and for which cell (or ROAMING); `known`: cells that it was told this process is in."""
+        for at, batch in self.batches.items():
+            key = positions_key(at)
+            if at in self.told and at not in known:
+                yield ROAMING, Command(ROAM, ("SADD", cells_key(me), cell_name(at)))
+            for start in range(0, len(batch.fields), CHUNK * 2):
+                fields = batch.fields[start : start + CHUNK * 2]
+                yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_mark(), *fields))
+            drops = [word for id, entry in self.leaving.get(at, {}).items() for word in (id, *entry.versions)]
+            for start in range(0, len(drops), CHUNK * 4):
+                yield at, Command(key, ("EVAL", DROP, 1, key, *drops[start : start + CHUNK * 4]))
+            # Stored before it is published: who subscribes and then reads misses nothing.
+            if batch.says():
+                yield at, Command(channel(at), ("SPUBLISH", channel(at), batch.message(me)))
+        if self.roam.says():
+            yield ROAMING, Command(ROAM, ("SPUBLISH", ROAM, self.roam.message(me)))
+
+    def _batch(self, at: int) -> CellBatch:
+        return self.batches.get(at) or self.batches.setdefault(at, CellBatch())
 
 
 class Teller:
@@ -242,98 +297,67 @@ class Teller:
     # inside
 
     async def _write(self, dirty: dict[str, int]) -> None:
-        fleet, index, nodes = self._fleet, self._index, self._nodes
         if dirty:
             await self._owners.introduce()
-        claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in fleet]
+        claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in self._fleet]
         seen = await self._adopt(claims) if claims else {}
         moved = await self._place(dirty, seen)
-        batches: dict[int, CellBatch] = {}
-        told: dict[int, dict[str, tuple[int, Versions]]] = {}
-        roam = CellBatch()
-        roaming: list[str] = []
+        flush = Flush()
         for id, parts in dirty.items():
-            vendor = self._tellable(id)
-            if vendor is None:
-                continue
-            at = parent(vendor.cell, BUS_LEVEL)
-            posted = self.posted.get(id)
-            if id in moved:
-                if moved[id] != at:
-                    if moved[id] != OUTDATED:
-                        # It moved on meanwhile, perhaps back: what it was before in any cell is on its way out.
-                        self.posted[id] = Posted(moved[id], versions_of(vendor), sure=False)
-                    self._again_later(id, Part.ALL)
-                    continue
-                parts = Part.ALL
-            elif posted is None or posted.cell != at:
-                self.mark(id, parts)
-                continue
-            if not nodes.answers(channel(at)):
-                self._again_later(id, parts)
-                continue
-            (batches.get(at) or batches.setdefault(at, CellBatch())).add(vendor, parts)
-            told.setdefault(at, {})[id] = (parts, versions_of(vendor))
-            if parts & Part.PRESENCE:
-                roam.add(vendor, Part.ALL, store=False)
-                roaming.append(id)
-        leaving = {at: dict(entries) for at, entries in self._leaving.items() if nodes.answers(channel(at))}
-        for at, entries in leaving.items():
-            batch = batches.get(at) or batches.setdefault(at, CellBatch())
-            for id, entry in entries.items():
-                vendor = index.vendors.get(id)
-                if entry.gone:
-                    batch.gone.append(id)
-                elif vendor is not None and vendor.timestamp >= 0 and vendor.card.version >= 0:
-                    batch.add(vendor, Part.ALL, store=False)
+            self._take(flush, id, parts, moved)
+        for at, entries in self._leaving.items():
+            if self._nodes.answers(channel(at)):
+                flush.drop(at, entries, self._index)
         bequeathed = tuple(self._bequeathed.items())
         for _, (vendor, _) in bequeathed:
-            roam.add(vendor, Part.FIX, store=False)
+            flush.roam.add(vendor, Part.FIX, store=False)
         gone = tuple(self._gone)
-        roam.gone += gone
+        flush.roam.gone += gone
         if unfound := [id for id in gone if not any(id in entries for entries in self._leaving.values())]:
             await self._drop_unfound(unfound)
-        commands: list[Command] = []
-        of: list[int] = []
-        for at, batch in batches.items():
-            key = positions_key(at)
-            if at in told and at not in self._marks:
-                commands.append(Command(ROAM, ("SADD", cells_key(index.me), cell_name(at))))
-                of.append(ROAMING)
-            for start in range(0, len(batch.fields), CHUNK * 2):
-                fields = batch.fields[start : start + CHUNK * 2]
-                commands.append(Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_mark(), *fields)))
-            drops = [word for id, entry in leaving.get(at, {}).items() for word in (id, *entry.versions)]
-            for start in range(0, len(drops), CHUNK * 4):
-                commands.append(Command(key, ("EVAL", DROP, 1, key, *drops[start : start + CHUNK * 4])))
-            # Stored before it is published: who subscribes and then reads misses nothing.
-            if batch.says():
-                commands.append(Command(channel(at), ("SPUBLISH", channel(at), batch.message(index.me))))
-            of += [at] * (len(commands) - len(of))
-        if roam.says():
-            commands.append(Command(ROAM, ("SPUBLISH", ROAM, roam.message(index.me))))
-            of.append(ROAMING)
+        commands = list(flush.commands(self._index.me, self._marks))
         if not commands:
             return
         failed: set[int] = set()
-        for at, command, answer in zip(of, commands, await nodes.run(commands), strict=True):
+        answers = await self._nodes.run([command for _, command in commands])
+        for (at, command), answer in zip(commands, answers, strict=True):
             if refused(answer):
                 failed.add(at)
                 if not isinstance(answer, Unavailable):
                     log.error("redis refused a write", cause=str(answer), key=command.key)
             elif command.words[1] is WRITE:
                 self._remember(at, answer)
-        self._settle(failed, told, leaving)
-        if ROAMING in failed:
-            for id in roaming:
-                self._again_later(id, Part.PRESENCE)
-        else:
+        self._settle(failed, flush)
+        if ROAMING not in failed:
             self._gone.difference_update(gone)
             now = asyncio.get_running_loop().time()
             for id, bequest in bequeathed:
                 if bequest[1] <= now and self._bequeathed.get(id) is bequest:
                     del self._bequeathed[id]
-        await self._unplace(failed, leaving)
+        await self._unplace(failed, flush)
+
+    def _take(self, flush: Flush, vendor_id: str, parts: int, moved: dict[str, int]) -> None:
+        """Have a flush tell of a vendor, or see that a later one does; `moved`: cells that were told just now."""
+        vendor = self._tellable(vendor_id)
+        if vendor is None:
+            return
+        at = parent(vendor.cell, BUS_LEVEL)
+        posted = self.posted.get(vendor_id)
+        if vendor_id in moved:
+            if moved[vendor_id] != at:
+                if moved[vendor_id] != OUTDATED:
+                    # It moved on meanwhile, perhaps back: what it was before in any cell is on its way out.
+                    self.posted[vendor_id] = Posted(moved[vendor_id], versions_of(vendor), sure=False)
+                self._again_later(vendor_id, Part.ALL)
+                return
+            parts = Part.ALL
+        elif posted is None or posted.cell != at:
+            self.mark(vendor_id, parts)
+            return
+        if self._nodes.answers(channel(at)):
+            flush.tell(at, vendor, parts)
+        else:
+            self._again_later(vendor_id, parts)
 
     async def _drop_unfound(self, vendor_ids: list[str]) -> None:
         """Vendors that were deleted, but not written by this process: they may be where another one left them."""
@@ -343,24 +367,19 @@ class Teller:
             if spot is not None:
                 self._leave(spot.cell, id, Leaving(ANY_VERSION, gone=True, unplace=True))
 
-    async def _unplace(self, failed: set[int], leaving: dict[int, dict[str, Leaving]]) -> None:
+    async def _unplace(self, failed: set[int], flush: Flush) -> None:
         """Forget the places of vendors that left the map."""
         commands = []
-        for at, entries in leaving.items():
+        for at, entries in flush.leaving.items():
             for id, entry in entries.items():
                 if entry.unplace and at not in failed:
                     key, owner = place_key(id), "" if entry.gone else self._index.me
                     commands.append(Command(key, ("EVAL", UNPLACE, 1, key, entry.versions.fix, owner)))
         await self._nodes.run(commands)
 
-    def _settle(
-        self,
-        failed: set[int],
-        told: dict[int, dict[str, tuple[int, Versions]]],
-        leaving: dict[int, dict[str, Leaving]],
-    ) -> None:
+    def _settle(self, failed: set[int], flush: Flush) -> None:
         """Book what a flush did, and keep what it could not do."""
-        for at, states in told.items():
+        for at, states in flush.told.items():
             for id, (parts, versions) in states.items():
                 if id in self._fleet:
                     # Also where it failed: what was asked for may have been done.
@@ -370,7 +389,7 @@ class Teller:
                 else:
                     # Let go, departed or deleted while this was on its way.
                     self._leave(at, id, Leaving(versions, gone=False, unplace=False))
-        for at, entries in leaving.items():
+        for at, entries in flush.leaving.items():
             held = self._leaving.get(at)
             if at in failed or held is None:
                 continue
@@ -379,6 +398,9 @@ class Teller:
                     del held[id]
             if not held:
                 del self._leaving[at]
+        if ROAMING in failed:
+            for id in flush.roaming:
+                self._again_later(id, Part.PRESENCE)
 
     def _tellable(self, vendor_id: str) -> Vendor | None:
         """A vendor of this process of which there is something to tell: where it is, and what its card shows."""
