@@ -109,34 +109,35 @@ def joined_cost(pings: int, row_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Pacing:
-    """When to hold the next commit back; pings per second, seconds, pings.
+    """When to hold the next commit back; chunks per second, seconds, pings.
 
     Below `slow` every ping is committed at once: the server has time. From there to `fast` the gap grows to `longest`:
     a commit costs the server and PostgreSQL half a millisecond of CPU, thirty rows' worth. `full` waiting pings are
-    worth a commit whatever the rate. For the last `early` of a gap nothing is held
+    worth a commit whatever the rate. What joins a waiting chunk is not counted: a session that has the server to itself
+    and waits for acks would only be held up. For the last `early` of a gap nothing is held
     back: the server is awake for it now, as for a tick or what the other processes are told.
     """
 
     slow: float = 120.0
     fast: float = 170.0
     longest: float = 0.34
-    full: int = 1000
+    full: int = 300
     early: float = 0.15
 
 
 def commit_gap(rate: float, waiting: int, pacing: Pacing) -> float:
-    """Seconds from the start of one commit to the next, with pings arriving at `rate` a second and `waiting` here."""
+    """Seconds from the start of one commit to the next; chunks arrive at `rate` a second, and pings are `waiting`."""
     if waiting >= pacing.full or rate <= pacing.slow:
         return 0.0
     return pacing.longest * min(1.0, (rate - pacing.slow) / (pacing.fast - pacing.slow))
 
 
-def arrival_rate(rate: float, pings: int, elapsed: float, memory: float = 0.5) -> float:
-    """Pings per second, averaged over about `memory` seconds, after `pings` more came in `elapsed` seconds."""
+def arrival_rate(rate: float, arrived: int, elapsed: float, memory: float = 0.5) -> float:
+    """Arrivals per second, averaged over about `memory` seconds, after so many more in `elapsed` seconds."""
     if elapsed <= 0:
-        return rate + pings / memory
+        return rate + arrived / memory
     share = 1 - exp(-elapsed / memory)
-    return rate + share * (pings / elapsed - rate)
+    return rate + share * (arrived / elapsed - rate)
 
 
 def backoff(attempt: int, chance: float, first: float = 0.05, longest: float = 2.0) -> float:
@@ -325,12 +326,12 @@ class Batcher:
         chunk.offered_at = self._clock()
         chunk.admitted = chunk.waiting = True
         (self._live if chunk.live else self._backlog).append(chunk)
+        self._arrived += 1
         self._count(chunk.count, chunk.cost, chunk.live)
 
     def _count(self, count: int, cost: int, live: bool) -> None:
         self.pings += count
         self.bytes += cost
-        self._arrived += count
         self._ready += count
         self._settled_all.clear()
         if self._ready >= self._wake_at:
