@@ -155,17 +155,25 @@ NOTHING: Any = {}
 """What is in an empty cell; never added to."""
 
 
-class Cell:
-    """One grid cell: the vendors in it, and the views that touch it: True for those that hold all of it."""
+NOBODY: list[Any] = []
+"""What no vendor does in most ticks, and who watches most cells; never appended to."""
 
-    # There may be eighty of these for an idle watcher who has them to himself: empty dicts are shared, and so are those
-    # of one view, which are a view's own for all its cells. Only a dict of two or more views is the cell's to change.
-    __slots__ = ("at", "joined", "joined_open", "stay", "vendors", "views")
+
+class Cell:
+    """One grid cell: the vendors in it, and the views that touch it: those that hold all of it, and the others."""
+
+    # There are eighty of these for an idle watcher, who may have them to himself. So views are in lists, a quarter of a
+    # dict, in which one that ended stays until half of them have; and the empty list is shared, as is that of one view.
+    __slots__ = ("_ended", "at", "joined", "joined_open", "rim", "stay", "vendors", "whole")
 
     def __init__(self, at: int) -> None:
         self.at = at
         self.vendors: dict[Vendor, None] = NOTHING
-        self.views: dict[View, bool] = NOTHING
+        self.whole: list[View] = NOBODY
+        """Views that hold all of it, and some that ended."""
+        self.rim: list[View] = NOBODY
+        """Views that hold a part of it, and some that ended."""
+        self._ended = 0
         # of the tick at hand: vendors that moved and stayed, and their fixes joined
         self.stay: list[Vendor] | None = None
         self.joined: bytes | None = None
@@ -183,24 +191,28 @@ class Cell:
         self.vendors.pop(vendor, None)
         if not self.vendors:
             self.vendors = NOTHING
-        return not (self.vendors or self.views)
+        return not (self.vendors or self.watched)
 
-    def show(self, alone: dict[View, bool]) -> None:
-        """A view touches it; `alone` is what `views` is when no other does."""
-        if len(self.views) > 1:
-            self.views.update(alone)
-        elif self.views:
-            self.views = self.views | alone
-        else:
-            self.views = alone
+    @property
+    def watched(self) -> bool:
+        """Whether a view touches it."""
+        return bool(self.whole or self.rim)
 
-    def hide(self, view: View) -> bool:
-        """The view does not touch it any more; tells whether nothing is left."""
-        if len(self.views) > 1:
-            del self.views[view]
+    def show(self, alone: list[View], whole: bool) -> None:
+        """A view touches it; `alone` is the list of just that view, which its cells may share."""
+        if whole:
+            self.whole = with_one(self.whole, alone)
         else:
-            self.views = NOTHING
-        return not (self.vendors or self.views)
+            self.rim = with_one(self.rim, alone)
+
+    def hide(self) -> bool:
+        """A view that touched it ended; tells whether nothing is left."""
+        self._ended += 1
+        if 2 * self._ended > len(self.whole) + len(self.rim):
+            self._ended = 0
+            self.whole = [view for view in self.whole if not view.ended] or NOBODY
+            self.rim = [view for view in self.rim if not view.ended] or NOBODY
+        return not (self.vendors or self.watched)
 
     def clear(self) -> None:
         """Forget the tick at hand."""
@@ -217,12 +229,17 @@ class Cell:
         return self.joined
 
 
+def with_one(views: list[View], alone: list[View]) -> list[View]:
+    """A cell's views and one more; a list of one may be shared, longer ones are the cell's own and grow."""
+    if len(views) > 1:
+        views += alone
+        return views
+    return views + alone if views else alone
+
+
 SMALL = 1024
 """Bytes of an update up to which its positions are counted."""
 COUNT_EVERY = 32
-
-NOBODY: list[Any] = []
-"""What no vendor does in most ticks; never appended to."""
 
 
 class View:
@@ -230,8 +247,9 @@ class View:
 
     __slots__ = (
         "cards",
-        "cells",
+        "ended",
         "entered",
+        "full",
         "key",
         "left",
         "level",
@@ -242,14 +260,17 @@ class View:
         "watches",
     )
 
-    def __init__(self, key: ViewKey, level: int, cells: dict[int, Cell], touched: tuple[Cell, ...]) -> None:
+    def __init__(self, key: ViewKey, level: int, touched: tuple[Cell, ...], full: int) -> None:
         self.key = key
         self.level = level
+        """Of its grid."""
         self.only_open = key.open
-        self.cells = cells
-        """The grid of its level."""
         self.touched = touched
         """The cells that its area touches; none for a list."""
+        self.full = full
+        """So many of them, the first, are wholly inside."""
+        self.ended = False
+        """Nobody watches it any more."""
         self.watches: dict[Watch, None] = {}
         self.clear()
 
@@ -266,23 +287,21 @@ class View:
 
     def holds(self, vendor: Vendor) -> bool:
         """Whether the vendor is on this view's map now."""
-        return vendor.live and self._shows(vendor, vendor.card.open, vendor.cell, vendor.lat, vendor.long)
+        return vendor.live and self._shows(vendor, vendor.card.open, vendor.lat, vendor.long)
 
     def held(self, vendor: Vendor, before: Before) -> bool:
         """Whether the vendor was on this view's map at the last tick."""
-        live, lat, long, at, was_open = before
-        return live and self._shows(vendor, was_open, at, lat, long)
+        live, lat, long, _, was_open = before
+        return live and self._shows(vendor, was_open, lat, long)
 
-    def _shows(self, vendor: Vendor, is_open: bool, at: int, lat: float, long: float) -> bool:
+    def _shows(self, vendor: Vendor, is_open: bool, lat: float, long: float) -> bool:
         if self.only_open and not is_open:
             return False
         area, listed = self.key.area, self.key.vendors
         if area is None:
             assert listed is not None
             return vendor.vendor_id in listed
-        spot = self.cells.get(parent(at, self.level))
-        whole = None if spot is None else spot.views.get(self)
-        return whole is not None and (whole or area.contains(lat, long))
+        return area.contains(lat, long)
 
     def body(self) -> bytes | None:
         """The update after its id, or None when nothing changed."""
@@ -762,7 +781,7 @@ class LiveIndex:
 
     def _attach(self, key: ViewKey) -> View:
         if key.area is None:
-            view = self.views[key] = View(key, -1, {}, ())
+            view = self.views[key] = View(key, -1, (), 0)
             for vendor_id in key.vendors or ():
                 self._listed.setdefault(vendor_id, {})[view] = None
             return view
@@ -771,10 +790,10 @@ class LiveIndex:
         cells, covered = self._grids[level], cover(key.area, level)
         whole = [spot_in(cells, at) for at in covered.full]
         rim = [spot_in(cells, at) for at in covered.rim]
-        view = self.views[key] = View(key, level, cells, (*whole, *rim))
-        for spots, alone in ((whole, {view: True}), (rim, {view: False})):
-            for spot in spots:
-                spot.show(alone)
+        view = self.views[key] = View(key, level, (*whole, *rim), len(whole))
+        alone = [view]
+        for number, spot in enumerate(view.touched):
+            spot.show(alone, number < view.full)
         return view
 
     def _detach(self, view: View) -> None:
@@ -786,9 +805,11 @@ class LiveIndex:
                 del self._listed[vendor_id]
         if view.touched:
             self._viewed[view.level] -= 1
-        for spot in view.touched:
-            if spot.hide(view):
-                del view.cells[spot.at]
+        view.ended = True
+        touched, view.touched = view.touched, ()
+        for spot in touched:
+            if spot.hide():
+                del self._grids[view.level][spot.at]
 
     def _members(self, view: View) -> list[Vendor]:
         area = view.key.area
@@ -797,10 +818,10 @@ class LiveIndex:
             found = [vendor for id in listed if (vendor := self.vendors.get(id)) is not None and vendor.live]
         else:
             found = []
-            for spot in view.touched:
+            for number, spot in enumerate(view.touched):
                 if not spot.vendors:
                     continue
-                if spot.views[view]:
+                if number < view.full:
                     found.extend(spot.vendors)
                 else:
                     found.extend([v for v in spot.vendors if area.contains(v.lat, v.long)])
@@ -844,7 +865,7 @@ class LiveIndex:
                     if spot is None:
                         continue
                     if not vendor.recarded:
-                        if spot.views:
+                        if spot.watched:
                             if spot.stay is None:
                                 spot.stay = []
                                 moved_in.append(spot)
@@ -855,17 +876,20 @@ class LiveIndex:
                     spots = [spot for at in (old, new) if at >= 0 and (spot := cells.get(at)) is not None]
                 views: dict[View, None] = {}
                 for spot in spots:
-                    views.update(dict.fromkeys(spot.views))
+                    views.update(dict.fromkeys(spot.whole))
+                    views.update(dict.fromkeys(spot.rim))
                 for view in views:
-                    self._event(view, vendor, before, touched)
+                    if not view.ended:
+                        self._event(view, vendor, before, touched)
             for spot in moved_in:
-                for view, whole in spot.views.items():
-                    if whole:
+                for view in spot.whole:
+                    if not view.ended:
                         view.begin()
                         assert view.stirred is not None
                         view.stirred.append(spot)
                         touched[view] = None
-                    else:
+                for view in spot.rim:
+                    if not view.ended:
                         for vendor in spot.stay or ():
                             self._event(view, vendor, changed[vendor], touched)
             self._stirred += moved_in

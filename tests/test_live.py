@@ -377,7 +377,10 @@ class Machine(RuleBasedStateMachine):
             placed = {vendor: at for at, spot in cells.items() for vendor in spot.vendors}
             live = {vendor for vendor in self.index.vendors.values() if vendor.live}
             assert placed == {vendor: parent(cell(vendor.lat, vendor.long), level) for vendor in live}
-            assert all(spot.vendors or spot.views for spot in cells.values()), "an empty cell is kept"
+            assert all(spot.vendors or spot.watched for spot in cells.values()), "an empty cell is kept"
+            for spot in cells.values():
+                ended = [view.ended for view in (*spot.whole, *spot.rim)]
+                assert 2 * sum(ended) <= len(ended), "views that ended are kept"
             assert not any(spot.stay or spot.joined for spot in cells.values())
 
     def teardown(self) -> None:
