@@ -26,7 +26,7 @@ from streamer.events import Events
 from streamer.feed import Feed, Status
 from streamer.files import CLIENT, client_folder, handing_out
 from streamer.health import Health
-from streamer.http import MOST_BODY, Http, counting, problems
+from streamer.http import MOST_BODY, Http, answering
 from streamer.inlet import Inlet
 from streamer.keys import IssuerKeys
 from streamer.live import LiveIndex
@@ -211,7 +211,7 @@ class Server:
             settings.handshake_timeout, settings.request_timeout, settings.max_connections + OTHER_CONNECTIONS
         )
         self.app = web.Application(
-            middlewares=[self.doors.through, counting(tally, self.process), problems], client_max_size=MOST_BODY
+            middlewares=[self.doors.through, answering(tally, self.process)], client_max_size=MOST_BODY
         )
         self.app.add_routes(
             [

@@ -59,27 +59,23 @@ def problem(
     )
 
 
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+def failure(request: web.Request, error: Exception) -> web.Response:
     """Every refusal as a problem document with its code; what is no refusal is logged and a plain 500."""
-    try:
-        return await handler(request)
-    except ProtocolError as wrong:
-        return problem(wrong.code, wrong.message, wrong.retry_after_ms)
-    except Unavailable as away:
-        log.debug("a request could not be served", path=request.rel_url.raw_path, cause=str(away))
-        return problem(ErrorCode.OVERLOADED, away.told, retry_after_ms=1000)
-    except web.HTTPException as refused:
-        return refusal(request, refused)
-    except web.RequestPayloadError as broken:
-        what = type(broken.__cause__ or broken).__name__
+    if isinstance(error, ProtocolError):
+        return problem(error.code, error.message, error.retry_after_ms)
+    if isinstance(error, Unavailable):
+        log.debug("a request could not be served", path=request.rel_url.raw_path, cause=str(error))
+        return problem(ErrorCode.OVERLOADED, error.told, retry_after_ms=1000)
+    if isinstance(error, web.HTTPException):
+        return refusal(request, error)
+    if isinstance(error, web.RequestPayloadError):
+        what = type(error.__cause__ or error).__name__
         return problem(ErrorCode.INVALID_MESSAGE, f"the body can't be read, as its encoding is broken: {what}")
-    except ConnectionError:
+    if isinstance(error, ConnectionError):
         # The client went away, nobody reads this. Raised on, it would be a traceback in the log for each that does so.
         return web.Response(status=400)
-    except Exception as error:
-        log.exception("a request failed", path=request.rel_url.raw_path, error=repr(error))
-        return problem(ErrorCode.INTERNAL, "the server failed on this request; its log says why")
+    log.error("a request failed", path=request.rel_url.raw_path, error=repr(error), exc_info=error)
+    return problem(ErrorCode.INTERNAL, "the server failed on this request; its log says why")
 
 
 def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
@@ -103,18 +99,22 @@ def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
     return answer
 
 
-def counting(tally: Tally, process: str) -> Middleware:
-    """A middleware around `problems`: counts requests and how long they took; what stays open is none.
+def answering(tally: Tally, process: str) -> Middleware:
+    """A middleware that answers what a handler raises, and counts requests and how long they took.
 
-    Gives each connection a name, unique among all processes, that every line of the log about it has.
+    What stays open is not counted. Each connection has a name, unique among all processes, that every line of the log
+    about it has. (One middleware, not two: there is a coroutine of each for as long as a socket is open.)
     """
     numbers = count(1)
 
     @web.middleware
-    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.monotonic()
         structlog.contextvars.bind_contextvars(connection=f"{process}-{next(numbers)}")
-        response = await handler(request)
+        try:
+            response = await handler(request)
+        except Exception as error:
+            response = failure(request, error)
         if not isinstance(response, web.WebSocketResponse) and response.content_type != "text/event-stream":
             resource = request.match_info.route.resource
             route = resource.canonical if resource is not None else "none"
@@ -122,7 +122,7 @@ def counting(tally: Tally, process: str) -> Middleware:
             tally.answered[route].observe(time.monotonic() - began)
         return response
 
-    return counted
+    return answered
 
 
 class Http:

@@ -152,7 +152,7 @@ class ViewKey(NamedTuple):
 
 
 NOTHING: Any = {}
-"""What is in an empty cell; never added to."""
+"""What is in an empty cell, and waits for most watches; never added to."""
 
 
 NOBODY: list[Any] = []
@@ -371,9 +371,14 @@ class Watch:
         self.snapshot_due = False
         # vendors whose change was already in a snapshot taken between two ticks, and those of them that it held
         self.fresh: tuple[frozenset[Vendor], frozenset[Vendor]] | None = None
-        self.events: dict[Vendor, int] = {}
-        self.moved: dict[Vendor, None] = {}
-        """Empty for most, and an empty set would be three times as large."""
+        self.events: dict[Vendor, int] = NOTHING
+        self.moved: dict[Vendor, None] = NOTHING
+        """Nothing for most: what is merged is kept from `begin` on."""
+
+    def begin(self) -> None:
+        """Something is to be merged."""
+        if self.events is NOTHING:
+            self.events, self.moved = {}, {}
 
     def enter(self, vendor: Vendor) -> None:
         """Merge: the vendor came into the view."""
@@ -393,6 +398,7 @@ class Watch:
 
     def merge(self, view: View) -> None:
         """Take over what the tick at hand changes for the view."""
+        self.begin()
         only_open = view.only_open
         for at in view.stirred or ():
             stay = at.stay or ()
@@ -407,8 +413,7 @@ class Watch:
 
     def drop_pending(self) -> None:
         """Forget what was not sent: a snapshot will say it all."""
-        self.events.clear()
-        self.moved.clear()
+        self.events = self.moved = NOTHING
         self.fresh = None
 
     def pending(self) -> bytes | None:
@@ -417,7 +422,7 @@ class Watch:
         entered = [v for v, kind in events.items() if kind != LEFT]
         left = left_ids((v for v, kind in events.items() if kind == LEFT), entered)
         moved = [v.fix_bytes() for v in self.moved if v not in events]
-        self.events, self.moved = {}, {}
+        self.events = self.moved = NOTHING
         if not (entered or left or moved):
             return None
         return update_body([v.card_bytes() for v in entered], moved, left)
@@ -966,6 +971,7 @@ class LiveIndex:
         assert view is not None
         assert fresh is not None
         known, included = fresh
+        watch.begin()
         for vendor, before in changed.items():
             was = vendor in included if vendor in known else view.held(vendor, before)
             if view.holds(vendor):

@@ -115,17 +115,22 @@ class Limit:
     ended when it goes on.
     """
 
-    __slots__ = ("_calm_at", "_hint", "_meter", "_warnings", "warning")
+    __slots__ = ("_calm_at", "_hint", "_meter", "_warnings")
 
     def __init__(self, rate: float, now: float, hint: str = "many pings fit in one message") -> None:
-        self.warning = (
-            ErrorCode.RATE_LIMITED,
-            f"more than {rate:g} messages a second: nothing of yours is lost, but you are read slower; {hint}",
-        )
         self._hint = hint
         self._meter = Meter(rate, now)
         self._warnings = 0
         self._calm_at = now
+
+    @property
+    def warning(self) -> tuple[ErrorCode, str]:
+        """What to tell who is over it."""
+        return (
+            ErrorCode.RATE_LIMITED,
+            f"more than {self._meter.rate:g} messages a second: nothing of yours is lost, but you are read slower;"
+            f" {self._hint}",
+        )
 
     def over(self, now: float) -> bool:
         """Count a message; whether the connection has to be told and not read for PAUSE. Closing when it goes on."""

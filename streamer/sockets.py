@@ -644,43 +644,50 @@ class Sockets:
 
     async def _look_around(self, connection: Connection, watches: dict[str, live.Watch]) -> None:
         """Serve a customer's messages until the connection ends."""
-        outbox, patience = connection.outbox, Patience(self._settings.max_bad_messages)
-        loop = asyncio.get_running_loop()
+        patience, loop = Patience(self._settings.max_bad_messages), asyncio.get_running_loop()
         connection.limit = Limit(self._settings.watch_messages, loop.time(), "one message moves a whole watch")
         while (data := await self._message(connection, loop)) is not None:
-            id: str | None = None
-            try:
-                message = protocol.decode_watch(data, self._bounds)
-                if type(message) is protocol.Watch:
-                    id = message.id
-                    watch = watches.get(id)
-                    if watch is None:
-                        if len(watches) >= self._settings.max_watches:
-                            raise ProtocolError(
-                                ErrorCode.TOO_MANY_WATCHES,
-                                f"{len(watches)} watches are open; at most {self._settings.max_watches} are",
-                            )
-                        watch = watches[id] = live.Watch(id, outbox)
-                    await self._watches.open(watch, message)
-                    self._changed()
-                elif type(message) is protocol.Unwatch:
-                    id = message.id
-                    ended = watches.pop(id, None)
-                    if ended is None:
-                        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"there is no watch {id!r} to end")
-                    self._watches.close(ended)
-                    outbox.send(protocol.encode_unwatched(id))
-                else:
-                    assert type(message) is protocol.Auth
-                    await self._admit(connection, message.token)
-                patience.good()
-            except ProtocolError as wrong:
-                patience.bad(wrong)
-                id = id or protocol.named(data)
-                self.tally.refused[wrong.code] += 1
-                outbox.send(protocol.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))
-            if not outbox.ready():
-                await self._drained(connection)
+            await self._attend(connection, watches, patience, data)
+            del data  # a customer who only looks on says nothing more, and ten thousand of them keep much
+
+    async def _attend(
+        self, connection: Connection, watches: dict[str, live.Watch], patience: Patience, data: bytes
+    ) -> None:
+        """Do what a customer's message asks for."""
+        outbox = connection.outbox
+        id: str | None = None
+        try:
+            message = protocol.decode_watch(data, self._bounds)
+            if type(message) is protocol.Watch:
+                id = message.id
+                watch = watches.get(id)
+                if watch is None:
+                    if len(watches) >= self._settings.max_watches:
+                        raise ProtocolError(
+                            ErrorCode.TOO_MANY_WATCHES,
+                            f"{len(watches)} watches are open; at most {self._settings.max_watches} are",
+                        )
+                    watch = watches[id] = live.Watch(id, outbox)
+                await self._watches.open(watch, message)
+                self._changed()
+            elif type(message) is protocol.Unwatch:
+                id = message.id
+                ended = watches.pop(id, None)
+                if ended is None:
+                    raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"there is no watch {id!r} to end")
+                self._watches.close(ended)
+                outbox.send(protocol.encode_unwatched(id))
+            else:
+                assert type(message) is protocol.Auth
+                await self._admit(connection, message.token)
+            patience.good()
+        except ProtocolError as wrong:
+            patience.bad(wrong)
+            id = id or protocol.named(data)
+            self.tally.refused[wrong.code] += 1
+            outbox.send(protocol.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))
+        if not outbox.ready():
+            await self._drained(connection)
 
 
 def bounds_of(settings: Settings) -> Bounds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from streamer import live, protocol
@@ -21,7 +22,13 @@ class Needs(NamedTuple):
 def needs_of(wanted: protocol.Watch) -> Needs:
     """What a watch needs to be true."""
     cells = bus_cover(wanted.area) if wanted.area is not None else frozenset[int]()
-    return Needs(cells, wanted.vendors or frozenset())
+    return shared_needs(cells, wanted.vendors or frozenset())
+
+
+@lru_cache(1024)
+def shared_needs(cells: frozenset[int], listed: frozenset[str]) -> Needs:
+    """The same object for the same needs: all watches in a town have the same few cells."""
+    return Needs(cells, listed)
 
 
 class Watches:
