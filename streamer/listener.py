@@ -18,12 +18,10 @@ from streamer.fleet import Fleet, Part
 from streamer.geo import BUS_LEVEL, bus_cell, parent
 from streamer.live import Card, LiveIndex, Presence, Vendor
 from streamer.nodes import Command, Nodes, refused
-from streamer.owners import Owners
+from streamer.owners import Owners, dropping
 from streamer.registers import (
     ALWAYS,
     CELL_TTL,
-    CHUNK,
-    DROP,
     READ,
     ROAM,
     SCAN,
@@ -397,11 +395,11 @@ class Listener:
     async def _take_in(self, at: int, reading: Reading) -> None:
         """Merge what was read of a cell into the index, and see who is in the index but was not read."""
         index = self._index
-        await self._owners.hear_of({owner for held in reading.found.values() if (owner := held.owner()) is not None})
+        await self._owners.hear_of(reading.owners())
         listened = self._cells.get(at)
         if listened is None or self._readings.get(at) is not reading:
             return
-        stale: list[bytes] = []
+        stale: list[str | bytes] = []
         for number, (id, registers) in enumerate(reading.found.items()):
             if number % SLICE == SLICE - 1:
                 self._changed()
@@ -411,9 +409,8 @@ class Listener:
             if reading.left.get(id, -1) >= registers.timestamp():
                 continue
             now = self._clock()
-            last = registers.last(self._owners.heard_at)
-            if last is not None and last + self._owners.lasts <= now:
-                stale += (id.encode(), *registers.versions())
+            if self._owners.outlived(registers, now):
+                stale += (id, *registers.versions())
                 continue
             registers.put(index, now)
             vendor = index.vendors.get(id)
@@ -433,14 +430,7 @@ class Listener:
         self._gapped.discard(at)
         self._changed()
         if stale:
-            key = positions_key(at)
-            await self._nodes.run(
-                [
-                    Command(key, ("EVAL", DROP, 1, key, *stale[start : start + CHUNK * 4]))
-                    for start in range(0, len(stale), CHUNK * 4)
-                ],
-                "read",
-            )
+            await self._nodes.run(list(dropping(at, stale)), "read")
 
     def _look_for_missing(self, at: int, listened: Listened, reading: Reading) -> None:
         """Who is in the index but not in Redis left, unless Redis forgot the cell: then it may be written anew yet."""

@@ -154,7 +154,6 @@ class ViewKey(NamedTuple):
 NOTHING: Any = {}
 """What is in an empty cell, and waits for most watches; never added to."""
 
-
 NOBODY: list[Any] = []
 """What no vendor does in most ticks, and who watches most cells; never appended to."""
 
@@ -339,7 +338,7 @@ class Kind(NamedTuple):
 
 @lru_cache(1024)
 def kind_of(id: str, framing: Callable[[bytes], bytes]) -> Kind:
-    """The same object for the same kind, as most apps name their watch alike; told apart by `is` while it is kept."""
+    """The same object for the same kind: most apps name their watch alike."""
     return Kind(update_head(id), framing)
 
 
@@ -923,8 +922,6 @@ class LiveIndex:
         """Write the view's update to each watch that can take it; the others fall behind."""
         body: bytes | None = None
         shared: dict[Kind, bytes] = {}
-        kind: Kind | None = None
-        frame = b""
         frames = 0
         for watch in view.watches:
             if watch.fresh is not None or watch.snapshot_due:
@@ -940,9 +937,9 @@ class LiveIndex:
                 body = view.body()
                 if body is None:
                     return frames
-            if watch.kind is not kind:
-                kind = watch.kind
-                frame = shared.get(kind) or shared.setdefault(kind, kind.frame(body))
+            frame = shared.get(watch.kind)
+            if frame is None:
+                frame = shared[watch.kind] = watch.kind.frame(body)
             outbox.write(frame)
             self.sent += len(frame)
             if watch.interval:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import inf
 
@@ -13,7 +13,19 @@ from streamer.fleet import Fleet
 from streamer.geo import named_cell
 from streamer.live import LiveIndex
 from streamer.nodes import Command, Nodes, refused
-from streamer.registers import CHUNK, DROP, OWNERS, OWNERS_TTL, ROAM, SCAN, CellBatch, Reading, cells_key, positions_key
+from streamer.registers import (
+    CHUNK,
+    DROP,
+    OWNERS,
+    OWNERS_TTL,
+    ROAM,
+    SCAN,
+    CellBatch,
+    Reading,
+    Registers,
+    cells_key,
+    positions_key,
+)
 
 log = structlog.get_logger()
 
@@ -105,6 +117,11 @@ class Owners:
         """Whether a process has missed signs of life, as far as can be told while Redis is there."""
         return not self._index.frozen and self.heard_at(owner) + self._alive * SILENT * 1000 < self._clock()
 
+    def outlived(self, registers: Registers, now: int) -> bool:
+        """Whether a vendor left the map by time, whoever served it; not one of whom that can't be told."""
+        last = registers.last(self.heard_at)
+        return last is not None and last + self.lasts <= now
+
     # its tasks
 
     def wake(self) -> None:
@@ -181,18 +198,20 @@ class Owners:
                 return 0
             if reading.take(part):
                 break
-        await self.hear_of({owner for held in reading.found.values() if (owner := held.owner()) is not None})
-        latest = self._clock() - self.lasts
+        await self.hear_of(reading.owners())
+        now = self._clock()
         stale = [
             word
-            for id, held in reading.found.items()
-            if (last := held.last(self.heard_at)) is not None and last <= latest
-            for word in (id.encode(), *held.versions())
+            for id, registers in reading.found.items()
+            if self.outlived(registers, now)
+            for word in (id, *registers.versions())
         ]
-        dropped = 0
-        for start in range(0, len(stale), CHUNK * 4):
-            (count,) = await self._nodes.run(
-                [Command(key, ("EVAL", DROP, 1, key, *stale[start : start + CHUNK * 4]))], "read"
-            )
-            dropped += 0 if refused(count) else count
-        return dropped
+        counts = await self._nodes.run(list(dropping(at, stale)), "read")
+        return sum(count for count in counts if not refused(count))
+
+
+def dropping(at: int, words: Sequence[str | bytes]) -> Iterator[Command]:
+    """Have entries dropped from a cell; `words` are each vendor's id and the versions up to which it goes."""
+    key = positions_key(at)
+    for start in range(0, len(words), CHUNK * 4):
+        yield Command(key, ("EVAL", DROP, 1, key, *words[start : start + CHUNK * 4]))

@@ -313,6 +313,10 @@ class Reading:
             registers.take(field[:1], value)
         return int(self.cursor) == 0
 
+    def owners(self) -> set[str]:
+        """The processes whose vendors were read."""
+        return {owner for registers in self.found.values() if (owner := registers.owner()) is not None}
+
 
 def new_mark() -> str:
     """A mark for a cell that Redis does not hold yet."""

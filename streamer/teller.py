@@ -18,13 +18,12 @@ from streamer.fleet import Fleet, Part
 from streamer.geo import BUS_LEVEL, cell_name, parent
 from streamer.live import LiveIndex, Vendor
 from streamer.nodes import Command, Nodes, refused
-from streamer.owners import Owners
+from streamer.owners import Owners, dropping
 from streamer.registers import (
     ANY_VERSION,
     AT_TTL,
     CELL_TTL,
     CHUNK,
-    DROP,
     PLACE,
     ROAM,
     UNPLACE,
@@ -115,8 +114,8 @@ class Flush:
                 fields = batch.fields[start : start + CHUNK * 2]
                 yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_mark(), *fields))
             drops = [word for id, entry in self.leaving.get(at, {}).items() for word in (id, *entry.versions)]
-            for start in range(0, len(drops), CHUNK * 4):
-                yield at, Command(key, ("EVAL", DROP, 1, key, *drops[start : start + CHUNK * 4]))
+            for command in dropping(at, drops):
+                yield at, command
             # Stored before it is published: who subscribes and then reads misses nothing.
             if batch.says():
                 yield at, Command(channel(at), ("SPUBLISH", channel(at), batch.message(me)))
@@ -466,9 +465,9 @@ class Teller:
                 continue
             self.posted.setdefault(id, Posted(at, registers.versions()))
             if (registers.last(self._owners.heard_at) or 0) > now - self._owners.lasts:
-                registers.put(self._index, now)
+                registers.put(index, now)
                 if fleet.sockets[id] > 0:
-                    if self._index.vendors[id].presence.owner != self._index.me:
+                    if index.vendors[id].presence.owner != index.me:
                         fleet.claim(id, now)  # its newest connection is here, whatever another's clock says
                 else:
                     self.give_way(id)

@@ -27,6 +27,7 @@ from tests.apps import SECRET, eventually
 
 if TYPE_CHECKING:
     from streamer.app import Server
+    from tests.browser import Chromium
 
 TEMPLATE = "venta_template"
 SERVING_ROLE = "venta_serving"
@@ -239,3 +240,11 @@ async def serve(serving_url: str, redis_url: str) -> AsyncIterator[Serve]:
             return running
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[Chromium]:
+    """The Chromium that the tests of this process share."""
+    from tests.browser import chromium
+
+    yield from chromium()

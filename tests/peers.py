@@ -8,6 +8,7 @@ from typing import Any
 from streamer import live, protocol
 from streamer.bus import Bus
 from streamer.live import Card, LiveIndex
+from streamer.settings import Settings
 from streamer.supervisor import Supervisor
 from streamer.ticker import Ticker
 from streamer.watches import Watches
@@ -26,7 +27,8 @@ class Peer:
         self.behind = 0
         """How far its clock is behind, ms."""
         self.index = LiveIndex(name, offline_after=offline_after, leave_after=leave_after)
-        self.ticker = Ticker(self.index, self.now, frame_cost=0.92, frame_interval=180.0)
+        cost, interval = (Settings.model_fields[name].default for name in ("frame_cost", "frame_interval"))
+        self.ticker = Ticker(self.index, self.now, frame_cost=cost, frame_interval=interval)
         self.gaps: list[frozenset[int]] = []
         self.deleted: list[str] = []
         self.bus = Bus(

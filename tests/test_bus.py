@@ -83,7 +83,7 @@ async def test_crossing_cells_while_redis_is_away(way: Proxy, one: Peer, other: 
             raise AssertionError("flushes without a pause")  # ends the task, where a loop could be stopped by nobody
         await flush()
 
-    one.bus.teller.flush = counted  # type: ignore[method-assign]
+    one.bus.teller.flush = counted  # type: ignore[method-assign]  # flushes are counted nowhere else
     one.ping("truck", AFAR)
     await own.sees({"truck": AFAR})
     await asyncio.sleep(0.5)

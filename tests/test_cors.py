@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from streamer import database
 from streamer.auth import make_token
 from streamer.database import SeededVendor
 from tests.apps import SECRET, VendorApp
-from tests.browser import EXECUTABLE, SKIP, Chromium, Tab, browsing, chromium
+from tests.browser import EXECUTABLE, SKIP, Chromium, Tab, browsing
 from tests.conftest import Serve
 
 APP, EVIL = "https://app.example", "https://evil.example"
@@ -103,11 +104,6 @@ async def test_asking_beforehand(serve: Serve, http: aiohttp.ClientSession, path
         assert response.status == 404
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[Chromium]:
-    yield from chromium()
-
-
 @pytest.fixture
 async def elsewhere() -> AsyncIterator[str]:
     """An empty page of another origin."""
@@ -117,14 +113,8 @@ async def elsewhere() -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_get("/", page)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with TestServer(app, host="127.0.0.1") as server:
+        yield str(server.make_url("")).rstrip("/")
 
 
 SEES = """([url, token]) => fetch(url, {headers: {Authorization: `Bearer ${token}`}}).then(

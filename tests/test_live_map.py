@@ -11,7 +11,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,7 @@ from streamer import basemap, database
 from streamer.auth import make_token
 from streamer.geo import Circle
 from tests.apps import SECRET, CustomerApp, circle, eventually, now_ms
-from tests.browser import EXECUTABLE, PHONE, SKIP, Chromium, Tab, browsing, chromium
+from tests.browser import EXECUTABLE, PHONE, SKIP, Chromium, Tab, browsing
 from tests.conftest import Serve
 from tests.network import Proxy
 from tests.world import WARSAW, World
@@ -41,12 +41,6 @@ LAT, LONG = WARSAW
 EXACT = 1e-9
 """Degrees that a drawn position may be off, after the way to the map's square and back: a tenth of a millimetre."""
 SETTLED = "Object.values(liveMap.positions()).every(([, , moves]) => !moves)"
-
-
-@pytest.fixture(scope="session")
-def endpoint() -> Iterator[Chromium]:
-    """The Chromium that the tests of this process share."""
-    yield from chromium()
 
 
 @asynccontextmanager
