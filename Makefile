@@ -70,7 +70,7 @@ audit: .venv/tools/bin/pip-audit
 	@touch $@
 
 screenshots: .venv/installed-test
-	STREAMER_SCREENSHOTS=docs/images $(BIN)/pytest -q tests/test_live_map.py -k pictures
+	STREAMER_SCREENSHOTS=docs/images $(BIN)/pytest -q tests/e2e/web/test_live_map.py -k pictures
 
 clean:
 	rm -rf .venv build dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

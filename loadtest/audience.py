@@ -18,7 +18,7 @@ from loadtest.ping import Ping
 from loadtest.share import SILVER, Share, spread
 from loadtest.stages import Course
 from loadtest.tally import Tally
-from streamer.geo import Circle
+from streamer.geo.shapes import Circle
 
 NAP = 0.02
 LOOK_EVERY = 100.0

@@ -21,7 +21,7 @@ from loadtest.target import Target
 from loadtest.trace import Fix, Moved, centre, move
 from loadtest.vendor import Vendor
 from loadtest.watcher import Watcher
-from streamer.geo import Circle
+from streamer.geo.shapes import Circle
 
 ACK_TIMEOUT = 60.0
 LOOKS, LOOK_EVERY = 25, 0.2

@@ -1,4 +1,4 @@
-"""What Alembic runs: on the connection that `streamer.database` gives it, or, from its own command, on DATABASE_URL."""
+"""What Alembic runs: on the connection that `streamer db upgrade` gives it, or, from its own command, DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from logging.config import fileConfig
 from alembic import context
 from sqlalchemy import Connection
 
-from streamer import database, settings
+from streamer import settings
 from streamer.errors import SettingsError
+from streamer.storage import database
 
 
 def run(connection: Connection) -> None:

@@ -13,41 +13,41 @@ from datetime import UTC, datetime
 import structlog
 from aiohttp import web
 
-from streamer import database
-from streamer.auth import Authenticator, rules_of
-from streamer.backup import Backups
-from streamer.batcher import Batcher, Chunk
-from streamer.bus import Bus
-from streamer.census import Census, Heard
-from streamer.cors import Cors
-from streamer.doors import Doors
+from streamer.accounts.change_poller import ChangePoller, Heard
+from streamer.accounts.dataloader import DataLoader
+from streamer.accounts.entitlements import Entitlements
+from streamer.accounts.jwks import IssuerKeys
+from streamer.accounts.tokens import Authenticator, rules_of
+from streamer.broker.broker import Broker
+from streamer.broker.stream import Feed, Status
+from streamer.broker.subscriptions import Subscriptions
+from streamer.counters import Counters
 from streamer.errors import DatabaseError, SettingsError, Unavailable
-from streamer.events import Events
-from streamer.feed import Feed, Status
-from streamer.files import CLIENT, client_folder, handing_out
-from streamer.health import Health
-from streamer.http import MOST_BODY, Http, answering
-from streamer.inlet import Inlet
-from streamer.keys import IssuerKeys
-from streamer.live import LiveIndex
-from streamer.loader import Loader
-from streamer.metrics import Metrics, Parts
-from streamer.pages import Pages
-from streamer.plans import Plans
-from streamer.positions import Positions
-from streamer.pulse import Pulse
-from streamer.rate import Allowances
-from streamer.reference import Reference
-from streamer.reports import Reports
+from streamer.ingest.batcher import Batcher, Chunk
+from streamer.ingest.position_writer import PositionWriter
+from streamer.ingest.rate_limit import Allowances
+from streamer.live.index import LiveIndex
+from streamer.live.ticker import Ticker
+from streamer.operations.backup import Backups
+from streamer.operations.health import Health
+from streamer.operations.loop_lag import LoopLag
+from streamer.operations.metrics import Metrics, Parts
+from streamer.operations.tracing import Tracing
+from streamer.operations.workers.peers import Peers
 from streamer.settings import Settings
-from streamer.siblings import Siblings
-from streamer.sockets import Sockets
-from streamer.store import Store
+from streamer.storage import database
+from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
-from streamer.tally import Tally
-from streamer.ticker import Ticker
-from streamer.tracing import Tracing
-from streamer.watches import Watches
+from streamer.transport.cors import Cors
+from streamer.transport.http_ingest import HttpIngest
+from streamer.transport.http_query import MOST_BODY, HttpQuery, answering
+from streamer.transport.inlet import Inlet
+from streamer.transport.slow_clients import SlowClients
+from streamer.transport.sse import EventStreams
+from streamer.transport.websocket import WebSockets
+from streamer.web.api_docs import ApiDocs
+from streamer.web.pages import Pages
+from streamer.web.static import CLIENT, client_folder, handing_out
 
 log = structlog.get_logger()
 
@@ -72,13 +72,13 @@ class Server:
     """One server process: `start` it, `stop` it; `app` is what aiohttp serves."""
 
     def __init__(
-        self, settings: Settings, store: Store, tally: Tally | None = None, siblings: Siblings | None = None
+        self, settings: Settings, store: Store, counters: Counters | None = None, peers: Peers | None = None
     ) -> None:
         self.settings = settings
-        self.tally = tally = tally or Tally()
+        self.counters = counters = counters or Counters()
         self.store = store
         self.process = secrets.token_hex(4)
-        self.siblings = siblings
+        self.peers = peers
         self.index = LiveIndex(
             self.process,
             offline_after=int(settings.offline_after * 1000),
@@ -93,22 +93,24 @@ class Server:
             before=self.inlet.look,
         )
         assert settings.redis_url is not None
-        self.bus = Bus(
+        self.broker = Broker(
             settings.redis_url.get_secret_value(),
             self.index,
             clock,
             changed=self.ticker.changed,
             gap=self._gap,
             deleted=lambda vendor_id: self.sockets.deleted((vendor_id,)),
-            tally=tally,
+            counters=counters,
         )
-        self.plans = Plans(store, self.bus, clock, settings.free_interval) if settings.free_interval else None
-        if self.plans is not None:
-            self.bus.fleet.shows = self.plans.shows
-        self.watches = Watches(self.index, self.bus, clock)
+        self.entitlements = (
+            Entitlements(store, self.broker, clock, settings.free_interval) if settings.free_interval else None
+        )
+        if self.entitlements is not None:
+            self.broker.local_vendors.shows = self.entitlements.shows
+        self.watches = Subscriptions(self.index, self.broker, clock)
         self.feed = (
             Feed(
-                self.bus.run,
+                self.broker.run,
                 self._statuses,
                 self.process,
                 clock,
@@ -120,7 +122,9 @@ class Server:
             else None
         )
         self.tracing = Tracing(settings.otlp_url, self.process) if settings.otlp_url is not None else None
-        self.positions = Positions(store.update_positions, interval=settings.position_interval, faulted=self._faulted)
+        self.positions = PositionWriter(
+            store.update_positions, interval=settings.position_interval, faulted=self._faulted
+        )
         self.batcher = Batcher(
             store.store_chunks,
             max_pings=settings.buffer_pings,
@@ -130,11 +134,11 @@ class Server:
             stored=self._stored,
             traced=None if self.tracing is None else self.tracing.batch,
             faulted=self._faulted,
-            tally=tally,
+            counters=counters,
         )
-        self.census = Census(
+        self.change_poller = ChangePoller(
             store,
-            self.bus.fleet,
+            self.broker.local_vendors,
             self.index,
             clock,
             interval=settings.census_interval,
@@ -150,34 +154,34 @@ class Server:
             [secret.get_secret_value() for secret in shared if secret is not None],
             self.keys,
             rules_of(settings),
-            self.census.deleted_users,
+            self.change_poller.deleted_users,
         )
         allowances = Allowances(settings.vendor_rate, settings.vendor_burst, settings.vendor_changes)
-        self.loader = Loader(store)
-        self.sockets = Sockets(
+        self.dataloader = DataLoader(store)
+        self.sockets = WebSockets(
             settings,
             store,
-            self.loader,
+            self.dataloader,
             self.batcher,
-            self.bus,
+            self.broker,
             self.watches,
             self.index,
             self.authenticator,
-            self.census,
+            self.change_poller,
             allowances,
             clock,
             self.ticker.changed,
             self.inlet,
-            tally,
-            late=lambda: self.pulse.late,
+            counters,
+            late=lambda: self.loop_lag.late,
         )
-        self.events = Events(settings, self.sockets, self.watches, self.authenticator, clock, self.ticker.changed)
-        self.http = Http(settings, store, self.loader, self.watches, self.authenticator, clock)
-        self.reports = Reports(
+        self.events = EventStreams(settings, self.sockets, self.watches, self.authenticator, clock, self.ticker.changed)
+        self.http = HttpQuery(settings, store, self.dataloader, self.watches, self.authenticator, clock)
+        self.reports = HttpIngest(
             settings,
-            self.loader,
+            self.dataloader,
             self.batcher,
-            self.bus.fleet,
+            self.broker.local_vendors,
             self.authenticator,
             allowances,
             clock,
@@ -185,38 +189,38 @@ class Server:
         )
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
-        self.pulse = Pulse(tally)
+        self.loop_lag = LoopLag(counters)
         self.backups = Backups(settings.backup_dir) if settings.backup_dir is not None else None
-        self.health = Health(store, self.bus, self.batcher, self.positions, self.sockets, self.supervisor, siblings)
+        self.health = Health(store, self.broker, self.batcher, self.positions, self.sockets, self.supervisor, peers)
         self.metrics = Metrics(
             Parts(
-                tally,
+                counters,
                 self.batcher,
                 self.positions,
-                self.bus,
+                self.broker,
                 self.index,
                 self.ticker,
                 self.watches,
                 self.sockets,
                 self.supervisor,
-                self.pulse,
+                self.loop_lag,
                 self.health.known,
                 lambda: self.health.found,
                 self.backups,
                 self.feed,
             ),
-            siblings=siblings,
+            peers=peers,
         )
-        self.doors = Doors(
+        self.slow_clients = SlowClients(
             settings.handshake_timeout, settings.request_timeout, settings.max_connections + OTHER_CONNECTIONS
         )
         self.app = web.Application(
-            middlewares=[self.doors.through, answering(tally, self.process)], client_max_size=MOST_BODY
+            middlewares=[self.slow_clients.through, answering(counters, self.process)], client_max_size=MOST_BODY
         )
         self.app.add_routes(
             [
                 *self.pages.routes(),
-                *Reference(settings).routes(),
+                *ApiDocs(settings).routes(),
                 web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
                 web.get("/livez", self.health.livez),
                 web.get("/readyz", self.health.readyz),
@@ -244,18 +248,18 @@ class Server:
         self.supervisor.start(
             {
                 "ticker": self.ticker.run,
-                "expire": lambda: self.ticker.expire(self.bus.departed),
+                "expire": lambda: self.ticker.expire(self.broker.departed),
                 "heartbeat": self.sockets.heartbeat,
                 "events-heartbeat": self.events.heartbeat,
                 "partitions": self._keep_partitions,
-                "census": self.census.run,
+                "census": self.change_poller.run,
                 **({} if self.keys is None else {"keys": self.keys.run}),
-                **({} if self.plans is None else {"plans": self.plans.run}),
-                "pulse": self.pulse.run,
+                **({} if self.entitlements is None else {"plans": self.entitlements.run}),
+                "pulse": self.loop_lag.run,
                 "condition": self.health.watch,
                 **({} if self.feed is None else {"feed": self.feed.run}),
                 **({} if self.backups is None else {"backups": self.backups.run}),
-                **self.bus.tasks(),
+                **self.broker.tasks(),
             }
         )
 
@@ -282,7 +286,7 @@ class Server:
             await self.tracing.close()
         await self.pages.close()
         self.inlet.close()
-        await self.bus.close()
+        await self.broker.close()
         await self.store.close()
 
     async def unready(self) -> dict[str, str]:
@@ -291,9 +295,9 @@ class Server:
 
     async def beat(self) -> None:
         """Tell the other workers that this one goes on, and what it can't do, for ever."""
-        assert self.siblings is not None
+        assert self.peers is not None
         while True:
-            self.siblings.beat("; ".join(f"{task}: {why}" for task, why in self.supervisor.failures.items()))
+            self.peers.beat("; ".join(f"{task}: {why}" for task, why in self.supervisor.failures.items()))
             await asyncio.sleep(BEAT)
 
     async def _keep_partitions(self) -> None:
@@ -319,7 +323,7 @@ class Server:
 
     def _next_use(self) -> float:
         """When a ping that comes now can first be shown, or, where nobody watches, stored or told; may have passed."""
-        return self.ticker.next if self.index.views else min(self.batcher.next, self.bus.next)
+        return self.ticker.next if self.index.views else min(self.batcher.next, self.broker.next)
 
     def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
         self.watches.gap(cells, vendor_ids)
@@ -333,7 +337,7 @@ class Server:
     def _statuses(self) -> Iterator[Status]:
         """Those of the vendors that this process serves and that are on the map."""
         vendors = self.index.vendors
-        for vendor_id in self.bus.fleet.sockets:
+        for vendor_id in self.broker.local_vendors.sockets:
             vendor = vendors.get(vendor_id)
             if vendor is not None and vendor.live:
                 yield vendor_id, vendor.card.open, vendor.online
@@ -352,29 +356,29 @@ def not_listening(host: str, port: int, error: OSError) -> SettingsError:
     return SettingsError(f"can't listen on {where}: {error.strerror or error}; choose another address by --host")
 
 
-async def open_server(settings: Settings, siblings: Siblings | None = None) -> Server:
+async def open_server(settings: Settings, peers: Peers | None = None) -> Server:
     """A server on the database and Redis of the settings; refuses another migration, and too few rights."""
     if settings.database_url is None or settings.redis_url is None:
         raise SettingsError("DATABASE_URL and REDIS_URL are needed")
     url = settings.database_url.get_secret_value()
     await database.require_newest(url)
     await database.require_rights(url)
-    tally = Tally()
+    counters = Counters()
     store = await Store.open(
         url,
         pool_size=settings.pool_size,
         pool_timeout=settings.pool_timeout,
         statement_timeout=settings.statement_timeout,
-        tally=tally,
+        counters=counters,
     )
-    return Server(settings, store, tally, siblings=siblings)
+    return Server(settings, store, counters, peers=peers)
 
 
 @asynccontextmanager
-async def serving(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[tuple[Server, str]]:
+async def serving(settings: Settings, peers: Peers | None = None) -> AsyncIterator[tuple[Server, str]]:
     """Serve while the context lasts, alone or as one of several workers; gives the server and its URL."""
     async with AsyncExitStack() as stack:
-        server = await open_server(settings, siblings)
+        server = await open_server(settings, peers)
         await server.start()
         stack.push_async_callback(server.stop)
         runner = web.AppRunner(
@@ -384,17 +388,17 @@ async def serving(settings: Settings, siblings: Siblings | None = None) -> Async
         stack.push_async_callback(runner.cleanup)
         listening = runner.server
         assert listening is not None
-        server.supervisor.start({"doors": lambda: server.doors.watch(lambda: listening.connections)})
+        server.supervisor.start({"doors": lambda: server.slow_clients.watch(lambda: listening.connections)})
         stack.push_async_callback(server.drain)
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096, reuse_port=siblings is not None)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096, reuse_port=peers is not None)
         try:
             await site.start()
         except OSError as taken:
             raise not_listening(settings.host, settings.port, taken) from None
         stack.push_async_callback(site.stop)
-        if siblings is not None:
-            siblings.socket.unlink(missing_ok=True)  # its predecessor may have been killed
-            await web.UnixSite(runner, siblings.socket).start()
+        if peers is not None:
+            peers.socket.unlink(missing_ok=True)  # its predecessor may have been killed
+            await web.UnixSite(runner, peers.socket).start()
             server.supervisor.start({"beat": server.beat})
         host, port = runner.addresses[0][:2]
         yield server, f"http://{f'[{host}]' if ':' in host else host}:{port}"

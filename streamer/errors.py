@@ -106,3 +106,13 @@ class Unavailable(StreamerError):
 
 class EmbeddedError(StreamerError):
     """A PostgreSQL or Valkey of our own could not be started; the message ends with what it logged."""
+
+
+class Disconnect(Exception):
+    """The connection must end with this code; `message` is told to the client first."""
+
+    def __init__(self, close: CloseCode, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.close = close
+        self.code = code
+        self.message = message

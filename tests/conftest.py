@@ -21,13 +21,13 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from streamer.database import parse_url
-from streamer.embedded import PostgresServer, ValkeyServer
-from tests.apps import SECRET, eventually
+from streamer.operations.embedded import PostgresServer, ValkeyServer
+from streamer.storage.database import parse_url
+from tests.support.apps import SECRET, eventually
 
 if TYPE_CHECKING:
     from streamer.app import Server
-    from tests.browser import Chromium
+    from tests.support.browser import Chromium
 
 TEMPLATE = "venta_template"
 SERVING_ROLE = "venta_serving"
@@ -106,7 +106,7 @@ def numbers() -> Iterator[int]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def template(postgres: PostgresServer) -> str:
     """The name of a migrated database, closed to connections so that it can be copied at any time."""
-    from streamer import database  # not above: the tests of pure modules must run without it
+    from streamer.storage import database  # not above: the tests of pure modules must run without it
 
     await _execute(postgres.url, f"CREATE DATABASE {TEMPLATE}")
     await database.upgrade(_sibling(postgres.url, TEMPLATE))
@@ -245,6 +245,6 @@ async def serve(serving_url: str, redis_url: str) -> AsyncIterator[Serve]:
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[Chromium]:
     """The Chromium that the tests of this process share."""
-    from tests.browser import chromium
+    from tests.support.browser import chromium
 
     yield from chromium()

@@ -16,7 +16,7 @@ from loadtest.ping import Ping
 from loadtest.target import Target
 from loadtest.vendor import Vendor
 from loadtest.watcher import Watcher
-from streamer.geo import Circle
+from streamer.geo.shapes import Circle
 
 CENTER = (52.2297, 21.0122)
 RADIUS = 60_000.0

@@ -14,13 +14,13 @@ from loadtest.crowd import minting
 from loadtest.identity import Identity
 from loadtest.target import Target
 from loadtest.vendor import Vendor
-from streamer import database
-from tests.apps import SECRET
+from streamer.storage import database
 from tests.chaos.balancer import Balancer
 from tests.chaos.crowd import COMES_BACK, Crowd, Mover
 from tests.chaos.faults import Fault, plan
 from tests.chaos.judge import Judge
 from tests.chaos.stage import Stage
+from tests.support.apps import SECRET
 
 MOVERS = 12
 WATCHERS = 6

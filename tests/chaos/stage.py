@@ -15,12 +15,12 @@ import aiohttp
 import asyncpg
 import redis.asyncio
 
-from streamer import database
-from streamer.embedded import PostgresServer, ValkeyServer
+from streamer.operations.embedded import PostgresServer, ValkeyServer
+from streamer.storage import database
 from tests.chaos.balancer import Balancer
 from tests.chaos.faults import Fault
-from tests.network import Proxy
-from tests.process import ServerProcess
+from tests.support.network import Proxy
+from tests.support.process import ServerProcess
 
 OFFLINE_AFTER = 6.0
 LEAVE_AFTER = 6.0
@@ -239,7 +239,7 @@ class Stage:
     async def _upgrade(self, url: str) -> asyncio.subprocess.Process:
         with (self.folder / "migration.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", "from streamer.cli import main; main()", "db", "upgrade"),
+                *(sys.executable, "-c", "from streamer.cli.main import main; main()", "db", "upgrade"),
                 env={"DATABASE_URL": url, "PATH": ""},
                 cwd=Path(__file__).parents[2],
                 stdout=log,

@@ -24,15 +24,15 @@ import aiohttp
 import orjson
 import psutil
 
-from streamer import database
-from streamer.auth import make_token
-from streamer.database import SeededVendor
-from streamer.embedded import PostgresServer, ValkeyServer
+from streamer.accounts.tokens import make_token
 from streamer.errors import CloseCode, ErrorCode
-from tests.apps import SECRET, CustomerApp, VendorApp, circle, eventually
+from streamer.operations.embedded import PostgresServer, ValkeyServer
+from streamer.storage import database
+from streamer.storage.database import SeededVendor
 from tests.fuzz.mutations import ODD, TOKEN
 from tests.fuzz.targets import SEEDS
-from tests.process import ServerProcess
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
+from tests.support.process import ServerProcess
 
 LAT, LONG = 10.0, 10.0
 CONNECTIONS = 8

@@ -13,28 +13,29 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from streamer import history, protocol, reports, trackers
-from streamer.auth import Authenticator
-from streamer.errors import ProtocolError
-from streamer.geo import bus_cover, cover, cover_level
-from streamer.live import Card, LiveIndex, Presence, ViewKey
-from streamer.logs import masked
-from streamer.protocol import Bounds
-from streamer.seats import allowed_origin, client_address
-from streamer.session import Closing, Pending, VendorSession
-from streamer.tally import Tally
+from streamer.accounts.tokens import Authenticator
+from streamer.counters import Counters
+from streamer.errors import Disconnect, ProtocolError
+from streamer.geo.shapes import bus_cover, cover, cover_level
+from streamer.ingest.session import Pending, VendorSession
+from streamer.live.index import Card, LiveIndex, Presence, ViewKey
+from streamer.operations.logs import masked
+from streamer.protocol import history, messages, trackers
+from streamer.protocol.messages import Bounds
+from streamer.transport import http_ingest
+from streamer.transport.connection_limits import allowed_origin, client_address
 
 NOW = 1_732_467_600_000
 BOUNDS = Bounds()
 MOST_CELLS = 2000
 """Cells that the cover of an area within bounds may have."""
-TALLY = Tally()
+TALLY = Counters()
 AUTHENTICATOR = Authenticator(["a secret that is long enough to be one"])
 
 
 def vendor(data: bytes) -> None:
     """A vendor app's messages, a line each: every ping is acked or rejected once, acks rise, nothing else is raised."""
-    session = VendorSession(BOUNDS, live_max_age=600_000, max_bad_messages=50, tally=TALLY)
+    session = VendorSession(BOUNDS, live_max_age=600_000, max_bad_messages=50, counters=TALLY)
     order = random.Random(len(data))
     waiting: list[Pending] = []
     answered: list[int] = []
@@ -53,8 +54,8 @@ def vendor(data: bytes) -> None:
     for line in data.split(b"\n")[:30]:
         try:
             received = session.receive(line, NOW)
-        except Closing as closing:
-            orjson.loads(protocol.encode_error(closing.code, closing.message))
+        except Disconnect as closing:
+            orjson.loads(messages.encode_error(closing.code, closing.message))
             return
         take(received.replies)
         for ping in received.pings:
@@ -78,11 +79,11 @@ def vendor(data: bytes) -> None:
 def watch(data: bytes) -> None:
     """A customer app's message: an area within bounds is covered by few cells and shows exactly who is inside."""
     try:
-        message = protocol.decode_watch(data, BOUNDS)
+        message = messages.decode_watch(data, BOUNDS)
     except ProtocolError as wrong:
-        orjson.loads(protocol.encode_error(wrong.code, wrong.message, protocol.named(data)))
+        orjson.loads(messages.encode_error(wrong.code, wrong.message, messages.named(data)))
         return
-    if type(message) is not protocol.Watch:
+    if type(message) is not messages.Watch:
         return
     index = LiveIndex("me")
     key = ViewKey(message.area, message.vendors, message.open)
@@ -97,9 +98,9 @@ def watch(data: bytes) -> None:
         body = orjson.loads(data)["area"]
         for corner in [body.get("center"), body.get("ne"), body.get("sw"), *(body.get("polygon") or ())][:30]:
             if type(corner) is list:
-                positions.append(protocol.coordinates(corner[1], corner[0]))
+                positions.append(messages.coordinates(corner[1], corner[0]))
             elif corner is not None:
-                positions.append(protocol.position(corner))
+                positions.append(messages.position(corner))
     ids = sorted(message.vendors or ())[:5] + [f"v{number}" for number in range(len(positions))]
     for id, (lat, long) in zip(ids, positions, strict=False):
         index.put_card(id, Card(NOW, id, True, None), NOW)
@@ -123,7 +124,7 @@ def http(data: bytes) -> None:
         with suppress(ProtocolError):
             items += part(rest, text, query) or []
     with suppress(ProtocolError):
-        for ping in protocol.decode_pings(items[:500], NOW, None, BOUNDS).accepted:
+        for ping in messages.decode_pings(items[:500], NOW, None, BOUNDS).accepted:
             assert abs(ping.lat) <= 90
             assert abs(ping.long) <= 180
 
@@ -152,10 +153,10 @@ def _token(_: bytes, text: str, __: dict[str, str]) -> None:
 
 Part = Callable[[bytes, str, dict[str, str]], "list[Any] | None"]
 PARTS: dict[bytes, tuple[Part, ...]] = {
-    b"p": (lambda rest, text, query: reports.ping_items(rest),),
+    b"p": (lambda rest, text, query: http_ingest.ping_items(rest),),
     b"o": (lambda rest, text, query: trackers.owntracks(rest),),
     b"j": (lambda rest, text, query: trackers.osmand_json(rest)[0],),
-    b"f": (lambda rest, text, query: trackers.osmand_form(reports.form_of(rest)),),
+    b"f": (lambda rest, text, query: trackers.osmand_form(http_ingest.form_of(rest)),),
     b"r": (_range,),
     b"h": (_headers,),
     b"t": (_token,),

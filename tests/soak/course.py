@@ -25,11 +25,11 @@ from loadtest.ping import Ping
 from loadtest.spectator import Spectator
 from loadtest.target import Target
 from loadtest.vendor import Vendor
-from streamer import database
-from streamer.embedded import PostgresServer, ValkeyServer
-from tests.apps import SECRET
-from tests.process import ServerProcess
+from streamer.operations.embedded import PostgresServer, ValkeyServer
+from streamer.storage import database
 from tests.soak.trend import Bound
+from tests.support.apps import SECRET
+from tests.support.process import ServerProcess
 
 LAT, LONG, SPREAD = 52.2297, 21.0122, 0.05
 RADIUS = 1500.0

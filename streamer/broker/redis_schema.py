@@ -1,0 +1,323 @@
+"""What Redis holds of a vendor: names of keys, scripts that let the newest win, and states written and read. Pure.
+
+Everything of a bus cell shares a hash tag, so the same code runs on one Redis and on a Redis Cluster (sharded pub/sub):
+
+    v1:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
+                         ! -> a mark made with the hash: another one means that Redis forgot what it held
+    v1:{812.403}         channel: [origin, fixes, cards, presences, https, gone], one message per cell and flush
+    v1:at:{vendorId}     where a vendor is: timestamp of that fix (13 digits), bus cell, blank, process that said so
+    v1:{roam}            channel: signs of life, and the state of vendors that changed cell or process
+    v1:{roam}:owners     sorted set: process -> its last sign of life, epoch ms
+    v1:{roam}:of:PROCESS set: the bus cells a process wrote to, for those who clean up when it is dead
+
+Versions make writes commute: an older register never replaces a newer one, whichever process is late.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from streamer.geo.shapes import cell_name, named_cell
+from streamer.live.index import Card, LiveIndex, Presence, Vendor
+from streamer.live.local_vendors import Part
+
+CELL_TTL = 2 * 3600
+AT_TTL = 24 * 3600
+OWNERS_TTL = 7 * 24 * 3600
+"""Seconds for which what nobody writes any more is kept at most."""
+CHUNK = 400
+"""Vendors in one EVAL: Lua's stack bounds how many arguments it can unpack."""
+SCAN = 1000
+"""Registers asked for at a time."""
+ROAM = b"v1:{roam}"
+OWNERS = ROAM + b":owners"
+MARK = b"!"
+NEVER = b"0" * 13
+ALWAYS = b"9" * 13
+
+WRITE = """
+local fields = {}
+for i = 3, #ARGV, 2 do fields[#fields + 1] = ARGV[i] end
+local held = redis.call('HMGET', KEYS[1], '!', unpack(fields))
+local newer = {}
+if not held[1] then
+  held[1] = ARGV[2]
+  newer = {'!', ARGV[2]}
+end
+for i = 1, #fields do
+  local value = ARGV[i * 2 + 2]
+  if not held[i + 1] or held[i + 1] <= value then
+    newer[#newer + 1] = fields[i]
+    newer[#newer + 1] = value
+  end
+end
+if #newer > 0 then redis.call('HSET', KEYS[1], unpack(newer)) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return held[1]
+"""
+"""KEYS: a cell. ARGV: seconds to keep it, a new mark, then field, value … Answers the mark of what the cell holds.
+
+Of one version the greater value stays: a connection that ended after one that is open, as everywhere.
+"""
+
+DROP = """
+local gone = 0
+for i = 1, #ARGV, 4 do
+  local id = ARGV[i]
+  local held = redis.call('HMGET', KEYS[1], 'f' .. id, 'p' .. id, 'h' .. id)
+  local newer = false
+  for j = 1, 3 do
+    if held[j] and held[j]:sub(1, 13) > ARGV[i + j] then newer = true end
+  end
+  if not newer then gone = gone + redis.call('HDEL', KEYS[1], 'f' .. id, 'c' .. id, 'p' .. id, 'h' .. id) end
+end
+return gone
+"""
+"""KEYS: a cell. ARGV: vendor, newest versions known of its fix, presence and HTTP ping … Newer ones stay."""
+
+PLACE = """
+local held = redis.call('GET', KEYS[1])
+if not held or held:sub(1, 13) <= ARGV[1]:sub(1, 13) or held == ARGV[2] then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
+end
+return held
+"""
+"""KEYS: where a vendor is. ARGV: the new value, the one it may replace even if that is newer, seconds to keep it."""
+
+UNPLACE = """
+local held = redis.call('GET', KEYS[1])
+if held and held:sub(1, 13) <= ARGV[1] and (ARGV[2] == '' or held:sub(-#ARGV[2]) == ARGV[2]) then
+  return redis.call('DEL', KEYS[1])
+end
+return 0
+"""
+"""KEYS: where a vendor is. ARGV: the newest version to forget, the process that must have said it; empty: any."""
+
+READ = """
+local mark = redis.call('HGET', KEYS[1], '!')
+if not mark then
+  mark = ARGV[2]
+  redis.call('HSET', KEYS[1], '!', mark)
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+return mark
+"""
+"""KEYS: a cell. ARGV: seconds to keep it, a new mark. Answers the mark of what the cell holds."""
+
+
+def channel(cell: int) -> bytes:
+    """The channel of a bus cell."""
+    return b"v1:{%s}" % cell_name(cell).encode()
+
+
+def positions_key(cell: int) -> bytes:
+    """The hash of a bus cell's current states."""
+    return channel(cell) + b":now"
+
+
+def once_key(vendor_id: str) -> bytes:
+    """The key that says that a vendor without a plan went live lately."""
+    return b"v1:once:" + vendor_id.encode()
+
+
+def place_key(vendor_id: str) -> bytes:
+    """The key that says in which bus cell a vendor was last written."""
+    return b"v1:at:" + vendor_id.encode()
+
+
+def cells_key(owner: str) -> bytes:
+    """The set of bus cells that a process wrote to."""
+    return ROAM + b":of:" + owner.encode()
+
+
+def place(timestamp: int, cell: int, owner: str) -> bytes:
+    """The value of a vendor's place: the version, the cell and the process that says so."""
+    return b"%013d%b %b" % (timestamp, cell_name(cell).encode(), owner.encode())
+
+
+class Place(NamedTuple):
+    """Where a vendor is: the version and the cell, and the process that said so."""
+
+    timestamp: int
+    cell: int
+    owner: str
+
+
+def placed(value: bytes | None) -> Place | None:
+    """A vendor's place as it was written; None for none, and for what is no place."""
+    if value is None:
+        return None
+    try:
+        cell, _, owner = value[13:].partition(b" ")
+        return Place(int(value[:13]), named_cell(cell.decode()), owner.decode())
+    except ValueError:
+        return None
+
+
+class Versions(NamedTuple):
+    """The versions of a vendor's fix, presence and last HTTP ping, 13 digits each."""
+
+    fix: bytes
+    presence: bytes
+    http: bytes
+
+
+def versions_of(vendor: Vendor) -> Versions:
+    """The versions of a vendor's state now."""
+    return Versions(b"%013d" % max(vendor.timestamp, 0), b"%013d" % vendor.presence.since, b"%013d" % vendor.http)
+
+
+ANY_VERSION = Versions(ALWAYS, ALWAYS, ALWAYS)
+
+
+class CellBatch:
+    """What one flush says in one cell: the message and the fields of the hash, each register encoded once for both."""
+
+    def __init__(self) -> None:
+        self.fixes: list[bytes] = []
+        self.cards: list[bytes] = []
+        self.presences: list[bytes] = []
+        self.https: list[bytes] = []
+        self.gone: list[str] = []
+        self.fields: list[bytes] = []
+
+    def add(self, vendor: Vendor, parts: int, *, store: bool = True) -> None:
+        """Say the given parts of a vendor's state; with `store` they are this cell's to keep."""
+        id = vendor.vendor_id
+        if parts & Part.FIX:
+            fix = (id, vendor.timestamp, vendor.lat, vendor.long, vendor.heading, vendor.speed)
+            self._say(self.fixes, b"f", vendor.timestamp, fix, store)
+        if parts & Part.CARD:
+            self._say(self.cards, b"c", vendor.card.version, (id, *vendor.card), store)
+        if parts & Part.PRESENCE and vendor.presence.owner:
+            self._say(self.presences, b"p", vendor.presence.since, (id, *vendor.presence), store)
+        if parts & Part.HTTP and vendor.http:
+            self._say(self.https, b"h", vendor.http, (id, vendor.http), store)
+
+    def _say(self, said: list[bytes], register: bytes, version: int, value: tuple[Any, ...], store: bool) -> None:
+        encoded = orjson.dumps(value)
+        said.append(encoded)
+        if store:
+            self.fields += (register + value[0].encode(), b"%013d%b" % (version, encoded))
+
+    def says(self) -> bool:
+        """Whether there is anything to publish."""
+        return bool(self.fixes or self.cards or self.presences or self.https or self.gone)
+
+    def message(self, origin: str) -> bytes:
+        """The batch as it is published."""
+        lists = [b"[%b]" % b",".join(said) for said in (self.fixes, self.cards, self.presences, self.https)]
+        return b"[%b,%b,%b]" % (orjson.dumps(origin), b",".join(lists), orjson.dumps(self.gone))
+
+
+class Registers:
+    """One vendor as a cell holds it: each register as it is stored, None where there is none."""
+
+    __slots__ = ("card", "fix", "http", "presence")
+
+    NAMES = (b"f", b"c", b"p", b"h")
+
+    def __init__(
+        self,
+        fix: bytes | None = None,
+        card: bytes | None = None,
+        presence: bytes | None = None,
+        http: bytes | None = None,
+    ) -> None:
+        self.fix = fix
+        self.card = card
+        self.presence = presence
+        self.http = http
+
+    def take(self, kind: bytes, value: bytes) -> None:
+        """A register by the first letter of its field."""
+        if kind == b"f":
+            self.fix = value
+        elif kind == b"c":
+            self.card = value
+        elif kind == b"p":
+            self.presence = value
+        elif kind == b"h":
+            self.http = value
+
+    def owner(self) -> str | None:
+        """The process of the newest connection."""
+        return None if self.presence is None else str(orjson.loads(self.presence[13:])[2])
+
+    def last(self, heard: Callable[[str], int]) -> int | None:
+        """The vendor's last sign of life, epoch ms, None if that is not told; `heard(process)` is that of a process."""
+        if self.http is None and self.presence is None:
+            return None
+        last = int(self.http[:13]) if self.http is not None else 0
+        if self.presence is not None:
+            _, since, owner, ended = orjson.loads(self.presence[13:])
+            last = max(last, ended or max(since, heard(owner)))
+        return last
+
+    def versions(self) -> Versions:
+        """The versions as they are stored."""
+        return Versions(*[NEVER if held is None else held[:13] for held in (self.fix, self.presence, self.http)])
+
+    def timestamp(self) -> int:
+        """When the fix was taken; -1: there is none."""
+        return -1 if self.fix is None else int(self.fix[:13])
+
+    def put(self, index: LiveIndex, now: int) -> None:
+        """Merge into the index; presence first, as a fix without one would wait for it."""
+        if self.presence is not None:
+            id, since, owner, ended = orjson.loads(self.presence[13:])
+            index.put_presence(id, Presence(since, owner, ended), now)
+        if self.http is not None:
+            id, at = orjson.loads(self.http[13:])
+            index.put_http(id, at, now)
+        if self.card is not None:
+            id, *card = orjson.loads(self.card[13:])
+            index.put_card(id, Card(*card), now)
+        if self.fix is not None:
+            id, timestamp, lat, long, heading, speed = orjson.loads(self.fix[13:])
+            index.put_fix(id, timestamp, lat, long, heading, speed, now)
+
+
+class Reading:
+    """A cell being read; who is heard of meanwhile is known better by that."""
+
+    __slots__ = ("cursor", "found", "heard", "left", "mark")
+
+    def __init__(self) -> None:
+        self.cursor: bytes | int = 0
+        self.mark: bytes | None = None
+        self.found: dict[str, Registers] = {}
+        self.heard: set[str] = set()
+        self.left: dict[str, int] = {}
+
+    def again(self) -> None:
+        """Begin anew: a cursor means nothing to another node, or to the same one after a restart."""
+        self.cursor, self.mark = 0, None
+        self.found.clear()
+
+    def take(self, answer: Sequence[Any]) -> bool:
+        """A part of the cell; tells whether it was the last."""
+        self.cursor, flat = answer
+        found = self.found
+        for field, value in zip(flat[::2], flat[1::2], strict=True):
+            if field == MARK:
+                continue
+            id = field[1:].decode()
+            registers = found.get(id)
+            if registers is None:
+                registers = found[id] = Registers()
+            registers.take(field[:1], value)
+        return int(self.cursor) == 0
+
+    def owners(self) -> set[str]:
+        """The processes whose vendors were read."""
+        return {owner for registers in self.found.values() if (owner := registers.owner()) is not None}
+
+
+def new_mark() -> str:
+    """A mark for a cell that Redis does not hold yet."""
+    return secrets.token_hex(6)

@@ -1,0 +1,91 @@
+"""A watch's way into the live index: hear its cells first, then take the snapshot, so that nothing falls between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from streamer.broker.broker import Broker
+from streamer.geo.shapes import bus_cover
+from streamer.live import index as live_index
+from streamer.live.index import LiveIndex, Vendor, ViewKey
+from streamer.protocol import messages
+
+
+class Needs(NamedTuple):
+    """What a watch has the bus hear."""
+
+    cells: frozenset[int]
+    listed: frozenset[str]
+
+
+def needs_of(wanted: messages.Watch) -> Needs:
+    """What a watch needs to be true."""
+    cells = bus_cover(wanted.area) if wanted.area is not None else frozenset[int]()
+    return shared_needs(cells, wanted.vendors or frozenset())
+
+
+@lru_cache(1024)
+def shared_needs(cells: frozenset[int], listed: frozenset[str]) -> Needs:
+    """The same object for the same needs: all watches in a town have the same few cells."""
+    return Needs(cells, listed)
+
+
+class Subscriptions:
+    """All watches of this process, by the bus cells or vendors they need."""
+
+    def __init__(self, index: LiveIndex, broker: Broker, clock: Callable[[], int]) -> None:
+        self._index = index
+        self._broker = broker
+        self._clock = clock
+        self._needs: dict[live_index.Watch, Needs] = {}
+
+    def __len__(self) -> int:
+        return len(self._needs)
+
+    async def open(self, watch: live_index.Watch, wanted: messages.Watch) -> None:
+        """Start a watch or move it; its snapshot is written as soon as its cells are heard."""
+        needs = needs_of(wanted)
+        # Held before the old ones are released: what both need is heard without a break.
+        self._broker.hold(*needs)
+        try:
+            # What is not heard in time comes as updates once it is.
+            await self._broker.ready(*needs)
+        except BaseException:
+            self._broker.release(*needs)
+            raise
+        before = self._needs.get(watch)
+        self._needs[watch] = needs
+        if before is not None:
+            self._broker.release(*before)
+        watch.interval = wanted.interval
+        self._index.watch(watch, ViewKey(wanted.area, wanted.vendors, wanted.open), self._clock())
+
+    def close(self, watch: live_index.Watch) -> None:
+        """End a watch."""
+        needs = self._needs.pop(watch, None)
+        if needs is not None:
+            self._broker.release(*needs)
+        self._index.unwatch(watch)
+
+    def gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
+        """What happened in these cells or to these listed vendors may have been missed: snapshots for who watches."""
+        self._index.resnapshot(
+            [
+                watch
+                for watch, needs in self._needs.items()
+                if not (cells.isdisjoint(needs.cells) and vendor_ids.isdisjoint(needs.listed))
+            ],
+            self._clock(),
+        )
+
+    async def members(self, wanted: messages.Watch) -> tuple[list[Vendor], bool]:
+        """The vendors that a watch would show now, and whether these are surely all."""
+        needs = needs_of(wanted)
+        self._broker.hold(*needs)
+        try:
+            complete = await self._broker.ready(*needs)
+            return self._index.members(ViewKey(wanted.area, wanted.vendors, wanted.open)), complete
+        finally:
+            self._broker.release(*needs)

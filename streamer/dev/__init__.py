@@ -1,0 +1,1 @@
+"""`streamer dev`: services of its own and simulated vendors."""

@@ -1,0 +1,1 @@
+"""Shapes on the sphere and the grid. Pure."""

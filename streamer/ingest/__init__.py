@@ -1,0 +1,1 @@
+"""What becomes of a ping until it is stored."""

@@ -1,0 +1,147 @@
+"""How much a vendor may send: what goes ahead of others, when it is read slower, when it is refused. Pure.
+
+Times are seconds of any clock that only goes forward, and are passed in.
+"""
+
+from __future__ import annotations
+
+from streamer.errors import CloseCode, Disconnect, ErrorCode
+
+AHEAD = 1000
+"""Pings above its rate that a vendor may have sent and still be counted among the prompt: two full messages."""
+PAUSE = 1.0
+"""Seconds for which a connection that sends too many messages is not read."""
+MOST_WARNINGS = 5
+"""So many pauses, each within FORGET of the one before, and the connection is ended."""
+FORGET = 10.0
+CHANGES_AHEAD = 10
+"""So many times a vendor may open or close at once; each is a write, an audit entry, and news to all who watch."""
+
+
+class Meter:
+    """A leaky bucket: adds up what came, and lets `rate` of it go each second."""
+
+    __slots__ = ("_at", "_level", "rate")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate = rate
+        self._level = 0.0
+        self._at = now
+
+    def level(self, now: float) -> float:
+        """What came and has not gone yet."""
+        return max(0.0, self._level - self.rate * max(0.0, now - self._at))
+
+    def add(self, count: float, now: float) -> float:
+        """Count what came now; gives the level with it."""
+        self._level = self.level(now) + count
+        self._at = max(self._at, now)
+        return self._level
+
+
+class Allowance:
+    """One vendor's share of this process, over all its connections.
+
+    Within `rate` pings a second, and AHEAD at once, its pings are prompt: they go ahead of what others send in bulk.
+    `burst` more are taken at full speed. Beyond that it is read at `rate` while the buffer is contended, and it never
+    has more than `burst` pings waiting to be stored.
+    """
+
+    __slots__ = ("_burst", "_changes", "_meter", "connections", "unsettled")
+
+    def __init__(self, rate: float, burst: int, now: float, changes: float = 0.5) -> None:
+        self._meter = Meter(rate, now)
+        self._changes = Meter(changes, now)
+        self._burst = burst
+        self.connections = 0
+        self.unsettled = 0
+        """Its pings that are neither stored nor rejected yet."""
+
+    def take(self, pings: int, now: float) -> bool:
+        """Count pings that came; whether they are prompt."""
+        return self._meter.add(pings, now) <= AHEAD
+
+    def wait(self, now: float, contended: bool) -> float:
+        """Seconds for which to read no more of it, then to ask again; 0 when it may be read."""
+        if self.unsettled > self._burst:
+            return (self.unsettled - self._burst) / self._meter.rate
+        if contended:
+            return max(0.0, self._meter.level(now) - self._burst) / self._meter.rate
+        return 0.0
+
+    def change(self, now: float) -> float:
+        """Count an opening or closing; or, when it is one too many, seconds after which to say it again."""
+        excess = self._changes.level(now) + 1 - CHANGES_AHEAD
+        if excess > 0:
+            return excess / self._changes.rate
+        self._changes.add(1, now)
+        return 0.0
+
+    def idle(self, now: float) -> bool:
+        """Whether a new one would do as well."""
+        quiet = not self._meter.level(now) and not self._changes.level(now)
+        return quiet and not self.connections and not self.unsettled
+
+
+class Allowances:
+    """The allowance of each vendor that is heard or was heard lately, so that a reconnect makes no new one."""
+
+    def __init__(self, rate: float, burst: int, changes: float = 0.5) -> None:
+        self._rate = rate
+        self._changes = changes
+        self._burst = burst
+        self._of: dict[str, Allowance] = {}
+        self._look_at = 1000
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, vendor_id: str, now: float) -> Allowance:
+        """This vendor's."""
+        allowance = self._of.get(vendor_id)
+        if allowance is None:
+            if len(self._of) >= self._look_at:
+                self._of = {id: each for id, each in self._of.items() if not each.idle(now)}
+                self._look_at = max(1000, 2 * len(self._of))
+            allowance = self._of[vendor_id] = Allowance(self._rate, self._burst, now, self._changes)
+        return allowance
+
+
+class Limit:
+    """The hard bound on a connection's messages: `rate` a second, and a second's worth at once.
+
+    Nothing that was sent is dropped, or an ack of what follows would be a lie: the connection is warned and paused, and
+    ended when it goes on.
+    """
+
+    __slots__ = ("_calm_at", "_hint", "_meter", "_warnings")
+
+    def __init__(self, rate: float, now: float, hint: str = "many pings fit in one message") -> None:
+        self._hint = hint
+        self._meter = Meter(rate, now)
+        self._warnings = 0
+        self._calm_at = now
+
+    @property
+    def warning(self) -> tuple[ErrorCode, str]:
+        """What to tell who is over it."""
+        return (
+            ErrorCode.RATE_LIMITED,
+            f"more than {self._meter.rate:g} messages a second: nothing of yours is lost, but you are read slower;"
+            f" {self._hint}",
+        )
+
+    def over(self, now: float) -> bool:
+        """Count a message; whether the connection has to be told and not read for PAUSE. Closing when it goes on."""
+        if self._meter.add(1, now) <= self._meter.rate:
+            return False
+        self._warnings = self._warnings + 1 if now < self._calm_at else 1
+        self._calm_at = now + PAUSE + FORGET
+        if self._warnings > MOST_WARNINGS:
+            raise Disconnect(
+                CloseCode.TOO_MANY,
+                ErrorCode.RATE_LIMITED,
+                f"over {self._meter.rate:g} messages a second after {MOST_WARNINGS} warnings;"
+                f" come back later and send less: {self._hint}",
+            )
+        return True

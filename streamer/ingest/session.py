@@ -1,0 +1,153 @@
+"""One vendor's connection as rules: order of seq, what is live, what may be acked. Pure; the clock is passed in."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamer.counters import Counters
+from streamer.errors import CloseCode, Disconnect, ErrorCode, ProtocolError
+from streamer.protocol.messages import (
+    Auth,
+    Bounds,
+    Ping,
+    Pings,
+    Reject,
+    Status,
+    decode_vendor,
+    encode_ack,
+    encode_error,
+    encode_reject,
+)
+
+
+class Pending:
+    """The pings of one message on their way to the disk; acked up to `last_seq` once settled and all before it are."""
+
+    __slots__ = ("last_seq", "settled")
+
+    def __init__(self, last_seq: int) -> None:
+        self.last_seq = last_seq
+        self.settled = False
+
+
+@dataclass(slots=True)
+class Received:
+    """What one message asks for: answers to write, pings to store, the fix to show, a status or token to take."""
+
+    replies: Sequence[bytes] = ()
+    pings: Sequence[Ping] = ()
+    pending: Pending | None = None
+    newest: Ping | None = None
+    status: Status | None = None
+    auth: Auth | None = None
+
+
+class BadMessageLimit:
+    """How many bad messages in a row a connection may send before it is taken not to speak this protocol."""
+
+    __slots__ = ("_bad", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bad = 0
+
+    def good(self) -> None:
+        """A message could be used."""
+        self._bad = 0
+
+    def bad(self, cause: ProtocolError) -> None:
+        """A message could not; Closing when it was one too many."""
+        self._bad += 1
+        if self._bad >= self._most:
+            raise Disconnect(
+                CloseCode.NOT_THIS_PROTOCOL,
+                cause.code,
+                f"{self._bad} bad messages in a row, the last: {cause.message}",
+            )
+
+
+class VendorSession:
+    """The rules of one vendor connection. Whoever stores the pings calls `settled` when they are."""
+
+    def __init__(
+        self, bounds: Bounds, *, live_max_age: int, max_bad_messages: int, counters: Counters | None = None
+    ) -> None:
+        self.last_seq: int | None = None
+        self._bounds = bounds
+        self._live_max_age = live_max_age
+        self._counters = counters or Counters()
+        self._bad_messages = BadMessageLimit(max_bad_messages)
+        self._pending: deque[Pending] = deque()
+
+    @property
+    def unsettled(self) -> int:
+        """Messages whose pings are not all stored or rejected yet."""
+        return len(self._pending)
+
+    def receive(self, data: str | bytes, now: int) -> Received:
+        """Take a message that came at `now` (epoch ms); Closing when the connection has to end."""
+        try:
+            message = decode_vendor(data, now, self.last_seq, self._bounds)
+        except ProtocolError as wrong:
+            self._counters.refused[wrong.code] += 1
+            reply = encode_error(wrong.code, wrong.message, retry_after_ms=wrong.retry_after_ms)
+            self._bad_messages.bad(wrong)
+            return Received([reply])
+        if type(message) is Pings:
+            return self._pings(message, now)
+        self._bad_messages.good()
+        if type(message) is Status:
+            return Received(status=message)
+        assert type(message) is Auth
+        return Received(auth=message)
+
+    def _pings(self, message: Pings, now: int) -> Received:
+        received = Received()
+        if message.rejected:
+            self._counters.reject(reject.code for reject in message.rejected)
+            received.replies = [encode_reject(reject) for reject in message.rejected]
+        if not (message.accepted or message.rejected):
+            self._bad_messages.good()
+            return received  # an empty list uses up no seq
+        # A wrong clock is a phone's fault, not its app's: hello.time lets it mend that.
+        if not message.accepted and message.rejected[-1].code is not ErrorCode.TIMESTAMP_IN_FUTURE:
+            self._bad_messages.bad(ProtocolError(message.rejected[-1].code, message.rejected[-1].message))
+        else:
+            self._bad_messages.good()
+        self.last_seq = message.last_seq
+        pending = Pending(message.last_seq)
+        if message.accepted:
+            self._pending.append(pending)
+            received.pending = pending
+            received.pings = message.accepted
+            newest = max(message.accepted, key=timestamp_of) if len(message.accepted) > 1 else message.accepted[0]
+            if newest.timestamp >= now - self._live_max_age:
+                received.newest = newest
+        else:
+            self._pending.append(pending)
+            received.replies = [*received.replies, *self.settled(pending)]
+        return received
+
+    def join(self, pending: Pending) -> None:
+        """The newest message's pings joined those of `pending`, the one before that has any: one settling for both."""
+        pending.last_seq = self._pending[-1].last_seq
+        while self._pending[-1] is not pending:
+            self._pending.pop()
+
+    def settled(self, pending: Pending, rejected: Sequence[Reject] = ()) -> list[bytes]:
+        """These pings are committed or rejected: what to tell the client now."""
+        replies = [encode_reject(reject) for reject in rejected] if rejected else []
+        pending.settled = True
+        acked: Pending | None = None
+        while self._pending and self._pending[0].settled:
+            acked = self._pending.popleft()
+        if acked is not None:
+            replies.append(encode_ack(acked.last_seq))
+        return replies
+
+
+def timestamp_of(ping: Ping) -> int:
+    """When a ping was taken."""
+    return ping.timestamp

@@ -1,0 +1,152 @@
+"""The vendors this process serves: their open sockets, and what of them must be told to the other processes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from streamer.live.index import Card, LiveIndex, Presence
+
+
+class Part:
+    """What of a vendor changed and must be written to Redis: bits of an int; an enum costs ten times as much."""
+
+    FIX: Final = 1
+    CARD: Final = 2
+    PRESENCE: Final = 4
+    HTTP: Final = 8
+    CLAIM: Final = 16
+    """This process begins to serve the vendor: where it was before must be looked up."""
+    ALL: Final = 31
+
+
+class Fix(NamedTuple):
+    """Where a vendor was: `timestamp` ms, degrees, m/s."""
+
+    timestamp: int
+    lat: float
+    long: float
+    heading: float | None
+    speed: float | None
+
+
+class LocalVendors:
+    """Puts this process's vendors into the live index and marks them for the bus; `mark(vendor_id, part)`."""
+
+    def __init__(self, index: LiveIndex, mark: Callable[[str, int], None], changed: Callable[[], None]) -> None:
+        self.index = index
+        self.sockets: dict[str, int] = {}
+        """Open sockets per vendor served; 0 for one that was served and has not left the map yet."""
+        self.shows: Callable[[str, Fix], bool] | None = None
+        """Whether a fix is shown at once; None: each is."""
+        self._reported: dict[str, int] = {}
+        self._mark = mark
+        self._changed = changed
+
+    def __contains__(self, vendor_id: object) -> bool:
+        return vendor_id in self.sockets
+
+    def connect(self, vendor_id: str, card: Card, now: int) -> None:
+        """A vendor's socket opened."""
+        self.sockets[vendor_id] = self.sockets.get(vendor_id, 0) + 1
+        self.index.put_card(vendor_id, card, now)
+        self.claim(vendor_id, now)
+        self._mark(vendor_id, Part.ALL)
+        self._changed()
+
+    def disconnect(self, vendor_id: str, now: int) -> None:
+        """A vendor's socket ended; the last one's end starts the clock until it is offline."""
+        count = self.sockets.get(vendor_id, 0)
+        if count == 0:
+            return  # deleted meanwhile
+        self.sockets[vendor_id] = count - 1
+        if count > 1:
+            return
+        vendor = self.index.vendors.get(vendor_id)
+        if vendor is None:
+            self.let_go(vendor_id)  # not on the map any more, so it will not depart
+            return
+        if vendor.presence.owner != self.index.me:
+            return
+        self.index.put_presence(vendor_id, Presence(vendor.presence.since, self.index.me, now), now)
+        self._mark(vendor_id, Part.PRESENCE)
+        self._changed()
+
+    def reclaim(self, vendor_id: str, now: int) -> None:
+        """Another process said the vendor's newest connection ended, but one is open here."""
+        if self.sockets.get(vendor_id, 0) > 0:
+            self.claim(vendor_id, now)
+            self._mark(vendor_id, Part.ALL)
+
+    def superseded(self, vendor_id: str) -> bool:
+        """Whether another process has had the vendor's newest connection or HTTP ping, and no socket is open here."""
+        vendor = self.index.vendors.get(vendor_id)
+        return (
+            self.sockets.get(vendor_id) == 0
+            and vendor is not None
+            and vendor.presence.owner != self.index.me
+            and not 0 < vendor.http <= self._reported.get(vendor_id, 0)
+        )
+
+    def let_go(self, vendor_id: str) -> None:
+        """Another process serves the vendor now, or none."""
+        self.sockets.pop(vendor_id, None)
+        self._reported.pop(vendor_id, None)
+
+    def claim(self, vendor_id: str, now: int) -> None:
+        """The newest connection is here, even by a clock that is behind that of the connection before."""
+        vendor = self.index.vendors.get(vendor_id)
+        since = now if vendor is None else max(now, vendor.presence.since + 1)
+        self.index.put_presence(vendor_id, Presence(since, self.index.me, 0), now)
+
+    def fix(
+        self,
+        vendor_id: str,
+        timestamp: int,
+        lat: float,
+        long: float,
+        heading: float | None,
+        speed: float | None,
+        now: int,
+    ) -> None:
+        """The newest fix of a vendor served here, if it is newer than what is known and its plan lets it be shown."""
+        if self.shows is not None and not self.shows(vendor_id, Fix(timestamp, lat, long, heading, speed)):
+            return
+        if vendor_id in self.sockets and self.index.put_fix(vendor_id, timestamp, lat, long, heading, speed, now):
+            self._mark(vendor_id, Part.FIX)
+            self._changed()
+
+    def show(self, vendor_id: str, fix: Fix, now: int) -> None:
+        """A fix that had to wait for an answer."""
+        if vendor_id in self.sockets and self.index.put_fix(vendor_id, *fix, now):
+            self._mark(vendor_id, Part.FIX)
+            self._changed()
+
+    def http(self, vendor_id: str, card: Card, now: int) -> None:
+        """A vendor reported over HTTP: it is online for a while, without a socket."""
+        first = vendor_id not in self.sockets
+        self.sockets.setdefault(vendor_id, 0)
+        self.index.put_card(vendor_id, card, now)
+        self.index.put_http(vendor_id, now, now)
+        self._reported[vendor_id] = now
+        self._mark(vendor_id, Part.ALL if first else Part.HTTP)
+        self._changed()
+
+    def card(self, vendor_id: str, card: Card, now: int) -> None:
+        """A vendor's card changed, as by opening or closing."""
+        if vendor_id in self.sockets and self.index.put_card(vendor_id, card, now):
+            self._mark(vendor_id, Part.CARD)
+            self._changed()
+
+    def departed(self, vendor_id: str) -> bool:
+        """A vendor left the map by time; tells whether it was this process's."""
+        if self.sockets.get(vendor_id) == 0:
+            self.let_go(vendor_id)
+            return True
+        return False
+
+    def delete(self, vendor_id: str) -> None:
+        """A vendor exists no more."""
+        self.let_go(vendor_id)
+        self.index.remove(vendor_id)
+        self._changed()

@@ -1,0 +1,329 @@
+"""What an operator does to the database now and then: forget old days, look at sizes and costs, find what is wrong.
+
+Each function takes the URL as Prisma writes it. Unavailable: try again later; DatabaseError: something must be mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import warnings
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy.exc import SAWarning
+
+from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.storage import audit, database
+from streamer.storage.database import connected, parse_url
+from streamer.storage.roles import quoted
+
+PRUNING = 0x76656E74610003
+"""The advisory lock of who prunes."""
+STATEMENT = 3_600.0
+LOCK_TIMEOUT_MS = 500
+"""How long a drop waits for its locks: while it waits, all that want the tables after it wait too."""
+MOST_TRIES = 60
+TRY_AGAIN = 0.5
+ROWS_AT_ONCE = 10_000
+DAY = re.compile(r"locations_(\d{8})")
+AGE = re.compile(r"(\d{1,5})([dw])")
+
+PARTITIONS = """
+SELECT c.relname, GREATEST(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('locations') ORDER BY 1
+"""
+
+OLD_ROWS = 'SELECT count(*) FROM "locations_default" WHERE "timestamp" < $1'
+DELETE_OLD_ROWS = """
+DELETE FROM "locations_default" WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM "locations_default" WHERE "timestamp" < $1 LIMIT $2
+))
+"""
+
+TABLE_STATS = """
+WITH ours AS (
+    SELECT c.oid, COALESCE(p.relname, c.relname) AS name
+    FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent
+    WHERE c.relkind = 'r' AND COALESCE(p.oid, c.oid) = ANY(
+        SELECT to_regclass(quote_ident(name)) FROM unnest($1::text[]) AS name
+    )
+)
+SELECT name, SUM(GREATEST(c.reltuples, 0))::bigint, COALESCE(SUM(s.n_dead_tup), 0)::bigint,
+    SUM(pg_table_size(c.oid))::bigint, SUM(pg_indexes_size(c.oid))::bigint,
+    MAX(GREATEST(s.last_autovacuum, s.last_vacuum)), MAX(GREATEST(s.last_autoanalyze, s.last_analyze))
+FROM ours JOIN pg_class c USING (oid) LEFT JOIN pg_stat_user_tables s ON s.relid = c.oid
+GROUP BY name ORDER BY 4 DESC, 1
+"""
+
+# The indexes of partitions by the one of the whole table that they belong to.
+INDEX_STATS = """
+SELECT t.relname, COALESCE(p.relname, x.relname), SUM(pg_relation_size(x.oid))::bigint,
+    COALESCE(SUM(s.idx_scan), 0)::bigint
+FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid AND x.relkind = 'i'
+JOIN pg_class own ON own.oid = i.indrelid
+LEFT JOIN pg_inherits up ON up.inhrelid = own.oid
+JOIN pg_class t ON t.oid = COALESCE(up.inhparent, own.oid)
+LEFT JOIN pg_inherits xi ON xi.inhrelid = x.oid LEFT JOIN pg_class p ON p.oid = xi.inhparent
+LEFT JOIN pg_stat_user_indexes s ON s.indexrelid = x.oid
+WHERE t.oid = ANY(SELECT to_regclass(quote_ident(name)) FROM unnest($1::text[]) AS name)
+GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
+"""
+
+DATABASE_STATS = """
+SELECT pg_database_size(datname), blks_hit, blks_read, numbackends, xact_commit, xact_rollback, deadlocks, temp_bytes,
+    stats_reset
+FROM pg_stat_database WHERE datname = current_database()
+"""
+
+OLDEST_TRANSACTION = """
+SELECT EXTRACT(EPOCH FROM max(now() - xact_start))::float8 FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+"""
+
+HAS_STATEMENTS = "SELECT to_regclass('pg_stat_statements') IS NOT NULL"
+SLOW_STATEMENTS = """
+SELECT regexp_replace(query, '\\s+', ' ', 'g'), calls, total_exec_time, mean_exec_time, rows
+FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY total_exec_time DESC LIMIT $1
+"""
+
+INVALID_INDEXES = """
+SELECT t.relname, x.relname
+FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
+WHERE NOT i.indisvalid AND t.relnamespace = to_regnamespace(quote_ident(current_schema())) ORDER BY 1, 2
+"""
+BOUNDS = """
+SELECT c.relname, pg_get_expr(c.relpartbound, c.oid)
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('locations') ORDER BY 1
+"""
+UNCHECKED = """
+SELECT t.relname, c.conname FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid
+WHERE NOT c.convalidated AND t.relnamespace = to_regnamespace(quote_ident(current_schema())) ORDER BY 1, 2
+"""
+
+
+# Forgetting
+
+
+class Partition(NamedTuple):
+    """A day of `locations`; rows, about, and bytes."""
+
+    name: str
+    rows: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class Pruned:
+    """What was forgotten, or would be: whole days, rows of the default partition, whose ids carry no time, and entries
+    of the audit.
+    """
+
+    before: date
+    partitions: list[Partition] = field(default_factory=list)
+    rows: int = 0
+    entries: int = 0
+
+
+def days_of(age: str, option: str = "--older-than") -> int:
+    """The days in an age like `30d` or `12w`."""
+    found = AGE.fullmatch(age.strip().lower())
+    if found is None or (days := int(found[1]) * (7 if found[2] == "w" else 1)) < 1:
+        raise SettingsError(f"{option} is a number of days or weeks, as 30d or 12w, not {age!r}")
+    return days
+
+
+async def prune(
+    url: str, days: int, audit_days: int | None = None, *, dry_run: bool = False, today: date | None = None
+) -> Pruned:
+    """Drop the partitions whose whole day is older than so many days; needs the tables' owner.
+
+    So are entries of the audit that are older than `audit_days`, if given.
+
+    Ingest waits for at most half a second at a time. Of two at once the second is refused.
+    """
+    pruned = Pruned((today or datetime.now(UTC).date()) - timedelta(days=days))
+    cutoff = datetime(pruned.before.year, pruned.before.month, pruned.before.day)
+    where = parse_url(url).masked()
+    async with connected(url, STATEMENT) as connection:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", PRUNING):
+            raise Unavailable(
+                f"{where} is being pruned by another process: wait for its end, or look into pg_stat_activity"
+            )
+        try:
+            if await connection.fetchval("SELECT to_regclass('locations') IS NULL"):
+                raise DatabaseError(f"{where} has no table locations: run `streamer db upgrade`")
+            for row in await connection.fetch(PARTITIONS):
+                partition = Partition(*row)
+                named = DAY.fullmatch(partition.name)
+                if named is None or datetime.strptime(named[1], "%Y%m%d").date() >= pruned.before:
+                    continue
+                if not dry_run:
+                    await _drop(connection, partition.name)
+                pruned.partitions.append(partition)
+            if dry_run:
+                pruned.rows = await connection.fetchval(OLD_ROWS, cutoff)
+            else:
+                while deleted := _count(await connection.execute(DELETE_OLD_ROWS, cutoff, ROWS_AT_ONCE)):
+                    pruned.rows += deleted
+            if audit_days is not None:
+                before = datetime.now(UTC) - timedelta(days=audit_days)
+                pruned.entries = await audit.prune(connection, before, dry_run=dry_run)
+        finally:
+            await connection.fetchval("SELECT pg_advisory_unlock($1)", PRUNING)
+    return pruned
+
+
+async def _drop(connection: Any, name: str) -> None:
+    for attempt in range(1, MOST_TRIES + 1):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+                # Dropping takes its foreign key off vendors too. In the order in which ingest locks these: the other
+                # way round each has what the other waits for, and under a steady load no day could be dropped.
+                await connection.execute('LOCK TABLE ONLY "locations" IN ACCESS EXCLUSIVE MODE')
+                await connection.execute('LOCK TABLE "vendors" IN ACCESS EXCLUSIVE MODE')
+                await connection.execute(f"DROP TABLE {quoted(name)}")
+            return
+        except database.BUSY as busy:
+            if attempt == MOST_TRIES:
+                raise Unavailable(
+                    f"partition {name} could not be dropped in {MOST_TRIES} tries, something holds it: {busy}; look"
+                    " for a long transaction in pg_stat_activity, end it or try again later: what is dropped stays so"
+                ) from busy
+        await asyncio.sleep(TRY_AGAIN)
+
+
+def _count(status: str) -> int:
+    return int(status.rsplit(" ", 1)[-1])
+
+
+# Looking
+
+
+class TableStats(NamedTuple):
+    """A table with its partitions; rows and dead rows, about; bytes."""
+
+    table: str
+    rows: int
+    dead: int
+    table_bytes: int
+    index_bytes: int
+    vacuumed: datetime | None
+    analyzed: datetime | None
+
+
+class IndexStats(NamedTuple):
+    """An index, those of partitions added up; `scans` since the statistics were reset."""
+
+    table: str
+    name: str
+    bytes: int
+    scans: int
+
+
+class StatementStats(NamedTuple):
+    """What a kind of statement cost since the statistics were reset; milliseconds."""
+
+    query: str
+    calls: int
+    total_ms: float
+    mean_ms: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the database is like just now."""
+
+    bytes: int
+    cache_hits: float | None
+    """The share of blocks that were found in PostgreSQL's own cache; None when none was asked for."""
+    connections: int
+    commits: int
+    rollbacks: int
+    deadlocks: int
+    temporary_bytes: int
+    oldest_transaction: float | None
+    """Seconds; a transaction that stays open keeps dead rows from being removed."""
+    since: datetime | None
+    tables: list[TableStats]
+    indexes: list[IndexStats]
+    partitions: list[Partition]
+    statements: list[StatementStats] | None
+    """The most expensive ones; None without pg_stat_statements, or the right to see it."""
+
+
+async def stats(url: str, *, statements: int = 10) -> Stats:
+    """Look at sizes, dead rows, cache, indexes and expensive statements."""
+    async with connected(url) as connection:
+        size, hit, read, backends, commits, rollbacks, deadlocks, temporary, since = await connection.fetchrow(
+            DATABASE_STATS
+        )
+        return Stats(
+            size,
+            hit / (hit + read) if hit + read else None,
+            backends,
+            commits,
+            rollbacks,
+            deadlocks,
+            temporary,
+            await connection.fetchval(OLDEST_TRANSACTION),
+            since,
+            [TableStats(*row) for row in await connection.fetch(TABLE_STATS, database.TABLES)],
+            [IndexStats(*row) for row in await connection.fetch(INDEX_STATS, database.TABLES)],
+            [Partition(*row) for row in await connection.fetch(PARTITIONS)],
+            await _statements(connection, statements),
+        )
+
+
+async def _statements(connection: Any, most: int) -> list[StatementStats] | None:
+    if not await connection.fetchval(HAS_STATEMENTS):
+        return None
+    try:
+        return [StatementStats(*row) for row in await connection.fetch(SLOW_STATEMENTS, most)]
+    except database.REFUSED:
+        return None  # it is there but not loaded by the server, or not for this role
+
+
+async def check(url: str, *, today: date | None = None) -> list[str]:
+    """Where the database is not as this version needs it, a line each with what to do; empty when all is well."""
+    today = today or datetime.now(UTC).date()
+    async with connected(url) as connection:
+        condition = await database.condition(connection, today)
+        said = []
+        if condition.revision is None:
+            return ["it has no schema of ours: run `streamer db upgrade`"]
+        if not condition.known:
+            said.append(f"it is at revision {condition.revision}, newer than this version: install a newer one")
+        elif not condition.newest:
+            said.append(f"it is at revision {condition.revision}, not {database.head()}: run `streamer db upgrade`")
+        said += await _partition_faults(connection, condition.days_ahead)
+        for table, index in await connection.fetch(INVALID_INDEXES):
+            said.append(f"{table}: index {index} is invalid, a CREATE INDEX that broke off: REINDEX or drop it")
+        for table, constraint in await connection.fetch(UNCHECKED):
+            said.append(f"{table}: constraint {constraint} was never validated: ALTER TABLE … VALIDATE CONSTRAINT")
+    with warnings.catch_warnings():
+        # SQLAlchemy does not know all that PostgreSQL can say of a constraint, and says so.
+        warnings.simplefilter("ignore", SAWarning)
+        return said + await database.drift(url)
+
+
+async def _partition_faults(connection: Any, days_ahead: int) -> list[str]:
+    said = []
+    if days_ahead < 1:
+        day = "today" if days_ahead < 0 else "tomorrow"
+        said.append(f"locations: there is no partition for {day}: run `streamer db upgrade`")
+    for name, bounds in await connection.fetch(BOUNDS):
+        named = DAY.fullmatch(name)
+        if named is None:
+            continue
+        _, lower, upper = database.partition_bounds(datetime.strptime(named[1], "%Y%m%d").date())
+        wanted = f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
+        if bounds != wanted:
+            said.append(f"locations: partition {name} is {bounds}, it should be {wanted}")
+    if not await connection.fetchval("SELECT to_regclass('locations_default') IS NOT NULL"):
+        said.append("locations: there is no default partition, pings of a day without its own are refused")
+    return said

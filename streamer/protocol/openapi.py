@@ -1,0 +1,385 @@
+"""What is spoken over HTTP, as OpenAPI 3.1. Pure: made from the tables and settings that the server works with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamer.errors import HTTP_STATUS, ErrorCode
+from streamer.protocol.history import DEFAULT_LIMIT, MOST_LIMIT
+from streamer.protocol.schemas import (
+    LAT,
+    LONG,
+    VENDOR_ID,
+    Schema,
+    flag,
+    integer,
+    items,
+    number,
+    ref,
+    schemas,
+    text,
+    thing,
+)
+from streamer.settings import Settings
+
+Ways = list[dict[str, list[str]]]
+"""Ways to bring a token; an empty one: without."""
+
+PROBLEM = "application/problem+json"
+REPORTED = (
+    ErrorCode.INVALID_JSON,
+    ErrorCode.INVALID_MESSAGE,
+    ErrorCode.MISSING_FIELD,
+    ErrorCode.INVALID_COORDINATES,
+    ErrorCode.INVALID_TIMESTAMP,
+    ErrorCode.TIMESTAMP_IN_FUTURE,
+    ErrorCode.UNAUTHORIZED,
+    ErrorCode.INVALID_TOKEN,
+    ErrorCode.FORBIDDEN,
+    ErrorCode.VENDOR_NOT_FOUND,
+    ErrorCode.RATE_LIMITED,
+    ErrorCode.OVERLOADED,
+)
+"""What a request with pings may be refused with."""
+
+
+def openapi(settings: Settings, version: str) -> dict[str, Any]:
+    """The document."""
+    history_auth = "its owner only" if settings.history_access == "owner" else "whoever may watch"
+    own: Ways = [{"bearer": []}, {"query": []}]
+    watch_auth: Ways = [*own, {}] if settings.watch_auth == "optional" else own
+    any_way: Ways = [*own, {"basic": []}]
+    reports = items(ref("PositionReport"), maxItems=settings.max_batch)
+    vendor = path("id", "`vendors.id`")
+    paths: dict[str, Any] = {
+        "/v1/vendors/nearby": {
+            "get": operation(
+                "The nearest vendors now, with `distance`",
+                "customers",
+                watch_auth,
+                {"200": answer("The nearest first.", ref("Nearby"))},
+                [
+                    query("lat", LAT, "", required=True),
+                    query("long", LONG, "", required=True),
+                    query("radius", number(minimum=0, maximum=settings.max_radius, default=5000), "metres"),
+                    query("limit", integer(minimum=1, maximum=1000, default=50), "most vendors"),
+                ],
+                [
+                    ErrorCode.INVALID_MESSAGE,
+                    ErrorCode.INVALID_COORDINATES,
+                    ErrorCode.MISSING_FIELD,
+                    ErrorCode.INVALID_AREA,
+                    ErrorCode.AREA_TOO_LARGE,
+                    ErrorCode.UNAUTHORIZED,
+                    ErrorCode.INVALID_TOKEN,
+                    ErrorCode.OVERLOADED,
+                ],
+            )
+        },
+        "/v1/vendors/{id}": {
+            "get": operation(
+                "One vendor's card, while it is on the map",
+                "customers",
+                watch_auth,
+                {"200": answer("The card.", ref("Card"))},
+                [vendor],
+                [ErrorCode.UNAUTHORIZED, ErrorCode.INVALID_TOKEN, ErrorCode.VENDOR_NOT_FOUND, ErrorCode.OVERLOADED],
+            )
+        },
+        "/v1/watch/events": {
+            "get": operation(
+                "A watch as Server-Sent Events, for `EventSource`",
+                "customers",
+                watch_auth,
+                {
+                    "200": {
+                        "description": "Each event's data is a message as on the socket `/v1/watch`: `snapshot`, "
+                        "`update`, `error`, `bye`. After a reconnect a snapshot comes first.",
+                        "content": {"text/event-stream": {"schema": text()}},
+                    }
+                },
+                [
+                    query("lat", LAT, "the centre of a circle; else `area` or `vendors`"),
+                    query("long", LONG, "the centre of a circle"),
+                    query("radius", number(minimum=0, maximum=settings.max_radius), "metres"),
+                    query("area", text(), "an area as in a `watch` message, as JSON"),
+                    query("vendors", text(), "vendorIds with commas between"),
+                    query("open", flag(), "only those open for business"),
+                    query("interval", integer(minimum=0, maximum=3_600_000), "no more often than this, ms"),
+                    query("id", text(), "the `id` of the messages"),
+                ],
+                [
+                    ErrorCode.INVALID_JSON,
+                    ErrorCode.INVALID_MESSAGE,
+                    ErrorCode.INVALID_COORDINATES,
+                    ErrorCode.MISSING_FIELD,
+                    ErrorCode.INVALID_AREA,
+                    ErrorCode.AREA_TOO_LARGE,
+                    ErrorCode.UNAUTHORIZED,
+                    ErrorCode.INVALID_TOKEN,
+                    ErrorCode.FORBIDDEN,
+                    ErrorCode.OVERLOADED,
+                ],
+            )
+        },
+        "/v1/vendors/{id}/locations": {
+            "post": operation(
+                "Report one ping or an array of pings; answers after they are stored",
+                "vendors",
+                own,
+                {"200": answer("At least one is stored, or there were none.", ref("Report"))},
+                [vendor],
+                REPORTED,
+                body=json_body(
+                    {
+                        "anyOf": [
+                            ref("PositionReport"),
+                            reports,
+                            thing(
+                                "As on the socket.",
+                                {"pings": items(ref("PositionReport"), maxItems=settings.max_batch)},
+                            ),
+                        ]
+                    }
+                ),
+            ),
+            "get": operation(
+                f"What is stored of a vendor, page by page: for {history_auth}",
+                "vendors",
+                own if settings.history_access == "owner" else watch_auth,
+                {
+                    "200": {
+                        "description": 'A page in the order of time; `Link: …; rel="next"` when there is another.',
+                        "content": {
+                            "application/json": {"schema": ref("History")},
+                            "application/geo+json": {"schema": ref("FeatureCollection")},
+                            "application/gpx+xml": {"schema": {}},
+                        },
+                    }
+                },
+                [
+                    vendor,
+                    query("from", text(), "from this time on, epoch milliseconds or RFC 3339; left out: a day"),
+                    query("to", text(), "before this time; left out, all until now"),
+                    query("limit", integer(minimum=1, maximum=MOST_LIMIT, default=DEFAULT_LIMIT), "most rows"),
+                    query("cursor", text(), "`next` of the page before"),
+                ],
+                [
+                    ErrorCode.INVALID_MESSAGE,
+                    ErrorCode.INVALID_TIMESTAMP,
+                    ErrorCode.UNAUTHORIZED,
+                    ErrorCode.INVALID_TOKEN,
+                    ErrorCode.FORBIDDEN,
+                    ErrorCode.VENDOR_NOT_FOUND,
+                    ErrorCode.OVERLOADED,
+                ],
+                statuses=(406,),
+            ),
+        },
+        "/v1/owntracks": {
+            "post": operation(
+                "What the OwnTracks apps send in HTTP mode",
+                "trackers",
+                any_way,
+                {"200": answer("Stored, or of no interest.", items({}, maxItems=0))},
+                [query("vendorId", VENDOR_ID, "which of the user's vendors, if there are several")],
+                REPORTED,
+                body=json_body(
+                    {
+                        "type": "object",
+                        "required": ["_type"],
+                        "properties": {
+                            "_type": text("`location`; others are taken and not used"),
+                            "lat": number(),
+                            "lon": number(),
+                            "tst": integer("epoch seconds"),
+                            "vel": number("km/h"),
+                            "cog": number("degrees"),
+                        },
+                    },
+                    required=False,
+                ),
+            )
+        },
+        "/v1/osmand": {
+            "get": osmand("Traccar Client, OsmAnd, GPSLogger: a ping in the query", any_way),
+            "post": osmand("Traccar Client, OsmAnd, GPSLogger: in the query, a form or JSON", any_way, form=True),
+        },
+        "/livez": {
+            "get": operation(
+                "The event loop turns", "operators", [], {"200": answer("It does.", thing("", {"status": text()}))}
+            )
+        },
+        "/readyz": {
+            "get": operation(
+                "Vendors and customers can be served here",
+                "operators",
+                [],
+                {
+                    "200": answer("They can.", thing("", {"status": text()})),
+                    "503": answer(
+                        "They can't, and why.",
+                        thing("", {"status": text(), "causes": {"type": "object", "additionalProperties": text()}}),
+                    ),
+                },
+            )
+        },
+        "/health": {
+            "get": operation(
+                "Everything an operator would look at first",
+                "operators",
+                [],
+                {
+                    "200": answer("`healthy`", health()),
+                    "503": answer("`unhealthy`, with `error` and `causes`", health()),
+                },
+            )
+        },
+        "/metrics": {
+            "get": operation(
+                "For Prometheus",
+                "operators",
+                [],
+                {"200": {"description": "Its text format.", "content": {"text/plain": {"schema": text()}}}},
+            )
+        },
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Venta location streamer, HTTP",
+            "version": version,
+            "description": "Degrees (WGS 84), metres, m/s, epoch milliseconds. Unknown members are ignored. "
+            "The sockets are described by AsyncAPI beside this.",
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in ("vendors", "customers", "trackers", "operators")],
+        "paths": paths,
+        "components": {
+            "schemas": schemas(settings),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "query": {"type": "apiKey", "in": "query", "name": "token", "description": "the JWT"},
+                "basic": {"type": "http", "scheme": "basic", "description": "the JWT as the password"},
+            },
+        },
+    }
+
+
+def operation(
+    summary: str,
+    tag: str,
+    security: Ways,
+    responses: dict[str, Any],
+    parameters: list[dict[str, Any]] | None = None,
+    codes: tuple[ErrorCode, ...] | list[ErrorCode] = (),
+    *,
+    body: dict[str, Any] | None = None,
+    statuses: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """One operation; every code it may be refused with stands at the code's status."""
+    refused: dict[int, list[str]] = {}
+    for code in (*codes, ErrorCode.INTERNAL) if codes else ():
+        refused.setdefault(HTTP_STATUS[code], []).append(f"`{code}`")
+    for status in statuses:
+        refused.setdefault(status, []).append(f"`{ErrorCode.INVALID_MESSAGE}`")
+    if body is not None:
+        refused.setdefault(413, []).append(f"`{ErrorCode.INVALID_MESSAGE}`: the body is too large")
+    described: dict[str, Any] = {
+        "summary": summary,
+        "tags": [tag],
+        "security": security,
+        "responses": {
+            **responses,
+            **{str(status): problem(", ".join(sorted(names))) for status, names in sorted(refused.items())},
+        },
+    }
+    if parameters:
+        described["parameters"] = parameters
+    if body is not None:
+        described["requestBody"] = body
+    return described
+
+
+def osmand(summary: str, security: Ways, *, form: bool = False) -> dict[str, Any]:
+    """The OsmAnd protocol, by either method."""
+    members = {
+        "lat": text("degrees north"),
+        "lon": text("degrees east"),
+        "timestamp": text("epoch seconds or milliseconds, or ISO 8601"),
+        "speed": text("in knots, unless `speedUnit` says otherwise"),
+        "speedUnit": text(enum=["kn", "kmh", "mps"]),
+        "bearing": text("degrees"),
+        "id": text("a vendorId, or the JWT in an app that can set nothing else"),
+    }
+    body = None
+    if form:
+        body = {
+            "required": False,
+            "content": {
+                "application/x-www-form-urlencoded": {"schema": {"type": "object", "properties": members}},
+                "application/json": {
+                    "schema": thing("As Traccar Client posts it.", {"location": {}}, {"device_id": text()})
+                },
+            },
+        }
+    return operation(
+        summary,
+        "trackers",
+        security,
+        {"200": {"description": "Stored, or no position was in it."}},
+        [
+            query("vendorId", VENDOR_ID, "which of the user's vendors, if there are several"),
+            *(query(name, schema, "") for name, schema in members.items()),
+        ],
+        REPORTED,
+        body=body,
+    )
+
+
+def answer(description: str, schema: Schema) -> dict[str, Any]:
+    """A JSON answer."""
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def problem(description: str) -> dict[str, Any]:
+    """A refusal."""
+    return {"description": description, "content": {PROBLEM: {"schema": ref("Problem")}}}
+
+
+def json_body(schema: Schema, *, required: bool = True) -> dict[str, Any]:
+    """A JSON body."""
+    return {"required": required, "content": {"application/json": {"schema": schema}}}
+
+
+def query(name: str, schema: Schema, description: str, *, required: bool = False) -> dict[str, Any]:
+    """A parameter of the query string."""
+    described = {"name": name, "in": "query", "required": required, "schema": schema}
+    if description:
+        described["description"] = description
+    return described
+
+
+def path(name: str, description: str) -> dict[str, Any]:
+    """A parameter of the path."""
+    return {"name": name, "in": "path", "required": True, "schema": VENDOR_ID, "description": description}
+
+
+def health() -> Schema:
+    """What `/health` says."""
+    check = {"type": "object", "required": ["ok"], "properties": {"ok": flag()}}
+    return thing(
+        "Nothing secret is in it.",
+        {
+            "status": text(enum=["healthy", "unhealthy"]),
+            "timestamp": text(format="date-time"),
+            "version": text(),
+            "uptime": number("seconds"),
+            "checks": {"type": "object", "additionalProperties": check},
+        },
+        {
+            "tables": items(thing("About so large.", {"table": text(), "rows": integer(), "bytes": integer()})),
+            "error": text(),
+            "causes": {"type": "object", "additionalProperties": text()},
+        },
+    )

@@ -1,0 +1,288 @@
+"""The shapes of the wire contract as JSON Schema (2020-12), with the bounds that the settings set. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamer.errors import ErrorCode
+from streamer.protocol.messages import LAST_TIMESTAMP, MAX_ID, MAX_SEQ
+from streamer.settings import Settings
+
+Schema = dict[str, Any]
+
+
+def ref(name: str) -> Schema:
+    """One of these shapes, by name."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def thing(description: str, members: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    """An object with members it must have, and some it may have."""
+    schema: Schema = {"type": "object", "description": description, "properties": {**members, **(optional or {})}}
+    if members:
+        schema["required"] = list(members)
+    return schema
+
+
+def message(
+    kind: str, description: str, members: dict[str, Schema], optional: dict[str, Schema] | None = None
+) -> Schema:
+    """A message of a socket."""
+    return thing(description, {"type": {"const": kind}, **members}, optional)
+
+
+def text(description: str = "", **more: Any) -> Schema:
+    """A string."""
+    return {"type": "string", **({"description": description} if description else {}), **more}
+
+
+def integer(description: str = "", **more: Any) -> Schema:
+    """A whole number."""
+    return {"type": "integer", **({"description": description} if description else {}), **more}
+
+
+def number(description: str = "", **more: Any) -> Schema:
+    """A number."""
+    return {"type": "number", **({"description": description} if description else {}), **more}
+
+
+def flag(description: str = "") -> Schema:
+    """True or false."""
+    return {"type": "boolean", **({"description": description} if description else {})}
+
+
+def items(of: Schema, **more: Any) -> Schema:
+    """A list."""
+    return {"type": "array", "items": of, **more}
+
+
+LAT = number("degrees north (WGS 84)", minimum=-90, maximum=90)
+LONG = number("degrees east (WGS 84)", minimum=-180, maximum=180)
+HEADING = number("degrees clockwise from north", minimum=0, maximum=360)
+SPEED = number("metres per second", minimum=0)
+TIMESTAMP = integer("epoch milliseconds", minimum=0, maximum=LAST_TIMESTAMP)
+VENDOR_ID = text("`vendors.id`", minLength=1, maxLength=MAX_ID)
+WATCH_ID = text("the name of the watch, given by the client", minLength=1, maxLength=MAX_ID)
+SEQ = integer("rises within a connection", minimum=-MAX_SEQ, maximum=MAX_SEQ)
+CODE = ref("ErrorCode")
+FIX: dict[str, Schema] = {"vendorId": VENDOR_ID, "lat": LAT, "long": LONG, "timestamp": TIMESTAMP}
+CARD: dict[str, Schema] = {
+    **FIX,
+    "name": text(),
+    "open": flag("open for business"),
+    "primaryImage": {"type": ["string", "null"], "description": "URL of an image"},
+    "online": flag("its app is connected, or was a minute ago"),
+}
+MOVEMENT: dict[str, Schema] = {"heading": HEADING, "speed": SPEED}
+
+
+def schemas(settings: Settings) -> dict[str, Schema]:
+    """Every shape by name; references go to `#/components/schemas`."""
+    position = {"lat": LAT, "long": LONG}
+    when: Schema = {
+        "description": "when the position was taken: epoch milliseconds or RFC 3339; left out, the time of arrival",
+        "anyOf": [TIMESTAMP, text(format="date-time")],
+    }
+    unknown = {"type": ["number", "null"]}
+    reported: dict[str, Schema] = {
+        "timestamp": when,
+        "heading": unknown | {"description": "degrees clockwise from north"},
+        "speed": unknown | {"description": "metres per second"},
+        "accuracy": unknown | {"description": "metres"},
+    }
+    watched: dict[str, Schema] = {
+        "open": flag("only those open for business"),
+        "interval": integer("no more often than this, ms", minimum=0, maximum=3_600_000),
+    }
+    listed = items(VENDOR_ID, maxItems=settings.max_listed)
+    return {
+        "ErrorCode": text("what was wrong", enum=[str(code) for code in ErrorCode]),
+        "Position": thing("A place.", position),
+        "Circle": thing(
+            "All within a radius, by great-circle distance.",
+            {
+                "center": ref("Position"),
+                "radius": number("metres", minimum=0, maximum=settings.max_radius),
+            },
+        ),
+        "Box": thing(
+            f"Edges included; sw.long > ne.long crosses the antimeridian; up to {settings.max_extent:.0f} m wide.",
+            {"ne": ref("Position"), "sw": ref("Position")},
+        ),
+        "Polygon": thing(
+            f"[long, lat] as in GeoJSON, closed or not, even-odd. At most {settings.max_extent:.0f} m either way.",
+            {
+                "polygon": items(
+                    {"type": "array", "prefixItems": [LONG, LAT], "minItems": 2},
+                    minItems=3,
+                    maxItems=settings.max_vertices + 1,
+                )
+            },
+        ),
+        "Area": {"description": "What to watch.", "anyOf": [ref("Circle"), ref("Box"), ref("Polygon")]},
+        "Fix": thing("A vendor's newest position.", FIX, MOVEMENT),
+        "Card": thing("A vendor as customers see it.", CARD, MOVEMENT),
+        # vendor app to server
+        "PositionReport": thing(
+            "A ping without its envelope. `lng`, `lon`, `latitude` and `longitude` are taken as names too.",
+            position,
+            {"seq": SEQ, **reported},
+        ),
+        "ping": thing(
+            "One position. `type` may be left out.", position, {"type": {"const": "ping"}, "seq": SEQ, **reported}
+        ),
+        "pings": message(
+            "pings",
+            "What was collected offline.",
+            {"pings": items(ref("PositionReport"), maxItems=settings.max_batch)},
+        ),
+        "status": message("status", "Open or close for business.", {"open": flag()}),
+        "auth": message("auth", "A token: as the first message, or in place of the one before.", {"token": text()}),
+        # server to vendor app
+        "hello": message(
+            "hello",
+            "The greeting.",
+            {
+                "vendorId": VENDOR_ID,
+                "time": integer("the server's clock, epoch milliseconds"),
+                "durable": {
+                    "type": ["integer", "null"],
+                    "description": "`timestamp` of this vendor's newest stored ping: what an app must not send again",
+                },
+                "maxBatch": integer("most pings in one message", minimum=1),
+            },
+        ),
+        "ack": message(
+            "ack",
+            "Cumulative: every ping of this connection up to this `seq` is committed in PostgreSQL, or was rejected.",
+            {"seq": SEQ},
+        ),
+        "reject": message(
+            "reject", "This one ping will never be stored.", {"seq": SEQ, "code": CODE, "message": text()}
+        ),
+        # customer app to server
+        "watch": {
+            "description": "Watch an area or some vendors. The same `id` again moves the watch.",
+            "type": "object",
+            "properties": {
+                "type": {"const": "watch"},
+                "id": WATCH_ID,
+                "area": ref("Area"),
+                "vendors": listed,
+                **watched,
+            },
+            "required": ["type", "id"],
+            "oneOf": [{"required": ["area"]}, {"required": ["vendors"]}],
+        },
+        "unwatch": message("unwatch", "End a watch.", {"id": WATCH_ID}),
+        # server to customer app
+        "snapshot": message(
+            "snapshot",
+            "Replaces all that the app held for this id. First, and again whenever something could be missing.",
+            {"id": WATCH_ID, "vendors": items(ref("Card"))},
+        ),
+        "update": message(
+            "update",
+            "Applied in order, snapshot and updates are the truth. `entered` is an upsert; empty lists are left out.",
+            {"id": WATCH_ID},
+            {
+                "entered": items(ref("Card"), minItems=1),
+                "moved": items(ref("Fix"), minItems=1),
+                "left": items(VENDOR_ID, minItems=1),
+            },
+        ),
+        "unwatched": message("unwatched", "The watch has ended.", {"id": WATCH_ID}),
+        # server to both
+        "error": message(
+            "error",
+            "Something could not be taken; the message says what was wrong with which value.",
+            {"code": CODE, "message": text()},
+            {"id": WATCH_ID, "retryAfterMs": integer("try again after this", minimum=0)},
+        ),
+        "bye": message(
+            "bye",
+            "The server goes away: come back after this, which is spread over the clients.",
+            {"reconnectAfterMs": integer("milliseconds", minimum=0)},
+        ),
+        # HTTP
+        "Problem": thing(
+            "A refusal (RFC 9457).",
+            {"type": text(), "status": integer(), "title": text(), "code": CODE, "detail": text()},
+            {
+                "retryAfterMs": integer("try again after this", minimum=0),
+                "rejected": items(ref("RejectedPing")),
+                "time": integer("the server's clock, epoch milliseconds"),
+            },
+        ),
+        "RejectedPing": thing(
+            "A ping that never will be stored.",
+            {"index": integer("its place in the request", minimum=0), "code": CODE, "message": text()},
+        ),
+        "Report": thing(
+            "What became of a request's pings.",
+            {
+                "stored": integer("so many are stored, now or since an earlier request", minimum=0),
+                "rejected": items(ref("RejectedPing")),
+                "time": integer("the server's clock, epoch milliseconds"),
+            },
+        ),
+        "Nearby": thing(
+            "The nearest vendors, the nearest first.",
+            {
+                "vendors": items(
+                    thing("A vendor.", {**CARD, "distance": number("metres", minimum=0)}, MOVEMENT),
+                )
+            },
+        ),
+        "History": thing(
+            "A page of what is stored, in the order of time.",
+            {
+                "vendorId": VENDOR_ID,
+                "locations": items(
+                    thing("A stored ping.", {"id": text(), "lat": LAT, "long": LONG, "timestamp": TIMESTAMP})
+                ),
+                "next": {
+                    "type": ["string", "null"],
+                    "description": "`cursor` of the next page; null at the last",
+                },
+            },
+        ),
+        "FeatureCollection": thing(
+            "GeoJSON (RFC 7946).",
+            {
+                "type": {"const": "FeatureCollection"},
+                "features": items(
+                    thing(
+                        "A stored ping.",
+                        {
+                            "type": {"const": "Feature"},
+                            "id": text(),
+                            "geometry": thing(
+                                "A point.",
+                                {
+                                    "type": {"const": "Point"},
+                                    "coordinates": items(number(), minItems=2, maxItems=2),
+                                },
+                            ),
+                            "properties": thing(
+                                "Its vendor and time.",
+                                {"vendorId": VENDOR_ID, "timestamp": TIMESTAMP, "time": text(format="date-time")},
+                            ),
+                        },
+                    )
+                ),
+            },
+        ),
+    }
+
+
+def closed(schema: Any) -> Any:
+    """The same schema, but taking no member that is not described: what the server itself sends is held to that."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: closed(value) for name, value in schema.items()}
+    if inner.get("type") == "object" and isinstance(inner.get("properties"), dict):
+        inner["additionalProperties"] = False
+    return inner

@@ -1,0 +1,160 @@
+"""Who changed users, vendors, subscriptions and integrations, when, from what to what: the entries that triggers write.
+
+Connections are asyncpg's, of the tables' owner. A vendor's position is no change (`UNAUDITED`): the way of a ping pays
+nothing. Entries hold what was deleted too, so they are pruned like all else that tells of people.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from streamer.storage.models import Base
+
+AUDITED = ("users", "vendors", "subscriptions", "integrations")
+
+UNAUDITED = {"vendors": frozenset({"lat", "long", "locatedAt", "updatedAt"})}
+"""Columns whose change alone is no entry, by table; `updatedAt` in all of them."""
+
+PRUNE_CHUNK = 10_000
+"""Rows of one transaction, so that no lock and no transaction lasts."""
+
+ENTRIES = """
+SELECT "id", "at", "table", "rowId", "action", "before", "after", "user", "actor", "application", "address"
+FROM "streamer_audit"
+WHERE ($1::timestamp IS NULL OR "at" >= $1) AND ($2::text IS NULL OR "table" = $2)
+  AND ($3::text IS NULL OR "rowId" = $3)
+ORDER BY "at" DESC, "id" DESC LIMIT $4
+"""
+
+PRUNE = """
+DELETE FROM "streamer_audit" WHERE "id" IN (
+    SELECT "id" FROM "streamer_audit" WHERE "at" < $1 ORDER BY "at", "id" LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
+COUNT = 'SELECT count(*) FROM "streamer_audit" WHERE "at" < $1'
+
+TRIGGERS = """
+SELECT t.tgrelid::regclass::text, t.tgname, t.tgenabled <> 'D', ARRAY(
+    SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attnum = ANY(t.tgattr::int2[])
+)
+FROM pg_trigger t WHERE t.tgfoid = to_regprocedure('streamer_audit()')
+"""
+
+NAMES = ("zz_streamer_audit", "zz_streamer_audit_truncate", "zz_streamer_audit_update")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change; `before` and `after` have an update's changed columns only, else the whole row or None.
+
+    `user` is the role that logged in, `actor` whom it said it acts for; `at` is UTC and the transaction's begin.
+    """
+
+    id: int
+    at: datetime
+    table: str
+    row_id: str | None
+    action: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    user: str
+    actor: str | None
+    application: str | None
+    address: str | None
+
+    def fields(self) -> dict[str, Any]:
+        """For JSON, with the table's names."""
+        return {
+            "id": self.id,
+            "at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "table": self.table,
+            "rowId": self.row_id,
+            "action": self.action,
+            "before": self.before,
+            "after": self.after,
+            "user": self.user,
+            "actor": self.actor,
+            "application": self.application,
+            "address": self.address,
+        }
+
+    def line(self) -> str:
+        """For people, without a character that could steer a terminal."""
+        who = f"by {self.user}" + "".join(
+            f" {word} {said}"
+            for word, said in (("for", self.actor), ("in", self.application), ("from", self.address))
+            if said
+        )
+        changes = []
+        for name in sorted({*(self.before or ()), *(self.after or ())}):
+            sides = [_shown(row[name]) for row in (self.before, self.after) if row is not None and name in row]
+            if self.action != "update" or name != "updatedAt":
+                changes.append(f"{name}: {' → '.join(sides)}")
+        at = self.fields()["at"]
+        return _harmless(f"{at} {self.table} {self.row_id or '(all)'} {self.action} {who}; {', '.join(changes)}")
+
+
+def audited_columns(table: str) -> set[str]:
+    """The columns of a table whose change is an entry."""
+    left_out = UNAUDITED.get(table, frozenset({"updatedAt"}))
+    return {column.name for column in Base.metadata.tables[table].columns} - left_out
+
+
+async def entries(
+    connection: Any, *, since: datetime | None = None, table: str | None = None, row_id: str | None = None, limit: int
+) -> list[Entry]:
+    """The newest entries, the newest first."""
+    begin = None if since is None else since.astimezone(UTC).replace(tzinfo=None)
+    rows = await connection.fetch(ENTRIES, begin, table, row_id, limit)
+    return [
+        Entry(id, at.replace(tzinfo=UTC), table, row_id, action, _object(before), _object(after), *who)
+        for id, at, table, row_id, action, before, after, *who in rows
+    ]
+
+
+async def prune(connection: Any, before: datetime, *, dry_run: bool = False) -> int:
+    """Forget the entries from before a time, some at once; how many those are."""
+    until = before.astimezone(UTC).replace(tzinfo=None)
+    if dry_run:
+        return int(await connection.fetchval(COUNT, until))
+    gone = 0
+    while deleted := int((await connection.execute(PRUNE, until, PRUNE_CHUNK)).rsplit(" ", 1)[-1]):
+        gone += deleted
+    return gone
+
+
+async def gaps(connection: Any) -> list[str]:
+    """Changes that would leave no entry, as triggers are missing, switched off or know too few columns."""
+    found = {(table, name): (on, set(columns)) for table, name, on, columns in await connection.fetch(TRIGGERS)}
+    lines = []
+    for table in AUDITED:
+        for name in NAMES:
+            on, columns = found.get((table, name), (None, set()))
+            if on is None:
+                lines.append(f"{table}: trigger {name} is missing")
+            elif not on:
+                lines.append(f"{table}: trigger {name} is switched off")
+            elif columns and (unseen := audited_columns(table) - columns):
+                lines.append(f"{table}: trigger {name} does not see {', '.join(sorted(unseen))}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _harmless(text: str) -> str:
+    """Characters that steer (Cc, Cf, line and paragraph separators) as JSON escapes; the rest as it is."""
+    steering = ("Cc", "Cf", "Zl", "Zp", "Cs")
+    return "".join(
+        json.dumps(character)[1:-1] if unicodedata.category(character) in steering else character for character in text
+    )
+
+
+def _object(value: str | None) -> dict[str, Any] | None:
+    return None if value is None else dict(json.loads(value))

@@ -1,0 +1,197 @@
+"""The schema's one source: the five tables as Prisma's models in the backend have them, and what is added.
+
+Names of tables, columns and constraints are Prisma's own, so that a Prisma client reads and writes the same database.
+Timestamps are TIMESTAMP(3) without a zone, holding UTC. `id` and "updatedAt" have no default in the database: the
+writer supplies them. Added are the indexes `idx_…`, the checks, the nullable columns "locatedAt" and "deletedAt",
+and the table of the audit.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from sqlalchemy import (
+    BIGINT,
+    CheckConstraint,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TEXT, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Text = Annotated[str, mapped_column(TEXT())]
+Time = Annotated[datetime, mapped_column(TIMESTAMP(precision=3))]
+Degrees = Annotated[float, mapped_column(DOUBLE_PRECISION())]
+
+NOW = text("CURRENT_TIMESTAMP")
+
+# NaN sorts above every number in PostgreSQL, so BETWEEN refuses it too.
+LAT_CHECK = '"lat" BETWEEN -90 AND 90'
+LONG_CHECK = '"long" BETWEEN -180 AND 180'
+
+
+class Base(DeclarativeBase):
+    """What all models share: one MetaData, which Alembic compares the database with."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+
+
+def _cascading(column: str, references: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint([column], [references], ondelete="CASCADE", onupdate="CASCADE")
+
+
+class User(Base):
+    """Somebody who can sign in; `clerk_id` is the `sub` of the token. `deleted_at` set: deleted, but kept."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        Index("users_clerkId_key", "clerkId", unique=True),
+        Index("users_email_key", "email", unique=True),
+        Index("idx_users_clerk_id", "clerkId"),
+        Index("idx_users_email", "email"),
+    )
+
+    id: Mapped[Text]
+    clerk_id: Mapped[Text] = mapped_column("clerkId")
+    email: Mapped[Text]
+    first_name: Mapped[Text | None] = mapped_column("firstName")
+    last_name: Mapped[Text | None] = mapped_column("lastName")
+    created_at: Mapped[Time] = mapped_column("createdAt", server_default=NOW)
+    updated_at: Mapped[Time] = mapped_column("updatedAt")
+    deleted_at: Mapped[Time | None] = mapped_column("deletedAt")
+
+
+class Subscription(Base):
+    """What a user has paid for, with whom, from when until when."""
+
+    __tablename__ = "subscriptions"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        _cascading("userId", "users.id"),
+        CheckConstraint('"endDate" >= "startDate"', name="endDate"),
+        Index("idx_subscriptions_user_id", "userId"),
+        Index("idx_subscriptions_status", "status"),
+        Index("idx_subscriptions_end_date", "endDate"),
+    )
+
+    id: Mapped[Text]
+    user_id: Mapped[Text] = mapped_column("userId")
+    provider: Mapped[Text]
+    product_id: Mapped[Text] = mapped_column("productId")
+    status: Mapped[Text]
+    start_date: Mapped[Time] = mapped_column("startDate")
+    end_date: Mapped[Time | None] = mapped_column("endDate")
+    created_at: Mapped[Time] = mapped_column("createdAt", server_default=NOW)
+    updated_at: Mapped[Time] = mapped_column("updatedAt")
+
+
+class Vendor(Base):
+    """Somebody who sells, and where: `lat`, `long` are degrees, `located_at` is the timestamp of that fix.
+
+    `deleted_at` set: deleted, but kept.
+    """
+
+    __tablename__ = "vendors"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        _cascading("userId", "users.id"),
+        CheckConstraint(LAT_CHECK, name="lat"),
+        CheckConstraint(LONG_CHECK, name="long"),
+        Index("idx_vendors_user_id", "userId"),
+        Index("idx_vendors_location", "lat", "long"),
+        Index("idx_vendors_created_at", "createdAt"),
+    )
+
+    id: Mapped[Text]
+    name: Mapped[Text]
+    description: Mapped[Text | None]
+    phone: Mapped[Text | None]
+    email: Mapped[Text | None]
+    website: Mapped[Text | None]
+    open: Mapped[bool] = mapped_column(server_default=text("true"))
+    primary_image: Mapped[Text | None] = mapped_column("primaryImage")
+    lat: Mapped[Degrees | None]
+    long: Mapped[Degrees | None]
+    user_id: Mapped[Text] = mapped_column("userId")
+    created_at: Mapped[Time] = mapped_column("createdAt", server_default=NOW)
+    updated_at: Mapped[Time] = mapped_column("updatedAt")
+    located_at: Mapped[Time | None] = mapped_column("locatedAt")
+    deleted_at: Mapped[Time | None] = mapped_column("deletedAt")
+
+
+class Location(Base):
+    """One stored ping. The id begins with its time, so a range of ids is a span of time: a day is a partition."""
+
+    __tablename__ = "locations"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        _cascading("vendorId", "vendors.id"),
+        CheckConstraint(LAT_CHECK, name="lat"),
+        CheckConstraint(LONG_CHECK, name="long"),
+        Index("idx_locations_vendor_id", "vendorId", "timestamp"),
+        Index("idx_locations_timestamp", "timestamp"),
+        {"postgresql_partition_by": 'RANGE ("id")'},
+    )
+
+    id: Mapped[str] = mapped_column(TEXT(collation="C"))
+    vendor_id: Mapped[Text] = mapped_column("vendorId")
+    lat: Mapped[Degrees]
+    long: Mapped[Degrees]
+    timestamp: Mapped[Time] = mapped_column(server_default=NOW)
+
+
+class Integration(Base):
+    """What an object of ours is called in another service."""
+
+    __tablename__ = "integrations"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        Index("integrations_service_externalId_key", "service", "externalId", unique=True),
+        Index("idx_integrations_service", "service"),
+        Index("idx_integrations_external_id", "externalId"),
+    )
+
+    id: Mapped[Text]
+    service: Mapped[Text]
+    external_id: Mapped[Text] = mapped_column("externalId")
+    internal_id: Mapped[Text] = mapped_column("internalId")
+    # `metadata` is SQLAlchemy's own name on a model
+    details: Mapped[Any | None] = mapped_column("metadata", JSONB())
+    created_at: Mapped[Time] = mapped_column("createdAt", server_default=NOW)
+    updated_at: Mapped[Time] = mapped_column("updatedAt")
+
+
+class AuditEntry(Base):
+    """One change of a user, vendor, subscription or integration, written by a trigger (storage/audit.py)."""
+
+    __tablename__ = "streamer_audit"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        Index("idx_streamer_audit_at", "at"),
+        Index("idx_streamer_audit_row_id", "rowId", "at"),
+    )
+
+    id: Mapped[int] = mapped_column(BIGINT(), Identity(always=True))
+    at: Mapped[Time]
+    table: Mapped[Text]
+    row_id: Mapped[Text | None] = mapped_column("rowId")
+    action: Mapped[Text]
+    before: Mapped[Any | None] = mapped_column(JSONB())
+    after: Mapped[Any | None] = mapped_column(JSONB())
+    user: Mapped[Text]
+    actor: Mapped[Text | None]
+    application: Mapped[Text | None]
+    address: Mapped[Text | None]
+    transaction: Mapped[int] = mapped_column(BIGINT())

@@ -1,0 +1,228 @@
+"""What `serve` may do in PostgreSQL, and a role that may do just that.
+
+`RIGHTS` is the whole of it: `streamer db grant` gives these, `serve` looks for them when it starts, and the tests run
+the server under such a role, so that a query which needs more fails there first. Connections are asyncpg's; those that
+give rights are the tables' owner's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from streamer.errors import DatabaseError, SettingsError
+from streamer.storage.models import Base
+
+
+class Right(NamedTuple):
+    """One privilege on some columns of a table, and what the server needs it for."""
+
+    table: str
+    privilege: str
+    columns: tuple[str, ...]
+    why: str
+
+
+RIGHTS = (
+    Right("alembic_version", "SELECT", ("version_num",), "it refuses a schema that is not its own"),
+    Right("users", "SELECT", ("id", "clerkId", "deletedAt"), "who owns a vendor, and whether they are still there"),
+    Right(
+        "vendors",
+        "SELECT",
+        ("id", "userId", "name", "open", "primaryImage", "lat", "long", "locatedAt", "deletedAt"),
+        "a vendor's card and owner",
+    ),
+    Right(
+        "vendors",
+        "UPDATE",
+        ("open", "lat", "long", "locatedAt", "updatedAt"),
+        "where a vendor is, whether it is open; to hold a vendor while its pings are stored",
+    ),
+    Right(
+        "streamer_changes",
+        "SELECT",
+        ("id", "at", "transaction", "table", "rowId", "action", "clerkId"),
+        "who was deleted or changed since it looked last",
+    ),
+    Right(
+        "subscriptions",
+        "SELECT",
+        ("userId", "status", "startDate", "endDate"),
+        "who pays, where STREAMER_FREE_INTERVAL is set",
+    ),
+    Right("locations", "INSERT", ("id", "vendorId", "lat", "long", "timestamp"), "storing pings"),
+    Right("locations", "SELECT", ("id", "vendorId", "lat", "long", "timestamp"), "history, and a vendor's newest ping"),
+)
+
+ADD_PARTITION = "streamer_add_partition(date)"
+"""The function, with its owner's rights, that makes the partition of a day: it takes that day and nothing else."""
+
+TABLE_PRIVILEGES = ("DELETE", "TRUNCATE", "TRIGGER")
+COLUMN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "REFERENCES")
+
+ATTRIBUTES = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+ITERATIONS = 4096
+
+MISSING = """
+SELECT r.privilege || ' on ' || r.name || ' (' || string_agg(r.col, ', ' ORDER BY r.col) || ')'
+FROM unnest($2::text[], $3::text[], $4::text[]) AS r(name, privilege, col)
+WHERE NOT coalesce(has_column_privilege($1::name, to_regclass(quote_ident(r.name)), r.col, r.privilege), false)
+GROUP BY r.privilege, r.name
+UNION ALL SELECT 'USAGE on schema ' || current_schema()
+    WHERE NOT has_schema_privilege($1::name, current_schema(), 'USAGE')
+UNION ALL SELECT privilege || ' on database ' || current_database()
+    FROM unnest(ARRAY['CONNECT', 'TEMPORARY']) AS privilege
+    WHERE NOT has_database_privilege($1::name, current_database(), privilege)
+UNION ALL SELECT 'EXECUTE on function ' || $5
+    WHERE NOT coalesce(has_function_privilege($1::name, to_regprocedure($5), 'EXECUTE'), false)
+ORDER BY 1
+"""
+
+# what PUBLIC may do, or a role that this one is in, it may do too
+HELD = """
+SELECT c.relname, privilege, a.attname
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+    unnest($3::text[]) AS privilege
+WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relname = ANY($2::text[])
+  AND has_column_privilege($1::name, c.oid, a.attnum, privilege)
+UNION ALL
+SELECT c.relname, privilege, NULL FROM pg_class c, unnest($4::text[]) AS privilege
+WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relname = ANY($2::text[])
+  AND has_table_privilege($1::name, c.oid, privilege)
+"""
+
+ROLE = """
+SELECT rolcanlogin AS login,
+    CASE WHEN rolsuper THEN 'is a superuser' WHEN rolcreaterole THEN 'may make and change roles'
+        WHEN rolreplication THEN 'may replicate, that is read everything'
+        WHEN pg_has_role(oid, (SELECT relowner FROM pg_class WHERE oid = to_regclass('locations')), 'MEMBER')
+        THEN 'owns the tables, or is in the role that does' END AS power
+FROM pg_roles WHERE rolname = $1
+"""
+
+HOLDERS = """
+SELECT DISTINCT r.rolname FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
+WHERE p.oid = to_regprocedure($1) AND a.grantee <> p.proowner
+"""
+
+
+class Granted(NamedTuple):
+    """What `grant` did: whether it made the role, whether the role can log in, and what it may beyond `RIGHTS`."""
+
+    created: bool
+    login: bool
+    beyond: list[str]
+
+
+def quoted(identifier: str) -> str:
+    """The identifier as SQL takes it whatever is in it."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+async def grant(connection: Any, role: str, password: str | None = None) -> Granted:
+    """Give a role the rights of `serve` and take all others on our tables from it; make it when there is none.
+
+    All or nothing, and without a moment in between. DatabaseError for a role that is too powerful anyway.
+    """
+    if not role or len(role.encode()) > 63 or "\0" in role:
+        raise SettingsError(f"the role {role!r} can't be: PostgreSQL takes names of 1 to 63 bytes")
+    verifier = None if password is None else scram_verifier(password)
+    async with connection.transaction():
+        found = await connection.fetchrow(ROLE, role)
+        if found is not None and found["power"] is not None:
+            raise DatabaseError(
+                f"role {role!r} {found['power']}: what it may do can't be limited by rights; name another, which need "
+                "not be there yet"
+            )
+        if found is None:
+            await connection.execute(f"CREATE ROLE {quoted(role)} LOGIN {ATTRIBUTES}")
+        if verifier is not None:
+            # not the password: statements get into logs
+            await connection.execute(f"ALTER ROLE {quoted(role)} PASSWORD '{verifier}'")
+        await _give(connection, role)
+        left = await missing(connection, role)
+        if left:
+            raise DatabaseError(
+                f"role {role!r} did not get {'; '.join(left)}: the owner of the database has to grant that"
+            )
+        beyond = await _beyond(connection, role)
+    return Granted(found is None, found is None or bool(found["login"]), beyond)
+
+
+async def renew(connection: Any) -> list[str]:
+    """Give what is missing to the roles that were given rights before; those to which something was given.
+
+    For after a migration: a new version may need more.
+    """
+    renewed = []
+    for role in await holders(connection):
+        if await missing(connection, role):
+            async with connection.transaction():
+                await _give(connection, role)
+            renewed.append(role)
+    return renewed
+
+
+async def holders(connection: Any) -> list[str]:
+    """The roles to which the rights of `serve` were given."""
+    return [row[0] for row in await connection.fetch(HOLDERS, ADD_PARTITION)]
+
+
+async def missing(connection: Any, role: str | None = None) -> list[str]:
+    """What a role, or who is connected, needs for `serve` and may not do."""
+    if role is None:
+        role = await connection.fetchval("SELECT current_user")
+    each = [(right.table, right.privilege, column) for right in RIGHTS for column in right.columns]
+    arguments = [list(values) for values in zip(*each, strict=True)]
+    return [row[0] for row in await connection.fetch(MISSING, role, *arguments, ADD_PARTITION)]
+
+
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
+    """What PostgreSQL keeps of a password (SCRAM-SHA-256, RFC 5803), from which it can't be had back."""
+    if not password or not password.isascii() or not password.isprintable():
+        # others would have to be brought into a normal form first
+        raise SettingsError("the password must be of printable ASCII characters, at least one")
+    salt = salt or secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, ITERATIONS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    salt64, stored64, server64 = (b64encode(part).decode() for part in (salt, stored, server))
+    return f"SCRAM-SHA-256${ITERATIONS}:{salt64}${stored64}:{server64}"
+
+
+async def _give(connection: Any, role: str) -> None:
+    to = quoted(role)
+    for table in await _tables(connection):
+        await connection.execute(f"REVOKE ALL ON TABLE {quoted(table)} FROM {to}")
+    for right in RIGHTS:
+        columns = ", ".join(map(quoted, right.columns))
+        await connection.execute(f"GRANT {right.privilege} ({columns}) ON TABLE {quoted(right.table)} TO {to}")
+    await connection.execute(f"GRANT EXECUTE ON FUNCTION {ADD_PARTITION} TO {to}")
+    schema, database = await connection.fetchrow("SELECT current_schema(), current_database()")
+    # PUBLIC often has these, and who owns the tables need not own the database
+    if not await connection.fetchval("SELECT has_schema_privilege($1::name, $2, 'USAGE')", role, schema):
+        await connection.execute(f"GRANT USAGE ON SCHEMA {quoted(schema)} TO {to}")
+    for privilege in ("CONNECT", "TEMPORARY"):
+        if not await connection.fetchval("SELECT has_database_privilege($1::name, $2, $3)", role, database, privilege):
+            await connection.execute(f"GRANT {privilege} ON DATABASE {quoted(database)} TO {to}")
+
+
+async def _tables(connection: Any) -> Sequence[str]:
+    """Those of our tables that are there."""
+    names = [*Base.metadata.tables, "alembic_version"]
+    rows = await connection.fetch(
+        "SELECT n FROM unnest($1::text[]) n WHERE to_regclass(quote_ident(n)) IS NOT NULL", names
+    )
+    return [row[0] for row in rows]
+
+
+async def _beyond(connection: Any, role: str) -> list[str]:
+    allowed = {(right.table, right.privilege, column) for right in RIGHTS for column in right.columns}
+    tables = await _tables(connection)
+    held = await connection.fetch(HELD, role, tables, list(COLUMN_PRIVILEGES), list(TABLE_PRIVILEGES))
+    more = {(table, privilege) for table, privilege, column in held if (table, privilege, column) not in allowed}
+    return [f"{privilege} on {table}" for table, privilege in sorted(more)]

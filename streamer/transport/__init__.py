@@ -1,0 +1,1 @@
+"""The aiohttp edge: WebSockets, event streams, HTTP."""

@@ -1,0 +1,263 @@
+"""Positions reported over HTTP, by our own clients and by existing tracker apps: answered after they are committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import orjson
+from aiohttp import web
+
+from streamer.accounts.dataloader import DataLoader
+from streamer.accounts.permissions import owned_vendor
+from streamer.accounts.tokens import Authenticator, Identity
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.ingest.batcher import Batcher, Chunk, Rejected
+from streamer.ingest.copy_rows import RowEncoder
+from streamer.ingest.producer import encoded
+from streamer.ingest.rate_limit import Allowance, Allowances
+from streamer.live.local_vendors import LocalVendors
+from streamer.protocol import trackers
+from streamer.protocol.messages import Ping, Pings, decode_pings, missing_or_invalid, shown
+from streamer.settings import Settings
+from streamer.storage.store import VendorRow
+from streamer.transport.http_query import identify, json_response, problem
+from streamer.transport.websocket import bounds_of, card_of
+
+ROOM_WAIT = 3.0
+"""Seconds a request waits for room in a full buffer."""
+SETTLE_GRACE = 5.0
+"""Seconds beyond a statement's timeout that a request waits for its commit."""
+RETRY_AFTER_MS = 2000
+MOST_WAITING = 1000
+"""Requests that may wait for room; more are refused at once."""
+MOST_FIELDS = 100
+"""Fields of a form."""
+
+
+class Outcome(NamedTuple):
+    """What became of a request's pings: `stored` of them are, now or since an earlier request.
+
+    The others never will be; a rejected one is {"index", "code", "message"}. `time`: when it was taken, epoch ms.
+    """
+
+    stored: int
+    rejected: list[dict[str, Any]]
+    time: int
+
+
+class HttpIngest:
+    """The handlers that take pings over HTTP; `gone` is told of a vendor that turned out to be deleted."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataloader: DataLoader,
+        batcher: Batcher,
+        local_vendors: LocalVendors,
+        authenticator: Authenticator,
+        allowances: Allowances,
+        clock: Callable[[], int],
+        gone: Callable[[str], None],
+    ) -> None:
+        self._dataloader = dataloader
+        self._batcher = batcher
+        self._local_vendors = local_vendors
+        self._authenticator = authenticator
+        self._allowances = allowances
+        self._clock = clock
+        self._gone = gone
+        self._bounds = bounds_of(settings)
+        self._live_max_age = int(settings.live_max_age * 1000)
+        self._settle_wait = settings.statement_timeout + SETTLE_GRACE
+        self._waiting = 0
+
+    async def locations(self, request: web.Request) -> web.Response:
+        """`POST /v1/vendors/{id}/locations`: a ping, an array of pings or {"pings":[…]}; which of them are stored."""
+        identity = await identify(request, self._authenticator)
+        items = ping_items(await request.read())
+        asked = self._clock()
+        row = await owned_vendor(self._dataloader, identity, request.match_info["id"])
+        outcome = await self._take(row, asked, items)
+        body = {"stored": outcome.stored, "rejected": outcome.rejected, "time": outcome.time}
+        return refusal(outcome) or json_response(body, headers={"Cache-Control": "no-store"})
+
+    async def owntracks(self, request: web.Request) -> web.Response:
+        """`POST /v1/owntracks`: what the OwnTracks apps send in HTTP mode; `[]` when it is stored or of no interest.
+
+        The token is the password of Basic auth, the user name may be a vendorId; `?vendorId=` names it too.
+        """
+        user, password = trackers.basic(request.headers.get("Authorization", "")) or (None, None)
+        identity = await identify(request, self._authenticator, password)
+        items = trackers.owntracks(await request.read())
+        asked = self._clock()
+        row = await self._vendor(identity, request.query.get("vendorId"), user)
+        return refusal(await self._take(row, asked, items)) or json_response([])
+
+    async def osmand(self, request: web.Request) -> web.Response:
+        """`GET` or `POST /v1/osmand`: the OsmAnd protocol by query, form or JSON; an empty 200 when it is stored.
+
+        The token is `?token=`, the password of Basic auth, or, for an app that can set nothing else, its device
+        identifier. Otherwise that identifier may be a vendorId, as `?vendorId=` is.
+        """
+        body = await request.read()
+        if body.lstrip()[:1] == b"{":
+            items, device_id = trackers.osmand_json(body)
+        else:
+            parameters = {**form_of(body), **request.query}
+            items = trackers.osmand_form(parameters)
+            device_id = parameters.get("id", parameters.get("deviceid"))
+        user, password = trackers.basic(request.headers.get("Authorization", "")) or (None, None)
+        if password is None and trackers.is_token(device_id):
+            password, device_id = device_id, None
+        identity = await identify(request, self._authenticator, password)
+        asked = self._clock()
+        row = await self._vendor(identity, request.query.get("vendorId"), device_id or user)
+        return refusal(await self._take(row, asked, items)) or web.Response()
+
+    async def _vendor(self, identity: Identity, named: str | None, called: str | None) -> VendorRow:
+        """The vendor that is named; else the one that an app's identifier happens to name; else the user's only one."""
+        if named is None and called is not None:
+            row = await self._dataloader.vendor(called)
+            if row is not None and row.clerk_id == identity.clerk_id:
+                return row
+        return await owned_vendor(self._dataloader, identity, named)
+
+    async def _take(self, row: VendorRow, asked: int, items: Sequence[Any]) -> Outcome:
+        """Show the newest ping if it is fresh, have all of them stored, and tell what became of each.
+
+        `asked` is when the row was asked for: a vendor that opened or closed since then is not put back.
+        """
+        now = self._clock()
+        allowance = self._allowances.of(row.vendor_id, asyncio.get_running_loop().time())
+        wait = allowance.wait(asyncio.get_running_loop().time(), self._batcher.contended)
+        if wait > 0:
+            raise ProtocolError(
+                ErrorCode.RATE_LIMITED,
+                f"vendor {row.vendor_id!r} sends more than the others can spare and {allowance.unsettled} of its pings"
+                " wait to be stored: send the same again later",
+                retry_after_ms=max(1000, round(wait * 1000)),
+            )
+        pings = decode_pings(items, now, None, self._bounds)
+        refused: Rejected = {}
+        if pings.accepted:
+            newest = max(pings.accepted, key=lambda ping: ping.timestamp)
+            if newest.timestamp >= now - self._live_max_age:
+                self._local_vendors.http(row.vendor_id, card_of(row, asked), now)
+                self._local_vendors.fix(row.vendor_id, *newest[1:], now)
+            refused = await self._stored(row.vendor_id, allowance, pings.accepted, now)
+            for code, message in refused.values():
+                if code is ErrorCode.VENDOR_NOT_FOUND:
+                    self._gone(row.vendor_id)
+                    raise ProtocolError(code, message)
+        rejected = rejections(pings, refused)
+        return Outcome(len(items) - len(rejected), rejected, now)
+
+    async def _stored(self, vendor_id: str, allowance: Allowance, pings: list[Ping], now: int) -> Rejected:
+        """Wait until all are committed, but those that never will be; ProtocolError when that takes too long."""
+        settled: asyncio.Future[Rejected] = asyncio.get_running_loop().create_future()
+
+        def settle(_: Chunk, rejected: Rejected) -> None:
+            allowance.unsettled -= len(pings)
+            if not settled.done():
+                settled.set_result(rejected)
+
+        prompt = allowance.take(len(pings), asyncio.get_running_loop().time())
+        seqs, rows, newest = encoded(RowEncoder(vendor_id), pings)
+        chunk = Chunk(vendor_id, seqs, rows, prompt and newest[0] >= now - self._live_max_age, newest, settle)
+        allowance.unsettled += len(pings)
+        if not self._batcher.offer(chunk):
+            try:
+                await self._put(chunk)
+            finally:
+                if not chunk.admitted:
+                    allowance.unsettled -= len(pings)
+        try:
+            async with asyncio.timeout(self._settle_wait):
+                return await settled
+        except TimeoutError:
+            raise ProtocolError(
+                ErrorCode.OVERLOADED,
+                f"not known to be stored after {self._settle_wait:g} s: {self._cause};"
+                " the pings may be stored yet: send them again, each is stored once however often it comes",
+                retry_after_ms=RETRY_AFTER_MS,
+            ) from None
+
+    @property
+    def _cause(self) -> str:
+        """Why pings wait, for strangers: an outage's own words name hosts."""
+        return "too many wait" if self._batcher.outage is None else "the database does not answer"
+
+    async def _put(self, chunk: Chunk) -> None:
+        """Wait for room in the buffer, not for long and not with too many others."""
+        if self._waiting < MOST_WAITING:
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(ROOM_WAIT):
+                    await self._batcher.put(chunk)
+                return
+            except TimeoutError:
+                pass
+            finally:
+                self._waiting -= 1
+        raise ProtocolError(
+            ErrorCode.OVERLOADED,
+            f"{self._batcher.pings} pings wait to be stored and there is no room: {self._cause};"
+            " send the same again later",
+            retry_after_ms=RETRY_AFTER_MS,
+        )
+
+
+def ping_items(data: bytes) -> list[Any]:
+    """The ping objects of a body: one, an array of them, or {"pings":[…]}."""
+    try:
+        body = orjson.loads(data)
+    except (orjson.JSONDecodeError, RecursionError) as bad:
+        raise ProtocolError(ErrorCode.INVALID_JSON, f"the body is not JSON: {bad}") from None
+    if type(body) is list:
+        return body
+    if type(body) is not dict:
+        raise ProtocolError(
+            ErrorCode.INVALID_MESSAGE, f'the body is a ping, an array of pings or {{"pings":[…]}}, not {shown(body)}'
+        )
+    kind = body.get("type")
+    if kind == "pings" or (kind is None and "pings" in body):
+        pings = body.get("pings")
+        if type(pings) is not list:
+            raise missing_or_invalid(body, "pings", "an array of pings")
+        return pings
+    if kind not in (None, "ping"):
+        raise ProtocolError(
+            ErrorCode.INVALID_MESSAGE, f"only pings are taken here, not a message of type {shown(kind)}"
+        )
+    return [body]
+
+
+def form_of(body: bytes) -> dict[str, str]:
+    """The fields of an urlencoded form."""
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS))
+    except ValueError as bad:
+        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the body is no urlencoded form: {bad}") from None
+
+
+def rejections(pings: Pings, refused: Mapping[int, tuple[ErrorCode, str]]) -> list[dict[str, Any]]:
+    """The rejected pings by their index in the request; every ping has its seq, and seqs rise with the index."""
+    reasons = {reject.seq: (reject.code, reject.message) for reject in pings.rejected} | dict(refused)
+    seqs = sorted([ping.seq for ping in pings.accepted] + [reject.seq for reject in pings.rejected])
+    return [
+        {"index": index, "code": reasons[seq][0], "message": reasons[seq][1]}
+        for index, seq in enumerate(seqs)
+        if seq in reasons
+    ]
+
+
+def refusal(outcome: Outcome) -> web.Response | None:
+    """The problem document for a request of which nothing could be stored; it has the first ping's code."""
+    if outcome.stored or not outcome.rejected:
+        return None
+    first, count = outcome.rejected[0], len(outcome.rejected)
+    detail = first["message"] if count == 1 else f"none of {count} pings can be stored, the first: {first['message']}"
+    return problem(first["code"], detail, rejected=outcome.rejected, time=outcome.time)

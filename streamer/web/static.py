@@ -1,0 +1,49 @@
+"""Files that are handed out as they lie: the JavaScript client for browsers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+CLIENT = {
+    "venta.js": "text/javascript; charset=utf-8",
+    "venta.d.ts": "text/plain; charset=utf-8",
+}
+"""What of the JavaScript client is handed out, with its type."""
+
+
+def beside(name: str, *path: str) -> Path:
+    """A folder that lies in the package when installed, and by `path` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / name
+    return inside if inside.exists() else package.parent.joinpath(*path)
+
+
+def client_folder() -> Path:
+    """The JavaScript client's folder."""
+    return beside("client", "clients", "js")
+
+
+def handing_out(folder: Path, types: dict[str, str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """A handler for `{name}`: a file of the folder if it is among `types`; asked for anew each time, sent if changed.
+
+    Pages of other origins may import it: it is public.
+    """
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name not in types:
+            raise web.HTTPNotFound
+        return web.FileResponse(
+            folder / name,
+            headers={
+                "Content-Type": types[name],
+                "Cache-Control": "no-cache",
+                "Access-Control-Allow-Origin": "*",
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
+
+    return handle

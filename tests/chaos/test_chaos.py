@@ -1,0 +1,88 @@
+"""Some rounds of chaos, and that its judge finds what is wrong. `make chaos` plays a hundred."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.chaos.faults import KINDS, LATEST, LONG, Fault, plan
+from tests.chaos.rounds import Chaos
+from tests.support.apps import eventually
+
+WITHIN = 30.0
+"""Seconds to the truth: what is short on a quiet machine can be long on one that runs other tests beside."""
+
+
+def test_a_seed_is_its_faults() -> None:
+    """A round that failed can be played again, and every kind of fault comes up."""
+    entitlements = [plan(seed) for seed in range(2000)]
+    assert entitlements == [plan(seed) for seed in range(2000)]
+    kinds = {(fault.target.split()[0], fault.kind) for faults in entitlements for fault in faults}
+    assert kinds == {(target, kind) for target, kinds in KINDS.items() for kind in kinds}
+    for faults in entitlements:
+        assert 1 <= len(faults) <= 4
+        assert len({fault.target for fault in faults}) == len(faults)
+        assert all(0 <= fault.at <= LATEST and 0 < fault.lasts <= LONG for fault in faults)
+
+
+@pytest.fixture
+async def chaos(tmp_path: Path) -> AsyncIterator[Chaos]:
+    """The stage and a crowd on it."""
+    async with Chaos(tmp_path, true_within=WITHIN) as chaos:
+        yield chaos
+
+
+async def test_nothing_acked_is_lost_and_every_map_becomes_true(chaos: Chaos) -> None:
+    """Servers, PostgreSQL and Valkey killed, the network cut: all is as it must be after. And if not, it is seen."""
+    rounds = [
+        [Fault(0.2, 0.1, "server 1", "kill"), Fault(0.4, 0.8, "postgresql", "stop")],
+        [Fault(0.1, 0.3, "valkey", "kill"), Fault(0.3, 0.2, "wire clients", "cut")],
+        [
+            Fault(0.1, 0.3, "wire server 2 to postgresql", "refuse"),
+            Fault(0.1, 0.5, "wire server 1 to valkey", "freeze"),
+        ],
+    ]
+    for number, faults in enumerate(rounds):
+        verdict = await chaos.play(number, faults)
+        assert verdict.wrong == [], str(verdict)
+    assert await chaos.settled() == []
+    await finds_what_is_wrong(chaos)
+
+
+async def finds_what_is_wrong(chaos: Chaos) -> None:
+    """A judge that can't find a lost ping, one stored twice, a wrong view or a ghost is none."""
+    mover = chaos.crowd.movers[0]
+    vendor_id, ping = mover.app.identity.vendor_id, mover.app.acked[len(mover.app.acked) // 2]
+    connection = await asyncpg.connect(chaos.stage.postgres.url)
+    try:
+        row = await connection.fetchrow(
+            'DELETE FROM locations WHERE "vendorId" = $1 AND lat = $2 AND long = $3 RETURNING *',
+            vendor_id,
+            ping.lat,
+            ping.long,
+        )
+        assert [line for line in await chaos.settled() if "was acked, but is not stored" in line]
+        for id in (row["id"], row["id"][:-1] + "!"):
+            await connection.execute(
+                'INSERT INTO locations (id, "vendorId", lat, long, timestamp) VALUES ($1, $2, $3, $4, $5)',
+                *(id, vendor_id, ping.lat, ping.long, row["timestamp"]),
+            )
+        assert [line for line in await chaos.settled() if "is stored 2 times" in line]
+        await connection.execute("UPDATE vendors SET lat = lat + 0.001 WHERE id = $1", vendor_id)
+        assert [line for line in await chaos.settled() if "in vendors; its newest fix" in line]
+    finally:
+        await connection.close()
+    watcher = chaos.crowd.watchers[0]
+    await eventually(lambda: not chaos.judge.apps(), "views that are true")
+    watcher.view[vendor_id]["lat"] += 0.001
+    assert [line for line in chaos.judge.apps() if f"{vendor_id} is shown at" in line]
+    watcher.view[vendor_id]["lat"] -= 0.001
+    watcher.view[vendor_id]["online"] = False
+    assert [line for line in chaos.judge.apps() if f"{vendor_id} is shown as offline" in line]
+    watcher.view[vendor_id]["online"] = True
+    watcher.view["ghost"] = {**watcher.view[vendor_id], "vendorId": "ghost"}
+    chaos.judge.gone["ghost"] = 0.0
+    assert [line for line in chaos.judge.apps() if "ghost is a ghost" in line]

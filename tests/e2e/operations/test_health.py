@@ -1,0 +1,231 @@
+"""Health as probes and people meet it: what can't fail when something is broken is worse than none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import asyncpg
+import orjson
+import pytest
+
+from streamer.errors import Unavailable
+from streamer.operations.embedded import PostgresServer, ValkeyServer
+from streamer.operations.health import Answer, Probe, shortcomings
+from streamer.storage import database
+from streamer.storage.database import Condition
+from streamer.storage.models import Base
+from tests.conftest import Collected, Running, Serve
+from tests.support.apps import VendorApp, eventually
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def ask(session: aiohttp.ClientSession, running: Running, path: str) -> tuple[int, dict[str, Any]]:
+    async with session.get(running.url + path) as response:
+        assert response.headers["Cache-Control"] == "no-store" or response.status == 404
+        return response.status, orjson.loads(await response.read())
+
+
+async def unhealthy(session: aiohttp.ClientSession, running: Running, path: str, part: str) -> dict[str, Any]:
+    """What it answers once a part stands in the way."""
+    found: list[dict[str, Any]] = []
+
+    async def there() -> bool:
+        status, answer = await ask(session, running, path)
+        found[:] = [answer]
+        return status == 503 and part in answer.get("causes", {})
+
+    await eventually(there, f"{path} that complains of {part}, only: {found}", within=20)
+    return found[0]
+
+
+async def well(session: aiohttp.ClientSession, running: Running, path: str) -> dict[str, Any]:
+    """What it answers once nothing is wrong."""
+    found: list[dict[str, Any]] = []
+
+    async def there() -> bool:
+        status, answer = await ask(session, running, path)
+        found[:] = [answer]
+        return status == 200
+
+    await eventually(there, f"{path} without complaints, only: {found}", within=20)
+    return found[0]
+
+
+async def test_health_of_a_healthy_server(serve: Serve, database_url: str, session: aiohttp.ClientSession) -> None:
+    """The documented members, and what an operator looks at first."""
+    vendor = (await database.seed(database_url, 3))[0]
+    running = await serve()
+    direct = await asyncpg.connect(database_url)
+    await direct.execute("ANALYZE")
+    await direct.close()
+    async with VendorApp(running.url, vendor.clerk_id) as app:
+        await app.ping(52.2, 21.0)
+        await app.acked(1)
+        answer = await well(session, running, "/health")
+    assert answer["status"] == "healthy"
+    assert abs(datetime.fromisoformat(answer["timestamp"]) - datetime.now(UTC)).total_seconds() < 60
+    tables = {each["table"]: each for each in answer["tables"]}
+    assert set(tables) >= set(Base.metadata.tables)
+    assert not any("_default" in name or name[-1].isdecimal() for name in tables), "a partition belongs to its table"
+    assert tables["vendors"]["rows"] == 3
+    assert tables["locations"]["bytes"] > 8192
+    checks = answer["checks"]
+    assert all(check["ok"] for check in checks.values()), checks
+    assert checks["migration"]["revision"] == database.head()
+    assert checks["partitions"]["daysAhead"] >= 6
+    assert checks["storing"]["waiting"] == 0
+    assert "error" not in answer
+    assert (await ask(session, running, "/livez"))[1] == {"status": "ok"}
+    assert (await ask(session, running, "/readyz"))[1] == {"status": "ready"}
+
+
+async def test_asked_by_many_it_asks_once(serve: Serve, session: aiohttp.ClientSession) -> None:
+    """Load balancers ask every second from everywhere; PostgreSQL must not feel it."""
+    running = await serve()
+    await asyncio.gather(*[ask(session, running, path) for path in ("/health", "/readyz") * 50])
+    health = running.server.health
+    before = (health.ping.asked, health.condition.asked, health.sizes.asked)
+    await asyncio.gather(*[ask(session, running, path) for path in ("/health", "/readyz") * 50])
+    after = (health.ping.asked, health.condition.asked, health.sizes.asked)
+    # At most once more each, however slow this machine is: 200 requests take less than the shortest of their times.
+    assert sum(after) - sum(before) <= 6
+
+
+async def test_postgresql_away_and_back(
+    serve: Serve, postgres_server: PostgresServer, session: aiohttp.ClientSession, loop_errors: Collected
+) -> None:
+    """503 with the cause, in words without secrets, while customers go on; 200 when it is back."""
+    await database.upgrade(postgres_server.url)
+    vendor = (await database.seed(postgres_server.url, 1))[0]
+    password = urlsplit(postgres_server.url).password
+    assert password
+    running = await serve(database_url=postgres_server.url)
+    async with VendorApp(running.url, vendor.clerk_id) as app:
+        await app.expect("hello")
+        postgres_server.kill()
+        await app.ping(52.2, 21.0)
+        for path in ("/readyz", "/health"):
+            answer = await unhealthy(session, running, path, "postgresql")
+            assert answer["status"] in ("unready", "unhealthy")
+            assert "PostgreSQL at" in answer["causes"]["postgresql"]
+            assert password not in str(answer)
+            assert "@" not in str(answer)
+        answer = await unhealthy(session, running, "/health", "storing")
+        assert answer["checks"]["storing"]["waiting"] == 1
+        assert answer["error"].startswith(tuple(answer["causes"]))
+        assert not answer["checks"]["postgresql"]["ok"]
+        assert (await ask(session, running, "/livez"))[0] == 200, "a restart would lose what waits and mend nothing"
+        await postgres_server.restart()
+        await app.acked(1, within=30)
+        await well(session, running, "/readyz")
+        await well(session, running, "/health")
+    loop_errors.messages[:] = [m for m in loop_errors.messages if "ConnectionDoesNotExistError" not in m]
+
+
+async def test_redis_away(serve: Serve, valkey_server: ValkeyServer, session: aiohttp.ClientSession) -> None:
+    """Named as what it is, and gone when Redis is back."""
+    running = await serve(redis_url=valkey_server.url)
+    await well(session, running, "/health")
+    valkey_server.kill()
+    answer = await unhealthy(session, running, "/health", "redis")
+    assert not answer["checks"]["redis"]["ok"]
+    assert answer["checks"]["postgresql"]["ok"]
+    await unhealthy(session, running, "/readyz", "redis")
+    await valkey_server.restart()
+    assert (await well(session, running, "/health"))["checks"]["redis"]["gaps"] >= 1
+
+
+async def test_partitions_that_are_missing(serve: Serve, database_url: str, session: aiohttp.ClientSession) -> None:
+    """Vendors are served on, so it's no matter of readiness; but somebody should know before the next night."""
+    running = await serve()
+    direct = await asyncpg.connect(database_url)
+    for name in await direct.fetch(
+        "SELECT relname FROM pg_class WHERE relname ~ '^locations_[0-9]+$' AND relkind = 'r'"
+    ):
+        await direct.execute(f"DROP TABLE {name[0]}")
+    await direct.close()
+    answer = await unhealthy(session, running, "/health", "partitions")
+    assert "streamer db upgrade" in answer["causes"]["partitions"]
+    assert (await ask(session, running, "/readyz"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("condition", "parts"),
+    [
+        (Condition("new", True, True, 7), set()),
+        (Condition("newer, of the next version", False, False, 7), set()),
+        (Condition("old", True, False, 7), {"migration"}),
+        (Condition(None, False, False, 7), {"migration"}),
+        (Condition("new", True, True, 1), set()),
+        (Condition("new", True, True, 0), {"partitions"}),
+        (Condition("old", True, False, -1), {"migration", "partitions"}),
+    ],
+)
+def test_what_needs_somebody(condition: Condition, parts: set[str]) -> None:
+    """A database behind this version, or no partition for tomorrow; one that is ahead is a rolling upgrade."""
+    assert set(shortcomings(Answer(condition, None, 0.0))) == parts
+
+
+async def test_condition(database_url: str) -> None:
+    """Days are counted without a gap: seven days ahead with tomorrow missing is none."""
+    today = date(2031, 3, 1)
+    direct = await asyncpg.connect(database_url)
+    try:
+        assert (await database.condition(direct, today)).days_ahead == -1
+        await database.ensure_partitions(direct, today, 4)
+        assert await database.condition(direct, today) == Condition(database.head(), True, True, 4)
+        await direct.execute("DROP TABLE locations_20310303")
+        assert (await database.condition(direct, today)).days_ahead == 1
+    finally:
+        await direct.close()
+
+
+async def test_a_probe_that_fails_is_asked_again_soon() -> None:
+    """A short outage must not be told of for as long as a good answer is good."""
+    answers: list[Exception | int] = [Unavailable("away"), ValueError("odd"), 7]
+
+    async def answered() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    probe = Probe(answered, 3600.0)
+    assert [each.cause for each in await asyncio.gather(probe.answer(), probe.answer())] == ["away", "away"]
+    await eventually(lambda: _cause(probe, "ValueError('odd')"), "the next answer")
+    await eventually(lambda: _cause(probe, None), "a good answer")
+    assert (await probe.answer()).value == 7
+    assert probe.asked == 3
+
+
+async def _cause(probe: Probe[int], cause: str | None) -> bool:
+    return (await probe.answer()).cause == cause
+
+
+async def test_who_gives_up_takes_the_answer_from_nobody() -> None:
+    """A client that hangs up must not fail the others' probe."""
+    go = asyncio.Event()
+
+    async def answered() -> int:
+        await go.wait()
+        return 1
+
+    probe = Probe(answered, 60.0)
+    impatient, patient = asyncio.create_task(probe.answer()), asyncio.create_task(probe.answer())
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.gather(impatient, return_exceptions=True)
+    go.set()
+    assert (await patient).value == 1
+    go.clear()
+    await probe.close()

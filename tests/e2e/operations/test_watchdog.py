@@ -1,0 +1,87 @@
+"""A loop that hangs. What breaks if these fail: a process that answers nobody lives on, and nobody is told why."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+
+from streamer.operations.watchdog import STUCK, Watchdog
+from tests.support.apps import SECRET
+from tests.support.commands import Command
+
+HANGS = """
+import asyncio, sys, time
+from streamer import app, settings
+from streamer.operations.watchdog import Watchdog
+
+def hang_here() -> None:
+    time.sleep(60)
+
+async def main() -> None:
+    configured = settings.load(port=0)
+    with Watchdog(2.0):
+        async with app.serving(configured) as (_, url):
+            print("serving on", url, file=sys.stderr, flush=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+            hang_here()
+
+asyncio.run(main())
+"""
+ENDS_LATE = """
+import time
+from streamer.operations.watchdog import Watchdog
+import asyncio
+
+async def main() -> None:
+    with Watchdog(60.0) as watchdog:
+        watchdog.hurry(0.5)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_livez_fails_when_the_loop_is_stuck_and_the_process_ends(
+    tmp_path: Path, database_url: str, redis_url: str
+) -> None:
+    """From outside it is seen at once, and the process says where it hangs and ends, to be started again."""
+    given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
+    async with Command("-c", HANGS, program=sys.executable, folder=tmp_path, **given) as command:
+        url = await command.url()
+        timeout = aiohttp.ClientTimeout(1)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            async with session.get(f"{url}/livez") as response:
+                assert response.status == 200
+            command.say("\n")
+            await asyncio.sleep(0.3)
+            try:
+                async with session.get(f"{url}/livez"):
+                    raise AssertionError("a loop that hangs answered")
+            except (TimeoutError, aiohttp.ClientError):
+                pass
+        ended = await command.ended()
+    assert ended.status == STUCK
+    assert "the event loop has not turned" in ended.err
+    assert "hang_here" in ended.err
+
+
+async def test_a_stop_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """Whatever an orderly stop waits for, the process keeps its limit."""
+    began = time.monotonic()
+    async with Command("-c", ENDS_LATE, program=sys.executable, folder=tmp_path) as command:
+        ended = await command.ended()
+    assert ended.status == STUCK
+    assert "does not end in time" in ended.err
+    assert time.monotonic() - began < 30
+
+
+async def test_a_loop_that_turns_is_left_alone() -> None:
+    """Work that takes its time, but gives way, is no reason to end anything."""
+    with Watchdog(1.0):
+        for _ in range(20):
+            time.sleep(0.05)  # noqa: ASYNC251  # work
+            await asyncio.sleep(0)

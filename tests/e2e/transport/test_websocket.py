@@ -1,0 +1,312 @@
+"""The WebSocket edge: who gets in, and with which code a connection ends; on the code the app decides what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from streamer.accounts.tokens import make_token
+from streamer.ingest import rate_limit
+from streamer.storage import database
+from streamer.storage.database import SeededVendor
+from streamer.transport import websocket
+from tests.conftest import Running, Serve
+from tests.support.apps import SECRET, App, circle
+from tests.support.issuer import EC, Issuer, signed
+
+LAT, LONG = 52.2297, 21.0122
+WATCH = {"type": "watch", "id": "w", "area": circle(LAT, LONG, 1000)}
+WAYS = ("header", "query", "subprotocol", "message")
+PATHS = ("/v1/vendor", "/v1/watch")
+
+
+@pytest.fixture
+async def vendors(database_url: str) -> list[SeededVendor]:
+    return await database.seed(database_url, 2)
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat looks often, so that no test waits for seconds."""
+    monkeypatch.setattr(websocket, "LOOK_EVERY", 0.05)
+
+
+def app(url: str, path: str, token: str | None = None, way: str = "header", **params: str) -> App:
+    """An app that brings its token in one of the ways there are; after a `message` the caller sends `auth`."""
+    made = App(url, path, None, **params, **({"token": token} if token and way == "query" else {}))
+    if token and way == "header":
+        made.headers = {"Authorization": f"Bearer {token}"}
+    if token and way == "subprotocol":
+        made.protocols = (f"bearer.{token}", "streamer.v1")
+    return made
+
+
+def token_of(vendor: SeededVendor, ttl: float = 600) -> str:
+    return make_token(SECRET, vendor.clerk_id, ttl)
+
+
+async def let_in(phone: App, path: str) -> None:
+    """The app is served: a vendor is greeted, a customer gets a snapshot."""
+    if path == "/v1/vendor":
+        await phone.expect("hello")
+    else:
+        await phone.send(WATCH)
+        await phone.expect("snapshot")
+
+
+async def turned_away(phone: App, close: int, code: str) -> str:
+    """The app is told why, then the connection ends with this code; gives the reason."""
+    error = await phone.expect("error")
+    assert error["code"] == code, error
+    assert await phone.closed() == close
+    return str(error["message"])
+
+
+# who gets in
+
+
+async def test_every_way_of_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A phone, a browser and a simple sensor can each bring a token somewhere; a bad one is refused in each alike."""
+    server = await serve(watch_auth="required")
+
+    async def for_one(path: str) -> None:
+        for way in WAYS:
+            for token in (token_of(vendors[0]), token_of(vendors[0], -60), "no.such.token"):
+                async with app(server.url, path, token, way) as phone:
+                    assert phone.socket.protocol == ("streamer.v1" if way == "subprotocol" else None), (
+                        "no token in answers"
+                    )
+                    if way == "message":
+                        await phone.send({"type": "auth", "token": token})
+                    if token == token_of(vendors[0]):
+                        await let_in(phone, path)
+                    else:
+                        why = await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+                        assert ("expired" in why) == (token != "no.such.token")
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """Clerk's session tokens as they are, through the whole server: by its JWKS, with issuer and party checked."""
+    rules = {"jwt_issuer": "https://clerk.venta.example", "jwt_parties": "https://app.venta.example, https://x.example"}
+    async with Issuer(EC["e1"]) as issuer:
+        server = await serve(jwks_url=issuer.url, jwt_secret=None, **rules)
+        claims = {"sub": vendors[0].clerk_id}
+        async with app(server.url, "/v1/vendor", signed(EC["e1"], claims)) as phone:
+            await phone.expect("hello")
+        async with app(server.url, "/v1/vendor", signed(EC["e1"], {**claims, "azp": "https://evil.example"})) as phone:
+            assert "azp" in await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+        async with app(server.url, "/v1/vendor", token_of(vendors[0])) as phone:
+            assert "HS256" in await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+        assert not await server.server.unready()
+
+
+async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """While the keys can't be read an app is asked to come back, not told that its token is bad."""
+    issuer = Issuer(EC["e1"])
+    server = await serve(jwks_url=issuer.url)
+    async with app(server.url, "/v1/vendor", signed(EC["e1"], {"sub": vendors[0].clerk_id})) as phone:
+        assert "try again" in await turned_away(phone, 1011, "ERR_OVERLOADED")
+    async with app(server.url, "/v1/vendor", token_of(vendors[0])) as phone:
+        await phone.expect("hello")
+
+
+async def test_without_a_token(serve: Serve) -> None:
+    """Who says nothing in time, or something else first, is out; a stranger's open socket costs the server nothing."""
+    server = await serve(watch_auth="required", auth_timeout=0.2)
+
+    async def for_one(path: str) -> None:
+        async with app(server.url, path) as phone:
+            await turned_away(phone, 4401, "ERR_UNAUTHORIZED")
+        for first in (
+            {"type": "ping", "lat": LAT, "long": LONG},
+            WATCH,
+            {"type": "auth"},
+            {"type": "auth", "token": 7},
+        ):
+            async with app(server.url, path) as phone:
+                await phone.send(first)
+                await phone.expect("error")
+                assert await phone.closed() == 4401
+        async with app(server.url, path) as phone:
+            await phone.socket.send_bytes(b"\xff{")
+            await turned_away(phone, 4401, "ERR_INVALID_JSON")
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_watching_without_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A setting lets everyone look; a token that is brought all the same must be good."""
+    server = await serve(watch_auth="optional")
+    async with app(server.url, "/v1/watch") as phone:
+        await let_in(phone, "/v1/watch")
+    async with app(server.url, "/v1/watch", token_of(vendors[0], -60)) as phone:
+        await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+
+
+async def test_the_owner_only(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """Nobody reports, opens or closes for another: the code tells the app not to come back like that."""
+    one, other = vendors
+    server = await serve()
+    async with app(server.url, "/v1/vendor", token_of(one), vendorId=other.vendor_id) as phone:
+        assert repr(other.vendor_id) in await turned_away(phone, 4403, "ERR_FORBIDDEN")
+    async with app(server.url, "/v1/vendor", token_of(one), vendorId="nobody") as phone:
+        await turned_away(phone, 4404, "ERR_VENDOR_NOT_FOUND")
+    async with app(server.url, "/v1/vendor", make_token(SECRET, "user_without_vendor", 60)) as phone:
+        await turned_away(phone, 4404, "ERR_VENDOR_NOT_FOUND")
+    async with app(server.url, "/v1/vendor", token_of(one), vendorId=one.vendor_id) as phone:
+        assert (await phone.expect("hello"))["vendorId"] == one.vendor_id
+
+
+# how long a token lasts
+
+
+async def test_expiry_closes_a_live_socket(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A stolen phone's socket ends with its token, and the app learns that it needs a new one."""
+    server = await serve(watch_auth="required")
+
+    async def for_one(path: str) -> None:
+        expires = int(time.time()) + 2
+        async with app(server.url, path, make_token(SECRET, vendors[0].clerk_id, 2, now=expires - 2)) as phone:
+            await let_in(phone, path)
+            assert await phone.closed() == 4401
+            assert time.time() >= expires
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_a_new_token_extends(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """An app with tokens of a minute stays connected for hours; a new token that is shorter counts too."""
+    server = await serve(watch_auth="required")
+
+    async def for_one(path: str) -> None:
+        expires = int(time.time()) + 1
+        async with app(server.url, path, make_token(SECRET, vendors[0].clerk_id, 1, now=expires - 1)) as phone:
+            await phone.send({"type": "auth", "token": token_of(vendors[0])})
+            await let_in(phone, path)
+            await asyncio.sleep(max(0.0, expires - time.time()) + 0.3)
+            await phone.send({"type": "auth", "token": ""})
+            assert (await phone.expect("error"))["code"] == "ERR_INVALID_MESSAGE", (
+                "it is open yet, and says what is wrong"
+            )
+            await phone.send({"type": "auth", "token": make_token(SECRET, vendors[0].clerk_id, 1)})
+            assert await phone.closed() == 4401
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_a_bad_new_token_ends_it(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A token that is refused is refused also from someone who was let in before."""
+    server = await serve(watch_auth="required")
+
+    async def for_one(path: str) -> None:
+        async with app(server.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            await phone.send({"type": "auth", "token": token_of(vendors[0], -60)})
+            await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_a_new_token_of_another_user(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A vendor's socket stays that vendor's owner's."""
+    server = await serve()
+    async with app(server.url, "/v1/vendor", token_of(vendors[0])) as phone:
+        await phone.expect("hello")
+        await phone.send({"type": "auth", "token": token_of(vendors[1])})
+        await turned_away(phone, 4403, "ERR_FORBIDDEN")
+
+
+# what ends a connection
+
+
+@pytest.fixture
+async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
+    """A server of small patience."""
+    return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=0.4, vendor_messages=50)
+
+
+async def test_a_message_too_large(running: Running, vendors: list[SeededVendor]) -> None:
+    """1009: an app that sends more than is taken must not send it again."""
+
+    async def for_one(path: str) -> None:
+        async with app(running.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            await phone.send({"type": "auth", "token": "x" * 3000})
+            assert await phone.closed() == 1009
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_another_protocol(running: Running, vendors: list[SeededVendor]) -> None:
+    """4400: something that does not speak this protocol is not talked to for ever; a good message forgives."""
+
+    async def for_one(path: str) -> None:
+        async with app(running.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            good: dict[str, Any] = WATCH if path == "/v1/watch" else {"lat": LAT, "long": LONG}
+            messages: list[Any] = [[], "hello", good, {"type": "hello"}, 7, good, {"type": "?"}, [], "x"]
+            for message in messages:
+                await phone.send(message)
+            assert await phone.closed() == 4400
+            errors = [m for m in phone.messages if m["type"] == "error"]
+            assert len(errors) == 7, "each was answered, and the end explained"
+            assert "3 bad messages" in errors[-1]["message"]
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_a_dead_connection(running: Running, vendors: list[SeededVendor]) -> None:
+    """4408: a phone that left without a word is given up; one that only answers pings is not."""
+
+    async def for_one(path: str) -> None:
+        silent, alive = app(running.url, path, token_of(vendors[0])), app(running.url, path, token_of(vendors[0]))
+        silent.answers_pings = False
+        async with silent, alive:
+            await let_in(silent, path)
+            await let_in(alive, path)
+            assert await silent.closed() == 4408
+            assert alive.close_code is None
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_too_many_messages(
+    running: Running, vendors: list[SeededVendor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4429: a vendor app in a loop is warned, then ended, and every ping it was acked for was stored."""
+    for module in (rate_limit, websocket):
+        monkeypatch.setattr(module, "PAUSE", 0.01)
+    async with app(running.url, "/v1/vendor", token_of(vendors[0])) as phone:
+        await phone.expect("hello")
+        for _ in range(100):
+            await phone.send({"lat": LAT, "long": LONG})
+        assert await phone.closed() == 4429
+        errors = [m for m in phone.messages if m["type"] == "error"]
+        assert {m["code"] for m in errors} == {"ERR_RATE_LIMITED"}
+        assert errors[0]["retryAfterMs"] == 10
+
+
+async def test_too_many_tokens(running: Running, vendors: list[SeededVendor]) -> None:
+    """4429: checking signatures is dear, so an app that sends its token in a loop does not get it done for ever."""
+
+    async def for_one(path: str) -> None:
+        async with app(running.url, path, token_of(vendors[0])) as phone:
+            await let_in(phone, path)
+            for _ in range(40):
+                await phone.send({"type": "auth", "token": token_of(vendors[0])})
+            assert "tokens" in await turned_away(phone, 4429, "ERR_RATE_LIMITED")
+
+    await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_binary_is_text(running: Running, vendors: list[SeededVendor]) -> None:
+    """An app may send its JSON as binary frames."""
+    async with app(running.url, "/v1/vendor", token_of(vendors[0])) as phone:
+        await phone.expect("hello")
+        await phone.send(b'{"lat":52.2,"long":21,"seq":5}')
+        assert (await phone.expect("ack"))["seq"] == 5

@@ -1,0 +1,248 @@
+"""The contract that machines read: the documents at /docs and the running server must say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jsonschema_rs
+import openapi_spec_validator
+import orjson
+import pytest
+
+from streamer.accounts.tokens import make_token
+from streamer.errors import CloseCode, ErrorCode
+from streamer.protocol import schemas
+from streamer.protocol.asyncapi import CLOSES, asyncapi
+from streamer.protocol.openapi import openapi
+from streamer.settings import Settings
+from streamer.storage import database
+from streamer.web.api_docs import page
+from tests.conftest import Serve
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, described, now_ms
+
+PAGES = re.compile(r"/$|/vendor$|/favicon\.ico$|/map/|/client/|/docs")
+"""What is there to be looked at rather than called."""
+SOCKETS = {"/v1/vendor", "/v1/watch"}
+SETTINGS = Settings.model_construct()
+
+
+def references(value: Any) -> list[str]:
+    """All that a document refers to."""
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [found for inner in value.values() for found in references(inner)]
+    return [found for inner in value for found in references(inner)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("make", [openapi, asyncapi])
+def test_every_reference_leads_somewhere(make: Any) -> None:
+    """A generator that reads the document stops at the first dead link."""
+    document = orjson.loads(orjson.dumps(make(SETTINGS, "1")))
+    for reference in references(document):
+        found = document
+        for step in reference.removeprefix("#/").split("/"):
+            found = found[step]
+
+
+def test_openapi_is_openapi() -> None:
+    """Held against the specification's own schema: a member that is misspelt is ignored by tools, silently."""
+    openapi_spec_validator.validate(openapi(SETTINGS, "1"))
+
+
+def test_every_shape_is_a_json_schema() -> None:
+    """And the closed form that the tests hold frames against is one too."""
+    for name, shape in schemas.schemas(SETTINGS).items():
+        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **shape})
+        assert shape["description"], name
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+
+
+def test_every_code_is_described() -> None:
+    """A new error or close code is in the documents, or this fails."""
+    assert set(CLOSES) == set(CloseCode)
+    assert set(schemas.schemas(SETTINGS)["ErrorCode"]["enum"]) == {str(code) for code in ErrorCode}
+
+
+async def test_what_is_served_is_described_and_the_other_way_round(serve: Serve) -> None:
+    """A path that nobody can find out about, or one that is promised and not there."""
+    server = (await serve()).server
+    served = {
+        (route.method.lower(), route.resource.canonical)
+        for route in server.app.router.routes()
+        if route.resource is not None and route.method not in ("HEAD", "OPTIONS")
+        if not PAGES.match(route.resource.canonical)
+    }
+    http = openapi(server.settings, "1")["paths"]
+    promised = {(method, path) for path, methods in http.items() for method in methods}
+    sockets = {channel["address"] for channel in asyncapi(server.settings, "1")["channels"].values()}
+    assert sockets == SOCKETS
+    assert served == promised | {("get", path) for path in SOCKETS}
+
+
+@pytest.mark.timeout(240)
+async def test_the_http_api_does_what_its_description_says(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """Generated requests, right and wrong ones: statuses, types and shapes are the described ones, and no 500."""
+    (one,) = await database.seed(database_url, 1)
+    server = await serve(watch_auth="required")
+    token = make_token(SECRET, one.clerk_id, 3600)
+    async with VendorApp(server.url, one.clerk_id) as app:
+        await app.ping(52.2297, 21.0122)
+        await app.acked(1)
+    # every path leads to a vendor that is there
+    tmp_path.joinpath("schemathesis.toml").write_text(f'[parameters]\n"path.id" = "{one.vendor_id}"\n')
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/docs/openapi.json"),
+        *("--header", f"Authorization: Bearer {token}", "--seed", "1", "--max-examples", "5", "--max-failures", "5"),
+        *("--phases", "examples,coverage,fuzzing", "--no-shrink", "--no-color", "--generation-database", "none"),
+        *("--exclude-path", "/metrics", "--exclude-path", "/v1/watch/events"),  # the one is text, the other never ends
+        *("--checks", CHECKS),
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 200)
+    said = out.decode()
+    print(said)
+    assert process.returncode == 0
+    assert re.search(r"Operations: *\d+ selected", said)
+
+
+CHECKS = ",".join(
+    (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+        "ignored_auth",
+        "allow_header_conformance",
+        "unsupported_method",
+    )
+)
+
+
+async def test_history_and_reports_are_as_described(serve: Serve, database_url: str) -> None:
+    """The right answers hold nothing that is not in the document."""
+    (one,) = await database.seed(database_url, 1)
+    server = await serve()
+    headers = {"Authorization": f"Bearer {make_token(SECRET, one.clerk_id, 600)}"}
+    checks = described(("Report", "History", "FeatureCollection", "Nearby", "Card", "Problem"))
+    here = f"/v1/vendors/{one.vendor_id}"
+    async with aiohttp.ClientSession(server.url, headers=headers) as session:
+        pings = [{"lat": 52.2297, "long": 21.0122, "timestamp": now_ms() + n, "heading": 3.5} for n in range(3)]
+        async with session.post(f"{here}/locations", json=[*pings, {"lat": 91, "long": 0}]) as answer:
+            checks["Report"].validate(await answer.json())
+        async with session.get(f"{here}/locations") as answer:
+            history = await answer.json()
+            checks["History"].validate(history)
+            assert len(history["locations"]) == 3
+        async with session.get(f"{here}/locations", headers={"Accept": "application/geo+json"}) as answer:
+            checks["FeatureCollection"].validate(await answer.json(content_type=None))
+        async with session.get("/v1/vendors/nearby?lat=52.2297&long=21.0122") as answer:
+            checks["Nearby"].validate(await answer.json())
+        async with session.get(here) as answer:
+            checks["Card"].validate(await answer.json())
+        async with session.get("/v1/vendors/nobody") as answer:
+            assert answer.status == 404
+            checks["Problem"].validate(await answer.json(content_type=None))
+
+
+async def test_events_are_the_messages_of_the_socket(serve: Serve, database_url: str) -> None:
+    """What an `EventSource` hears are the socket's messages as described; so are the refusals."""
+    (one,) = await database.seed(database_url, 1)
+    server = await serve()
+    checks = described(("snapshot", "update", "Problem"))
+    area = {"lat": "52.2297", "long": "21.0122", "radius": "500"}
+    heard: list[str] = []
+    async with aiohttp.ClientSession(server.url) as session:
+        async with session.get("/v1/watch/events", params=area) as stream, VendorApp(server.url, one.clerk_id) as app:
+            assert stream.content_type == "text/event-stream"
+            async with asyncio.timeout(30):
+                while "update" not in heard:
+                    line = await stream.content.readline()
+                    if line.startswith(b"data:"):
+                        message = orjson.loads(line[5:])
+                        checks[message["type"]].validate(message)
+                        heard.append(message["type"])
+                        if message["type"] == "snapshot":
+                            await app.ping(52.2297, 21.0122)
+        assert heard[0] == "snapshot"
+        wrong: list[dict[str, str]] = [{}, {**area, "radius": "1e9"}, {"area": "{"}, {"area": '{"polygon":[]}'}]
+        for params in wrong:
+            async with session.get("/v1/watch/events", params=params) as refused:
+                assert refused.status == 400
+                checks["Problem"].validate(await refused.json(content_type=None))
+
+
+async def test_a_frame_that_is_not_described_is_noticed(serve: Serve, database_url: str) -> None:
+    """The whole suite holds what it hears against the document; that must be able to fail."""
+    server = await serve()
+    async with CustomerApp(server.url) as app:
+        await app.watch("w", circle(52.2297, 21.0122, 500))
+        assert not app.undescribed
+        app._compare({"type": "snapshot", "id": "w", "vendors": [{"vendorId": "v"}]})
+        app._compare({"type": "snapshot", "id": "w", "vendors": [], "extra": 1})
+        app._compare({"type": "news"})
+        assert len(app.undescribed) >= 3
+        app.undescribed.clear()
+
+
+class Reader(HTMLParser):
+    """What a page has and where it goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if values.get("href"):
+            self.links.append(str(values["href"]))
+        assert "src" not in values
+        if values.get("id"):
+            self.ids.add(str(values["id"]))
+        if tag not in ("meta", "br", "html"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "html":
+            assert self.open.pop() == tag
+
+
+async def test_a_page_for_people_that_needs_nothing_else(serve: Serve) -> None:
+    """Read where there is no network but this server's; every link in it works."""
+    server = await serve()
+    async with aiohttp.ClientSession(server.url) as session:
+        async with session.get("/docs") as answer:
+            assert answer.status == 200
+            text = await answer.text()
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        reader = Reader()
+        reader.feed(text)
+        assert not reader.open
+        for link in set(reader.links):
+            if link.startswith("#"):
+                assert link[1:] in reader.ids
+            else:
+                async with session.get(link) as there:
+                    assert there.status == 200
+                    assert there.headers["Access-Control-Allow-Origin"] == "*"
+    for name in ("/v1/vendor", "reconnectAfterMs", "ERR_AREA_TOO_LARGE", "4508", "GET /v1/vendors/{id}/locations"):
+        assert name in text
+
+
+def test_text_can_not_break_the_page() -> None:
+    """A setting or description with markup in it is shown, not run."""
+    http, sockets = openapi(SETTINGS, "1"), asyncapi(SETTINGS, "1")
+    http["info"]["description"] = "<script>alert(1)</script>`<b>`"
+    shown = page(http, sockets)
+    assert "<script>" not in shown
+    assert "<code>&lt;b&gt;</code>" in shown

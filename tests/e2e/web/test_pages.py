@@ -1,0 +1,145 @@
+"""The pages over HTTP: what a browser gets, keeps, and may load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import aiohttp
+import orjson
+import pytest
+
+from streamer.settings import Settings
+from streamer.web import pages
+from tests.conftest import Serve
+
+KEPT = "public, max-age=31536000, immutable"
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client without a token."""
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.mark.parametrize("path", ["/", "/vendor"])
+async def test_a_page_and_all_that_it_names(serve: Serve, browser: aiohttp.ClientSession, path: str) -> None:
+    """A file that is named and not there is a page that does not work; one kept under a wrong name is never mended."""
+    url = (await serve(watch_auth="required")).url
+    async with browser.get(url + path) as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/html"
+        assert answer.headers["Cache-Control"] == "no-cache"
+        page, tag = await answer.text(), answer.headers["ETag"]
+    assert "{{" not in page
+    named = re.findall(r'(?:href|src)="(/(?:map|client)/[^"]+)"', page)
+    assert len(named) >= 5
+    for file in named:
+        async with browser.get(url + file) as answer:
+            assert answer.status == 200, file
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            if file.startswith("/map/"):
+                assert answer.headers["Cache-Control"] == KEPT
+                assert answer.headers["Content-Encoding"] == "gzip"
+        async with browser.get(url + file.replace("/map/", "/map/older-"), headers={"Accept-Encoding": ""}) as answer:
+            if file.startswith("/map/"):
+                assert answer.headers["Cache-Control"] == "no-store", "an older page must not keep newer files"
+                assert "Content-Encoding" not in answer.headers
+    async with browser.get(url + path, headers={"If-None-Match": tag}) as answer:
+        assert answer.status == 304
+
+
+async def test_every_import_is_there(serve: Serve, browser: aiohttp.ClientSession) -> None:
+    """Modules name each other relative to themselves: all must be handed out under one edition."""
+    url = (await serve()).url
+    async with browser.get(url) as answer:
+        base = re.search(r'"(/map/[0-9a-f]+/)map\.js"', await answer.text())
+    assert base is not None
+    seen: set[str] = set()
+    wanted = ["map.js", "vendor.js"]
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        async with browser.get(url + base[1] + name) as answer:
+            assert answer.status == 200, name
+            assert answer.content_type == "text/javascript"
+            text = await answer.text()
+        wanted += re.findall(r'from "\./([^"]+)"', text)
+        assert set(re.findall(r'from "(/[^"]+)"', text)) <= {"/client/venta.js"}
+    assert {"fleet.js", "land.js", "page.js"} <= seen
+    for none in ("nothing.js", "map.html", "..%2Fpages.py", "%2e%2e"):
+        async with browser.get(f"{url}{base[1]}{none}") as answer:
+            assert answer.status == 404, none
+
+
+async def test_nothing_from_elsewhere(serve: Serve, browser: aiohttp.ClientSession) -> None:
+    """A page that runs what others serve, or may be framed by them, gives its visitors into their hands."""
+    url = (await serve()).url
+    async with browser.get(url) as answer:
+        page, headers = await answer.text(), answer.headers
+    rules = dict(rule.strip().split(" ", 1) for rule in headers["Content-Security-Policy"].split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == rules["style-src"] == "'self'"
+    assert rules["frame-ancestors"] == "'none'"
+    assert not re.findall(r'(?:href|src)="(?:https?:)?//', page)
+    assert not re.findall(r"<script(?![^>]*(?:src=|application/json))", page)
+    assert not re.findall(r'\s(?:on\w+|style)="', page)
+    assert "geolocation=(self)" in headers["Permissions-Policy"]
+
+
+async def test_what_the_page_is_told(serve: Serve, browser: aiohttp.ClientSession) -> None:
+    """Settings reach the page, whatever is in them, and no secret does."""
+    tiles = "http://tiles.example:81/{z}/{x}/{y}.png?key=</script>"
+    url = (await serve(tiles_url=tiles, map_center="-33.9,151.2", max_radius=5000.0, watch_auth="required")).url
+    async with browser.get(url) as answer:
+        page, policy = await answer.text(), answer.headers["Content-Security-Policy"]
+    data = re.search(r'<script type="application/json" id="settings">(.*?)</script>', page)
+    assert data is not None
+    told = orjson.loads(data[1])
+    assert told["tilesUrl"] == tiles
+    assert (told["center"], told["maxRadius"], told["tokenNeeded"]) == ([-33.9, 151.2], 5000, True)
+    assert " http://tiles.example:81" in policy
+    assert "secret" not in data[1].lower()
+    assert "postgres" not in data[1]
+
+
+async def test_the_clock(serve: Serve, browser: aiohttp.ClientSession) -> None:
+    """The age of a position is told by the server's clock: an answer that was kept would be a wrong age."""
+    running = await serve()
+    async with browser.get(running.url + "/map/now") as answer:
+        assert answer.headers["Cache-Control"] == "no-store"
+        first = (await answer.json())["time"]
+    async with browser.get(running.url + "/map/now") as answer:
+        assert 0 <= (await answer.json())["time"] - first < 60_000
+
+
+def test_tiles_over_https_need_no_rule_of_their_own() -> None:
+    """Only plain http is named; a tile server's many hosts are written as one."""
+    assert pages.policy("https://a.example/{z}/{x}/{y}", "h") == pages.policy(None, "h")
+    assert "http://*.tiles.example" in pages.policy("http://{s}.tiles.example/{z}/{x}/{y}.png", "h")
+
+
+def test_connections_go_to_this_host_only() -> None:
+    """The host is what the client says it is: nothing but a host may get into the policy."""
+    assert "connect-src 'self' ws://map.example:81 wss://map.example:81;" in pages.policy(None, "map.example:81")
+    assert "connect-src 'self' ws://[::1]:8080 wss://[::1]:8080;" in pages.policy(None, "[::1]:8080")
+    for forged in ("a b", "a; script-src *", "*", "", "a,b"):
+        assert "connect-src 'self';" in pages.policy(None, forged)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tiles_url", "https://tiles.example/", "{z}, {x} and {y}"),
+        ("tiles_url", "ftp://tiles.example/{z}/{x}/{y}", "http:// or https://"),
+        ("map_center", "Warsaw", "like 52.2297,21.0122"),
+        ("map_center", "52.2297,210", "-180 to 180"),
+    ],
+)
+def test_a_setting_that_can_not_be(name: str, value: str, said: str) -> None:
+    """A map that opens nowhere, or on no tiles, is told at the start and not by its visitors."""
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Settings.model_validate({name: value})

@@ -1,0 +1,121 @@
+"""Asking for many at a time. What breaks if these fail: a herd of vendors is a herd of queries, or is told wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import aiohttp
+
+from streamer.accounts.dataloader import MOST, Together
+from streamer.errors import Unavailable
+from streamer.storage import database
+from tests.conftest import Serve
+from tests.support.apps import VendorApp, eventually
+
+
+class Numbers:
+    """Finds even numbers' squares when it is let."""
+
+    def __init__(self) -> None:
+        self.asked: list[Sequence[int]] = []
+        self.let = asyncio.Event()
+        self.fails = False
+
+    async def find(self, keys: Sequence[int]) -> Mapping[int, int]:
+        self.asked.append(keys)
+        await self.let.wait()
+        if self.fails:
+            raise Unavailable("away")
+        return {key: key * key for key in keys if key % 2 == 0}
+
+
+async def test_who_comes_meanwhile_is_asked_for_together() -> None:
+    """One query for the first, one for all who came while it was under way; who asks the same shares the answer."""
+    numbers = Numbers()
+    together = Together(numbers.find, "numbers")
+    first = asyncio.create_task(together.get(2))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(together.get(key)) for key in (3, 4, 4, 6, 2)]
+    await asyncio.sleep(0.01)
+    assert numbers.asked == [[2]]
+    others[3].cancel()  # one that gives up takes the answer from nobody
+    numbers.let.set()
+    assert await first == 4
+    assert await asyncio.gather(*others[:3], others[4]) == [None, 16, 16, 4]
+    assert numbers.asked == [[2], [3, 4, 6, 2]]
+    assert together.queries == 2
+    assert await together.get(8) == 64
+
+
+async def test_no_query_is_too_large_and_none_is_forgotten() -> None:
+    """A herd larger than a query is several."""
+    numbers = Numbers()
+    numbers.let.set()
+    together = Together(numbers.find, "numbers")
+    answers = await asyncio.gather(*[together.get(key) for key in range(3 * MOST)])
+    assert answers == [key * key if key % 2 == 0 else None for key in range(3 * MOST)]
+    assert max(map(len, numbers.asked)) <= MOST
+    assert together.queries <= 5
+
+
+async def test_an_outage_is_everyone_s() -> None:
+    """Nobody waits for an answer that does not come, and the next one is asked for anew."""
+    numbers = Numbers()
+    numbers.let.set()
+    numbers.fails = True
+    together = Together(numbers.find, "numbers")
+    failed = await asyncio.gather(*[together.get(key) for key in range(5)], return_exceptions=True)
+    assert all(isinstance(error, Unavailable) for error in failed)
+    numbers.fails = False
+    assert await together.get(2) == 4
+
+
+async def test_a_herd_of_vendors_is_a_few_queries(serve: Serve, database_url: str) -> None:
+    """A hundred vendors that come at once: all greeted with their own newest ping, and PostgreSQL asked a few times."""
+    vendors = await database.seed(database_url, 100)
+    running = await serve(admission_rate=10_000.0)
+    apps = [VendorApp(running.url, vendor.clerk_id) for vendor in vendors]
+    await asyncio.gather(*[app.__aenter__() for app in apps])
+    try:
+        for number, app in enumerate(apps):
+            await app.ping(52.0, 21.0 + number / 1000, timestamp=1_700_000_000_000 + number)
+        await asyncio.gather(*[app.acked(1) for app in apps])
+    finally:
+        await asyncio.gather(*[app.close() for app in apps])
+    before = running.server.dataloader.queries
+    apps = [VendorApp(running.url, vendor.clerk_id) for vendor in vendors]
+    await asyncio.gather(*[app.__aenter__() for app in apps])
+    try:
+        hellos = await asyncio.gather(*[app.expect("hello") for app in apps])
+        assert [hello["durable"] for hello in hellos] == [1_700_000_000_000 + number for number in range(100)]
+        assert running.server.dataloader.queries - before < 100
+    finally:
+        await asyncio.gather(*[app.close() for app in apps])
+
+
+async def test_more_than_get_in_wait_their_turn_or_are_told_when(serve: Serve, database_url: str) -> None:
+    """A crowd that comes back at once gets in at the gate's rate; who would wait too long is told when to come."""
+    running = await serve(admission_rate=20.0, admission_wait=1.0)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def come() -> tuple[float, int | None]:
+            try:
+                socket = await session.ws_connect(running.url.replace("http", "ws") + "/v1/watch")
+            except aiohttp.WSServerHandshakeError as refused:
+                return loop.time() - began, int(dict(refused.headers or ())["Retry-After"])
+            await socket.close()
+            return loop.time() - began, None
+
+        came = await asyncio.gather(*[come() for _ in range(60)])
+    inside = sorted(at for at, refused in came if refused is None)
+    told = [later for _, later in came if later is not None]
+    assert 20 <= len(inside) <= 30
+    assert inside[-1] - inside[0] > 0.5, "all at once"
+    assert len(inside) + len(told) == 60
+    assert min(told) <= 2 < max(told) <= 4
+    await eventually(lambda: not running.server.sockets.connections, "no connection left")
+    assert running.server.sockets.admission.refused == len(told)

@@ -1,0 +1,614 @@
+"""Pings into a real PostgreSQL, each exactly once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import date, datetime
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from streamer.accounts.dataloader import DataLoader
+from streamer.errors import DatabaseError, ErrorCode, Unavailable
+from streamer.ingest.batcher import Batcher, Chunk, Rejected
+from streamer.ingest.copy_rows import RowEncoder, id_floor, location_id
+from streamer.operations.embedded import PostgresServer
+from streamer.storage import database
+from streamer.storage import store as store_module
+from streamer.storage.store import RECONCILE_POSITIONS, LocationRow, Store, VendorRow
+from tests.conftest import Collected
+
+T0 = 1732467600000
+VENDORS = [f"cm3xk2p4q00000{n:03}h4v2e9zda" for n in range(20)]
+VENDOR, OTHER = VENDORS[:2]
+
+
+async def seed(url: str) -> None:
+    """One user with all vendors."""
+    async with connected(url) as connection:
+        await connection.execute(
+            """INSERT INTO "users" ("id", "clerkId", "email", "updatedAt") VALUES ('u', 'clerk', 'u@x.org', now())"""
+        )
+        await connection.executemany(
+            """INSERT INTO "vendors" ("id", "name", "userId", "updatedAt") VALUES ($1, $2, 'u', now())""",
+            [(vendor_id, f"Truck {n}") for n, vendor_id in enumerate(VENDORS)],
+        )
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[Store]:
+    store = await Store.open(url, **options)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def url(database_url: str) -> str:
+    await seed(database_url)
+    return database_url
+
+
+@pytest.fixture
+async def store(url: str, serving_url: str) -> AsyncIterator[Store]:
+    """With the least rights, as the server has it; `url` is the owner's and seeded."""
+    async with opened(serving_url) as store:
+        yield store
+
+
+@pytest.fixture
+async def direct(url: str) -> AsyncIterator[Any]:
+    """A connection beside the store's, to see and to disturb."""
+    async with connected(url) as connection:
+        yield connection
+
+
+def nobody(chunk: Chunk, rejected: Rejected) -> None:
+    """For a chunk whose settling no one waits for."""
+
+
+def chunk(vendor_id: str, timestamps: Sequence[int], lat: float = 52.0, settled: Any = nobody, seq: int = 1) -> Chunk:
+    pings = [(timestamp, lat, 21.0) for timestamp in timestamps]
+    rows = RowEncoder(vendor_id).encode(pings)
+    return Chunk(vendor_id, range(seq, seq + len(pings)), rows, True, max(pings), settled)
+
+
+def poison(vendor_id: str, timestamps: Sequence[int], bad: int, seq: int = 1) -> Chunk:
+    """A chunk whose row at index `bad` has a timestamp that PostgreSQL can't hold."""
+    good = chunk(vendor_id, timestamps, seq=seq)
+    end = (bad + 1) * good.row_size
+    rows = good.rows[: end - 8] + struct.pack(">q", 2**63 - 2) + good.rows[end:]
+    return Chunk(vendor_id, good.seqs, rows, True, good.newest, nobody)
+
+
+async def stored(connection: Any) -> list[tuple[str, int]]:
+    """Vendor and timestamp of each row, a ping stored twice would be here twice."""
+    rows = await connection.fetch(
+        """SELECT "vendorId", (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint FROM "locations" ORDER BY 1, 2"""
+    )
+    return [tuple(row) for row in rows]
+
+
+def pings(vendor_id: str, timestamps: Sequence[int]) -> list[tuple[str, int]]:
+    return [(vendor_id, timestamp) for timestamp in timestamps]
+
+
+class Proxy:
+    """A way to PostgreSQL that can be cut the moment a given piece goes by in either direction, with or without it."""
+
+    def __init__(self, url: str) -> None:
+        target = urlsplit(url)
+        self._target = (target.hostname, target.port)
+        self._parts = target
+        self.cut_request: bytes | None = None
+        self.cut_answer: bytes | None = None
+        self.cuts = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        user = self._parts.netloc.rpartition("@")[0]
+        self.url = urlunsplit(self._parts._replace(netloc=f"{user}@127.0.0.1:{port}" if user else f"127.0.0.1:{port}"))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in list(self._writers):
+            writer.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*self._target)
+        ends = {writer, back}
+        self._writers |= ends
+        try:
+            await asyncio.gather(self._pump(reader, back, True, ends), self._pump(there, writer, False, ends))
+        finally:
+            self._writers -= ends
+            for end in ends:
+                end.close()
+
+    async def _pump(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, request: bool, ends: set[asyncio.StreamWriter]
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                mark = self.cut_request if request else self.cut_answer
+                if mark is not None and mark in data:
+                    self.cut_request = self.cut_answer = None
+                    self.cuts += 1
+                    break
+                target.write(data)
+                await target.drain()
+        for end in ends:
+            end.close()
+
+
+# the two paths
+
+
+async def test_what_is_stored_is_what_was_reported(store: Store, direct: Any) -> None:
+    """A coordinate or a millisecond lost in the binary format is a false history, for Prisma's clients too."""
+    timestamps = [0, T0, T0 + 1, 36**8 - 1]
+    assert await store.store_chunks([chunk(VENDOR, timestamps, lat=-12.345678901234567)]) == {}
+    rows = await direct.fetch('SELECT * FROM "locations" ORDER BY "id"')
+    assert [row["id"] for row in rows] == [location_id(VENDOR, timestamp) for timestamp in timestamps]
+    assert {(row["vendorId"], row["lat"], row["long"]) for row in rows} == {(VENDOR, -12.345678901234567, 21.0)}
+    assert rows[2]["timestamp"] == datetime(2024, 11, 24, 17, 0, 0, 1000)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_a_ping_sent_twice_is_stored_once(store: Store, url: str, direct: Any, retry: bool) -> None:
+    """A reconnecting app sends again what was not acked: within a batch, in the next, through another server."""
+    ten = range(T0, T0 + 10)
+    twice = [chunk(VENDOR, ten), chunk(OTHER, ten), chunk(VENDOR, range(T0 + 5, T0 + 15), lat=9.0)]
+    assert await store.store_chunks(twice, retry) == {}
+    assert await store.store_chunks([chunk(VENDOR, range(T0 + 10, T0 + 20), lat=9.0)], retry) == {}
+    async with opened(url) as another:
+        assert await another.store_chunks([chunk(VENDOR, range(T0, T0 + 25), lat=9.0)], retry) == {}
+    assert await stored(direct) == sorted(pings(VENDOR, range(T0, T0 + 25)) + pings(OTHER, ten))
+    # of two positions at one timestamp the first to arrive is the ping
+    lats = await direct.fetch('SELECT "lat" FROM "locations" WHERE "vendorId" = $1 ORDER BY "id"', VENDOR)
+    assert [row[0] for row in lats] == [52.0] * 10 + [9.0] * 15
+
+
+async def test_two_servers_store_the_same_pings_at_once(store: Store, url: str, direct: Any) -> None:
+    """An app that moves to another server while its old connection's pings are still on their way."""
+    async with opened(url) as another:
+        ahead = [chunk(vendor_id, range(T0, T0 + 50)) for vendor_id in VENDORS]
+
+        async def put(target: Store, chunks: list[Chunk]) -> None:
+            retry = False
+            while True:
+                try:
+                    assert await target.store_chunks(chunks, retry) == {}
+                    return
+                except Unavailable:  # a deadlock between the two, say; the batcher tries again
+                    retry = True
+
+        for _ in range(3):
+            await asyncio.gather(put(store, ahead), put(another, ahead[::-1]))
+    assert await stored(direct) == [ping for vendor_id in VENDORS for ping in pings(vendor_id, range(T0, T0 + 50))]
+
+
+async def test_a_vendor_that_is_gone_costs_only_its_own_pings(store: Store, direct: Any) -> None:
+    """One deleted vendor's app would stop the storage of all others."""
+    await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
+    gone = chunk(OTHER, [T0, T0 + 1], seq=7)
+    rejected = await store.store_chunks([chunk(VENDOR, [T0]), gone, chunk(VENDORS[2], [T0])])
+    assert list(rejected) == [gone]
+    assert list(rejected[gone]) == [7, 8]
+    code, message = rejected[gone][7]
+    assert code == ErrorCode.VENDOR_NOT_FOUND
+    assert OTHER in message
+    assert await stored(direct) == pings(VENDOR, [T0]) + pings(VENDORS[2], [T0])
+
+
+async def test_a_vendor_deleted_while_its_pings_are_stored(store: Store, direct: Any) -> None:
+    """The deletion wins, the others' pings are stored, and nothing is left that refers to nobody."""
+    deletion = direct.transaction()
+    await deletion.start()
+    await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
+    gone = chunk(OTHER, [T0])
+    storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0]), gone], True))
+    await asyncio.sleep(0.1)
+    assert not storing.done()
+    await deletion.commit()
+    assert list(await storing) == [gone]
+    assert await stored(direct) == pings(VENDOR, [T0])
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_one_row_that_can_not_be_stored_costs_only_itself(store: Store, direct: Any, retry: bool) -> None:
+    """A poison ping tried again for ever would block all storage; dropped in silence, its app would wait for ever."""
+    hundred = range(T0, T0 + 100)
+    first, second = poison(VENDOR, hundred, 37, seq=1000), poison(OTHER, hundred, 99)
+    chunks = [chunk(VENDORS[2], hundred), first, second, chunk(VENDORS[3], hundred)]
+    rejected = await store.store_chunks(chunks, retry)
+    assert {each: list(seqs) for each, seqs in rejected.items()} == {first: [1037], second: [100]}
+    code, message = rejected[first][1037]
+    assert code == ErrorCode.INTERNAL
+    assert location_id(VENDOR, T0 + 37) in message
+    assert VENDOR in message
+    assert "timestamp out of range" in message
+    assert len(await stored(direct)) == 398
+    # and the connection is as good as before
+    assert await store.store_chunks([chunk(VENDORS[4], hundred)], retry) == {}
+
+
+async def test_staging_leaves_nothing_behind(store: Store, direct: Any) -> None:
+    """A temporary table for each batch would bloat PostgreSQL's catalogs."""
+
+    async def catalog() -> int:
+        return int(await direct.fetchval("SELECT count(*) FROM pg_class"))
+
+    await store.store_chunks([chunk(VENDOR, [T0])], True)
+    before = await catalog()
+    for n in range(20):
+        await store.store_chunks([chunk(VENDOR, [T0, T0 + n])], True)
+    assert await catalog() == before
+    assert await direct.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'") == 0
+
+
+# outages
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_connection_cut_at_the_commit(url: str, direct: Any, retry: bool, committed: bool) -> None:
+    """Nobody can know whether these pings are stored: they must be, once, after another try."""
+    async with Proxy(url) as proxy, opened(proxy.url) as store:
+        await store.store_chunks([chunk(OTHER, [T0])], retry)
+        # COPY: its end as the server sees it, or as the client does; staging: COMMIT likewise
+        piece = b"COMMIT\0" if retry else b"COPY 3\0" if committed else b"\xff\xff"
+        setattr(proxy, "cut_answer" if committed else "cut_request", piece)
+        three = range(T0, T0 + 3)
+        with pytest.raises(Unavailable):
+            await store.store_chunks([chunk(VENDOR, three)], retry)
+        assert proxy.cuts == 1
+        if committed:
+            assert await stored(direct) == pings(VENDOR, three) + pings(OTHER, [T0])
+        assert await store.store_chunks([chunk(VENDOR, three)], True) == {}
+        assert await stored(direct) == pings(VENDOR, three) + pings(OTHER, [T0])
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_a_session_terminated_while_it_stores(store: Store, direct: Any, retry: bool) -> None:
+    """An administrator or a failover ends sessions at any moment."""
+    lock = direct.transaction()
+    await lock.start()
+    await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
+    storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], retry))
+    waiting = """SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"""
+    async with asyncio.timeout(20):
+        while (pid := await direct.fetchval(waiting)) is None:  # noqa: ASYNC110  # only PostgreSQL knows
+            await asyncio.sleep(0.01)
+    await direct.fetchval("SELECT pg_terminate_backend($1)", pid)
+    with pytest.raises(Unavailable):
+        await storing
+    await lock.commit()
+    assert await stored(direct) == []
+    assert await store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], True) == {}
+    assert await stored(direct) == pings(VENDOR, range(T0, T0 + 3))
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_a_lock_that_is_not_let_go(url: str, direct: Any, retry: bool) -> None:
+    """A migration or a forgotten session holding a lock must show as an outage, not as silence."""
+    async with opened(url, statement_timeout=0.2) as store:
+        async with direct.transaction():
+            await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
+            with pytest.raises(Unavailable, match="57014"):
+                await store.store_chunks([chunk(VENDOR, [T0])], retry)
+            with pytest.raises(Unavailable, match="57014"):
+                await store.locations(VENDOR, T0, T0 + 1, 10)
+        assert await store.store_chunks([chunk(VENDOR, [T0])], True) == {}
+    assert await stored(direct) == pings(VENDOR, [T0])
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_a_cancelled_call_leaves_no_trace(store: Store, direct: Any, retry: bool) -> None:
+    """A server that stops in the middle of a batch must stop, and its connection must not come back half used."""
+    async with direct.transaction():
+        await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
+        storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0])], retry))
+        await asyncio.sleep(0.1)
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+    assert await store.store_chunks([chunk(VENDOR, [T0])], True) == {}
+    assert await stored(direct) == pings(VENDOR, [T0])
+
+
+async def test_an_exhausted_pool_is_an_outage_of_bounded_length(url: str, direct: Any) -> None:
+    """Requests that wait without a bound pile up; the URL's own limits, as Prisma reads them, must hold."""
+    limits = ("&" if "?" in url else "?") + "connection_limit=1&pool_timeout=1"
+    async with opened(url + limits, pool_size=9, pool_timeout=99) as store, direct.transaction():
+        await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
+        storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0])]))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable, match=r"within 1 s: all 1 are at work"):
+            await vendor(store, VENDOR)
+        storing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await storing
+
+
+async def test_behind_pgbouncer(url: str, direct: Any) -> None:
+    """Its transaction pooling keeps no session of ours: nothing may count on one."""
+    async with opened(url + ("&" if "?" in url else "?") + "pgbouncer=true") as store:
+        for retry in (False, True, True):
+            assert await store.store_chunks([chunk(VENDOR, [T0, T0 + 1])], retry) == {}
+        assert await durable(store) == T0 + 1
+    assert await stored(direct) == pings(VENDOR, [T0, T0 + 1])
+
+
+async def test_opening_fails_with_what_to_do_and_without_the_password(unused_tcp_port: int) -> None:
+    """The message ends in logs and on screens."""
+    with pytest.raises(Unavailable) as failed:
+        await Store.open(f"postgresql://venta:s3cret@127.0.0.1:{unused_tcp_port}/venta_db")
+    assert f"127.0.0.1:{unused_tcp_port}/venta_db" in str(failed.value)
+    assert "DATABASE_URL" in str(failed.value)
+    assert "s3cret" not in str(failed.value)
+
+
+async def test_acked_is_on_disk_even_where_commits_are_asynchronous(url: str, direct: Any) -> None:
+    """With synchronous_commit off, as some hosts have it, a crash would lose what was acked."""
+    await direct.execute(f'ALTER DATABASE "{urlsplit(url).path[1:]}" SET synchronous_commit = off')
+    async with opened(url) as store:
+        assert await store._run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == "on"
+
+
+async def test_a_server_killed_and_restarted_loses_no_ping(
+    postgres_server: PostgresServer, loop_errors: Collected
+) -> None:
+    """The promise of an ack: each of these is stored once, those acked before the crash too."""
+    await database.upgrade(postgres_server.url)
+    await seed(postgres_server.url)
+    async with opened(postgres_server.url, statement_timeout=5, pool_timeout=5) as store:
+        faults: list[BaseException] = []
+        batcher = Batcher(store.store_chunks, chance=lambda: 1.0, faulted=faults.append)
+        batcher.start()
+        acked: list[Chunk] = []
+
+        def settled(chunk: Chunk, rejected: Rejected) -> None:
+            assert not rejected
+            acked.append(chunk)
+
+        async def report() -> int:
+            for n in range(300):
+                for vendor_id in VENDORS:
+                    await batcher.put(chunk(vendor_id, [T0 + n], settled=settled))
+                await asyncio.sleep(0.002)
+            return 300 * len(VENDORS)
+
+        reporting = asyncio.create_task(report())
+        await asyncio.sleep(0.15)
+        postgres_server.kill()
+        await asyncio.sleep(0.2)
+        acked_before = len(acked)
+        assert 0 < acked_before < 300 * len(VENDORS)
+        with pytest.raises(Unavailable):
+            await store.ping()
+        await postgres_server.restart()
+        total = await reporting
+        assert await batcher.drain(30)
+        await batcher.close()
+        assert len(acked) == total
+        assert batcher.retries > 0
+        assert faults == []
+        await store.ping()
+    async with connected(postgres_server.url) as direct:
+        assert await stored(direct) == [p for vendor_id in VENDORS for p in pings(vendor_id, range(T0, T0 + 300))]
+    # A COPY on a session that the server had just ended leaves a future of asyncpg's behind; no caller can get at it.
+    gc.collect()
+    loop_errors.messages[:] = [
+        message for message in loop_errors.messages if "ConnectionDoesNotExistError" not in message
+    ]
+
+
+async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen machine sends no error: only our own clock ends the wait. What it got before it froze counts once."""
+    monkeypatch.setattr(store_module, "ANSWER_GRACE", 0.1)
+    await database.upgrade(postgres_server.url)
+    await seed(postgres_server.url)
+    async with opened(postgres_server.url, statement_timeout=0.3, pool_timeout=0.5) as store:
+        for retry in (False, True):
+            await store.store_chunks([chunk(OTHER, [T0])], retry)
+            postgres_server.pause()
+            try:
+                with pytest.raises(Unavailable, match="did not answer"):
+                    await store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], retry)
+                with pytest.raises(Unavailable):
+                    await vendor(store, VENDOR)
+                with pytest.raises(Unavailable):
+                    await store.ping()
+            finally:
+                postgres_server.resume()
+            postgres_server.pause()
+            try:
+                with pytest.raises(Unavailable):
+                    await store.ensure_partitions(date(2024, 11, 24), 1)
+            finally:
+                postgres_server.resume()
+            async with asyncio.timeout(30):
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        assert await store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], True) == {}
+                        break
+                    await asyncio.sleep(0.05)
+    async with connected(postgres_server.url) as direct:
+        assert await stored(direct) == pings(VENDOR, range(T0, T0 + 3)) + pings(OTHER, [T0])
+
+
+# vendors' positions
+
+
+async def position(direct: Any, vendor_id: str) -> tuple[float, float, datetime]:
+    row = await direct.fetchrow('SELECT "lat", "long", "locatedAt" FROM "vendors" WHERE "id" = $1', vendor_id)
+    return row[0], row[1], row[2]
+
+
+async def test_an_older_fix_never_replaces_a_newer(store: Store, url: str, direct: Any) -> None:
+    """Two servers write the same vendors at the same time, in any order: the newest must stand, without a deadlock."""
+    async with opened(url) as another:
+        # each server has the newest fix of every second vendor, and gives them in the opposite order
+        for n in range(20):
+            fixes = [
+                [(v, T0 + 10 * n + (i + side) % 2, 1.0 * n, 1.0 * ((i + side) % 2)) for i, v in enumerate(VENDORS)]
+                for side in (0, 1)
+            ]
+            await asyncio.gather(store.update_positions(fixes[0]), another.update_positions(fixes[1][::-1]))
+            for vendor_id in VENDORS[:4]:
+                assert await position(direct, vendor_id) == (
+                    n,
+                    1.0,
+                    datetime(2024, 11, 24, 17, 0, 0, (10 * n + 1) * 1000),
+                )
+        await another.update_positions([(VENDOR, T0, 50.0, 50.0)])
+        await another.update_positions([])
+        await another.update_positions([("nobody", T0, 50.0, 50.0)])
+    assert (await position(direct, VENDOR))[:2] == (19.0, 1.0)
+    behind = await direct.fetchval(
+        """SELECT max(abs(EXTRACT(EPOCH FROM now() AT TIME ZONE 'UTC' - "updatedAt"))) FROM "vendors" """
+        """WHERE "id" = $1""",
+        VENDOR,
+    )
+    assert behind < 3600  # UTC, whatever the session's zone
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 1000])
+async def test_positions_behind_are_brought_up_after_a_crash(
+    store: Store, direct: Any, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed between a commit and the merged update would leave a parked truck where it was before."""
+    monkeypatch.setattr(store_module, "RECONCILE_VENDORS", at_a_time)
+    await store.store_chunks([chunk(VENDOR, [T0 + 1, T0 + 9, T0 + 5], lat=7.0), chunk(OTHER, [T0 - 5000], lat=7.0)])
+    await store.update_positions([(VENDORS[2], T0, 1.0, 1.0)])
+    await store.store_chunks([chunk(VENDORS[2], [T0 - 1], lat=7.0)])
+    assert await store.reconcile_positions(T0 - 1000) == 1
+    assert await position(direct, VENDOR) == (7.0, 21.0, datetime(2024, 11, 24, 17, 0, 0, 9000))
+    assert (await position(direct, OTHER))[0] is None
+    assert (await position(direct, VENDORS[2]))[:2] == (1.0, 1.0)
+    assert await store.reconcile_positions(T0 - 1000) == 0
+    await direct.execute("""UPDATE "vendors" SET "locatedAt" = NULL""")
+    assert await store.reconcile_positions(T0 - 1000) == 2
+
+
+async def test_bringing_up_does_not_read_all_pings(direct: Any) -> None:
+    """At 5,000 pings/s a busy hour took a minute to read, longer than a statement may: each start tried for ever."""
+    await direct.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+    plan = await direct.fetch("EXPLAIN " + RECONCILE_POSITIONS, id_floor(T0), "", "z")
+    scans = [row[0] for row in plan if "Scan" in row[0] and "locations_2" in row[0]]
+    assert scans
+    assert all("vendorId_timestamp_idx" in scan for scan in scans), scans
+
+
+# reading
+
+
+async def vendor(store: Store, vendor_id: str) -> VendorRow | None:
+    """One vendor."""
+    return await DataLoader(store).vendor(vendor_id)
+
+
+async def durable(store: Store) -> int | None:
+    """What a vendor's app is told on connecting."""
+    dataloader = DataLoader(store)
+    row = await dataloader.vendor(VENDOR)
+    assert row is not None
+    return await dataloader.durable(row)
+
+
+async def test_vendors_and_cards(store: Store, direct: Any) -> None:
+    """Whose vendor it is decides who may speak for it; a deleted one must be nobody's."""
+    row = VendorRow(VENDOR, "clerk", "Truck 0", True, None, None, None, None)
+    assert await vendor(store, VENDOR) == row
+    await store.set_open(VENDOR, False, "clerk")
+    await store.update_positions([(VENDOR, T0 + 7, 52.5, 21.5)])
+    moved = VendorRow(VENDOR, "clerk", "Truck 0", False, None, 52.5, 21.5, T0 + 7)
+    assert await vendor(store, VENDOR) == moved
+    assert [each.vendor_id for each in await store.vendors_of(["clerk"])] == VENDORS
+    await direct.execute('UPDATE "vendors" SET "deletedAt" = now() WHERE "id" = $1', OTHER)
+    assert await vendor(store, OTHER) is None
+    assert await store.cards([VENDOR, OTHER, "nobody", "\0", "\ud800"]) == [moved]
+    assert len(await store.vendors_of(["clerk"])) == len(VENDORS) - 1
+    await direct.execute('UPDATE "users" SET "deletedAt" = now()')
+    assert await vendor(store, VENDOR) is None
+    assert await store.vendors_of(["clerk"]) == []
+    assert await store.cards([]) == []
+    for impossible in ("\0", "\ud800", "", "nobody"):
+        assert await vendor(store, impossible) is None
+        assert await store.vendors_of([impossible]) == []
+        assert await store.newest_stored([(impossible, None)]) == {}
+        assert await store.locations(impossible, 0, T0 * 2, 10) == []
+        await store.set_open(impossible, True, "clerk")
+
+
+async def test_durable_is_the_newest_stored_ping(store: Store) -> None:
+    """An app throws away what is older: a value too new loses its pings, one too old has them sent again."""
+    assert await durable(store) is None
+    await store.store_chunks([chunk(VENDOR, [T0, T0 + 60_000]), chunk(OTHER, [T0 + 90_000])])
+    assert await durable(store) == T0 + 60_000
+    await store.update_positions([(VENDOR, T0 + 60_000, 1.0, 1.0)])
+    assert await durable(store) == T0 + 60_000
+    await store.store_chunks([chunk(VENDOR, [T0 + 70_000, T0 + 30_000])])
+    assert await durable(store) == T0 + 70_000
+
+
+async def test_history_is_paged_without_gaps_or_repeats(store: Store, direct: Any) -> None:
+    """Rows that Prisma or an import wrote under ids of their own belong to the history too."""
+    day = 86_400_000
+    timestamps = [T0 - day, T0, T0 + 1, T0 + 2, T0 + day]
+    await store.store_chunks([chunk(VENDOR, timestamps), chunk(OTHER, timestamps)])
+    foreign = ["0198c0de-0000-7000-8000-000000000000", "c0ffee00-0000-4000-8000-000000000000", "zzz", "cm3vuh7k1zzzz"]
+    await direct.executemany(
+        """INSERT INTO "locations" ("id", "vendorId", "lat", "long", "timestamp") VALUES ($1, $2, 52, 21, $3)""",
+        [(id, VENDOR, datetime(2024, 11, 24, 17, 0, 0, 1000)) for id in foreign],
+    )
+    expected = sorted(
+        [(timestamp, location_id(VENDOR, timestamp)) for timestamp in timestamps] + [(T0 + 1, id) for id in foreign]
+    )
+    for limit in (1, 2, 3, 100):
+        found: list[tuple[int, str]] = []
+        after = None
+        while page := await store.locations(VENDOR, T0 - 2 * day, T0 + 2 * day, limit, after):
+            assert len(page) <= limit
+            found += [(row.timestamp, row.id) for row in page]
+            after = found[-1]
+        assert found == expected
+    assert await store.locations(VENDOR, T0 + 2, T0 + day, 10) == [
+        LocationRow(location_id(VENDOR, T0 + 2), T0 + 2, 52.0, 21.0)
+    ]
+    assert len(await store.locations(VENDOR, -(10**18), 10**18, 100)) == len(expected)
+    assert await store.locations(VENDOR, T0, T0, 10) == []
+    assert await store.locations(VENDOR, T0, T0 + 1, 10, (T0 * 9, "x")) == []
+
+
+async def test_a_database_without_our_tables_is_named_as_such(empty_database_url: str) -> None:
+    """The operator must read what to do; pings must be kept until it is done."""
+    async with opened(empty_database_url) as store:
+        with pytest.raises(Unavailable, match="42P01"):
+            await store.store_chunks([chunk(VENDOR, [T0])])
+        with pytest.raises((Unavailable, DatabaseError), match="42P01"):
+            await vendor(store, VENDOR)

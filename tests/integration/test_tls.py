@@ -1,0 +1,222 @@
+"""TLS to PostgreSQL and Redis with real certificates: what is asked for in the URL is what is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from redis.asyncio import Connection
+
+from streamer.broker import redis_cluster
+from streamer.cli import config
+from streamer.errors import SettingsError, Unavailable
+from streamer.storage import database
+from streamer.storage.store import Store
+from tests.conftest import Serve
+from tests.support.apps import CustomerApp, VendorApp, circle, eventually, now_ms
+from tests.support.tls import TlsFront
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """Whom the client is told to trust."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(authority: trustme.CA) -> trustme.LeafCert:
+    return authority.issue_cert("localhost")
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path) -> Path:
+    """The authority's certificate as a file."""
+    path = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+# all of it
+
+
+async def test_everything_over_tls(
+    serve: Serve, serving_url: str, redis_url: str, database_url: str, certificate: Any, trusted: Path
+) -> None:
+    """A database and a Redis elsewhere: a ping is stored and seen, and neither leg of its way is in the clear."""
+    (one,) = await database.seed(database_url, 1)
+    async with TlsFront(serving_url, certificate) as postgres, TlsFront(redis_url, certificate) as redis:
+        running = await serve(
+            database_url=f"{postgres.url}?sslmode=verify-full&sslrootcert={trusted}",
+            redis_url=f"{redis.url}?ssl_ca_certs={trusted}",
+        )
+        async with CustomerApp(running.url) as customer, VendorApp(running.url, one.clerk_id) as vendor:
+            await customer.watch("w", circle(52.0, 21.0, 1000))
+            await vendor.ping(52.0, 21.0, timestamp=now_ms())
+            await vendor.acked(1)
+            await customer.sees("w", {one.vendor_id: (52.0, 21.0)})
+        assert postgres.served > 0
+        assert redis.served > 0
+
+
+# PostgreSQL
+
+
+@pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
+async def test_a_certificate_of_the_authority_is_taken(
+    database_url: str, certificate: Any, trusted: Path, mode: str
+) -> None:
+    """Migrations and the server connect in two ways: both check."""
+    async with TlsFront(database_url, certificate) as front:
+        url = f"{front.url}?sslmode={mode}&sslrootcert={trusted}"
+        assert await database.revision(url) == database.head()
+        assert await database.drift(url) == []
+        store = await Store.open(url)
+        await store.ping()
+        await store.close()
+        assert front.served >= 4
+
+
+async def refused(url: str) -> str:
+    """What is said, twice: by the commands and by the server."""
+    said = []
+    with pytest.raises(Unavailable) as by_command:
+        await database.revision(url)
+    with pytest.raises(Unavailable) as by_server:
+        await Store.open(url, pool_timeout=5)
+    said = [str(by_command.value), str(by_server.value)]
+    assert all(" localhost:" in text or "@localhost:" in text for text in said), "which one it was"
+    assert "venta:" not in "".join(said).replace("venta:***", ""), "no password"
+    return "; ".join(said)
+
+
+async def test_anothers_certificate_is_refused(database_url: str, trusted: Path) -> None:
+    """Somebody between the server and its database, with a certificate of his own making."""
+    stranger = trustme.CA().issue_cert("localhost")
+    async with TlsFront(database_url, stranger) as front:
+        for mode in ("verify-ca", "verify-full"):
+            said = await refused(f"{front.url}?sslmode={mode}&sslrootcert={trusted}")
+            assert said.count("its certificate is not trusted") == 2
+            assert said.count("by sslrootcert=FILE in DATABASE_URL") == 2
+        said = await refused(f"{front.url}?sslmode=verify-full")  # those that the system trusts
+        assert said.count("its certificate is not trusted") == 2
+        assert front.served == 0, "not even the password was sent"
+
+
+async def test_a_certificate_for_another_host_is_refused(database_url: str, authority: Any, trusted: Path) -> None:
+    """Any host of the same authority could pretend to be the database; verify-ca does not look."""
+    async with TlsFront(database_url, authority.issue_cert("cache.example")) as front:
+        said = await refused(f"{front.url}?sslmode=verify-full&sslrootcert={trusted}")
+        assert said.count("its certificate is another host's") == 2
+        assert await database.revision(f"{front.url}?sslmode=verify-ca&sslrootcert={trusted}") == database.head()
+
+
+async def test_an_expired_certificate_is_refused(database_url: str, authority: Any, trusted: Path) -> None:
+    """It happens to everyone once, at night: the message must say it."""
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    expired = authority.issue_cert("localhost", not_before=yesterday - timedelta(days=9), not_after=yesterday)
+    async with TlsFront(database_url, expired) as front:
+        said = await refused(f"{front.url}?sslmode=verify-full&sslrootcert={trusted}")
+    assert said.count("its certificate is not valid now (certificate has expired): renew it") == 2
+
+
+async def test_a_client_shows_its_certificate(
+    database_url: str, authority: Any, certificate: Any, trusted: Path, tmp_path: Path
+) -> None:
+    """Some databases let only those in who have one."""
+    own = authority.issue_cert("streamer.example")
+    own.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    own.cert_chain_pems[0].write_to_path(str(tmp_path / "own.pem"))
+    async with TlsFront(database_url, certificate, clients=authority) as front:
+        url = f"{front.url}?sslmode=verify-full&sslrootcert={trusted}"
+        shown = f"{url}&sslcert={tmp_path / 'own.pem'}&sslkey={tmp_path / 'key.pem'}"
+        assert await database.revision(shown) == database.head()
+        with pytest.raises(Unavailable):
+            await database.revision(url)
+
+
+# Redis
+
+
+async def redis_cause(url: str, hold: str = "") -> str:
+    """Why a Redis can't be used, as /readyz says it; empty when it can."""
+    found = redis_cluster.Nodes(
+        url,
+        heard=lambda channel, data: None,
+        subscribed=lambda channel: None,
+        answered=lambda node: None,
+        turned=lambda node: None,
+        reshaped=lambda: None,
+    )
+    task = asyncio.create_task(found.keep())
+    try:
+        await eventually(lambda: found.cause is None or hold in str(found.cause), "a cause")
+        return found.cause or ""
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await found.close()
+
+
+async def test_redis_with_the_right_certificate(redis_url: str, certificate: Any, trusted: Path) -> None:
+    """rediss:// checks who answers, and by which name."""
+    async with TlsFront(redis_url, certificate) as front:
+        assert await redis_cause(f"{front.url}?ssl_ca_certs={trusted}", "nothing like it") == ""
+
+
+async def test_a_lost_tls_connection_is_let_go_of(redis_url: str, certificate: Any, trusted: Path) -> None:
+    """It has no socket any more: what lets go of it must not die of that, and with it the bus."""
+    async with TlsFront(redis_url, certificate) as front:
+        port = int(front.url.rpartition(":")[2].partition("/")[0])
+        connection = Connection()
+        connection._reader, connection._writer = await asyncio.open_connection(
+            "localhost", port, ssl=ssl.create_default_context(cafile=str(trusted))
+        )
+        connection._writer.transport.abort()
+        await asyncio.sleep(0.05)
+        redis_cluster.reset(connection)
+        assert connection._writer is None
+
+
+async def test_redis_with_a_wrong_certificate(redis_url: str, authority: Any, trusted: Path) -> None:
+    """Positions of people, and the password, would go to whoever is in between."""
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    for wrong, cause in (
+        (trustme.CA().issue_cert("localhost"), "its certificate is not trusted"),
+        (authority.issue_cert("cache.example"), "its certificate is another host's"),
+        (
+            authority.issue_cert("localhost", not_before=yesterday - timedelta(days=9), not_after=yesterday),
+            "its certificate is not valid now",
+        ),
+    ):
+        async with TlsFront(redis_url, wrong) as front:
+            assert cause in await redis_cause(f"{front.url}?ssl_ca_certs={trusted}", "certificate")
+            assert front.served == 0
+
+
+async def test_redis_that_speaks_no_tls(redis_url: str, trusted: Path) -> None:
+    """rediss:// to a plain port: said as such, and never in the clear instead."""
+    url = redis_url.replace("redis://", "rediss://")
+    assert "speaks TLS if REDIS_URL says rediss://" in await redis_cause(url, "TLS")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("rediss://localhost?ssl_ca_certs=/nowhere/ca.pem", "/nowhere/ca.pem"),
+        ("rediss+cluster://localhost?ssl_ca_certs=/nowhere/ca.pem", "/nowhere/ca.pem"),
+        ("rediss://localhost?sslmode=verify-full", "no parameter 'sslmode'"),
+        ("redis://localhost?ssl_ca_certs=/etc/ssl/cert.pem", "no parameter 'ssl_ca_certs'"),
+        ("rediss://localhost?ssl_cert_reqs=perhaps", "perhaps"),
+        ("redis://localhost?socket_timeout=soon", "socket_timeout"),
+    ],
+)
+def test_a_redis_url_that_can_not_be_used_is_said_at_the_start(url: str, said: str) -> None:
+    """Else the first connection fails, again and again, in a task, with a driver's words."""
+    with pytest.raises(SettingsError, match="REDIS_URL") as wrong:
+        config.load(redis_url=url)
+    assert said in str(wrong.value)

@@ -1,0 +1,242 @@
+"""Whole runs of `python -m loadtest run` against a real server, and that a wrong view can't pass."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import orjson
+import pytest
+
+from loadtest import scenario as scenarios
+from loadtest.errors import RunFailed
+from loadtest.identity import Identity
+from loadtest.load import following
+from loadtest.merge import merge
+from loadtest.run import Plan, run
+from loadtest.target import Target
+from streamer.accounts.tokens import make_token
+from streamer.storage import database
+from tests.conftest import Serve
+from tests.support.apps import SECRET, now_ms
+from tests.support.paths import ROOT
+
+
+class Load:
+    """One run of the command; its report is taken from standard output."""
+
+    def __init__(self, url: str, database_url: str, *arguments: str, command: str = "run") -> None:
+        self._database_url = database_url
+        self._command = ["-m", "loadtest", command, *arguments, "--url", url, "--database", database_url]
+
+    async def start(self, folder: Path) -> None:
+        """Start it, with vendors that are in the database."""
+        vendors = folder / "vendors"
+        seeded = await database.seed(self._database_url, 60)
+        vendors.write_bytes(
+            b"\n".join(orjson.dumps({"vendorId": one.vendor_id, "clerkId": one.clerk_id}) for one in seeded)
+        )
+        # how late the generator itself is on a busy machine is not what these tests are about
+        self._command += ["--secret", SECRET, "--json", "--vendors-file", str(vendors), "--set", "late_ms=60000"]
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, *self._command),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def ended(self) -> tuple[int, dict[str, Any], str]:
+        """Exit code, report and what was said."""
+        out, err = await asyncio.wait_for(self.process.communicate(), 100)
+        assert self.process.returncode is not None
+        return self.process.returncode, json.loads(out) if out else {}, err.decode()
+
+
+SHORT = ("--stage", "ramp:0.5:1", "--stage", "hold:1.5", "--warmup", "0.5")
+
+
+async def test_a_run_with_storms_and_lossy_phones_is_stored_once_and_shown_truly(
+    serve: Serve, database_url: str, tmp_path: Path
+) -> None:
+    """What the whole thing is for: movement, backlogs, cut connections, and at its end everything is as it must be."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "flapping-network", "--vendors", "30", "--customers", "40", "--verify"),
+        *("--workers", "2", "--warmup", "1", "--sampled", "40", "--lost", "0"),
+        *("--set", "vendors.phones={lossy=0.6, up=1, down=1}", "--set", "customers.dwell=0.5"),
+        *("--set", "customers.phones={lossy=0.3, up=1, down=0.5}", "--set", "customers.asleep=0.5"),
+        *("--set", "vendors.movements=[{kind='driving', every=0.25}]", "--set", "customers.slow=0.2"),
+        *("--stage", "ramp:1:1", "--stage", "storm:2", "--stage", "spike:1:0.5"),
+    )
+    await load.start(tmp_path)
+    code, report, said = await load.ended()
+    assert code == 0, said
+    totals = report["totals"]
+    assert totals["sent"] == totals["acked"] == report["checks"]["stored"]["rows"] > 200
+    for name in ("backlog", "losses", "cuts", "pans", "sleeps", "positions"):
+        assert totals[name] > 0, name
+    assert report["workers"] == 4
+    assert report["checks"]["views"]["watchers"] >= 20
+    assert report["checks"]["views"]["cards"] > 100
+    assert report["delays"]["watch"]["count"] > 0
+    assert report["figures"]["own_us_per_ping"] > 0
+    assert report["figures"]["own_us_per_position"] > 0
+
+
+async def test_a_wrong_view_fails_the_run(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """A vendor is moved behind the run's back: its customers are then shown what the run did not send."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "3", "--customers", "3", "--verify", *SHORT),
+        *("--set", "vendors.movements=[{kind='parked', every=0.5}]", "--set", "customers.radius=[5000, 6000]"),
+    )
+    await load.start(tmp_path)
+    await meddle(running.url, database_url)
+    code, report, said = await load.ended()
+    assert code == 1
+    assert not report["checks"]["views"]["ok"]
+    assert "its newest fix is" in report["checks"]["views"]["shown"][0] or "is not shown" in said
+    assert "Error: views differs" in said
+
+
+async def test_ctrl_c_ends_with_the_report_so_far(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """Who has seen enough gets what was measured; exit code 130 says that it is not the whole run."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "3", "--customers", "3", "--verify"),
+        *("--stage", "ramp:0.5:1", "--stage", "hold:300", "--warmup", "0"),
+        *("--set", "vendors.movements=[{kind='parked', every=0.3}]"),
+    )
+    await load.start(tmp_path)
+    await first_vendor(database_url)
+    await asyncio.sleep(1.2)
+    load.process.send_signal(signal.SIGINT)
+    code, report, said = await load.ended()
+    assert code == 130, said
+    assert report["interrupted"]
+    assert 0 < report["seconds"] < 300
+    assert report["totals"]["acked"] == report["checks"]["stored"]["rows"] > 0
+    assert len(report["series"]) < 100
+
+
+async def test_what_was_measured_outlives_the_server(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """A server that goes away under load is what such a test is for: there is a report, and it says so."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "3", "--customers", "3"),
+        *("--stage", "ramp:0.5:1", "--stage", "hold:4", "--warmup", "0", "--errors", "0", "--set", "settle=1"),
+        *("--set", "vendors.movements=[{kind='parked', every=0.3}]"),
+    )
+    await load.start(tmp_path)
+    await first_vendor(database_url)
+    await running.server.drain()
+    code, report, said = await load.ended()
+    assert code == 1
+    assert report["totals"]["acked"] > 0
+    assert report["figures"]["errors"] > 0
+    assert "the server was not ready after the run" in said
+
+
+async def test_two_machines_drive_one_trace(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """Each its own half of the vehicles and customers, from the same moment; merged they are the whole trace."""
+    running = await serve()
+    rows = [
+        f"b{vehicle},2026-01-01T08:00:{second:02},{52.2 + vehicle / 1000},{21.0 + second / 10_000:.4f}"
+        for second in range(3)
+        for vehicle in range(10)
+    ]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("vehicle,timestamp,lat,long\n" + "\n".join(rows) + "\n")
+    seeded = await database.seed(database_url, 10)
+    driven, scenario = following(
+        trace,
+        1.0,
+        scenarios.load(
+            "quiet-town", [("stages", [{"kind": "hold", "seconds": 2.5}]), ("warmup", 0), ("late_ms", 60_000)]
+        ),
+    )
+    reports: list[dict[str, Any]] = []
+    for wait in (3, 15, 60):  # how long workers take to be ready is the machine's affair
+        plan = Plan(
+            target=Target.parse(running.url),
+            secret=SECRET,
+            scenario=scenario.changed({"customers": scenario.customers.model_dump() | {"count": 8}}),
+            name="quiet-town",
+            identities=[Identity(*one) for one in seeded],
+            database=database_url,
+            verify=True,
+            trace=driven,
+            parts=2,
+            start_at=time.time() + wait,
+        )
+        try:
+            reports = await asyncio.gather(*(run(replace(plan, part=part), lambda *_: None) for part in (1, 2)))
+            break
+        except RunFailed:
+            continue
+    # a vehicle that was still connecting when its fix was due reports it once it is there
+    assert 20 <= sum(report["totals"]["acked"] for report in reports) <= 30
+    both = merge(reports)
+    assert both["ok"], both["reasons"]
+    assert both["checks"]["stored"]["rows"] == both["totals"]["acked"]
+    assert both["checks"]["views"]["watchers"] == 8
+    assert max(entry["vendors"] for entry in both["series"]) == 10
+    assert both["settings"]["city"]["lat"] == pytest.approx(52.205, abs=0.01)
+
+
+async def test_the_highest_load_of_a_real_server_is_searched_for(
+    serve: Serve, database_url: str, tmp_path: Path
+) -> None:
+    """One step of it: it is carried out, judged and written down as the steps of the searches above are."""
+    running = await serve()
+    load = Load(
+        *(running.url, database_url, "quiet-town", "--vendors", "10", "--customers", "10", "--steps", "1"),
+        *("--seconds", "2", "--lost", "0", "--set", "vendors.movements=[{kind='walking', every=0.5}]"),
+        *("--set", "customers.radius=[3000, 4000]"),
+        command="find-max",
+    )
+    await load.start(tmp_path)
+    code, report, said = await load.ended()
+    assert code == 0, said
+    assert (report["kept_scale"], report["broken_scale"]) == (1.0, None)
+    assert report["figures"]["max_pings_per_s"] > 10
+    assert report["best"]["checks"]["protocol"]["ok"]
+
+
+async def first_vendor(database_url: str) -> tuple[str, str]:
+    """The id and owner of the first vendor whose ping is stored, waiting for it."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                row = await connection.fetchrow(
+                    'SELECT v.id, u."clerkId" FROM locations l JOIN vendors v ON v.id = l."vendorId"'
+                    ' JOIN users u ON u.id = v."userId" LIMIT 1'
+                )
+                if row is not None:
+                    return row[0], row[1]
+                await asyncio.sleep(0.05)
+    finally:
+        await connection.close()
+
+
+async def meddle(url: str, database_url: str) -> None:
+    """As soon as the run's first vendor is there, report it elsewhere, 50 s ahead of its own phone."""
+    vendor_id, owner = await first_vendor(database_url)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{url}/v1/vendors/{vendor_id}/locations",
+            json={"lat": 52.2297, "long": 21.0122, "timestamp": now_ms() + 50_000},
+            headers={"Authorization": f"Bearer {make_token(SECRET, owner, 600)}"},
+        ) as answer,
+    ):
+        assert answer.status == 200, await answer.text()

@@ -1,0 +1,218 @@
+"""A vendor app and a customer app for tests, on real sockets, as the wire contract wants them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import jsonschema_rs
+import orjson
+
+from streamer.accounts.tokens import make_token
+from streamer.protocol import asyncapi, schemas
+from streamer.settings import Settings
+
+SECRET = "a-secret-for-tests-a-secret-for-tests"
+WITHIN = 10.0
+"""Seconds a test waits for what must come; far above what it takes, so that a slow machine is no failure."""
+
+
+def described(names: tuple[str, ...]) -> dict[str, jsonschema_rs.Validator]:
+    """What tells whether a message is as the AsyncAPI document says, and has nothing else in it."""
+    shapes = schemas.closed(schemas.schemas(Settings.model_construct()))
+    whole = {"components": {"schemas": shapes}}
+    return {name: jsonschema_rs.validator_for({**whole, **schemas.ref(name)}) for name in names}
+
+
+DESCRIBED = {"/v1/vendor": described(asyncapi.VENDOR_HEARS), "/v1/watch": described(asyncapi.CUSTOMER_HEARS)}
+
+
+def now_ms() -> int:
+    """Now, epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+async def eventually(holds: Callable[[], bool | Awaitable[bool]], what: str, within: float = WITHIN) -> None:
+    """Wait until something holds; fails with `what` when it does not in time."""
+    until = time.monotonic() + within
+    while True:
+        answer = holds()
+        if answer if isinstance(answer, bool) else await answer:
+            return
+        assert time.monotonic() < until, f"not within {within} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+class App:
+    """One WebSocket; every message received is kept in `messages`."""
+
+    def __init__(self, url: str, path: str, clerk_id: str | None, **params: str) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.close_code: int | None = None
+        self.undescribed: list[str] = []
+        """What came and is not as the document at /docs says."""
+        self._described = DESCRIBED[path]
+        self._url = url.replace("http", "ws", 1) + path
+        self._params = params
+        self.headers = {"Authorization": f"Bearer {make_token(SECRET, clerk_id, 600)}"} if clerk_id else {}
+        self.protocols: tuple[str, ...] = ()
+        self.answers_pings = True
+        self._session: aiohttp.ClientSession | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession()
+        self.socket = await self._session.ws_connect(
+            self._url,
+            params=self._params,
+            headers=self.headers,
+            protocols=self.protocols,
+            max_msg_size=0,
+            autoping=self.answers_pings,
+        )
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+        if kind is None:
+            assert not self.undescribed
+
+    async def close(self) -> None:
+        """Close in good order."""
+        assert self._session is not None
+        assert self._reader is not None
+        await self.socket.close()
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._session.close()
+
+    async def cut(self) -> None:
+        """Go away without a word, as a phone in a tunnel does."""
+        transport = self.socket.get_extra_info("socket")
+        assert transport is not None
+        assert self.socket._response.connection is not None
+        assert self.socket._response.connection.transport is not None
+        self.socket._response.connection.transport.abort()
+
+    @property
+    def reading(self) -> bool:
+        """Whether the app still takes messages: false at the end, and when one did not fit what it holds."""
+        return self._reader is not None and not self._reader.done()
+
+    async def send(self, message: Any) -> None:
+        """Send a message as JSON, bytes as they are."""
+        if isinstance(message, bytes):
+            await self.socket.send_bytes(message)
+        else:
+            await self.socket.send_str(orjson.dumps(message).decode())
+
+    async def expect(self, kind: str, within: float = WITHIN, **fields: Any) -> dict[str, Any]:
+        """The first message of a type with these members, waiting for it."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = [m for m in self.messages if m["type"] == kind and all(m.get(k) == v for k, v in fields.items())]
+            return bool(found)
+
+        await eventually(there, f"a {kind} message with {fields}, only {self.messages[-5:]}", within)
+        return found[0]
+
+    async def closed(self, within: float = WITHIN) -> int:
+        """The code with which the server closed, waiting for it."""
+        await eventually(lambda: self.close_code is not None, f"a close, only {self.messages[-5:]}", within)
+        assert self.close_code is not None
+        return self.close_code
+
+    async def _read(self) -> None:
+        async for message in self.socket:
+            if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                decoded = orjson.loads(message.data)
+            self._compare(decoded)
+            self.took(decoded)
+        self.close_code = self.socket.close_code
+
+    def _compare(self, message: dict[str, Any]) -> None:
+        validator = self._described.get(message["type"])
+        if validator is None:
+            self.undescribed.append(f"no {message['type']!r} is described: {message}")
+        elif not validator.is_valid(message):
+            self.undescribed += [
+                f"{error.message} at {error.instance_path}" for error in validator.iter_errors(message)
+            ]
+
+    def took(self, message: dict[str, Any]) -> None:
+        """A message came."""
+        self.messages.append(message)
+
+
+class VendorApp(App):
+    """A vendor's phone."""
+
+    def __init__(self, url: str, clerk_id: str | None, vendor_id: str | None = None, **params: str) -> None:
+        super().__init__(url, "/v1/vendor", clerk_id, **params, **({"vendorId": vendor_id} if vendor_id else {}))
+
+    async def ping(self, lat: float, long: float, **fields: Any) -> None:
+        """Report a position."""
+        await self.send({"type": "ping", "lat": lat, "long": long, **fields})
+
+    async def acked(self, seq: int, within: float = WITHIN) -> None:
+        """Wait until a seq is acked."""
+        await eventually(
+            lambda: any(m["type"] == "ack" and m["seq"] >= seq for m in self.messages),
+            f"an ack of {seq}, only {self.messages[-5:]}",
+            within,
+        )
+
+
+class CustomerApp(App):
+    """A customer's phone; `views` holds by watch id what the contract says the app holds."""
+
+    def __init__(self, url: str, clerk_id: str | None = None, **params: str) -> None:
+        super().__init__(url, "/v1/watch", clerk_id, **params)
+        self.views: dict[str, dict[str, dict[str, Any]]] = {}
+
+    async def watch(self, id: str, area: dict[str, Any] | None = None, **fields: Any) -> None:
+        """Watch an area, or what `fields` say, and wait for the snapshot."""
+        before = sum(m["type"] == "snapshot" and m["id"] == id for m in self.messages)
+        await self.send({"type": "watch", "id": id, **({"area": area} if area else {}), **fields})
+        await eventually(
+            lambda: sum(m["type"] == "snapshot" and m["id"] == id for m in self.messages) > before,
+            f"a snapshot of {id}, only {self.messages[-5:]}",
+        )
+
+    def took(self, message: dict[str, Any]) -> None:
+        super().took(message)
+        if message["type"] == "snapshot":
+            self.views[message["id"]] = {card["vendorId"]: card for card in message["vendors"]}
+        elif message["type"] == "update":
+            view = self.views[message["id"]]
+            for card in message.get("entered", ()):
+                view[card["vendorId"]] = card
+            for fix in message.get("moved", ()):
+                card = view[fix["vendorId"]]  # a KeyError here is a wrong view
+                card.update(fix)
+                for optional in ("heading", "speed"):
+                    if optional not in fix:
+                        card.pop(optional, None)
+            for vendor_id in message.get("left", ()):
+                del view[vendor_id]
+
+    async def sees(self, id: str, positions: dict[str, tuple[float, float]], within: float = WITHIN) -> None:
+        """Wait until a view is exactly these vendors at these (lat, long)."""
+
+        def holds() -> bool:
+            return {v: (c["lat"], c["long"]) for v, c in self.views.get(id, {}).items()} == positions
+
+        await eventually(holds, f"{id} showing {positions}", within)
+
+
+def circle(lat: float, long: float, radius: float) -> dict[str, Any]:
+    """A circle as the wire has it."""
+    return {"center": {"lat": lat, "long": long}, "radius": radius}

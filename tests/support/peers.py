@@ -1,0 +1,169 @@
+"""A process's live side without sockets and database: for tests of what processes tell each other through Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from streamer.broker.broker import Broker
+from streamer.broker.subscriptions import Subscriptions
+from streamer.live import index as live_index
+from streamer.live.index import Card, LiveIndex
+from streamer.live.ticker import Ticker
+from streamer.protocol import messages
+from streamer.settings import Settings
+from streamer.supervisor import Supervisor
+from tests.support.apps import WITHIN, eventually, now_ms
+from tests.support.viewer import Client
+
+Position = tuple[float, float]
+
+
+class Peer:
+    """One process: `start` it; `stop` it in good order, or `kill` it as `kill -9` does."""
+
+    def __init__(
+        self, redis_url: str, name: str, *, offline_after: int = 60_000, leave_after: int = 600_000, **broker: Any
+    ) -> None:
+        self.behind = 0
+        """How far its clock is behind, ms."""
+        self.index = LiveIndex(name, offline_after=offline_after, leave_after=leave_after)
+        cost, interval = (Settings.model_fields[name].default for name in ("frame_cost", "frame_interval"))
+        self.ticker = Ticker(self.index, self.now, frame_cost=cost, frame_interval=interval)
+        self.gaps: list[frozenset[int]] = []
+        self.deleted: list[str] = []
+        self.broker = Broker(
+            redis_url, self.index, self.now, changed=self.ticker.changed, gap=self._gap, deleted=self._deleted, **broker
+        )
+        self.watches = Subscriptions(self.index, self.broker, self.now)
+        self.supervisor = Supervisor()
+        self.lag = 0.0
+        """The longest its loop stood still for others' work, s."""
+        self._last = 0
+
+    def now(self) -> int:
+        """Its clock."""
+        return now_ms() - self.behind
+
+    async def __aenter__(self) -> Peer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        assert self.supervisor.deaths == 0, "a task of the process died"
+
+    async def start(self, *, wait: bool = True) -> None:
+        """Start, and wait until Redis answers and is heard."""
+        tasks = {
+            "lag": self._lag,
+            "ticker": self.ticker.run,
+            "expire": lambda: self.ticker.expire(self.broker.departed),
+        }
+        self.supervisor.start({**tasks, **self.broker.tasks()})
+        if wait:
+            await self.joined()
+
+    async def joined(self, within: float = WITHIN) -> None:
+        """Wait until Redis answers and is heard."""
+        await eventually(lambda: self.broker.up, f"Redis heard, only {self.broker.cause}", within)
+
+    async def stop(self) -> None:
+        """End in good order."""
+        await self.supervisor.stop()
+        await self.broker.close()
+
+    async def kill(self) -> None:
+        """End without a word."""
+        await self.supervisor.stop()
+        await self.broker.nodes.close()
+
+    def serve(self, vendor_id: str, position: Position | None = None) -> None:
+        """A vendor's socket opens here, and it may say where it is."""
+        self.broker.local_vendors.connect(vendor_id, Card(self.now(), f"the {vendor_id}", True, None), self.now())
+        if position is not None:
+            self.ping(vendor_id, position)
+
+    def ping(self, vendor_id: str, position: Position, timestamp: int | None = None) -> int:
+        """A vendor says where it is; gives the timestamp."""
+        if timestamp is None:
+            timestamp = self._last = max(self._last + 1, self.now())
+        self.broker.local_vendors.fix(vendor_id, timestamp, *position, None, None, self.now())
+        return timestamp
+
+    def part(self, vendor_id: str) -> None:
+        """A vendor's socket ends here."""
+        self.broker.local_vendors.disconnect(vendor_id, self.now())
+
+    def open(self, vendor_id: str, is_open: bool) -> None:
+        """A vendor opens or closes for business."""
+        self.broker.local_vendors.card(vendor_id, Card(self.now(), f"the {vendor_id}", is_open, None), self.now())
+
+    def delete(self, vendor_id: str) -> None:
+        """A vendor was found deleted here."""
+        self.broker.local_vendors.delete(vendor_id)
+        self.broker.mark_gone(vendor_id)
+
+    async def _lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0.1)
+            self.lag = max(self.lag, loop.time() - began - 0.1)
+
+    def looks(self) -> Look:
+        """A customer of this process who watches nothing yet."""
+        return Look(self)
+
+    async def watch(self, **fields: Any) -> Look:
+        """A customer of this process who watches something; `fields` as on the wire."""
+        look = self.looks()
+        await look.watch(**fields)
+        return look
+
+    def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
+        self.gaps.append(cells)
+        self.watches.gap(cells, vendor_ids)
+
+    def _deleted(self, vendor_id: str) -> None:
+        self.deleted.append(vendor_id)
+
+
+class Look:
+    """One customer with one watch."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.client = Client()
+        self._peer = peer
+        self._watch = live_index.Watch("w", self.client)
+
+    async def watch(self, **fields: Any) -> None:
+        """Watch this, or move the watch here."""
+        wanted = messages.watch_of({"type": "watch", "id": "w", **fields}, messages.Bounds())
+        await self._peer.watches.open(self._watch, wanted)
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._peer.watches.close(self._watch)
+
+    @property
+    def view(self) -> dict[str, dict[str, Any]]:
+        """What the app holds, by vendor."""
+        return self.client.views.get("w", {})
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """Where the app shows whom."""
+        return {id: (card["lat"], card["long"]) for id, card in self.view.items()}
+
+    @property
+    def snapshots(self) -> int:
+        """How many there have been since `client.seen` was asked."""
+        return sum(kind == "snapshot" for _, kind in self.client.kinds)
+
+    async def sees(self, positions: dict[str, Position], within: float = WITHIN) -> None:
+        """Wait until the map is exactly this."""
+        try:
+            await eventually(lambda: self.positions == positions, "", within)
+        except AssertionError:
+            raise AssertionError(f"not within {within} s: {positions}, only {self.positions}") from None

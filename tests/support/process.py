@@ -1,0 +1,115 @@
+"""A server in a process of its own, to kill and start again on the same port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from streamer.operations.embedded import PORTS
+from tests.support.apps import SECRET, eventually
+
+
+def free_port() -> int:
+    """A port nobody listens on just now, and that no outgoing connection takes while the server on it is restarted."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
+class ServerProcess:
+    """`streamer serve` on a database and Redis; settings by name, as in `streamer/settings.py`."""
+
+    def __init__(self, database_url: str, redis_url: str, *, log: Path | None = None, **settings: Any) -> None:
+        self.port = free_port()
+        self._log = log
+        changed = {"jwt_secret": SECRET, "watch_auth": "optional", "port": self.port, "pool_size": 4, **settings}
+        self._environment = {
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            **{f"STREAMER_{name.upper()}": str(value) for name, value in changed.items()},
+        }
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, or will again."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self.end(signal.SIGKILL)
+
+    async def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        await self.spawn()
+        process = self._process
+        assert process is not None
+
+        async def ready() -> bool:
+            assert process.returncode is None, f"the server ended with {process.returncode}"
+            try:
+                async with aiohttp.ClientSession() as session, session.get(f"{self.url}/readyz") as response:
+                    return response.status == 200
+            except aiohttp.ClientError:
+                return False
+
+        await eventually(ready, "a server process that is ready", within=60)
+
+    async def spawn(self) -> None:
+        """Start it, without waiting for anything; what it says goes to the end of `log`."""
+        with open(os.devnull if self._log is None else self._log, "ab") as log:  # noqa: ASYNC230  # a local file
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                "from streamer.cli.main import main; main()",
+                "serve",
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if it is there to get one."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def wait(self) -> None:
+        """Wait for its end."""
+        assert self._process is not None
+        await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process id, also for a moment after its end."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """How it ended."""
+        return None if self._process is None else self._process.returncode
+
+    async def end(self, number: signal.Signals) -> None:
+        """Send a signal that ends it, and wait for its end."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        await self._process.wait()

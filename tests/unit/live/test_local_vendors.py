@@ -1,0 +1,209 @@
+"""The vendors of this process: what is wrong here shows a connected vendor offline, or keeps one for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamer.live.index import Card, LiveIndex, Presence
+from streamer.live.local_vendors import LocalVendors, Part
+
+ME = "me"
+OFFLINE = 1_000
+LEAVE = 3_000
+START = 1_000_000_000
+
+
+class Process:
+    """A fleet, and what it marked and told."""
+
+    def __init__(self) -> None:
+        self.index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
+        self.marks: list[tuple[str, int]] = []
+        self.changes = 0
+        self.local_vendors = LocalVendors(self.index, lambda id, part: self.marks.append((id, part)), self.changed)
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    def marked(self) -> list[int]:
+        """What was marked of "v" since the last look."""
+        marks, self.marks = self.marks, []
+        assert {id for id, _ in marks} <= {"v"}
+        return [part for _, part in marks]
+
+    def connect(self, now: int) -> None:
+        self.local_vendors.connect("v", Card(now, "V", True, None), now)
+
+    def online(self, now: int) -> bool:
+        """Whether customers see the vendor online at a time."""
+        self.index.expire(now)
+        return "v" in self.index.vendors and self.index.vendors["v"].online
+
+
+@pytest.fixture
+def process() -> Process:
+    return Process()
+
+
+def test_connect_and_disconnect(process: Process) -> None:
+    """A vendor is online while its socket is open and a while after; then it departs and nothing of it is kept."""
+    process.connect(START)
+    process.local_vendors.fix("v", START, 52.0, 21.0, None, None, START)
+    assert process.marked() == [Part.ALL, Part.FIX]
+    assert process.online(START + 100_000)
+    process.local_vendors.disconnect("v", START + 100_000)
+    assert process.marked() == [Part.PRESENCE]
+    assert "v" in process.local_vendors
+    assert process.online(START + 100_000 + OFFLINE - 1)
+    assert not process.online(START + 100_000 + OFFLINE)
+    assert process.index.expire(START + 100_000 + OFFLINE + LEAVE) == ["v"]
+    assert process.local_vendors.departed("v")
+    assert "v" not in process.local_vendors
+    assert not process.local_vendors.departed("v")
+    assert process.changes == 3
+
+
+def test_two_sockets(process: Process) -> None:
+    """An app that reconnects before its old socket is noticed dead stays online when that one ends."""
+    process.connect(START)
+    process.connect(START + 5)
+    process.marked()
+    process.local_vendors.disconnect("v", START + 10)
+    assert process.marked() == []
+    assert process.online(START + 100_000)
+    assert not process.local_vendors.departed("v")
+    process.local_vendors.disconnect("v", START + 100_000)
+    assert not process.online(START + 100_000 + OFFLINE)
+
+
+@pytest.mark.parametrize("step", [0, -50])
+def test_reconnected_in_the_same_millisecond(process: Process, step: int) -> None:
+    """A reconnect in the millisecond of the disconnect, or after the clock was set back, counts as the newest."""
+    process.connect(START)
+    process.local_vendors.disconnect("v", START)
+    process.connect(START + step)
+    assert process.online(START + 100_000)
+
+
+def test_another_process_with_a_clock_ahead(process: Process) -> None:
+    """A vendor that comes here from a process whose clock is ahead is here, whatever the clocks say."""
+    process.index.owner_heard("other", START + 700, START)
+    process.index.put_presence("v", Presence(START + 700, "other", 0), START)
+    process.connect(START + 10)
+    assert process.index.vendors["v"].presence.owner == ME
+    assert not process.index.put_presence("v", Presence(START + 700, "other", START + 701), START + 20)
+    assert process.online(START + 100_000)
+
+
+def test_another_process_has_the_vendor_now(process: Process) -> None:
+    """The end of a socket that was left for another process does not take the vendor offline."""
+    process.connect(START)
+    process.index.owner_heard("other", START + 5, START + 5)
+    process.index.put_presence("v", Presence(START + 5, "other", 0), START + 5)
+    process.marked()
+    process.local_vendors.disconnect("v", START + 10)
+    assert process.marked() == []
+    process.index.owner_heard("other", START + 100_000, START + 100_000)
+    assert process.online(START + 100_000)
+
+
+@pytest.mark.parametrize("ahead", [0, 700])
+def test_reclaim(process: Process, ahead: int) -> None:
+    """When the newer connection elsewhere ends while an older one here is open, the vendor goes on being online."""
+    process.connect(START)
+    other = Presence(START + 5 + ahead, "other", START + 6 + ahead)
+    assert process.index.put_presence("v", other, START + 10)
+    process.marked()
+    process.local_vendors.reclaim("v", START + 10)
+    assert process.marked() == [Part.ALL]
+    assert process.online(START + 100_000)
+
+
+def test_nothing_to_reclaim(process: Process) -> None:
+    """Without an open socket here, a connection that ended elsewhere has ended."""
+    process.connect(START)
+    process.local_vendors.disconnect("v", START + 1)
+    process.index.put_presence("v", Presence(START + 5, "other", START + 6), START + 6)
+    process.marked()
+    process.local_vendors.reclaim("v", START + 10)
+    process.local_vendors.reclaim("unknown", START + 10)
+    assert process.marked() == []
+    assert not process.online(START + 6 + OFFLINE)
+
+
+def test_only_newer_fixes(process: Process) -> None:
+    """A late ping moves nobody and costs the bus nothing."""
+    process.connect(START)
+    process.local_vendors.fix("v", START + 5, 52.0, 21.0, None, None, START)
+    process.marked()
+    changes = process.changes
+    process.local_vendors.fix("v", START + 4, 53.0, 21.0, None, None, START)
+    process.local_vendors.fix("v", START + 5, 53.0, 21.0, None, None, START)
+    assert process.marked() == []
+    assert process.changes == changes
+    assert process.index.vendors["v"].lat == 52.0
+
+
+def test_http(process: Process) -> None:
+    """A vendor that pings over HTTP is online a while after each ping, then departs."""
+    card = Card(START, "V", True, None)
+    process.local_vendors.http("v", card, START)
+    process.local_vendors.fix("v", START, 52.0, 21.0, None, None, START)
+    assert process.marked() == [Part.ALL, Part.FIX]
+    process.local_vendors.http("v", card, START + 500)
+    assert process.marked() == [Part.HTTP]
+    assert process.online(START + 500 + OFFLINE - 1)
+    assert not process.online(START + 500 + OFFLINE)
+    assert process.index.expire(START + 500 + OFFLINE + LEAVE) == ["v"]
+    assert process.local_vendors.departed("v")
+
+
+def test_http_beside_a_socket(process: Process) -> None:
+    """A ping over HTTP does not make a connected vendor one without a socket."""
+    process.connect(START)
+    process.local_vendors.http("v", Card(START, "V", True, None), START + 5)
+    assert not process.local_vendors.departed("v")
+    assert process.online(START + 100_000)
+
+
+def test_card(process: Process) -> None:
+    """A change of the card is told once, and only of vendors served here."""
+    process.local_vendors.card("v", Card(START, "V", False, None), START)
+    assert process.marked() == []
+    assert "v" not in process.index.vendors
+    process.connect(START)
+    process.marked()
+    process.local_vendors.card("v", Card(START + 1, "V", False, None), START)
+    process.local_vendors.card("v", Card(START + 2, "V", False, None), START)
+    assert process.marked() == [Part.CARD]
+
+
+def test_deleted_while_connected(process: Process) -> None:
+    """What a deleted vendor's socket still brings before it is closed leaves nothing behind."""
+    process.connect(START)
+    process.local_vendors.delete("v")
+    process.marked()
+    process.local_vendors.fix("v", START + 1, 52.0, 21.0, None, None, START)
+    process.local_vendors.disconnect("v", START + 1)
+    assert process.marked() == []
+    assert "v" not in process.local_vendors
+    assert process.index.vendors == {}
+
+
+def test_a_socket_outlives_its_deleted_vendor(process: Process) -> None:
+    """A socket that ends after its vendor was deleted does not count against what came since."""
+    process.connect(START)
+    process.local_vendors.delete("v")
+    process.local_vendors.http("v", Card(START, "V", True, None), START)
+    process.local_vendors.disconnect("v", START + 1)
+    process.index.expire(START + OFFLINE)
+    assert process.index.expire(START + OFFLINE + LEAVE) == ["v"]
+    assert process.local_vendors.departed("v")
+
+
+def test_taken_off_the_map_while_connected(process: Process) -> None:
+    """A vendor that another process deleted is not kept when its socket here ends."""
+    process.connect(START)
+    process.index.remove("v")
+    process.local_vendors.disconnect("v", START + 1)
+    assert "v" not in process.local_vendors

@@ -1,0 +1,281 @@
+"""What existing tracker apps send, by their documented requests, becomes pings in our units."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.protocol.messages import Bounds, Ping, decode_pings
+from streamer.protocol.trackers import basic, is_token, osmand_form, osmand_json, owntracks
+
+NOW = 1_900_000_000_000
+
+# Requests as the apps make them and their documents print them.
+OWNTRACKS_BOOKLET = b'{"lon":2.29513,"lat":48.85833,"_type":"location","tst":1497476456, "tid":"JJ"}'
+OWNTRACKS_ANDROID = (
+    b'{"_type":"location","acc":15,"alt":440,"batt":46,"conn":"w","lat":46.0681247,"lon":11.1512805,"t":"u",'
+    b'"tid":"5t","tst":1551874878,"vac":2,"vel":0}'
+)
+OWNTRACKS_IOS = (
+    b'{"cog":271,"lon":2.29513,"acc":5,"vel":61,"vac":21,"lat":48.85833,"tst":1497349316,"alt":167,'
+    b'"_type":"location","tid":"JJ","t":"u","batt":67}'
+)
+OWNTRACKS_TOPIC = (
+    b'{"lon":-122,"acc":5,"created_at":1736161415,"lat":37,'
+    b'"topic":"owntracks/ckrey/22A67880-15C3-41A6-9157-25545C7993AC","t":"u","m":1,"tst":1736161169,"conn":"w",'
+    b'"alt":0,"_type":"location","tid":"AC"}'
+)
+TRACCAR_CLIENT_9 = (
+    b'{"location":{"timestamp":"2025-06-15T13:45:12.862Z","coords":{"latitude":37.4219983,"longitude":-122.084,'
+    b'"accuracy":5,"speed":0,"heading":-1,"altitude":5},"is_moving":false,"odometer":0,"event":"motionchange",'
+    b'"battery":{"level":1,"is_charging":false},"activity":{"type":"still"},"extras":{},"_":'
+    b'"&id=48241179&lat=37.4219983&lon=-122.084&timestamp=2025-06-15T13:45:12.862Z&"},"device_id":"48241179"}'
+)
+TRACCAR_CLIENT_9_MOVING = (
+    b'{"location":{"event":"motionchange","is_moving":false,"uuid":"0e9a2473-a9a7-4c00-997b-fb97d2154e75",'
+    b'"timestamp":"2021-07-21T08:06:34.444Z","odometer":0,"coords":{"latitude":-6.1148096,"longitude":106.6837015,'
+    b'"accuracy":3.8,"speed":18.67,"speed_accuracy":0.26,"heading":63,"heading_accuracy":0.28,"altitude":35.7,'
+    b'"altitude_accuracy":3.8},"activity":{"type":"still","confidence":100},"battery":{"is_charging":false,'
+    b'"level":0.79},"extras":{}},"device_id":"8737767034"}'
+)
+
+
+def decoded(items: list[Any]) -> list[Ping]:
+    """The pings of items that must all be good."""
+    pings = decode_pings(items, NOW, None, Bounds())
+    assert not pings.rejected
+    return pings.accepted
+
+
+def form(query: str) -> list[Any]:
+    return osmand_form(dict(parse_qsl(query, keep_blank_values=True)))
+
+
+@pytest.mark.parametrize(
+    ("message", "ping"),
+    [
+        (OWNTRACKS_BOOKLET, Ping(1, 1497476456000, 48.85833, 2.29513, None, None)),
+        (OWNTRACKS_ANDROID, Ping(1, 1551874878000, 46.0681247, 11.1512805, None, 0.0)),
+        (OWNTRACKS_IOS, Ping(1, 1497349316000, 48.85833, 2.29513, 271.0, 61 / 3.6)),
+        (OWNTRACKS_TOPIC, Ping(1, 1736161169000, 37.0, -122.0, None, None)),
+    ],
+)
+def test_owntracks_location(message: bytes, ping: Ping) -> None:
+    """A wrong unit or name would put an OwnTracks vendor in the wrong place or time."""
+    (found,) = decoded(owntracks(message))
+    assert found[:5] == ping[:5]
+    assert found.speed == (None if ping.speed is None else pytest.approx(ping.speed))
+
+
+def test_owntracks_array() -> None:
+    """A relay that posts several messages at once would lose all but one, or be refused for a waypoint among them."""
+    body = b"[" + b",".join([OWNTRACKS_BOOKLET, b'{"_type":"lwt","tst":1}', OWNTRACKS_IOS]) + b"]"
+    assert [ping.timestamp for ping in decoded(owntracks(body))] == [1497476456000, 1497349316000]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b" \n",
+        b'{"_type":"lwt","tst":1497476456}',
+        b'{"_type":"transition","wtst":1,"lat":1.0,"lon":2.0,"tst":2,"acc":3,"event":"enter"}',
+        b'{"_type":"waypoint","desc":"Home","lat":48.8,"lon":2.2,"rad":50,"tst":1497476456}',
+        b'{"_type":"cmd","action":"dump"}',
+        b'{"_type":"status"}',
+    ],
+)
+def test_owntracks_other_types(message: bytes) -> None:
+    """An app whose waypoint or empty message was refused would try it for ever, or tell its user of an error."""
+    assert owntracks(message) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "says"),
+    [
+        (b'{"_type":"encrypted","data":"6fW+"}', ErrorCode.INVALID_MESSAGE, "encryption key"),
+        (b'{"lat":1.0,"lon":2.0}', ErrorCode.INVALID_MESSAGE, "_type"),
+        (b"[1]", ErrorCode.INVALID_MESSAGE, "_type"),
+        (b"{", ErrorCode.INVALID_JSON, "not JSON"),
+    ],
+)
+def test_owntracks_refused(message: bytes, code: ErrorCode, says: str) -> None:
+    """A user with an encryption key set would believe that positions arrive."""
+    with pytest.raises(ProtocolError, match=says) as refused:
+        owntracks(message)
+    assert refused.value.code is code
+
+
+@pytest.mark.parametrize(
+    ("query", "timestamp", "lat", "long"),
+    [
+        ("id=902064&lat=42.06288&lon=-88.23412&timestamp=2016-01-27T18%3A55%3A47Z&hdop=6.0&altitude=224.0&speed=0.0",
+         1453920947000, 42.06288, -88.23412),
+        ("id=902064&lat=42.06288&lon=-88.23412&timestamp=1442068686579&hdop=6.0&altitude=224.0&speed=0.0",
+         1442068686579, 42.06288, -88.23412),
+        ("lat=49.60688&lon=6.15788&timestamp=2014-06-04+09%3A10%3A11&altitude=384.7&speed=0.0&id=353861053849681",
+         1401873011000, 49.60688, 6.15788),
+        ("id=1&lat=42.06288&lon=-88.23412&timestamp=2016-01-27T19:55:47.250+01:00", 1453920947250, 42.06288, -88.23412),
+        ("id=123456&timestamp=1377177267&lat=60.0&lon=30.0", 1377177267000, 60.0, 30.0),
+        ("id=123456&timestamp=1377177267&location=60.0,30.0", 1377177267000, 60.0, 30.0),
+        ("lat=60.0&lon=30.0&speed=0.0&heading=0.0&vacc=0&hacc=0&altitude=0&deviceid=123456", NOW, 60.0, 30.0),
+        ("id=861001000719969&lat=41.666667&lon=-0.883333&altitude=350.059479&speed=0.000000&batt=87",
+         NOW, 41.666667, -0.883333),
+    ],
+)  # fmt: skip
+def test_osmand_form(query: str, timestamp: int, lat: float, long: float) -> None:
+    """Each documented form of time and position; one that is misread puts a vendor years or miles away."""
+    (ping,) = decoded(form(query))
+    assert ping[1:4] == (timestamp, lat, long)
+
+
+@pytest.mark.parametrize(
+    ("query", "speed"),
+    [
+        # Traccar Client for Android before 9.0: knots
+        ("speed=40", 40 * 1852 / 3600),
+        ("speed=40&speedUnit=kn", 40 * 1852 / 3600),
+        # OsmAnd's {5} and GPSLogger's %SPD: metres per second
+        ("speed=8.5&speedUnit=mps", 8.5),
+        ("speed=36&speedUnit=kmh", 10.0),
+        ("speed=-1", None),
+        ("speed=nan", None),
+        ("speed=", None),
+        ("", None),
+    ],
+)
+def test_osmand_speed(query: str, speed: float | None) -> None:
+    """A speed in the wrong unit shows a parked truck racing."""
+    (ping,) = decoded(form(f"id=1&lat=60.0&lon=30.0&bearing=7.19889788244&{query}"))
+    assert ping.heading == pytest.approx(7.19889788244)
+    assert ping.speed == (None if speed is None else pytest.approx(speed))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "id=1&lat=0&lon=0&valid=false",
+        "id=1&lat=0&lon=0&valid=0",
+        "id=123456&timestamp=1377177267&cell=257,02,16,2224&cell=257,02,16,2223,-90&wifi=00-14-22-01-23-45,-80",
+    ],
+)
+def test_osmand_without_a_position(query: str) -> None:
+    """A tracker without a fix would be put on the map at 0, 0, or be refused and send the same for ever."""
+    assert form(query) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("id=1&lat=60.0&lon=30.0&timestamp=yesterday", ErrorCode.INVALID_TIMESTAMP),
+        ("id=1&lat=60.0&lon=30.0&timestamp=2014-06-04", ErrorCode.INVALID_TIMESTAMP),
+        ("id=1&lat=60.0&lon=30.0&timestamp=nan", ErrorCode.INVALID_TIMESTAMP),
+        ("id=1&lat=60.0&lon=30.0&timestamp=inf", ErrorCode.INVALID_TIMESTAMP),
+        ("id=1&lat=60.0&lon=30.0&timestamp=", ErrorCode.INVALID_TIMESTAMP),
+        ("id=1&lat=60.0&lon=30.0&timestamp=-5", ErrorCode.INVALID_TIMESTAMP),
+        ("id=1&lat=60.0&lon=30.0&timestamp=1e30", ErrorCode.INVALID_TIMESTAMP),
+        ("id=1&lat=60.0&lon=30.0&timestamp=2200000000", ErrorCode.TIMESTAMP_IN_FUTURE),
+        ("id=1&lat=95&lon=30.0", ErrorCode.INVALID_COORDINATES),
+        ("id=1&lat=nan&lon=30.0", ErrorCode.INVALID_COORDINATES),
+        ("id=1&lat=6_0&lon=30.0", ErrorCode.INVALID_COORDINATES),
+        ("id=1&lat={0}&lon={1}", ErrorCode.INVALID_COORDINATES),
+        ("id=1&location=60.0", ErrorCode.INVALID_COORDINATES),
+        ("id=1&lat=60.0", ErrorCode.MISSING_FIELD),
+        ("id=1", ErrorCode.MISSING_FIELD),
+        ("id=1&lat=60.0&lon=30.0&speedUnit=furlongs", ErrorCode.INVALID_MESSAGE),
+    ],
+)
+def test_osmand_refused(query: str, code: ErrorCode) -> None:
+    """A template that was typed in wrong would be answered as if its positions were stored."""
+    try:
+        codes = [reject.code for reject in decode_pings(form(query), NOW, None, Bounds()).rejected]
+    except ProtocolError as refused:
+        codes = [refused.code]
+    assert codes == [code]
+
+
+def test_osmand_json() -> None:
+    """Traccar Client from 9.0: what it sends must be stored in its units, unknown heading and speed left out."""
+    items, device_id = osmand_json(TRACCAR_CLIENT_9)
+    assert decoded(items) == [Ping(1, 1749995112862, 37.4219983, -122.084, None, 0.0)]
+    assert device_id == "48241179"
+    items, device_id = osmand_json(TRACCAR_CLIENT_9_MOVING)
+    assert decoded(items) == [Ping(1, 1626854794444, -6.1148096, 106.6837015, 63.0, 18.67)]
+    assert device_id == "8737767034"
+
+
+def test_osmand_json_batch() -> None:
+    """The same location service in batch mode sends an array: none of it may be dropped."""
+    one = orjson.loads(TRACCAR_CLIENT_9)["location"]
+    two = orjson.loads(TRACCAR_CLIENT_9_MOVING)["location"]
+    items, device_id = osmand_json(orjson.dumps({"location": [one, two]}))
+    assert [ping.timestamp for ping in decoded(items)] == [1749995112862, 1626854794444]
+    assert device_id is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"location":null}', b'{"location":{}}', b'{"location":[1]}', b'{"location":']
+)
+def test_osmand_json_refused(body: bytes) -> None:
+    """What is no position must not be answered as a stored one."""
+    with pytest.raises(ProtocolError):
+        osmand_json(body)
+
+
+def test_basic() -> None:
+    """The token of an OwnTracks user is a password; one with a colon in it must stay whole."""
+    header = "Basic " + b64encode(b"jane:a.b:c").decode()
+    assert basic(header) == ("jane", "a.b:c")
+    assert basic(header.replace("Basic", "basic")) == ("jane", "a.b:c")
+    for other in ("", "Bearer x", "Basic", "Basic !", "Basic " + b64encode(b"jane").decode(), "Basic /w=="):
+        assert basic(other) is None
+
+
+def test_is_token() -> None:
+    """A device number taken for a token would lock the app out."""
+    assert is_token("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln")
+    assert not any(map(is_token, (None, "", "48241179", "eyJ", "a.b.c")))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.sampled_from(["_type", "lat", "lon", "tst", "vel", "cog", "location", "coords", "timestamp", "latitude"])
+
+
+@given(st.dictionaries(keys, json_values, max_size=6), st.booleans())
+def test_any_json_is_pings_or_a_refusal(body: dict[str, Any], located: bool) -> None:
+    """Whatever an app sends must not end in an error of ours, which it would answer by sending it again."""
+    if located:
+        body |= {"_type": "location", "location": {"coords": body}}
+    try:
+        data = orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return
+    for decode in (owntracks, lambda data: osmand_json(data)[0]):
+        with suppress(ProtocolError):
+            decode_pings(decode(data), NOW, None, Bounds())
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["id", "lat", "lon", "location", "timestamp", "speed", "bearing", "valid", "speedUnit", "cell"]
+        ),
+        st.text(max_size=12) | st.floats().map(str) | st.integers().map(str) | st.datetimes().map(str),
+    )
+)
+def test_any_form_is_a_ping_or_a_refusal(parameters: dict[str, str]) -> None:
+    """As above, for the OsmAnd protocol's form."""
+    with suppress(ProtocolError):
+        decode_pings(osmand_form(parameters), NOW, None, Bounds())
