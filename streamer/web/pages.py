@@ -27,7 +27,7 @@ from streamer.transport.http_query import json_response
 from streamer.web import basemap
 from streamer.web.basemap import Basemap
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent / "assets"
 LEAFLET = ("js_lib_leaflet", "static", "js_lib_leaflet")
 """Leaflet's files, in the package django-js-lib-leaflet; nothing of Django is needed for them."""
 TYPES = {
