@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import urlsplit
 
+import typer
 from pydantic import SecretStr
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from streamer import settings
 from streamer.broker import redis_cluster
+from streamer.cli.options import Host, Port
 from streamer.errors import SettingsError
 from streamer.settings import Check, Settings
 from streamer.storage import database
@@ -45,6 +52,29 @@ each value came from. `serve` needs `DATABASE_URL`, `REDIS_URL` and `STREAMER_JW
 needs none. In Kubernetes a service called `streamer` sets `STREAMER_PORT` to a URL in the pods around it: name it
 otherwise, or set `enableServiceLinks: false`.
 """
+
+
+def config(
+    host: Host = None,
+    port: Port = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md instead.")] = False,
+) -> None:
+    """Print every setting that is in force, secrets masked, and where it came from."""
+    if markdown:
+        typer.echo(page(), nl=False)
+        return
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    for variable, value, unit, origin in in_force(host=host, port=port):
+        table.add_row(variable, escape(f"{value} {unit}" if unit not in ("", "URL") else value), origin)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    warn_of_unknown_variables()
+
+
+def warn_of_unknown_variables() -> None:
+    """Name each STREAMER_ variable of the environment that is no setting."""
+    for name in settings.strangers():
+        close = difflib.get_close_matches(name, list(map(settings.variable, Settings.model_fields)), 1)
+        print(f"streamer: {name} is no setting" + (f": {close[0]} is" if close else ""), file=sys.stderr)
 
 
 def load(needed: Mapping[tuple[str, ...], str] | None = None, **overrides: Any) -> Settings:

@@ -8,7 +8,7 @@ import kubernetes_validate  # type: ignore[import-untyped]  # ships no types
 import pytest
 import yaml
 
-from streamer.cli.main import STOP_WITHIN
+from streamer.cli.serve import STOP_WITHIN
 from streamer.settings import Settings, variable
 from tests.support.paths import ROOT
 

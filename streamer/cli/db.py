@@ -1,0 +1,288 @@
+"""`streamer db …`: the schema, the contents, backups and upkeep of the database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from streamer.cli import config
+from streamer.cli.process import Steps
+from streamer.errors import DatabaseError, SettingsError
+from streamer.operations import backup as backups
+from streamer.operations import maintenance
+from streamer.settings import Settings
+from streamer.storage import database
+from streamer.storage.roles import quoted
+
+db = typer.Typer(name="db", help="The database's schema and contents.", no_args_is_help=True)
+
+MINUTE = timedelta(minutes=1)
+NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which PostgreSQL is meant"}
+
+
+@db.command()
+def upgrade(revision: Annotated[str, typer.Argument(help="Up to this migration.")] = "head") -> None:
+    """Bring the database's schema up to date."""
+    url = _database_url()
+    asyncio.run(database.upgrade(url, revision))
+    _say_revision(url)
+
+
+@db.command()
+def downgrade(revision: Annotated[str, typer.Argument(help="Down to this migration; `base` for none.")]) -> None:
+    """Take migrations back."""
+    url = _database_url()
+    asyncio.run(database.downgrade(url, revision))
+    _say_revision(url)
+
+
+@db.command()
+def reset(yes: Annotated[bool, typer.Option("--yes", help="Do it outside development too.")] = False) -> None:
+    """Drop all tables with all they hold, and make them anew."""
+    configured = config.load(NEEDS_DATABASE)
+    url = _database_url(configured)
+    if configured.env != "development" and not yes:
+        raise DatabaseError(
+            f"reset deletes everything in {database.parse_url(url).masked()}; "
+            "say --yes, or set STREAMER_ENV=development where that is what you want"
+        )
+    asyncio.run(database.reset(url))
+    _say_revision(url)
+
+
+@db.command()
+def grant(
+    role: Annotated[str, typer.Argument(help="The role under which `serve` is to run; made when it is not there.")],
+    password_file: Annotated[
+        typer.FileText | None, typer.Option(help="Its password: the first line of a file, or of stdin with -.")
+    ] = None,
+) -> None:
+    """Give a role the rights that `serve` needs, and no others on our tables. Run it as the owner of the tables."""
+    password = None if password_file is None else password_file.readline().rstrip("\r\n")
+    url = _database_url()
+    done = asyncio.run(database.grant(url, role, password))
+    typer.echo(f"role {role} {'was made and ' if done.created else ''}has the rights of `serve`")
+    if done.created and password is None:
+        typer.echo("it has no password: give it one by --password-file, unless it gets in otherwise", err=True)
+    if not done.login:
+        typer.echo(f"it may not log in: ALTER ROLE {quoted(role)} LOGIN, or grant it to one that may", err=True)
+    for more in done.beyond:
+        typer.echo(f"it also has {more}, by PUBLIC or by a role it is in: revoke that there", err=True)
+
+
+@db.command()
+def audit(
+    since: Annotated[str | None, typer.Option(help="Not what is longer ago than 90m, 24h, 30d.")] = None,
+    table: Annotated[str | None, typer.Option(help="users, vendors, subscriptions or integrations.")] = None,
+    id: Annotated[str | None, typer.Option(help="Of the row with this id.")] = None,
+    limit: Annotated[int, typer.Option(help="So many entries, the newest.", min=1, max=100_000)] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each entry.")] = False,
+) -> None:
+    """Print who changed users, vendors, subscriptions and integrations, from what to what, the newest first."""
+    begin = None if since is None else _ago("--since", since)
+    for entry in asyncio.run(database.audited(_database_url(), since=begin, table=table, row_id=id, limit=limit)):
+        typer.echo(json.dumps(entry.fields()) if as_json else entry.line())
+
+
+@db.command()
+def seed(
+    vendors: Annotated[
+        int | None, typer.Option(help="So many users with one vendor each.", min=1, max=1_000_000)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each vendor.")] = False,
+) -> None:
+    """Add the test user and vendor, or many; twice changes nothing."""
+    seeded = asyncio.run(database.seed(_database_url(), vendors))
+    if as_json:
+        for one in seeded:
+            typer.echo(json.dumps({"vendorId": one.vendor_id, "clerkId": one.clerk_id, "name": one.name}))
+    else:
+        typer.echo(f"{len(seeded)} vendors are there")
+
+
+@db.command()
+def backup(
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where to; STREAMER_BACKUP_DIR otherwise.")] = None,
+    keep_days: Annotated[int, typer.Option(help="Then remove those older than this, never the newest.", min=1)] = 7,
+    to: Annotated[str | None, typer.Option(help="Encrypt to this age or SSH public key.", metavar="KEY")] = None,
+) -> None:
+    """Write a backup, whole or not at all, with the count and checksum of every table's rows."""
+    configured = config.load(NEEDS_DATABASE)
+    folder = _backup_folder(configured, folder)
+    began = time.monotonic()
+    path = asyncio.run(backups.backup(_database_url(configured), folder, recipient=to))
+    manifest = backups.Manifest.read(path)
+    rows = sum(table.rows for table in manifest.tables.values())
+    typer.echo(
+        f"{path}: {manifest.bytes:,} bytes, {rows:,} rows of {len(manifest.tables)} tables,"
+        f" in {time.monotonic() - began:.1f} s"
+    )
+    for removed in backups.remove_old(folder, keep_days):
+        typer.echo(f"removed {removed}, older than {keep_days} days")
+
+
+Identity = Annotated[Path | None, typer.Option(help="File with the private key of an encrypted one.")]
+
+
+@db.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A backup, its manifest (.json) beside it.")], identity: Identity = None
+) -> None:
+    """Restore a backup into DATABASE_URL, which must be empty; whole or not at all, every row compared."""
+    url = _database_url()
+    manifest = asyncio.run(backups.restore(url, file, identity=identity))
+    rows = sum(table.rows for table in manifest.tables.values())
+    typer.echo(f"restored {rows:,} rows of {len(manifest.tables)} tables, as they were at {manifest.at}")
+    typer.echo("next: `streamer db upgrade`, which makes the partitions of these days")
+
+
+@db.command()
+def prove(
+    file: Annotated[Path | None, typer.Argument(help="A backup; the newest in --dir otherwise.")] = None,
+    folder: Annotated[Path | None, typer.Option("--dir", help="STREAMER_BACKUP_DIR otherwise.")] = None,
+    identity: Identity = None,
+    on: Annotated[
+        str | None, typer.Option(help="Restore on this server, whose role may create databases.", metavar="URL")
+    ] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for the PostgreSQL to restore into.")] = None,
+) -> None:
+    """Prove the last backup: restore it into a scratch database, compare every row, throw it away. For a schedule."""
+    dump = file or backups.newest(_backup_folder(config.load(), folder)).path
+    with Steps(Console(stderr=True, soft_wrap=True)) as steps:
+        proof = asyncio.run(backups.prove(dump, identity=identity, on=on, scratch=scratch, progress=steps))
+    rows = sum(table.rows for table in proof.manifest.tables.values())
+    typer.echo(
+        f"{proof.path} is good: {rows:,} rows of {len(proof.manifest.tables)} tables, as they were at"
+        f" {proof.manifest.at}, restored in {proof.seconds:.1f} s"
+    )
+    for difference in proof.differences:
+        typer.echo(f"note: it is not at this version's schema: {difference}")
+
+
+@db.command()
+def prune(
+    older_than: Annotated[str, typer.Option(help="Days or weeks: 30d, 12w.")],
+    audit_older_than: Annotated[str, typer.Option(help="Of who changed what, which is kept longer.")] = "365d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be dropped.")] = False,
+) -> None:
+    """Forget locations: drop the days that are older; and old entries of the audit."""
+    days, audit_days = maintenance.days_of(older_than), maintenance.days_of(audit_older_than, "--audit-older-than")
+    pruned = asyncio.run(maintenance.prune(_database_url(), days, audit_days, dry_run=dry_run))
+    verb = "would drop" if dry_run else "dropped"
+    for partition in pruned.partitions:
+        typer.echo(f"{verb} {partition.name}: about {partition.rows:,} rows, {partition.bytes:,} bytes")
+    if pruned.rows:
+        typer.echo(f"{verb} {pruned.rows:,} rows of locations_default")
+    if pruned.entries:
+        typer.echo(f"{verb} {pruned.entries:,} entries of the audit")
+    if not pruned.partitions and not pruned.rows and not pruned.entries:
+        typer.echo(f"there is nothing from before {pruned.before}")
+
+
+@db.command()
+def stats(as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False) -> None:
+    """Show sizes, dead rows, cache hits, indexes and the most expensive statements."""
+    found = asyncio.run(maintenance.stats(_database_url()))
+    if as_json:
+        value = asdict(found)
+        for name in ("tables", "indexes", "partitions", "statements"):
+            if (rows := getattr(found, name)) is not None:
+                value[name] = [row._asdict() for row in rows]
+        typer.echo(json.dumps(value, default=str))
+    else:
+        _show_stats(Console(width=None if sys.stdout.isatty() else 160), found)
+
+
+@db.command()
+def check() -> None:
+    """Name each difference between the database and what this version needs; exit status 1 when there is any."""
+    url = _database_url()
+    differences = asyncio.run(maintenance.check(url))
+    for difference in differences:
+        typer.echo(difference)
+    if differences:
+        raise DatabaseError(f"{database.parse_url(url).masked()}: {len(differences)} differences")
+    typer.echo(f"{database.parse_url(url).masked()} is as this version needs it")
+
+
+def _backup_folder(configured: Settings, given: Path | None) -> Path:
+    folder = given or configured.backup_dir
+    if folder is None:
+        raise SettingsError("which folder of backups is meant? say --dir, or set STREAMER_BACKUP_DIR")
+    return folder
+
+
+def _show_stats(console: Console, found: maintenance.Stats) -> None:
+    def table(*columns: str) -> Table:
+        made = Table(box=None, pad_edge=False)
+        for number, column in enumerate(columns):
+            made.add_column(column, justify="left" if number == 0 else "right")
+        return made
+
+    hits = "none asked for" if found.cache_hits is None else f"{found.cache_hits:.2%}"
+    oldest = "none" if found.oldest_transaction is None else f"{found.oldest_transaction:.0f} s"
+    console.print(
+        f"database {found.bytes:,} bytes, {found.connections} connections, cache hits {hits},"
+        f" oldest transaction {oldest},"
+        f" {found.rollbacks:,} of {found.commits + found.rollbacks:,} transactions rolled back,"
+        f" {found.deadlocks} deadlocks, {found.temporary_bytes:,} bytes of temporary files",
+        highlight=False,
+        soft_wrap=True,
+    )
+    tables = table("table", "rows", "dead rows", "bytes", "bytes of indexes", "last vacuum", "last analyze")
+    for one in found.tables:
+        last = [f"{at:%Y-%m-%d %H:%M}" if at is not None else "never" for at in (one.vacuumed, one.analyzed)]
+        tables.add_row(
+            one.table, f"{one.rows:,}", f"{one.dead:,}", f"{one.table_bytes:,}", f"{one.index_bytes:,}", *last
+        )
+    indexes = table("index", "table", "bytes", "scans")
+    for index in found.indexes:
+        indexes.add_row(index.name, index.table, f"{index.bytes:,}", f"{index.scans:,}")
+    partitions = table("partition", "rows", "bytes")
+    for part in found.partitions:
+        partitions.add_row(part.name, f"{part.rows:,}", f"{part.bytes:,}")
+    for shown in (tables, indexes, partitions):
+        console.print()
+        console.print(shown)
+    console.print()
+    if found.statements is None:
+        console.print("expensive statements are not known: pg_stat_statements is not loaded, or not for this role")
+        return
+    statements = table("statement", "calls", "total ms", "mean ms", "rows")
+    for each in found.statements:
+        statements.add_row(
+            escape(each.query[:90]), f"{each.calls:,}", f"{each.total_ms:,.0f}", f"{each.mean_ms:.2f}", f"{each.rows:,}"
+        )
+    console.print(statements)
+
+
+def _database_url(configured: Settings | None = None) -> str:
+    url = (configured or config.load(NEEDS_DATABASE)).database_url
+    assert url is not None
+    return url.get_secret_value()
+
+
+def _ago(option: str, given: str) -> datetime:
+    """So long ago as 90m, 24h, 30d say."""
+    found = re.fullmatch(r"([0-9]{1,6})([mhd])", given)
+    if found is None:
+        raise SettingsError(f"{option} must be like 90m, 24h or 30d, not {given!r}")
+    return datetime.now(UTC) - int(found[1]) * {"m": MINUTE, "h": 60 * MINUTE, "d": 24 * 60 * MINUTE}[found[2]]
+
+
+def _say_revision(url: str) -> None:
+    revision = asyncio.run(database.revision(url))
+    typer.echo(f"{database.parse_url(url).masked()} is at migration {revision or 'none'}")
