@@ -11,14 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from loadtest import ingest as ingesting
-from loadtest import live as living
-from loadtest import load
-from loadtest import replay as replaying
-from loadtest.command import attended, perform
-from loadtest.database import Database
-from loadtest.errors import WrongUse
-from loadtest.place import (
+from loadtest.benchmarks import ingest as ingesting
+from loadtest.benchmarks import live as living
+from loadtest.benchmarks import replay as replaying
+from loadtest.cli import main as load
+from loadtest.cli.command import attended, perform
+from loadtest.cli.options import (
     Data,
     DatabaseUrl,
     Json,
@@ -32,9 +30,11 @@ from loadtest.place import (
     Url,
     VendorsFile,
 )
-from loadtest.progress import Bar
-from loadtest.trace import Fix, generate
-from loadtest.trace import read as read_trace
+from loadtest.cli.progress import Bar
+from loadtest.engine.database import Database
+from loadtest.engine.trace_file import Fix, generate
+from loadtest.engine.trace_file import read as read_trace
+from loadtest.errors import WrongUse
 
 app = typer.Typer(
     help="Puts a running server under load from outside, and checks what it stored and showed.",

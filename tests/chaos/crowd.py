@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
-from loadtest.crowd import minting, running
-from loadtest.identity import Identity
-from loadtest.ping import Ping
-from loadtest.target import Target
-from loadtest.vendor import Vendor
-from loadtest.watcher import Watcher
+from loadtest.clients.group import minting, running
+from loadtest.clients.identity import Identity
+from loadtest.clients.ping import Ping
+from loadtest.clients.target import Target
+from loadtest.clients.vendor import Vendor
+from loadtest.clients.watcher import Watcher
 from streamer.geo.shapes import Circle
 
 CENTER = (52.2297, 21.0122)

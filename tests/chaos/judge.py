@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import psutil
 
-from loadtest import truth
-from loadtest.database import Database
+from loadtest.clients.ping import Ping
+from loadtest.engine import verification as truth
+from loadtest.engine.database import Database
 from loadtest.errors import LoadtestError
-from loadtest.ping import Ping
 from tests.chaos.crowd import Crowd
 from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple, Self
 
-from loadtest.crowd import minting
-from loadtest.identity import Identity
-from loadtest.target import Target
-from loadtest.vendor import Vendor
+from loadtest.clients.group import minting
+from loadtest.clients.identity import Identity
+from loadtest.clients.target import Target
+from loadtest.clients.vendor import Vendor
 from streamer.storage import database
 from tests.chaos.balancer import Balancer
 from tests.chaos.crowd import COMES_BACK, Crowd, Mover

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from loadtest import truth
-from loadtest.crowd import settled
-from loadtest.database import Database
-from loadtest.identity import Identity
-from loadtest.target import Target
+from loadtest.clients.group import settled
+from loadtest.clients.identity import Identity
+from loadtest.clients.target import Target
+from loadtest.engine import verification as truth
+from loadtest.engine.database import Database
 from streamer.storage import database
 from tests.chaos.balancer import Balancer
 from tests.chaos.crowd import Crowd

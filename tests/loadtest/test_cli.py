@@ -13,12 +13,12 @@ from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
 from loadtest.__main__ import app
-from loadtest.command import attended
+from loadtest.cli.command import attended
+from loadtest.cli.services import Services
+from loadtest.clients.identity import Identity, enough, parse, read
+from loadtest.clients.target import Target
+from loadtest.clients.tokens import mint
 from loadtest.errors import RunFailed, WrongUse
-from loadtest.identity import Identity, enough, parse, read
-from loadtest.services import Services
-from loadtest.target import Target
-from loadtest.token import mint
 
 SECRET = "s" * 32
 LINES = '{"vendorId":"v1","clerkId":"c1","name":"One"}\n{"vendorId":"v2","clerkId":"c2","name":"Two"}\n'

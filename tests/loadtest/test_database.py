@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.database import Database, Stored, base36, location_id, milliseconds, moment, rows
+from loadtest.benchmarks.ingest import Calendar, wander
+from loadtest.clients.ping import Ping
+from loadtest.engine.database import Database, Stored, base36, location_id, milliseconds, moment, rows
 from loadtest.errors import RunFailed, WrongUse
-from loadtest.ingest import Calendar, wander
-from loadtest.ping import Ping
-from loadtest.process import parent
+from loadtest.measure.process import parent
 
 NOW = 1_732_467_600_123
 

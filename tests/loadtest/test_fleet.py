@@ -10,19 +10,19 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from loadtest import scenario as scenarios
-from loadtest.audience import Audience
-from loadtest.city import City
-from loadtest.customer import Customer
-from loadtest.fleet import Fleet
-from loadtest.identity import Identity
-from loadtest.ping import Ping
-from loadtest.scenario import Customers, Scenario
-from loadtest.share import Share
-from loadtest.stages import Course
-from loadtest.tally import Tally
-from loadtest.target import Target
-from loadtest.truck import Ledger
+from loadtest.clients.customer import Customer
+from loadtest.clients.identity import Identity
+from loadtest.clients.ping import Ping
+from loadtest.clients.simulated_vendor import Ledger
+from loadtest.clients.target import Target
+from loadtest.engine import scenario as scenarios
+from loadtest.engine.audience import Audience
+from loadtest.engine.city import City
+from loadtest.engine.fleet import Fleet
+from loadtest.engine.scenario import Customers, Scenario
+from loadtest.engine.share import Share
+from loadtest.engine.stages import Course
+from loadtest.measure.recorder import Tally
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loadtest.errors import WrongUse
-from loadtest.process import Processes, kind, parent, per, spent
+from loadtest.measure.process import Processes, kind, parent, per, spent
 
 SPIN = """
 import time

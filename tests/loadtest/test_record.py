@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from loadtest.histogram import Histogram
-from loadtest.record import Record, percentile
-from loadtest.tally import Tally
-from loadtest.usage import parse
-from loadtest.verdict import judge
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.recorder import Tally
+from loadtest.measure.timeline import Record, percentile
+from loadtest.measure.usage import parse
+from loadtest.reports.verdict import judge
 
 
 def second(number: int, **counts: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loadtest.histogram import LONGEST_US, Histogram
-from loadtest.report import rows, write
+from loadtest.measure.histogram import LONGEST_US, Histogram
+from loadtest.reports.table import rows, write
 
 REPORT: dict[str, Any] = {
     "run": "replay",

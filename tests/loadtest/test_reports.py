@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from loadtest import scenario as scenarios
 from loadtest.__main__ import app
-from loadtest.compare import compare
-from loadtest.dashboard import Dashboard
+from loadtest.benchmarks.find_max import Search, find
+from loadtest.cli.dashboard import Dashboard
+from loadtest.engine import scenario as scenarios
+from loadtest.engine.run import MEASURED, SCHEMA, TOTALS
+from loadtest.engine.scenario import Scenario
+from loadtest.engine.stages import Course
 from loadtest.errors import WrongUse
-from loadtest.findmax import Search, find
-from loadtest.merge import merge
-from loadtest.page import page
-from loadtest.plot import Line, Plot, draw, nice
-from loadtest.record import Record, shown
-from loadtest.run import MEASURED, SCHEMA, TOTALS
-from loadtest.scenario import Scenario
-from loadtest.stages import Course
-from loadtest.tally import Tally
-from loadtest.verdict import judge
+from loadtest.measure.recorder import Tally
+from loadtest.measure.timeline import Record, shown
+from loadtest.reports.compare import compare
+from loadtest.reports.html import page
+from loadtest.reports.merge import merge
+from loadtest.reports.plot import Line, Plot, draw, nice
+from loadtest.reports.verdict import judge
 from tests.support.paths import ROOT
 
 SCHEMA_FILE = ROOT / "loadtest/schema.json"
@@ -303,7 +303,7 @@ def found(keeps: Callable[[float], bool], **options: Any) -> dict[str, Any]:
 
 def test_the_highest_load_is_found_with_its_knee(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report names the last load that kept the promises, the first that broke them, and where delay took off."""
-    monkeypatch.setattr("loadtest.findmax.PAUSE", 0.0)
+    monkeypatch.setattr("loadtest.benchmarks.find_max.PAUSE", 0.0)
     result = found(lambda scale: scale <= 5)
     validate({name: value for name, value in result.items() if name != "tried"})
     assert result["ok"]
@@ -337,7 +337,7 @@ def test_the_highest_load_is_found_with_its_knee(monkeypatch: pytest.MonkeyPatch
 
 def test_only_what_is_to_vary_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--vary customers` finds how many customers a fleet can have."""
-    monkeypatch.setattr("loadtest.findmax.PAUSE", 0.0)
+    monkeypatch.setattr("loadtest.benchmarks.find_max.PAUSE", 0.0)
     result = found(lambda scale: scale < 3, vary="customers", most=3)
     assert {step["vendors"] for step in result["steps"]} == {20}
     assert [step["customers"] for step in result["steps"]] == [30, 60, 120]

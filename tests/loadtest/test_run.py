@@ -16,13 +16,13 @@ import asyncpg
 import orjson
 import pytest
 
-from loadtest import scenario as scenarios
+from loadtest.cli.main import following
+from loadtest.clients.identity import Identity
+from loadtest.clients.target import Target
+from loadtest.engine import scenario as scenarios
+from loadtest.engine.run import Plan, run
 from loadtest.errors import RunFailed
-from loadtest.identity import Identity
-from loadtest.load import following
-from loadtest.merge import merge
-from loadtest.run import Plan, run
-from loadtest.target import Target
+from loadtest.reports.merge import merge
 from streamer.accounts.tokens import make_token
 from streamer.storage import database
 from tests.conftest import Serve

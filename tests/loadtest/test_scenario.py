@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import scenario as scenarios
-from loadtest.city import DRIVE, City, Driving, Parked, Walking
+from loadtest.clients.simulated_vendor import GRID, on_grid
+from loadtest.engine import scenario as scenarios
+from loadtest.engine.city import DRIVE, City, Driving, Parked, Walking
+from loadtest.engine.scenario import Stage
+from loadtest.engine.share import pick
+from loadtest.engine.stages import Course, Levels
 from loadtest.errors import WrongUse
-from loadtest.scenario import Stage
-from loadtest.share import pick
-from loadtest.stages import Course, Levels
-from loadtest.truck import GRID, on_grid
 
 
 def test_every_scenario_that_comes_along_can_be_run() -> None:

@@ -14,8 +14,8 @@ from aiohttp import WSMsgType, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.socket import GUID, PING, TEXT, Socket, connect, frame
-from loadtest.target import Target
+from loadtest.clients.target import Target
+from loadtest.clients.websocket import GUID, PING, TEXT, Socket, connect, frame
 from tests.support.loadtest_stand_in import standing_in
 from venta_client.errors import Refused, Violation
 

@@ -10,12 +10,12 @@ import orjson
 import pytest
 from aiohttp import web
 
+from loadtest.benchmarks.stream import Stream, frames
+from loadtest.clients.identity import Identity
+from loadtest.clients.ping import Ping
+from loadtest.clients.target import Target
 from loadtest.errors import RunFailed
-from loadtest.histogram import Histogram
-from loadtest.identity import Identity
-from loadtest.ping import Ping
-from loadtest.stream import Stream, frames
-from loadtest.target import Target
+from loadtest.measure.histogram import Histogram
 from tests.support.loadtest_stand_in import standing_in
 from venta_client.errors import Violation
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.engine.trace_file import Fix, beginning, centre, generate, move, parse, read
 from loadtest.errors import WrongUse
-from loadtest.trace import Fix, beginning, centre, generate, move, parse, read
 
 HEADER = "vehicle,timestamp,lat,long\n"
 START = 1_732_467_600_000

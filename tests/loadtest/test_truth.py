@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtest.database import Stored
-from loadtest.ping import Ping
-from loadtest.truth import check, live, position_differences, stored_differences, view_differences
+from loadtest.clients.ping import Ping
+from loadtest.engine.database import Stored
+from loadtest.engine.verification import check, live, position_differences, stored_differences, view_differences
 
 NOW = 1_732_467_600_000
 MINUTE = 60_000

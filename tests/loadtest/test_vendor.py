@@ -11,13 +11,13 @@ import orjson
 import pytest
 from aiohttp import web
 
-from loadtest.crowd import running, settled
+from loadtest.clients.group import running, settled
+from loadtest.clients.identity import Identity
+from loadtest.clients.ping import Ping
+from loadtest.clients.target import Target
+from loadtest.clients.vendor import Vendor
 from loadtest.errors import RunFailed
-from loadtest.histogram import Histogram
-from loadtest.identity import Identity
-from loadtest.ping import Ping
-from loadtest.target import Target
-from loadtest.vendor import Vendor
+from loadtest.measure.histogram import Histogram
 from tests.support.loadtest_stand_in import standing_in
 
 IDENTITY = Identity("v 1", "clerk", "Ice cream")

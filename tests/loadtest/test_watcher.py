@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from loadtest.crowd import running
-from loadtest.histogram import Histogram
-from loadtest.spectator import Spectator
-from loadtest.watcher import Watcher
+from loadtest.clients.counting_watcher import Spectator
+from loadtest.clients.group import running
+from loadtest.clients.watcher import Watcher
+from loadtest.measure.histogram import Histogram
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
 

@@ -18,13 +18,13 @@ import psutil
 import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.crowd import minting, running
-from loadtest.histogram import Histogram
-from loadtest.identity import Identity
-from loadtest.ping import Ping
-from loadtest.spectator import Spectator
-from loadtest.target import Target
-from loadtest.vendor import Vendor
+from loadtest.clients.counting_watcher import Spectator
+from loadtest.clients.group import minting, running
+from loadtest.clients.identity import Identity
+from loadtest.clients.ping import Ping
+from loadtest.clients.target import Target
+from loadtest.clients.vendor import Vendor
+from loadtest.measure.histogram import Histogram
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.storage import database
 from tests.soak.trend import Bound

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from loadtest.target import Target
+from loadtest.clients.target import Target
 
 Talk = Callable[[web.WebSocketResponse], Awaitable[None]]
 

@@ -21,11 +21,11 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from loadtest.crowd import minting, running, settled
-from loadtest.identity import Identity
-from loadtest.ping import Ping
-from loadtest.target import Target
-from loadtest.vendor import Vendor
+from loadtest.clients.group import minting, running, settled
+from loadtest.clients.identity import Identity
+from loadtest.clients.ping import Ping
+from loadtest.clients.target import Target
+from loadtest.clients.vendor import Vendor
 from streamer.accounts.tokens import make_token
 from streamer.geo.shapes import Circle
 from streamer.storage import database

@@ -1,0 +1,183 @@
+"""How much of everything so many vendors and customers need, from measured costs. Pure.
+
+The costs are of one core of the machine of docs/scaling.md; measure them anew on yours with `python -m loadtest ingest`
+and `live`, and pass them in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass, fields, replace
+
+DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What one of something costs. CPU is µs of a core, sizes are bytes."""
+
+    ping: float = 20.0
+    """A single ping from socket to ack in a server: 12 in a process at its limit, 44 at 1,350 a second (measured)."""
+    publish: float = 1.0
+    """A fix encoded for the other processes (measured)."""
+    hear: float = 0.9
+    """A fix heard of another process and merged (measured)."""
+    frame: float = 10.0
+    """A frame to a customer: 8 to 12 for one send (measured)."""
+    position: float = 0.25
+    """A position within a frame (measured)."""
+    vendor: int = 23_000
+    customer: int = 22_000
+    """Resident memory of a connection (measured)."""
+    process: int = 130_000_000
+    """Resident memory of a process without clients (measured)."""
+    redis: float = 3.0
+    """A fix in Redis, stored and published: 1.4 to 10, less the more there are in a batch (measured)."""
+    fix: int = 71
+    """A fix on the wire between processes (measured)."""
+    rows: float = 140_000
+    """Rows a second that one PostgreSQL commits (measured, two cores); an updated position counts as a row."""
+    row: int = 277
+    """A row of locations on disk with its indexes (measured)."""
+    wal: int = 530
+    """Write-ahead log of a row in small batches (measured)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who is there at the peak, and what is asked of the machines."""
+
+    vendors: int
+    """Vendors online."""
+    customers: int
+    """Customers with the map open."""
+    moving: float = 0.1
+    """Share of the vendors that move."""
+    moving_every: float = 2.0
+    parked_every: float = 60.0
+    """Seconds between two pings of a vendor that moves, of one that is parked."""
+    in_view: float = 30.0
+    """Vendors on a customer's map."""
+    regions: int = 1
+    """Groups of processes, each for a part of the country: a process hears its own region only."""
+    busy: float = 0.55
+    """Share of a core that a process may use at the peak: the rest is for the moment when another one ends."""
+    memory: int = 1_500_000_000
+    """Bytes that a process may hold."""
+    position_every: float = 2.0
+    """Seconds over which the server merges positions for vendors.lat and long."""
+    frames: float = 5.9
+    """Most frames a second to one customer."""
+    admission: float = 300.0
+    """Clients a second that a process lets in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What that needs, at the peak."""
+
+    pings: float
+    frames: float
+    deliveries: float
+    processes: int
+    clients_per_process: float
+    hearing: float
+    """Share of a core that each process spends on what it hears of others."""
+    redis_cores: float
+    redis_out: float
+    """Bytes a second from Redis to the processes."""
+    rows: float
+    postgres: float
+    """PostgreSQLs for that many rows."""
+    disk_per_day: float
+    wal: float
+    """Bytes a second of write-ahead log, per replica once over the network."""
+    back_in: float
+    """Seconds until all clients are back after all were cut off at once."""
+
+
+def need(plan: Plan, costs: Costs | None = None) -> Need:
+    """The arithmetic; `ValueError` when a process would do nothing but hear the others."""
+    costs = costs or Costs()
+    per_vendor = plan.moving / plan.moving_every + (1 - plan.moving) / plan.parked_every
+    pings = plan.vendors * per_vendor
+    changes = plan.in_view * per_vendor
+    frames = plan.customers * min(changes, plan.frames)
+    deliveries = plan.customers * changes
+    heard = pings / plan.regions
+    hearing = heard * costs.hear / 1e6
+    if hearing >= plan.busy:
+        raise ValueError(
+            f"each process would hear {heard:,.0f} fixes a second, {hearing:.0%} of its core: more regions are needed"
+        )
+    work = (pings * (costs.ping + costs.publish) + frames * costs.frame + deliveries * costs.position) / 1e6
+    memory = plan.vendors * costs.vendor + plan.customers * costs.customer
+    processes = max(
+        math.ceil(work / (plan.busy - hearing)), math.ceil(memory / (plan.memory - costs.process)), 2 * plan.regions
+    )
+    clients = plan.vendors + plan.customers
+    # Positions of vendors that move are merged; one that is parked sends seldom and each of its pings is written.
+    moving = plan.vendors * plan.moving
+    updates = moving / max(plan.moving_every, plan.position_every) + (plan.vendors - moving) / plan.parked_every
+    rows = pings + updates
+    return Need(
+        pings=pings,
+        frames=frames,
+        deliveries=deliveries,
+        processes=processes,
+        clients_per_process=clients / processes,
+        hearing=hearing,
+        redis_cores=pings * costs.redis / 1e6,
+        redis_out=pings * costs.fix * processes / plan.regions,
+        rows=rows,
+        postgres=rows / costs.rows,
+        disk_per_day=pings * costs.row * DAY,
+        wal=pings * costs.wal,
+        back_in=clients / (processes * plan.admission),
+    )
+
+
+def table(plan: Plan, found: Need) -> list[str]:
+    """The need in lines of a Markdown table."""
+    values = [
+        ("vendors online, customers watching", f"{plan.vendors:,}, {plan.customers:,}"),
+        ("pings stored a second", f"{found.pings:,.0f}"),
+        ("frames, positions to customers a second", f"{found.frames:,.0f}, {found.deliveries:,.0f}"),
+        ("regions, processes (a core each)", f"{plan.regions}, {found.processes}"),
+        ("clients of a process", f"{found.clients_per_process:,.0f}"),
+        ("of its core spent on hearing the others", f"{found.hearing:.0%}"),
+        ("cores of Redis; from Redis to the processes", f"{found.redis_cores:.2f}; {found.redis_out / 1e6:,.0f} MB/s"),
+        ("rows written a second; PostgreSQLs for it", f"{found.rows:,.0f}; {found.postgres:.2f}"),
+        ("history; write-ahead log", f"{found.disk_per_day / 1e9:,.0f} GB a day; {found.wal / 1e6:,.1f} MB/s"),
+        ("all clients back after all were cut off", f"{found.back_in:,.0f} s"),
+    ]
+    return [f"| {name} | {value} |" for name, value in values]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.capacity", description=__doc__)
+    for each in fields(Plan):
+        kind = int if each.type == "int" else float
+        default = None if each.name in ("vendors", "customers") else each.default
+        parser.add_argument(
+            f"--{each.name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            required=default is None,
+            help=f"({default})",
+        )
+    for each in fields(Costs):
+        parser.add_argument(f"--cost-{each.name}", type=float, default=each.default, help=f"({each.default})")
+    chosen = vars(parser.parse_args())
+    plan = Plan(**{each.name: chosen[each.name] for each in fields(Plan)})
+    costs = replace(Costs(), **{each.name: chosen[f"cost_{each.name}"] for each in fields(Costs)})
+    try:
+        print("\n".join(table(plan, need(plan, costs))))
+    except ValueError as impossible:
+        parser.error(str(impossible))
+
+
+if __name__ == "__main__":
+    main()
