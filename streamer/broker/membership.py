@@ -23,7 +23,7 @@ from streamer.broker.redis_schema import (
     cells_key,
     positions_key,
 )
-from streamer.geo.shapes import named_cell
+from streamer.geo.grid import named_cell
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors
 

@@ -37,7 +37,7 @@ from streamer.broker.redis_schema import (
     versions_of,
 )
 from streamer.errors import Unavailable
-from streamer.geo.shapes import BUS_LEVEL, cell_name, parent
+from streamer.geo.grid import BUS_LEVEL, cell_name, parent
 from streamer.live.index import LiveIndex, Vendor
 from streamer.live.local_vendors import LocalVendors, Part
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from streamer.geo.shapes import cell_name, named_cell
+from streamer.geo.grid import cell_name, named_cell
 from streamer.live.index import Card, LiveIndex, Presence, Vendor
 from streamer.live.local_vendors import Part
 

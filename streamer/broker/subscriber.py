@@ -30,7 +30,7 @@ from streamer.broker.redis_schema import (
     placed,
     positions_key,
 )
-from streamer.geo.shapes import BUS_LEVEL, bus_cell, parent
+from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
 from streamer.live.index import Card, LiveIndex, Presence, Vendor
 from streamer.live.local_vendors import LocalVendors, Part
 

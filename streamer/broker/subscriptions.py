@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from streamer.broker.broker import Broker
-from streamer.geo.shapes import bus_cover
+from streamer.geo.grid import bus_cover
 from streamer.live import index as live_index
 from streamer.live.index import LiveIndex, Vendor, ViewKey
 from streamer.protocol import messages

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from streamer.geo.shapes import BUS_LEVEL, LEVELS, Area, cell, cover, cover_level, parent
+from streamer.geo.grid import BUS_LEVEL, LEVELS, cell, cover, cover_level, parent
+from streamer.geo.shapes import Area
 from streamer.protocol.messages import encode_card, encode_fix, encode_snapshot, update_body, update_head
 
 
@@ -793,7 +794,7 @@ class LiveIndex:
         self._viewed[level] = self._viewed.get(level, 0) + 1
         cells, covered = self._grids[level], cover(key.area, level)
         whole = [spot_in(cells, at) for at in covered.full]
-        rim = [spot_in(cells, at) for at in covered.rim]
+        rim = [spot_in(cells, at) for at in covered.boundary]
         view = self.views[key] = View(key, level, (*whole, *rim), len(whole))
         alone = [view]
         for number, spot in enumerate(view.touched):

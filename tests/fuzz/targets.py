@@ -16,7 +16,7 @@ import orjson
 from streamer.accounts.tokens import Authenticator
 from streamer.counters import Counters
 from streamer.errors import Disconnect, ProtocolError
-from streamer.geo.shapes import bus_cover, cover, cover_level
+from streamer.geo.grid import bus_cover, cover, cover_level
 from streamer.ingest.session import Pending, VendorSession
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey
 from streamer.operations.logs import masked
@@ -93,7 +93,7 @@ def watch(data: bytes) -> None:
     if area is not None:
         assert max(area.extent()) <= max(BOUNDS.max_extent, 2 * BOUNDS.max_radius) * 1.01
         covered = cover(area, cover_level(area))
-        assert len(covered.full) + len(covered.rim) <= MOST_CELLS
+        assert len(covered.full) + len(covered.boundary) <= MOST_CELLS
         assert len(bus_cover(area)) <= MOST_CELLS
         body = orjson.loads(data)["area"]
         for corner in [body.get("center"), body.get("ne"), body.get("sw"), *(body.get("polygon") or ())][:30]:

@@ -12,7 +12,7 @@ import redis.asyncio
 
 from streamer.broker.redis_cluster import Command
 from streamer.broker.redis_schema import PLACE, WRITE, CellBatch, Reading, channel, positions_key
-from streamer.geo.shapes import bus_cell
+from streamer.geo.grid import bus_cell
 from streamer.live.local_vendors import Part
 from streamer.operations.embedded import ValkeyServer
 from tests.support.apps import circle, eventually

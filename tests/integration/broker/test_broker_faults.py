@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from streamer.broker.redis_schema import place_key, placed
-from streamer.geo.shapes import bus_cell
+from streamer.geo.grid import bus_cell
 from streamer.protocol import messages
 from tests.support.apps import circle, eventually
 from tests.support.peers import Look, Peer, Position

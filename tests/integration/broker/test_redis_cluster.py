@@ -14,7 +14,8 @@ from redis.crc import key_slot
 
 from streamer.broker.redis_schema import ROAM, channel, positions_key
 from streamer.broker.stream import Feed
-from streamer.geo.shapes import Circle, bus_cell, bus_cover
+from streamer.geo.grid import bus_cell, bus_cover
+from streamer.geo.shapes import Circle
 from streamer.operations.embedded import ValkeyServer
 from tests.integration.broker.test_broker import written
 from tests.support.apps import circle, eventually, now_ms

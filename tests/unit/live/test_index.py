@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from streamer.geo.shapes import Area, Box, Circle, Polygon, bus_cell, cell, parent
+from streamer.geo.grid import bus_cell, cell, parent
+from streamer.geo.shapes import Area, Box, Circle, Polygon
 from streamer.live import index as live_index
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey, Watch, frame_gap
 from streamer.protocol.messages import encode_fix, update_body
