@@ -49,6 +49,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
 
 # requirements.lock is what the server runs with, requirements-build.lock what its wheel is built with; both for every
 # Python and system that is supported. Hashes, so that a registry can't slip in another file under the same version.

@@ -28,8 +28,8 @@ class Right(NamedTuple):
 
 
 RIGHTS = (
-    Right("alembic_version", "SELECT", ("version_num",), "it refuses a schema that is not its own"),
-    Right("users", "SELECT", ("id", "clerkId", "deletedAt"), "who owns a vendor, and whether they are still there"),
+    Right("alembic_version", "SELECT", ("version_num",), "to refuse a schema of another version"),
+    Right("users", "SELECT", ("id", "clerkId", "deletedAt"), "who owns a vendor, and whether the user still exists"),
     Right(
         "vendors",
         "SELECT",
@@ -40,19 +40,19 @@ RIGHTS = (
         "vendors",
         "UPDATE",
         ("open", "lat", "long", "locatedAt", "updatedAt"),
-        "where a vendor is, whether it is open; to hold a vendor while its pings are stored",
+        "a vendor's position and status; to lock a vendor while its pings are stored",
     ),
     Right(
         "streamer_changes",
         "SELECT",
         ("id", "at", "transaction", "table", "rowId", "action", "clerkId"),
-        "who was deleted or changed since it looked last",
+        "rows deleted or changed since the last poll",
     ),
     Right(
         "subscriptions",
         "SELECT",
         ("userId", "status", "startDate", "endDate"),
-        "who pays, where STREAMER_FREE_INTERVAL is set",
+        "active subscriptions, where STREAMER_FREE_INTERVAL is set",
     ),
     Right("locations", "INSERT", ("id", "vendorId", "lat", "long", "timestamp"), "storing pings"),
     Right("locations", "SELECT", ("id", "vendorId", "lat", "long", "timestamp"), "history, and a vendor's newest ping"),

@@ -222,7 +222,7 @@ async def test_whose_pages_may_connect(serve: Serve) -> None:
 
 async def test_too_many_messages_of_a_customer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A customer app in a loop is warned, then ended; what it may cost is bounded."""
-    for module in ("rate", "sockets"):
+    for module in ("ingest.rate_limit", "transport.websocket"):
         monkeypatch.setattr(f"streamer.{module}.PAUSE", 0.01)
     server = await serve(watch_messages=10)
     async with CustomerApp(server.url) as customer:
