@@ -254,8 +254,8 @@ def test_every_test_that_is_promised_exists() -> None:
         tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         assert name in tests, f"a page names {file}::{name}, which is not there"
     for row in re.findall(r"^\|(.*)\|$", text, re.M):
-        promise, tests_of_it = row.split("|")
-        assert "::test_" in tests_of_it or promise.strip() in ("promise", "---"), f"no test for: {promise}"
+        guarantee, tests_of_it = row.split("|")
+        assert "::test_" in tests_of_it or guarantee.strip() in ("guarantee", "---"), f"no test for: {guarantee}"
 
 
 def test_every_setting_that_is_named_exists() -> None:
