@@ -1,4 +1,4 @@
-"""The grid of cells over the globe, and which cells cover an area. Pure, no I/O. `docs/grid.md` explains the design.
+"""The grid of cells over the globe, and which cells cover an area. Pure. `docs/architecture.md` explains the design.
 
 What makes a cover exact: every position of a `full` cell is inside the area, positions of a `boundary` cell are
 tested one by one with `contains`, and no other cell has a position inside. Rounding cannot break this: whatever is
