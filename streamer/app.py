@@ -34,17 +34,21 @@ from streamer.operations.loop_lag import LoopLag
 from streamer.operations.metrics import Metrics, Parts
 from streamer.operations.tracing import Tracing
 from streamer.operations.workers.peers import Peers
+from streamer.protocol.messages import Bounds
 from streamer.settings import Settings
 from streamer.storage import database
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
+from streamer.transport.admission import Admission
+from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.cors import Cors
 from streamer.transport.http_ingest import HttpIngest
-from streamer.transport.http_query import MOST_BODY, HttpQuery, answering
+from streamer.transport.http_query import HttpQuery
 from streamer.transport.inlet import Inlet
+from streamer.transport.problem import MAX_BODY, answering
 from streamer.transport.slow_clients import SlowClients
 from streamer.transport.sse import EventStreams
-from streamer.transport.websocket import WebSockets
+from streamer.transport.websocket_server import WebSocketServer
 from streamer.web.api_docs import ApiDocs
 from streamer.web.pages import Pages
 from streamer.web.static import CLIENT, client_folder, handing_out
@@ -92,6 +96,7 @@ class Server:
             frame_interval=settings.frame_interval,
             before=self.inlet.look,
         )
+        self.connections = ConnectionRegistry(settings, clock, counters)
         assert settings.redis_url is not None
         self.broker = Broker(
             settings.redis_url.get_secret_value(),
@@ -99,7 +104,7 @@ class Server:
             clock,
             changed=self.ticker.changed,
             gap=self._gap,
-            deleted=lambda vendor_id: self.sockets.deleted((vendor_id,)),
+            deleted=lambda vendor_id: self.connections.end_vendors((vendor_id,)),
             counters=counters,
         )
         self.entitlements = (
@@ -143,9 +148,9 @@ class Server:
             clock,
             interval=settings.census_interval,
             heard=Heard(
-                vendors_gone=lambda vendor_ids: self.sockets.vendors_gone(vendor_ids),
-                owners=lambda owners: self.sockets.owned(owners),
-                users_gone=self._users_gone,
+                vendors_gone=self._vendors_deleted,
+                owners=self.connections.end_former_owners,
+                users_gone=self.connections.end_users,
             ),
         )
         self.keys = IssuerKeys(settings.jwks_url) if settings.jwks_url is not None else None
@@ -158,24 +163,29 @@ class Server:
         )
         allowances = Allowances(settings.vendor_rate, settings.vendor_burst, settings.vendor_changes)
         self.dataloader = DataLoader(store)
-        self.sockets = WebSockets(
-            settings,
-            store,
-            self.dataloader,
-            self.batcher,
-            self.broker,
-            self.watches,
-            self.index,
-            self.authenticator,
-            self.change_poller,
-            allowances,
-            clock,
-            self.ticker.changed,
-            self.inlet,
-            counters,
-            late=lambda: self.loop_lag.late,
+        self.admission = Admission(settings, self.connections, lag=lambda: self.loop_lag.late)
+        bounds = Bounds.of(settings)
+        self.sockets = WebSocketServer(
+            settings=settings,
+            bounds=bounds,
+            connections=self.connections,
+            admission=self.admission,
+            authenticator=self.authenticator,
+            counters=counters,
+            clock=clock,
+            store=store,
+            dataloader=self.dataloader,
+            batcher=self.batcher,
+            local_vendors=self.broker.local_vendors,
+            change_poller=self.change_poller,
+            allowances=allowances,
+            vendors_deleted=self._vendors_deleted,
+            subscriptions=self.watches,
+            changed=self.ticker.changed,
         )
-        self.events = EventStreams(settings, self.sockets, self.watches, self.authenticator, clock, self.ticker.changed)
+        self.events = EventStreams(
+            settings, bounds, self.connections, self.admission, self.watches, self.authenticator, self.ticker.changed
+        )
         self.http = HttpQuery(settings, store, self.dataloader, self.watches, self.authenticator, clock)
         self.reports = HttpIngest(
             settings,
@@ -185,13 +195,13 @@ class Server:
             self.authenticator,
             allowances,
             clock,
-            self.sockets.vendor_gone,
+            lambda vendor_id: self._vendors_deleted((vendor_id,)),
         )
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.loop_lag = LoopLag(counters)
         self.backups = Backups(settings.backup_dir) if settings.backup_dir is not None else None
-        self.health = Health(store, self.broker, self.batcher, self.positions, self.sockets, self.supervisor, peers)
+        self.health = Health(store, self.broker, self.batcher, self.positions, self.connections, self.supervisor, peers)
         self.metrics = Metrics(
             Parts(
                 counters,
@@ -201,7 +211,8 @@ class Server:
                 self.index,
                 self.ticker,
                 self.watches,
-                self.sockets,
+                self.connections,
+                self.admission,
                 self.supervisor,
                 self.loop_lag,
                 self.health.known,
@@ -215,7 +226,7 @@ class Server:
             settings.handshake_timeout, settings.request_timeout, settings.max_connections + OTHER_CONNECTIONS
         )
         self.app = web.Application(
-            middlewares=[self.slow_clients.through, answering(counters, self.process)], client_max_size=MOST_BODY
+            middlewares=[self.slow_clients.through, answering(counters, self.process)], client_max_size=MAX_BODY
         )
         self.app.add_routes(
             [
@@ -249,8 +260,7 @@ class Server:
             {
                 "ticker": self.ticker.run,
                 "expire": lambda: self.ticker.expire(self.broker.departed),
-                "heartbeat": self.sockets.heartbeat,
-                "events-heartbeat": self.events.heartbeat,
+                "heartbeat": self.connections.heartbeat,
                 "partitions": self._keep_partitions,
                 "census": self.change_poller.run,
                 **({} if self.keys is None else {"keys": self.keys.run}),
@@ -266,9 +276,8 @@ class Server:
     async def drain(self) -> None:
         """Let nobody in, send every client away, acked and with a time to be back at, store what is left; bounded."""
         until = asyncio.get_running_loop().time() + self.settings.drain_timeout
-        self.sockets.draining = True
-        within = self.settings.drain_timeout
-        await asyncio.gather(self.sockets.send_away(within), self.events.send_away(within))
+        self.connections.draining = True
+        await self.connections.drain(self.settings.drain_timeout)
         left = until - asyncio.get_running_loop().time()
         if not await self.batcher.drain(max(MOST_HURRIED, left)):
             log.error("pings were left unstored and unacked; their apps send them again", pings=self.batcher.pings)
@@ -317,9 +326,12 @@ class Server:
                 wait = 5.0
             await asyncio.sleep(wait)
 
-    def _users_gone(self, clerk_ids: Collection[str]) -> None:
-        self.sockets.users_gone(clerk_ids)
-        self.events.users_gone(clerk_ids)
+    def _vendors_deleted(self, vendor_ids: Collection[str]) -> None:
+        """These vendors exist no more: they leave every map, and their connections end."""
+        for vendor_id in vendor_ids:
+            self.broker.local_vendors.delete(vendor_id)
+            self.broker.mark_gone(vendor_id)
+        self.connections.end_vendors(vendor_ids)
 
     def _next_use(self) -> float:
         """When a ping that comes now can first be shown, or, where nobody watches, stored or told; may have passed."""

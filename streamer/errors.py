@@ -59,6 +59,8 @@ class CloseCode(IntEnum):
 
     NORMAL = 1000
     GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    INVALID_DATA = 1007
     TOO_BIG = 1009
     INTERNAL = 1011
     RESTART = 1012
@@ -106,6 +108,14 @@ class Unavailable(StreamerError):
 
 class EmbeddedError(StreamerError):
     """A PostgreSQL or Valkey of our own could not be started; the message ends with what it logged."""
+
+
+class FrameError(Exception):
+    """A client broke the WebSocket protocol; the connection must be failed with `close`."""
+
+    def __init__(self, close: CloseCode, message: str) -> None:
+        super().__init__(message)
+        self.close = close
 
 
 class Disconnect(Exception):

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from streamer.accounts.dataloader import card_of
 from streamer.errors import DatabaseError, Unavailable
-from streamer.live.index import Card, LiveIndex
+from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors
 from streamer.storage.store import Change, Store
 
@@ -126,7 +127,7 @@ class ChangePoller:
         # From here on nothing is waited for: who connects now is found, or finds this.
         self.taken += 1
         for row in rows.values():
-            local_vendors.card(row.vendor_id, Card(asked, row.name, row.open, row.primary_image), now)
+            local_vendors.card(row.vendor_id, card_of(row, asked), now)
         if gone := [vendor_id for vendor_id in here if vendor_id not in rows]:
             log.info("vendors were deleted", vendors=gone[:10], count=len(gone))
             self._heard.vendors_gone(gone)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
+from streamer.live.index import Card
 from streamer.storage.store import Store, VendorRow
 
 K = TypeVar("K", bound=Hashable)
@@ -98,3 +99,8 @@ class DataLoader:
         for row in await self._store.vendors_of(clerk_ids):
             found.setdefault(row.clerk_id, []).append(row)
         return found
+
+
+def card_of(row: VendorRow, read_at: int) -> Card:
+    """Return a vendor's card as it was read at `read_at`, epoch ms."""
+    return Card(read_at, row.name, row.open, row.primary_image)

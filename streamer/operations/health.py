@@ -26,8 +26,8 @@ from streamer.operations.workers.peers import Peers
 from streamer.storage.database import Condition
 from streamer.storage.store import Store, TableSize
 from streamer.supervisor import Supervisor
-from streamer.transport.http_query import json_response
-from streamer.transport.websocket import WebSockets
+from streamer.transport.connection import ConnectionRegistry
+from streamer.transport.problem import json_response
 
 log = structlog.get_logger()
 
@@ -113,7 +113,7 @@ class Health:
         broker: Broker,
         batcher: Batcher,
         positions: PositionWriter,
-        sockets: WebSockets,
+        connections: ConnectionRegistry,
         supervisor: Supervisor,
         peers: Peers | None = None,
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
@@ -121,7 +121,7 @@ class Health:
         self._broker = broker
         self._batcher = batcher
         self._position_writer = positions
-        self._sockets = sockets
+        self._connections = connections
         self._supervisor = supervisor
         self._peers = peers
         self._began = time.monotonic()
@@ -206,7 +206,7 @@ class Health:
     def known(self) -> dict[str, str]:
         """The same as far as it is known without asking anybody."""
         causes = {**self._supervisor.failures, **(self._peers.troubles() if self._peers is not None else {})}
-        if self._sockets.draining:
+        if self._connections.draining:
             causes["server"] = "stopping"
         if not self._broker.up:
             causes["redis"] = self._broker.cause or "away"

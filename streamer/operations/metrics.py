@@ -32,7 +32,8 @@ from streamer.operations.loop_lag import LoopLag
 from streamer.operations.workers.peers import Peers
 from streamer.storage.database import Condition
 from streamer.supervisor import Supervisor
-from streamer.transport.websocket import OTHER_CODE, WebSockets
+from streamer.transport.admission import Admission
+from streamer.transport.connection import OTHER_CODE, ConnectionRegistry
 
 PARTS = ("postgresql", "redis", "storing", "server")
 """What can stand in the way of serving, and always has a series; a task that died has one when it did."""
@@ -105,7 +106,8 @@ class Parts(Collector):
         index: LiveIndex,
         ticker: Ticker,
         watches: Subscriptions,
-        sockets: WebSockets,
+        open_connections: ConnectionRegistry,
+        admission: Admission,
         supervisor: Supervisor,
         loop_lag: LoopLag,
         causes: Callable[[], Mapping[str, str]],
@@ -120,7 +122,8 @@ class Parts(Collector):
         self._index = index
         self._ticker = ticker
         self._watches = watches
-        self._sockets = sockets
+        self._open_connections = open_connections
+        self._admission = admission
         self._supervisor = supervisor
         self._loop_lag = loop_lag
         self._causes = causes
@@ -142,7 +145,7 @@ class Parts(Collector):
         causes, count = self._causes(), tasks()
         parts = {(part,): float(part in causes) for part in (*PARTS, *causes)}
         yield gauges("streamer_unready", "1: this part stands in the way of serving.", ("part",), parts)
-        refusals = self._sockets.admission.refused
+        refusals = self._admission.rate.refused
         yield counter("streamer_handshakes_refused", "Clients told to come again: too many waited to get in.", refusals)
         yield gauge("streamer_tasks", "Tasks of the event loop: of connections, and long-lived ones.", count)
         yield counter("streamer_task_deaths", "Long-lived tasks that died and were started anew.", self._deaths)
@@ -201,7 +204,7 @@ class Parts(Collector):
         yield counter("streamer_frames_held_back", "Updates merged into a later one.", index.held_back)
 
     def _connections(self) -> Iterator[Metric]:
-        sockets, counters = self._sockets, self._counters
+        open_connections, counters = self._open_connections, self._counters
         kinds: dict[tuple[str, ...], float] = {("vendor",): 0.0, ("watch",): 0.0, ("events",): 0.0}
         opened = {kind: float(counters.opened[kind[0]]) for kind in kinds}
         for (kind, _), count in counters.closed.items():
@@ -211,8 +214,10 @@ class Parts(Collector):
         yield counts("streamer_connections_opened", "WebSockets and streams that opened.", ("kind",), opened)
         closed = {(kind, code_label(code)): count for (kind, code), count in counters.closed.items()}
         yield counts("streamer_connections_closed", "WebSockets and streams that ended.", ("kind", "code"), closed)
-        yield gauge("streamer_slow_clients", "Clients that have not taken all they were sent.", sockets.behind)
-        yield gauge("streamer_unread_bytes", "Bytes that wait for them.", sockets.unread)
+        yield gauge(
+            "streamer_slow_clients", "Clients that have not taken all they were sent.", open_connections.slow_clients
+        )
+        yield gauge("streamer_unread_bytes", "Bytes that wait for them.", open_connections.unread_bytes)
         refused = {(code,): count for code, count in counters.refused.items()}
         yield counts("streamer_messages_refused", "Messages answered with an error.", ("code",), refused)
         requests = {(method, route, str(status)): count for (method, route, status), count in counters.requests.items()}

@@ -17,6 +17,8 @@ CUSTOMER_HEARS = ("snapshot", "update", "unwatched", "error", "bye")
 CLOSES: dict[CloseCode, tuple[str, str]] = {
     CloseCode.NORMAL: ("a normal end", "no"),
     CloseCode.GOING_AWAY: ("the server goes away; `bye` came before", "yes, after `reconnectAfterMs`"),
+    CloseCode.PROTOCOL_ERROR: ("a frame breaks the WebSocket protocol", "no"),
+    CloseCode.INVALID_DATA: ("a text message is not UTF-8, or can't be inflated", "no"),
     CloseCode.TOO_BIG: ("a message is too large", "no"),
     CloseCode.INTERNAL: ("the server failed; its log says why", "yes"),
     CloseCode.RESTART: ("the server restarts; `bye` came before", "yes, after `reconnectAfterMs`"),

@@ -18,6 +18,7 @@ import orjson
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Area, Box, Circle, Polygon
+from streamer.settings import Settings
 
 SUBPROTOCOL = "streamer.v1"
 BEARER = "bearer."
@@ -99,6 +100,18 @@ class Bounds:
     max_extent: float = 200_000.0
     max_vertices: int = 200
     max_listed: int = 200
+
+    @classmethod
+    def of(cls, settings: Settings) -> Bounds:
+        """Return what the settings allow."""
+        return cls(
+            max_batch=settings.max_batch,
+            future_tolerance_ms=int(settings.future_tolerance * 1000),
+            max_radius=settings.max_radius,
+            max_extent=settings.max_extent,
+            max_vertices=settings.max_vertices,
+            max_listed=settings.max_listed,
+        )
 
 
 # decoding

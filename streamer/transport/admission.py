@@ -1,69 +1,75 @@
-"""How fast clients come in and are sent away, so that a herd costs those who are in nothing. Pure."""
+"""Admission control: which connections that stay (WebSockets, event streams) may be opened, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import inf
-from typing import NamedTuple
+import asyncio
+from collections.abc import Callable
 
-SOONEST_MS = 100
-"""No client is asked to be back earlier: it has to close its connection first."""
-BURST = 0.2
-"""Seconds' worth of clients that get in at once after a quiet time."""
-LATE = 0.05
-SLOWEST = 10.0
-"""Seconds that the loop may be late with no clients being held back for it; beyond that they get in so much slower."""
-LATEST = 60.0
-"""Seconds beyond which nobody is told to stay away."""
+from aiohttp import web
 
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.settings import Settings
+from streamer.transport.client_address import client_address
+from streamer.transport.connection import ConnectionRegistry
+from streamer.transport.connection_limits import ConnectionLimits, ConnectionSlot
+from streamer.transport.connection_rate import ConnectionRate
+from streamer.transport.cors import allowed_origin
 
-class Farewell(NamedTuple):
-    """When a client is told to go, seconds from now, and how many ms after that it is to come back."""
-
-    after: float
-    back_ms: int
-
-
-def farewells(count: int, rate: float, within: float) -> Iterator[Farewell]:
-    """How `count` clients leave so that `rate` a second arrive elsewhere, the last one told after `within` seconds.
-
-    Each is served up to its own turn, so its map is wrong for a moment only. Where the time is too short for all, the
-    rest is told at its end and comes back in its turn.
-    """
-    for number in range(count):
-        turn = number / rate
-        after = min(turn, within)
-        yield Farewell(after, SOONEST_MS + round((turn - after) * 1000))
+RETRY_AFTER_MS = 2000
 
 
 class Admission:
-    """Lets `rate` a second in, in the order of arrival. Nobody waits longer than `most_wait` seconds.
+    """Checks origin and room, and makes clients wait for their turn; `lag` returns how late the event loop is."""
 
-    While the event loop is late it lets in less, down to a tenth: those who are in come first.
-    """
+    def __init__(self, settings: Settings, connections: ConnectionRegistry, lag: Callable[[], float]) -> None:
+        self.rate = ConnectionRate(settings.admission_rate, settings.admission_wait)
+        self.limits = ConnectionLimits(settings.user_connections, settings.address_connections)
+        self._settings = settings
+        self._connections = connections
+        self._lag = lag
 
-    def __init__(self, rate: float, most_wait: float) -> None:
-        self.rate = rate
-        self.most_wait = most_wait
-        self.admitted = 0
-        self.refused = 0
-        self._early = max(1.0, rate * BURST) / rate
-        self._next = self._later = -inf
+    async def admit(self, request: web.Request) -> None:
+        """Wait until a connection may be opened.
 
-    def turn(self, now: float, late: float = 0.0) -> float | None:
-        """Seconds until one who comes now may go in; None when too many wait already: then `later`.
-
-        `late`: how many seconds the event loop is behind.
+        Raises:
+            ProtocolError: the page's origin is not allowed, there is no room, or too many clients wait.
+            web.HTTPServiceUnavailable: the server is stopping.
         """
-        turn = max(self._next, now - self._early)
-        if turn - now > self.most_wait:
-            self.refused += 1
-            return None
-        self._next = turn + min(max(1.0, late / LATE), SLOWEST) / self.rate
-        self.admitted += 1
-        return max(0.0, turn - now)
+        origin = request.headers.get("Origin")
+        if not allowed_origin(origin, request.headers.get("Host"), self._settings.origins):
+            raise ProtocolError(
+                ErrorCode.FORBIDDEN,
+                f"pages of {origin!r:.80} may not open connections here: STREAMER_ORIGINS lists whose may",
+            )
+        self._check_room()
+        await self._wait()
+        self._check_room()
 
-    def later(self, now: float) -> float:
-        """Seconds after which one who was refused should come again: a turn of its own behind those who wait."""
-        self._later = min(max(self._later, self._next) + 1 / self.rate, now + LATEST)
-        return self._later - now
+    def open_slot(self, request: web.Request) -> ConnectionSlot:
+        """Count a client's connection; the caller must release it."""
+        forwarded = request.headers.getall("X-Forwarded-For", ())
+        return self.limits.open(client_address(request.remote, forwarded, self._settings.trusted_hops))
+
+    async def _wait(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._connections.draining:
+            wait = self.rate.wait(now, self._lag())
+            if wait is None:
+                retry = self.rate.retry_after(now)
+                raise ProtocolError(
+                    ErrorCode.OVERLOADED,
+                    f"Admission limit ({self.rate.rate:g} connections/s) reached; retry in {retry:.1f} s",
+                    retry_after_ms=round(retry * 1000),
+                )
+            if wait:
+                await asyncio.sleep(wait)
+        if self._connections.draining:
+            raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"})
+
+    def _check_room(self) -> None:
+        if (count := len(self._connections)) >= self._settings.max_connections:
+            raise ProtocolError(
+                ErrorCode.OVERLOADED,
+                f"{count} connections are open and no more are accepted; try again, here or on another server",
+                retry_after_ms=RETRY_AFTER_MS,
+            )

@@ -1,48 +1,47 @@
-"""Which web pages may read the API's answers (CORS): those that may open sockets, wherever they come from.
+"""CORS: which web pages may read the API's answers and open WebSockets.
 
-This is for customers' and vendors' web apps on hosts of their own. It keeps nobody out: no cookie is looked at, a token
-says who asks, and what is no browser reads every answer.
+This is for web apps on hosts of their own. It is no access control: no cookie is used, a token identifies the user, and
+clients that are no browsers read every answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from streamer.transport.connection_limits import allowed_origin
-
 API = "/v1/"
-ASKS = "Authorization, Content-Type"
-TELLS = "Link, Retry-After, WWW-Authenticate"
-"""Headers of an answer that a page may read beside the harmless ones."""
-REMEMBERED = 7200
-"""Seconds for which a browser need not ask again; none remembers it much longer."""
+REQUEST_HEADERS = "Authorization, Content-Type"
+EXPOSED_HEADERS = "Link, Retry-After, WWW-Authenticate"
+"""Headers of an answer that a page may read beside the safelisted ones."""
+MAX_AGE = 7200
+"""Seconds for which a browser may cache a preflight; none caches it much longer."""
 
 
 class Cors:
-    """Says on every answer under `/v1/` whose pages may read it, and answers browsers that ask beforehand."""
+    """Marks every answer under `/v1/` with the origins that may read it, and answers preflight requests."""
 
     def __init__(self, origins: Collection[str]) -> None:
         self._origins = origins
 
     def join(self, app: web.Application) -> None:
-        """Look after an application that has all its routes."""
+        """Add CORS to an application that has all its routes."""
         app.on_response_prepare.append(self._mark)
         for resource in app.router.resources():
             if isinstance(resource, web.Resource) and resource.canonical.startswith(API):
                 resource.add_route(hdrs.METH_OPTIONS, self.preflight)
 
     async def preflight(self, request: web.Request) -> web.Response:
-        """`OPTIONS`: what a page of another origin may send here."""
+        """`OPTIONS`: what a page of another origin may send."""
         resource = request.match_info.route.resource
         assert resource is not None
         methods = ", ".join(sorted(route.method for route in resource))
         headers = {hdrs.ALLOW: methods}
         if hdrs.ORIGIN in request.headers:
             headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = methods
-            headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = ASKS
-            headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(REMEMBERED)
+            headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = REQUEST_HEADERS
+            headers[hdrs.ACCESS_CONTROL_MAX_AGE] = str(MAX_AGE)
         return web.Response(status=204, headers=headers)
 
     async def _mark(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -53,4 +52,14 @@ class Cors:
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
         if allowed_origin(origin, request.headers.get(hdrs.HOST), self._origins):
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin if self._origins else "*"
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = TELLS
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
+
+
+def allowed_origin(origin: str | None, host: str | None, allowed: Collection[str]) -> bool:
+    """Return whether a page of this origin may open connections; the server's own pages and no browsers always may."""
+    if origin is None or not allowed or origin in allowed:
+        return True
+    try:
+        return bool(host) and urlsplit(origin).netloc.lower() == (host or "").lower()
+    except ValueError:
+        return False

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import orjson
 from aiohttp import web
 
-from streamer.accounts.dataloader import DataLoader
+from streamer.accounts.dataloader import DataLoader, card_of
 from streamer.accounts.permissions import owned_vendor
 from streamer.accounts.tokens import Authenticator, Identity
 from streamer.errors import ErrorCode, ProtocolError
@@ -20,11 +20,11 @@ from streamer.ingest.producer import encoded
 from streamer.ingest.rate_limit import Allowance, Allowances
 from streamer.live.local_vendors import LocalVendors
 from streamer.protocol import trackers
-from streamer.protocol.messages import Ping, Pings, decode_pings, missing_or_invalid, shown
+from streamer.protocol.messages import Bounds, Ping, Pings, decode_pings, missing_or_invalid, shown
 from streamer.settings import Settings
 from streamer.storage.store import VendorRow
-from streamer.transport.http_query import identify, json_response, problem
-from streamer.transport.websocket import bounds_of, card_of
+from streamer.transport.identify import identify
+from streamer.transport.problem import json_response, problem
 
 ROOM_WAIT = 3.0
 """Seconds a request waits for room in a full buffer."""
@@ -69,7 +69,7 @@ class HttpIngest:
         self._allowances = allowances
         self._clock = clock
         self._gone = gone
-        self._bounds = bounds_of(settings)
+        self._bounds = Bounds.of(settings)
         self._live_max_age = int(settings.live_max_age * 1000)
         self._settle_wait = settings.statement_timeout + SETTLE_GRACE
         self._waiting = 0

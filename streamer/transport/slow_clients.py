@@ -1,4 +1,4 @@
-"""Connections that ask for nothing: a client that is slow to say what it wants must not hold a place for it."""
+"""Cuts HTTP connections that are too slow: to ask, to send a body, or to take an answer."""
 
 from __future__ import annotations
 
@@ -9,75 +9,76 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks at all connections."""
+CHECK_EVERY = 1.0
+"""Seconds between two checks of all HTTP connections."""
 
 
 class SlowClients:
-    """Cuts connections that have not sent a whole request in time, or do not take what they asked for.
+    """Watches the connections that aiohttp serves; WebSockets and event streams are not among them.
 
-    A new one has `handshake` seconds for its first request's head. A body has to come, and an answer to be taken,
-    within `request` seconds. Those who are served for longer, as sockets and event streams are, are not looked at.
+    A new connection has `handshake` seconds for its first request's head. A body must arrive, and an answer be taken,
+    within `request` seconds. With more than `limit` connections, those that have asked for nothing yet are cut at once.
     """
 
-    def __init__(self, handshake: float, request: float, most: int) -> None:
+    def __init__(self, handshake: float, request: float, limit: int) -> None:
         self.cut = 0
         self._handshake = handshake
         self._request = request
-        self._most = most
+        self._limit = limit
         self._new: dict[BaseProtocol, float] = {}
-        """Those who have asked for nothing yet, and since when."""
+        """Connections without a request yet, and since when."""
         self._known: set[BaseProtocol] = set()
-        """Those who have."""
+        """Connections that have sent one."""
         self._served: set[BaseProtocol] = set()
+        """Connections whose request is being handled."""
         self._sending: dict[BaseProtocol, float] = {}
-        """Of those who are served, the ones who send a body, and since when."""
+        """Of these, those whose request has a body, and since when."""
         self._taking: dict[BaseProtocol, float] = {}
-        """Those who have not taken all of their answer, and since when."""
+        """Connections that have not taken all of their answer, and since when."""
 
     @web.middleware
     async def through(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Know of each request while it is served."""
-        door = request.protocol
-        self._known.add(door)
-        self._served.add(door)
+        """Note each request while it is handled."""
+        connection = request.protocol
+        self._known.add(connection)
+        self._served.add(connection)
         if request.body_exists:
-            self._sending[door] = asyncio.get_running_loop().time()
+            self._sending[connection] = asyncio.get_running_loop().time()
         try:
             return await handler(request)
         finally:
-            self._sending.pop(door, None)
-            self._served.discard(door)
+            self._sending.pop(connection, None)
+            self._served.discard(connection)
 
     async def watch(self, connections: Callable[[], Collection[RequestHandler]]) -> None:
-        """Look at all connections, for ever."""
+        """Check all connections, for ever."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
-            self.look(connections(), asyncio.get_running_loop().time())
+            await asyncio.sleep(CHECK_EVERY)
+            self.check(connections(), asyncio.get_running_loop().time())
 
-    def look(self, connections: Collection[RequestHandler], now: float) -> None:
-        """Cut those who are too slow; when there are too many, also the ones that have asked for nothing yet."""
-        crowded = len(connections) > self._most
+    def check(self, connections: Collection[RequestHandler], now: float) -> None:
+        """Cut the connections that are too slow; `now` is the event loop's time."""
+        crowded = len(connections) > self._limit
         new: dict[BaseProtocol, float] = {}
         taking: dict[BaseProtocol, float] = {}
-        for door in connections:
-            if door in self._served:
-                if now - self._sending.get(door, now) > self._request:
-                    self._end(door)
-            elif door not in self._known:
-                since = new[door] = self._new.get(door, now)
+        for connection in connections:
+            if connection in self._served:
+                if now - self._sending.get(connection, now) > self._request:
+                    self._cut(connection)
+            elif connection not in self._known:
+                since = new[connection] = self._new.get(connection, now)
                 if crowded or now - since > self._handshake:
-                    self._end(door)
-            elif door.transport is not None and door.transport.get_write_buffer_size():
-                since = taking[door] = self._taking.get(door, now)
+                    self._cut(connection)
+            elif connection.transport is not None and connection.transport.get_write_buffer_size():
+                since = taking[connection] = self._taking.get(connection, now)
                 if now - since > self._request:
-                    self._end(door)
+                    self._cut(connection)
         self._new, self._taking = new, taking
         self._known.intersection_update(connections)
 
-    def _end(self, door: BaseProtocol) -> None:
+    def _cut(self, connection: BaseProtocol) -> None:
         self.cut += 1
-        if door.transport is not None:
-            door.transport.abort()
+        if connection.transport is not None:
+            connection.transport.abort()

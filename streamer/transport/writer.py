@@ -1,4 +1,4 @@
-"""A client's outbox: ready bytes onto its transport, never awaited, with backpressure looked at before."""
+"""Writes frames or events to a client's transport without ever waiting; the caller looks at backpressure first."""
 
 from __future__ import annotations
 
@@ -8,36 +8,24 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from streamer.protocol.frames import text_frame
 
-def socket_framing(payload: bytes) -> bytes:
-    """A text message as one unmasked WebSocket frame (RFC 6455, 5.2)."""
-    size = len(payload)
-    if size < 126:
-        return b"\x81" + size.to_bytes(1) + payload
-    if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2) + payload
-    return b"\x81\x7f" + size.to_bytes(8) + payload
+UNSENT = 32 << 10
+"""Bytes the kernel buffers ahead for a slow client. Left alone it buffers megabytes: minutes of old positions."""
 
 
-def chunk_framing(payload: bytes) -> bytes:
-    """A message as one Server-Sent Event in one chunk of a chunked HTTP/1.1 body."""
+def event_chunk(payload: bytes) -> bytes:
+    """Encode a message as one Server-Sent Event in one chunk of an HTTP/1.1 body."""
     return b"%x\r\ndata: %s\n\n\r\n" % (len(payload) + 8, payload)
 
 
-def event_framing(payload: bytes) -> bytes:
-    """A message as one Server-Sent Event, for HTTP/1.0, which knows no chunks."""
+def event_lines(payload: bytes) -> bytes:
+    """Encode a message as one Server-Sent Event for HTTP/1.0, which has no chunks."""
     return b"data: %s\n\n" % payload
 
 
-PING_FRAME = b"\x89\x00"
-
-
-UNSENT = 32 << 10
-"""Bytes the system takes ahead for a slow client; it would take megabytes, and the client gets what is minutes old."""
-
-
 def bound_unsent(transport: asyncio.Transport) -> None:
-    """Have the system take no more than UNSENT bytes ahead of what the network takes: what waits longer is merged."""
+    """Limit what the kernel buffers beyond what the network takes to UNSENT bytes; what waits longer is merged."""
     option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
     raw = transport.get_extra_info("socket")
     if option is not None and raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
@@ -45,91 +33,66 @@ def bound_unsent(transport: asyncio.Transport) -> None:
             raw.setsockopt(socket.IPPROTO_TCP, option, UNSENT)
 
 
-class Outbox:
-    """Writes frames to a transport. `stalled` says since when nothing of what waits there went out."""
+class Writer:
+    """Writes WebSocket messages to a transport, and measures since when a client has taken nothing."""
 
-    __slots__ = ("_gone", "_since", "_transport", "_written")
+    __slots__ = ("_sent", "_since", "_transport", "_written", "closed", "framing")
 
-    @property
-    def framing(self) -> Callable[[bytes], bytes]:
-        """How a message becomes a frame; the same function for all of a kind, so that frames can be shared."""
-        return socket_framing
-
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, framing: Callable[[bytes], bytes] = text_frame) -> None:
+        self.framing = framing
+        """Turns a message into a frame; writers with the same framing can share frames."""
+        self.closed = False
+        """The last frame was written: nothing may follow it."""
         self._transport = transport
         self._written = 0
-        self._gone = 0
+        self._sent = 0
         self._since = 0.0
 
     def ready(self) -> bool:
-        """Whether the client has taken all it was sent (as far as the kernel's buffers tell)."""
+        """Return whether the client has taken everything, as far as the kernel's buffers show."""
         return self._transport.get_write_buffer_size() == 0
 
     @property
-    def closing(self) -> bool:
-        """Whether the client is gone, or will be once it has taken what waits."""
-        return self._transport.is_closing()
-
-    @property
     def held(self) -> int:
-        """Bytes that wait for the client, also once the connection is closing."""
+        """Bytes that wait for the client, also while the connection is closing."""
         return self._transport.get_write_buffer_size()
 
     @property
     def unread(self) -> int:
-        """Bytes that wait for the client; none once it is gone."""
+        """Bytes that wait for the client; 0 while the connection is closing."""
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
 
     def write(self, frame: bytes) -> None:
-        """Send a frame; what the kernel does not take at once waits in the transport."""
-        if not self._transport.is_closing():
+        """Write a frame; the transport keeps what the kernel does not take at once."""
+        if not self.closed and not self._transport.is_closing():
             self._written += len(frame)
             self._transport.write(frame)
 
     def send(self, payload: bytes) -> None:
-        """Send one message."""
+        """Write one message."""
         self.write(self.framing(payload))
 
+    def end(self, frame: bytes) -> None:
+        """Write the last frame."""
+        self.write(frame)
+        self.closed = True
+
+    def close(self) -> None:
+        """Close the connection once the client has taken what waits."""
+        self.closed = True
+        self._transport.close()
+
     def abort(self) -> None:
-        """End the connection at once; what waits for the client is lost."""
+        """Close the connection at once; what waits for the client is lost."""
+        self.closed = True
         self._transport.abort()
 
     def stalled(self, now: float) -> float:
-        """Seconds for which nothing went out although something waits."""
+        """Return for how many seconds nothing went out although something waits; `now` is of any steady clock."""
         held = self._transport.get_write_buffer_size()
-        # By what went out, not by what waits: that grows while answers are added and nothing is taken.
-        gone = self._written - held
-        if held == 0 or gone > self._gone:
-            self._gone = gone
+        # What went out counts, not what waits: that grows while answers are added and nothing is taken.
+        sent = self._written - held
+        if held == 0 or sent > self._sent:
+            self._sent = sent
             self._since = now
         return now - self._since
-
-
-class EventOutbox(Outbox):
-    """The same for Server-Sent Events."""
-
-    __slots__ = ()
-
-    @property
-    def framing(self) -> Callable[[bytes], bytes]:
-        """As an event in a chunk."""
-        return chunk_framing
-
-    def event(self, lines: bytes) -> None:
-        """Send what is no message: a comment, or how long to wait before coming back."""
-        self.write(b"%x\r\n%s\r\n" % (len(lines), lines))
-
-
-class EventOutbox10(EventOutbox):
-    """The same for a client or proxy that speaks HTTP/1.0."""
-
-    __slots__ = ()
-
-    @property
-    def framing(self) -> Callable[[bytes], bytes]:
-        """As an event."""
-        return event_framing
-
-    def event(self, lines: bytes) -> None:
-        """Send what is no message."""
-        self.write(lines)

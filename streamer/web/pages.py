@@ -23,7 +23,7 @@ from aiohttp import web
 from streamer import __version__
 from streamer.errors import Unavailable
 from streamer.settings import Settings, coordinates
-from streamer.transport.http_query import json_response
+from streamer.transport.problem import json_response
 from streamer.web import basemap
 from streamer.web.basemap import Basemap
 

@@ -108,7 +108,7 @@ async def test_a_client_that_takes_no_goodbye_does_not_hold_up_the_stop(serve: S
     began = time.monotonic()
     await running.server.drain()
     assert time.monotonic() - began < 8
-    await eventually(lambda: not running.server.sockets.connections, "no connection left")
+    await eventually(lambda: not running.server.connections, "no connection left")
     writer.transport.abort()
 
 

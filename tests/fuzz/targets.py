@@ -23,7 +23,8 @@ from streamer.operations.logs import masked
 from streamer.protocol import history, messages, trackers
 from streamer.protocol.messages import Bounds
 from streamer.transport import http_ingest
-from streamer.transport.connection_limits import allowed_origin, client_address
+from streamer.transport.client_address import client_address
+from streamer.transport.cors import allowed_origin
 
 NOW = 1_732_467_600_000
 BOUNDS = Bounds()

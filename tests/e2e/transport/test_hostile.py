@@ -22,9 +22,9 @@ from streamer.storage import database
 from streamer.storage.database import SeededVendor
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
+from tests.support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 LAT, LONG = 52.2297, 21.0122
-TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 1, 2, 8, 9, 10, 0
 CODES = frozenset(code.value for code in ErrorCode)
 
 
@@ -47,26 +47,10 @@ async def running(
         await vendor.ping(LAT + 0.01, LONG)
         view = customer.views["w"]
         await eventually(lambda: view[vendors[1].vendor_id]["lat"] == LAT + 0.01, "the good vendor's next step")
-    await eventually(lambda: not server.server.sockets.connections, "every connection gone")
+    await eventually(lambda: not server.server.connections, "every connection gone")
     assert not server.server.supervisor.deaths
     raised = [record.getMessage() for record in caplog.records if record.name == "aiohttp.server" and record.exc_info]
     assert not [line for line in raised if "Unhandled" in line], raised
-
-
-def frame(payload: bytes, opcode: int = TEXT, *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
-    """A client's frame, as the RFC wants it unless told otherwise."""
-    head = bytes(((0x80 if fin else 0) | rsv << 4 | opcode,))
-    size, mask_bit = len(payload), 0x80 if masked else 0
-    if size < 126:
-        head += bytes((mask_bit | size,))
-    elif size < 1 << 16:
-        head += bytes((mask_bit | 126,)) + struct.pack("!H", size)
-    else:
-        head += bytes((mask_bit | 127,)) + struct.pack("!Q", size)
-    if not masked:
-        return head + payload
-    mask = os.urandom(4)
-    return head + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
 
 
 class RawSocket:
@@ -205,7 +189,7 @@ async def test_a_half_closed_connection(running: Running, vendors: list[SeededVe
                 socket.writer.write(last)
                 socket.writer.write_eof()
                 await socket.ended()
-            await eventually(lambda: len(running.server.sockets.connections) == 2, "only the two good ones left")
+            await eventually(lambda: len(running.server.connections) == 2, "only the two good ones left")
 
 
 async def test_unmasked_frames(running: Running) -> None:

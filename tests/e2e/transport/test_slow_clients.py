@@ -40,7 +40,7 @@ async def vendors(database_url: str) -> list[SeededVendor]:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow_clients, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(slow_clients, "CHECK_EVERY", 0.05)
 
 
 class Raw:
@@ -155,7 +155,7 @@ async def test_the_most_connections(serve: Serve, vendors: list[SeededVendor]) -
             async with session.get(f"{server.url}/livez") as response:
                 assert response.status == 200
         await leaves.close()
-        await eventually(lambda: len(server.server.sockets.connections) < 2, "room")
+        await eventually(lambda: len(server.server.connections) < 2, "room")
         async with CustomerApp(server.url) as customer:
             await customer.watch("w", circle(LAT, LONG, 1000))
 
@@ -181,7 +181,7 @@ async def test_the_most_connections_of_a_user(serve: Serve, vendors: list[Seeded
             await another.watch("w", circle(LAT, LONG, 1000))
         await customer.send({"type": "auth", "token": make_token(SECRET, one.clerk_id, 60)})
         await customer.watch("w2", circle(LAT, LONG, 1000))
-    await eventually(lambda: not server.server.sockets._connection_limits.users, "no seat left taken")
+    await eventually(lambda: not server.server.admission.limits.users, "no seat left taken")
 
 
 async def test_the_most_connections_of_an_address(serve: Serve) -> None:
@@ -270,11 +270,16 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def test_no_compression_of_messages(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """A message of a few bytes that unpacks to gigabytes can't come: packing is not agreed to."""
+async def test_a_message_that_inflates_to_much(serve: Serve, session: aiohttp.ClientSession) -> None:
+    """A compressed message counts as large as it is inflated, and is not inflated beyond that."""
     server = await serve()
+    before = psutil.Process().memory_info().rss
     async with session.ws_connect(f"{server.url}/v1/watch", compress=15) as socket:
-        assert not socket.compress
+        assert socket.compress
+        await socket.send_bytes(b" " * (32 << 20))
+        message = await socket.receive(10)
+        assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 1009)
+    assert psutil.Process().memory_info().rss - before < 150 << 20
 
 
 async def test_a_body_that_unpacks_to_much(

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from streamer.live.index import Card
-from streamer.transport import websocket
+from streamer.transport import connection, websocket
 from tests.conftest import Running, Serve
 from tests.support.apps import CustomerApp, circle, eventually, now_ms
 
@@ -20,7 +20,7 @@ AROUND = circle(LAT, LONG, 5_000)
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat looks often, so that no test waits for seconds."""
-    monkeypatch.setattr(websocket, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(connection, "CHECK_EVERY", 0.05)
 
 
 class Town:
@@ -76,13 +76,13 @@ async def test_late_but_true(serve: Serve) -> None:
         for _ in range(60):
             town.move()
             await eventually(lambda: town.shown(quick), "the others served")
-            most = max(most, *(c.outbox.unread for c in running.server.sockets.connections))
-        behind = [c for c in running.server.sockets.connections if not c.outbox.ready()]
+            most = max(most, *(c.writer.unread for c in running.server.connections))
+        behind = [c for c in running.server.connections if not c.writer.ready()]
         assert len(behind) == 1
         assert most < 100_000, "more than one frame waits"
         (watch,) = [w for view in running.server.index.views.values() for w in view.watches if w.behind]
         assert len(watch.moved) <= len(VENDORS)
-        assert not any(c.closing for c in running.server.sockets.connections)
+        assert not any(c.server_closed for c in running.server.connections)
         hear(slow)
         await eventually(lambda: town.shown(slow), "the slow one up to date")
         assert len(slow.messages) - before < 40, "all that was, one by one"
@@ -95,16 +95,16 @@ async def test_a_dead_client_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyP
     town = Town(running)
     async with CustomerApp(running.url) as dead:
         await dead.watch("w", AROUND)
-        (connection,) = running.server.sockets.connections
+        (connection,) = running.server.connections
         deafen(dead)
 
         def closing() -> bool:
             town.move()
-            return connection.closing is not None
+            return connection.server_closed
 
         await eventually(closing, "the dead one closed", 20)
-        await eventually(lambda: not running.server.sockets.connections, "the dead one forgotten")
-        await eventually(lambda: connection.outbox.held == 0, "nothing that waits for it")
+        await eventually(lambda: not running.server.connections, "the dead one forgotten")
+        await eventually(lambda: connection.writer.held == 0, "nothing that waits for it")
         hear(dead)
 
 
@@ -119,8 +119,8 @@ async def test_nothing_taken_for_too_long(serve: Serve) -> None:
 
         def closing() -> bool:
             town.move()
-            connections = running.server.sockets.connections
-            return len(connections) == 1 or any(c.closing is not None for c in connections)
+            connections = running.server.connections
+            return len(connections) == 1 or any(c.server_closed for c in connections)
 
         await eventually(closing, "the deaf one closed", 20)
         hear(deaf)

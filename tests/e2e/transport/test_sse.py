@@ -16,12 +16,18 @@ import pytest
 from streamer.accounts.tokens import make_token
 from streamer.storage import database
 from streamer.storage.database import SeededVendor
+from streamer.transport.connection import Connection
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, eventually
 
 HERE = (52.2297, 21.0122)
 NEAR = (52.2301, 21.0130)
 AROUND = {"lat": "52.23", "long": "21.01", "radius": "3000"}
+
+
+def streams(running: Running) -> list[Connection]:
+    """The event streams that are open."""
+    return [connection for connection in running.server.connections if connection.kind == "events"]
 
 
 class EventSource(CustomerApp):
@@ -131,10 +137,9 @@ async def test_a_snapshot_on_reconnect(running: Running, vendors: list[SeededVen
         await page.open(**AROUND)
         await page.sees("events", {id: NEAR})
         assert [message["type"] for message in page.messages[-2:]].count("snapshot") >= 1
-        events = running.server.events
-        await eventually(lambda: len(events.streams) == 1, "the old stream forgotten")
+        await eventually(lambda: len(streams(running)) == 1, "the old stream forgotten")
         assert len(running.server.watches) == 1
-    await eventually(lambda: not events.streams and not len(running.server.watches), "all forgotten")
+    await eventually(lambda: not streams(running) and not len(running.server.watches), "all forgotten")
 
 
 async def test_what_can_be_watched(running: Running, vendors: list[SeededVendor], truck: VendorApp) -> None:
@@ -177,7 +182,7 @@ async def test_refusals(running: Running) -> None:
             response = await page.open(**query)
             problem = await response.json(content_type="application/problem+json")
             assert (response.status, problem["code"]) == (400, code), (query, problem)
-        assert not running.server.events.streams
+        assert not streams(running)
 
 
 async def test_tokens(serve: Serve, vendors: list[SeededVendor]) -> None:
@@ -194,7 +199,7 @@ async def test_tokens(serve: Serve, vendors: list[SeededVendor]) -> None:
     async with EventSource(running.url, clerk_id) as page:
         assert (await page.open(**AROUND)).status == 200
         await page.sees("events", {})
-        running.server.events._clock = lambda: 1 << 42  # long past every token
+        running.server.connections._clock = lambda: 1 << 42  # long past every token
         error = await page.expect("error", code="ERR_INVALID_TOKEN")
         assert "token" in error["message"]
         await eventually(lambda: not page.reading, "the end of the stream")
@@ -225,7 +230,7 @@ async def test_streams_take_seats(serve: Serve, vendors: list[SeededVendor]) -> 
         assert ids[0] in await refused(page(ids[0]))
         assert "192.0.2.9" in await refused(page(None, "192.0.2.9"))
         await first.close()
-        await eventually(lambda: len(running.server.events.streams) == 2, "the first one forgotten")
+        await eventually(lambda: len(streams(running)) == 2, "the first one forgotten")
         async with page(ids[0]) as again:
             assert (await again.open(**AROUND)).status == 200
 
@@ -246,7 +251,7 @@ async def test_the_server_stops(running: Running) -> None:
     async with EventSource(running.url) as page:
         await page.open(**AROUND)
         await page.sees("events", {})
-        await running.server.events.send_away(1.0)
+        await running.server.connections.drain(1.0)
         bye = await page.expect("bye")
         assert bye["reconnectAfterMs"] == page.retry
         await eventually(lambda: not page.reading, "the end of the stream")
@@ -263,10 +268,9 @@ async def test_a_page_that_reads_nothing(serve: Serve, vendors: list[SeededVendo
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         deaf.connect((url.hostname, url.port))
         deaf.sendall(b"GET /v1/watch/events?lat=52.23&long=21.01&radius=3000 HTTP/1.1\r\nHost: x\r\n\r\n")
-        events = running.server.events
-        await eventually(lambda: len(events.streams) == 1, "the stream")
-        (stream,) = events.streams
-        transport = stream.outbox._transport
+        await eventually(lambda: len(streams(running)) == 1, "the stream")
+        (stream,) = streams(running)
+        transport = stream.writer._transport
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
         async with VendorApp(running.url, vendors[0].clerk_id) as truck, CustomerApp(running.url) as customer:
             await customer.watch("w", {"center": {"lat": 52.23, "long": 21.01}, "radius": 3000})
@@ -274,13 +278,13 @@ async def test_a_page_that_reads_nothing(serve: Serve, vendors: list[SeededVendo
                 at = (52.22 + number * 1e-5, 21.01)
                 await truck.ping(*at)
                 await customer.sees("w", {vendors[0].vendor_id: at})
-                seen["most"] = max(seen.get("most", 0), stream.outbox.unread)
-                if not stream.outbox.ready():
+                seen["most"] = max(seen.get("most", 0), stream.writer.unread)
+                if not stream.writer.ready():
                     break
             else:
                 pytest.fail("the system's buffers took it all")
             for number in range(50):
                 await truck.ping(52.22 - number * 1e-5, 21.01)
-            assert stream.outbox.unread <= seen["most"]
-            await eventually(lambda: not events.streams, "the deaf page cut")
+            assert stream.writer.unread <= seen["most"]
+            await eventually(lambda: not streams(running), "the deaf page cut")
         await eventually(lambda: len(running.server.watches) == 0, "nothing left of it")

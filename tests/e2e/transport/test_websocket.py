@@ -12,7 +12,7 @@ from streamer.accounts.tokens import make_token
 from streamer.ingest import rate_limit
 from streamer.storage import database
 from streamer.storage.database import SeededVendor
-from streamer.transport import websocket
+from streamer.transport import connection, websocket
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, App, circle
 from tests.support.issuer import EC, Issuer, signed
@@ -31,7 +31,7 @@ async def vendors(database_url: str) -> list[SeededVendor]:
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat looks often, so that no test waits for seconds."""
-    monkeypatch.setattr(websocket, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(connection, "CHECK_EVERY", 0.05)
 
 
 def app(url: str, path: str, token: str | None = None, way: str = "header", **params: str) -> App:
@@ -73,15 +73,16 @@ async def test_every_way_of_a_token(serve: Serve, vendors: list[SeededVendor]) -
     server = await serve(watch_auth="required")
 
     async def for_one(path: str) -> None:
+        good = token_of(vendors[0])
         for way in WAYS:
-            for token in (token_of(vendors[0]), token_of(vendors[0], -60), "no.such.token"):
+            for token in (good, token_of(vendors[0], -60), "no.such.token"):
                 async with app(server.url, path, token, way) as phone:
                     assert phone.socket.protocol == ("streamer.v1" if way == "subprotocol" else None), (
                         "no token in answers"
                     )
                     if way == "message":
                         await phone.send({"type": "auth", "token": token})
-                    if token == token_of(vendors[0]):
+                    if token == good:
                         await let_in(phone, path)
                     else:
                         why = await turned_away(phone, 4401, "ERR_INVALID_TOKEN")

@@ -117,5 +117,5 @@ async def test_more_than_get_in_wait_their_turn_or_are_told_when(serve: Serve, d
     assert inside[-1] - inside[0] > 0.5, "all at once"
     assert len(inside) + len(told) == 60
     assert min(told) <= 2 < max(told) <= 4
-    await eventually(lambda: not running.server.sockets.connections, "no connection left")
-    assert running.server.sockets.admission.refused == len(told)
+    await eventually(lambda: not running.server.connections, "no connection left")
+    assert running.server.admission.rate.refused == len(told)

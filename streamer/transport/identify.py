@@ -1,0 +1,44 @@
+"""Finds the token in a request and the user it stands for."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from streamer.accounts.tokens import Authenticator, Identity
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.protocol.messages import BEARER
+
+NO_TOKEN = "a token is needed, as Authorization: Bearer or ?token="
+
+
+def token_of(request: web.Request) -> str | None:
+    """Return the token of a request: from its header, URL or WebSocket subprotocol, in this order."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    if token := request.query.get("token", ""):
+        return token
+    for offered in request.headers.get("Sec-WebSocket-Protocol", "").split(","):
+        offered = offered.strip()
+        if offered.startswith(BEARER):
+            return offered.removeprefix(BEARER)
+    return None
+
+
+async def identify(request: web.Request, authenticator: Authenticator, token: str | None = None) -> Identity:
+    """Return the user of the request's token, or of `token` when the request has none of the usual ones.
+
+    Raises:
+        ProtocolError: there is no token, or it is not valid.
+    """
+    token = token_of(request) or token
+    if not token:
+        raise ProtocolError(ErrorCode.UNAUTHORIZED, NO_TOKEN)
+    return await authenticator.check(token)
+
+
+async def identify_watcher(request: web.Request, authenticator: Authenticator, *, required: bool) -> Identity | None:
+    """Return the user who watches; None without a token where none is `required`. A token given must be valid."""
+    if required or token_of(request) is not None:
+        return await identify(request, authenticator)
+    return None

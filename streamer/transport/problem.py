@@ -1,0 +1,112 @@
+"""HTTP answers that every endpoint shares: JSON, and problem documents (RFC 9457) for whatever is refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from streamer.counters import Counters
+from streamer.errors import HTTP_STATUS, ErrorCode, ProtocolError, Unavailable
+from streamer.transport.aiohttp_compat import Handover
+
+log = structlog.get_logger()
+
+MAX_BODY = 1 << 20
+"""Bytes of a request's body, uncompressed."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """Return a value as JSON."""
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json", headers=headers)
+
+
+def problem(
+    code: ErrorCode, message: str, retry_after_ms: int | None = None, *, status: int | None = None, **members: object
+) -> web.Response:
+    """Return a problem document, with the status of its code unless another is given."""
+    status = status or HTTP_STATUS[code]
+    body: dict[str, object] = {"type": "about:blank", "status": status, "title": code, "code": code, "detail": message}
+    headers = {"Cache-Control": "no-store"}
+    if retry_after_ms is not None:
+        body["retryAfterMs"] = retry_after_ms
+        headers["Retry-After"] = str(-(-retry_after_ms // 1000))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.Response(
+        body=orjson.dumps(body | members), status=status, content_type="application/problem+json", headers=headers
+    )
+
+
+def failure(request: web.Request, error: Exception) -> web.Response:
+    """Return the problem document for an exception of a handler; an unexpected one is logged and answered by 500."""
+    if isinstance(error, ProtocolError):
+        return problem(error.code, error.message, error.retry_after_ms)
+    if isinstance(error, Unavailable):
+        log.debug("a request could not be served", path=request.rel_url.raw_path, cause=str(error))
+        return problem(ErrorCode.OVERLOADED, error.told, retry_after_ms=1000)
+    if isinstance(error, web.HTTPException):
+        return refusal(request, error)
+    if isinstance(error, web.RequestPayloadError):
+        what = type(error.__cause__ or error).__name__
+        return problem(ErrorCode.INVALID_MESSAGE, f"the body can't be read, as its encoding is broken: {what}")
+    if isinstance(error, ConnectionError):
+        # The client went away and nobody reads this. Raised again, it would be a traceback in the log.
+        return web.Response(status=400)
+    log.error("a request failed", path=request.rel_url.raw_path, error=repr(error), exc_info=error)
+    return problem(ErrorCode.INTERNAL, "the server failed on this request; its log says why")
+
+
+def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
+    """Return the problem document for what aiohttp refuses; a redirect is raised again."""
+    status = refused.status
+    if status < 400:
+        raise refused
+    if status == 503:
+        return problem(ErrorCode.OVERLOADED, "the server is restarting; try again", retry_after_ms=1000)
+    if isinstance(refused, web.HTTPRequestEntityTooLarge):
+        message = f"the body is larger than {MAX_BODY} bytes: send it in parts"
+    elif isinstance(refused, web.HTTPMethodNotAllowed):
+        message = f"{request.path} takes {', '.join(sorted(refused.allowed_methods))}, not {request.method}"
+    elif status == 404:
+        message = f"there is nothing at {request.path}"
+    else:
+        message = refused.text or refused.reason
+    answer = problem(ErrorCode.INVALID_MESSAGE, message, status=status)
+    for name in ("Allow", "Sec-WebSocket-Version"):
+        if name in refused.headers:
+            answer.headers[name] = refused.headers[name]
+    return answer
+
+
+def answering(counters: Counters, process: str) -> Middleware:
+    """Return a middleware that answers what a handler raises, and counts requests and their duration.
+
+    Connections that stay open are not counted. Every request gets a name, unique among all processes, that is in each
+    log line about it and about the connection that it opens.
+    """
+    numbers = count(1)
+
+    @web.middleware
+    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.monotonic()
+        structlog.contextvars.bind_contextvars(connection=f"{process}-{next(numbers)}")
+        try:
+            response = await handler(request)
+        except Exception as error:
+            response = failure(request, error)
+        if not isinstance(response, Handover):
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "none"
+            counters.requests[request.method if request.method in METHODS else "other", route, response.status] += 1
+            counters.answered[route].observe(time.monotonic() - began)
+        return response
+
+    return answered

@@ -1,0 +1,92 @@
+"""A customer app's WebSocket (`GET /v1/watch`): opens, moves and ends watches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from streamer.accounts.tokens import Identity
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.ingest.rate_limit import Limit
+from streamer.ingest.session import BadMessageLimit
+from streamer.live.index import Watch
+from streamer.protocol import messages
+from streamer.transport.connection_limits import ConnectionSlot
+from streamer.transport.websocket import WebSocket
+from streamer.transport.writer import Writer
+
+if TYPE_CHECKING:
+    from streamer.transport.websocket_server import WebSocketServer
+
+
+class WatchSocket(WebSocket):
+    """Serves one connection of a customer."""
+
+    __slots__ = ("_bad_messages", "_watches")
+    kind = "watch"
+    _watches: dict[str, Watch]
+
+    def __init__(
+        self, server: WebSocketServer, transport: asyncio.Transport, writer: Writer, slot: ConnectionSlot, deflate: bool
+    ) -> None:
+        super().__init__(server, transport, writer, slot, deflate)
+        self.limit = Limit(server.settings.watch_messages, self.since, "one message moves a whole watch")
+        self._bad_messages = BadMessageLimit(server.settings.max_bad_messages)
+        self._watches = {}
+
+    @property
+    def token_required(self) -> bool:
+        return self.server.settings.watch_auth == "required"
+
+    async def open(self, identity: Identity | None) -> None:
+        """Nothing is sent before the first watch."""
+
+    def receive(self, data: bytes) -> None:
+        try:
+            message = messages.decode_watch(data, self.server.bounds)
+            if type(message) is messages.Watch:
+                self.wait(self._watch, message)
+            elif type(message) is messages.Unwatch:
+                self._unwatch(message.id)
+                self._bad_messages.good()
+            else:
+                assert type(message) is messages.Auth
+                self.wait(self._authenticate_again, message.token)
+                self._bad_messages.good()
+        except ProtocolError as wrong:
+            self._reply(wrong, messages.named(data))
+
+    def release(self) -> None:
+        for watch in self._watches.values():
+            self.server.subscriptions.close(watch)
+        self._watches = {}
+
+    async def _watch(self, wanted: messages.Watch) -> None:
+        """Open a watch, or move the one with this id."""
+        try:
+            watch = self._watches.get(wanted.id)
+            if watch is None:
+                if (count := len(self._watches)) >= (limit := self.server.settings.max_watches):
+                    raise ProtocolError(ErrorCode.TOO_MANY_WATCHES, f"{count} watches are open; at most {limit} may be")
+                watch = self._watches[wanted.id] = Watch(wanted.id, self.writer)
+            await self.server.subscriptions.open(watch, wanted)
+            self.server.changed()
+            self._bad_messages.good()
+        except ProtocolError as wrong:
+            self._reply(wrong, wanted.id)
+
+    def _unwatch(self, id: str) -> None:
+        watch = self._watches.pop(id, None)
+        if watch is None:
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"there is no watch {id!r} to end")
+        self.server.subscriptions.close(watch)
+        self.writer.send(messages.encode_unwatched(id))
+
+    async def _authenticate_again(self, token: str) -> None:
+        await self.authenticate(token)
+
+    def _reply(self, wrong: ProtocolError, id: str | None) -> None:
+        """Answer a message that can't be served; Disconnect after too many in a row."""
+        self._bad_messages.bad(wrong)
+        self.server.counters.refused[wrong.code] += 1
+        self.writer.send(messages.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))
