@@ -19,6 +19,7 @@ from streamer.accounts.entitlements import Entitlements
 from streamer.accounts.jwks import IssuerKeys
 from streamer.accounts.tokens import Authenticator, rules_of
 from streamer.broker.broker import Broker
+from streamer.broker.context import BrokerConfig
 from streamer.broker.stream import Feed, Status
 from streamer.broker.subscriptions import Subscriptions
 from streamer.counters import Counters
@@ -99,13 +100,7 @@ class Server:
         self.connections = ConnectionRegistry(settings, clock, counters)
         assert settings.redis_url is not None
         self.broker = Broker(
-            settings.redis_url.get_secret_value(),
-            self.index,
-            clock,
-            changed=self.ticker.changed,
-            gap=self._gap,
-            deleted=lambda vendor_id: self.connections.end_vendors((vendor_id,)),
-            counters=counters,
+            BrokerConfig(settings.redis_url.get_secret_value()), self.index, clock, handler=self, counters=counters
         )
         self.entitlements = (
             Entitlements(store, self.broker, clock, settings.free_interval) if settings.free_interval else None
@@ -333,12 +328,23 @@ class Server:
             self.broker.mark_gone(vendor_id)
         self.connections.end_vendors(vendor_ids)
 
+    # BrokerEventHandler
+
+    def on_index_changed(self) -> None:
+        """Has the next tick scheduled."""
+        self.ticker.changed()
+
+    def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
+        """Sends snapshots to the watches that may have missed changes."""
+        self.watches.gap(cells, vendor_ids)
+
+    def on_vendor_deleted(self, vendor_id: str) -> None:
+        """Closes the sockets of a vendor that another process found deleted."""
+        self.connections.end_vendors((vendor_id,))
+
     def _next_use(self) -> float:
         """When a ping that comes now can first be shown, or, where nobody watches, stored or told; may have passed."""
         return self.ticker.next if self.index.views else min(self.batcher.next, self.broker.next)
-
-    def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
-        self.watches.gap(cells, vendor_ids)
 
     def _stored(self, chunk: Chunk) -> None:
         """These pings are committed."""

@@ -1,14 +1,16 @@
-"""What Redis holds of a vendor: names of keys, scripts that let the newest win, and states written and read. Pure.
+"""What Redis holds of a vendor: names of keys, scripts that let the newest win, states encoded and decoded. Pure.
 
-Everything of a bus cell shares a hash tag, so the same code runs on one Redis and on a Redis Cluster (sharded pub/sub):
+Everything of a broker cell shares a hash tag, so the same code runs on one Redis and on a Redis Cluster:
 
     v1:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
-                         ! -> a mark made with the hash: another one means that Redis forgot what it held
-    v1:{812.403}         channel: [origin, fixes, cards, presences, https, gone], one message per cell and flush
-    v1:at:{vendorId}     where a vendor is: timestamp of that fix (13 digits), bus cell, blank, process that said so
-    v1:{roam}            channel: signs of life, and the state of vendors that changed cell or process
-    v1:{roam}:owners     sorted set: process -> its last sign of life, epoch ms
-    v1:{roam}:of:PROCESS set: the bus cells a process wrote to, for those who clean up when it is dead
+                         ! -> a mark made with the hash; a different one means that Redis lost the hash meanwhile
+    v1:{812.403}         sharded channel: [origin, fixes, cards, presences, https, gone], one message per cell and flush
+    v1:at:{vendorId}     a vendor's place: version of its fix (13 digits), broker cell, space, process that wrote it
+    v1:{roam}            sharded channel for all: heartbeats, and the state of vendors that changed cell or process
+    v1:{roam}:owners     sorted set: process -> its last heartbeat, epoch ms
+    v1:{roam}:of:PROCESS set: the broker cells a process wrote to, for whoever cleans up when it is dead
+    v1:probe             a key that is never written: the probe of a node names it
+    v1:once:{vendorId}   set while a vendor without a plan may not go live again
 
 Versions make writes commute: an older register never replaces a newer one, whichever process is late.
 """
@@ -27,14 +29,14 @@ from streamer.live.local_vendors import Part
 
 CELL_TTL = 2 * 3600
 AT_TTL = 24 * 3600
-OWNERS_TTL = 7 * 24 * 3600
-"""Seconds for which what nobody writes any more is kept at most."""
+PROCESSES_TTL = 7 * 24 * 3600
+"""Seconds for which data that is no longer written is kept at most."""
 CHUNK = 400
 """Vendors in one EVAL: Lua's stack bounds how many arguments it can unpack."""
 SCAN = 1000
 """Registers asked for at a time."""
-ROAM = b"v1:{roam}"
-OWNERS = ROAM + b":owners"
+BROADCAST = b"v1:{roam}"
+PROCESSES = BROADCAST + b":owners"
 MARK = b"!"
 NEVER = b"0" * 13
 ALWAYS = b"9" * 13
@@ -59,9 +61,9 @@ if #newer > 0 then redis.call('HSET', KEYS[1], unpack(newer)) end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 return held[1]
 """
-"""KEYS: a cell. ARGV: seconds to keep it, a new mark, then field, value … Answers the mark of what the cell holds.
+"""KEYS: a cell. ARGV: TTL in seconds, a new mark, then field, value … Returns the mark of what the cell holds.
 
-Of one version the greater value stays: a connection that ended after one that is open, as everywhere.
+Of two values of one version the greater one stays, as everywhere: writes commute.
 """
 
 DROP = """
@@ -77,7 +79,7 @@ for i = 1, #ARGV, 4 do
 end
 return gone
 """
-"""KEYS: a cell. ARGV: vendor, newest versions known of its fix, presence and HTTP ping … Newer ones stay."""
+"""KEYS: a cell. ARGV: vendor, newest versions known of its fix, presence and HTTP ping … Keeps newer entries."""
 
 PLACE = """
 local held = redis.call('GET', KEYS[1])
@@ -86,7 +88,7 @@ if not held or held:sub(1, 13) <= ARGV[1]:sub(1, 13) or held == ARGV[2] then
 end
 return held
 """
-"""KEYS: where a vendor is. ARGV: the new value, the one it may replace even if that is newer, seconds to keep it."""
+"""KEYS: a vendor's place. ARGV: the new value, one that it may replace even if that is newer, TTL in seconds."""
 
 UNPLACE = """
 local held = redis.call('GET', KEYS[1])
@@ -95,7 +97,7 @@ if held and held:sub(1, 13) <= ARGV[1] and (ARGV[2] == '' or held:sub(-#ARGV[2])
 end
 return 0
 """
-"""KEYS: where a vendor is. ARGV: the newest version to forget, the process that must have said it; empty: any."""
+"""KEYS: a vendor's place. ARGV: the newest version to forget, the process that must have written it; empty: any."""
 
 READ = """
 local mark = redis.call('HGET', KEYS[1], '!')
@@ -106,54 +108,54 @@ if not mark then
 end
 return mark
 """
-"""KEYS: a cell. ARGV: seconds to keep it, a new mark. Answers the mark of what the cell holds."""
+"""KEYS: a cell. ARGV: TTL in seconds, a new mark. Returns the mark of what the cell holds."""
 
 
 def channel(cell: int) -> bytes:
-    """The channel of a bus cell."""
+    """The channel of a broker cell."""
     return b"v1:{%s}" % cell_name(cell).encode()
 
 
 def positions_key(cell: int) -> bytes:
-    """The hash of a bus cell's current states."""
+    """The hash of a broker cell's current states."""
     return channel(cell) + b":now"
 
 
 def once_key(vendor_id: str) -> bytes:
-    """The key that says that a vendor without a plan went live lately."""
+    """The key that exists while a vendor without a plan may not go live again."""
     return b"v1:once:" + vendor_id.encode()
 
 
 def place_key(vendor_id: str) -> bytes:
-    """The key that says in which bus cell a vendor was last written."""
+    """The key of a vendor's place: the broker cell in which it was last written."""
     return b"v1:at:" + vendor_id.encode()
 
 
-def cells_key(owner: str) -> bytes:
-    """The set of bus cells that a process wrote to."""
-    return ROAM + b":of:" + owner.encode()
+def cells_key(process: str) -> bytes:
+    """The set of broker cells that a process wrote to."""
+    return BROADCAST + b":of:" + process.encode()
 
 
-def place(timestamp: int, cell: int, owner: str) -> bytes:
-    """The value of a vendor's place: the version, the cell and the process that says so."""
-    return b"%013d%b %b" % (timestamp, cell_name(cell).encode(), owner.encode())
+def place_value(version: bytes, cell: int, process: str) -> bytes:
+    """A vendor's place as it is stored."""
+    return b"%b%b %b" % (version, cell_name(cell).encode(), process.encode())
 
 
 class Place(NamedTuple):
-    """Where a vendor is: the version and the cell, and the process that said so."""
+    """Where a vendor is: the version of its fix, the broker cell, and the process that wrote it."""
 
-    timestamp: int
+    version: bytes
     cell: int
-    owner: str
+    process: str
 
 
-def placed(value: bytes | None) -> Place | None:
-    """A vendor's place as it was written; None for none, and for what is no place."""
-    if value is None:
+def parse_place(value: bytes | None) -> Place | None:
+    """A stored place; None for none, and for a value that is no place."""
+    if value is None or not value[:13].isdigit():
         return None
     try:
-        cell, _, owner = value[13:].partition(b" ")
-        return Place(int(value[:13]), named_cell(cell.decode()), owner.decode())
+        cell, _, process = value[13:].partition(b" ")
+        return Place(value[:13], named_cell(cell.decode()), process.decode())
     except ValueError:
         return None
 
@@ -175,7 +177,7 @@ ANY_VERSION = Versions(ALWAYS, ALWAYS, ALWAYS)
 
 
 class CellBatch:
-    """What one flush says in one cell: the message and the fields of the hash, each register encoded once for both."""
+    """What one flush says of one cell: its message and the fields of its hash, each register encoded once for both."""
 
     def __init__(self) -> None:
         self.fixes: list[bytes] = []
@@ -186,31 +188,32 @@ class CellBatch:
         self.fields: list[bytes] = []
 
     def add(self, vendor: Vendor, parts: int, *, store: bool = True) -> None:
-        """Say the given parts of a vendor's state; with `store` they are this cell's to keep."""
+        """Adds parts of a vendor's state; with `store` they are also written into the cell's hash."""
         id = vendor.vendor_id
         if parts & Part.FIX:
             fix = (id, vendor.timestamp, vendor.lat, vendor.long, vendor.heading, vendor.speed)
-            self._say(self.fixes, b"f", vendor.timestamp, fix, store)
+            self._add(self.fixes, b"f", vendor.timestamp, fix, store)
         if parts & Part.CARD:
-            self._say(self.cards, b"c", vendor.card.version, (id, *vendor.card), store)
+            self._add(self.cards, b"c", vendor.card.version, (id, *vendor.card), store)
         if parts & Part.PRESENCE and vendor.presence.owner:
-            self._say(self.presences, b"p", vendor.presence.since, (id, *vendor.presence), store)
+            self._add(self.presences, b"p", vendor.presence.since, (id, *vendor.presence), store)
         if parts & Part.HTTP and vendor.http:
-            self._say(self.https, b"h", vendor.http, (id, vendor.http), store)
+            self._add(self.https, b"h", vendor.http, (id, vendor.http), store)
 
-    def _say(self, said: list[bytes], register: bytes, version: int, value: tuple[Any, ...], store: bool) -> None:
+    def _add(self, registers: list[bytes], kind: bytes, version: int, value: tuple[Any, ...], store: bool) -> None:
         encoded = orjson.dumps(value)
-        said.append(encoded)
+        registers.append(encoded)
         if store:
-            self.fields += (register + value[0].encode(), b"%013d%b" % (version, encoded))
+            self.fields += (kind + value[0].encode(), b"%013d%b" % (version, encoded))
 
-    def says(self) -> bool:
-        """Whether there is anything to publish."""
-        return bool(self.fixes or self.cards or self.presences or self.https or self.gone)
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to publish."""
+        return not (self.fixes or self.cards or self.presences or self.https or self.gone)
 
     def message(self, origin: str) -> bytes:
         """The batch as it is published."""
-        lists = [b"[%b]" % b",".join(said) for said in (self.fixes, self.cards, self.presences, self.https)]
+        lists = [b"[%b]" % b",".join(registers) for registers in (self.fixes, self.cards, self.presences, self.https)]
         return b"[%b,%b,%b]" % (orjson.dumps(origin), b",".join(lists), orjson.dumps(self.gone))
 
 
@@ -234,7 +237,7 @@ class Registers:
         self.http = http
 
     def take(self, kind: bytes, value: bytes) -> None:
-        """A register by the first letter of its field."""
+        """Sets a register by the first letter of its field."""
         if kind == b"f":
             self.fix = value
         elif kind == b"c":
@@ -244,18 +247,18 @@ class Registers:
         elif kind == b"h":
             self.http = value
 
-    def owner(self) -> str | None:
+    def process(self) -> str | None:
         """The process of the newest connection."""
         return None if self.presence is None else str(orjson.loads(self.presence[13:])[2])
 
-    def last(self, heard: Callable[[str], int]) -> int | None:
-        """The vendor's last sign of life, epoch ms, None if that is not told; `heard(process)` is that of a process."""
+    def last_seen(self, heard_at: Callable[[str], int]) -> int | None:
+        """The vendor's last sign of life, epoch ms, None if unknown; `heard_at(process)` is a process's heartbeat."""
         if self.http is None and self.presence is None:
             return None
         last = int(self.http[:13]) if self.http is not None else 0
         if self.presence is not None:
-            _, since, owner, ended = orjson.loads(self.presence[13:])
-            last = max(last, ended or max(since, heard(owner)))
+            _, since, process, ended = orjson.loads(self.presence[13:])
+            last = max(last, ended or max(since, heard_at(process)))
         return last
 
     def versions(self) -> Versions:
@@ -263,11 +266,11 @@ class Registers:
         return Versions(*[NEVER if held is None else held[:13] for held in (self.fix, self.presence, self.http)])
 
     def timestamp(self) -> int:
-        """When the fix was taken; -1: there is none."""
+        """The fix's timestamp, epoch ms; -1: there is none."""
         return -1 if self.fix is None else int(self.fix[:13])
 
     def put(self, index: LiveIndex, now: int) -> None:
-        """Merge into the index; presence first, as a fix without one would wait for it."""
+        """Merges into the index; presence first, as a fix waits for one."""
         if self.presence is not None:
             id, since, owner, ended = orjson.loads(self.presence[13:])
             index.put_presence(id, Presence(since, owner, ended), now)
@@ -283,7 +286,7 @@ class Registers:
 
 
 class Reading:
-    """A cell being read; who is heard of meanwhile is known better by that."""
+    """A cell being read. A vendor that is heard of meanwhile is known better by that."""
 
     __slots__ = ("cursor", "found", "heard", "left", "mark")
 
@@ -294,13 +297,13 @@ class Reading:
         self.heard: set[str] = set()
         self.left: dict[str, int] = {}
 
-    def again(self) -> None:
-        """Begin anew: a cursor means nothing to another node, or to the same one after a restart."""
+    def restart(self) -> None:
+        """Starts over: a cursor means nothing to another node, or to the same one after a restart."""
         self.cursor, self.mark = 0, None
         self.found.clear()
 
     def take(self, answer: Sequence[Any]) -> bool:
-        """A part of the cell; tells whether it was the last."""
+        """Takes a part of the cell in; returns whether it was the last."""
         self.cursor, flat = answer
         found = self.found
         for field, value in zip(flat[::2], flat[1::2], strict=True):
@@ -313,9 +316,9 @@ class Reading:
             registers.take(field[:1], value)
         return int(self.cursor) == 0
 
-    def owners(self) -> set[str]:
+    def processes(self) -> set[str]:
         """The processes whose vendors were read."""
-        return {owner for registers in self.found.values() if (owner := registers.owner()) is not None}
+        return {process for registers in self.found.values() if (process := registers.process()) is not None}
 
 
 def new_mark() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from streamer.broker.redis_cluster import Command
+from streamer.broker.redis_connections import Command
 from streamer.errors import Unavailable
 
 log = structlog.get_logger()

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from streamer import settings
-from streamer.broker import redis_cluster
+from streamer.broker.redis_address import RedisAddress
 from streamer.cli.options import Host, Port
 from streamer.errors import SettingsError
 from streamer.settings import Check, Settings
@@ -171,7 +171,7 @@ def _check_redis(url: str) -> None:
             f"REDIS_URL must be like redis://user:password@host:6379/0 ({', '.join(REDIS_SCHEMES)}); "
             "write /, ?, #, @ and : in the password percent-encoded (%2F, %3F, %23, %40, %3A)"
         )
-    redis_cluster.check_url(url)
+    RedisAddress.check(url)
 
 
 def _check_jwks(url: str) -> None:

@@ -12,7 +12,10 @@ import pytest
 import trustme
 from redis.asyncio import Connection
 
-from streamer.broker import redis_cluster
+from streamer.broker.redis_address import RedisAddress
+from streamer.broker.redis_cluster import Nodes
+from streamer.broker.redis_compat import reset
+from streamer.broker.redis_node import Node
 from streamer.cli import config
 from streamer.errors import SettingsError, Unavailable
 from streamer.storage import database
@@ -142,16 +145,19 @@ async def test_a_client_shows_its_certificate(
 # Redis
 
 
+class Unheard:
+    """Whoever hears of Redis here needs to know nothing."""
+
+    def on_message(self, channel: bytes, data: bytes) -> None: ...
+    def on_subscribed(self, channel: bytes) -> None: ...
+    def on_answering(self, node: Node) -> None: ...
+    def on_subscription(self, node: Node, up: bool) -> None: ...
+    def on_slots_moved(self) -> None: ...
+
+
 async def redis_cause(url: str, hold: str = "") -> str:
     """Why a Redis can't be used, as /readyz says it; empty when it can."""
-    found = redis_cluster.Nodes(
-        url,
-        heard=lambda channel, data: None,
-        subscribed=lambda channel: None,
-        answered=lambda node: None,
-        turned=lambda node: None,
-        reshaped=lambda: None,
-    )
+    found = Nodes(RedisAddress(url, 2.0), Unheard())
     task = asyncio.create_task(found.keep())
     try:
         await eventually(lambda: found.cause is None or hold in str(found.cause), "a cause")
@@ -178,7 +184,7 @@ async def test_a_lost_tls_connection_is_let_go_of(redis_url: str, certificate: A
         )
         connection._writer.transport.abort()
         await asyncio.sleep(0.05)
-        redis_cluster.reset(connection)
+        reset(connection)
         assert connection._writer is None
 
 

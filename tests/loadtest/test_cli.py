@@ -102,7 +102,7 @@ async def answering(*statuses: int) -> tuple[dict[str, Any], int]:
     left, begun = list(statuses), 0
 
     async def ready(request: web.Request) -> web.Response:
-        return web.Response(status=left.pop(0), text="bus-flush died")
+        return web.Response(status=left.pop(0), text="broker-publisher died")
 
     async def measured() -> dict[str, Any]:
         nonlocal begun
@@ -122,10 +122,10 @@ async def answering(*statuses: int) -> tuple[dict[str, Any], int]:
 async def test_a_server_that_is_not_whole_is_never_reported_as_ok() -> None:
     """With its bus dead a server is cheap and fast: such numbers must not pass for its cost."""
     report, begun = await answering(503)
-    assert "503: bus-flush died" in report["failed"]
+    assert "503: broker-publisher died" in report["failed"]
     assert begun == 0
     report, begun = await answering(200, 503)
-    assert (report["ok"], report["ready"], begun) == (False, "503: bus-flush died", 1)
+    assert (report["ok"], report["ready"], begun) == (False, "503: broker-publisher died", 1)
     report, begun = await answering(200, 200)
     assert (report["ok"], report["ready"], begun) == (True, True, 1)
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from streamer.broker.broker import Broker
+from streamer.broker.context import BrokerConfig
 from streamer.broker.subscriptions import Subscriptions
 from streamer.live import index as live_index
 from streamer.live.index import Card, LiveIndex
@@ -32,9 +33,7 @@ class Peer:
         self.ticker = Ticker(self.index, self.now, frame_cost=cost, frame_interval=interval)
         self.gaps: list[frozenset[int]] = []
         self.deleted: list[str] = []
-        self.broker = Broker(
-            redis_url, self.index, self.now, changed=self.ticker.changed, gap=self._gap, deleted=self._deleted, **broker
-        )
+        self.broker = Broker(BrokerConfig(redis_url, **broker), self.index, self.now, self)
         self.watches = Subscriptions(self.index, self.broker, self.now)
         self.supervisor = Supervisor()
         self.lag = 0.0
@@ -121,11 +120,19 @@ class Peer:
         await look.watch(**fields)
         return look
 
-    def _gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
+    # BrokerEventHandler
+
+    def on_index_changed(self) -> None:
+        """As the server does."""
+        self.ticker.changed()
+
+    def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
+        """As the server does."""
         self.gaps.append(cells)
         self.watches.gap(cells, vendor_ids)
 
-    def _deleted(self, vendor_id: str) -> None:
+    def on_vendor_deleted(self, vendor_id: str) -> None:
+        """Notes it."""
         self.deleted.append(vendor_id)
 
 

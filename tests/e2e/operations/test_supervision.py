@@ -11,7 +11,7 @@ from streamer.storage import database
 from tests.conftest import Running, Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually
 
-PASSING = ("Task-", "probe", "close", "held", "read ahead", "farewell", "load ", "bus-map")
+PASSING = ("Task-", "probe", "close", "held", "read ahead", "farewell", "load ", "broker-cluster-map")
 """How tasks begin that end by themselves: of a connection, a question, a goodbye."""
 
 
@@ -34,9 +34,16 @@ async def test_every_long_lived_task_is_missed_and_started_again(serve: Serve, d
     before = asyncio.all_tasks()
     running = await serve()
     tasks = of_the_server(before)
-    assert {"ticker", "expire", "heartbeat", "partitions", "batcher", "positions", "bus-flush", "bus-load"} <= set(
-        tasks
-    )
+    assert {
+        "ticker",
+        "expire",
+        "heartbeat",
+        "partitions",
+        "batcher",
+        "positions",
+        "broker-publisher",
+        "broker-subscriber",
+    } <= set(tasks)
     for task in tasks.values():
         task.cancel()
     await asyncio.wait(tasks.values(), timeout=10)

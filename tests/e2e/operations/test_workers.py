@@ -30,10 +30,10 @@ def test_a_board_tells_who_is_in_trouble() -> None:
         board.put(number, Slot(100 + number, 10.0, 0, False, ""))
     assert board.troubles(10.0 + SILENT) == {}
     board.beat(0, 20.0)
-    board.beat(1, 20.0, "bus-flush: it died 5 times — " + "ä" * 600)
+    board.beat(1, 20.0, "broker-publisher: it died 5 times — " + "ä" * 600)
     troubles = board.troubles(20.5)
     assert list(troubles) == ["worker 1", "worker 2"]
-    assert troubles["worker 1"].startswith("bus-flush: it died 5 times — ää")
+    assert troubles["worker 1"].startswith("broker-publisher: it died 5 times — ää")
     assert troubles["worker 2"] == "no sign of life for 10 s"
     assert list(board.troubles(20.5, but=1)) == ["worker 2"]
     board.beat(1, 21.0)

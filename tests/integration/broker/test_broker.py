@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from streamer.broker.redis_cluster import Command
+from streamer.broker.redis_connections import Command
 from streamer.broker.redis_schema import PLACE, WRITE, CellBatch, Reading, channel, positions_key
 from streamer.geo.grid import bus_cell
 from streamer.live.local_vendors import Part
@@ -55,7 +55,7 @@ async def test_the_only_process_says_little_until_another_one_comes(redis_url: s
         await written(one, "truck")  # the first after a quiet time goes at once
         one.ping("truck", HERE)
         await asyncio.sleep(0.5)
-        posted = one.broker.publisher.posted["truck"]
+        posted = one.broker.publisher.placement.entries["truck"]
         assert int(posted.versions.fix) < one.index.vendors["truck"].timestamp, "told to nobody"
         async with Peer(redis_url, "other") as other:
             await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
@@ -130,7 +130,7 @@ async def written(peer: Peer, vendor_id: str) -> None:
     """Wait until a process wrote all it knows of its vendor."""
 
     def holds() -> bool:
-        posted, vendor = peer.broker.publisher.posted.get(vendor_id), peer.index.vendors[vendor_id]
+        posted, vendor = peer.broker.publisher.placement.entries.get(vendor_id), peer.index.vendors[vendor_id]
         return posted is not None and posted.sure and int(posted.versions.fix) == vendor.timestamp
 
     await eventually(holds, f"{vendor_id} written by {peer.index.me}")
@@ -161,7 +161,7 @@ async def test_redis_emptied_right_after_writing(redis_url: str, one: Peer, othe
             emptied.set()
 
         after(one, WRITE, empty)
-        one.broker._write_anew()  # as after a connection was lost
+        one.broker._republish()  # as after a connection was lost
         await emptied.wait()
         await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
         await (await other.watch(vendors=["truck"])).sees({"truck": HERE})
@@ -362,7 +362,7 @@ async def test_watched_again_at_the_moment_it_is_let_go(redis_url: str, other: P
             look = await third.watch(area=circle(*HERE, 100))
             await look.sees({"truck": HERE})
             look.close()
-            third.broker.subscriber.let_go(asyncio.get_running_loop().time() + 100)
+            third.broker.subscriber.unsubscribe_idle(asyncio.get_running_loop().time() + 100)
         look = await third.watch(area=circle(*HERE, 100))
         await look.sees({"truck": HERE})
         assert look.snapshots == 1
@@ -557,17 +557,17 @@ async def test_one_that_comes_back_while_a_gap_is_closed_stays(one: Peer, other:
     at, broker = bus_cell(*HERE), other.broker
     reading = Reading()
     reading.mark = broker.subscriber._cells[at].mark
-    broker.subscriber._look_for_missing(at, broker.subscriber._cells[at], reading)
+    broker.subscriber.reader._note_missing(at, broker.subscriber._cells[at], reading)
     one.ping("truck", NEAR)
     batch = CellBatch()
     batch.add(one.index.vendors["truck"], Part.FIX, store=False)
-    broker.subscriber.hear(channel(at), batch.message("one"))
-    broker.subscriber._close_gap()
+    broker.subscriber.on_message(channel(at), batch.message("one"))
+    broker.subscriber.reader._close_gap()
     assert "truck" in other.index.vendors
     await viewer.sees({"truck": NEAR})
     # One that is not heard of again is gone.
     reading = Reading()
     reading.mark = broker.subscriber._cells[at].mark
-    broker.subscriber._look_for_missing(at, broker.subscriber._cells[at], reading)
-    broker.subscriber._close_gap()
+    broker.subscriber.reader._note_missing(at, broker.subscriber._cells[at], reading)
+    broker.subscriber.reader._close_gap()
     assert "truck" not in other.index.vendors

@@ -11,7 +11,7 @@ import orjson
 import pytest
 import redis.asyncio
 
-from streamer.broker.redis_schema import place_key, placed
+from streamer.broker.redis_schema import parse_place, place_key
 from streamer.geo.grid import bus_cell
 from streamer.protocol import messages
 from tests.support.apps import circle, eventually
@@ -136,7 +136,7 @@ class Chaos:
                 if field[:1] == b"f":
                     id, _, lat, long, *_ = orjson.loads(value[13:])
                     found.setdefault(id, []).append((lat, long))
-        places = {id: placed(await client.get(place_key(id))) for id in self.positions}
+        places = {id: parse_place(await client.get(place_key(id))) for id in self.positions}
         return found == {id: [at] for id, at in self.positions.items()} and all(
             (spot := places[id]) is not None and spot.cell == bus_cell(*at) for id, at in self.positions.items()
         )

@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
-from streamer.broker.redis_schema import ROAM, channel, positions_key
+from streamer.broker.redis_schema import BROADCAST, channel, positions_key
 from streamer.broker.stream import Feed
 from streamer.geo.grid import bus_cell, bus_cover
 from streamer.geo.shapes import Circle
@@ -107,7 +107,7 @@ async def test_on_three_nodes(cluster: Cluster) -> None:
         wanted = {channel(cell) for at in spots for cell in bus_cover(Circle(*at, 5_000))}
         for number in range(3):
             heard = set(await cluster.ask(number, "PUBSUB", "SHARDCHANNELS"))
-            assert heard - {ROAM} == {name for name in wanted if await cluster.serving(name) == number}
+            assert heard - {BROADCAST} == {name for name in wanted if await cluster.serving(name) == number}
         one.delete("truck")
         await followed.sees({"bus": spots[2]})
         for number in range(3):
@@ -117,7 +117,7 @@ async def test_on_three_nodes(cluster: Cluster) -> None:
 
 async def test_a_node_is_lost(cluster: Cluster) -> None:
     """What is on the others goes on; what was on it goes on within each process, and is whole again when it is back."""
-    roam = await cluster.serving(ROAM)
+    roam = await cluster.serving(BROADCAST)
     lost, kept = (number for number in range(3) if number != roam)
     there, here = await cluster.place_on(lost), await cluster.place_on(kept)
     async with Peer(cluster.url, "one", grace=1.0) as one, Peer(cluster.url, "other", grace=1.0) as other:

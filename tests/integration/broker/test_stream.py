@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from streamer.broker.redis_cluster import Command
+from streamer.broker.redis_connections import Command
 from streamer.broker.stream import BEAT, DEAD, LOOK, MOST_KNOWN, Feed
 from streamer.errors import Unavailable
 from streamer.operations.embedded import ValkeyServer

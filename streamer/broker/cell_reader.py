@@ -1,0 +1,196 @@
+"""Reads subscribed cells from Redis, first and after every gap, and merges them into the index.
+
+Subscribed, then read, then merged: no change falls between, and a vendor that was heard to leave during a read stays
+away. After a gap the watchers of a cell get snapshots once it is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from streamer.broker.context import Context, SubscribedCell
+from streamer.broker.membership import Membership, drop_commands
+from streamer.broker.redis_connections import Command, refused
+from streamer.broker.redis_schema import ALWAYS, CELL_TTL, READ, SCAN, Reading, channel, new_mark, positions_key
+from streamer.geo.grid import BUS_LEVEL, parent
+
+AT_ONCE = 16
+"""Cells read at the same time."""
+SLICE = 500
+"""Vendors merged before the event loop gets its turn."""
+PAUSE = 0.1
+"""Seconds after a read that failed."""
+
+
+class CellReader:
+    """Reads the cells it is told to; sets `wake` when there is one to be read.
+
+    `followed`: the cells of the vendors that are watched by id.
+    """
+
+    def __init__(
+        self, context: Context, membership: Membership, followed: Mapping[str, int], wake: asyncio.Event
+    ) -> None:
+        self.readings: dict[int, Reading] = {}
+        """The reads under way, by cell."""
+        self._context = context
+        self._nodes = context.nodes
+        self._index = context.index
+        self._local_vendors = context.local_vendors
+        self._clock = context.clock
+        self._cells = context.cells
+        self._membership = membership
+        self._followed = followed
+        self._wake = wake
+        self._to_read: set[int] = set()
+        self._gapped: set[int] = set()
+        """Cells in which changes may have been missed, and that are to be read again."""
+        self._read_again: set[int] = set()
+        """Those of them that were read again: their watchers are to get snapshots."""
+        self._missing: dict[str, tuple[int, int]] = {}
+        """Vendors that were not in the cell that was read: the cell and the timestamp they were known by."""
+        self._recheck: dict[int, float] = {}
+
+    def read(self, at: int) -> None:
+        """Has a cell read, again if it was read before: its channel was subscribed just now."""
+        if self._cells[at].loaded:
+            self._gapped.add(at)
+        self._to_read.add(at)
+        self._wake.set()
+
+    def recheck(self, now: float) -> None:
+        """Has the cells that Redis had lost read again, once the other processes had time to write them."""
+        for at in [at for at, when in self._recheck.items() if when <= now]:
+            del self._recheck[at]
+            if at in self._cells:
+                self._to_read.add(at)
+
+    def forget(self, at: int) -> None:
+        """Reads a cell no more."""
+        self._to_read.discard(at)
+        self._gapped.discard(at)
+        self.readings.pop(at, None)
+        self._recheck.pop(at, None)
+
+    def forget_vendor(self, vendor_id: str) -> None:
+        """Disregards what is being read of a deleted vendor."""
+        for reading in self.readings.values():
+            reading.left[vendor_id] = int(ALWAYS)
+
+    async def read_some(self) -> bool:
+        """Reads a part of the cells that are to be read and can be; returns whether there is more."""
+        for at in self._to_read:
+            if at in self._cells:
+                before = self.readings.pop(at, None)
+                self.readings[at] = reading = Reading()
+                if before is not None:
+                    reading.heard, reading.left = before.heard, before.left
+        self._to_read.clear()
+        turn = [(at, reading) for at, reading in self.readings.items() if self._nodes.answers(channel(at))][:AT_ONCE]
+        commands = []
+        for at, reading in turn:
+            # To the end of the line, so that a large cell does not hold up the small ones.
+            self.readings[at] = self.readings.pop(at)
+            key = positions_key(at)
+            if reading.mark is None:
+                commands.append(Command(key, ("EVAL", READ, 1, key, CELL_TTL, new_mark())))
+            commands.append(Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN)))
+        answers = iter(await self._nodes.run(commands, "read"))
+        failed = False
+        for at, reading in turn:
+            mark = next(answers) if reading.mark is None else reading.mark
+            part = next(answers)
+            if refused(mark) or refused(part):
+                failed = True
+                reading.restart()
+                continue
+            reading.mark = mark
+            if reading.take(part) and self.readings.get(at) is reading:
+                await self._merge(at, reading)
+        more = bool(self._to_read) or any(self._nodes.answers(channel(at)) for at in self.readings)
+        if not more or not self._gapped & self.readings.keys():
+            self._close_gap()
+        if failed:
+            await asyncio.sleep(PAUSE)
+        return more
+
+    async def _merge(self, at: int, reading: Reading) -> None:
+        """Merges a cell that was read, and notes which vendors of the index were not in it."""
+        index = self._index
+        await self._membership.learn(reading.processes())
+        cell = self._cells.get(at)
+        if cell is None or self.readings.get(at) is not reading:
+            return
+        expired: list[str | bytes] = []
+        for number, (id, registers) in enumerate(reading.found.items()):
+            if number % SLICE == SLICE - 1:
+                self._context.handler.on_index_changed()
+                await asyncio.sleep(0)
+                if self._cells.get(at) is not cell or self.readings.get(at) is not reading:
+                    return
+            if reading.left.get(id, -1) >= registers.timestamp():
+                continue
+            now = self._clock()
+            if self._membership.expired(registers, now):
+                expired += (id, *registers.versions())
+                continue
+            registers.put(index, now)
+            vendor = index.vendors.get(id)
+            if vendor is not None and id not in self._local_vendors and vendor.timestamp >= 0:
+                self._context.remove_unheard(vendor)
+        del self.readings[at]
+        self._note_missing(at, cell, reading)
+        for id in cell.early:
+            vendor = index.vendors.get(id)
+            if vendor is not None and vendor.timestamp < 0 and id not in self._local_vendors:
+                index.remove(id)
+        cell.early.clear()
+        if cell.loaded and at in self._gapped:
+            self._read_again.add(at)
+        cell.loaded = True
+        cell.ready.set()
+        self._gapped.discard(at)
+        self._context.handler.on_index_changed()
+        if expired:
+            await self._nodes.run(list(drop_commands(at, expired)), "read")
+
+    def _note_missing(self, at: int, cell: SubscribedCell, reading: Reading) -> None:
+        """A vendor of the index that is not in Redis left, unless Redis lost the cell."""
+        missing = [
+            vendor
+            for vendor in self._index.in_bus_cell(at)
+            if vendor.vendor_id not in reading.found
+            and vendor.vendor_id not in reading.heard
+            and vendor.vendor_id not in self._local_vendors
+        ]
+        if cell.loaded and cell.mark != reading.mark:
+            # A vendor that is missing may simply not have been written again yet.
+            cell.mark = reading.mark
+            cell.doubtful = True
+            self._recheck[at] = asyncio.get_running_loop().time() + self._context.config.grace
+            return
+        cell.mark = reading.mark
+        if cell.doubtful:
+            # Its process had time to write it; a silent process can't, and its vendors leave by time.
+            cell.doubtful = False
+            missing = [v for v in missing if v.presence.owner and not self._membership.silent(v.presence.owner)]
+        self._missing.update((vendor.vendor_id, (at, vendor.timestamp)) for vendor in missing)
+
+    def _close_gap(self) -> None:
+        """All that could be read again was: removes vendors found nowhere, and has snapshots sent."""
+        missing, self._missing = self._missing, {}
+        for id, (at, timestamp) in missing.items():
+            vendor = self._index.vendors.get(id)
+            if (
+                vendor is not None
+                and vendor.timestamp == timestamp  # else it was heard of since: it came back
+                and id not in self._local_vendors
+                and parent(vendor.cell, BUS_LEVEL) == at
+                and self._followed.get(id, at) == at
+            ):
+                self._index.remove(id)
+                self._context.handler.on_index_changed()
+        if self._read_again:
+            again, self._read_again = frozenset(self._read_again), set()
+            self._context.handler.on_gap(again, frozenset(id for id, at in self._followed.items() if at in again))

@@ -1,0 +1,200 @@
+"""In which cell each vendor of this process has its entry, and which entries are still to be dropped.
+
+A vendor has one place in Redis. The process that takes it over, or moves it to another cell, drops the old entry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from streamer.broker.context import Context
+from streamer.broker.flush import Dropping, Flush
+from streamer.broker.membership import Membership
+from streamer.broker.redis_connections import Command, refused
+from streamer.broker.redis_schema import (
+    ANY_VERSION,
+    AT_TTL,
+    CHUNK,
+    PLACE,
+    UNPLACE,
+    Registers,
+    Versions,
+    parse_place,
+    place_key,
+    place_value,
+    positions_key,
+    versions_of,
+)
+from streamer.geo.grid import BUS_LEVEL, parent
+from streamer.live.index import Vendor
+
+OUTDATED = -1
+"""In place of a cell: another process knows of a newer fix."""
+
+
+class Entry(NamedTuple):
+    """Where this process wrote a vendor, the versions it wrote, and whether that is `sure` to have been done."""
+
+    cell: int
+    versions: Versions
+    sure: bool = True
+
+
+class Placement:
+    """Entries and places of this process's vendors; sets `wake` when there is something to drop or to repeat."""
+
+    def __init__(self, context: Context, membership: Membership, wake: asyncio.Event) -> None:
+        self.entries: dict[str, Entry] = {}
+        """This process's vendors in Redis."""
+        self.dropping: dict[int, dict[str, Dropping]] = {}
+        """Entries to be dropped, by cell, now or when their node can be used again."""
+        self.unplaced: set[str] = set()
+        """Vendors whose place could not be asked or written."""
+        self._nodes = context.nodes
+        self._index = context.index
+        self._local_vendors = context.local_vendors
+        self._clock = context.clock
+        self._membership = membership
+        self._wake = wake
+
+    def drop(self, at: int, vendor_id: str, entry: Dropping) -> None:
+        """Has an entry dropped."""
+        self.dropping.setdefault(at, {})[vendor_id] = entry
+        self._wake.set()
+
+    def cancel_drop(self, at: int, vendor_id: str) -> None:
+        """Keeps an entry that was to be dropped."""
+        entries = self.dropping.get(at)
+        if entries is not None and entries.pop(vendor_id, None) is not None and not entries:
+            del self.dropping[at]
+
+    def dropped(self, at: int, entries: Mapping[str, Dropping]) -> None:
+        """These entries were dropped; one that was added meanwhile stays to be dropped."""
+        held = self.dropping.get(at)
+        if held is None:
+            return
+        for id, entry in entries.items():
+            if held.get(id) is entry:
+                del held[id]
+        if not held:
+            del self.dropping[at]
+
+    def sweep(self) -> None:
+        """Drops the entries of vendors that another process serves by now."""
+        for id in [id for id in self.entries if id not in self._local_vendors]:
+            entry = self.entries.pop(id)
+            self.drop(entry.cell, id, Dropping(entry.versions))
+        self.unplaced.intersection_update(self._local_vendors.sockets)
+
+    async def adopt(self, vendor_ids: Iterable[str]) -> dict[str, bytes]:
+        """Merges what Redis holds of vendors that this process begins to serve.
+
+        Returns:
+            Their places as found, except those written by a living process, which is about to write a newer one.
+        """
+        found: dict[str, tuple[bytes, str]] = {}
+        by_cell: dict[int, list[str]] = {}
+        ids = list(vendor_ids)
+        values = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in ids])
+        for id, value in zip(ids, values, strict=True):
+            if refused(value):
+                self.unplaced.add(id)
+            elif (place := parse_place(value)) is not None:
+                found[id] = (value, place.process)
+                by_cell.setdefault(place.cell, []).append(id)
+        read = await self._read_registers(by_cell)
+        processes = {process for _, _, registers in read if (process := registers.process()) is not None}
+        await self._membership.learn(processes | {process for _, process in found.values()})
+        self._merge(read)
+        me, silent = self._index.me, self._membership.silent
+        return {id: value for id, (value, process) in found.items() if process == me or silent(process)}
+
+    async def _read_registers(self, by_cell: Mapping[int, list[str]]) -> list[tuple[str, int, Registers]]:
+        commands, asked = [], []
+        for at, ids in by_cell.items():
+            for start in range(0, len(ids), CHUNK):
+                some = ids[start : start + CHUNK]
+                fields = [name + id.encode() for id in some for name in Registers.NAMES]
+                commands.append(Command(positions_key(at), ("HMGET", positions_key(at), *fields)))
+                asked.append((at, some))
+        read: list[tuple[str, int, Registers]] = []
+        for (at, some), answer in zip(asked, await self._nodes.run(commands, "read"), strict=True):
+            if refused(answer):
+                self.unplaced.update(some)
+                continue
+            for number, id in enumerate(some):
+                read.append((id, at, Registers(*answer[number * 4 : number * 4 + 4])))
+        return read
+
+    def _merge(self, read: Iterable[tuple[str, int, Registers]]) -> None:
+        now, local_vendors, index = self._clock(), self._local_vendors, self._index
+        for id, at, registers in read:
+            if id not in local_vendors or registers.fix is None:
+                continue
+            self.entries.setdefault(id, Entry(at, registers.versions()))
+            last = registers.last_seen(self._membership.heard_at)
+            if last is None or last + self._membership.vendor_ttl <= now:
+                continue
+            registers.put(index, now)
+            if local_vendors.sockets[id] > 0 and index.vendors[id].presence.owner != index.me:
+                # Its newest connection is here, whatever the other process's clock says.
+                local_vendors.claim(id, now)
+
+    async def place(self, vendors: Mapping[str, Vendor], found: Mapping[str, bytes]) -> dict[str, int]:
+        """Writes where vendors are that moved to another cell or process.
+
+        Args:
+            vendors: those vendors.
+            found: places that `adopt` found and that may be replaced even if they are newer.
+
+        Returns:
+            The cell that was written for each, or OUTDATED.
+        """
+        commands: list[Command] = []
+        cells: dict[str, int] = {}
+        versions: dict[str, Versions] = {}
+        for id, vendor in vendors.items():
+            cells[id] = parent(vendor.cell, BUS_LEVEL)
+            versions[id] = versions_of(vendor)
+            key = place_key(id)
+            value = place_value(versions[id].fix, cells[id], self._index.me)
+            commands.append(Command(key, ("EVAL", PLACE, 1, key, value, found.get(id) or b"", AT_TTL)))
+        answers = await self._nodes.run(commands) if commands else []
+        for id, answer in zip(vendors, answers, strict=True):
+            place = None
+            if refused(answer):
+                # Written once that node can be used; those who watch the cell need not wait for it.
+                self.unplaced.add(id)
+            else:
+                place = parse_place(answer)
+                if place is not None and place.version > versions[id].fix and answer != found.get(id):
+                    cells[id] = OUTDATED
+                    self._wake.set()
+                    continue
+            self.cancel_drop(cells[id], id)
+            entry = self.entries.get(id)
+            for old in {place and place.cell, entry and entry.cell} - {None, cells[id]}:
+                assert old is not None
+                self.drop(old, id, Dropping(versions[id]))
+        return cells
+
+    async def unplace(self, flush: Flush, failed: set[int]) -> None:
+        """Forgets the places of vendors that left the map."""
+        commands = []
+        for at, entries in flush.dropping.items():
+            for id, entry in entries.items():
+                if entry.unplace and at not in failed:
+                    key, process = place_key(id), "" if entry.gone else self._index.me
+                    commands.append(Command(key, ("EVAL", UNPLACE, 1, key, entry.versions.fix, process)))
+        await self._nodes.run(commands)
+
+    async def drop_unknown(self, vendor_ids: Iterable[str]) -> None:
+        """Has deleted vendors dropped from where another process may have written them."""
+        ids = [id for id in vendor_ids if not any(id in entries for entries in self.dropping.values())]
+        values = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in ids]) if ids else []
+        for id, value in zip(ids, values, strict=True):
+            place = None if refused(value) else parse_place(value)
+            if place is not None:
+                self.drop(place.cell, id, Dropping(ANY_VERSION, gone=True, unplace=True))
