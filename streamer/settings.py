@@ -109,6 +109,7 @@ class Settings(BaseSettings):
     # vendors
     max_batch: int = _setting(500, "most pings in one message", "pings", ge=1, le=10_000)
     future_tolerance: float = _setting(60.0, "a ping further in the future is rejected", "s", ge=0)
+    max_age: float = _setting(366.0, "an older ping is rejected: the clock of its device is wrong", "days", gt=0)
     vendor_rate: float = _setting(
         200.0,
         "a vendor within it goes ahead of others' backlogs; above it is read no faster while the buffer is contended",

@@ -21,6 +21,8 @@ from streamer.protocol.messages import (
     encode_reject,
 )
 
+CLOCK_ERRORS = (ErrorCode.TIMESTAMP_IN_FUTURE, ErrorCode.TIMESTAMP_TOO_OLD)
+
 
 class Pending:
     """The pings of one message on their way to the disk; acked up to `last_seq` once settled and all before it are."""
@@ -112,7 +114,7 @@ class VendorSession:
             self._bad_messages.good()
             return received  # an empty list uses up no seq
         # A wrong clock is a phone's fault, not its app's: hello.time lets it mend that.
-        if not message.accepted and message.rejected[-1].code is not ErrorCode.TIMESTAMP_IN_FUTURE:
+        if not message.accepted and message.rejected[-1].code not in CLOCK_ERRORS:
             self._bad_messages.bad(ProtocolError(message.rejected[-1].code, message.rejected[-1].message))
         else:
             self._bad_messages.good()

@@ -1,7 +1,7 @@
-"""A vendor's stored history as it is asked for and answered: range, cursor, JSON, GeoJSON and GPX. Pure.
+"""A vendor's stored history: the range and cursor of a query, and pages as JSON, GeoJSON and GPX. Pure.
 
-Timestamps are epoch milliseconds, positions degrees. A page ends at a row; the next one begins after that row's
-(timestamp, id), so pages neither skip nor repeat, whatever is stored meanwhile.
+Timestamps are epoch milliseconds, positions degrees. A page starts after the (timestamp, id) of the last row before it,
+so pages neither skip nor repeat rows, whatever is stored meanwhile.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -21,13 +21,13 @@ from xml.sax.saxutils import escape
 import orjson
 
 from streamer.errors import ErrorCode, ProtocolError
-from streamer.protocol.messages import epoch_ms, shown
+from streamer.protocol.fields import epoch_ms, shown
 
 DAY_MS = 86_400_000
 DEFAULT_LIMIT = 1000
-MOST_LIMIT = 10_000
+MAX_LIMIT = 10_000
 LATEST_MS = 253_402_300_800_000
-"""The year 10000: no stored timestamp is that late."""
+"""The year 10000: no stored timestamp is later."""
 
 _EPOCH = datetime(1970, 1, 1)
 _DIGITS = re.compile(r"-?[0-9]{1,15}")
@@ -35,7 +35,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class Location(Protocol):
-    """A stored ping, as the store gives it."""
+    """A stored ping, as the store returns it."""
 
     @property
     def id(self) -> str: ...
@@ -52,7 +52,7 @@ Row = TypeVar("Row", bound=Location)
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What is asked for: from_ms <= timestamp < to_ms, at most `limit` after the place `after`, a (timestamp, id)."""
+    """A requested range: from_ms <= timestamp < to_ms, at most `limit` rows after `after`, a (timestamp, id)."""
 
     from_ms: int
     to_ms: int
@@ -60,25 +60,25 @@ class Range:
     after: tuple[int, str] | None
 
     def next_query(self, cursor: str) -> str:
-        """The query string of the page after this one, its range fixed."""
+        """Returns the query string of the next page, with the range fixed."""
         return urlencode({"from": self.from_ms, "to": self.to_ms, "limit": self.limit, "cursor": cursor})
 
 
 class Format(StrEnum):
-    """The media types that history comes in, the preferred one first."""
+    """The media types of history, the preferred one first."""
 
     JSON = "application/json"
     GEOJSON = "application/geo+json"
     GPX = "application/gpx+xml"
 
 
-# what is asked for
+# requests
 
 
 def decode_range(query: Mapping[str, str], now: int, future_tolerance_ms: int) -> Range:
-    """The range of a query's `from`, `to`, `limit` and `cursor`; by default the last 24 h and all that is stored since.
+    """Returns the range of a query's `from`, `to`, `limit` and `cursor`; by default the last 24 h.
 
-    A stored ping may be ahead of `now` by the tolerance, so the default end is.
+    A stored ping may be ahead of `now` by the tolerance, so the default end is, too.
     """
     to_ms = _moment(query, "to")
     from_ms = _moment(query, "from")
@@ -92,8 +92,8 @@ def decode_range(query: Mapping[str, str], now: int, future_tolerance_ms: int) -
     limit = DEFAULT_LIMIT
     if limit_text is not None:
         limit = int(limit_text) if _DIGITS.fullmatch(limit_text) else 0
-        if not 1 <= limit <= MOST_LIMIT:
-            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit is 1 to {MOST_LIMIT}, not {shown(limit_text)}")
+        if not 1 <= limit <= MAX_LIMIT:
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit must be 1 to {MAX_LIMIT}, not {shown(limit_text)}")
     cursor = query.get("cursor")
     return Range(from_ms, to_ms, limit, None if cursor is None else decode_cursor(cursor))
 
@@ -118,29 +118,29 @@ def _moment(query: Mapping[str, str], name: str) -> int | None:
 
 
 def encode_cursor(timestamp: int, id: str) -> str:
-    """The place of a row in the history, as text that says nothing to a client."""
+    """Returns an opaque text for the place of a row in the history."""
     return urlsafe_b64encode(f"{timestamp}.{id}".encode()).rstrip(b"=").decode()
 
 
 def decode_cursor(cursor: str) -> tuple[int, str]:
-    """The (timestamp, id) of a cursor; ProtocolError when it is none of ours."""
+    """Returns the (timestamp, id) of a cursor; ProtocolError when this server did not make it."""
     try:
         raw = cursor.encode("ascii")
         text = urlsafe_b64decode(raw + b"=" * (-len(raw) % 4)).decode()
         timestamp, dot, id = text.partition(".")
         place = int(timestamp) if _DIGITS.fullmatch(timestamp) else -1
-        # What does not encode to itself was changed on the way: base64 leaves out what it does not know.
+        # base64 ignores unknown characters: a changed cursor may decode, but it does not encode to itself.
         if dot and "\0" not in id and 0 <= place <= LATEST_MS and encode_cursor(place, id) == cursor:
             return place, id
     except (binascii.Error, ValueError):
         pass
     raise ProtocolError(
-        ErrorCode.INVALID_MESSAGE, f"cursor {shown(cursor)} is not one that came as `next`: begin again without it"
+        ErrorCode.INVALID_MESSAGE, f"cursor {shown(cursor)} is not the `next` of a page: start again without it"
     )
 
 
 def negotiate(accept: str) -> Format | None:
-    """The format for an Accept header, by its q-values (RFC 9110); None when none is accepted. Empty accepts all."""
+    """Returns the format for an Accept header by its q-values (RFC 9110), or None; an empty header accepts all."""
     if not accept.strip():
         return Format.JSON
     ranges: dict[str, float] = {}
@@ -164,74 +164,74 @@ def _quality(parameters: Sequence[str]) -> float:
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
-            # Once and for both: what `strip` takes for a space is not all that `float` does.
+            # Stripped first, as `float` takes more characters for spaces than `strip` does.
             value = value.strip()
             return float(value) if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", value) else 0.0
     return 1.0
 
 
-# the answer
+# responses
 
 
 def cut(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], str | None]:
-    """One page of rows that were read one further than `limit`, and the cursor of the next if there is one."""
+    """Returns one page of rows that were read one further than `limit`, and the cursor of the next page, if any."""
     if len(rows) <= limit:
         return rows, None
     page = rows[:limit]
     return page, encode_cursor(page[-1].timestamp, page[-1].id)
 
 
-def encode(form: Format, vendor_id: str, name: str, rows: Sequence[Location], cursor: str | None) -> bytes:
-    """A page of a vendor's history."""
-    return ENCODERS[form](vendor_id, name, rows, cursor)
+def encode(form: Format, vendor_id: str, name: str, parts: Sequence[bytes], cursor: str | None) -> bytes:
+    """Returns a page of a vendor's history, made of what `encode_rows` returned for its rows."""
+    if form is Format.GPX:
+        return _GPX % (escape(_NOT_XML.sub("", name)).encode(), b"\n".join(parts))
+    if form is Format.GEOJSON:
+        return b'{"type":"FeatureCollection","features":[%s]}' % b",".join(parts)
+    return b'{"vendorId":%s,"locations":[%s],"next":%s}' % (
+        orjson.dumps(vendor_id),
+        b",".join(parts),
+        orjson.dumps(cursor),
+    )
 
 
-def _json(vendor_id: str, name: str, rows: Sequence[Location], cursor: str | None) -> bytes:
-    locations = [{"id": row.id, "lat": row.lat, "long": row.long, "timestamp": row.timestamp} for row in rows]
-    return orjson.dumps({"vendorId": vendor_id, "locations": locations, "next": cursor})
-
-
-def _geojson(vendor_id: str, name: str, rows: Sequence[Location], cursor: str | None) -> bytes:
-    features: list[dict[str, Any]] = [
-        {
-            "type": "Feature",
-            "id": row.id,
-            "geometry": {"type": "Point", "coordinates": [row.long, row.lat]},
-            "properties": {"vendorId": vendor_id, "timestamp": row.timestamp, "time": rfc3339(row.timestamp)},
-        }
-        for row in rows
-    ]
-    return orjson.dumps({"type": "FeatureCollection", "features": features})
-
-
-def _gpx(vendor_id: str, name: str, rows: Sequence[Location], cursor: str | None) -> bytes:
-    points = "\n".join(
-        [
-            f'<trkpt lat="{_decimal(row.lat)}" lon="{_decimal(-180.0 if row.long == 180 else row.long)}">'
-            f"<time>{rfc3339(row.timestamp)}</time></trkpt>"
+def encode_rows(form: Format, vendor_id: str, rows: Sequence[Location]) -> bytes:
+    """Returns some rows of a page. Thousands at once would hold the event loop for tens of milliseconds."""
+    if form is Format.GPX:
+        return "\n".join(
+            [
+                f'<trkpt lat="{_decimal(row.lat)}" lon="{_decimal(-180.0 if row.long == 180 else row.long)}">'
+                f"<time>{rfc3339(row.timestamp)}</time></trkpt>"
+                for row in rows
+            ]
+        ).encode()
+    if form is Format.GEOJSON:
+        encoded: list[dict[str, Any]] = [
+            {
+                "type": "Feature",
+                "id": row.id,
+                "geometry": {"type": "Point", "coordinates": [row.long, row.lat]},
+                "properties": {"vendorId": vendor_id, "timestamp": row.timestamp, "time": rfc3339(row.timestamp)},
+            }
             for row in rows
         ]
-    )
-    return (
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
-        '<gpx version="1.1" creator="venta-streamer" xmlns="http://www.topografix.com/GPX/1/1">\n'
-        f"<trk><name>{escape(_NOT_XML.sub('', name))}</name><trkseg>\n{points}\n</trkseg></trk>\n</gpx>\n"
-    ).encode()
+    else:
+        encoded = [{"id": row.id, "lat": row.lat, "long": row.long, "timestamp": row.timestamp} for row in rows]
+    return orjson.dumps(encoded)[1:-1]
 
 
-ENCODERS: dict[Format, Callable[[str, str, Sequence[Location], str | None], bytes]] = {
-    Format.JSON: _json,
-    Format.GEOJSON: _geojson,
-    Format.GPX: _gpx,
-}
+_GPX = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n'
+    b'<gpx version="1.1" creator="venta-streamer" xmlns="http://www.topografix.com/GPX/1/1">\n'
+    b"<trk><name>%s</name><trkseg>\n%s\n</trkseg></trk>\n</gpx>\n"
+)
 
 
 def rfc3339(timestamp: int) -> str:
-    """A timestamp as RFC 3339 in UTC, to the millisecond."""
+    """Returns a timestamp as RFC 3339 in UTC, to the millisecond."""
     return (_EPOCH + timedelta(milliseconds=timestamp)).isoformat(timespec="milliseconds") + "Z"
 
 
 def _decimal(degrees: float) -> str:
-    """Degrees as XML's decimal, which knows no exponent."""
+    """Degrees as a decimal of XML, which has no exponents."""
     text = repr(degrees)
     return format(Decimal(text), "f") if "e" in text else text

@@ -1,23 +1,22 @@
-"""The wire contract: decode and validate what clients send, encode what they get. Pure.
+"""The wire contract: decodes and validates what clients send, encodes what they receive. Pure.
 
-Positions are degrees, `timestamp` is epoch milliseconds, payloads are JSON in UTF-8 bytes. Whatever can't be accepted
+Positions are degrees, `timestamp` is epoch milliseconds, payloads are JSON in UTF-8 bytes. Whatever cannot be accepted
 raises ProtocolError with the code of the contract and a message that names the value.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
 
 from streamer.errors import ErrorCode, ProtocolError
-from streamer.geo.shapes import Area, Box, Circle, Polygon
+from streamer.geo.shapes import Area
+from streamer.protocol.areas import decode_area
+from streamer.protocol.fields import decode_object, epoch_ms, measure, missing_or_invalid, position, shown
 from streamer.settings import Settings
 
 SUBPROTOCOL = "streamer.v1"
@@ -25,14 +24,16 @@ BEARER = "bearer."
 MAX_ID = 128
 MAX_SEQ = 2**53 - 1
 """The largest integer that every JSON implementation reads alike."""
-LAST_TIMESTAMP = 36**8 - 1
-"""The largest epoch milliseconds a location's id can hold (the year 2059)."""
-
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+MAX_INTERVAL = 3_600_000
+"""The longest interval of a watch, ms."""
+DEFAULT_DETAIL = 200
+MIN_DETAIL = 16
+MAX_DETAIL = 1000
+"""Groups that a `counts` watch asks for at most: by default, and between these bounds."""
 
 
 class Ping(NamedTuple):
-    """One position a vendor reported: `timestamp` ms, degrees, `heading` degrees, `speed` m/s, both maybe None."""
+    """One reported position: `timestamp` ms, degrees, `heading` degrees or None, `speed` m/s or None."""
 
     seq: int
     timestamp: int
@@ -43,7 +44,7 @@ class Ping(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One ping that will never be stored, and why."""
+    """A ping that will never be stored, and why."""
 
     seq: int
     code: ErrorCode
@@ -51,7 +52,7 @@ class Reject(NamedTuple):
 
 
 class Pings(NamedTuple):
-    """The pings of one message in the order of their `seq`, and those of them that can't be accepted."""
+    """The pings of one message in the order of their `seq`, and the rejected ones."""
 
     accepted: list[Ping]
     rejected: list[Reject]
@@ -60,34 +61,49 @@ class Pings(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A vendor opens or closes for business."""
+    """A vendor opens or closes for business; a hidden one leaves every map until it opens."""
 
     open: bool
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """A token, at the start or in place of the one before."""
+    """A token: the first one, or one that replaces the one before."""
 
     token: str
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """A customer wants the vendors inside an area, or the listed ones; exactly one of the two is given."""
+    """A customer watches an area or a list of vendors; exactly one of the two is given."""
 
     id: str
     area: Area | None
     vendors: frozenset[str] | None
     open: bool
     interval: int
+    detail: int | None = None
+    """For `"as":"counts"`: about how many groups at most. None: the watch shows vendors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unwatch:
-    """A customer is done with a watch."""
+    """A customer ends a watch."""
 
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Vendors near each other, as a `counts` watch shows them: the mean of their positions, and how many they are."""
+
+    group: str
+    lat: float
+    long: float
+    count: int
+    open: int
+    online: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +112,8 @@ class Bounds:
 
     max_batch: int = 500
     future_tolerance_ms: int = 60_000
+    max_age_ms: int = 366 * 86_400_000
+    max_watches: int = 32
     max_radius: float = 100_000.0
     max_extent: float = 200_000.0
     max_vertices: int = 200
@@ -103,10 +121,12 @@ class Bounds:
 
     @classmethod
     def of(cls, settings: Settings) -> Bounds:
-        """Return what the settings allow."""
+        """Returns what the settings allow."""
         return cls(
             max_batch=settings.max_batch,
             future_tolerance_ms=int(settings.future_tolerance * 1000),
+            max_age_ms=int(settings.max_age * 86_400_000),
+            max_watches=settings.max_watches,
             max_radius=settings.max_radius,
             max_extent=settings.max_extent,
             max_vertices=settings.max_vertices,
@@ -117,19 +137,13 @@ class Bounds:
 # decoding
 
 
-def decode_object(data: str | bytes) -> dict[str, Any]:
-    """The JSON object that a message is."""
-    try:
-        message = orjson.loads(data)
-    except (orjson.JSONDecodeError, RecursionError) as bad:
-        raise ProtocolError(ErrorCode.INVALID_JSON, f"the message is not JSON: {bad}") from None
-    if type(message) is not dict:
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"a message is a JSON object, not {shown(message)}")
-    return message
-
-
 def decode_vendor(data: str | bytes, now: int, last_seq: int | None, bounds: Bounds) -> Pings | Status | Auth:
-    """A vendor app's message. `now` is epoch ms, `last_seq` the connection's newest seq (None: none yet)."""
+    """Returns a vendor app's message.
+
+    Args:
+        now: The time of arrival, epoch ms.
+        last_seq: The newest seq of the connection, None before the first ping.
+    """
     message = decode_object(data)
     kind = message.get("type", "ping")
     if kind == "ping":
@@ -138,12 +152,13 @@ def decode_vendor(data: str | bytes, now: int, last_seq: int | None, bounds: Bou
         pings = message.get("pings")
         if type(pings) is not list:
             raise missing_or_invalid(message, "pings", "a list of pings")
+        if len(pings) > bounds.max_batch:
+            raise ProtocolError(
+                ErrorCode.INVALID_MESSAGE, f"{len(pings)} pings in one message; the limit is {bounds.max_batch}"
+            )
         return decode_pings(pings, now, last_seq, bounds)
     if kind == "status":
-        is_open = message.get("open")
-        if type(is_open) is not bool:
-            raise missing_or_invalid(message, "open", "true or false")
-        return Status(is_open)
+        return _decode_status(message)
     if kind == "auth":
         return decode_auth(message)
     raise ProtocolError(
@@ -152,22 +167,19 @@ def decode_vendor(data: str | bytes, now: int, last_seq: int | None, bounds: Bou
 
 
 def decode_pings(items: Sequence[Any], now: int, last_seq: int | None, bounds: Bounds) -> Pings:
-    """Check each ping by itself: one that can't be accepted costs itself only, by its seq.
+    """Validates each ping by itself: one that cannot be accepted is rejected by its seq, the others are unaffected.
 
-    A seq that is no integer or does not rise makes the whole message invalid: there would be no number to answer to.
+    Raises:
+        ProtocolError: A seq is no integer or does not rise, so there is no number to answer to.
     """
-    if len(items) > bounds.max_batch:
-        raise ProtocolError(
-            ErrorCode.INVALID_MESSAGE, f"{len(items)} pings in one message; at most {bounds.max_batch} are taken"
-        )
     accepted: list[Ping] = []
     rejected: list[Reject] = []
-    latest = now + bounds.future_tolerance_ms
+    oldest, latest = now - bounds.max_age_ms, now + bounds.future_tolerance_ms
     last = last_seq
     for item in items:
         if type(item) is not dict:
             last = 1 if last is None else last + 1
-            rejected.append(Reject(last, ErrorCode.INVALID_MESSAGE, f"a ping is an object, not {shown(item)}"))
+            rejected.append(Reject(last, ErrorCode.INVALID_MESSAGE, f"a ping must be an object, not {shown(item)}"))
             continue
         get = item.get
         seq = get("seq")
@@ -181,22 +193,18 @@ def decode_pings(items: Sequence[Any], now: int, last_seq: int | None, bounds: B
         last = seq
         lat, long, timestamp = get("lat"), get("long"), get("timestamp")
         heading, speed = get("heading"), get("speed")
-        # The common case in one look; all others, with their aliases and errors, below.
+        # The common case is checked at once. Aliases, other forms and errors follow.
         if (
             type(lat) is not float
             or type(long) is not float
             or type(timestamp) is not int
-            or not (-90.0 <= lat <= 90.0 and -180.0 <= long <= 180.0 and 0 <= timestamp <= latest)
+            or not (-90.0 <= lat <= 90.0 and -180.0 <= long <= 180.0 and oldest <= timestamp <= latest)
+            or timestamp < 10**11
         ):
             try:
                 lat, long = position(item)
                 timestamp = now if timestamp is None else epoch_ms(timestamp)
-                if timestamp > latest:
-                    raise ProtocolError(
-                        ErrorCode.TIMESTAMP_IN_FUTURE,
-                        f"timestamp {timestamp} is {timestamp - now} ms ahead of the server's {now};"
-                        f" at most {bounds.future_tolerance_ms} ms are taken: correct the clock by hello.time",
-                    )
+                check_age(timestamp, now, bounds)
             except ProtocolError as wrong:
                 rejected.append(Reject(seq, wrong.code, wrong.message))
                 continue
@@ -210,57 +218,105 @@ def decode_pings(items: Sequence[Any], now: int, last_seq: int | None, bounds: B
     return Pings(accepted, rejected, last)
 
 
+def check_age(timestamp: int, now: int, bounds: Bounds) -> None:
+    """Raises ProtocolError for a timestamp that is too far in the future or in the past."""
+    if timestamp > now + bounds.future_tolerance_ms:
+        raise ProtocolError(
+            ErrorCode.TIMESTAMP_IN_FUTURE,
+            f"timestamp {timestamp} is {timestamp - now} ms ahead of the server's {now};"
+            f" the limit is {bounds.future_tolerance_ms} ms: correct the clock by hello.time",
+        )
+    if timestamp < now - bounds.max_age_ms:
+        raise ProtocolError(
+            ErrorCode.TIMESTAMP_TOO_OLD,
+            f"timestamp {timestamp} is {(now - timestamp) / 86_400_000:.0f} days old;"
+            f" the limit is {bounds.max_age_ms / 86_400_000:g} days: check the clock of the device",
+        )
+
+
+def _decode_status(message: Mapping[str, Any]) -> Status:
+    is_open, hidden = message.get("open"), message.get("hidden")
+    if type(is_open) is not bool:
+        raise missing_or_invalid(message, "open", "true or false")
+    if hidden is not None and type(hidden) is not bool:
+        raise missing_or_invalid(message, "hidden", "true or false")
+    return Status(is_open, bool(hidden) and not is_open)
+
+
 def decode_auth(message: Mapping[str, Any]) -> Auth:
-    """The token of an `auth` message."""
+    """Returns the token of an `auth` message."""
     token = message.get("token")
     if type(token) is not str or not token:
         raise missing_or_invalid(message, "token", "a JWT", quote=False)
     return Auth(token)
 
 
-def decode_watch(data: str | bytes, bounds: Bounds) -> Watch | Unwatch | Auth:
-    """A customer app's message."""
+def decode_watch(data: str | bytes, bounds: Bounds, watches: Collection[str] = ()) -> Watch | Unwatch | Auth:
+    """Returns a customer app's message; `watches` are the ids of its open watches."""
     message = decode_object(data)
     kind = message.get("type")
     if kind == "watch":
-        return watch_of(message, bounds)
+        return watch_of(message, bounds, watches)
     if kind == "unwatch":
         return Unwatch(watch_id(message))
     if kind == "auth":
         return decode_auth(message)
     if kind is None:
-        raise ProtocolError(ErrorCode.MISSING_FIELD, 'type is missing: "watch", "unwatch" or "auth"')
+        raise ProtocolError(ErrorCode.MISSING_FIELD, 'type is missing: give "watch", "unwatch" or "auth"')
     raise ProtocolError(ErrorCode.INVALID_MESSAGE, f'a customer sends "watch", "unwatch" or "auth", not {shown(kind)}')
 
 
-def watch_of(message: Mapping[str, Any], bounds: Bounds) -> Watch:
-    """A `watch` message, its area within bounds."""
+def watch_of(message: Mapping[str, Any], bounds: Bounds, watches: Collection[str] = ()) -> Watch:
+    """Returns a `watch` message. Its area is decoded last, as that costs the most."""
     id = watch_id(message)
+    if len(watches) >= bounds.max_watches and id not in watches:
+        raise ProtocolError(
+            ErrorCode.TOO_MANY_WATCHES, f"{len(watches)} watches are open; the limit is {bounds.max_watches}"
+        )
     area, vendors = message.get("area"), message.get("vendors")
     if (area is None) == (vendors is None):
         code = ErrorCode.MISSING_FIELD if area is None else ErrorCode.INVALID_MESSAGE
-        raise ProtocolError(code, f"watch {id!r} needs an area or a list of vendors, one of the two")
+        raise ProtocolError(code, f"watch {id!r} needs either an area or a list of vendors")
     is_open = message.get("open")
     if is_open is not None and type(is_open) is not bool:
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"open is true or false, not {shown(is_open)}")
+        raise missing_or_invalid(message, "open", "true or false")
     interval = message.get("interval")
     if interval is None:
         interval = 0
-    elif type(interval) not in (int, float) or not 0 <= interval <= 3_600_000:
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"interval is 0 to 3600000 ms, not {shown(interval)}")
-    if vendors is None:
-        return Watch(id, decode_area(area, bounds), None, bool(is_open), int(interval))
+    elif type(interval) not in (int, float) or not 0 <= interval <= MAX_INTERVAL:
+        raise missing_or_invalid(message, "interval", f"0 to {MAX_INTERVAL} ms")
+    detail = _decode_detail(message)
+    if area is not None:
+        decoded = decode_area(area, bounds, any_box=detail is not None)
+        return Watch(id, decoded, None, bool(is_open), int(interval), detail)
+    if detail is not None:
+        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f'watch {id!r} lists vendors: "as":"counts" needs an area')
     if type(vendors) is not list or not all(type(v) is str and 0 < len(v) <= MAX_ID for v in vendors):
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"vendors is a list of vendorIds, not {shown(vendors)}")
+        raise missing_or_invalid(message, "vendors", "a list of vendorIds")
     if len(vendors) > bounds.max_listed:
         raise ProtocolError(
-            ErrorCode.AREA_TOO_LARGE, f"{len(vendors)} vendors in the list; at most {bounds.max_listed} are taken"
+            ErrorCode.AREA_TOO_LARGE, f"{len(vendors)} vendors are listed; the limit is {bounds.max_listed}"
         )
     return Watch(id, None, frozenset(vendors), bool(is_open), int(interval))
 
 
+def _decode_detail(message: Mapping[str, Any]) -> int | None:
+    """The groups that a `counts` watch asks for; None for a watch of vendors."""
+    form = message.get("as")
+    if form is None:
+        return None
+    if form != "counts":
+        raise missing_or_invalid(message, "as", '"counts", or left out')
+    detail = message.get("detail")
+    if detail is None:
+        return DEFAULT_DETAIL
+    if type(detail) not in (int, float) or not MIN_DETAIL <= detail <= MAX_DETAIL:
+        raise missing_or_invalid(message, "detail", f"{MIN_DETAIL} to {MAX_DETAIL} groups")
+    return int(detail)
+
+
 def watch_id(message: Mapping[str, Any]) -> str:
-    """The id by which the client names a watch."""
+    """Returns the id by which the client names a watch."""
     id = message.get("id")
     if type(id) is not str or not 0 < len(id) <= MAX_ID:
         raise missing_or_invalid(message, "id", f"a string of 1 to {MAX_ID} characters")
@@ -268,155 +324,10 @@ def watch_id(message: Mapping[str, Any]) -> str:
 
 
 def named(data: str | bytes) -> str | None:
-    """The watch that a message which can't be accepted was about, if it says."""
+    """Returns the watch that an unacceptable message was about, if it names one."""
     with suppress(ProtocolError):
         return watch_id(decode_object(data))
     return None
-
-
-def decode_area(value: Any, bounds: Bounds) -> Area:
-    """A circle, a box or a polygon, no larger than the bounds allow."""
-    if type(value) is not dict:
-        raise ProtocolError(ErrorCode.INVALID_AREA, f"an area is an object, not {shown(value)}")
-    kinds = [kind for kind in ("center", "ne", "polygon") if value.get(kind) is not None]
-    if len(kinds) != 1 or (kinds == ["ne"]) != (value.get("sw") is not None):
-        raise ProtocolError(
-            ErrorCode.INVALID_AREA, f"an area is center and radius, ne and sw, or polygon, not {shown(value)}"
-        )
-    area: Area
-    if kinds == ["center"]:
-        lat, long = corner(value, "center")
-        radius = value.get("radius")
-        if radius is None:
-            raise ProtocolError(ErrorCode.MISSING_FIELD, "a circle needs its radius in metres")
-        if type(radius) not in (int, float) or not 0 <= radius < math.inf:
-            raise ProtocolError(ErrorCode.INVALID_AREA, f"radius is metres, not {shown(radius)}")
-        if radius > bounds.max_radius:
-            raise ProtocolError(
-                ErrorCode.AREA_TOO_LARGE, f"radius {radius:.0f} m; at most {bounds.max_radius:.0f} m are watched"
-            )
-        return Circle(lat, long, float(radius))
-    if kinds == ["ne"]:
-        (north, east), (south, west) = corner(value, "ne"), corner(value, "sw")
-        if south > north:
-            raise ProtocolError(ErrorCode.INVALID_AREA, f"sw.lat {south} is north of ne.lat {north}")
-        area = Box(south, west, north, east)
-    else:
-        area = Polygon(ring(value["polygon"], bounds))
-    width, height = area.extent()
-    if max(width, height) > bounds.max_extent:
-        raise ProtocolError(
-            ErrorCode.AREA_TOO_LARGE,
-            f"the area spans {width:.0f} m by {height:.0f} m; at most {bounds.max_extent:.0f} m either way are watched",
-        )
-    return area
-
-
-def corner(area: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """The position that is a member of an area."""
-    value = area.get(name)
-    if type(value) is not dict:
-        raise ProtocolError(ErrorCode.INVALID_AREA, f"{name} is an object with lat and long, not {shown(value)}")
-    return position(value)
-
-
-def ring(value: Any, bounds: Bounds) -> tuple[tuple[float, float], ...]:
-    """A polygon's corners as (long, lat), GeoJSON's order."""
-    if type(value) is not list or len(value) < 3:
-        raise ProtocolError(ErrorCode.INVALID_AREA, f"a polygon is a list of 3 or more [long, lat], not {shown(value)}")
-    if len(value) > bounds.max_vertices + 1:
-        raise ProtocolError(
-            ErrorCode.AREA_TOO_LARGE, f"{len(value)} vertices; at most {bounds.max_vertices} are watched"
-        )
-    points = []
-    for point in value:
-        if type(point) is not list or len(point) < 2:
-            raise ProtocolError(ErrorCode.INVALID_AREA, f"a vertex is [long, lat], not {shown(point)}")
-        lat, long = coordinates(point[1], point[0])
-        points.append((long, lat))
-    corners = points[:-1] if points[0] == points[-1] else points
-    if len(corners) < 3:
-        raise ProtocolError(ErrorCode.INVALID_AREA, f"a polygon has 3 or more different vertices, not {shown(value)}")
-    if len(corners) > bounds.max_vertices:
-        raise ProtocolError(
-            ErrorCode.AREA_TOO_LARGE, f"{len(corners)} vertices; at most {bounds.max_vertices} are watched"
-        )
-    return tuple(corners)
-
-
-COORDINATES = frozenset(("lat", "latitude", "long", "lng", "lon", "longitude"))
-"""The members that say where, aliases too."""
-
-
-def position(item: Mapping[str, Any]) -> tuple[float, float]:
-    """Latitude and longitude of an object, by their names or aliases."""
-    lat = item.get("lat")
-    if lat is None:
-        lat = item.get("latitude")
-    long = item.get("long")
-    if long is None:
-        for alias in ("lng", "lon", "longitude"):
-            long = item.get(alias)
-            if long is not None:
-                break
-    if lat is None or long is None:
-        raise ProtocolError(ErrorCode.MISSING_FIELD, f"{'lat' if lat is None else 'long'} is missing")
-    return coordinates(lat, long)
-
-
-def coordinates(lat: Any, long: Any) -> tuple[float, float]:
-    """Two numbers as degrees."""
-    if type(lat) not in (int, float) or not -90 <= lat <= 90:
-        raise ProtocolError(ErrorCode.INVALID_COORDINATES, f"lat is -90 to 90 degrees, not {shown(lat)}")
-    if type(long) not in (int, float) or not -180 <= long <= 180:
-        raise ProtocolError(ErrorCode.INVALID_COORDINATES, f"long is -180 to 180 degrees, not {shown(long)}")
-    return float(lat), float(long)
-
-
-def epoch_ms(value: Any) -> int:
-    """Epoch milliseconds from a number or an RFC 3339 string."""
-    if type(value) is str:
-        moment = None
-        if _RFC_3339.fullmatch(value):
-            with suppress(ValueError):
-                moment = datetime.fromisoformat(value.upper())
-        if moment is None:
-            raise ProtocolError(
-                ErrorCode.INVALID_TIMESTAMP,
-                f"timestamp {shown(value)} is no RFC 3339 time such as 2026-01-31T12:00:00Z",
-            )
-        value = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-    elif type(value) not in (int, float) or not math.isfinite(value):
-        raise ProtocolError(ErrorCode.INVALID_TIMESTAMP, f"timestamp is epoch milliseconds, not {shown(value)}")
-    if not 0 <= value <= LAST_TIMESTAMP:
-        raise ProtocolError(
-            ErrorCode.INVALID_TIMESTAMP, f"timestamp {shown(value)} is not between 1970 and 2059 in milliseconds"
-        )
-    return int(value)
-
-
-def measure(value: Any, most: float) -> float | None:
-    """A heading or speed; None for what phones send when they don't know (null, negative, out of range, text)."""
-    if type(value) in (int, float) and 0 <= value <= most:
-        return float(value)
-    return None
-
-
-def missing_or_invalid(message: Mapping[str, Any], name: str, wanted: str, *, quote: bool = True) -> ProtocolError:
-    """The error for a member that must be there and is not, or is something else."""
-    value = message.get(name)
-    if value is None:
-        return ProtocolError(ErrorCode.MISSING_FIELD, f"{name} is missing: {wanted}")
-    return ProtocolError(ErrorCode.INVALID_MESSAGE, f"{name} is {wanted}" + (f", not {shown(value)}" if quote else ""))
-
-
-def shown(value: Any) -> str:
-    """A client's value for an error message, cut to a length that can't hurt a log."""
-    try:
-        text = orjson.dumps(value).decode()
-    except (TypeError, RecursionError, orjson.JSONEncodeError):
-        text = type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 # encoding
@@ -456,7 +367,7 @@ def encode_bye(reconnect_after_ms: int) -> bytes:
 def encode_fix(
     vendor_id: str, lat: float, long: float, timestamp: int, heading: float | None, speed: float | None
 ) -> bytes:
-    """A fix as it stands in an update's `moved`."""
+    """Returns a fix for the `moved` of an update."""
     fix: dict[str, Any] = {"vendorId": vendor_id, "lat": lat, "long": long, "timestamp": timestamp}
     if heading is not None:
         fix["heading"] = heading
@@ -466,7 +377,7 @@ def encode_fix(
 
 
 def encode_card(card: Mapping[str, Any]) -> bytes:
-    """A card as it stands in a snapshot or in an update's `entered`."""
+    """Returns a card for a snapshot or for the `entered` of an update."""
     return orjson.dumps(card)
 
 
@@ -474,8 +385,13 @@ def encode_snapshot(id: str, cards: Iterable[bytes]) -> bytes:
     return b'{"type":"snapshot","id":%s,"vendors":[%s]}' % (orjson.dumps(id), b",".join(cards))
 
 
+def update_head(id: str) -> bytes:
+    """Returns the start of an update, to be followed by `update_body` or `groups_body`."""
+    return b'{"type":"update","id":%s,' % orjson.dumps(id)
+
+
 def update_body(entered: Sequence[bytes], moved: Sequence[bytes], left: Sequence[str]) -> bytes:
-    """An update after its id: the same for every watcher of the same view, so made once."""
+    """Returns an update after its id: the same bytes for every watcher of the same view."""
     parts = []
     if entered:
         parts.append(b'"entered":[%s]' % b",".join(entered))
@@ -486,6 +402,11 @@ def update_body(entered: Sequence[bytes], moved: Sequence[bytes], left: Sequence
     return b",".join(parts) + b"}"
 
 
-def update_head(id: str) -> bytes:
-    """The start of an update, to be followed by `update_body`."""
-    return b'{"type":"update","id":%s,' % orjson.dumps(id)
+def snapshot_head(id: str) -> bytes:
+    """Returns the start of a snapshot of groups, to be followed by `groups_body`."""
+    return b'{"type":"snapshot","id":%s,' % orjson.dumps(id)
+
+
+def groups_body(groups: Iterable[Group]) -> bytes:
+    """Returns groups after the head of a snapshot or update: the same bytes for every watcher of the same counts."""
+    return b'"groups":%s}' % orjson.dumps(list(groups))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamer.errors import HTTP_STATUS, ErrorCode
-from streamer.protocol.history import DEFAULT_LIMIT, MOST_LIMIT
+from streamer.protocol.history import DEFAULT_LIMIT, MAX_LIMIT
 from streamer.protocol.schemas import (
     LAT,
     LONG,
@@ -161,7 +161,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     vendor,
                     query("from", text(), "from this time on, epoch milliseconds or RFC 3339; left out: a day"),
                     query("to", text(), "before this time; left out, all until now"),
-                    query("limit", integer(minimum=1, maximum=MOST_LIMIT, default=DEFAULT_LIMIT), "most rows"),
+                    query("limit", integer(minimum=1, maximum=MAX_LIMIT, default=DEFAULT_LIMIT), "most rows"),
                     query("cursor", text(), "`next` of the page before"),
                 ],
                 [

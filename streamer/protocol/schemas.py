@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from streamer.errors import ErrorCode
-from streamer.protocol.messages import LAST_TIMESTAMP, MAX_ID, MAX_SEQ
+from streamer.protocol.fields import LAST_TIMESTAMP
+from streamer.protocol.messages import MAX_DETAIL, MAX_ID, MAX_INTERVAL, MAX_SEQ, MIN_DETAIL
 from streamer.settings import Settings
 
 Schema = dict[str, Any]
@@ -58,6 +59,7 @@ def items(of: Schema, **more: Any) -> Schema:
 
 LAT = number("degrees north (WGS 84)", minimum=-90, maximum=90)
 LONG = number("degrees east (WGS 84)", minimum=-180, maximum=180)
+WRAPPED_LONG = number("degrees east (WGS 84); beyond ±180 it is taken modulo 360")
 HEADING = number("degrees clockwise from north", minimum=0, maximum=360)
 SPEED = number("metres per second", minimum=0)
 TIMESTAMP = integer("epoch milliseconds", minimum=0, maximum=LAST_TIMESTAMP)
@@ -80,8 +82,9 @@ def schemas(settings: Settings) -> dict[str, Schema]:
     """Every shape by name; references go to `#/components/schemas`."""
     position = {"lat": LAT, "long": LONG}
     when: Schema = {
-        "description": "when the position was taken: epoch milliseconds or RFC 3339; left out, the time of arrival",
-        "anyOf": [TIMESTAMP, text(format="date-time")],
+        "description": "when the position was taken: epoch milliseconds, seconds (a number below 10^11) or RFC 3339; "
+        "default: the time of arrival",
+        "anyOf": [number(minimum=0, maximum=LAST_TIMESTAMP), text(format="date-time")],
     }
     unknown = {"type": ["number", "null"]}
     reported: dict[str, Schema] = {
@@ -92,12 +95,12 @@ def schemas(settings: Settings) -> dict[str, Schema]:
     }
     watched: dict[str, Schema] = {
         "open": flag("only those open for business"),
-        "interval": integer("no more often than this, ms", minimum=0, maximum=3_600_000),
+        "interval": integer("no more often than this, ms", minimum=0, maximum=MAX_INTERVAL),
     }
     listed = items(VENDOR_ID, maxItems=settings.max_listed)
     return {
         "ErrorCode": text("what was wrong", enum=[str(code) for code in ErrorCode]),
-        "Position": thing("A place.", position),
+        "Position": thing("A position of an area.", {"lat": LAT, "long": WRAPPED_LONG}),
         "Circle": thing(
             "All within a radius, by great-circle distance.",
             {
@@ -113,7 +116,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             f"[long, lat] as in GeoJSON, closed or not, even-odd. At most {settings.max_extent:.0f} m either way.",
             {
                 "polygon": items(
-                    {"type": "array", "prefixItems": [LONG, LAT], "minItems": 2},
+                    {"type": "array", "prefixItems": [WRAPPED_LONG, LAT], "minItems": 2},
                     minItems=3,
                     maxItems=settings.max_vertices + 1,
                 )
@@ -122,6 +125,17 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         "Area": {"description": "What to watch.", "anyOf": [ref("Circle"), ref("Box"), ref("Polygon")]},
         "Fix": thing("A vendor's newest position.", FIX, MOVEMENT),
         "Card": thing("A vendor as customers see it.", CARD, MOVEMENT),
+        "Group": thing(
+            "Vendors near each other, of a watch as `counts`. An upsert by `group`; a `count` of 0 removes it.",
+            {
+                "group": text("the key of the group"),
+                "lat": LAT | {"description": "the mean of its vendors' latitudes"},
+                "long": LONG | {"description": "the mean of its vendors' longitudes"},
+                "count": integer("vendors in it", minimum=0),
+                "open": integer("vendors in it that are open for business", minimum=0),
+                "online": integer("vendors in it whose app is connected", minimum=0),
+            },
+        ),
         # vendor app to server
         "PositionReport": thing(
             "A ping without its envelope. `lng`, `lon`, `latitude` and `longitude` are taken as names too.",
@@ -136,7 +150,12 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             "What was collected offline.",
             {"pings": items(ref("PositionReport"), maxItems=settings.max_batch)},
         ),
-        "status": message("status", "Open or close for business.", {"open": flag()}),
+        "status": message(
+            "status",
+            "Open or close for business.",
+            {"open": flag()},
+            {"hidden": flag("with `open` false: leave every map until the vendor opens again")},
+        ),
         "auth": message("auth", "A token: as the first message, or in place of the one before.", {"token": text()}),
         # server to vendor app
         "hello": message(
@@ -170,6 +189,8 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "area": ref("Area"),
                 "vendors": listed,
                 **watched,
+                "as": {"const": "counts", "description": "show how many vendors are where, in place of which"},
+                "detail": integer("about how many groups at most", minimum=MIN_DETAIL, maximum=MAX_DETAIL),
             },
             "required": ["type", "id"],
             "oneOf": [{"required": ["area"]}, {"required": ["vendors"]}],
@@ -178,8 +199,10 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         # server to customer app
         "snapshot": message(
             "snapshot",
-            "Replaces all that the app held for this id. First, and again whenever something could be missing.",
-            {"id": WATCH_ID, "vendors": items(ref("Card"))},
+            "Replaces all that the app held for this id. Sent first, and again when updates may be missing. "
+            "A watch as `counts` gets `groups`, others get `vendors`.",
+            {"id": WATCH_ID},
+            {"vendors": items(ref("Card")), "groups": items(ref("Group"))},
         ),
         "update": message(
             "update",
@@ -189,6 +212,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "entered": items(ref("Card"), minItems=1),
                 "moved": items(ref("Fix"), minItems=1),
                 "left": items(VENDOR_ID, minItems=1),
+                "groups": items(ref("Group"), minItems=1),
             },
         ),
         "unwatched": message("unwatched", "The watch has ended.", {"id": WATCH_ID}),

@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from streamer.errors import ErrorCode, ProtocolError
-from streamer.protocol.messages import LAST_TIMESTAMP, decode_object, shown
+from streamer.protocol.fields import LAST_TIMESTAMP, decode_object, shown
 
 KMH = 1 / 3.6
 SPEED_UNITS = {"kn": 1852 / 3600, "kmh": KMH, "mps": 1.0}

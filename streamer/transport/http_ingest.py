@@ -20,7 +20,8 @@ from streamer.ingest.producer import encoded
 from streamer.ingest.rate_limit import Allowance, Allowances
 from streamer.live.local_vendors import LocalVendors
 from streamer.protocol import trackers
-from streamer.protocol.messages import Bounds, Ping, Pings, decode_pings, missing_or_invalid, shown
+from streamer.protocol.fields import missing_or_invalid, shown
+from streamer.protocol.messages import Bounds, Ping, Pings, decode_pings
 from streamer.settings import Settings
 from streamer.storage.store import VendorRow
 from streamer.transport.identify import identify
@@ -78,6 +79,10 @@ class HttpIngest:
         """`POST /v1/vendors/{id}/locations`: a ping, an array of pings or {"pings":[…]}; which of them are stored."""
         identity = await identify(request, self._authenticator)
         items = ping_items(await request.read())
+        if len(items) > self._bounds.max_batch:
+            raise ProtocolError(
+                ErrorCode.INVALID_MESSAGE, f"{len(items)} pings in one request; the limit is {self._bounds.max_batch}"
+            )
         asked = self._clock()
         row = await owned_vendor(self._dataloader, identity, request.match_info["id"])
         outcome = await self._take(row, asked, items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from heapq import nsmallest
 
 from aiohttp import web
 
@@ -14,14 +15,17 @@ from streamer.accounts.tokens import Authenticator
 from streamer.broker.subscriptions import Subscriptions
 from streamer.errors import ErrorCode, ProtocolError, Unavailable
 from streamer.geo.shapes import Circle, distance
-from streamer.protocol import history, messages
+from streamer.live.index import Vendor
+from streamer.protocol import fields, history, messages
 from streamer.settings import Settings
 from streamer.storage.store import Store, VendorRow
 from streamer.transport.identify import identify, identify_watcher
 from streamer.transport.problem import json_response, problem
 
-THREAD_ROWS = 1000
-"""Rows of history beyond which a thread encodes them; the event loop would stand still for milliseconds."""
+SLICE_ROWS = 500
+"""Rows of history that are read and encoded at once; more would hold the event loop for many milliseconds."""
+SLICE_VENDORS = 500
+"""Vendors whose distance is computed at once."""
 
 
 class HttpQuery:
@@ -49,9 +53,9 @@ class HttpQuery:
         query = {
             name: number(name, value)
             for name, value in request.query.items()
-            if name in (*messages.COORDINATES, "radius", "limit")
+            if name in (*fields.COORDINATES, "radius", "limit")
         }
-        lat, long = messages.position(query)
+        lat, long = fields.position(query, wrap=True)
         radius, limit = query.get("radius", 5000.0), query.get("limit", 50.0)
         if not (1 <= limit <= 1000 and limit.is_integer()):
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"limit is a whole number, 1 to 1000, not {limit:g}")
@@ -62,9 +66,14 @@ class HttpQuery:
             )
         wanted = messages.Watch("nearby", Circle(lat, long, radius), None, False, 0)
         members, _ = await self._watches.members(wanted)
-        found = [(distance(lat, long, v.lat, v.long), v) for v in members]
-        found.sort(key=lambda pair: (pair[0], pair[1].vendor_id))
-        cards = [{**v.card_fields(), "distance": d} for d, v in found[: int(limit)]]
+        found: list[tuple[float, str, Vendor]] = []
+        for start in range(0, len(members), SLICE_VENDORS):
+            found += [
+                (distance(lat, long, v.lat, v.long), v.vendor_id, v) for v in members[start : start + SLICE_VENDORS]
+            ]
+            found = nsmallest(int(limit), found)
+            await asyncio.sleep(0)
+        cards = [{**v.card_fields(), "distance": d} for d, _, v in found]
         return json_response({"vendors": cards}, headers={"Cache-Control": "no-store"})
 
     async def card(self, request: web.Request) -> web.Response:
@@ -91,12 +100,19 @@ class HttpQuery:
             return problem(ErrorCode.INVALID_MESSAGE, message, status=406)
         tolerance = int(self._settings.future_tolerance * 1000)
         asked = history.decode_range(request.query, self._clock(), tolerance)
-        found = await self._store.locations(row.vendor_id, asked.from_ms, asked.to_ms, asked.limit + 1, asked.after)
-        rows, cursor = history.cut(found, asked.limit)
-        if len(rows) > THREAD_ROWS:
-            body = await asyncio.to_thread(history.encode, form, row.vendor_id, row.name, rows, cursor)
-        else:
-            body = history.encode(form, row.vendor_id, row.name, rows, cursor)
+        slices: list[bytes] = []
+        left, after = asked.limit, asked.after
+        while True:
+            size = min(left, SLICE_ROWS)
+            found = await self._store.locations(row.vendor_id, asked.from_ms, asked.to_ms, size + 1, after)
+            rows, cursor = history.cut(found, size)
+            if rows:
+                slices.append(history.encode_rows(form, row.vendor_id, rows))
+            left -= size
+            if cursor is None or not left:
+                break
+            after = rows[-1].timestamp, rows[-1].id
+        body = history.encode(form, row.vendor_id, row.name, slices, cursor)
         headers = {"Cache-Control": "no-store", "Vary": "Accept"}
         if cursor is not None:
             headers["Link"] = f'<{request.rel_url.raw_path}?{asked.next_query(cursor)}>; rel="next"'
@@ -124,6 +140,6 @@ def number(name: str, value: str) -> float:
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        code = ErrorCode.INVALID_COORDINATES if name in messages.COORDINATES else ErrorCode.INVALID_MESSAGE
+        code = ErrorCode.INVALID_COORDINATES if name in fields.COORDINATES else ErrorCode.INVALID_MESSAGE
         raise ProtocolError(code, f"{name} is a number, not {value!r:.80}")
     return found

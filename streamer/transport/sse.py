@@ -24,7 +24,8 @@ from streamer.broker.subscriptions import Subscriptions
 from streamer.errors import CloseCode, Disconnect, ErrorCode, ProtocolError, Unavailable
 from streamer.live.index import Watch
 from streamer.protocol import messages
-from streamer.protocol.messages import Bounds, shown
+from streamer.protocol.fields import COORDINATES, shown
+from streamer.protocol.messages import Bounds
 from streamer.settings import Settings
 from streamer.transport.admission import RETRY_AFTER_MS, Admission
 from streamer.transport.aiohttp_compat import Handover
@@ -197,7 +198,7 @@ def message_of(query: MultiMapping[str]) -> dict[str, Any]:
             raise ProtocolError(
                 ErrorCode.INVALID_JSON, f"area is JSON as in a watch message, not {shown(query['area'])}"
             ) from None
-    if circle := [name for name in query if name in messages.COORDINATES or name == "radius"]:
+    if circle := [name for name in query if name in COORDINATES or name == "radius"]:
         if "area" in query:
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"area and {circle[0]}: give one of the two")
         center = {name: number_or_text(query[name]) for name in circle if name != "radius"}

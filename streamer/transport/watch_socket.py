@@ -43,7 +43,7 @@ class WatchSocket(WebSocket):
 
     def receive(self, data: bytes) -> None:
         try:
-            message = messages.decode_watch(data, self.server.bounds)
+            message = messages.decode_watch(data, self.server.bounds, self._watches)
             if type(message) is messages.Watch:
                 self.wait(self._watch, message)
             elif type(message) is messages.Unwatch:
@@ -66,8 +66,6 @@ class WatchSocket(WebSocket):
         try:
             watch = self._watches.get(wanted.id)
             if watch is None:
-                if (count := len(self._watches)) >= (limit := self.server.settings.max_watches):
-                    raise ProtocolError(ErrorCode.TOO_MANY_WATCHES, f"{count} watches are open; at most {limit} may be")
                 watch = self._watches[wanted.id] = Watch(wanted.id, self.writer)
             await self.server.subscriptions.open(watch, wanted)
             self.server.changed()

@@ -19,6 +19,7 @@ from streamer.accounts.tokens import Identity
 from streamer.errors import CloseCode, Disconnect, ErrorCode, FrameError, ProtocolError, Unavailable
 from streamer.ingest.rate_limit import PAUSE, Limit, Meter
 from streamer.protocol import messages
+from streamer.protocol.fields import decode_object
 from streamer.protocol.frames import (
     BINARY,
     CLOSE,
@@ -380,7 +381,7 @@ class WebSocket(Connection):
         self._auth_timer.cancel()
         self._auth_timer = None
         try:
-            message = messages.decode_object(data)
+            message = decode_object(data)
             if message.get("type") != "auth":
                 raise ProtocolError(
                     ErrorCode.UNAUTHORIZED, "without a token in the URL or a header the first message is auth"

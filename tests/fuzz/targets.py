@@ -20,7 +20,7 @@ from streamer.geo.grid import bus_cover, cover, cover_level
 from streamer.ingest.session import Pending, VendorSession
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey
 from streamer.operations.logs import masked
-from streamer.protocol import history, messages, trackers
+from streamer.protocol import fields, history, messages, trackers
 from streamer.protocol.messages import Bounds
 from streamer.transport import http_ingest
 from streamer.transport.client_address import client_address
@@ -99,9 +99,9 @@ def watch(data: bytes) -> None:
         body = orjson.loads(data)["area"]
         for corner in [body.get("center"), body.get("ne"), body.get("sw"), *(body.get("polygon") or ())][:30]:
             if type(corner) is list:
-                positions.append(messages.coordinates(corner[1], corner[0]))
+                positions.append(fields.coordinates(corner[1], corner[0], wrap=True))
             elif corner is not None:
-                positions.append(messages.position(corner))
+                positions.append(fields.position(corner, wrap=True))
     ids = sorted(message.vendors or ())[:5] + [f"v{number}" for number in range(len(positions))]
     for id, (lat, long) in zip(ids, positions, strict=False):
         index.put_card(id, Card(NOW, id, True, None), NOW)
@@ -132,7 +132,7 @@ def http(data: bytes) -> None:
 
 def _range(_: bytes, text: str, query: dict[str, str]) -> None:
     asked = history.decode_range(query, NOW, 60_000)
-    assert 1 <= asked.limit <= history.MOST_LIMIT
+    assert 1 <= asked.limit <= history.MAX_LIMIT
     if asked.after is not None:
         assert history.decode_cursor(history.encode_cursor(*asked.after)) == asked.after
 

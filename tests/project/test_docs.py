@@ -170,7 +170,7 @@ async def run(snippet: Snippet, running: Running, services: dict[str, str], toke
             if message["type"] in HEARD:
                 HEARD[message["type"]].validate(message)
             elif message["type"] in asyncapi.VENDOR_SENDS:
-                read: Any = messages.decode_vendor(snippet.code, now_ms(), None, Bounds())
+                read: Any = messages.decode_vendor(snippet.code, now_ms(), None, Bounds(max_age_ms=now_ms()))
                 assert not getattr(read, "rejected", None)
             else:
                 messages.decode_watch(snippet.code, Bounds())

@@ -96,7 +96,7 @@ async def vendors(database_url: str) -> list[SeededVendor]:
 
 @pytest.fixture
 async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
-    return await serve()
+    return await serve(max_age=1e5)  # the payloads of the apps' documentation are years old
 
 
 @pytest.fixture
@@ -418,9 +418,11 @@ async def test_an_app_names_one_of_several_vendors(client: Client, direct: Any) 
     assert (await ask("POST", "/v1/owntracks", data=message, headers=basic("second", client.token))).status == 200
     osmand = {"token": client.token, "lat": "60.0", "lon": "30.0", "timestamp": "1377177267"}
     assert (await ask("GET", "/v1/osmand", params={**osmand, "id": "second"})).status == 200
-    assert (await ask("GET", "/v1/osmand", params={**osmand, "vendorId": "second", "timestamp": "5"})).status == 200
+    assert (
+        await ask("GET", "/v1/osmand", params={**osmand, "vendorId": "second", "timestamp": "1700000005"})
+    ).status == 200
     (await ask("GET", "/v1/osmand", params={**osmand, "id": "48241179"})).refused(400, "ERR_MISSING_FIELD")
-    assert [row[0] for row in await stored(direct, second)] == [5000, 1377177267000, 1497476456000]
+    assert [row[0] for row in await stored(direct, second)] == [1377177267000, 1497476456000, 1700000005000]
     assert await stored(direct, client.vendor) == []
 
 
@@ -454,16 +456,18 @@ async def test_osmand_form_and_auth(client: Client, direct: Any) -> None:
     """A form in the body, and the three ways in which an app can carry its token."""
     form = {"lat": "60.0", "lon": "30.0"}
     ways: list[dict[str, Any]] = [
-        {"data": {**form, "timestamp": "1", "id": client.token}},
-        {"data": {**form, "timestamp": "2", "deviceid": client.token}},
-        {"data": {**form, "timestamp": "3", "id": "7"}, "headers": basic("jane", client.token)},
-        {"data": {**form, "timestamp": "4"}, "headers": client.bearer},
-        {"data": {**form, "timestamp": "5"}, "params": {"token": client.token}},
+        {"data": {**form, "timestamp": "1700000001", "id": client.token}},
+        {"data": {**form, "timestamp": "1700000002", "deviceid": client.token}},
+        {"data": {**form, "timestamp": "1700000003", "id": "7"}, "headers": basic("jane", client.token)},
+        {"data": {**form, "timestamp": "1700000004"}, "headers": client.bearer},
+        {"data": {**form, "timestamp": "1700000005"}, "params": {"token": client.token}},
     ]
     for way in ways:
         answer = await client.ask("POST", "/v1/osmand", **way)
         assert answer.status == 200, answer.body
-    assert [row[0] for row in await stored(direct, client.vendor)] == [1000, 2000, 3000, 4000, 5000]
+    assert [row[0] for row in await stored(direct, client.vendor)] == [
+        1_700_000_000_000 + 1000 * n for n in (1, 2, 3, 4, 5)
+    ]
 
 
 async def test_osmand_json(client: Client, direct: Any) -> None:

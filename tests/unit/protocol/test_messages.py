@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Box, Circle, Polygon
+from streamer.protocol.fields import LAST_TIMESTAMP, decode_object, shown
 from streamer.protocol.messages import (
-    LAST_TIMESTAMP,
+    DEFAULT_DETAIL,
     MAX_ID,
     MAX_SEQ,
     Auth,
     Bounds,
+    Group,
     Ping,
     Pings,
     Reject,
@@ -26,7 +28,6 @@ from streamer.protocol.messages import (
     Unwatch,
     Watch,
     decode_auth,
-    decode_object,
     decode_pings,
     decode_vendor,
     decode_watch,
@@ -39,14 +40,18 @@ from streamer.protocol.messages import (
     encode_reject,
     encode_snapshot,
     encode_unwatched,
+    groups_body,
     named,
-    shown,
+    snapshot_head,
     update_body,
     update_head,
 )
+from streamer.settings import Settings
 
 NOW = 1_732_467_600_000
 BOUNDS = Bounds()
+ANY_AGE = Bounds(max_age_ms=NOW)
+YEAR = 366 * 86_400_000
 HUGE = 10**400
 
 
@@ -54,15 +59,15 @@ def vendor(message: Any, last_seq: int | None = None, bounds: Bounds = BOUNDS) -
     return decode_vendor(message if isinstance(message, bytes) else orjson.dumps(message), NOW, last_seq, bounds)
 
 
-def pinged(**members: Any) -> Pings:
+def pinged(bounds: Bounds = BOUNDS, **members: Any) -> Pings:
     """A single ping with a position, and these members."""
-    pings = vendor({"lat": 52.23, "long": 21.01, **members})
+    pings = vendor({"lat": 52.23, "long": 21.01, **members}, bounds=bounds)
     assert type(pings) is Pings
     return pings
 
 
-def accepted(**members: Any) -> Ping:
-    pings = pinged(**members)
+def accepted(bounds: Bounds = BOUNDS, **members: Any) -> Ping:
+    pings = pinged(bounds, **members)
     assert not pings.rejected
     (ping,) = pings.accepted
     return ping
@@ -250,7 +255,6 @@ def test_huge_numbers(text: str) -> None:
 @pytest.mark.parametrize(
     ("timestamp", "expected"),
     [
-        (0, 0),
         (NOW, NOW),
         (float(NOW), NOW),
         (NOW + 0.75, NOW),
@@ -262,11 +266,17 @@ def test_huge_numbers(text: str) -> None:
         ("2024-11-24t18:00:00+01:00", NOW),
         ("2024-11-24 17:00:00-00:00", NOW),
         ("2024-11-24T17:00:00z", NOW),
-        ("1970-01-01T00:00:00Z", 0),
+        (NOW // 1000, NOW),
+        (NOW / 1000 + 0.25, NOW + 250),
+        (1_732_467_600.123, NOW + 123),
+        (NOW - YEAR, NOW - YEAR),
+        ("2024-11-24T16:59:60Z", NOW),
+        ("2024-11-24T17:59:60.5+01:00", NOW + 500),
+        ("2023-12-31T23:59:60Z", 1_704_067_200_000),
     ],
 )
 def test_timestamps(timestamp: Any, expected: int) -> None:
-    """Epoch milliseconds and RFC 3339 are the same moment; no timestamp is now."""
+    """Milliseconds, seconds and RFC 3339 are the same moment, a leap second is the next one; no timestamp is now."""
     ping = accepted(timestamp=timestamp)
     assert ping.timestamp == expected
     assert type(ping.timestamp) is int
@@ -317,6 +327,23 @@ def test_the_future() -> None:
     assert "60001 ms ahead" in message
     code, _ = rejected(timestamp="2024-11-24T18:00:00Z")
     assert code is ErrorCode.TIMESTAMP_IN_FUTURE
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [0, 0.5, 86_400, 10**11, NOW - YEAR - 1, NOW // 1000 - 619_315_200, "2005-04-10T17:00:00Z", "2016-12-31T23:59:60Z"],
+)
+def test_the_distant_past(timestamp: Any) -> None:
+    """A clock of another epoch, or a GPS week rollover: stored, such a ping would be history nobody looks for."""
+    code, message = rejected(timestamp=timestamp)
+    assert code is ErrorCode.TIMESTAMP_TOO_OLD
+    assert "days old; the limit is 366 days" in message
+
+
+def test_the_age_is_a_setting() -> None:
+    """An operator who lets vendors upload an old archive raises the limit."""
+    assert accepted(ANY_AGE, timestamp="1999-01-01T00:00:00Z").timestamp == 915_148_800_000
+    assert Bounds.of(Settings(max_age=2)).max_age_ms == 2 * 86_400_000
 
 
 @pytest.mark.parametrize("value", [None, -1, -0.1, "90", True, [], 1e9])
@@ -413,6 +440,74 @@ def test_areas() -> None:
         area({"polygon": ring}) == area({"polygon": [*ring, [0, 0]]}) == Polygon(((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
     )
     assert area({"center": {"lat": 90, "long": 0}, "radius": 0}) == Circle(90.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("long", "expected"), [(180.1, -179.9), (-180.5, 179.5), (381, 21), (-339, 21), (540.5, -179.5), (3621, 21)]
+)
+def test_wrapped_longitudes(long: float, expected: float) -> None:
+    """Map libraries with wrapped worlds give longitudes beyond ±180 after a pan round the globe."""
+    assert area({"center": {"lat": 1, "lng": long}, "radius": 5}).long == pytest.approx(expected)
+    corners = [[long, 1], [long + 0.5, 1], [long, 1.5]]
+    assert area({"polygon": corners}).contains(1.1, (expected + 180.1) % 360 - 180)
+    box = area({"sw": {"lat": 0, "long": long}, "ne": {"lat": 1, "long": long + 1}})
+    assert (box.west, box.contains(0.5, (expected + 180.5) % 360 - 180)) == (pytest.approx(expected), True)
+
+
+@pytest.mark.parametrize(("west", "east"), [(-180, 180), (-190, 190), (-540.5, 540), (0, 360), (170, 530)])
+def test_a_box_wider_than_the_world(west: float, east: float) -> None:
+    """A map zoomed out shows the world more than once: its box holds every longitude, not what is left modulo 360."""
+    world = {"sw": {"lat": -85, "long": west}, "ne": {"lat": 85, "long": east}}
+    counts = watched({"type": "watch", "id": "z", "area": world, "as": "counts"})
+    assert counts.area == Box(-85.0, -180.0, 85.0, 180.0)
+    with pytest.raises(ProtocolError) as wrong:
+        area(world)
+    assert wrong.value.code is ErrorCode.AREA_TOO_LARGE
+
+
+def test_counts() -> None:
+    """A map zoomed out asks how many vendors are where, of any box, within bounds of its own."""
+    message = {"type": "watch", "id": "z", "as": "counts", "area": {"center": CENTER, "radius": 5}}
+    circle = Circle(0.0, 0.0, 5.0)
+    assert watched(message) == Watch("z", circle, None, False, 0, DEFAULT_DETAIL)
+    assert watched({**message, "detail": 16, "open": True, "interval": 9}) == Watch("z", circle, None, True, 9, 16)
+    assert watched({**message, "as": None}).detail is None
+    for wrong in ({"as": "count"}, {"as": 1}, {"detail": 15}, {"detail": 1001}, {"detail": "200"}, {"detail": True}):
+        with pytest.raises(ProtocolError) as refused:
+            watched({**message, **wrong})
+        assert refused.value.code is ErrorCode.INVALID_MESSAGE
+    with pytest.raises(ProtocolError, match="needs an area"):
+        watched({"type": "watch", "id": "z", "as": "counts", "vendors": ["v"]})
+    with pytest.raises(ProtocolError) as refused:
+        watched({**message, "area": {"center": CENTER, "radius": 1e6}})
+    assert refused.value.code is ErrorCode.AREA_TOO_LARGE
+
+
+def test_groups() -> None:
+    """What a `counts` watch is sent: groups by key, the same bytes for all who watch the same."""
+    body = groups_body([Group("888.772", 52.2, 21.0, 3, 2, 1)])
+    group = {"group": "888.772", "lat": 52.2, "long": 21.0, "count": 3, "open": 2, "online": 1}
+    assert orjson.loads(snapshot_head("z") + body) == {"type": "snapshot", "id": "z", "groups": [group]}
+    assert orjson.loads(update_head("z") + body) == {"type": "update", "id": "z", "groups": [group]}
+
+
+def test_too_many_watches_come_first() -> None:
+    """The area of a watch that will not be opened is not even looked at; an open watch may still be moved."""
+    few = Bounds(max_watches=2)
+    with pytest.raises(ProtocolError) as wrong:
+        decode_watch(orjson.dumps({"type": "watch", "id": "c", "area": {"polygon": [[0, 0]] * 9}}), few, {"a", "b"})
+    assert wrong.value.code is ErrorCode.TOO_MANY_WATCHES
+    moved = decode_watch(orjson.dumps({"type": "watch", "id": "b", "vendors": []}), few, {"a", "b"})
+    assert type(moved) is Watch
+
+
+def test_hidden() -> None:
+    """A vendor that drives home asks to be on no map; one that opens is not hidden, whatever else it says."""
+    assert vendor({"type": "status", "open": False, "hidden": True}) == Status(False, True)
+    assert vendor({"type": "status", "open": True, "hidden": True}) == Status(True, False)
+    assert vendor({"type": "status", "open": False, "hidden": None}) == Status(False)
+    with pytest.raises(ProtocolError, match="hidden must be true or false"):
+        vendor({"type": "status", "open": False, "hidden": 1})
 
 
 CENTER = {"lat": 0, "long": 0}
@@ -603,13 +698,13 @@ seqs = st.integers(-MAX_SEQ, MAX_SEQ)
 
 
 @settings(max_examples=60, deadline=None)
-@given(seqs, degrees, st.integers(0, NOW), st.none() | st.floats(0, 360), st.none() | st.floats(0, 1e6))
+@given(seqs, degrees, st.integers(10**11, NOW), st.none() | st.floats(0, 360), st.none() | st.floats(0, 1e6))
 def test_pings_round_trip(
     seq: int, at: tuple[float, float], timestamp: int, heading: float | None, speed: float | None
 ) -> None:
     """A position comes out as it went in, to the last bit."""
     fix = orjson.loads(encode_fix("v", *at, timestamp, heading, speed))
-    assert decode_pings([{**fix, "seq": seq}], NOW, None, BOUNDS).accepted == [
+    assert decode_pings([{**fix, "seq": seq}], NOW, None, ANY_AGE).accepted == [
         Ping(seq, timestamp, *at, heading, speed)
     ]
     assert ("heading" in fix, "speed" in fix) == (heading is not None, speed is not None)
@@ -621,7 +716,8 @@ def test_moments_round_trip(moment: datetime, offset: int) -> None:
     """A time with any offset is the same millisecond."""
     aware = moment.replace(tzinfo=UTC)
     expected = int(aware.timestamp()) * 1000 + moment.microsecond // 1000
-    assert accepted(timestamp=aware.astimezone(timezone(timedelta(minutes=offset))).isoformat()).timestamp == expected
+    text = aware.astimezone(timezone(timedelta(minutes=offset))).isoformat()
+    assert accepted(ANY_AGE, timestamp=text).timestamp == expected
 
 
 @settings(max_examples=60, deadline=None)

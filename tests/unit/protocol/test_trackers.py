@@ -50,7 +50,7 @@ TRACCAR_CLIENT_9_MOVING = (
 
 def decoded(items: list[Any]) -> list[Ping]:
     """The pings of items that must all be good."""
-    pings = decode_pings(items, NOW, None, Bounds())
+    pings = decode_pings(items, NOW, None, Bounds(max_age_ms=NOW))
     assert not pings.rejected
     return pings.accepted
 

@@ -1,0 +1,84 @@
+"""Budgets of CPU time: without them one client's legal messages stop the server for everyone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer.ingest.cost import BURST, MIN_PRUNE, CostBudgets, CostLimits
+
+LIMITS = CostLimits(connection=0.02, user=0.06, address=0.3, heavy=0.1)
+
+
+def test_a_burst_is_free() -> None:
+    """A customer who opens the app and a dozen watches at once is served at once."""
+    client = CostBudgets(LIMITS).client("192.0.2.1", 0.0)
+    client.charge(0.02 * BURST, 0.0)
+    assert client.wait(0.0) == 0
+    client.charge(0.02, 0.0)
+    assert client.wait(0.0) == pytest.approx(1.0)
+    assert client.wait(1.0) == pytest.approx(0.0, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0.0001, 0.01)), min_size=50, max_size=200))
+def test_no_client_uses_more_than_its_share(steps: list[tuple[float, float]]) -> None:
+    """Whatever it sends and when, one that is served only when it may be uses its rate and one burst, and a message."""
+    client = CostBudgets(LIMITS).client(None, 0.0)
+    now = used = 0.0
+    for pause, cost in steps:
+        now += pause + client.wait(now + pause)
+        client.charge(cost, now)
+        used += cost
+        assert used <= 0.02 * (now + BURST) + 0.01 + 1e-9
+
+
+def test_a_user_is_one_client() -> None:
+    """Two hundred connections of one user take no more of the server than three."""
+    budgets = CostBudgets(LIMITS)
+    first, second, other = (budgets.client(None, 0.0) for _ in range(3))
+    for client, user in ((first, "mallory"), (second, "mallory"), (other, "alice")):
+        client.set_user(user, 0.0)
+    for number in range(10):
+        client = budgets.client(None, 0.0)
+        client.set_user("mallory", 0.0)
+        client.charge(0.1, float(number) / 10)
+    assert second.wait(1.0) > 5
+    assert other.wait(1.0) == 0
+    second.set_user("alice", 1.0)
+    assert second.wait(1.0) == 0, "a new token is another user's"
+    assert first.user == "mallory"
+
+
+def test_an_address_is_one_client() -> None:
+    """Many users made for the purpose, all from one address, are held to the share of that address."""
+    budgets = CostBudgets(LIMITS)
+    for number in range(40):
+        client = budgets.client("192.0.2.1", 0.0)
+        client.set_user(str(number), 0.0)
+        client.charge(0.05, 0.0)
+    assert budgets.client("192.0.2.1", 0.0).wait(0.0) > 1
+    assert budgets.client("192.0.2.2", 0.0).wait(0.0) == 0
+
+
+def test_heavy_clients_share_one_budget() -> None:
+    """Forty clients, each within its own limits, must not add up to a whole core; one who asks for little goes on."""
+    budgets = CostBudgets(LIMITS)
+    heavy = [budgets.client(str(number), 0.0) for number in range(40)]
+    for client in heavy:
+        client.charge(0.06, 0.0)
+    assert max(client.wait(0.0) for client in heavy) > 10
+    quiet = budgets.client("quiet", 0.0)
+    quiet.charge(0.01, 0.0)
+    assert quiet.wait(0.0) == 0
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Addresses and users are names that clients choose: those that used nothing lately are forgotten."""
+    budgets = CostBudgets(LIMITS)
+    busy = budgets.client("busy", 0.0)
+    busy.charge(100.0, 0.0)
+    for number in range(5 * MIN_PRUNE):
+        budgets.client(str(number), 1.0)
+    assert len(budgets.addresses) <= MIN_PRUNE
+    assert budgets.client("busy", 1.0).wait(1.0) > 0
