@@ -10,12 +10,12 @@ from sqlalchemy import Connection
 
 from streamer import settings
 from streamer.errors import SettingsError
-from streamer.storage import database
+from streamer.storage import migrate
 
 
 def run(connection: Connection) -> None:
     """All migrations asked for, in the transaction that the connection is in."""
-    context.configure(connection=connection, **database.comparison())
+    context.configure(connection=connection, **migrate.comparison())
     with context.begin_transaction():
         context.run_migrations()
 
@@ -25,12 +25,12 @@ async def run_on_database_url() -> None:
     url = settings.load().database_url
     if url is None:
         raise SettingsError("DATABASE_URL is not set: which PostgreSQL is meant?")
-    async with database.migrating(url.get_secret_value()) as connection:
+    async with migrate.migrating(url.get_secret_value()) as connection:
         await connection.run_sync(run)
 
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", literal_binds=True, **database.comparison())
+    context.configure(dialect_name="postgresql", literal_binds=True, **migrate.comparison())
     with context.begin_transaction():
         context.run_migrations()
 elif (given := context.config.attributes.get("connection")) is not None:

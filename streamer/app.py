@@ -37,7 +37,7 @@ from streamer.operations.tracing import Tracing
 from streamer.operations.workers.peers import Peers
 from streamer.protocol.messages import Bounds
 from streamer.settings import Settings
-from streamer.storage import database
+from streamer.storage import revisions, roles
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
@@ -379,8 +379,8 @@ async def open_server(settings: Settings, peers: Peers | None = None) -> Server:
     if settings.database_url is None or settings.redis_url is None:
         raise SettingsError("DATABASE_URL and REDIS_URL are needed")
     url = settings.database_url.get_secret_value()
-    await database.require_newest(url)
-    await database.require_rights(url)
+    await revisions.require_newest(url)
+    await roles.require_rights(url)
     counters = Counters()
     store = await Store.open(
         url,

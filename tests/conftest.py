@@ -22,7 +22,7 @@ import pytest_asyncio
 import redis.asyncio
 
 from streamer.operations.embedded import PostgresServer, ValkeyServer
-from streamer.storage.database import parse_url
+from streamer.storage.dsn import parse_url
 from tests.support.apps import SECRET, eventually
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ def numbers() -> Iterator[int]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def template(postgres: PostgresServer) -> str:
     """The name of a migrated database, closed to connections so that it can be copied at any time."""
-    from streamer.storage import database  # not above: the tests of pure modules must run without it
+    from streamer.storage import migrate, roles  # not above: the tests of pure modules must run without it
 
     await _execute(postgres.url, f"CREATE DATABASE {TEMPLATE}")
-    await database.upgrade(_sibling(postgres.url, TEMPLATE))
-    await database.grant(_sibling(postgres.url, TEMPLATE), SERVING_ROLE, SERVING_PASSWORD)
+    await migrate.upgrade(_sibling(postgres.url, TEMPLATE))
+    await roles.grant(_sibling(postgres.url, TEMPLATE), SERVING_ROLE, SERVING_PASSWORD)
     await _execute(postgres.url, f"ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")
     return TEMPLATE
 
@@ -126,7 +126,7 @@ async def database_url(postgres: PostgresServer, template: str, numbers: Iterato
 
 @pytest.fixture
 def serving_url(database_url: str) -> str:
-    """The database of `database_url` for the role under which servers run, which has the rights in `grants.RIGHTS`."""
+    """The database of `database_url` for the role under which servers run, which has the rights in `roles.RIGHTS`."""
     return as_serving(database_url)
 
 
@@ -180,7 +180,10 @@ async def _execute(url: str, statement: str) -> None:
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Any]:
     """A connection made as the server makes its own; errors are PostgreSQL's, unexplained."""
-    connection = await asyncpg.connect(**parse_url(url).connect_args())
+    from streamer.storage.connections import Connector
+
+    parsed = parse_url(url)
+    connection = await Connector(parsed)(**parsed.connect_args())
     try:
         yield connection
     finally:
@@ -214,7 +217,7 @@ class Serve(Protocol):
 async def serve(serving_url: str, redis_url: str) -> AsyncIterator[Serve]:
     """Server processes' worth of the whole thing, in the test's own loop, stopped afterwards in reverse order.
 
-    They have the least rights: a query that needs more fails here, and `grants.RIGHTS` must name it.
+    They have the least rights: a query that needs more fails here, and `roles.RIGHTS` must name it.
     """
     from streamer import app, settings
 

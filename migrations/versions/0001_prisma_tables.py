@@ -1,6 +1,6 @@
 """The five tables as Prisma makes them, with the documented indexes; locations is partitioned by id, that is by time.
 
-The partition of a day is made by `streamer.storage.database.ensure_partitions`, not by migrations: days go on.
+The partition of a day is made by `streamer.storage.partitions.ensure_partitions`, not by migrations: days go on.
 """
 
 from __future__ import annotations

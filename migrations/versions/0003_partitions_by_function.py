@@ -12,7 +12,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# The bounds are those of streamer.storage.database.partition_bounds: `c` and the first millisecond in base 36.
+# The bounds are those of streamer.storage.partitions.partition_bounds: `c` and the first millisecond in base 36.
 BODY = """
 DECLARE
     digits CONSTANT text := '0123456789abcdefghijklmnopqrstuvwxyz';

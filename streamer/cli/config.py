@@ -19,7 +19,7 @@ from streamer.broker.redis_address import RedisAddress
 from streamer.cli.options import Host, Port
 from streamer.errors import SettingsError
 from streamer.settings import Check, Settings
-from streamer.storage import database
+from streamer.storage import dsn
 
 SERVING: Mapping[tuple[str, ...], str] = {
     ("database_url",): "the PostgreSQL to store in",
@@ -112,7 +112,7 @@ def shown(name: str, value: Any) -> str:
     if not isinstance(value, SecretStr):
         return ",".join(map(str, value)) or "-" if isinstance(value, tuple) else settings.number(value)
     if name == "database_url":
-        return database.parse_url(value.get_secret_value()).masked()
+        return dsn.parse_url(value.get_secret_value()).masked()
     if name == "redis_url":
         return masked_redis(value.get_secret_value())
     return "***"
@@ -188,7 +188,7 @@ def _check_secret(secret: str) -> None:
 CHECKS: Mapping[str, Check] = {
     "jwt_secret": _check_secret,
     "jwt_secret_previous": _check_secret,
-    "database_url": database.parse_url,
+    "database_url": dsn.parse_url,
     "redis_url": _check_redis,
     "jwks_url": _check_jwks,
 }

@@ -24,8 +24,10 @@ from streamer.errors import DatabaseError, SettingsError
 from streamer.operations import backup as backups
 from streamer.operations import maintenance
 from streamer.settings import Settings
-from streamer.storage import database
-from streamer.storage.roles import quoted
+from streamer.storage import audit as audits
+from streamer.storage import migrate, revisions, roles
+from streamer.storage import seed as seeds
+from streamer.storage.dsn import parse_url, quoted
 
 db = typer.Typer(name="db", help="The database's schema and contents.", no_args_is_help=True)
 
@@ -37,7 +39,7 @@ NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which Postg
 def upgrade(revision: Annotated[str, typer.Argument(help="Up to this migration.")] = "head") -> None:
     """Bring the database's schema up to date."""
     url = _database_url()
-    asyncio.run(database.upgrade(url, revision))
+    asyncio.run(migrate.upgrade(url, revision))
     _say_revision(url)
 
 
@@ -45,7 +47,7 @@ def upgrade(revision: Annotated[str, typer.Argument(help="Up to this migration."
 def downgrade(revision: Annotated[str, typer.Argument(help="Down to this migration; `base` for none.")]) -> None:
     """Take migrations back."""
     url = _database_url()
-    asyncio.run(database.downgrade(url, revision))
+    asyncio.run(migrate.downgrade(url, revision))
     _say_revision(url)
 
 
@@ -56,10 +58,10 @@ def reset(yes: Annotated[bool, typer.Option("--yes", help="Do it outside develop
     url = _database_url(configured)
     if configured.env != "development" and not yes:
         raise DatabaseError(
-            f"reset deletes everything in {database.parse_url(url).masked()}; "
+            f"reset deletes everything in {parse_url(url).masked()}; "
             "say --yes, or set STREAMER_ENV=development where that is what you want"
         )
-    asyncio.run(database.reset(url))
+    asyncio.run(migrate.reset(url))
     _say_revision(url)
 
 
@@ -73,7 +75,7 @@ def grant(
     """Give a role the rights that `serve` needs, and no others on our tables. Run it as the owner of the tables."""
     password = None if password_file is None else password_file.readline().rstrip("\r\n")
     url = _database_url()
-    done = asyncio.run(database.grant(url, role, password))
+    done = asyncio.run(roles.grant(url, role, password))
     typer.echo(f"role {role} {'was made and ' if done.created else ''}has the rights of `serve`")
     if done.created and password is None:
         typer.echo("it has no password: give it one by --password-file, unless it gets in otherwise", err=True)
@@ -93,7 +95,7 @@ def audit(
 ) -> None:
     """Print who changed users, vendors, subscriptions and integrations, from what to what, the newest first."""
     begin = None if since is None else _ago("--since", since)
-    for entry in asyncio.run(database.audited(_database_url(), since=begin, table=table, row_id=id, limit=limit)):
+    for entry in asyncio.run(audits.audited(_database_url(), since=begin, table=table, row_id=id, limit=limit)):
         typer.echo(json.dumps(entry.fields()) if as_json else entry.line())
 
 
@@ -105,7 +107,7 @@ def seed(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each vendor.")] = False,
 ) -> None:
     """Add the test user and vendor, or many; twice changes nothing."""
-    seeded = asyncio.run(database.seed(_database_url(), vendors))
+    seeded = asyncio.run(seeds.seed(_database_url(), vendors))
     if as_json:
         for one in seeded:
             typer.echo(json.dumps({"vendorId": one.vendor_id, "clerkId": one.clerk_id, "name": one.name}))
@@ -214,8 +216,8 @@ def check() -> None:
     for difference in differences:
         typer.echo(difference)
     if differences:
-        raise DatabaseError(f"{database.parse_url(url).masked()}: {len(differences)} differences")
-    typer.echo(f"{database.parse_url(url).masked()} is as this version needs it")
+        raise DatabaseError(f"{parse_url(url).masked()}: {len(differences)} differences")
+    typer.echo(f"{parse_url(url).masked()} is as this version needs it")
 
 
 def _backup_folder(configured: Settings, given: Path | None) -> Path:
@@ -284,5 +286,5 @@ def _ago(option: str, given: str) -> datetime:
 
 
 def _say_revision(url: str) -> None:
-    revision = asyncio.run(database.revision(url))
-    typer.echo(f"{database.parse_url(url).masked()} is at migration {revision or 'none'}")
+    revision = asyncio.run(revisions.revision(url))
+    typer.echo(f"{parse_url(url).masked()} is at migration {revision or 'none'}")

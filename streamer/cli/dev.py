@@ -20,7 +20,7 @@ from streamer.dev.development import SECRET, SERVICES, Developed, developing
 from streamer.errors import SettingsError
 from streamer.operations import logs
 from streamer.settings import Settings
-from streamer.storage import database
+from streamer.storage import dsn
 
 DATA = Path(".venta")
 
@@ -78,7 +78,7 @@ def _greet(console: Console, developed: Developed, data: Path, simulated: int) -
     url = developed.http
     streamer = Path(sys.argv[0])
     line(f"serving on {url}" + (f", {simulated} simulated vendors moving" if simulated else ""), "bold")
-    line(f"  PostgreSQL  {database.parse_url(developed.database).masked()}")
+    line(f"  PostgreSQL  {dsn.parse_url(developed.database).masked()}")
     if developed.elsewhere is not None:
         line(f"              its data is in {developed.elsewhere}, where the user it runs as can go")
     line(f"  Redis       {config.masked_redis(developed.redis)}")

@@ -28,7 +28,7 @@ from streamer.app import Server
 from streamer.dev.simulate import simulate
 from streamer.errors import SettingsError, Unavailable
 from streamer.settings import Settings
-from streamer.storage import database
+from streamer.storage import migrate, seed
 from streamer.supervisor import end
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ async def developing(given: Settings, data: Path, simulated: int, say: Say) -> A
         (data / SERVICES).unlink(missing_ok=True)
 
         say("bringing the schema up to date")
-        await database.upgrade(database_url)
-        await database.seed(database_url)
+        await migrate.upgrade(database_url)
+        await seed.seed(database_url)
         if simulated:
             say(f"seeding {simulated} simulated vendors")
-        vendors = await database.seed(database_url, simulated) if simulated else []
+        vendors = await seed.seed(database_url, simulated) if simulated else []
 
         say("starting the server")
         secret = given.jwt_secret.get_secret_value() if given.jwt_secret is not None else kept_secret(data)

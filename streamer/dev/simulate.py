@@ -14,7 +14,7 @@ import orjson
 
 from streamer.accounts.tokens import make_token
 from streamer.geo.shapes import EARTH_RADIUS
-from streamer.storage.database import SeededVendor
+from streamer.storage.seed import SeededVendor
 
 CENTRE = (52.2297, 21.0122)
 SPREAD = 6000.0

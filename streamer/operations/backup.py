@@ -29,9 +29,10 @@ import structlog
 from streamer.errors import DatabaseError, EmbeddedError, SettingsError, Unavailable
 from streamer.operations import embedded
 from streamer.operations.embedded import PostgresServer
-from streamer.storage import database
-from streamer.storage.database import DatabaseUrl, connected, parse_url
-from streamer.storage.roles import quoted
+from streamer.storage import queries, revisions
+from streamer.storage.connections import connected
+from streamer.storage.drift import drift
+from streamer.storage.dsn import DatabaseUrl, parse_url, quoted
 
 log = structlog.get_logger()
 
@@ -46,17 +47,6 @@ LONGEST = 86_400.0
 LOCK_WAIT_MS = 60_000
 LOOK_EVERY = 60.0
 ABANDONED = timedelta(days=1)
-
-# From the snapshot that is dumped. The sum of hashes does not depend on the order of rows.
-ROWS = "SELECT count(*), COALESCE(sum(hashtextextended(t::text, 0)), 0)::text FROM {} t"
-
-TABLES = """
-SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-  AND ($1::text IS NULL OR n.nspname = $1)
-  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
-ORDER BY 1, 2
-"""
 
 
 class Counted(NamedTuple):
@@ -159,7 +149,7 @@ async def backup(url: str, folder: Path, *, recipient: str | None = None, now: d
                 manifest = Manifest(
                     parsed.database,
                     parsed.schema,
-                    await database.revision_of(connection),
+                    await revisions.revision_of(connection),
                     major,
                     at.isoformat(timespec="seconds"),
                     round(time.monotonic() - began, 1),
@@ -201,7 +191,7 @@ async def restore(url: str, dump: Path, *, identity: Path | None = None) -> Mani
     manifest = Manifest.read(dump)
     unseal = _unsealing(dump, identity)
     async with connected(url, LONGEST) as connection:
-        present = await connection.fetch(TABLES, None)
+        present = await connection.fetch(queries.ALL_TABLES, None)
         if present:
             raise DatabaseError(
                 f"{parsed.masked()} is not empty, it has {len(present)} tables ({present[0][1]}, …): restore goes into"
@@ -275,7 +265,7 @@ async def prove(
             url = await stack.enter_async_context(_scratch_database(on))
         progress(f"restoring {dump}")
         manifest = await restore(url, dump, identity=identity)
-        differences = await database.drift(url) if manifest.schema is None else []
+        differences = await drift(url) if manifest.schema is None else []
     seconds = round(time.monotonic() - began, 1)
     proof = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds, "sha256": manifest.sha256}
     _write(proof_of(dump), proof)
@@ -359,21 +349,7 @@ def _candidates(name: str) -> Iterator[Path]:
 def _environment(parsed: DatabaseUrl) -> dict[str, str]:
     """How libpq connects to the same place; the password is in no command line, which all on the machine can read."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    given = {
-        "PGHOST": parsed.host,
-        "PGPORT": str(parsed.port),
-        "PGUSER": parsed.user,
-        "PGPASSWORD": parsed.password,
-        "PGDATABASE": parsed.database,
-        "PGSSLMODE": parsed.sslmode,
-        "PGSSLROOTCERT": parsed.sslrootcert or ("system" if parsed.sslmode == "verify-full" else None),
-        "PGSSLCERT": parsed.sslcert,
-        "PGSSLKEY": parsed.sslkey,
-        "PGCONNECT_TIMEOUT": str(max(2, round(parsed.connect_timeout))),
-        "PGAPPNAME": "streamer db",
-        "LC_ALL": "C.UTF-8",
-    }
-    return kept | {name: value for name, value in given.items() if value is not None}
+    return kept | parsed.libpq_environment() | {"PGAPPNAME": "streamer db", "LC_ALL": "C.UTF-8"}
 
 
 def _conninfo(value: str) -> str:
@@ -614,7 +590,7 @@ async def _counted(connection: Any, schema: str | None) -> dict[str, Counted]:
     """Rows and checksum of every table, as the connection sees them."""
     await connection.execute("SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET extra_float_digits = 1")
     tables = {}
-    for space, name in await connection.fetch(TABLES, schema):
-        row = await connection.fetchrow(ROWS.format(f"{quoted(space)}.{quoted(name)}"))
+    for space, name in await connection.fetch(queries.ALL_TABLES, schema):
+        row = await connection.fetchrow(queries.ROW_CHECKSUM.format(f"{quoted(space)}.{quoted(name)}"))
         tables[f"{space}.{name}"] = Counted(*row)
     return tables

@@ -23,7 +23,7 @@ from streamer.errors import StreamerError
 from streamer.ingest.batcher import Batcher
 from streamer.ingest.position_writer import PositionWriter
 from streamer.operations.workers.peers import Peers
-from streamer.storage.database import Condition
+from streamer.storage.revisions import Condition
 from streamer.storage.store import Store, TableSize
 from streamer.supervisor import Supervisor
 from streamer.transport.connection import ConnectionRegistry

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from sqlalchemy.exc import SAWarning
 
 from streamer.errors import DatabaseError, SettingsError, Unavailable
-from streamer.storage import audit, database
-from streamer.storage.database import connected, parse_url
-from streamer.storage.roles import quoted
+from streamer.storage import audit, connections, models, partitions, queries, revisions
+from streamer.storage.connections import connected
+from streamer.storage.drift import drift
+from streamer.storage.dsn import parse_url, quoted
 
 PRUNING = 0x76656E74610003
 """The advisory lock of who prunes."""
@@ -29,80 +30,6 @@ TRY_AGAIN = 0.5
 ROWS_AT_ONCE = 10_000
 DAY = re.compile(r"locations_(\d{8})")
 AGE = re.compile(r"(\d{1,5})([dw])")
-
-PARTITIONS = """
-SELECT c.relname, GREATEST(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('locations') ORDER BY 1
-"""
-
-OLD_ROWS = 'SELECT count(*) FROM "locations_default" WHERE "timestamp" < $1'
-DELETE_OLD_ROWS = """
-DELETE FROM "locations_default" WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM "locations_default" WHERE "timestamp" < $1 LIMIT $2
-))
-"""
-
-TABLE_STATS = """
-WITH ours AS (
-    SELECT c.oid, COALESCE(p.relname, c.relname) AS name
-    FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent
-    WHERE c.relkind = 'r' AND COALESCE(p.oid, c.oid) = ANY(
-        SELECT to_regclass(quote_ident(name)) FROM unnest($1::text[]) AS name
-    )
-)
-SELECT name, SUM(GREATEST(c.reltuples, 0))::bigint, COALESCE(SUM(s.n_dead_tup), 0)::bigint,
-    SUM(pg_table_size(c.oid))::bigint, SUM(pg_indexes_size(c.oid))::bigint,
-    MAX(GREATEST(s.last_autovacuum, s.last_vacuum)), MAX(GREATEST(s.last_autoanalyze, s.last_analyze))
-FROM ours JOIN pg_class c USING (oid) LEFT JOIN pg_stat_user_tables s ON s.relid = c.oid
-GROUP BY name ORDER BY 4 DESC, 1
-"""
-
-# The indexes of partitions by the one of the whole table that they belong to.
-INDEX_STATS = """
-SELECT t.relname, COALESCE(p.relname, x.relname), SUM(pg_relation_size(x.oid))::bigint,
-    COALESCE(SUM(s.idx_scan), 0)::bigint
-FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid AND x.relkind = 'i'
-JOIN pg_class own ON own.oid = i.indrelid
-LEFT JOIN pg_inherits up ON up.inhrelid = own.oid
-JOIN pg_class t ON t.oid = COALESCE(up.inhparent, own.oid)
-LEFT JOIN pg_inherits xi ON xi.inhrelid = x.oid LEFT JOIN pg_class p ON p.oid = xi.inhparent
-LEFT JOIN pg_stat_user_indexes s ON s.indexrelid = x.oid
-WHERE t.oid = ANY(SELECT to_regclass(quote_ident(name)) FROM unnest($1::text[]) AS name)
-GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
-"""
-
-DATABASE_STATS = """
-SELECT pg_database_size(datname), blks_hit, blks_read, numbackends, xact_commit, xact_rollback, deadlocks, temp_bytes,
-    stats_reset
-FROM pg_stat_database WHERE datname = current_database()
-"""
-
-OLDEST_TRANSACTION = """
-SELECT EXTRACT(EPOCH FROM max(now() - xact_start))::float8 FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
-"""
-
-HAS_STATEMENTS = "SELECT to_regclass('pg_stat_statements') IS NOT NULL"
-SLOW_STATEMENTS = """
-SELECT regexp_replace(query, '\\s+', ' ', 'g'), calls, total_exec_time, mean_exec_time, rows
-FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
-ORDER BY total_exec_time DESC LIMIT $1
-"""
-
-INVALID_INDEXES = """
-SELECT t.relname, x.relname
-FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
-WHERE NOT i.indisvalid AND t.relnamespace = to_regnamespace(quote_ident(current_schema())) ORDER BY 1, 2
-"""
-BOUNDS = """
-SELECT c.relname, pg_get_expr(c.relpartbound, c.oid)
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('locations') ORDER BY 1
-"""
-UNCHECKED = """
-SELECT t.relname, c.conname FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid
-WHERE NOT c.convalidated AND t.relnamespace = to_regnamespace(quote_ident(current_schema())) ORDER BY 1, 2
-"""
-
 
 # Forgetting
 
@@ -155,7 +82,7 @@ async def prune(
         try:
             if await connection.fetchval("SELECT to_regclass('locations') IS NULL"):
                 raise DatabaseError(f"{where} has no table locations: run `streamer db upgrade`")
-            for row in await connection.fetch(PARTITIONS):
+            for row in await connection.fetch(queries.PARTITION_SIZES):
                 partition = Partition(*row)
                 named = DAY.fullmatch(partition.name)
                 if named is None or datetime.strptime(named[1], "%Y%m%d").date() >= pruned.before:
@@ -164,9 +91,9 @@ async def prune(
                     await _drop(connection, partition.name)
                 pruned.partitions.append(partition)
             if dry_run:
-                pruned.rows = await connection.fetchval(OLD_ROWS, cutoff)
+                pruned.rows = await connection.fetchval(queries.OLD_ROWS, cutoff)
             else:
-                while deleted := _count(await connection.execute(DELETE_OLD_ROWS, cutoff, ROWS_AT_ONCE)):
+                while deleted := _count(await connection.execute(queries.DELETE_OLD_ROWS, cutoff, ROWS_AT_ONCE)):
                     pruned.rows += deleted
             if audit_days is not None:
                 before = datetime.now(UTC) - timedelta(days=audit_days)
@@ -187,7 +114,7 @@ async def _drop(connection: Any, name: str) -> None:
                 await connection.execute('LOCK TABLE "vendors" IN ACCESS EXCLUSIVE MODE')
                 await connection.execute(f"DROP TABLE {quoted(name)}")
             return
-        except database.BUSY as busy:
+        except partitions.BUSY as busy:
             if attempt == MOST_TRIES:
                 raise Unavailable(
                     f"partition {name} could not be dropped in {MOST_TRIES} tries, something holds it: {busy}; look"
@@ -260,7 +187,7 @@ async def stats(url: str, *, statements: int = 10) -> Stats:
     """Look at sizes, dead rows, cache, indexes and expensive statements."""
     async with connected(url) as connection:
         size, hit, read, backends, commits, rollbacks, deadlocks, temporary, since = await connection.fetchrow(
-            DATABASE_STATS
+            queries.DATABASE_STATS
         )
         return Stats(
             size,
@@ -270,21 +197,21 @@ async def stats(url: str, *, statements: int = 10) -> Stats:
             rollbacks,
             deadlocks,
             temporary,
-            await connection.fetchval(OLDEST_TRANSACTION),
+            await connection.fetchval(queries.OLDEST_TRANSACTION),
             since,
-            [TableStats(*row) for row in await connection.fetch(TABLE_STATS, database.TABLES)],
-            [IndexStats(*row) for row in await connection.fetch(INDEX_STATS, database.TABLES)],
-            [Partition(*row) for row in await connection.fetch(PARTITIONS)],
+            [TableStats(*row) for row in await connection.fetch(queries.TABLE_STATS, models.TABLES)],
+            [IndexStats(*row) for row in await connection.fetch(queries.INDEX_STATS, models.TABLES)],
+            [Partition(*row) for row in await connection.fetch(queries.PARTITION_SIZES)],
             await _statements(connection, statements),
         )
 
 
 async def _statements(connection: Any, most: int) -> list[StatementStats] | None:
-    if not await connection.fetchval(HAS_STATEMENTS):
+    if not await connection.fetchval(queries.HAS_STATEMENTS):
         return None
     try:
-        return [StatementStats(*row) for row in await connection.fetch(SLOW_STATEMENTS, most)]
-    except database.REFUSED:
+        return [StatementStats(*row) for row in await connection.fetch(queries.SLOW_STATEMENTS, most)]
+    except connections.REFUSED:
         return None  # it is there but not loaded by the server, or not for this role
 
 
@@ -292,23 +219,23 @@ async def check(url: str, *, today: date | None = None) -> list[str]:
     """Where the database is not as this version needs it, a line each with what to do; empty when all is well."""
     today = today or datetime.now(UTC).date()
     async with connected(url) as connection:
-        condition = await database.condition(connection, today)
+        condition = await revisions.condition(connection, today)
         said = []
         if condition.revision is None:
             return ["it has no schema of ours: run `streamer db upgrade`"]
         if not condition.known:
             said.append(f"it is at revision {condition.revision}, newer than this version: install a newer one")
         elif not condition.newest:
-            said.append(f"it is at revision {condition.revision}, not {database.head()}: run `streamer db upgrade`")
+            said.append(f"it is at revision {condition.revision}, not {revisions.head()}: run `streamer db upgrade`")
         said += await _partition_faults(connection, condition.days_ahead)
-        for table, index in await connection.fetch(INVALID_INDEXES):
+        for table, index in await connection.fetch(queries.INVALID_INDEXES):
             said.append(f"{table}: index {index} is invalid, a CREATE INDEX that broke off: REINDEX or drop it")
-        for table, constraint in await connection.fetch(UNCHECKED):
+        for table, constraint in await connection.fetch(queries.UNVALIDATED):
             said.append(f"{table}: constraint {constraint} was never validated: ALTER TABLE … VALIDATE CONSTRAINT")
     with warnings.catch_warnings():
         # SQLAlchemy does not know all that PostgreSQL can say of a constraint, and says so.
         warnings.simplefilter("ignore", SAWarning)
-        return said + await database.drift(url)
+        return said + await drift(url)
 
 
 async def _partition_faults(connection: Any, days_ahead: int) -> list[str]:
@@ -316,11 +243,11 @@ async def _partition_faults(connection: Any, days_ahead: int) -> list[str]:
     if days_ahead < 1:
         day = "today" if days_ahead < 0 else "tomorrow"
         said.append(f"locations: there is no partition for {day}: run `streamer db upgrade`")
-    for name, bounds in await connection.fetch(BOUNDS):
+    for name, bounds in await connection.fetch(queries.PARTITION_BOUNDS):
         named = DAY.fullmatch(name)
         if named is None:
             continue
-        _, lower, upper = database.partition_bounds(datetime.strptime(named[1], "%Y%m%d").date())
+        _, lower, upper = partitions.partition_bounds(datetime.strptime(named[1], "%Y%m%d").date())
         wanted = f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
         if bounds != wanted:
             said.append(f"locations: partition {name} is {bounds}, it should be {wanted}")

@@ -30,7 +30,7 @@ from streamer.live.ticker import Ticker
 from streamer.operations.backup import Backups
 from streamer.operations.loop_lag import LoopLag
 from streamer.operations.workers.peers import Peers
-from streamer.storage.database import Condition
+from streamer.storage.revisions import Condition
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
 from streamer.transport.connection import OTHER_CODE, ConnectionRegistry

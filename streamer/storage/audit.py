@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from streamer.storage import queries
+from streamer.storage.connections import connected
 from streamer.storage.models import Base
+from streamer.storage.revisions import require_newest
 
 AUDITED = ("users", "vendors", "subscriptions", "integrations")
 
@@ -21,29 +24,6 @@ UNAUDITED = {"vendors": frozenset({"lat", "long", "locatedAt", "updatedAt"})}
 
 PRUNE_CHUNK = 10_000
 """Rows of one transaction, so that no lock and no transaction lasts."""
-
-ENTRIES = """
-SELECT "id", "at", "table", "rowId", "action", "before", "after", "user", "actor", "application", "address"
-FROM "streamer_audit"
-WHERE ($1::timestamp IS NULL OR "at" >= $1) AND ($2::text IS NULL OR "table" = $2)
-  AND ($3::text IS NULL OR "rowId" = $3)
-ORDER BY "at" DESC, "id" DESC LIMIT $4
-"""
-
-PRUNE = """
-DELETE FROM "streamer_audit" WHERE "id" IN (
-    SELECT "id" FROM "streamer_audit" WHERE "at" < $1 ORDER BY "at", "id" LIMIT $2 FOR UPDATE SKIP LOCKED
-)
-"""
-
-COUNT = 'SELECT count(*) FROM "streamer_audit" WHERE "at" < $1'
-
-TRIGGERS = """
-SELECT t.tgrelid::regclass::text, t.tgname, t.tgenabled <> 'D', ARRAY(
-    SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attnum = ANY(t.tgattr::int2[])
-)
-FROM pg_trigger t WHERE t.tgfoid = to_regprocedure('streamer_audit()')
-"""
 
 NAMES = ("zz_streamer_audit", "zz_streamer_audit_truncate", "zz_streamer_audit_update")
 
@@ -105,12 +85,21 @@ def audited_columns(table: str) -> set[str]:
     return {column.name for column in Base.metadata.tables[table].columns} - left_out
 
 
+async def audited(
+    url: str, *, since: datetime | None = None, table: str | None = None, row_id: str | None = None, limit: int
+) -> list[Entry]:
+    """Returns the newest entries of a database, the newest first."""
+    await require_newest(url)
+    async with connected(url) as connection:
+        return await entries(connection, since=since, table=table, row_id=row_id, limit=limit)
+
+
 async def entries(
     connection: Any, *, since: datetime | None = None, table: str | None = None, row_id: str | None = None, limit: int
 ) -> list[Entry]:
-    """The newest entries, the newest first."""
+    """Returns the newest entries, the newest first."""
     begin = None if since is None else since.astimezone(UTC).replace(tzinfo=None)
-    rows = await connection.fetch(ENTRIES, begin, table, row_id, limit)
+    rows = await connection.fetch(queries.AUDIT_ENTRIES, begin, table, row_id, limit)
     return [
         Entry(id, at.replace(tzinfo=UTC), table, row_id, action, _object(before), _object(after), *who)
         for id, at, table, row_id, action, before, after, *who in rows
@@ -121,16 +110,18 @@ async def prune(connection: Any, before: datetime, *, dry_run: bool = False) -> 
     """Forget the entries from before a time, some at once; how many those are."""
     until = before.astimezone(UTC).replace(tzinfo=None)
     if dry_run:
-        return int(await connection.fetchval(COUNT, until))
+        return int(await connection.fetchval(queries.COUNT_AUDIT, until))
     gone = 0
-    while deleted := int((await connection.execute(PRUNE, until, PRUNE_CHUNK)).rsplit(" ", 1)[-1]):
+    while deleted := int((await connection.execute(queries.PRUNE_AUDIT, until, PRUNE_CHUNK)).rsplit(" ", 1)[-1]):
         gone += deleted
     return gone
 
 
 async def gaps(connection: Any) -> list[str]:
     """Changes that would leave no entry, as triggers are missing, switched off or know too few columns."""
-    found = {(table, name): (on, set(columns)) for table, name, on, columns in await connection.fetch(TRIGGERS)}
+    found = {
+        (table, name): (on, set(columns)) for table, name, on, columns in await connection.fetch(queries.AUDIT_TRIGGERS)
+    }
     lines = []
     for table in AUDITED:
         for name in NAMES:

@@ -195,3 +195,7 @@ class AuditEntry(Base):
     application: Mapped[Text | None]
     address: Mapped[Text | None]
     transaction: Mapped[int] = mapped_column(BIGINT())
+
+
+TABLES = tuple(Base.metadata.tables)
+"""All tables of the models; a partition belongs to its table."""

@@ -15,7 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from streamer.errors import DatabaseError, SettingsError
+from streamer.storage import queries
+from streamer.storage.connections import connected
+from streamer.storage.dsn import parse_url, quoted
 from streamer.storage.models import Base
+from streamer.storage.revisions import require_newest
 
 
 class Right(NamedTuple):
@@ -67,48 +71,6 @@ COLUMN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "REFERENCES")
 ATTRIBUTES = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 ITERATIONS = 4096
 
-MISSING = """
-SELECT r.privilege || ' on ' || r.name || ' (' || string_agg(r.col, ', ' ORDER BY r.col) || ')'
-FROM unnest($2::text[], $3::text[], $4::text[]) AS r(name, privilege, col)
-WHERE NOT coalesce(has_column_privilege($1::name, to_regclass(quote_ident(r.name)), r.col, r.privilege), false)
-GROUP BY r.privilege, r.name
-UNION ALL SELECT 'USAGE on schema ' || current_schema()
-    WHERE NOT has_schema_privilege($1::name, current_schema(), 'USAGE')
-UNION ALL SELECT privilege || ' on database ' || current_database()
-    FROM unnest(ARRAY['CONNECT', 'TEMPORARY']) AS privilege
-    WHERE NOT has_database_privilege($1::name, current_database(), privilege)
-UNION ALL SELECT 'EXECUTE on function ' || $5
-    WHERE NOT coalesce(has_function_privilege($1::name, to_regprocedure($5), 'EXECUTE'), false)
-ORDER BY 1
-"""
-
-# what PUBLIC may do, or a role that this one is in, it may do too
-HELD = """
-SELECT c.relname, privilege, a.attname
-FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
-    unnest($3::text[]) AS privilege
-WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relname = ANY($2::text[])
-  AND has_column_privilege($1::name, c.oid, a.attnum, privilege)
-UNION ALL
-SELECT c.relname, privilege, NULL FROM pg_class c, unnest($4::text[]) AS privilege
-WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relname = ANY($2::text[])
-  AND has_table_privilege($1::name, c.oid, privilege)
-"""
-
-ROLE = """
-SELECT rolcanlogin AS login,
-    CASE WHEN rolsuper THEN 'is a superuser' WHEN rolcreaterole THEN 'may make and change roles'
-        WHEN rolreplication THEN 'may replicate, that is read everything'
-        WHEN pg_has_role(oid, (SELECT relowner FROM pg_class WHERE oid = to_regclass('locations')), 'MEMBER')
-        THEN 'owns the tables, or is in the role that does' END AS power
-FROM pg_roles WHERE rolname = $1
-"""
-
-HOLDERS = """
-SELECT DISTINCT r.rolname FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
-WHERE p.oid = to_regprocedure($1) AND a.grantee <> p.proowner
-"""
-
 
 class Granted(NamedTuple):
     """What `grant` did: whether it made the role, whether the role can log in, and what it may beyond `RIGHTS`."""
@@ -118,12 +80,28 @@ class Granted(NamedTuple):
     beyond: list[str]
 
 
-def quoted(identifier: str) -> str:
-    """The identifier as SQL takes it whatever is in it."""
-    return '"' + identifier.replace('"', '""') + '"'
+async def require_rights(url: str) -> None:
+    """Raises DatabaseError unless the role of the URL has the rights that `serve` needs."""
+    async with connected(url) as connection:
+        if left := await missing(connection):
+            role = await connection.fetchval("SELECT current_user")
+            raise DatabaseError(
+                f"role {role!r} lacks rights that the server needs in {parse_url(url).masked()}: {'; '.join(left)}; "
+                f"run `streamer db grant {role}` as the owner of the tables"
+            )
 
 
-async def grant(connection: Any, role: str, password: str | None = None) -> Granted:
+async def grant(url: str, role: str, password: str | None = None) -> Granted:
+    """Gives a role the rights of `serve` and no others on the tables; creates the role if it is missing.
+
+    All or nothing. Raises DatabaseError for a role that is too powerful to be limited.
+    """
+    await require_newest(url)
+    async with connected(url) as connection:
+        return await grant_on(connection, role, password)
+
+
+async def grant_on(connection: Any, role: str, password: str | None = None) -> Granted:
     """Give a role the rights of `serve` and take all others on our tables from it; make it when there is none.
 
     All or nothing, and without a moment in between. DatabaseError for a role that is too powerful anyway.
@@ -132,7 +110,7 @@ async def grant(connection: Any, role: str, password: str | None = None) -> Gran
         raise SettingsError(f"the role {role!r} can't be: PostgreSQL takes names of 1 to 63 bytes")
     verifier = None if password is None else scram_verifier(password)
     async with connection.transaction():
-        found = await connection.fetchrow(ROLE, role)
+        found = await connection.fetchrow(queries.ROLE_POWER, role)
         if found is not None and found["power"] is not None:
             raise DatabaseError(
                 f"role {role!r} {found['power']}: what it may do can't be limited by rights; name another, which need "
@@ -169,7 +147,7 @@ async def renew(connection: Any) -> list[str]:
 
 async def holders(connection: Any) -> list[str]:
     """The roles to which the rights of `serve` were given."""
-    return [row[0] for row in await connection.fetch(HOLDERS, ADD_PARTITION)]
+    return [row[0] for row in await connection.fetch(queries.RIGHTS_HOLDERS, ADD_PARTITION)]
 
 
 async def missing(connection: Any, role: str | None = None) -> list[str]:
@@ -178,7 +156,7 @@ async def missing(connection: Any, role: str | None = None) -> list[str]:
         role = await connection.fetchval("SELECT current_user")
     each = [(right.table, right.privilege, column) for right in RIGHTS for column in right.columns]
     arguments = [list(values) for values in zip(*each, strict=True)]
-    return [row[0] for row in await connection.fetch(MISSING, role, *arguments, ADD_PARTITION)]
+    return [row[0] for row in await connection.fetch(queries.MISSING_RIGHTS, role, *arguments, ADD_PARTITION)]
 
 
 def scram_verifier(password: str, salt: bytes | None = None) -> str:
@@ -223,6 +201,6 @@ async def _tables(connection: Any) -> Sequence[str]:
 async def _beyond(connection: Any, role: str) -> list[str]:
     allowed = {(right.table, right.privilege, column) for right in RIGHTS for column in right.columns}
     tables = await _tables(connection)
-    held = await connection.fetch(HELD, role, tables, list(COLUMN_PRIVILEGES), list(TABLE_PRIVILEGES))
+    held = await connection.fetch(queries.HELD_RIGHTS, role, tables, list(COLUMN_PRIVILEGES), list(TABLE_PRIVILEGES))
     more = {(table, privilege) for table, privilege, column in held if (table, privilege, column) not in allowed}
     return [f"{privilege} on {table}" for table, privilege in sorted(more)]

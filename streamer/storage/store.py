@@ -22,164 +22,15 @@ from streamer.counters import Counters
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
 from streamer.ingest.batcher import Chunk, Rejected
 from streamer.ingest.copy_rows import COLUMNS, COPY_HEADER, COPY_TRAILER, decode_rows, id_floor
-from streamer.storage import database
-from streamer.storage.database import Condition
+from streamer.storage import partitions, queries, revisions
+from streamer.storage.connections import Connector, explanation, unreachable
+from streamer.storage.dsn import parse_url
+from streamer.storage.models import TABLES
+from streamer.storage.revisions import Condition
 
 T = TypeVar("T")
 
 # SQL
-
-KEEP_COMMITS_DURABLE = """
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
-"""
-
-# One for each connection, made when first needed: made anew each time, it would bloat the catalogs.
-BEGIN_STAGING = """
-BEGIN;
-CREATE TEMP TABLE IF NOT EXISTS "streamer_staging" (
-    "id" TEXT COLLATE "C", "vendorId" TEXT, "lat" DOUBLE PRECISION, "long" DOUBLE PRECISION, "timestamp" TIMESTAMP(3)
-) ON COMMIT DELETE ROWS
-"""
-
-# The vendors are locked against deletion until the commit. Of two rows with one id the first to arrive is stored: the
-# staging table is empty at the start of each transaction, so ctid is the order of arrival.
-STORE_STAGED = """
-WITH existing AS MATERIALIZED (
-    SELECT "id" FROM "vendors" WHERE "id" IN (SELECT "vendorId" FROM pg_temp."streamer_staging")
-    ORDER BY "id" FOR KEY SHARE
-), stored AS (
-    INSERT INTO "locations" ("id", "vendorId", "lat", "long", "timestamp")
-    SELECT s."id", s."vendorId", s."lat", s."long", s."timestamp"
-    FROM pg_temp."streamer_staging" s JOIN existing ON existing."id" = s."vendorId"
-    ORDER BY s."id", s.ctid
-    ON CONFLICT DO NOTHING
-)
-SELECT DISTINCT s."vendorId" FROM pg_temp."streamer_staging" s
-WHERE NOT EXISTS (SELECT FROM existing WHERE existing."id" = s."vendorId")
-"""
-
-# The rows are locked in the order of their ids first, so that two such statements can't wait for each other.
-WRITE_NEWEST = """
-, due AS MATERIALIZED (
-    SELECT v."id" FROM "vendors" v JOIN newest ON newest."id" = v."id"
-    WHERE v."locatedAt" IS NULL OR v."locatedAt" < newest."at"
-    ORDER BY v."id" FOR NO KEY UPDATE OF v
-)
-UPDATE "vendors" v
-SET "lat" = newest."lat", "long" = newest."long", "locatedAt" = newest."at",
-    "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
-FROM newest JOIN due ON due."id" = newest."id"
-WHERE v."id" = newest."id" AND (v."locatedAt" IS NULL OR v."locatedAt" < newest."at")
-"""
-
-UPDATE_POSITIONS = (
-    """
-WITH newest AS MATERIALIZED (
-    SELECT n."id", TIMESTAMP 'epoch' + n."ms" * INTERVAL '1 millisecond' AS "at", n."lat", n."long"
-    FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[]) AS n("id", "ms", "lat", "long")
-)"""
-    + WRITE_NEWEST
-)
-
-# By vendor and index, some vendors at a time: read by time, a busy hour's pings would take longer than a statement may.
-RECONCILE_POSITIONS = (
-    """
-WITH newest AS MATERIALIZED (
-    SELECT v."id", l."at", l."lat", l."long"
-    FROM "vendors" v, LATERAL (
-        SELECT l."timestamp" AS "at", l."lat", l."long" FROM "locations" l
-        WHERE l."vendorId" = v."id" AND l."id" >= $1 AND l."id" < 'd'
-          AND (v."locatedAt" IS NULL OR l."timestamp" > v."locatedAt")
-        ORDER BY l."timestamp" DESC, l."id" DESC LIMIT 1
-    ) l
-    WHERE v."id" > $2 AND v."id" <= $3
-)"""
-    + WRITE_NEWEST
-)
-
-LAST_OF_SOME = """
-SELECT max("id") FROM (SELECT "id" FROM "vendors" WHERE "id" > $1 ORDER BY "id" LIMIT $2) AS "some"
-"""
-
-VENDORS = """
-SELECT v."id", u."clerkId", v."name", v."open", v."primaryImage", v."lat", v."long",
-    (EXTRACT(EPOCH FROM v."locatedAt") * 1000)::bigint
-FROM "vendors" v JOIN "users" u ON u."id" = v."userId"
-WHERE v."deletedAt" IS NULL AND u."deletedAt" IS NULL AND
-"""
-VENDORS_OF = VENDORS + 'u."clerkId" = ANY($1::text[]) ORDER BY v."id"'
-CARDS = VENDORS + 'v."id" = ANY($1::text[])'
-
-# The snapshot is that of the whole statement: a change that is not in it is of the oldest running transaction or later.
-CHANGES = """
-SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
-    coalesce((SELECT max("id") FROM "streamer_changes"), 0), c."id", c."table", c."rowId", c."action", c."clerkId"
-FROM (SELECT) AS always LEFT JOIN LATERAL (
-    SELECT * FROM "streamer_changes" WHERE "id" > $1 AND "transaction" >= $2 ORDER BY "id" LIMIT $3
-) c ON true
-ORDER BY c."id"
-"""
-USERS = """
-SELECT u."clerkId", v."id" FROM "users" u LEFT JOIN "vendors" v ON v."userId" = u."id" WHERE u."id" = ANY($1::text[])
-"""
-LIVING_USERS = """SELECT "clerkId" FROM "users" WHERE "clerkId" = ANY($1::text[]) AND "deletedAt" IS NULL"""
-DELETED_USERS = """
-SELECT "clerkId" FROM "users" WHERE "deletedAt" IS NOT NULL
-UNION
-SELECT c."clerkId" FROM "streamer_changes" c
-WHERE c."table" = 'users' AND c."action" = 'delete' AND c."at" > now() AT TIME ZONE 'UTC' - INTERVAL '1 day'
-    AND NOT EXISTS (SELECT FROM "users" u WHERE u."clerkId" = c."clerkId")
-"""
-
-PAYING = """
-SELECT v."id" FROM "vendors" v WHERE v."id" = ANY($1::text[]) AND EXISTS (
-    SELECT FROM "subscriptions" s WHERE s."userId" = v."userId" AND s."status" = 'active'
-        AND s."startDate" <= now() AT TIME ZONE 'UTC'
-        AND (s."endDate" IS NULL OR s."endDate" > now() AT TIME ZONE 'UTC')
-)
-"""
-
-# For whom it is done is for the audit's trigger, and holds as long as this statement.
-SET_OPEN = """
-UPDATE "vendors" SET "open" = $2, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
-FROM (SELECT set_config('streamer.actor', $3, true) AS "actor") AS said
-WHERE "id" = $1 AND "open" <> $2 AND said."actor" = $3
-"""
-
-# vendors."locatedAt" lags by a second or so: only what is newer is looked for among all locations.
-NEWEST_STORED = """
-SELECT a."id", a."located", (EXTRACT(EPOCH FROM n."at") * 1000)::bigint
-FROM unnest($1::text[], $2::bigint[], $3::text[]) AS a("id", "located", "floor")
-CROSS JOIN LATERAL (
-    SELECT max(l."timestamp") AS "at" FROM "locations" l WHERE l."vendorId" = a."id" AND l."id" >= a."floor"
-) n
-WHERE n."at" IS NOT NULL
-"""
-
-# The range of ids lets PostgreSQL leave whole days out. Ids that carry no time (below 'cg', which is 2009, or not
-# beginning with c) are in the default partition and are looked at always.
-LOCATIONS = """
-SELECT "id", (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint, "lat", "long"
-FROM "locations"
-WHERE "vendorId" = $1
-  AND "timestamp" >= TIMESTAMP 'epoch' + $2::bigint * INTERVAL '1 millisecond'
-  AND "timestamp" < TIMESTAMP 'epoch' + $3::bigint * INTERVAL '1 millisecond'
-  AND ("timestamp", "id") > (TIMESTAMP 'epoch' + $4::bigint * INTERVAL '1 millisecond', $5::text)
-  AND ("id" >= $6 AND "id" < $7 OR "id" < 'cg' OR "id" >= 'd')
-ORDER BY "timestamp", "id"
-LIMIT $8
-"""
-
-# reltuples is what the last ANALYZE or VACUUM found: counting would read the tables.
-TABLE_SIZES = """
-SELECT COALESCE(parent.relname, c.relname), SUM(GREATEST(c.reltuples, 0))::bigint,
-    SUM(pg_total_relation_size(c.oid))::bigint
-FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class parent ON parent.oid = i.inhparent
-WHERE c.relkind = 'r' AND COALESCE(parent.oid, c.oid) = ANY(
-    SELECT to_regclass(quote_ident(name)) FROM unnest($1::text[]) AS name
-)
-GROUP BY 1 ORDER BY 1
-"""
 
 RECONCILE_VENDORS = 2000
 """Vendors of one statement: a quarter of a second with some days' partitions."""
@@ -293,10 +144,10 @@ class Store:
 
         Later outages end no Store: each call tries anew.
         """
-        parsed = database.parse_url(url)
+        parsed = parse_url(url)
         pool_size = parsed.pool_size or pool_size
         pool_timeout = parsed.pool_timeout or pool_timeout
-        where = f"{parsed.host}:{parsed.port}/{parsed.database}"
+        where = f"{parsed.places}/{parsed.database}"
         arguments = parsed.connect_args()
         # PgBouncer refuses settings that it was not told to let through: there only our own clock bounds a statement.
         settings = {} if parsed.pgbouncer else _session_settings(statement_timeout)
@@ -308,19 +159,22 @@ class Store:
         arguments["timeout"] = min(arguments["timeout"], pool_timeout)
         # No floor: asyncpg would keep it by a task of its own that logs a traceback for each failure of an outage.
         pool = asyncpg.create_pool(
-            **arguments, min_size=0, max_size=pool_size, init=_keep_commits_durable, reset=_nothing_to_reset
+            **arguments,
+            connect=Connector(parsed),
+            min_size=0,
+            max_size=pool_size,
+            init=_keep_commits_durable,
+            reset=_nothing_to_reset,
         )
         try:
             await pool
             await pool.release(await pool.acquire(timeout=pool_timeout))
         except _CONNECTION_ERRORS as error:
             pool.terminate()
-            if failed := tls.trouble(error, "DATABASE_URL", "sslrootcert"):
-                raise Unavailable(f"PostgreSQL at {where}: {failed}") from None
-            reason = str(error) or f"no answer within {pool_timeout:g} s"
-            raise Unavailable(
-                f"PostgreSQL at {where} can't be used: {reason}; check that it runs and what DATABASE_URL says"
-            ) from None
+            where = f"PostgreSQL at {where}"
+            if isinstance(error, asyncpg.PostgresError):
+                raise explanation(where, error.sqlstate, error) from None
+            raise Unavailable(f"{where}{unreachable(error, f'no answer within {pool_timeout:g} s')}") from None
         return cls(pool, where, pool_timeout, statement_timeout, counters)
 
     async def close(self) -> None:
@@ -384,7 +238,7 @@ class Store:
             if known is None or known[1] < fix[1]:
                 newest[fix[0]] = fix
         columns = [list(column) for column in zip(*newest.values(), strict=True)]
-        await self._answer(lambda connection: connection.execute(UPDATE_POSITIONS, *columns), "positions")
+        await self._answer(lambda connection: connection.execute(queries.UPDATE_POSITIONS, *columns), "positions")
 
     async def reconcile_positions(self, since_ms: int) -> int:
         """Bring vendors.lat/long to the newest stored ping since then; how many vendors were behind.
@@ -395,9 +249,9 @@ class Store:
 
         async def some(connection: Any) -> str | None:
             nonlocal behind
-            last: str | None = await connection.fetchval(LAST_OF_SOME, first, RECONCILE_VENDORS)
+            last: str | None = await connection.fetchval(queries.LAST_OF_SOME, first, RECONCILE_VENDORS)
             if last is not None:
-                status = await connection.execute(RECONCILE_POSITIONS, since, first, last)
+                status = await connection.execute(queries.RECONCILE_POSITIONS, since, first, last)
                 behind += int(str(status).rsplit(" ", 1)[-1])
             return last
 
@@ -410,39 +264,39 @@ class Store:
     async def vendors_of(self, clerk_ids: Sequence[str]) -> list[VendorRow]:
         """The vendors of the users with these `clerkId`s, by their ids."""
         asked = [clerk_id for clerk_id in clerk_ids if _can_be_text(clerk_id)]
-        return await self._vendors(VENDORS_OF, asked) if asked else []
+        return await self._vendors(queries.VENDORS_OF, asked) if asked else []
 
     async def cards(self, vendor_ids: Sequence[str]) -> list[VendorRow]:
         """Those of these vendors that there are, in no order."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
-        return await self._vendors(CARDS, asked) if asked else []
+        return await self._vendors(queries.CARDS, asked) if asked else []
 
     async def paying(self, vendor_ids: Sequence[str]) -> set[str]:
         """Those of these vendors whose user has an active subscription now."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
         if not asked:
             return set()
-        return {row[0] for row in await self._answer(lambda connection: connection.fetch(PAYING, asked))}
+        return {row[0] for row in await self._answer(lambda connection: connection.fetch(queries.PAYING, asked))}
 
     async def changes(self, after: int, since: int, limit: int) -> Changes:
         """Changes of users and vendors with an id above `after`, by transactions from `since` on."""
-        rows = await self._answer(lambda connection: connection.fetch(CHANGES, after, since, limit))
+        rows = await self._answer(lambda connection: connection.fetch(queries.CHANGES, after, since, limit))
         oldest, following, newest = rows[0][:3]
         return Changes(oldest, following, newest, [Change(*row[3:]) for row in rows if row[3] is not None])
 
     async def users(self, user_ids: Sequence[str]) -> list[tuple[str, str | None]]:
         """(clerkId, vendorId) for each vendor of these users, deleted or not; a user without one has None."""
-        rows = await self._answer(lambda connection: connection.fetch(USERS, user_ids))
+        rows = await self._answer(lambda connection: connection.fetch(queries.USERS, user_ids))
         return [(row[0], row[1]) for row in rows]
 
     async def living_users(self, clerk_ids: Sequence[str]) -> set[str]:
         """Those of these who are users and not deleted."""
-        rows = await self._answer(lambda connection: connection.fetch(LIVING_USERS, clerk_ids))
+        rows = await self._answer(lambda connection: connection.fetch(queries.LIVING_USERS, clerk_ids))
         return {row[0] for row in rows}
 
     async def deleted_users(self) -> list[str]:
         """The `clerkId` of all who are marked as deleted, and of those who were deleted within a day."""
-        rows = await self._answer(lambda connection: connection.fetch(DELETED_USERS))
+        rows = await self._answer(lambda connection: connection.fetch(queries.DELETED_USERS))
         return [row[0] for row in rows]
 
     async def newest_stored(self, located: Sequence[tuple[str, int | None]]) -> dict[tuple[str, int | None], int]:
@@ -455,7 +309,7 @@ class Store:
             return {}
         floors = ["" if at is None else id_floor(at) for _, at in located]
         columns = [[id for id, _ in located], [at for _, at in located], floors]
-        rows = await self._answer(lambda connection: connection.fetch(NEWEST_STORED, *columns), "durable")
+        rows = await self._answer(lambda connection: connection.fetch(queries.NEWEST_STORED, *columns), "durable")
         return {(row[0], row[1]): row[2] for row in rows}
 
     async def locations(
@@ -477,13 +331,15 @@ class Store:
             id_floor(to_ms + ID_SLACK_MS),
             limit,
         )
-        rows = await self._answer(lambda connection: connection.fetch(LOCATIONS, *arguments), "history")
+        rows = await self._answer(lambda connection: connection.fetch(queries.LOCATIONS, *arguments), "history")
         return [LocationRow(*row) for row in rows]
 
     async def set_open(self, vendor_id: str, open: bool, clerk_id: str) -> None:
         """Open or close a vendor for business; the audit has it that this user did."""
         if _can_be_text(vendor_id) and _can_be_text(clerk_id):
-            await self._answer(lambda connection: connection.execute(SET_OPEN, vendor_id, open, clerk_id), "open")
+            await self._answer(
+                lambda connection: connection.execute(queries.SET_OPEN, vendor_id, open, clerk_id), "open"
+            )
 
     async def ping(self) -> None:
         """Whether PostgreSQL answers, soon; raises Unavailable when it does not."""
@@ -491,11 +347,11 @@ class Store:
 
     async def condition(self, today: date) -> Condition:
         """What the database is like, beyond that it answers: soon, or Unavailable."""
-        return await self._soon(lambda connection: database.condition(connection, today), "condition")
+        return await self._soon(lambda connection: revisions.condition(connection, today), "condition")
 
     async def table_sizes(self) -> list[TableSize]:
         """How large our tables are: soon, or Unavailable, as a table locked for a change can't be measured."""
-        rows = await self._soon(lambda connection: connection.fetch(TABLE_SIZES, database.TABLES), "sizes")
+        rows = await self._soon(lambda connection: connection.fetch(queries.TABLE_SIZES, list(TABLES)), "sizes")
         return [TableSize(*row) for row in rows]
 
     async def _soon(self, work: Callable[[Any], Awaitable[T]], what: str) -> T:
@@ -505,9 +361,11 @@ class Store:
         except TimeoutError:
             raise Unavailable(f"PostgreSQL at {self._where} did not answer within {HEALTH_TIMEOUT:g} s") from None
 
-    async def ensure_partitions(self, today: date, ahead: int) -> Any:
-        """Have the partitions of `locations` ready, `ahead` days ahead of today."""
-        return await self._answer(lambda connection: database.ensure_partitions(connection, today, ahead), "partitions")
+    async def ensure_partitions(self, today: date, ahead: int) -> list[str]:
+        """Creates the missing partitions up to `ahead` days after today; returns their names."""
+        return await self._answer(
+            lambda connection: partitions.ensure_partitions(connection, today, ahead), "partitions"
+        )
 
     async def _vendors(self, statement: str, argument: object) -> list[VendorRow]:
         rows = await self._answer(lambda connection: connection.fetch(statement, argument), "vendors")
@@ -644,9 +502,9 @@ async def _store_staged(connection: Any, rows: bytearray) -> frozenset[str]:
     """Store the rows of existing vendors that are not stored yet; give the vendors that don't exist."""
     # Not asyncpg's transaction(): BEGIN rides along with the first statement, and cancelling waits for no rollback.
     try:
-        await connection.execute(BEGIN_STAGING)
+        await connection.execute(queries.BEGIN_STAGING)
         await _copy(connection, "streamer_staging", "pg_temp", rows)
-        missing = await connection.fetch(STORE_STAGED)
+        missing = await connection.fetch(queries.STORE_STAGED)
         await connection.execute("COMMIT")
     except asyncpg.PostgresError:
         if not _is_closed(connection):
@@ -657,7 +515,7 @@ async def _store_staged(connection: Any, rows: bytearray) -> frozenset[str]:
 
 async def _keep_commits_durable(connection: Any) -> None:
     # An ack is a promise: a database that is told to forget its newest commits in a crash is told otherwise by us.
-    await connection.execute(KEEP_COMMITS_DURABLE)
+    await connection.execute(queries.KEEP_COMMITS_DURABLE)
 
 
 async def _nothing_to_reset(_: Any) -> None:

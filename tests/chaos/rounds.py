@@ -14,7 +14,7 @@ from loadtest.clients.group import minting
 from loadtest.clients.identity import Identity
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Vendor
-from streamer.storage import database
+from streamer.storage import seed
 from tests.chaos.balancer import Balancer
 from tests.chaos.crowd import COMES_BACK, Crowd, Mover
 from tests.chaos.faults import Fault, plan
@@ -67,7 +67,7 @@ class Chaos:
     async def __aenter__(self) -> Self:
         try:
             stage = await self._stack.enter_async_context(self.stage)
-            seeded = [Identity(*one) for one in await database.seed(stage.postgres.url, MOVERS + GUESTS)]
+            seeded = [Identity(*one) for one in await seed.seed(stage.postgres.url, MOVERS + GUESTS)]
             self._guests = seeded[MOVERS:]
             self._target = Target.parse(stage.url)
             self.crowd = Crowd(self._target, seeded[:MOVERS], WATCHERS, SECRET, Random(0), HZ)

@@ -16,7 +16,7 @@ import asyncpg
 import redis.asyncio
 
 from streamer.operations.embedded import PostgresServer, ValkeyServer
-from streamer.storage import database
+from streamer.storage import migrate, revisions
 from tests.chaos.balancer import Balancer
 from tests.chaos.faults import Fault
 from tests.support.network import Proxy
@@ -52,7 +52,7 @@ class Stage:
         try:
             await self._stack.enter_async_context(self.postgres)
             await self._stack.enter_async_context(self.valkey)
-            await database.upgrade(self.postgres.url)
+            await migrate.upgrade(self.postgres.url)
             for number in (1, 2):
                 name = f"server {number}"
                 postgres = self.wires[f"wire {name} to postgresql"] = Proxy(self.postgres.url)
@@ -233,7 +233,7 @@ class Stage:
             if await again.wait() == 0:
                 break
             await asyncio.sleep(0.5)
-        await self._insist(lambda: database.require_newest(url))
+        await self._insist(lambda: revisions.require_newest(url))
         await self._insist(lambda: self._execute(f"DROP DATABASE {name} WITH (FORCE)"))
 
     async def _upgrade(self, url: str) -> asyncio.subprocess.Process:

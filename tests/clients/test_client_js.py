@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.support.network import Proxy
@@ -148,7 +148,7 @@ async def test_no_ping_is_lost_whatever_is_cut_or_killed(
     database_url: str, serving_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     """The queue's promise: the network cut, the server killed, the phone killed, and each ping is stored once."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     file = str(tmp_path / "queue")
     at = now_ms() - 3_600_000
     sent = pings(0, 2000, at=at)
@@ -178,7 +178,7 @@ async def test_no_ping_is_lost_whatever_is_cut_or_killed(
 
 async def test_the_newest_position_goes_first_after_a_time_offline(serve: Serve, database_url: str) -> None:
     """Customers see where the vendor is now, before hours of its past have been uploaded."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     now = now_ms()
     async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
@@ -196,7 +196,7 @@ async def test_the_newest_position_goes_first_after_a_time_offline(serve: Serve,
 
 async def test_a_wrong_clock_is_mended_before_anything_is_sent(serve: Serve, database_url: str) -> None:
     """A phone five hours ahead would have each ping rejected, and one five hours behind never be seen live."""
-    first, second = await database.seed(database_url, 2)
+    first, second = await seed.seed(database_url, 2)
     server = await serve()
     for vendor, wrong in ((first, 18_000_000), (second, -18_000_000)):
         before = now_ms()
@@ -216,7 +216,7 @@ async def test_a_wrong_clock_is_mended_before_anything_is_sent(serve: Serve, dat
 
 async def test_what_can_not_be_stored_is_told_and_forgotten(serve: Serve, database_url: str) -> None:
     """A ping that will never be stored must not be sent for ever, nor hold up the others."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     now = now_ms()
     async with NodeApp("vendor", server.url, one.clerk_id, maxQueue=3) as app:
@@ -234,7 +234,7 @@ async def test_what_can_not_be_stored_is_told_and_forgotten(serve: Serve, databa
 
 async def test_open_and_closed_survive_a_cut(serve: Serve, database_url: str) -> None:
     """A vendor who closes in a tunnel is closed when the phone is out of it."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
         await customer.watch("w", circle(LAT, LONG, 5000))
@@ -252,7 +252,7 @@ async def test_open_and_closed_survive_a_cut(serve: Serve, database_url: str) ->
 
 async def test_a_view_is_true_again_after_every_cut(database_url: str, serving_url: str, redis_url: str) -> None:
     """What entered, moved and left while the customer was cut off, told once the connection is back."""
-    vendors = await database.seed(database_url, 4)
+    vendors = await seed.seed(database_url, 4)
     area = {"area": circle(LAT, LONG, 2000)}
     truth: dict[str, tuple[float, float]] = {}
     async with ServerProcess(serving_url, redis_url) as server, Proxy(server.url) as proxy:  # noqa: SIM117
@@ -292,7 +292,7 @@ async def test_a_view_is_true_again_after_every_cut(database_url: str, serving_u
 
 async def test_a_dead_link_is_noticed_by_both_apps(serve: Serve, database_url: str) -> None:
     """A connection on which nothing comes any more, and nothing is said of it, is given up for a new one."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     quick: dict[str, Any] = {"silence": 500, "answerTimeout": 3000}
     async with Proxy(server.url) as proxy:  # noqa: SIM117
@@ -316,7 +316,7 @@ async def test_a_dead_link_is_noticed_by_both_apps(serve: Serve, database_url: s
 
 async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(serve: Serve, database_url: str) -> None:
     """A token that ends is replaced on the open connection; with none better the app says so and stays away."""
-    first, second = await database.seed(database_url, 2)
+    first, second = await seed.seed(database_url, 2)
     server = await serve(watch_auth="required", jwt_leeway=0.0)
     short = make_token(SECRET, first.clerk_id, 2)
     async with NodeApp("vendor", server.url, token=short) as app:

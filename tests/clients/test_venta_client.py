@@ -15,7 +15,7 @@ import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.operations.embedded import PostgresServer
-from streamer.storage import database
+from streamer.storage import migrate, seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.support.network import Proxy
@@ -126,7 +126,7 @@ async def said(process: asyncio.subprocess.Process, what: str) -> None:
 
 async def test_no_ping_is_lost_whatever_is_cut_or_killed(database_url: str, redis_url: str, tmp_path: Path) -> None:
     """The queue's promise: network cut, server killed, phone killed, and each ping is stored once."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     file, at, key = tmp_path / "queue.db", now_ms() - 3_600_000, token(one.clerk_id)
     async with ServerProcess(database_url, redis_url) as server, Proxy(server.url) as proxy:
         first = await phone(proxy.url, key, file, 0, 1000, at)
@@ -151,7 +151,7 @@ async def test_no_ping_is_lost_whatever_is_cut_or_killed(database_url: str, redi
 
 async def test_what_is_stored_is_forgotten_on_the_disk(serve: Serve, database_url: str, tmp_path: Path) -> None:
     """A file that only grows would send a month of pings after each restart."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     file = tmp_path / "queue.db"
     async with VendorClient(server.url, token=token(one.clerk_id), queue=SqliteQueue(file)) as client:
@@ -167,7 +167,7 @@ async def test_what_is_stored_is_forgotten_on_the_disk(serve: Serve, database_ur
 
 async def test_the_newest_position_goes_first_after_a_time_offline(serve: Serve, database_url: str) -> None:
     """Customers see where the vendor is now, before hours of its past have been uploaded."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     now = now_ms()
     async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
@@ -188,7 +188,7 @@ async def test_the_newest_position_goes_first_after_a_time_offline(serve: Serve,
 @pytest.mark.parametrize("wrong", [18_000, -18_000])
 async def test_a_wrong_clock_is_mended_before_anything_is_sent(serve: Serve, database_url: str, wrong: float) -> None:
     """A device five hours ahead would have each ping rejected, and one five hours behind never be seen live."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     before = now_ms()
     async with (
@@ -212,7 +212,7 @@ async def test_a_wrong_clock_is_mended_before_anything_is_sent(serve: Serve, dat
 
 async def test_what_can_not_be_stored_is_told_and_forgotten(serve: Serve, database_url: str) -> None:
     """A ping that will never be stored must not be sent for ever, nor hold up the others; a full queue says so."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     now = now_ms()
     rejected: list[tuple[int, str]] = []
@@ -240,7 +240,7 @@ async def test_what_can_not_be_stored_is_told_and_forgotten(serve: Serve, databa
 
 async def test_open_and_closed_survive_a_cut(serve: Serve, database_url: str) -> None:
     """A vendor who closes in a tunnel is closed when it is out of it."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
         await customer.watch("w", circle(LAT, LONG, 5000))
@@ -260,7 +260,7 @@ async def test_open_and_closed_survive_a_cut(serve: Serve, database_url: str) ->
 
 async def test_a_view_is_true_again_after_every_cut(database_url: str, redis_url: str) -> None:
     """What entered, moved and left while the customer was cut off, told once the connection is back."""
-    vendors = await database.seed(database_url, 3)
+    vendors = await seed.seed(database_url, 3)
     truth: dict[str, tuple[float, float]] = {}
     waits: list[int] = []
 
@@ -306,7 +306,7 @@ async def test_a_view_is_true_again_after_every_cut(database_url: str, redis_url
 
 async def test_a_slow_reader_is_late_and_not_wrong(serve: Serve, database_url: str) -> None:
     """An app that looks once a minute must neither miss the outcome nor pile up what came between."""
-    one, two = await database.seed(database_url, 2)
+    one, two = await seed.seed(database_url, 2)
     server = await serve()
     async with CustomerClient(server.url) as customer:
         watch = customer.watch(HERE)
@@ -332,7 +332,7 @@ async def test_a_slow_reader_is_late_and_not_wrong(serve: Serve, database_url: s
 
 async def test_a_dead_link_is_noticed(serve: Serve, database_url: str) -> None:
     """A connection on which nothing comes any more, and nothing is said of it, is given up for a new one."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with (
         Proxy(server.url) as proxy,
@@ -352,7 +352,7 @@ async def test_a_dead_link_is_noticed(serve: Serve, database_url: str) -> None:
 
 async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(serve: Serve, database_url: str) -> None:
     """A token that ends is replaced on the open connection; with none better the app says so and stays away."""
-    first, second = await database.seed(database_url, 2)
+    first, second = await seed.seed(database_url, 2)
     server = await serve(watch_auth="required", jwt_leeway=0.0)
     asked: list[bool] = []
 
@@ -380,7 +380,7 @@ async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(serve:
 
 async def test_a_refused_token_is_replaced_by_a_better_one(serve: Serve, database_url: str) -> None:
     """The app was asleep while its token ended: it asks for a new one, and is back."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve(watch_auth="required")
 
     def sleepy(refresh: bool) -> str:
@@ -408,7 +408,7 @@ async def test_an_apps_own_mistake_does_not_cost_it_the_connection(
     serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A callback that raises is the app's to mend: its pings go on."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
 
     def broken(*_: Any) -> None:
@@ -425,8 +425,8 @@ async def test_an_apps_own_mistake_does_not_cost_it_the_connection(
 
 async def test_closing_survives_an_outage_of_the_database(serve: Serve, postgres_server: PostgresServer) -> None:
     """A vendor who closes while PostgreSQL is away is closed once it is back, without a tap more."""
-    await database.upgrade(postgres_server.url)
-    (one,) = await database.seed(postgres_server.url, 1)
+    await migrate.upgrade(postgres_server.url)
+    (one,) = await seed.seed(postgres_server.url, 1)
     server = await serve(database_url=postgres_server.url, pool_timeout=1.0, statement_timeout=1.0)
     async with (
         CustomerApp(server.url) as customer,

@@ -19,8 +19,8 @@ import structlog
 
 from streamer.accounts.tokens import make_token
 from streamer.operations import logs
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET, App, circle, eventually, now_ms
 
@@ -29,7 +29,7 @@ LAT, LONG = 52.229711, 21.012233
 
 @pytest.fixture
 async def vendor(database_url: str) -> SeededVendor:
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     return one
 
 

@@ -9,7 +9,7 @@ import aiohttp
 import asyncpg
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import SERVING_ROLE, Serve
 from tests.support.apps import SECRET, VendorApp
 
@@ -19,7 +19,7 @@ INSIDE = ("PostgreSQL", "SQLSTATE", "127.0.0.1", "relation", "permission", SERVI
 
 async def test_an_outage_is_told_without_its_inside(serve: Serve, database_url: str) -> None:
     """Host names, tables and drivers' words are a map for who looks for a way in; operators have them in /health."""
-    one, two = await database.seed(database_url, 2)
+    one, two = await seed.seed(database_url, 2)
     server = await serve(statement_timeout=1.0, pool_timeout=1.0)
     told: list[str] = []
     direct = await asyncpg.connect(database_url)
@@ -52,7 +52,7 @@ async def test_an_outage_is_told_without_its_inside(serve: Serve, database_url: 
 
 async def test_opening_and_closing_has_an_end(serve: Serve, database_url: str) -> None:
     """A vendor's app in a loop would fill the audit, and wake everyone around it, thousands of times a second."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     direct = await asyncpg.connect(database_url)
     count = """SELECT count(*) FROM "streamer_audit" WHERE "table" = 'vendors' AND "action" = 'update'"""

@@ -14,7 +14,7 @@ from loadtest.clients.identity import Identity
 from loadtest.clients.target import Target
 from loadtest.engine import verification as truth
 from loadtest.engine.database import Database
-from streamer.storage import database
+from streamer.storage import seed
 from tests.chaos.balancer import Balancer
 from tests.chaos.crowd import Crowd
 from tests.conftest import Serve
@@ -26,7 +26,7 @@ AREA = circle(52.2297, 21.0122, 5000)
 
 async def test_what_was_read_is_acked_before_the_goodbye(database_url: str, redis_url: str) -> None:
     """SIGTERM amidst a stream of pings: all that was read is acked, each app told when to come back, the end is 0."""
-    vendors = await database.seed(database_url, 3)
+    vendors = await seed.seed(database_url, 3)
     async with ServerProcess(database_url, redis_url) as server:
         apps = [await VendorApp(server.url, vendor.clerk_id).__aenter__() for vendor in vendors]
         started = now_ms()
@@ -65,7 +65,7 @@ async def test_what_was_read_is_acked_before_the_goodbye(database_url: str, redi
 
 async def test_clients_are_sent_away_one_after_the_other(serve: Serve, database_url: str) -> None:
     """A stop is spread over its clients: each is served up to its turn, and their arrivals elsewhere are no herd."""
-    (vendor,) = await database.seed(database_url, 1)
+    (vendor,) = await seed.seed(database_url, 1)
     leaving, staying = await serve(admission_rate=40.0, drain_timeout=4.0), await serve()
     async with VendorApp(staying.url, vendor.clerk_id) as app:
         await app.ping(52.2297, 21.0122)
@@ -114,7 +114,7 @@ async def test_a_client_that_takes_no_goodbye_does_not_hold_up_the_stop(serve: S
 
 async def test_a_rolling_restart_is_invisible(database_url: str, redis_url: str) -> None:
     """Two processes restarted one after the other under load: no acked ping lost, no map wrong for over 2 s."""
-    identities = [Identity(*v) for v in await database.seed(database_url, 10)]
+    identities = [Identity(*v) for v in await seed.seed(database_url, 10)]
     began = now_ms()
     async with (
         ServerProcess(database_url, redis_url) as one,

@@ -14,7 +14,7 @@ import pytest
 from streamer import app, settings
 from streamer.accounts.tokens import make_token
 from streamer.operations.embedded import PostgresServer
-from streamer.storage import database
+from streamer.storage import migrate, seed
 from tests.conftest import Collected, Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 
@@ -34,7 +34,7 @@ async def times(url: str, vendor_id: str) -> list[int]:
 
 async def test_resent_in_any_mix_it_is_stored_once(serve: Serve, database_url: str) -> None:
     """A phone that reconnects to another process, or an app that also uses HTTP, must not double the history."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     here, there = await serve(), await serve()
     start = now_ms() - 60_000
     pings = [{"lat": 52.2, "long": 21.0 + n / 1e4, "timestamp": start + n} for n in range(400)]
@@ -60,7 +60,7 @@ async def test_resent_in_any_mix_it_is_stored_once(serve: Serve, database_url: s
 
 async def test_a_vendor_deleted_meanwhile_costs_nobody_else(serve: Serve, database_url: str) -> None:
     """Its pings are rejected and its socket ends with 4404; pings of others in the same batch are stored."""
-    gone, stays = await database.seed(database_url, 2)
+    gone, stays = await seed.seed(database_url, 2)
     running = await serve()
     async with VendorApp(running.url, gone.clerk_id) as first, VendorApp(running.url, stays.clerk_id) as second:
         await first.expect("hello")
@@ -77,7 +77,7 @@ async def test_a_vendor_deleted_meanwhile_costs_nobody_else(serve: Serve, databa
 
 async def test_an_older_fix_never_replaces_a_newer(serve: Serve, database_url: str) -> None:
     """With two processes and a late phone, history has both, and everybody shows the newest."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     here, there = await serve(), await serve()
     at = now_ms()
     async with (
@@ -113,7 +113,7 @@ async def test_an_older_fix_never_replaces_a_newer(serve: Serve, database_url: s
 @pytest.fixture
 async def fragile(postgres_server: PostgresServer, redis_url: str) -> AsyncIterator[Running]:
     """A server with a small buffer on a PostgreSQL of the test's own, which may be paused and killed."""
-    await database.upgrade(postgres_server.url)
+    await migrate.upgrade(postgres_server.url)
     async with AsyncExitStack() as stack:
         configured = settings.load(
             database_url=postgres_server.url,
@@ -136,7 +136,7 @@ async def test_postgresql_away(
     fragile: Running, postgres_server: PostgresServer, loop_errors: Collected, how: str
 ) -> None:
     """Nothing acked is lost, the buffer keeps its bound, customers go on seeing movement, and all is stored after."""
-    vendors = await database.seed(postgres_server.url, 4)
+    vendors = await seed.seed(postgres_server.url, 4)
     batcher = fragile.server.batcher
     async with AsyncExitStack() as stack:
         apps = [await stack.enter_async_context(VendorApp(fragile.url, v.clerk_id)) for v in vendors]
@@ -186,7 +186,7 @@ async def test_postgresql_away(
 
 async def test_a_hanging_statement_is_given_up(fragile: Running, postgres_server: PostgresServer) -> None:
     """A lock that somebody forgot delays acks, and loses nothing."""
-    (one,) = await database.seed(postgres_server.url, 1)
+    (one,) = await seed.seed(postgres_server.url, 1)
     blocker = await asyncpg.connect(postgres_server.url)
     try:
         async with VendorApp(fragile.url, one.clerk_id) as vendor:
@@ -204,7 +204,7 @@ async def test_a_hanging_statement_is_given_up(fragile: Running, postgres_server
 
 async def test_live_pings_go_ahead_of_a_backlog(serve: Serve, database_url: str) -> None:
     """Ten thousand offline pings of one vendor must not make the others wait until they are stored."""
-    slow, quick = await database.seed(database_url, 2)
+    slow, quick = await seed.seed(database_url, 2)
     running = await serve(batch_pings=400)
     start = now_ms() - 3_600_000
     async with VendorApp(running.url, slow.clerk_id) as uploads, VendorApp(running.url, quick.clerk_id) as live:
@@ -221,7 +221,7 @@ async def test_live_pings_go_ahead_of_a_backlog(serve: Serve, database_url: str)
 
 async def test_too_many_messages_are_said_and_ended(serve: Serve, database_url: str) -> None:
     """A broken app in a loop is told to slow down, by name and time, and in the end to go away."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     running = await serve(vendor_messages=5.0)
     async with VendorApp(running.url, one.clerk_id) as vendor:
         await vendor.expect("hello")

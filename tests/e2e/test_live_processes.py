@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.support.process import ServerProcess
@@ -22,7 +22,7 @@ AROUND = circle(*HERE, 3_000)
 
 async def test_killed(serve: Serve, database_url: str, redis_url: str) -> None:
     """kill -9 of a process: who comes back elsewhere is never offline, who doesn't goes by time, on every map."""
-    back, gone = await database.seed(database_url, 2)
+    back, gone = await seed.seed(database_url, 2)
     times: dict[str, Any] = {"offline_after": 3.0, "leave_after": 2.0}
     running = await serve(**times)
     async with (
@@ -57,7 +57,7 @@ async def test_killed(serve: Serve, database_url: str, redis_url: str) -> None:
 
 async def test_redis_away(serve: Serve, database_url: str, redis_url: str) -> None:
     """One process without Redis: its vendors and customers go on, pings are stored; then all is whole."""
-    one, two = await database.seed(database_url, 2)
+    one, two = await seed.seed(database_url, 2)
     async with Proxy(redis_url) as way:
         cut, whole = await serve(redis_url=way.url), await serve()
         async with (

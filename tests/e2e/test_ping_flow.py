@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncpg
 
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually, now_ms
 
@@ -25,7 +25,7 @@ async def stored(url: str, vendor_id: str) -> list[tuple[float, float]]:
 
 async def test_a_ping_is_acked_when_stored_and_seen_nearby(serve: Serve, database_url: str) -> None:
     """The main job: a vendor reports, PostgreSQL has it once acked, a customer nearby sees it."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with CustomerApp(server.url) as customer, VendorApp(server.url, one.clerk_id) as vendor:
         await customer.watch("w1", circle(*WARSAW, 5000))
@@ -71,7 +71,7 @@ async def test_a_ping_is_acked_when_stored_and_seen_nearby(serve: Serve, databas
 
 async def test_a_vendor_on_one_process_is_seen_on_another(serve: Serve, database_url: str) -> None:
     """With two processes on one database and Redis a customer sees vendors of both, whichever it is connected to."""
-    first, second = await database.seed(database_url, 2)
+    first, second = await seed.seed(database_url, 2)
     here, there = await serve(), await serve()
     async with (
         CustomerApp(here.url) as customer,
@@ -107,7 +107,7 @@ async def test_a_vendor_on_one_process_is_seen_on_another(serve: Serve, database
 
 async def test_a_customer_can_follow_listed_vendors(serve: Serve, database_url: str) -> None:
     """A list watch shows its vendors wherever they are, from whichever process, and from their first ping on."""
-    first, second = await database.seed(database_url, 2)
+    first, second = await seed.seed(database_url, 2)
     here, there = await serve(), await serve()
     async with (
         CustomerApp(here.url) as customer,

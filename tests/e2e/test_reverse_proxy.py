@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, eventually, now_ms
 from tests.support.paths import ROOT
@@ -141,7 +141,7 @@ async def test_a_vendor_and_a_customer_through_the_front(
     kind: str, serve: Serve, database_url: str, tmp_path: Path
 ) -> None:
     """Whoever copies the file has sockets over TLS, operators' paths hidden, and no token in any file it wrote."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     token = make_token(SECRET, one.clerk_id, 600)
     async with running(kind, server.url, tmp_path) as front, aiohttp.ClientSession() as session:

@@ -27,8 +27,9 @@ import psutil
 from streamer.accounts.tokens import make_token
 from streamer.errors import CloseCode, ErrorCode
 from streamer.operations.embedded import PostgresServer, ValkeyServer
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import migrate
+from streamer.storage import seed as seeds
+from streamer.storage.seed import SeededVendor
 from tests.fuzz.mutations import ODD, TOKEN
 from tests.fuzz.targets import SEEDS
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
@@ -266,8 +267,8 @@ async def against_own_server(messages: int, seed: int, folder: Path) -> Outcome:
     """The whole of it, with everything started here and stopped afterwards."""
     log = folder / "server.log"
     async with PostgresServer(folder, durable=False) as postgres, ValkeyServer(folder) as valkey:
-        await database.upgrade(postgres.url)
-        vendors = await database.seed(postgres.url, CONNECTIONS + 1)
+        await migrate.upgrade(postgres.url)
+        vendors = await seeds.seed(postgres.url, CONNECTIONS + 1)
         patient = {"max_bad_messages": 10_000, "vendor_messages": 1e6, "watch_messages": 1e6, "admission_rate": 1e5}
         async with ServerProcess(postgres.url, valkey.url, log=log, **patient) as server:
             outcome = await barrage(server.url, server.pid, vendors[1:], vendors[0], messages, seed)

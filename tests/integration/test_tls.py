@@ -18,7 +18,7 @@ from streamer.broker.redis_compat import reset
 from streamer.broker.redis_node import Node
 from streamer.cli import config
 from streamer.errors import SettingsError, Unavailable
-from streamer.storage import database
+from streamer.storage import drift, revisions, seed
 from streamer.storage.store import Store
 from tests.conftest import Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually, now_ms
@@ -51,7 +51,7 @@ async def test_everything_over_tls(
     serve: Serve, serving_url: str, redis_url: str, database_url: str, certificate: Any, trusted: Path
 ) -> None:
     """A database and a Redis elsewhere: a ping is stored and seen, and neither leg of its way is in the clear."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     async with TlsFront(serving_url, certificate) as postgres, TlsFront(redis_url, certificate) as redis:
         running = await serve(
             database_url=f"{postgres.url}?sslmode=verify-full&sslrootcert={trusted}",
@@ -76,8 +76,8 @@ async def test_a_certificate_of_the_authority_is_taken(
     """Migrations and the server connect in two ways: both check."""
     async with TlsFront(database_url, certificate) as front:
         url = f"{front.url}?sslmode={mode}&sslrootcert={trusted}"
-        assert await database.revision(url) == database.head()
-        assert await database.drift(url) == []
+        assert await revisions.revision(url) == revisions.head()
+        assert await drift.drift(url) == []
         store = await Store.open(url)
         await store.ping()
         await store.close()
@@ -88,7 +88,7 @@ async def refused(url: str) -> str:
     """What is said, twice: by the commands and by the server."""
     said = []
     with pytest.raises(Unavailable) as by_command:
-        await database.revision(url)
+        await revisions.revision(url)
     with pytest.raises(Unavailable) as by_server:
         await Store.open(url, pool_timeout=5)
     said = [str(by_command.value), str(by_server.value)]
@@ -115,7 +115,7 @@ async def test_a_certificate_for_another_host_is_refused(database_url: str, auth
     async with TlsFront(database_url, authority.issue_cert("cache.example")) as front:
         said = await refused(f"{front.url}?sslmode=verify-full&sslrootcert={trusted}")
         assert said.count("its certificate is another host's") == 2
-        assert await database.revision(f"{front.url}?sslmode=verify-ca&sslrootcert={trusted}") == database.head()
+        assert await revisions.revision(f"{front.url}?sslmode=verify-ca&sslrootcert={trusted}") == revisions.head()
 
 
 async def test_an_expired_certificate_is_refused(database_url: str, authority: Any, trusted: Path) -> None:
@@ -137,9 +137,9 @@ async def test_a_client_shows_its_certificate(
     async with TlsFront(database_url, certificate, clients=authority) as front:
         url = f"{front.url}?sslmode=verify-full&sslrootcert={trusted}"
         shown = f"{url}&sslcert={tmp_path / 'own.pem'}&sslkey={tmp_path / 'key.pem'}"
-        assert await database.revision(shown) == database.head()
+        assert await revisions.revision(shown) == revisions.head()
         with pytest.raises(Unavailable):
-            await database.revision(url)
+            await revisions.revision(url)
 
 
 # Redis

@@ -24,7 +24,7 @@ from loadtest.engine.run import Plan, run
 from loadtest.errors import RunFailed
 from loadtest.reports.merge import merge
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, now_ms
 from tests.support.paths import ROOT
@@ -40,7 +40,7 @@ class Load:
     async def start(self, folder: Path) -> None:
         """Start it, with vendors that are in the database."""
         vendors = folder / "vendors"
-        seeded = await database.seed(self._database_url, 60)
+        seeded = await seed.seed(self._database_url, 60)
         vendors.write_bytes(
             b"\n".join(orjson.dumps({"vendorId": one.vendor_id, "clerkId": one.clerk_id}) for one in seeded)
         )
@@ -155,7 +155,7 @@ async def test_two_machines_drive_one_trace(serve: Serve, database_url: str, tmp
     ]
     trace = tmp_path / "trace.csv"
     trace.write_text("vehicle,timestamp,lat,long\n" + "\n".join(rows) + "\n")
-    seeded = await database.seed(database_url, 10)
+    seeded = await seed.seed(database_url, 10)
     driven, scenario = following(
         trace,
         1.0,

@@ -24,7 +24,7 @@ import pytest
 from streamer.accounts.tokens import make_token
 from streamer.protocol import asyncapi, messages
 from streamer.protocol.messages import Bounds
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, VendorApp, described, eventually, now_ms
 from tests.support.paths import ROOT
@@ -201,7 +201,7 @@ async def run(snippet: Snippet, running: Running, services: dict[str, str], toke
 @pytest.mark.parametrize("page", [page for page in PAGES if any(one.language != "mermaid" for one in snippets(page))])
 async def test_every_snippet_is_run(page: str, serve: Serve, database_url: str, redis_url: str) -> None:
     """A snippet that was right once is wrong for every reader from the day the code changes."""
-    (one,) = await database.seed(database_url)
+    (one,) = await seed.seed(database_url)
     running = await serve(feed="on", feed_interval=0.1)
     token = make_token(SECRET, one.clerk_id, 600)
     async with VendorApp(running.url, one.clerk_id) as vendor:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, VendorApp
 from tests.support.paths import ROOT
@@ -28,7 +28,7 @@ async def started(code: str, *arguments: str) -> asyncio.subprocess.Process:
 
 async def test_the_vendor_app(serve: Serve, database_url: str) -> None:
     """It says hello, sends a ping, and is told that the ping is stored."""
-    (one,) = [await database.seed(database_url)][0]
+    (one,) = [await seed.seed(database_url)][0]
     running = await serve()
     process = await started(VENDOR, running.url, make_token(SECRET, one.clerk_id, 600))
     out, err = await asyncio.wait_for(process.communicate(), 60)
@@ -40,7 +40,7 @@ async def test_the_vendor_app(serve: Serve, database_url: str) -> None:
 
 async def test_the_customer_app(serve: Serve, database_url: str) -> None:
     """It tells how many vendors are nearby, and of one who comes."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     running = await serve()
     process = await started(CUSTOMER, running.url)
     assert process.stdout is not None

@@ -26,7 +26,7 @@ from loadtest.clients.target import Target
 from loadtest.clients.vendor import Vendor
 from loadtest.measure.histogram import Histogram
 from streamer.operations.embedded import PostgresServer, ValkeyServer
-from streamer.storage import database
+from streamer.storage import migrate, seed
 from tests.soak.trend import Bound
 from tests.support.apps import SECRET
 from tests.support.process import ServerProcess
@@ -106,8 +106,8 @@ class Soak:
         async with AsyncExitStack() as stack:
             postgres = await stack.enter_async_context(PostgresServer(self._folder))
             valkey = await stack.enter_async_context(ValkeyServer(self._folder))
-            await database.upgrade(postgres.url)
-            self._identities = [Identity(*one) for one in await database.seed(postgres.url, course.vendors)]
+            await migrate.upgrade(postgres.url)
+            self._identities = [Identity(*one) for one in await seed.seed(postgres.url, course.vendors)]
             log = self._folder / "server.log"
             # Short, so that vendors who leave are forgotten within the run too, as they are within an hour.
             settings = {"pool_size": POOL_SIZE, "offline_after": 5.0, "leave_after": 10.0}

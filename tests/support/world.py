@@ -10,7 +10,7 @@ from typing import Any
 
 from streamer.geo.shapes import Area
 from streamer.protocol import messages
-from streamer.storage import database
+from streamer.storage import seed
 from tests.support.apps import CustomerApp, VendorApp, eventually, now_ms
 
 Position = tuple[float, float]
@@ -70,7 +70,7 @@ class World:
 
     async def populate(self, database_url: str, count: int) -> None:
         """So many vendors more, their sockets spread over the servers."""
-        seeded = await database.seed(database_url, len(self.vendors) + count)
+        seeded = await seed.seed(database_url, len(self.vendors) + count)
         new = [Truth(one.vendor_id, one.clerk_id) for one in seeded[len(self.vendors) :]]
         self.vendors += new
         for number, vendor in enumerate(new):

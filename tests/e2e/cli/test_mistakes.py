@@ -17,7 +17,7 @@ import structlog
 
 from streamer.cli.main import main
 from streamer.operations.embedded import PostgresServer, ValkeyServer
-from streamer.storage import database
+from streamer.storage import migrate, seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, VendorApp, eventually
 
@@ -105,7 +105,7 @@ def test_the_host_does_not_exist(run: Run, well: dict[str, str | None], database
 
 def test_the_password_is_wrong(run: Run, well: dict[str, str | None], database_url: str) -> None:
     wrong = other(database_url, password="hidden")
-    said(run("serve", **{**well, "DATABASE_URL": wrong}), 1, "does not let us in", "check user and password")
+    said(run("serve", **{**well, "DATABASE_URL": wrong}), 1, "refused the login", "check user and password")
 
 
 def test_the_database_does_not_exist(run: Run, well: dict[str, str | None], database_url: str) -> None:
@@ -194,7 +194,7 @@ def test_reset_of_production(run: Run, well: dict[str, str | None]) -> None:
 
 async def test_redis_is_not_running(serve: Serve, database_url: str, valkey_server: ValkeyServer) -> None:
     """It serves what it can, says so, and mends itself when Redis comes."""
-    vendor = (await database.seed(database_url, 1))[0]
+    vendor = (await seed.seed(database_url, 1))[0]
     running = await serve(redis_url=valkey_server.url)
     valkey_server.kill()
     async with aiohttp.ClientSession() as session, VendorApp(running.url, vendor.clerk_id) as app:
@@ -217,7 +217,7 @@ async def test_redis_is_not_running(serve: Serve, database_url: str, valkey_serv
 
 async def test_the_disk_is_full(serve: Serve, database_url: str) -> None:
     """PostgreSQL's own words reach the operator; no ping is acked or lost, and all are stored once there is room."""
-    vendor = (await database.seed(database_url, 1))[0]
+    vendor = (await seed.seed(database_url, 1))[0]
     running = await serve()
     direct = await asyncpg.connect(database_url)
     await direct.execute("""
@@ -246,6 +246,6 @@ async def test_postgresql_starts_after_the_server(postgres_server: PostgresServe
     """A `db upgrade` that comes too early says so and can simply be run again."""
     postgres_server.kill()
     with pytest.raises(Exception, match="check that it runs"):
-        await database.upgrade(postgres_server.url)
+        await migrate.upgrade(postgres_server.url)
     await postgres_server.restart()
-    await database.upgrade(postgres_server.url)
+    await migrate.upgrade(postgres_server.url)

@@ -16,9 +16,9 @@ import pytest
 from streamer.errors import Unavailable
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.operations.health import Answer, Probe, shortcomings
-from streamer.storage import database
-from streamer.storage.database import Condition
+from streamer.storage import migrate, partitions, revisions, seed
 from streamer.storage.models import Base
+from streamer.storage.revisions import Condition
 from tests.conftest import Collected, Running, Serve
 from tests.support.apps import VendorApp, eventually
 
@@ -63,7 +63,7 @@ async def well(session: aiohttp.ClientSession, running: Running, path: str) -> d
 
 async def test_health_of_a_healthy_server(serve: Serve, database_url: str, session: aiohttp.ClientSession) -> None:
     """The documented members, and what an operator looks at first."""
-    vendor = (await database.seed(database_url, 3))[0]
+    vendor = (await seed.seed(database_url, 3))[0]
     running = await serve()
     direct = await asyncpg.connect(database_url)
     await direct.execute("ANALYZE")
@@ -81,7 +81,7 @@ async def test_health_of_a_healthy_server(serve: Serve, database_url: str, sessi
     assert tables["locations"]["bytes"] > 8192
     checks = answer["checks"]
     assert all(check["ok"] for check in checks.values()), checks
-    assert checks["migration"]["revision"] == database.head()
+    assert checks["migration"]["revision"] == revisions.head()
     assert checks["partitions"]["daysAhead"] >= 6
     assert checks["storing"]["waiting"] == 0
     assert "error" not in answer
@@ -105,8 +105,8 @@ async def test_postgresql_away_and_back(
     serve: Serve, postgres_server: PostgresServer, session: aiohttp.ClientSession, loop_errors: Collected
 ) -> None:
     """503 with the cause, in words without secrets, while customers go on; 200 when it is back."""
-    await database.upgrade(postgres_server.url)
-    vendor = (await database.seed(postgres_server.url, 1))[0]
+    await migrate.upgrade(postgres_server.url)
+    vendor = (await seed.seed(postgres_server.url, 1))[0]
     password = urlsplit(postgres_server.url).password
     assert password
     running = await serve(database_url=postgres_server.url)
@@ -181,11 +181,11 @@ async def test_condition(database_url: str) -> None:
     today = date(2031, 3, 1)
     direct = await asyncpg.connect(database_url)
     try:
-        assert (await database.condition(direct, today)).days_ahead == -1
-        await database.ensure_partitions(direct, today, 4)
-        assert await database.condition(direct, today) == Condition(database.head(), True, True, 4)
+        assert (await revisions.condition(direct, today)).days_ahead == -1
+        await partitions.ensure_partitions(direct, today, 4)
+        assert await revisions.condition(direct, today) == Condition(revisions.head(), True, True, 4)
         await direct.execute("DROP TABLE locations_20310303")
-        assert (await database.condition(direct, today)).days_ahead == 1
+        assert (await revisions.condition(direct, today)).days_ahead == 1
     finally:
         await direct.close()
 

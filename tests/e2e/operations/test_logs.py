@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from streamer.accounts.tokens import make_token
 from streamer.operations import logs
 from streamer.operations.logs import MOST_ALIKE, Storms, masked
-from streamer.storage import database
+from streamer.storage import seed
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
 from tests.support.commands import Command
 from tests.support.issuer import EC, RSA, signed
@@ -206,7 +206,7 @@ def test_libraries_storms_too(stream: io.StringIO) -> None:
 
 async def test_a_server_s_log(database_url: str, redis_url: str, tmp_path: Path) -> None:
     """Every line about a socket has its connection; no token and no position is in any, at the most talkative level."""
-    await database.seed(database_url)
+    await seed.seed(database_url)
     command = Command(
         "serve", folder=tmp_path, DATABASE_URL=database_url, REDIS_URL=redis_url, STREAMER_LOG_LEVEL="debug", **NEEDED
     )

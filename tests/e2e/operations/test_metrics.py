@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from streamer.accounts.tokens import make_token
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey, Watch
 from streamer.operations.embedded import PostgresServer
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import migrate, seed
+from streamer.storage.seed import SeededVendor
 from tests.conftest import Collected, Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.support.viewer import Client
@@ -56,7 +56,7 @@ class Scraper:
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 2)
+    return await seed.seed(database_url, 2)
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ async def test_both_formats(running: Running, scraper: Scraper) -> None:
 
 async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, loop_errors: Collected) -> None:
     """The first thing that an operator looks at says which part it is, what waits and for how long."""
-    await database.upgrade(postgres_server.url)
-    vendor = (await database.seed(postgres_server.url, 1))[0]
+    await migrate.upgrade(postgres_server.url)
+    vendor = (await seed.seed(postgres_server.url, 1))[0]
     running = await serve(database_url=postgres_server.url)
     async with aiohttp.ClientSession() as session, VendorApp(running.url, vendor.clerk_id) as app:
         scraper = Scraper(session, running)

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Running, Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually
 
@@ -29,7 +29,7 @@ async def readiness(running: Running) -> tuple[int, str]:
 
 async def test_every_long_lived_task_is_missed_and_started_again(serve: Serve, database_url: str) -> None:
     """Each of them cancelled, as a library may do by mistake: pings are stored and seen afterwards, on both."""
-    (vendor,) = await database.seed(database_url, 1)
+    (vendor,) = await seed.seed(database_url, 1)
     other = await serve()
     before = asyncio.all_tasks()
     running = await serve()

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from streamer.errors import SettingsError
 from streamer.operations.tracing import Tracing
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import VendorApp, eventually
 
@@ -52,7 +52,7 @@ async def collector(unused_tcp_port: int) -> AsyncIterator[tuple[Collector, str]
 
 async def test_one_span_for_each_batch(serve: Serve, database_url: str, collector: tuple[Collector, str]) -> None:
     """As many spans as batches, their pings add up, and their times are the commits'."""
-    vendor = (await database.seed(database_url, 1))[0]
+    vendor = (await seed.seed(database_url, 1))[0]
     running = await serve(otlp_url=collector[1])
     async with VendorApp(running.url, vendor.clerk_id) as app:
         for seq in range(1, 6):
@@ -77,7 +77,7 @@ async def test_one_span_for_each_batch(serve: Serve, database_url: str, collecto
 
 async def test_a_collector_that_is_away(serve: Serve, database_url: str, unused_tcp_port: int) -> None:
     """Vendors are served as ever, and the server stops in good time."""
-    vendor = (await database.seed(database_url, 1))[0]
+    vendor = (await seed.seed(database_url, 1))[0]
     running = await serve(otlp_url=f"http://127.0.0.1:{unused_tcp_port}/v1/traces")
     async with VendorApp(running.url, vendor.clerk_id) as app:
         await app.ping(52, 21)

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.operations.workers.scoreboard import SILENT, Scoreboard, Slot
-from streamer.storage import database
+from streamer.storage import seed
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
 from tests.support.commands import Command, run
 
@@ -69,7 +69,7 @@ async def test_workers_share_a_port_and_one_that_dies_is_replaced(
     tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
     """Vendors and customers on any worker see each other; a killed worker is missed for a moment only."""
-    (vendor,) = await database.seed(database_url, 1)
+    (vendor,) = await seed.seed(database_url, 1)
     async with serving(tmp_path, database_url, redis_url) as command:
         url = await command.url()
         assert "with 2 workers" in command.err

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from streamer.accounts.tokens import make_token
 from streamer.operations.logs import worth_telling
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET
 
@@ -27,7 +27,7 @@ async def test_a_body_that_breaks_off(
     kind: str, serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stranger fills the log with tracebacks, a few bytes each, and the real error is not found in it."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     rest, answered = BODIES[kind]
     place = server.url.removeprefix("http://")

@@ -10,8 +10,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET, VendorApp
 from tests.support.browser import EXECUTABLE, SKIP, Chromium, Tab, browsing
@@ -25,7 +25,7 @@ ALLOW, EXPOSE, VARY = "Access-Control-Allow-Origin", "Access-Control-Expose-Head
 
 @pytest.fixture
 async def vendor(database_url: str) -> SeededVendor:
-    (vendor,) = await database.seed(database_url, 1)
+    (vendor,) = await seed.seed(database_url, 1)
     return vendor
 
 

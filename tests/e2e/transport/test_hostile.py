@@ -18,8 +18,8 @@ from yarl import URL
 
 from streamer.accounts.tokens import make_token
 from streamer.errors import ErrorCode
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
 from tests.support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, frame
@@ -30,7 +30,7 @@ CODES = frozenset(code.value for code in ErrorCode)
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 2)
+    return await seed.seed(database_url, 2)
 
 
 @pytest.fixture

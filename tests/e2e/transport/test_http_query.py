@@ -20,9 +20,10 @@ import pytest
 from streamer.accounts.tokens import make_token
 from streamer.errors import Unavailable
 from streamer.ingest.copy_rows import id_floor
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
-from streamer.storage.store import ID_SLACK_MS, LOCATIONS
+from streamer.storage import seed
+from streamer.storage.queries import LOCATIONS
+from streamer.storage.seed import SeededVendor
+from streamer.storage.store import ID_SLACK_MS
 from streamer.transport import http_ingest
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
@@ -91,7 +92,7 @@ async def client_of(running: Running, vendor: SeededVendor) -> AsyncIterator[Cli
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 2)
+    return await seed.seed(database_url, 2)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from streamer.transport import slow_clients
 from tests.conftest import Serve
 from tests.support.apps import SECRET, App, CustomerApp, VendorApp, circle, eventually, now_ms
@@ -35,7 +35,7 @@ HANDSHAKE = {
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 3)
+    return await seed.seed(database_url, 3)
 
 
 @pytest.fixture(autouse=True)

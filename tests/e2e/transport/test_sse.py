@@ -14,8 +14,8 @@ import orjson
 import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from streamer.transport.connection import Connection
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, eventually
@@ -87,7 +87,7 @@ class EventSource(CustomerApp):
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 2)
+    return await seed.seed(database_url, 2)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.ingest import rate_limit
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from streamer.transport import connection, websocket
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, App, circle
@@ -25,7 +25,7 @@ PATHS = ("/v1/vendor", "/v1/watch")
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 2)
+    return await seed.seed(database_url, 2)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from streamer.protocol import schemas
 from streamer.protocol.asyncapi import CLOSES, asyncapi
 from streamer.protocol.openapi import openapi
 from streamer.settings import Settings
-from streamer.storage import database
+from streamer.storage import seed
 from streamer.web.api_docs import page
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, described, now_ms
@@ -88,7 +88,7 @@ async def test_what_is_served_is_described_and_the_other_way_round(serve: Serve)
 @pytest.mark.timeout(240)
 async def test_the_http_api_does_what_its_description_says(serve: Serve, database_url: str, tmp_path: Path) -> None:
     """Generated requests, right and wrong ones: statuses, types and shapes are the described ones, and no 500."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve(watch_auth="required")
     token = make_token(SECRET, one.clerk_id, 3600)
     async with VendorApp(server.url, one.clerk_id) as app:
@@ -129,7 +129,7 @@ CHECKS = ",".join(
 
 async def test_history_and_reports_are_as_described(serve: Serve, database_url: str) -> None:
     """The right answers hold nothing that is not in the document."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     headers = {"Authorization": f"Bearer {make_token(SECRET, one.clerk_id, 600)}"}
     checks = described(("Report", "History", "FeatureCollection", "Nearby", "Card", "Problem"))
@@ -155,7 +155,7 @@ async def test_history_and_reports_are_as_described(serve: Serve, database_url: 
 
 async def test_events_are_the_messages_of_the_socket(serve: Serve, database_url: str) -> None:
     """What an `EventSource` hears are the socket's messages as described; so are the refusals."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     checks = described(("snapshot", "update", "Problem"))
     area = {"lat": "52.2297", "long": "21.0122", "radius": "500"}

@@ -28,7 +28,7 @@ from loadtest.clients.target import Target
 from loadtest.clients.vendor import Vendor
 from streamer.accounts.tokens import make_token
 from streamer.geo.shapes import Circle
-from streamer.storage import database
+from streamer.storage import seed
 from streamer.web import basemap
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, circle, eventually, now_ms
@@ -279,7 +279,7 @@ async def test_two_thousand_vendors(endpoint: Chromium, serve: Serve, database_u
     count = 2_000
     server = await serve()
     chance = random.Random(5)
-    identities = [Identity(one.vendor_id, one.clerk_id, one.name) for one in await database.seed(database_url, count)]
+    identities = [Identity(one.vendor_id, one.clerk_id, one.name) for one in await seed.seed(database_url, count)]
     target = Target.parse(server.url)
     vendors = [Vendor(target, identity, minting(identity, SECRET), chance) for identity in identities]
     ways = [(LAT + chance.uniform(-0.018, 0.018), LONG + chance.uniform(-0.05, 0.05)) for _ in vendors]
@@ -677,7 +677,7 @@ async def test_a_token_where_one_is_needed(endpoint: Chromium, serve: Serve, dat
 
 async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_url: str) -> None:
     """A seller with nothing but a phone's browser reports; what was measured without a network is stored later."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     token = make_token(SECRET, one.clerk_id, 600)
     truth: list[tuple[float, float]] = []
@@ -825,7 +825,7 @@ async def test_the_pictures(endpoint: Chromium, serve: Serve, database_url: str,
             await context.set_geolocation({"latitude": LAT, "longitude": LONG, "accuracy": 9})
             tab = Tab(await context.new_page())
             await tab.page.goto(proxy.url + "/vendor#token=" + make_token(SECRET, "clerk_test_user", 600))
-            await database.seed(database_url)
+            await seed.seed(database_url)
             await tab.page.reload()
             await tab.until("document.getElementById('status').dataset.state === 'open'", "connected")
             await tab.page.click("#report")

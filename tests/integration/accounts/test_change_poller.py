@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from streamer.storage.store import VendorRow
 from tests.conftest import Running, Serve
 from tests.e2e.transport.test_sse import EventSource
@@ -25,7 +25,7 @@ SOFT = """UPDATE "{}" SET "deletedAt" = now() WHERE "{}" = $1"""
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 3)
+    return await seed.seed(database_url, 3)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_who_is_deleted_is_out_everywhere(servers: list[Running], database
 
     Marked or deleted, the vendor or its user.
     """
-    other, watching, *outs = await database.seed(database_url, 6)
+    other, watching, *outs = await seed.seed(database_url, 6)
     url, url2 = (server.url for server in servers)
     lock = asyncio.Lock()  # a connection does one thing at a time
     async with (

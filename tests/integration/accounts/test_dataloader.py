@@ -9,7 +9,7 @@ import aiohttp
 
 from streamer.accounts.dataloader import MOST, Together
 from streamer.errors import Unavailable
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import VendorApp, eventually
 
@@ -74,7 +74,7 @@ async def test_an_outage_is_everyone_s() -> None:
 
 async def test_a_herd_of_vendors_is_a_few_queries(serve: Serve, database_url: str) -> None:
     """A hundred vendors that come at once: all greeted with their own newest ping, and PostgreSQL asked a few times."""
-    vendors = await database.seed(database_url, 100)
+    vendors = await seed.seed(database_url, 100)
     running = await serve(admission_rate=10_000.0)
     apps = [VendorApp(running.url, vendor.clerk_id) for vendor in vendors]
     await asyncio.gather(*[app.__aenter__() for app in apps])

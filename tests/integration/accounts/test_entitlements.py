@@ -13,8 +13,8 @@ import pytest
 from streamer.accounts import entitlements
 from streamer.accounts.tokens import make_token
 from streamer.errors import Unavailable
-from streamer.storage import database
-from streamer.storage.database import SeededVendor
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
 from streamer.storage.store import Store
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, now_ms
@@ -51,7 +51,7 @@ async def subscribe(
 
 @pytest.fixture
 async def vendors(database_url: str) -> list[SeededVendor]:
-    return await database.seed(database_url, 5)
+    return await seed.seed(database_url, 5)
 
 
 @pytest.fixture

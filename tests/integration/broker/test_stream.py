@@ -13,7 +13,7 @@ from streamer.broker.redis_connections import Command
 from streamer.broker.stream import BEAT, DEAD, LOOK, MOST_KNOWN, Feed
 from streamer.errors import Unavailable
 from streamer.operations.embedded import ValkeyServer
-from streamer.storage import database
+from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import VendorApp, eventually, now_ms
 
@@ -232,7 +232,7 @@ async def test_what_is_known_of_vendors_is_bounded(client: Client) -> None:
 
 async def test_the_server_feeds_what_is_committed(serve: Serve, database_url: str, client: Client) -> None:
     """The search index hears of positions and openings, by two processes, in one consumer group."""
-    first, second = await database.seed(database_url, 2)
+    first, second = await seed.seed(database_url, 2)
     servers = [await serve(feed="on", feed_interval=0.1), await serve(feed="on", feed_interval=0.1)]
     await client.xgroup_create(KEY, "search", id="0", mkstream=True)
     for vendor, server in zip((first, second), servers, strict=True):
@@ -263,7 +263,7 @@ async def test_the_server_feeds_what_is_committed(serve: Serve, database_url: st
 
 async def test_off_means_nothing_is_written(serve: Serve, database_url: str, client: Client) -> None:
     """Whoever has no consumer pays nothing."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with VendorApp(server.url, one.clerk_id) as app:
         await app.ping(LAT, LONG)
@@ -275,7 +275,7 @@ async def test_redis_away_costs_no_ack_and_no_last_position(
     serve: Serve, database_url: str, valkey_server: ValkeyServer
 ) -> None:
     """Redis is killed and comes back empty: pings were stored and acked meanwhile, and the feed ends at the truth."""
-    (one,) = await database.seed(database_url, 1)
+    (one,) = await seed.seed(database_url, 1)
     server = await serve(redis_url=valkey_server.url, feed="on", feed_interval=0.1)
     async with VendorApp(server.url, one.clerk_id) as app:
         await app.ping(LAT, LONG, timestamp=now_ms())

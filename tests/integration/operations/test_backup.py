@@ -29,7 +29,7 @@ from streamer.operations.backup import (
     prove,
     restore,
 )
-from streamer.storage import database
+from streamer.storage import drift, migrate, queries, revisions, seed
 from tests.support.commands import run
 
 NOW = datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -38,7 +38,7 @@ NOW = datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
 @pytest.fixture
 async def filled(database_url: str) -> str:
     """A database with vendors and what they sent, also rows in the default partition."""
-    vendors = await database.seed(database_url, 20)
+    vendors = await seed.seed(database_url, 20)
     connection = await asyncpg.connect(database_url)
     rows = []
     for number, vendor in enumerate(vendors):
@@ -65,7 +65,7 @@ async def everything(url: str) -> dict[str, list[Any]]:
     """Every row of every table."""
     connection = await asyncpg.connect(url)
     try:
-        tables = await connection.fetch(module.TABLES, None)
+        tables = await connection.fetch(queries.ALL_TABLES, None)
         return {
             name: [tuple(row) for row in await connection.fetch(f'SELECT * FROM "{space}"."{name}" t ORDER BY t::text')]
             for space, name in tables
@@ -84,10 +84,10 @@ async def test_what_is_restored_is_what_was_backed_up(filled: str, empty_databas
     assert after == before
     assert len(before["locations"]) == 20 * 60
     assert manifest.tables["public.locations"].rows == 20 * 60
-    assert manifest.revision == database.head()
-    assert await database.drift(empty_database_url) == []
-    await database.upgrade(empty_database_url)
-    await database.require_newest(empty_database_url)
+    assert manifest.revision == revisions.head()
+    assert await drift.drift(empty_database_url) == []
+    await migrate.upgrade(empty_database_url)
+    await revisions.require_newest(empty_database_url)
 
 
 async def test_restore_destroys_nothing(filled: str, database_url: str, tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ async def test_a_database_that_is_away(tmp_path: Path, unused_tcp_port: int) -> 
 async def test_a_schema_of_its_own(empty_database_url: str, database_url: str, tmp_path: Path) -> None:
     """With ?schema= only that schema is taken, and comes back under its name."""
     url = f"{empty_database_url}?schema=venta"
-    await database.upgrade(url)
-    await database.seed(url, 2)
+    await migrate.upgrade(url)
+    await seed.seed(url, 2)
     path = await backup(url, tmp_path)
     manifest = Manifest.read(path)
     assert manifest.schema == "venta"
@@ -202,7 +202,7 @@ async def test_a_schema_of_its_own(empty_database_url: str, database_url: str, t
     await connection.execute("DROP SCHEMA venta CASCADE")
     await connection.close()
     await restore(url, path)
-    assert await database.drift(url) == []
+    assert await drift.drift(url) == []
 
 
 def make(folder: Path, at: datetime) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from streamer.errors import SettingsError, Unavailable
 from streamer.operations import maintenance
 from streamer.operations.maintenance import check, days_of, prune, stats
-from streamer.storage import database
+from streamer.storage import drift, models, partitions, seed
 from tests.support.commands import run
 
 TODAY = date(2031, 3, 31)
@@ -31,10 +31,10 @@ async def direct(database_url: str) -> AsyncIterator[Any]:
 @pytest.fixture
 async def days(database_url: str, direct: Any) -> list[date]:
     """Sixty days of partitions, a row on each, and two in the default partition with Prisma's kind of free ids."""
-    vendor = (await database.seed(database_url, 1))[0].vendor_id
+    vendor = (await seed.seed(database_url, 1))[0].vendor_id
     days = [TODAY - timedelta(days=n) for n in range(60)]
     for day in days:
-        name, lower, upper = database.partition_bounds(day)
+        name, lower, upper = partitions.partition_bounds(day)
         await direct.execute(
             f"CREATE TABLE {name} PARTITION OF locations FOR VALUES FROM ('{lower}') TO ('{upper}');"
             f"INSERT INTO locations VALUES ('{lower}aaaaaaaaaaaaaaaa', '{vendor}', 1, 2, '{day} 12:00')"
@@ -72,7 +72,7 @@ async def test_prune_drops_whole_days_that_are_older(database_url: str, direct: 
     assert await left(direct) == sorted([*days[:31], TODAY])
     again = await prune(database_url, 30, today=TODAY)
     assert (again.partitions, again.rows) == ([], 0)
-    assert await database.drift(database_url) == []
+    assert await drift.drift(database_url) == []
 
 
 async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
@@ -87,7 +87,7 @@ async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
 async def test_pings_are_stored_while_days_are_dropped(database_url: str, direct: Any, days: list[date]) -> None:
     """Dropping takes short turns: who stores meanwhile waits, but not long, and loses nothing."""
     vendor = await direct.fetchval('SELECT "id" FROM "vendors"')
-    _, lower, _ = database.partition_bounds(TODAY)
+    _, lower, _ = partitions.partition_bounds(TODAY)
     waits: list[float] = []
     pruning = asyncio.create_task(prune(database_url, 30, today=TODAY))
     loop = asyncio.get_running_loop()
@@ -122,7 +122,7 @@ async def test_stats(database_url: str, direct: Any, days: list[date]) -> None:
     await direct.execute('SELECT * FROM "vendors" WHERE "id" = $1', "x")
     found = await stats(database_url)
     tables = {table.table: table for table in found.tables}
-    assert set(tables) >= set(database.TABLES)
+    assert set(tables) >= set(models.TABLES)
     assert tables["locations"].rows == 62
     assert tables["locations"].table_bytes > 60 * 8192
     assert tables["vendors"].analyzed is not None
@@ -138,7 +138,7 @@ async def test_check_names_each_difference(database_url: str, direct: Any) -> No
     """A column, an index, a constraint, a partition: whatever somebody changed by hand, or a restore left out."""
     today = datetime.now(UTC).date()
     assert await check(database_url) == []
-    name, _, _ = database.partition_bounds(today + timedelta(days=1))
+    name, _, _ = partitions.partition_bounds(today + timedelta(days=1))
     await direct.execute('ALTER TABLE "vendors" DROP COLUMN "primaryImage" CASCADE')
     await direct.execute('CREATE INDEX "extra" ON "users" ("firstName")')
     await direct.execute(f"DROP TABLE {name}")
@@ -159,8 +159,8 @@ async def test_check_names_each_difference(database_url: str, direct: Any) -> No
 
 async def test_partitions_with_other_bounds(database_url: str, direct: Any) -> None:
     """A partition made by hand with the wrong bounds keeps a day's pings from where they are looked for."""
-    _, lower, _ = database.partition_bounds(date(2033, 1, 1))
-    _, _, upper = database.partition_bounds(date(2033, 1, 2))
+    _, lower, _ = partitions.partition_bounds(date(2033, 1, 1))
+    _, _, upper = partitions.partition_bounds(date(2033, 1, 2))
     await direct.execute(
         f"CREATE TABLE locations_20330101 PARTITION OF locations FOR VALUES FROM ('{lower}') TO ('{upper}')"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from streamer.storage import audit, database
+from streamer.storage import audit, drift
 from streamer.storage.models import Base
 from streamer.storage.store import Store
 from tests.conftest import SERVING_ROLE, Serve, connected
@@ -261,7 +261,7 @@ async def test_they_are_pruned_with_all_else(connection: Any, database_url: str,
 
 async def test_what_is_missing_is_named(connection: Any, database_url: str) -> None:
     """A trigger that somebody switched off for a bulk load, and forgot."""
-    assert await database.drift(database_url) == []
+    assert await drift.drift(database_url) == []
     await connection.execute(
         """
         ALTER TABLE "users" DISABLE TRIGGER "zz_streamer_audit";
@@ -271,7 +271,7 @@ async def test_what_is_missing_is_named(connection: Any, database_url: str) -> N
         ON "integrations" FOR EACH ROW EXECUTE FUNCTION streamer_audit();
         """
     )
-    assert await database.drift(database_url) == [
+    assert await drift.drift(database_url) == [
         "users: trigger zz_streamer_audit is switched off",
         "vendors: trigger zz_streamer_audit_truncate is missing",
         "integrations: trigger zz_streamer_audit_update does not see internalId, metadata",

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL
 
 from streamer.ingest.copy_rows import id_floor, location_id
-from streamer.storage import database
+from streamer.storage import drift
 from streamer.storage.models import Base
 
 TIME = "timestamp(3) without time zone"
@@ -207,7 +207,7 @@ async def test_locations_are_partitioned_by_id_in_the_c_collation(connection: An
 
 async def test_the_models_are_the_database(database_url: str) -> None:
     """Whoever changes a model without a migration, or the other way round, learns of it here."""
-    assert await database.drift(database_url) == []
+    assert await drift.drift(database_url) == []
 
 
 def test_the_models_have_prismas_columns() -> None:

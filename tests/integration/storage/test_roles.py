@@ -15,7 +15,8 @@ import pytest
 
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.copy_rows import id_floor
-from streamer.storage import database, roles
+from streamer.storage import migrate, partitions, roles, seed
+from streamer.storage.dsn import quoted
 from streamer.storage.roles import RIGHTS
 from tests.conftest import SERVING_ROLE, as_serving, connected
 from tests.support.commands import run
@@ -33,7 +34,7 @@ async def owner(database_url: str) -> AsyncIterator[Any]:
 @pytest.fixture
 async def server(database_url: str, serving_url: str) -> AsyncIterator[Any]:
     """As `serve` connects, to a database with a vendor."""
-    await database.seed(database_url)
+    await seed.seed(database_url)
     async with connected(serving_url) as connection:
         yield connection
 
@@ -44,8 +45,8 @@ async def role(owner: Any) -> AsyncIterator[str]:
     name = 'a "serving" role'
     yield name
     if await owner.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
-        await owner.execute(f"DROP OWNED BY {roles.quoted(name)}")
-        await owner.execute(f"DROP ROLE {roles.quoted(name)}")
+        await owner.execute(f"DROP OWNED BY {quoted(name)}")
+        await owner.execute(f"DROP ROLE {quoted(name)}")
 
 
 async def may(connection: Any, statement: str) -> bool:
@@ -125,7 +126,7 @@ async def test_the_server_makes_the_partitions_ahead(server: Any, owner: Any) ->
     name = f"locations_{today + timedelta(days=40):%Y%m%d}"
     lower, upper = (id_floor(int((datetime.now(UTC).timestamp() // 86400 + n) * 86_400_000)) for n in (40, 41))
     await server.execute('INSERT INTO "locations" VALUES ($1, $2, 1, 2, now())', lower, "ctestvendor00000000000000")
-    await database.ensure_partitions(server, today + timedelta(days=40), 0)
+    await partitions.ensure_partitions(server, today + timedelta(days=40), 0)
     assert await owner.fetchval('SELECT tableoid::regclass::text FROM "locations"') == name
     bound = await owner.fetchval("SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = $1", name)
     assert bound == f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
@@ -144,7 +145,7 @@ async def test_the_server_can_not_fill_the_database_with_partitions(server: Any,
 async def test_the_database_counts_days_as_the_server_does(owner: Any) -> None:
     """Two ways to a bound that differ in one digit: pings of the wrong day, or none."""
     for day in (date(1970, 1, 1), date(2000, 2, 29), date(2024, 11, 24), date(2059, 5, 24)):
-        name, lower, upper = database.partition_bounds(day)
+        name, lower, upper = partitions.partition_bounds(day)
         assert await owner.fetchval("SELECT streamer_add_partition($1)", day)
         bound = await owner.fetchval("SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = $1", name)
         assert bound == f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
@@ -167,8 +168,8 @@ async def test_the_owners_rights_are_not_lent_to_others_tables(server: Any, owne
 
 async def test_a_role_is_made_with_nothing_but_its_rights(owner: Any, database_url: str, role: str) -> None:
     """Whoever installs it has one command, not a page of GRANTs to copy."""
-    assert (await database.grant(database_url, role)) == (True, True, [])
-    assert (await database.grant(database_url, role)) == (False, True, [])
+    assert (await roles.grant(database_url, role)) == (True, True, [])
+    assert (await roles.grant(database_url, role)) == (False, True, [])
     powers = await owner.fetchrow(
         "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls FROM pg_roles WHERE rolname = $1",
         role,
@@ -180,17 +181,17 @@ async def test_a_role_is_made_with_nothing_but_its_rights(owner: Any, database_u
 
 async def test_rights_too_many_are_taken_away(owner: Any, database_url: str, role: str) -> None:
     """Somebody helped himself with GRANT ALL at night; the next `db grant` mends it."""
-    await database.grant(database_url, role)
-    await owner.execute(f'GRANT ALL ON "users", "locations" TO {roles.quoted(role)}')
-    await owner.execute(f'GRANT UPDATE ("email") ON "users" TO {roles.quoted(role)}')
-    assert (await database.grant(database_url, role)).beyond == []
+    await roles.grant(database_url, role)
+    await owner.execute(f'GRANT ALL ON "users", "locations" TO {quoted(role)}')
+    await owner.execute(f'GRANT UPDATE ("email") ON "users" TO {quoted(role)}')
+    assert (await roles.grant(database_url, role)).beyond == []
     await owner.execute('GRANT DELETE ON "locations" TO PUBLIC')
-    assert (await database.grant(database_url, role)).beyond == ["DELETE on locations"]
+    assert (await roles.grant(database_url, role)).beyond == ["DELETE on locations"]
 
 
 async def test_a_password_that_no_log_can_have(owner: Any, database_url: str, role: str) -> None:
     """It gets in with it, and PostgreSQL, whose log keeps statements, never saw it."""
-    await database.grant(database_url, role, "correct horse")
+    await roles.grant(database_url, role, "correct horse")
     place = database_url.rpartition("@")[2]
     async with connected(f"postgresql://a%20%22serving%22%20role:correct%20horse@{place}") as connection:
         assert await connection.fetchval("SELECT current_user") == role
@@ -222,17 +223,17 @@ def test_a_password_that_two_sides_could_read_differently(password: str) -> None
 async def test_a_role_that_can_do_everything_is_refused(owner: Any, database_url: str, role: str) -> None:
     """Rights don't bind a superuser, nor the owner of the tables: to say 'granted' would be a lie."""
     with pytest.raises(DatabaseError, match=r"'venta' is a superuser: .* name another"):
-        await database.grant(database_url, "venta")
-    await owner.execute(f"CREATE ROLE {roles.quoted(role)} IN ROLE venta")
+        await roles.grant(database_url, "venta")
+    await owner.execute(f"CREATE ROLE {quoted(role)} IN ROLE venta")
     with pytest.raises(DatabaseError, match="is in the role that does"):
-        await database.grant(database_url, role)
+        await roles.grant(database_url, role)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 64, "a\0b"])
 async def test_a_name_that_can_not_be(database_url: str, name: str) -> None:
     """PostgreSQL would cut it, and another role would get the rights."""
     with pytest.raises(SettingsError, match="1 to 63 bytes"):
-        await database.grant(database_url, name)
+        await roles.grant(database_url, name)
 
 
 # keeping them
@@ -242,22 +243,22 @@ async def test_an_upgrade_renews_them(owner: Any, database_url: str, serving_url
     """A new version that reads one column more must start after `db upgrade`, with no other command."""
     await owner.execute(f'REVOKE SELECT ("primaryImage") ON "vendors" FROM {SERVING_ROLE}')
     with pytest.raises(DatabaseError, match=r"SELECT on vendors \(primaryImage\); run `streamer db grant"):
-        await database.require_rights(serving_url)
-    await database.upgrade(database_url)
-    await database.require_rights(serving_url)
+        await roles.require_rights(serving_url)
+    await migrate.upgrade(database_url)
+    await roles.require_rights(serving_url)
 
 
 async def test_a_reset_keeps_them(database_url: str, serving_url: str) -> None:
     """In development the database is reset often, and the server would not start."""
-    await database.reset(database_url)
-    await database.require_rights(serving_url)
+    await migrate.reset(database_url)
+    await roles.require_rights(serving_url)
 
 
 async def test_a_schema_of_its_own(empty_database_url: str, role: str) -> None:
     """?schema= is where the tables are, so the rights are there too, and the function works there."""
     url = f"{empty_database_url}?schema=Other"
-    await database.upgrade(url)
-    await database.grant(url, SERVING_ROLE)
+    await migrate.upgrade(url)
+    await roles.grant(url, SERVING_ROLE)
     async with connected(f"{as_serving(empty_database_url)}?schema=Other") as connection:
         assert await roles.missing(connection) == []
         assert await connection.fetchval("SELECT streamer_add_partition($1)", date.today() + timedelta(days=99))
@@ -268,7 +269,7 @@ async def test_a_server_with_too_few_rights_does_not_start(database_url: str, se
     await owner.execute(f'REVOKE INSERT ON "locations" FROM {SERVING_ROLE}')
     await owner.execute(f"REVOKE EXECUTE ON FUNCTION streamer_add_partition FROM {SERVING_ROLE}")
     with pytest.raises(DatabaseError) as refused:
-        await database.require_rights(serving_url)
+        await roles.require_rights(serving_url)
     assert "EXECUTE on function streamer_add_partition(date); INSERT on locations (id, lat, long," in str(refused.value)
     assert f"streamer db grant {SERVING_ROLE}" in str(refused.value)
 
@@ -276,7 +277,7 @@ async def test_a_server_with_too_few_rights_does_not_start(database_url: str, se
 async def test_only_the_owner_can_give_them(serving_url: str) -> None:
     """With what to do, not with a traceback."""
     with pytest.raises((DatabaseError, Unavailable), match="use the role that owns the tables"):
-        await database.grant(serving_url, "another_role")
+        await roles.grant(serving_url, "another_role")
 
 
 async def test_the_command(database_url: str, tmp_path: Path, owner: Any, role: str) -> None:
@@ -289,7 +290,7 @@ async def test_the_command(database_url: str, tmp_path: Path, owner: Any, role: 
     place = database_url.rpartition("@")[2]
     async with connected(f"postgresql://a%20%22serving%22%20role:of%20the%20file@{place}") as connection:
         assert await roles.missing(connection) == []
-    await owner.execute(f"ALTER ROLE {roles.quoted(role)} NOLOGIN")
+    await owner.execute(f"ALTER ROLE {quoted(role)} NOLOGIN")
     done = await run("db", "grant", role, folder=tmp_path, DATABASE_URL=database_url)
     assert "it may not log in" in done.err
 

@@ -20,9 +20,10 @@ from streamer.errors import DatabaseError, ErrorCode, Unavailable
 from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder, id_floor, location_id
 from streamer.operations.embedded import PostgresServer
-from streamer.storage import database
+from streamer.storage import migrate
 from streamer.storage import store as store_module
-from streamer.storage.store import RECONCILE_POSITIONS, LocationRow, Store, VendorRow
+from streamer.storage.queries import RECONCILE_POSITIONS
+from streamer.storage.store import LocationRow, Store, VendorRow
 from tests.conftest import Collected
 
 T0 = 1732467600000
@@ -381,7 +382,7 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
     postgres_server: PostgresServer, loop_errors: Collected
 ) -> None:
     """The promise of an ack: each of these is stored once, those acked before the crash too."""
-    await database.upgrade(postgres_server.url)
+    await migrate.upgrade(postgres_server.url)
     await seed(postgres_server.url)
     async with opened(postgres_server.url, statement_timeout=5, pool_timeout=5) as store:
         faults: list[BaseException] = []
@@ -430,7 +431,7 @@ async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
 ) -> None:
     """A frozen machine sends no error: only our own clock ends the wait. What it got before it froze counts once."""
     monkeypatch.setattr(store_module, "ANSWER_GRACE", 0.1)
-    await database.upgrade(postgres_server.url)
+    await migrate.upgrade(postgres_server.url)
     await seed(postgres_server.url)
     async with opened(postgres_server.url, statement_timeout=0.3, pool_timeout=0.5) as store:
         for retry in (False, True):

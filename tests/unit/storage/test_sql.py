@@ -23,7 +23,7 @@ KNOWN = {
     ("roles.py", "right.privilege"): "of the table RIGHTS in the same file",
     ("roles.py", "privilege"): "one of two words in the same function",
     ("roles.py", "verifier"): "base64 of our own making",
-    ("database.py", "signature"): "regprocedure's text, which PostgreSQL has quoted",
+    ("migrate.py", "signature"): "regprocedure's text, which PostgreSQL has quoted",
 }
 
 
@@ -84,9 +84,11 @@ class Scan:
             case ast.Call(args=[inner]) if self.called(expression) == "text":
                 yield from self.unsafe(inner, depth)
             # STATEMENT.format(quoted(name))
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="format"), args=parts, keywords=[]) if (
-                is_constant_name(name)
-            ):
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id=name) | ast.Attribute(attr=name), attr="format"),
+                args=parts,
+                keywords=[],
+            ) if is_constant_name(name):
                 for part in parts:
                     yield from self.unsafe(part, depth)
             # ", ".join(map(quoted, names))

@@ -1,0 +1,80 @@
+"""The partitions of `locations`: one for each day (UTC), by range of id, as ids begin with their time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import asyncpg
+
+from streamer.errors import DatabaseError, Unavailable
+from streamer.ingest.copy_rows import LAST_TIMESTAMP, id_floor
+from streamer.storage.queries import PARTITION_NAMES
+
+PARTITIONS_AHEAD = 7
+PARTITIONS_BACK = 2
+"""Days: pings arrive late from phones that were offline."""
+
+LOCK_TIMEOUT_MS = 2_000
+
+BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
+"""Errors of a statement that did not get its locks in time: try again."""
+
+
+def partition_bounds(day: date) -> tuple[str, str, str]:
+    """Returns name, lower bound and upper bound (exclusive) of the partition that holds the ids of a day.
+
+    Raises ValueError for a day before 1970 or after the last whole day that an id can hold, in 2059.
+    """
+    start = int(datetime.combine(day, time(), UTC).timestamp()) * 1000
+    end = start + 86_400_000
+    if start < 0 or end > LAST_TIMESTAMP:
+        raise ValueError(f"no id of a location can hold the time {day}: it is from 1970 to 2059")
+    return f"locations_{day:%Y%m%d}", id_floor(start), id_floor(end)
+
+
+async def present_partitions(connection: Any) -> Sequence[str]:
+    """Returns the names of the partitions that are there."""
+    return [row[0] for row in await connection.fetch(PARTITION_NAMES)]
+
+
+async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[str]:
+    """Creates the missing partitions from 2 days before today to `ahead` days after; returns their names.
+
+    Needs the tables' owner or a role with the rights of `serve`. Several processes may do it at once. Rows of such a
+    day move out of the default partition. Locks are short and requested briefly, so that ingest is not held up;
+    Unavailable when they are not granted in time: what was created until then stays.
+    """
+    # The most urgent first.
+    days = [today + timedelta(days=n) for n in (*range(ahead + 1), *range(-1, -PARTITIONS_BACK - 1, -1))]
+    present = set(await present_partitions(connection))
+    created, failed = [], []
+    for day in days:
+        name, _, _ = partition_bounds(day)
+        if name in present:
+            continue
+        try:
+            if await _add_partition(connection, day):
+                created.append(name)
+        except BUSY as busy:
+            raise Unavailable(
+                f"partition {name} could not be created now, {busy}: a transaction holds a lock on locations or "
+                "vendors; end it (pg_stat_activity shows it), or wait until it has ended and try again"
+            ) from busy
+        except asyncpg.SyntaxOrAccessError as error:
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise DatabaseError(
+            "partitions can't be created: " + "; ".join(failed) + " (attach, rename or drop a table of that name that "
+            "is no partition; a role without the right gets it by `streamer db grant`, run as the tables' owner)"
+        )
+    return created
+
+
+async def _add_partition(connection: Any, day: date) -> bool:
+    """Creates one partition; returns False if another process did."""
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+        made: bool = await connection.fetchval("SELECT streamer_add_partition($1)", day)
+    return made
