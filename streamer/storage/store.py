@@ -428,9 +428,8 @@ class Store:
                 known = _is_in_the_data(error) and not _is_closed(connection)
                 if known:
                     raise
-                raise Unavailable(
-                    f"PostgreSQL at {self._where} can't do it now: {error} (SQLSTATE {error.sqlstate})"
-                ) from error
+                reason = explanation(f"PostgreSQL at {self._where}", error.sqlstate, error)
+                raise Unavailable(str(reason)) from error
             if isinstance(error, asyncpg.InterfaceError) and not _is_closed(connection):
                 raise
             raise Unavailable(f"the connection to PostgreSQL at {self._where} was lost: {error}") from error

@@ -1,0 +1,81 @@
+"""A real PgBouncer in transaction mode before PostgreSQL, configured by default."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from streamer.errors import DatabaseError, Unavailable
+from streamer.ingest.batcher import Chunk
+from streamer.ingest.copy_rows import RowEncoder
+from streamer.storage import migrate, revisions, roles, seed
+from streamer.storage.drift import drift
+from streamer.storage.store import Store, _session_settings
+from tests.conftest import connected
+from tests.support.apps import now_ms
+from tests.support.pgbouncer import PROGRAM, pgbouncer
+
+PASSED = ("search_path", "extra_float_digits", *_session_settings(1.0))
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed")
+
+
+@pytest.fixture
+async def bouncer(empty_database_url: str, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty database through PgBouncer."""
+    async with pgbouncer(empty_database_url, tmp_path) as url:
+        yield url
+
+
+@pytest.mark.parametrize("query", ["?pgbouncer=true", "?schema=public&pgbouncer=true"])
+async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> None:
+    """Whoever follows Prisma's page on PgBouncer writes such a URL; migrations and the server must both take it."""
+    url = bouncer + query
+    await migrate.upgrade(url)
+    assert await revisions.revision(url) == revisions.head()
+    assert await drift(url) == []
+    (vendor,) = await seed.seed(url)
+    await roles.require_rights(url)
+    store = await Store.open(url)
+    try:
+        start = now_ms()
+        for retry in (False, True, True):
+            for n in range(20):
+                ping = (start + n, 52.0, 21.0)
+                rows = RowEncoder(vendor.vendor_id).encode([ping])
+                chunk = Chunk(vendor.vendor_id, range(1, 2), rows, True, ping, lambda *_: None)
+                assert await store.store_chunks([chunk], retry) == {}
+        await store.update_positions([(vendor.vendor_id, start, 52.0, 21.0)])
+        (row,) = await store.cards([vendor.vendor_id])
+        assert row.located_at == start
+        assert len(await store.locations(vendor.vendor_id, start, start + 100, 100)) == 20
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("query", ["", "?schema=public", "?schema=other&pgbouncer=true"])
+async def test_a_url_that_pgbouncer_refuses_names_the_remedy(bouncer: str, query: str) -> None:
+    """`try again` for what never mends itself would keep an operator waiting for nothing."""
+    for call in (migrate.upgrade, Store.open):
+        with pytest.raises(DatabaseError, match=r"pgbouncer=true|ALTER ROLE") as refused:
+            await call(bouncer + query)
+        assert "try again" not in str(refused.value)
+
+
+async def test_prepared_statements_in_transaction_mode_name_the_remedy(empty_database_url: str, tmp_path: Path) -> None:
+    """A pooler that lets all settings through still loses prepared statements."""
+    await migrate.upgrade(empty_database_url)
+    ignored = ", ".join(PASSED)
+    async with pgbouncer(empty_database_url, tmp_path, ignore_startup_parameters=ignored) as url:
+        store = await Store.open(url, pool_size=1)
+        try:
+            assert await store.deleted_users() == []
+            async with connected(f"{url}?pgbouncer=true") as other, other.transaction():
+                # It holds the session in which the statement was prepared.
+                await other.execute("SELECT 1")
+                with pytest.raises(Unavailable, match="pgbouncer=true"):
+                    await store.deleted_users()
+        finally:
+            await store.close()
