@@ -110,7 +110,8 @@ class Vendor(Base):
         CheckConstraint(LAT_CHECK, name="lat"),
         CheckConstraint(LONG_CHECK, name="long"),
         Index("idx_vendors_user_id", "userId"),
-        Index("idx_vendors_location", "lat", "long"),
+        # BRIN: a B-tree index would make every update of a position write all indexes (migration 0006).
+        Index("idx_vendors_location", "lat", "long", postgresql_using="brin"),
         Index("idx_vendors_created_at", "createdAt"),
     )
 

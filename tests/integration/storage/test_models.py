@@ -109,7 +109,7 @@ INDEXES = {
     "idx_users_clerk_id": 'users ("clerkId")',
     "idx_users_email": "users (email)",
     "idx_vendors_user_id": 'vendors ("userId")',
-    "idx_vendors_location": "vendors (lat, long)",
+    "idx_vendors_location": "vendors USING brin (lat, long)",
     "idx_vendors_created_at": 'vendors ("createdAt")',
     "idx_locations_vendor_id": 'locations ("vendorId", "timestamp")',
     "idx_locations_timestamp": 'locations ("timestamp")',
@@ -189,7 +189,7 @@ async def test_every_documented_index_is_there(connection: Any) -> None:
     for name, definition in rows:
         unique = "UNIQUE " if definition.startswith("CREATE UNIQUE") else ""
         table, _, columns = definition.split(" ON ", 1)[1].partition(" USING btree ")
-        found[name] = f"{unique}{table.removeprefix('ONLY ').removeprefix('public.')} {columns}"
+        found[name] = f"{unique}{table.removeprefix('ONLY ').removeprefix('public.')} {columns}".strip()
     assert found == INDEXES
 
 

@@ -25,6 +25,7 @@ from streamer.storage import store as store_module
 from streamer.storage.queries import RECONCILE_POSITIONS
 from streamer.storage.store import LocationRow, Store, VendorRow
 from tests.conftest import Collected
+from tests.support.apps import eventually
 
 T0 = 1732467600000
 VENDORS = [f"cm3xk2p4q00000{n:03}h4v2e9zda" for n in range(20)]
@@ -613,3 +614,21 @@ async def test_a_database_without_our_tables_is_named_as_such(empty_database_url
             await store.store_chunks([chunk(VENDOR, [T0])])
         with pytest.raises((Unavailable, DatabaseError), match="42P01"):
             await vendor(store, VENDOR)
+
+
+async def test_position_updates_stay_on_their_page(store: Store, direct: Any) -> None:
+    """Thousands of vendors move every second: updates that write every index would bloat the table."""
+    if direct.get_server_version().major < 16:
+        pytest.skip("BRIN indexes do not prevent HOT updates from PostgreSQL 16 on")
+    for n in range(20):
+        await store.update_positions([(vendor_id, T0 + n, 52.0 + n / 1000, 21.0) for vendor_id in VENDORS])
+    await store.close()  # a session sends its statistics at its end at the latest
+    statistics = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'vendors'"
+
+    async def counted() -> bool:
+        await direct.execute("SELECT pg_stat_clear_snapshot()")
+        return bool((await direct.fetchrow(statistics))[0] >= 20 * len(VENDORS))
+
+    await eventually(counted, "the statistics of the updates")
+    updates, hot = await direct.fetchrow(statistics)
+    assert updates == hot
