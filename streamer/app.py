@@ -17,6 +17,7 @@ from streamer.accounts.change_poller import ChangePoller, Heard
 from streamer.accounts.dataloader import DataLoader
 from streamer.accounts.entitlements import Entitlements
 from streamer.accounts.jwks import IssuerKeys
+from streamer.accounts.sign_in import SignInLinks
 from streamer.accounts.tokens import Authenticator, rules_of
 from streamer.broker.broker import Broker
 from streamer.broker.context import BrokerConfig
@@ -45,6 +46,7 @@ from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.cors import Cors
 from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
+from streamer.transport.http_search import VendorSearch
 from streamer.transport.inlet import Inlet
 from streamer.transport.problem import MAX_BODY, answering
 from streamer.transport.slow_clients import SlowClients
@@ -52,6 +54,7 @@ from streamer.transport.sse import EventStreams
 from streamer.transport.websocket_server import WebSocketServer
 from streamer.web.api_docs import ApiDocs
 from streamer.web.pages import Pages
+from streamer.web.sign_in import SignInEndpoints
 from streamer.web.static import CLIENT, client_folder, handing_out
 
 log = structlog.get_logger()
@@ -192,6 +195,18 @@ class Server:
             clock,
             lambda vendor_id: self._vendors_deleted((vendor_id,)),
         )
+        self.search = VendorSearch(store, self.http.authorize)
+        self.sign_in = SignInEndpoints(
+            settings,
+            SignInLinks(
+                [secret.get_secret_value() for secret in shared if secret is not None],
+                self.broker.run,
+                self._owner,
+                settings.sign_in_life,
+                rules_of(settings).claims,
+            ),
+            clock,
+        )
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.loop_lag = LoopLag(counters)
@@ -235,6 +250,8 @@ class Server:
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
                 web.get("/v1/watch/events", self.events.watch, allow_head=False),
+                *self.sign_in.routes(),
+                web.get("/v1/vendors", self.search.search),
                 web.get("/v1/vendors/nearby", self.http.nearby),
                 web.get("/v1/vendors/{id}", self.http.card),
                 web.get("/v1/vendors/{id}/locations", self.http.history),
@@ -341,6 +358,10 @@ class Server:
     def on_vendor_deleted(self, vendor_id: str) -> None:
         """Closes the sockets of a vendor that another process found deleted."""
         self.connections.end_vendors((vendor_id,))
+
+    async def _owner(self, vendor_id: str) -> str | None:
+        row = await self.dataloader.vendor(vendor_id)
+        return None if row is None else row.clerk_id
 
     def _next_use(self) -> float:
         """When a ping that comes now can first be shown, or, where nobody watches, stored or told; may have passed."""

@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     INVALID_TOKEN = "ERR_INVALID_TOKEN"
     FORBIDDEN = "ERR_FORBIDDEN"
     VENDOR_NOT_FOUND = "ERR_VENDOR_NOT_FOUND"
+    NOT_FOUND = "ERR_NOT_FOUND"
     OVERLOADED = "ERR_OVERLOADED"
     INTERNAL = "ERR_INTERNAL"
 
@@ -51,6 +52,7 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.INVALID_TOKEN: 401,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.VENDOR_NOT_FOUND: 404,
+    ErrorCode.NOT_FOUND: 404,
     ErrorCode.OVERLOADED: 503,
     ErrorCode.INTERNAL: 500,
 }

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = _setting(None, "Redis or Valkey", "URL", "REDIS_URL")
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8080, "port to listen on", ge=0, le=65535)
+    public_url: str | None = _setting(
+        None, "where clients reach this server, as https://streamer.example; sign-in links begin with it", "URL"
+    )
     workers: int = _setting(1, "processes that serve on the one port", "processes", ge=1, le=64)
     log_form: Literal["auto", "json", "people"] = _setting("auto", "`auto`: for people on a terminal, else `json`")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "what is logged: this and what is worse")
@@ -80,6 +83,12 @@ class Settings(BaseSettings):
         (), "what a token's `azp` may be, if it has one: the origins of your web apps, with commas between"
     )
     jwt_leeway: float = _setting(5.0, "how far the issuer's clock may be off", "s", ge=0, le=300)
+    backend_key: SecretStr | None = _setting(
+        None, "bearer key with which your backend requests sign-in links; unset: the endpoint is off", min_length=32
+    )
+    sign_in_life: float = _setting(
+        30 * 86400.0, "lifetime of a token that a sign-in link is exchanged for", "s", ge=60, le=366 * 86400
+    )
     watch_auth: Literal["required", "optional"] = _setting(
         "required", "`optional` lets customers watch without a token"
     )
@@ -220,6 +229,13 @@ class Settings(BaseSettings):
         if not url.startswith(("http://", "https://")) or not all(part in url for part in ("{z}", "{x}", "{y}")):
             raise ValueError("must be an http:// or https:// URL with {z}, {x} and {y} in it")
         return url
+
+    @field_validator("public_url")
+    @classmethod
+    def _an_origin(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// or http://")
+        return None if url is None else url.rstrip("/")
 
     @field_validator("map_center")
     @classmethod

@@ -333,6 +333,8 @@ export class Watch {
     this.wanted = wanted;
     this.handlers = handlers;
     this.vendors = new Map();
+    /** Of a watch with `as: "counts"`: the groups, by their names. */
+    this.groups = new Map();
     /** The view is exact: a snapshot came on this connection. */
     this.fresh = false;
     this.answered = false;
@@ -359,6 +361,19 @@ export class Watch {
     for (const vendorId of gone) this.leave(vendorId);
     this.fresh = this.answered = true;
     call(this.handlers.onSnapshot, this.vendors);
+  }
+
+  count(groups, all) {
+    if (!all && !this.answered) return;
+    if (all) {
+      this.groups.clear();
+      this.fresh = this.answered = true;
+    }
+    for (const group of groups) {
+      if (group.count === 0) this.groups.delete(group.group);
+      else this.groups.set(group.group, group);
+    }
+    call(this.handlers.onCounts, this.groups);
   }
 
   update(message) {
@@ -462,7 +477,8 @@ export class CustomerClient {
       return;
     }
     const watch = this.watches.get(message.id);
-    if (message.type === "snapshot") watch?.snapshot(message.vendors);
+    if (message.groups !== undefined) watch?.count(message.groups, message.type === "snapshot");
+    else if (message.type === "snapshot") watch?.snapshot(message.vendors);
     else if (message.type === "update") watch?.update(message);
     else if (message.type === "error") {
       if (watch !== undefined && message.retryAfterMs !== undefined) {

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from streamer.cli import config, db, dev, serve
+from streamer.cli import config, db, dev, link, serve
 from streamer.cli.process import report
 from streamer.errors import SettingsError, StreamerError
 
@@ -21,6 +21,7 @@ cli.command()(serve.serve)
 cli.command()(dev.dev)
 cli.command()(config.config)
 cli.command()(dev.token)
+cli.command()(link.link)
 cli.add_typer(db.db)
 
 

@@ -26,6 +26,16 @@ Ways = list[dict[str, list[str]]]
 """Ways to bring a token; an empty one: without."""
 
 PROBLEM = "application/problem+json"
+EXAMPLES = {
+    "lat": 52.2297,
+    "long": 21.0122,
+    "radius": 2000,
+    "limit": 10,
+    "open": True,
+    "query": "pierogi",
+    "lon": "21.0122",
+}
+"""Example values of query parameters."""
 REPORTED = (
     ErrorCode.INVALID_JSON,
     ErrorCode.INVALID_MESSAGE,
@@ -41,6 +51,17 @@ REPORTED = (
     ErrorCode.OVERLOADED,
 )
 """What a request with pings may be refused with."""
+SIGN_IN = (
+    ErrorCode.INVALID_JSON,
+    ErrorCode.INVALID_MESSAGE,
+    ErrorCode.MISSING_FIELD,
+    ErrorCode.UNAUTHORIZED,
+    ErrorCode.INVALID_TOKEN,
+    ErrorCode.FORBIDDEN,
+    ErrorCode.VENDOR_NOT_FOUND,
+    ErrorCode.OVERLOADED,
+)
+"""What a request about sign-in links may be refused with."""
 
 
 def openapi(settings: Settings, version: str) -> dict[str, Any]:
@@ -52,8 +73,54 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
     reports = items(ref("PositionReport"), maxItems=settings.max_batch)
     vendor = path("id", "`vendors.id`")
     paths: dict[str, Any] = {
+        "/v1/vendors": {
+            "get": operation(
+                "searchVendors",
+                "Search vendors by name, also those that are not on the map",
+                "customers",
+                watch_auth,
+                {"200": answer('Sorted by name; `Link: …; rel="next"` when there is another page.', ref("Found"))},
+                [
+                    query("query", text(), "beginnings of words, without case and accents", required=True),
+                    query("open", flag(), "only those open for business"),
+                    query("limit", integer(minimum=1, maximum=100, default=20), "maximum number of vendors"),
+                    query("cursor", text(), "`next` of the page before"),
+                ],
+                [
+                    ErrorCode.INVALID_MESSAGE,
+                    ErrorCode.UNAUTHORIZED,
+                    ErrorCode.INVALID_TOKEN,
+                    ErrorCode.OVERLOADED,
+                ],
+            )
+        },
+        "/v1/sign-in-links": {
+            "post": operation(
+                "createSignInLink",
+                "Create a link that signs a device in as a vendor, once, within 15 minutes",
+                "backends",
+                [{"backend": []}],
+                {"201": answer("The link, and its QR code as SVG.", ref("SignInLink"))},
+                [],
+                SIGN_IN,
+                body=json_body(thing("", {"vendorId": VENDOR_ID})),
+            )
+        },
+        "/v1/sign-in": {
+            "post": operation(
+                "signIn",
+                "Exchange the code of a sign-in link for a token, once",
+                "vendors",
+                [],
+                {"200": answer("A token of the vendor's owner.", ref("SignIn"))},
+                [],
+                SIGN_IN,
+                body=json_body(thing("", {"code": text("what follows `#code=` in the link")})),
+            )
+        },
         "/v1/vendors/nearby": {
             "get": operation(
+                "listNearbyVendors",
                 "The nearest vendors now, with `distance`",
                 "customers",
                 watch_auth,
@@ -78,6 +145,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         },
         "/v1/vendors/{id}": {
             "get": operation(
+                "getVendor",
                 "One vendor's card, while it is on the map",
                 "customers",
                 watch_auth,
@@ -88,6 +156,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         },
         "/v1/watch/events": {
             "get": operation(
+                "watchEvents",
                 "A watch as Server-Sent Events, for `EventSource`",
                 "customers",
                 watch_auth,
@@ -124,6 +193,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         },
         "/v1/vendors/{id}/locations": {
             "post": operation(
+                "reportLocations",
                 "Report one ping or an array of pings; answers after they are stored",
                 "vendors",
                 own,
@@ -144,6 +214,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 ),
             ),
             "get": operation(
+                "listLocations",
                 f"What is stored of a vendor, page by page: for {history_auth}",
                 "vendors",
                 own if settings.history_access == "owner" else watch_auth,
@@ -178,6 +249,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         },
         "/v1/owntracks": {
             "post": operation(
+                "reportOwnTracks",
                 "What the OwnTracks apps send in HTTP mode",
                 "trackers",
                 any_way,
@@ -202,23 +274,30 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/osmand": {
-            "get": osmand("Traccar Client, OsmAnd, GPSLogger: a ping in the query", any_way),
-            "post": osmand("Traccar Client, OsmAnd, GPSLogger: in the query, a form or JSON", any_way, form=True),
+            "get": osmand("reportOsmAndQuery", "Traccar Client, OsmAnd, GPSLogger: a ping in the query", any_way),
+            "post": osmand(
+                "reportOsmAnd", "Traccar Client, OsmAnd, GPSLogger: in the query, a form or JSON", any_way, form=True
+            ),
         },
         "/livez": {
             "get": operation(
-                "The event loop turns", "operators", [], {"200": answer("It does.", thing("", {"status": text()}))}
+                "getLiveness",
+                "Liveness probe",
+                "operators",
+                [],
+                {"200": answer("The process is alive.", thing("", {"status": text()}))},
             )
         },
         "/readyz": {
             "get": operation(
-                "Vendors and customers can be served here",
+                "getReadiness",
+                "Readiness probe",
                 "operators",
                 [],
                 {
-                    "200": answer("They can.", thing("", {"status": text()})),
+                    "200": answer("The server can serve vendors and customers.", thing("", {"status": text()})),
                     "503": answer(
-                        "They can't, and why.",
+                        "The server is not ready; `causes` says why.",
                         thing("", {"status": text(), "causes": {"type": "object", "additionalProperties": text()}}),
                     ),
                 },
@@ -226,7 +305,8 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         },
         "/health": {
             "get": operation(
-                "Everything an operator would look at first",
+                "getHealth",
+                "Health of every part, for operators",
                 "operators",
                 [],
                 {
@@ -237,7 +317,8 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         },
         "/metrics": {
             "get": operation(
-                "For Prometheus",
+                "getMetrics",
+                "Metrics for Prometheus",
                 "operators",
                 [],
                 {"200": {"description": "Its text format.", "content": {"text/plain": {"schema": text()}}}},
@@ -253,13 +334,14 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             "The sockets are described by AsyncAPI beside this.",
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": name} for name in ("vendors", "customers", "trackers", "operators")],
+        "tags": [{"name": name} for name in ("vendors", "customers", "trackers", "backends", "operators")],
         "paths": paths,
         "components": {
             "schemas": schemas(settings),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                 "query": {"type": "apiKey", "in": "query", "name": "token", "description": "the JWT"},
+                "backend": {"type": "http", "scheme": "bearer", "description": "STREAMER_BACKEND_KEY"},
                 "basic": {"type": "http", "scheme": "basic", "description": "the JWT as the password"},
             },
         },
@@ -267,6 +349,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
 
 
 def operation(
+    operation_id: str,
     summary: str,
     tag: str,
     security: Ways,
@@ -286,6 +369,7 @@ def operation(
     if body is not None:
         refused.setdefault(413, []).append(f"`{ErrorCode.INVALID_MESSAGE}`: the body is too large")
     described: dict[str, Any] = {
+        "operationId": operation_id,
         "summary": summary,
         "tags": [tag],
         "security": security,
@@ -301,7 +385,7 @@ def operation(
     return described
 
 
-def osmand(summary: str, security: Ways, *, form: bool = False) -> dict[str, Any]:
+def osmand(operation_id: str, summary: str, security: Ways, *, form: bool = False) -> dict[str, Any]:
     """The OsmAnd protocol, by either method."""
     members = {
         "lat": text("degrees north"),
@@ -324,6 +408,7 @@ def osmand(summary: str, security: Ways, *, form: bool = False) -> dict[str, Any
             },
         }
     return operation(
+        operation_id,
         summary,
         "trackers",
         security,
@@ -355,6 +440,8 @@ def json_body(schema: Schema, *, required: bool = True) -> dict[str, Any]:
 def query(name: str, schema: Schema, description: str, *, required: bool = False) -> dict[str, Any]:
     """A parameter of the query string."""
     described = {"name": name, "in": "query", "required": required, "schema": schema}
+    if name in EXAMPLES:
+        described["example"] = EXAMPLES[name]
     if description:
         described["description"] = description
     return described

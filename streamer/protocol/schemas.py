@@ -250,6 +250,36 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "time": integer("the server's clock, epoch milliseconds"),
             },
         ),
+        "Found": thing(
+            "A page of vendors found by name; without positions.",
+            {
+                "vendors": items(
+                    thing(
+                        "A vendor, on the map or not.",
+                        {
+                            "vendorId": VENDOR_ID,
+                            "name": text(),
+                            "open": flag("open for business"),
+                            "primaryImage": {"type": ["string", "null"]},
+                        },
+                    )
+                ),
+                "next": {"type": ["string", "null"], "description": "`cursor` of the next page; null: the last one"},
+            },
+        ),
+        "SignInLink": thing(
+            "A sign-in link: valid once, until `expiresAt`.",
+            {
+                "url": text("opens the vendor page"),
+                "vendorId": VENDOR_ID,
+                "expiresAt": integer("epoch milliseconds"),
+                "qr": text("the URL as a QR code, an SVG document"),
+            },
+        ),
+        "SignIn": thing(
+            "A token that a sign-in link was exchanged for.",
+            {"token": text("a JWT"), "vendorId": VENDOR_ID, "expiresAt": integer("epoch milliseconds")},
+        ),
         "Nearby": thing(
             "The nearest vendors, the nearest first.",
             {

@@ -113,6 +113,7 @@ class Vendor(Base):
         # BRIN: a B-tree index would make every update of a position write all indexes (migration 0006).
         Index("idx_vendors_location", "lat", "long", postgresql_using="brin"),
         Index("idx_vendors_created_at", "createdAt"),
+        Index("idx_vendors_name_search", text('streamer_search_words("name")'), postgresql_using="gin"),
     )
 
     id: Mapped[Text]

@@ -89,6 +89,14 @@ WHERE v."deletedAt" IS NULL AND u."deletedAt" IS NULL AND
 VENDORS_OF = VENDORS + 'u."clerkId" = ANY($1::text[]) ORDER BY v."id"'
 
 CARDS = VENDORS + 'v."id" = ANY($1::text[])'
+SEARCH = (
+    VENDORS
+    + """
+"streamer_search_words"(v."name") @@ to_tsquery('simple', $1)
+AND (v."open" OR NOT $2) AND (v."name" COLLATE "C", v."id") > ($3::text COLLATE "C", $4::text)
+ORDER BY v."name" COLLATE "C", v."id" LIMIT $5
+"""
+)
 
 # The snapshot is that of the whole statement: a change that is not in it is of the oldest running transaction or later.
 CHANGES = """

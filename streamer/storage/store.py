@@ -271,6 +271,20 @@ class Store:
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
         return await self._vendors(queries.CARDS, asked) if asked else []
 
+    async def search(
+        self, words: Sequence[str], only_open: bool, limit: int, after: tuple[str, str] = ("", "")
+    ) -> list[VendorRow]:
+        """Returns vendors whose names have words beginning with each of `words`, by (name, id), after `after`.
+
+        Args:
+            words: letters and digits only, folded as the index folds names.
+        """
+        query = " & ".join(f"{word}:*" for word in words)
+        rows = await self._answer(
+            lambda connection: connection.fetch(queries.SEARCH, query, only_open, *after, limit), "search"
+        )
+        return [VendorRow(*row) for row in rows]
+
     async def paying(self, vendor_ids: Sequence[str]) -> set[str]:
         """Those of these vendors whose user has an active subscription now."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]

@@ -49,7 +49,7 @@ class HttpQuery:
 
     async def nearby(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/nearby?lat&long&radius&limit`: cards with `distance` in metres, the nearest first."""
-        await self._watcher(request)
+        await self.authorize(request)
         query = {
             name: number(name, value)
             for name, value in request.query.items()
@@ -78,7 +78,7 @@ class HttpQuery:
 
     async def card(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/{id}`: the card of a vendor that is on the map."""
-        await self._watcher(request)
+        await self.authorize(request)
         vendor_id = request.match_info["id"]
         wanted = messages.Watch("card", None, frozenset((vendor_id,)), False, 0)
         members, complete = await self._watches.members(wanted)
@@ -122,13 +122,14 @@ class HttpQuery:
         """The vendor whose history may be read: by its owner, or by whoever may watch."""
         if self._settings.history_access == "owner":
             return await owned_vendor(self._dataloader, await identify(request, self._authenticator), vendor_id)
-        await self._watcher(request)
+        await self.authorize(request)
         row = await self._dataloader.vendor(vendor_id)
         if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
         return row
 
-    async def _watcher(self, request: web.Request) -> None:
+    async def authorize(self, request: web.Request) -> None:
+        """Check the token of a customer's request; ProtocolError says why it is refused."""
         required = self._settings.watch_auth == "required"
         await identify_watcher(request, self._authenticator, required=required)
 

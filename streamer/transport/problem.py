@@ -76,7 +76,7 @@ def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
     elif isinstance(refused, web.HTTPMethodNotAllowed):
         message = f"{request.path} takes {', '.join(sorted(refused.allowed_methods))}, not {request.method}"
     elif status == 404:
-        message = f"there is nothing at {request.path}"
+        return problem(ErrorCode.NOT_FOUND, f"there is nothing at {request.path}; the API reference is at /docs")
     else:
         message = refused.text or refused.reason
     answer = problem(ErrorCode.INVALID_MESSAGE, message, status=status)

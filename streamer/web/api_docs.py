@@ -1,10 +1,13 @@
-"""The contract, made once: `/docs` for people, `/docs/openapi.json` and `/docs/asyncapi.json` for tools."""
+"""API reference: `/docs` as a page on which requests can be tried, `/docs/openapi.json` and `/docs/asyncapi.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 from aiohttp import web
@@ -15,187 +18,247 @@ from streamer.protocol.openapi import openapi
 from streamer.protocol.schemas import Schema
 from streamer.settings import Settings
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-code, pre { font-family: ui-monospace, monospace; font-size: .92em; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid; }
-details { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); border-radius: .4rem; margin: .5rem 0;
-  padding: .3rem .8rem; }
-summary { cursor: pointer; padding: .2rem 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; }
-.way { font-weight: 700; }
-"""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+FOLDER = Path(__file__).resolve().parent
+FILES = {"docs.css": "text/css", "docs.js": "text/javascript"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'"
+)
+ORIGIN = "https://streamer.example"
+"""Stands in examples for this server's origin; the page's script replaces it by the real one."""
+BODIES: dict[str, Any] = {
+    "createSignInLink": {"vendorId": "VENDOR_ID"},
+    "signIn": {"code": "CODE"},
+    "reportLocations": {"lat": 52.2297, "long": 21.0122},
+    "reportOwnTracks": {"_type": "location", "lat": 52.2297, "lon": 21.0122, "tst": 1732467600},
+    "reportOsmAnd": {"location": {"coords": {"latitude": 52.2297, "longitude": 21.0122}}, "device_id": "VENDOR_ID"},
+}
+"""Example bodies by operationId."""
 
 
 class ApiDocs:
-    """The handlers; the documents say what this server's settings allow."""
+    """Serves both documents and the page made from them; they state the limits that this server's settings set."""
 
     def __init__(self, settings: Settings) -> None:
-        self.openapi = openapi(settings, __version__)
-        self.asyncapi = asyncapi(settings, __version__)
-        self._page = page(self.openapi, self.asyncapi).encode()
-        self._openapi = orjson.dumps(self.openapi)
-        self._asyncapi = orjson.dumps(self.asyncapi)
+        http, sockets = openapi(settings, __version__), asyncapi(settings, __version__)
+        for path, methods in http["paths"].items():
+            for method, operation in methods.items():
+                operation["x-codeSamples"] = samples(method, path, operation)
+        self.openapi, self.asyncapi = http, sockets
+        self._page = page(http, sockets).encode()
 
     def routes(self) -> list[web.RouteDef]:
-        """Where everything is."""
+        """Returns the routes of the page, its files and the documents."""
         return [
             web.get("/docs", self.docs),
-            web.get("/docs/openapi.json", self.http),
-            web.get("/docs/asyncapi.json", self.sockets),
+            web.get("/docs/openapi.json", document(self.openapi)),
+            web.get("/docs/asyncapi.json", document(self.asyncapi)),
+            web.get("/docs/{name}", self.file),
+            web.get("/openapi.json", self.redirect),
         ]
 
     async def docs(self, _: web.Request) -> web.Response:
-        """`GET /docs`: both documents, to be read."""
-        return web.Response(
-            body=self._page,
-            content_type="text/html",
-            charset="utf-8",
-            headers={
-                "Content-Security-Policy": POLICY,
-                "Cache-Control": "no-cache",
-                "X-Content-Type-Options": "nosniff",
-            },
-        )
+        """`GET /docs`: the API reference."""
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+        return web.Response(body=self._page, content_type="text/html", charset="utf-8", headers=headers)
 
-    async def http(self, _: web.Request) -> web.Response:
-        """`GET /docs/openapi.json`."""
-        return document(self._openapi)
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        """`GET /docs/{name}`: the script and the style sheet of the page."""
+        name = request.match_info["name"]
+        if name not in FILES:
+            raise web.HTTPNotFound
+        headers = {"Content-Type": FILES[name], "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+        return web.FileResponse(FOLDER / name, headers=headers)
 
-    async def sockets(self, _: web.Request) -> web.Response:
-        """`GET /docs/asyncapi.json`."""
-        return document(self._asyncapi)
+    async def redirect(self, _: web.Request) -> web.Response:
+        """`GET /openapi.json`: redirects to where the document is."""
+        raise web.HTTPFound("/docs/openapi.json")
 
 
-def document(body: bytes) -> web.Response:
-    """A document for tools of any origin."""
-    return web.Response(
-        body=body,
-        content_type="application/json",
-        headers={"Cache-Control": "no-cache", "Access-Control-Allow-Origin": "*"},
+def document(value: object) -> Callable[[web.Request], Any]:
+    """Returns a handler that serves a document to tools of any origin."""
+    body = orjson.dumps(value)
+    headers = {"Cache-Control": "no-cache", "Access-Control-Allow-Origin": "*"}
+
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="application/json", headers=headers)
+
+    return handle
+
+
+def samples(method: str, path: str, operation: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns one operation's request in curl, JavaScript and Python (`x-codeSamples`)."""
+    given = {one["name"]: one["example"] for one in operation.get("parameters", ()) if "example" in one}
+    query = urlencode({name: json.dumps(v) if isinstance(v, bool) else v for name, v in given.items()})
+    url = f"{ORIGIN}{path.replace('{id}', 'VENDOR_ID')}" + (f"?{query}" if query else "")
+    body = BODIES.get(operation["operationId"])
+    token = bool(operation["security"])
+    headers = {
+        **({"Authorization": "Bearer TOKEN"} if token else {}),
+        **({"Content-Type": "application/json"} if body else {}),
+    }
+    curl = [f"curl '{url}'"]
+    curl += [f"-X {method.upper()}"] if method not in ("get", "post") else []
+    curl += [f"-H '{name}: {value}'" for name, value in headers.items()]
+    curl += [f"-d '{json.dumps(body)}'"] if body else []
+    options = ", ".join(
+        [
+            *([f'method: "{method.upper()}"'] if method != "get" else []),
+            *([f"headers: {json.dumps(headers)}"] if headers else []),
+            *([f"body: JSON.stringify({json.dumps(body)})"] if body else []),
+        ]
     )
+    plain = {name: value for name, value in headers.items() if name != "Content-Type"}
+    keywords = "".join(
+        [f", headers={json.dumps(plain)}" if plain else "", f", json={json.dumps(body)}" if body else ""]
+    )
+    fetch = f'const response = await fetch("{url}"{f", {{ {options} }}" if options else ""});'
+    requests = f'import requests\n\nresponse = requests.{method}("{url}"{keywords})'
+    return [
+        {"lang": "curl", "source": " \\\n  ".join(curl)},
+        {"lang": "JavaScript", "source": fetch + "\nconsole.log(response.status, await response.text());"},
+        {"lang": "Python", "source": requests + "\nprint(response.status_code, response.text)"},
+    ]
 
 
 def page(http: Mapping[str, Any], sockets: Mapping[str, Any]) -> str:
-    """Both documents as one page that needs nothing else."""
+    """Returns both documents as one HTML page, which loads nothing from elsewhere."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>The wire contract of the Venta location streamer</title><style>{STYLE}</style><main>",
-        "<h1>The wire contract</h1>",
-        f"<p>{told(http['info']['description'])}</p>",
+        "<title>API reference · Venta location streamer</title><link rel=stylesheet href=/docs/docs.css>",
+        "<script type=module src=/docs/docs.js></script><main>",
+        "<h1>API reference</h1>",
+        f"<p>{as_html(http['info']['description'])}</p>",
         "<p>For tools: <a href=/docs/openapi.json>OpenAPI 3.1</a> (HTTP), "
         "<a href=/docs/asyncapi.json>AsyncAPI 3</a> (WebSockets).</p>",
         "<nav><a href=#http>HTTP</a> · <a href=#sockets>WebSockets</a> · <a href=#closes>Close codes</a> · "
-        "<a href=#shapes>Shapes</a></nav>",
+        "<a href=#shapes>Schemas</a></nav>",
+        "<p class=token><label>Token for the requests that you try "
+        "<input id=token autocomplete=off spellcheck=false placeholder=eyJhbGciOi…></label></p>",
+        "<h2 id=http>HTTP</h2>",
+    ]
+    for tag in http["tags"]:
+        parts.append(f"<h3>For {as_html(tag['name'])}</h3>")
+        for path, methods in http["paths"].items():
+            parts += [call(method, path, one) for method, one in methods.items() if tag["name"] in one["tags"]]
+    parts += [
         "<h2 id=sockets>WebSockets</h2>",
         *(socket(sockets, name) for name in sockets["channels"]),
         "<h2 id=closes>Close codes</h2>",
         table(
-            ("code", "when", "come back?"),
-            ((f"{one['code']}", told(one["when"]), told(one["comeBack"])) for one in sockets["x-close-codes"]),
+            ("code", "when", "reconnect?"),
+            ((f"{one['code']}", as_html(one["when"]), as_html(one["comeBack"])) for one in sockets["x-close-codes"]),
         ),
-        "<h2 id=http>HTTP</h2>",
+        "<h2 id=shapes>Schemas</h2>",
     ]
-    for tag in http["tags"]:
-        parts.append(f"<h3>For {told(tag['name'])}</h3>")
-        for path, methods in http["paths"].items():
-            parts += [call(method, path, one) for method, one in methods.items() if tag["name"] in one["tags"]]
-    parts.append("<h2 id=shapes>Shapes</h2>")
     for name, schema in http["components"]["schemas"].items():
-        head = f"<code>{told(name)}</code> {told(schema.get('description', ''))}"
+        head = f"<code>{as_html(name)}</code> {as_html(schema.get('description', ''))}"
         parts.append(f"<details id='{anchor(name)}'><summary>{head}</summary>{members(schema)}</details>")
     return "\n".join([*parts, "</main></html>"])
 
 
 def socket(sockets: Mapping[str, Any], name: str) -> str:
-    """A socket: what the client sends, what it hears."""
+    """Returns a WebSocket: the messages in both directions."""
     channel = sockets["channels"][name]
-    parts = [f"<h3><code>{told(channel['address'])}</code></h3><p>{told(channel['description'])}</p>"]
+    parts = [f"<h3><code>{as_html(channel['address'])}</code></h3><p>{as_html(channel['description'])}</p>"]
     for flow in sockets["operations"].values():
         if flow["channel"]["$ref"] == f"#/channels/{name}":
-            parts.append(f"<p class=way>{told(flow['summary'])}</p>")
+            parts.append(f"<p class=flow>{as_html(flow['summary'])}</p>")
             for link in flow["messages"]:
-                kind = link["$ref"].rpartition("/")[2]
-                said = sockets["components"]["messages"][kind]["summary"]
-                shape = sockets["components"]["schemas"][kind]
-                parts.append(
-                    f"<details><summary><code>{told(kind)}</code> {told(said)}</summary>{members(shape)}</details>"
-                )
+                message = link["$ref"].rpartition("/")[2]
+                summary = sockets["components"]["messages"][message]["summary"]
+                schema = sockets["components"]["schemas"][message]
+                head = f"<code>{as_html(message)}</code> {as_html(summary)}"
+                parts.append(f"<details><summary>{head}</summary>{members(schema)}</details>")
     return "".join(parts)
 
 
 def call(method: str, path: str, one: Mapping[str, Any]) -> str:
-    """An operation: parameters, body, answers."""
-    parts = [f"<summary><code>{method.upper()} {told(path)}</code> {told(one['summary'])}</summary>"]
+    """Returns an operation: parameters, body, responses, examples, and a form to try it."""
     ways = [" and ".join(way) or "no token" for way in one["security"]]
-    parts.append(f"<p>Token: {told(', '.join(ways) or 'none')}.</p>")
-    if one.get("parameters"):
-        parts.append(
-            table(
-                ("parameter", "", "is", "what"),
-                (
-                    (
-                        f"<code>{told(each['name'])}</code>",
-                        "required" if each["required"] else "",
-                        kind(each["schema"]),
-                        told(each.get("description", each["schema"].get("description", ""))),
-                    )
-                    for each in one["parameters"]
-                ),
-            )
-        )
-    for media, body in one.get("requestBody", {}).get("content", {}).items():
-        parts.append(f"<p>Body, <code>{told(media)}</code>: {kind(body['schema'])}</p>{members(body['schema'])}")
-    parts.append(
-        table(
-            ("status", "what", "as"),
+    parts = [
+        f"<summary><code>{method.upper()} {as_html(path)}</code> {as_html(one['summary'])}</summary>",
+        f"<p>Token: {as_html(', '.join(ways) or 'none')}.</p>",
+    ]
+    parameters = one.get("parameters", ())
+    if parameters:
+        rows = (
             (
-                (
-                    status,
-                    told(each["description"]),
-                    "<br>".join(f"{told(m)}: {kind(c['schema'])}" for m, c in each.get("content", {}).items()),
-                )
-                for status, each in one["responses"].items()
-            ),
+                f"<code>{as_html(each['name'])}</code>",
+                "required" if each["required"] else "",
+                kind(each["schema"]),
+                as_html(each.get("description", each["schema"].get("description", ""))),
+            )
+            for each in parameters
         )
+        parts.append(table(("parameter", "", "type", "description"), rows))
+    contents = one.get("requestBody", {}).get("content", {})
+    for media, body in contents.items():
+        parts.append(f"<p>Body, <code>{as_html(media)}</code>: {kind(body['schema'])}</p>{members(body['schema'])}")
+    responses = (
+        (
+            status,
+            as_html(each["description"]),
+            "<br>".join(f"{as_html(m)}: {kind(c['schema'])}" for m, c in each.get("content", {}).items()),
+        )
+        for status, each in one["responses"].items()
     )
-    return f"<details>{''.join(parts)}</details>"
+    parts.append(table(("status", "description", "content"), responses))
+    parts += [
+        f"<details class=sample><summary>{sample['lang']}</summary><pre>{escape(sample['source'])}</pre></details>"
+        for sample in one.get("x-codeSamples", ())
+    ]
+    if "text/event-stream" not in one["responses"].get("200", {}).get("content", {}):
+        parts.append(form(method, path, one))
+    return f"<details id='{anchor(one['operationId'])}'>{''.join(parts)}</details>"
+
+
+def form(method: str, path: str, one: Mapping[str, Any]) -> str:
+    """Returns the form that sends one operation's request."""
+    fields = [
+        f"<label>{as_html(each['name'])} <input name='{escape(each['name'])}' data-in={each['in']}"
+        f" value='{escape(json.dumps(each['example']) if 'example' in each else '').strip(chr(34))}'"
+        f"{' required' if each['required'] else ''}></label>"
+        for each in one.get("parameters", ())
+    ]
+    if "requestBody" in one:
+        example = escape(json.dumps(BODIES.get(one["operationId"], {})))
+        fields.append(f"<label>body <textarea name=body rows=3>{example}</textarea></label>")
+    return (
+        f"<form data-method={method.upper()} data-path='{escape(path)}'>{''.join(fields)}"
+        "<button>Send request</button><output></output></form>"
+    )
 
 
 def members(schema: Schema) -> str:
-    """The members of an object as a table; nothing for what is none."""
+    """Returns the members of an object as a table, or the type of anything else."""
     if "properties" not in schema:
         return f"<p>{kind(schema)}</p>" if schema else ""
     required = set(schema.get("required", ()))
-    return table(
-        ("member", "", "is", "what"),
+    rows = (
         (
-            (
-                f"<code>{told(name)}</code>",
-                "required" if name in required else "",
-                kind(one),
-                told(one.get("description", "")),
-            )
-            for name, one in schema["properties"].items()
-        ),
+            f"<code>{as_html(name)}</code>",
+            "required" if name in required else "",
+            kind(one),
+            as_html(one.get("description", "")),
+        )
+        for name, one in schema["properties"].items()
     )
+    return table(("member", "", "type", "description"), rows)
 
 
 def kind(schema: Schema) -> str:
-    """What a value is, in a few words."""
+    """Returns the type of a value in a few words."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return f"<a href='#{anchor(name)}'>{told(name)}</a>"
+        return f"<a href='#{anchor(name)}'>{as_html(name)}</a>"
     for several in ("anyOf", "oneOf"):
         if several in schema and "type" not in schema:
             return " or ".join(kind(one) for one in schema[several])
     if "const" in schema:
-        return f"<code>{told(orjson.dumps(schema['const']).decode())}</code>"
+        return f"<code>{as_html(orjson.dumps(schema['const']).decode())}</code>"
     if "enum" in schema:
-        return ", ".join(f"<code>{told(one)}</code>" for one in schema["enum"])
+        return ", ".join(f"<code>{as_html(one)}</code>" for one in schema["enum"])
     if schema.get("type") == "array":
         bound = f", at most {schema['maxItems']}" if schema.get("maxItems") else ""
         return f"list of {kind(schema.get('items', {}))}{bound}"
@@ -203,30 +266,30 @@ def kind(schema: Schema) -> str:
     words = " or ".join(named) if isinstance(named, list) else named
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None or high is not None:
-        words += f" {'' if low is None else f'from {shown(low)}'}{'' if high is None else f' to {shown(high)}'}"
+        words += f" {'' if low is None else f'from {plain(low)}'}{'' if high is None else f' to {plain(high)}'}"
     if "default" in schema:
-        words += f" (left out: {schema['default']})"
-    return told(words)
+        words += f" (default {schema['default']})"
+    return as_html(words)
 
 
-def shown(bound: float) -> str:
-    """A bound without an exponent."""
+def plain(bound: float) -> str:
+    """Returns a bound without an exponent."""
     return str(int(bound)) if float(bound).is_integer() else str(bound)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of ready cells."""
+    """Returns a table of cells that are HTML already."""
     top = "".join(f"<th scope=col>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def told(text: str) -> str:
-    """Text for a page; what stands between backticks as code."""
-    pieces = escape(text).split("`")
+def as_html(value: str) -> str:
+    """Returns text as HTML; what stands between backticks becomes code."""
+    pieces = escape(value).split("`")
     return "".join(piece if at % 2 == 0 else f"<code>{piece}</code>" for at, piece in enumerate(pieces))
 
 
 def anchor(name: str) -> str:
-    """A name as the target of a link."""
+    """Returns a name as the target of a link."""
     return name.replace(" ", "-")

@@ -1,7 +1,8 @@
-"""The pages: the live map at `/`, and `/vendor`, which makes a phone's browser a vendor.
+"""The pages: the live map at `/`, the same for other sites at `/embed`, and the vendor page at `/vendor`.
 
-All that they load comes from this server, but for street tiles and vendors' images. Their files are named by what is
-in them, so a browser keeps them for good; the pages themselves are asked for anew, and small.
+Everything that they load comes from this server, except street tiles and vendors' images. Their files are named by
+their content, so browsers keep them for good; the pages themselves are small and revalidated each time. Texts are in
+`assets/strings/`, one file for each language.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import hashlib
 import re
 from collections.abc import Callable
 from functools import cached_property
+from html import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -30,19 +32,24 @@ from streamer.web.basemap import Basemap
 FOLDER = Path(__file__).resolve().parent / "assets"
 LEAFLET = ("js_lib_leaflet", "static", "js_lib_leaflet")
 """Leaflet's files, in the package django-js-lib-leaflet; nothing of Django is needed for them."""
+MAP, EMBED, VENDOR = "map.html", "embed", "vendor.html"
+TEXT = re.compile(rb"\{\{t:([\w.-]+)\}\}")
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
     ".svg": "image/svg+xml",
 }
 HOST = re.compile(r"[a-zA-Z0-9.-]+(?::[0-9]+)?|\[[0-9a-fA-F:]+\](?::[0-9]+)?")
 FOREVER = "public, max-age=31536000, immutable"
 PERMISSIONS = "geolocation=(self), screen-wake-lock=(self), camera=(), microphone=()"
+LANGUAGES = tuple(sorted(path.stem for path in (FOLDER / "strings").glob("*.json")))
 
 
 class File(NamedTuple):
-    """A file as it is sent."""
+    """A file and its compressed form."""
 
     body: bytes
     packed: bytes
@@ -50,7 +57,7 @@ class File(NamedTuple):
 
 
 class Pages:
-    """The handlers of the pages, of their files, and of what the map asks for beside vendors."""
+    """Serves the pages, their files, and what the map requests besides vendors."""
 
     def __init__(self, settings: Settings, clock: Callable[[], int], land: Basemap | None = None) -> None:
         self._settings = settings
@@ -58,9 +65,12 @@ class Pages:
         self._basemap = Basemap() if land is None else land
 
     def routes(self) -> list[web.RouteDef]:
-        """Where everything is."""
+        """Returns the routes."""
         return [
             web.get("/", self.map),
+            web.get("/embed", self.embed),
+            web.get("/embed.js", self.embed_script),
+            web.get("/manifest.webmanifest", self.manifest),
             web.get("/vendor", self.vendor),
             web.get("/favicon.ico", self.icon),
             web.get("/map/now", self.now),
@@ -70,18 +80,52 @@ class Pages:
 
     async def map(self, request: web.Request) -> web.Response:
         """`GET /`: the live map."""
-        return self._page(request, "map.html")
+        return self._page(request, MAP)
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """`GET /embed`: the live map without its tools, which other sites may frame."""
+        return self._page(request, EMBED)
+
+    async def embed_script(self, request: web.Request) -> web.Response:
+        """`GET /embed.js`: the element `<venta-map>`, for pages of any origin."""
+        headers = {"Cache-Control": "no-cache", "Access-Control-Allow-Origin": "*"}
+        return answer(request, self._files["embed.js"], headers)
+
+    async def manifest(self, request: web.Request) -> web.Response:
+        """`GET /manifest.webmanifest`: what makes the map installable."""
+        strings = self._strings[language(request)]
+        icons = [
+            {"src": f"/map/{self._edition}/icon-{size}.png", "sizes": f"{size}x{size}", "type": "image/png"}
+            for size in (192, 512)
+        ]
+        body = {
+            "name": strings["title"],
+            "short_name": "Venta",
+            "description": strings["description"],
+            "lang": language(request),
+            "id": "/",
+            "start_url": "/",
+            "display": "standalone",
+            "background_color": "#f4f2ec",
+            "theme_color": "#f4f2ec",
+            "icons": [*icons, {**icons[1], "purpose": "maskable"}],
+        }
+        return web.Response(
+            body=orjson.dumps(body),
+            content_type="application/manifest+json",
+            headers={"Cache-Control": "no-cache", "Vary": "Accept-Language"},
+        )
 
     async def vendor(self, request: web.Request) -> web.Response:
-        """`GET /vendor`: the page that reports where its device is."""
-        return self._page(request, "vendor.html")
+        """`GET /vendor`: the page that reports the position of its device."""
+        return self._page(request, VENDOR)
 
     async def icon(self, _: web.Request) -> web.Response:
-        """`GET /favicon.ico`: where browsers look that do not read the page."""
+        """`GET /favicon.ico`: for browsers that do not read the page's link."""
         raise web.HTTPMovedPermanently(f"/map/{self._edition}/icon.svg")
 
     async def now(self, _: web.Request) -> web.Response:
-        """`GET /map/now`: the server's clock, from which a page tells how old a position is."""
+        """`GET /map/now`: the server's clock, by which a page computes the age of a position."""
         return json_response({"time": self._clock()}, headers={"Cache-Control": "no-store"})
 
     async def file(self, request: web.Request) -> web.Response:
@@ -89,7 +133,7 @@ class Pages:
         found = self._files.get(request.match_info["name"])
         if found is None or found.type == TYPES[".html"]:
             raise web.HTTPNotFound
-        # a page of another edition may still be open while a new server takes over
+        # a page of another edition may still be open while a new server starts
         current = request.match_info["edition"] == self._edition
         return answer(request, found, {"Cache-Control": FOREVER if current else "no-store"})
 
@@ -108,30 +152,38 @@ class Pages:
         return answer(request, found, {"Cache-Control": FOREVER})
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stops building the basemap."""
         await self._basemap.close()
 
     def _page(self, request: web.Request, name: str) -> web.Response:
-        page = self._rendered[name]
+        page = self._rendered[name, language(request)]
         headers = {
             "Cache-Control": "no-cache",
             "ETag": f'"{hashlib.sha256(page.body).hexdigest()[:20]}"',
-            "Content-Security-Policy": policy(self._settings.tiles_url, request.host),
+            "Content-Security-Policy": policy(self._settings.tiles_url, request.host, framed=name == EMBED),
             "Permissions-Policy": PERMISSIONS,
-            # street tile servers want to know from where; nobody gets more than the origin
+            # street tile servers require a referrer; no one gets more than the origin
             "Referrer-Policy": "strict-origin-when-cross-origin",
-            "X-Frame-Options": "DENY",
+            **({} if name == EMBED else {"X-Frame-Options": "DENY"}),
         }
         if request.headers.get("If-None-Match") == headers["ETag"]:
             return web.Response(status=304, headers=headers)
-        return answer(request, page, headers)
+        response = answer(request, page, headers)
+        response.headers["Vary"] = "Accept-Encoding, Accept-Language"
+        return response
 
     @cached_property
     def _files(self) -> dict[str, File]:
         leaflet = files(LEAFLET[0]).joinpath(*LEAFLET[1:])
         return {
-            item.name: load(item) for item in [*FOLDER.iterdir(), *map(leaflet.joinpath, ("leaflet.css", "leaflet.js"))]
+            item.name: load(item)
+            for item in [*FOLDER.iterdir(), *map(leaflet.joinpath, ("leaflet.css", "leaflet.js"))]
+            if item.is_file()
         }
+
+    @cached_property
+    def _strings(self) -> dict[str, dict[str, Any]]:
+        return {code: orjson.loads((FOLDER / "strings" / f"{code}.json").read_bytes()) for code in LANGUAGES}
 
     @cached_property
     def _edition(self) -> str:
@@ -141,9 +193,9 @@ class Pages:
         return digest.hexdigest()[:12]
 
     @cached_property
-    def _rendered(self) -> dict[str, File]:
+    def _rendered(self) -> dict[tuple[str, str], File]:
         configured = self._settings
-        told = {
+        shared = {
             "version": __version__,
             "tilesUrl": configured.tiles_url,
             "tilesAttribution": configured.tiles_attribution,
@@ -155,23 +207,48 @@ class Pages:
             "tokenNeeded": configured.watch_auth == "required",
             "pastIsPublic": configured.history_access == "public",
         }
+        return {
+            (name, code): self._render(name, code, {**shared, "embed": name == EMBED, "lang": code})
+            for name in (MAP, EMBED, VENDOR)
+            for code in LANGUAGES
+        }
+
+    def _render(self, name: str, code: str, shared: dict[str, Any]) -> File:
+        strings = self._strings[code]
+        # the map's script needs no texts of the vendor page, and no text that is in the page already
+        own = {key: text for key, text in strings.items() if key.startswith("vendor.") == (name == VENDOR)}
+        if name == VENDOR:
+            own |= {key: strings[key] for key in SHARED_TEXTS}
         # in a script element nothing may look like its end
-        data = orjson.dumps(told).replace(b"<", b"\\u003c")
-        rendered = {}
-        for name in ("map.html", "vendor.html"):
-            body = self._files[name].body.replace(b"{{edition}}", self._edition.encode()).replace(b"{{settings}}", data)
-            rendered[name] = File(body, gzip.compress(body, 6, mtime=0), TYPES[".html"])
-        return rendered
+        data = orjson.dumps({**shared, "strings": own}).replace(b"<", b"\\u003c")
+        body = self._files[VENDOR if name == VENDOR else MAP].body
+        body = TEXT.sub(lambda found: escape(strings[found[1].decode()]).encode(), body)
+        for mark, value in (("edition", self._edition.encode()), ("lang", code.encode()), ("settings", data)):
+            body = body.replace(f"{{{{{mark}}}}}".encode(), value)
+        return File(body, gzip.compress(body, 6, mtime=0), TYPES[".html"])
+
+
+SHARED_TEXTS = ("positions", "age.now", "age.ago", "span.s", "span.min", "span.h", "winds")
+"""Texts of the modules that both pages use."""
+
+
+def language(request: web.Request) -> str:
+    """Returns the language of a page: that of `?lang=`, or the browser's first that there is, or English."""
+    given = [request.query.get("lang", "")]
+    for part in request.headers.get("Accept-Language", "").split(","):
+        given.append(part.partition(";")[0])
+    found = (code.strip().lower().partition("-")[0] for code in given)
+    return next((code for code in found if code in LANGUAGES), "en")
 
 
 def load(item: Traversable) -> File:
-    """A file, read."""
+    """Reads and compresses a file."""
     body = item.read_bytes()
     return File(body, gzip.compress(body, 9, mtime=0), TYPES[Path(item.name).suffix])
 
 
 def answer(request: web.Request, file: File, headers: dict[str, str]) -> web.Response:
-    """A file, packed when the browser takes it so."""
+    """Returns a file, compressed if the browser accepts gzip."""
     packed = file.body is file.packed or "gzip" in request.headers.get("Accept-Encoding", "")
     extra = {"Content-Encoding": "gzip"} if packed else {}
     return web.Response(
@@ -186,14 +263,18 @@ def answer(request: web.Request, file: File, headers: dict[str, str]) -> web.Res
     )
 
 
-def policy(tiles_url: str | None, host: str) -> str:
-    """What the pages may load: this server's files, images by HTTPS from anywhere, street tiles from where they are."""
+def policy(tiles_url: str | None, host: str, *, framed: bool = False) -> str:
+    """Returns the content security policy: this server's files, images by HTTPS, street tiles.
+
+    Args:
+        framed: whether other sites may put the page into a frame.
+    """
     images = ["'self'", "data:", "https:"]
     if tiles_url is not None and tiles_url.startswith("http://"):
         images.append("http://" + urlsplit(tiles_url).netloc.replace("{s}", "*"))
     connections = ["'self'"]
     if HOST.fullmatch(host):
-        # older browsers do not count WebSockets of the same origin as 'self'
+        # older browsers do not treat WebSockets of the same origin as 'self'
         connections += [f"ws://{host}", f"wss://{host}"]
     return "; ".join(
         [
@@ -204,6 +285,7 @@ def policy(tiles_url: str | None, host: str) -> str:
             f"connect-src {' '.join(connections)}",
             "base-uri 'none'",
             "form-action 'none'",
-            "frame-ancestors 'none'",
+            "manifest-src 'self'",
+            "frame-ancestors *" if framed else "frame-ancestors 'none'",
         ]
     )

@@ -1,17 +1,17 @@
-/** A box or a circle drawn on the map by dragging, or by keys: what a customer app would watch. */
+/** A box or a circle that is drawn on the map by dragging or by keys. */
 
 import { distance } from "./fleet.js";
 
 const { L } = globalThis;
-/** A drag shorter than this, in pixels, is a click that missed. */
+/** A drag shorter than this, in pixels, counts as a click. */
 const SHORTEST = 12;
 const METRES_A_DEGREE = 111_195;
 
 export class AreaTool {
   /**
    * @param map the Leaflet map
-   * @param bounds {maxRadius, maxExtent}: metres, as far as the server lets watch
-   * @param handlers onMode(mode), onArea(area or null), as the wire has it
+   * @param bounds {maxRadius, maxExtent} in metres: the server's limits
+   * @param handlers onMode(mode), onArea(area or null); areas as in a `watch` message
    */
   constructor(map, bounds, handlers) {
     this.map = map;
@@ -23,16 +23,16 @@ export class AreaTool {
     this.drag = null;
     this.ended = -Infinity;
     const container = map.getContainer();
-    // before Leaflet's own, which would move the map
+    // in the capture phase: Leaflet's own handlers would move the map
     container.addEventListener("pointerdown", (event) => this.down(event), true);
     container.addEventListener("pointermove", (event) => this.moved(event), true);
     container.addEventListener("pointerup", (event) => this.up(event), true);
     container.addEventListener("pointercancel", () => this.forget(), true);
-    // the end of a drag is no click on the map
+    // the click that ends a drag selects nothing
     container.addEventListener("click", (event) => performance.now() - this.ended < 100 && event.stopPropagation(), true);
   }
 
-  /** Draw a "box" or a "circle" next; null: no more. */
+  /** Starts drawing a "box" or a "circle"; null ends it. */
   use(mode) {
     this.mode = this.mode === mode ? null : mode;
     this.forget();
@@ -49,7 +49,7 @@ export class AreaTool {
     this.show(null);
   }
 
-  /** Half the view, in its middle: for those who have no pointer. */
+  /** Places the shape in the middle of the view, for use without a pointer. */
   middle() {
     const bounds = this.map.getBounds().pad(-0.25);
     const center = this.map.getCenter();
@@ -59,7 +59,7 @@ export class AreaTool {
     this.use(null);
   }
 
-  /** Make the area this many times as large. */
+  /** Scales the area. */
   scale(by) {
     const { area } = this;
     if (area === null) return;
@@ -70,7 +70,7 @@ export class AreaTool {
     }
   }
 
-  /** Move the area by so many of its widths and heights, to the east and to the north. */
+  /** Moves the area by a part of its width to the east and of its height to the north. */
   shift(east, north) {
     if (this.area === null) return;
     const bounds = this.shape.getBounds();
@@ -130,7 +130,7 @@ export class AreaTool {
     return { center: { lat: round(center.lat), long: round(wrapped(center.lng)) }, radius: Math.round(radius) };
   }
 
-  /** A box from one corner to another, no larger than may be watched: the first corner stays. */
+  /** Returns a box within the limits; the first corner stays. */
   box(from, to) {
     return boxOf(from, to, this.bounds.maxExtent);
   }
@@ -140,6 +140,7 @@ export class AreaTool {
     this.shape = area === null ? null : shapeOf(area, this.map.getCenter().lng).addTo(this.map);
   }
 
+  /** Shows an area, or null for none, and reports it. */
   show(area) {
     this.area = area;
     this.draw(area);
@@ -147,10 +148,10 @@ export class AreaTool {
   }
 }
 
-/** A little less than is allowed: the server measures by its own rule. */
+/** Slightly below the limit, as the server measures by its own rule. */
 const LESS = 0.995;
 
-/** Degrees of longitude that are so many metres across, where a box between two latitudes is widest. */
+/** Returns degrees of longitude for a width in metres, where a box between two latitudes is widest. */
 function across(south, north, metres) {
   const widest = south <= 0 && north >= 0 ? 0 : Math.min(Math.abs(south), Math.abs(north), 89);
   return Math.min(359, metres / (METRES_A_DEGREE * Math.cos((widest * Math.PI) / 180)));
@@ -158,7 +159,7 @@ function across(south, north, metres) {
 
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
-/** A box from one corner towards another, no larger than may be watched: the first corner stays. */
+/** Returns a box from one corner towards another within the limits; the first corner stays. */
 export function boxOf(from, to, maxExtent) {
   const most = maxExtent * LESS;
   const high = most / METRES_A_DEGREE;
@@ -169,7 +170,7 @@ export function boxOf(from, to, maxExtent) {
   return corners(south, Math.min(from.lng, lng), north, Math.max(from.lng, lng));
 }
 
-/** All that is in bounds, or as much around the centre as may be watched; `clipped` says which. */
+/** Returns bounds as an area, `clipped` around the centre where they exceed the limit. */
 export function boxAround(center, bounds, maxExtent) {
   const most = (maxExtent * LESS) / 2;
   const high = most / METRES_A_DEGREE;

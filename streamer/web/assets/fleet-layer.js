@@ -1,20 +1,18 @@
-/** The vendors on the map: one canvas, drawn anew each frame while somebody moves, not at all while nobody does. */
-
-import { project } from "./fleet.js";
+/** The vendors on the map: one canvas, redrawn each frame while a vendor moves, and not at all while none does. */
 
 const { L } = globalThis;
 const SIZE = 34;
 const TURNS = 64;
 const KINDS = ["open", "closed", "offline"];
-/** As near as this, in pixels, a click is meant for a vendor. */
+/** A click within this many pixels selects a vendor. */
 const REACH = 20;
-/** With more vendors than this in view, or from further away, their names would hide them. */
+/** Names are drawn from this zoom on, and only while no more vendors than this are in view. */
 const MOST_NAMED = 60;
 const NAMED_FROM = 14;
-/** With more than this in view each is drawn on whole pixels. */
+/** More vendors in view than this are drawn on whole pixels. */
 const MOST_BETWEEN = 300;
 
-/** How long Leaflet zooms, ms, and how far it has come after a part of that: cubic-bezier(0, 0, 0.25, 1). */
+/** Duration of Leaflet's zoom animation, ms; `eased` is its curve, cubic-bezier(0, 0, 0.25, 1). */
 const ZOOM_TAKES = 250;
 
 function eased(part) {
@@ -32,7 +30,7 @@ function kindOf(card) {
   return card.open ? "open" : "closed";
 }
 
-/** A canvas that lies over the map's view, whatever the map does; `paint(context, view)` fills it. */
+/** A canvas that stays over the map's view while the map moves. */
 export const ViewCanvas = L.Layer.extend({
   initialize(className, pane, zIndex) {
     this._className = className;
@@ -79,13 +77,13 @@ export const ViewCanvas = L.Layer.extend({
   },
 
   _animate({ center, zoom }) {
-    // what is drawn grows or shrinks with the map; it is drawn anew when the map has arrived
+    // the drawing scales with the map, and is redrawn when the zoom ends
     const scale = this._map.getZoomScale(zoom, this._drawnZoom);
     const origin = this._map._latLngToNewLayerPoint(this._drawnCorner, zoom, center);
     L.DomUtil.setTransform(this._canvas, origin, scale);
   },
 
-  /** What part of the world is seen: pixels = place * scale - corner. */
+  /** Returns the visible part of the world: pixels = place * scale - corner. */
   view() {
     const map = this._map;
     const zoom = map.getZoom();
@@ -94,7 +92,7 @@ export const ViewCanvas = L.Layer.extend({
     return { zoom, scale: 256 * 2 ** zoom, x: corner.x, y: corner.y, width: size.x, height: size.y, ratio: this._ratio };
   },
 
-  /** Lay the canvas over the view, and clear it. */
+  /** Moves the canvas over the view and clears it. */
   begin() {
     const map = this._map;
     const corner = map.containerPointToLayerPoint([0, 0]);
@@ -113,10 +111,12 @@ export const FleetLayer = ViewCanvas.extend({
     ViewCanvas.prototype.initialize.call(this, "fleet", "fleet", 620);
     this.fleet = fleet;
     this.chosen = null;
-    /** Places that the chosen vendor came by, the oldest first. */
+    /** Past places of the selected vendor, oldest first. */
     this.trail = [];
+    /** Where a replay shows the selected vendor: {x, y, heading}, or null. */
+    this.ghost = null;
     this.onFrame = () => {};
-    /** Of the last frames: how long drawing took, ms. */
+    /** Drawing times of the last frames, ms. */
     this.costs = new Float64Array(600);
     this.frames = 0;
     this.inView = 0;
@@ -128,7 +128,7 @@ export const FleetLayer = ViewCanvas.extend({
     this.colours();
   },
 
-  // while the map zooms the signs are drawn on, as large as ever, along the way on which Leaflet moves the ground
+  // during a zoom the signs keep their size and follow Leaflet's animation of the ground
 
   _zooming() {},
 
@@ -150,7 +150,7 @@ export const FleetLayer = ViewCanvas.extend({
     return { ...to, scale: between("scale"), x: between("x"), y: between("y") };
   },
 
-  /** The theme, or the resolution, has changed. */
+  /** Reads the colours of the theme again. */
   colours() {
     const style = getComputedStyle(document.documentElement);
     const of = (name) => style.getPropertyValue(name).trim();
@@ -188,7 +188,7 @@ export const FleetLayer = ViewCanvas.extend({
     const moving = now < this.fleet.until || this._from !== undefined;
     if (!this._busy && (moving || this._dirty || this._wasMoving)) {
       this._dirty = false;
-      // once more when all have arrived, so that they are drawn where they are
+      // once more after the last movement, so that everything is drawn at its end
       this._wasMoving = moving;
       this.onFrame(now);
       this._draw(now);
@@ -210,7 +210,7 @@ export const FleetLayer = ViewCanvas.extend({
     for (const mover of this.fleet.movers.values()) {
       mover.at(now);
       let px = mover.x * scale - cornerX;
-      // the world repeats: draw the copy that is in view
+      // the world repeats: draw the visible copy
       if (px < -half) px += world * Math.ceil((-half - px) / world);
       else if (px > width + half && px - world >= -half) px -= world * Math.ceil((px - width - half) / world);
       const py = mover.y * scale - cornerY;
@@ -224,7 +224,7 @@ export const FleetLayer = ViewCanvas.extend({
     }
     this.inView = inView;
     if (this.trail.length > 0) this._drawTrail(context, scale, cornerX, cornerY, world, width);
-    // signs are copied pixel by pixel; without a graphics card a copy between pixels costs many times as much
+    // without a graphics card a copy at a fraction of a pixel costs many times as much
     this._whole = inView > MOST_BETWEEN;
     context.imageSmoothingEnabled = !this._whole;
     context.setTransform(1, 0, 0, 1, 0, 0);
@@ -254,11 +254,28 @@ export const FleetLayer = ViewCanvas.extend({
       context.arc(chosen.px, chosen.py, 14.5, 0, 2 * Math.PI);
       context.stroke();
     }
+    if (this.ghost !== null) this._drawGhost(context, scale, cornerX, cornerY, width);
     const taken = [];
     if (chosen !== null) this._name(context, chosen, true, taken);
     if (zoom >= NAMED_FROM && inView <= MOST_NAMED) {
       for (const kind of KINDS) for (const mover of lists[kind]) this._name(context, mover, false, taken);
     }
+  },
+
+  _drawGhost(context, scale, cornerX, cornerY, width) {
+    let px = this.ghost.x * scale - cornerX;
+    px += scale * Math.round((width / 2 - px) / scale);
+    const py = this.ghost.y * scale - cornerY;
+    Object.assign(this.ghost, { px, py });
+    context.fillStyle = context.strokeStyle = this._colours.accent;
+    context.globalAlpha = 0.22;
+    context.beginPath();
+    context.arc(px, py, 19, 0, 2 * Math.PI);
+    context.fill();
+    context.globalAlpha = 1;
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    this._sign(context, this.ghost, "open");
+    context.setTransform(this._ratio, 0, 0, this._ratio, 0, 0);
   },
 
   _sign(context, { px, py, heading }, kind) {
@@ -274,7 +291,7 @@ export const FleetLayer = ViewCanvas.extend({
     context.drawImage(picture, turn * cell, row * cell, cell, cell, x, y, cell, cell);
   },
 
-  /** A name below its sign, unless another is there already. */
+  /** Draws a name below its sign unless another name is there already. */
   _name(context, { px, py, card }, bold, taken) {
     context.font = `${bold ? 700 : 550} 12px ${this._colours.font}`;
     context.textAlign = "center";
@@ -283,7 +300,7 @@ export const FleetLayer = ViewCanvas.extend({
     context.strokeStyle = this._colours.halo;
     context.fillStyle = this._colours.ink;
     const name = card.name.length > 26 ? `${card.name.slice(0, 25)}…` : card.name;
-    // about as wide as this: near enough for making room, and cheaper than measuring
+    // an estimated width is good enough here, and cheaper than measuring
     const half = name.length * 3.3 + 3;
     const free = taken.every(([x, y, other]) => Math.abs(px - x) >= half + other || Math.abs(py - y) >= 15);
     if (!free) return;
@@ -293,7 +310,7 @@ export const FleetLayer = ViewCanvas.extend({
   },
 
   _drawTrail(context, scale, cornerX, cornerY, world, width) {
-    const mover = this.fleet.get(this.chosen);
+    const mover = this.ghost === null ? this.fleet.get(this.chosen) : undefined;
     const places = mover === undefined ? this.trail : [...this.trail, [mover.x, mover.y]];
     const points = places.map(([x, y]) => [x * scale - cornerX, y * scale - cornerY]);
     const shift = points.at(-1)[0] < 0 ? world : points.at(-1)[0] > width ? -world : 0;
@@ -320,7 +337,7 @@ export const FleetLayer = ViewCanvas.extend({
     context.globalAlpha = 1;
   },
 
-  /** All the signs that are ever drawn, in one picture: each kind in each direction, and without one. */
+  /** Returns one picture of all signs: each kind in each direction, and without direction. */
   _drawSigns() {
     const ratio = (this._signsRatio = this._ratio);
     const cell = Math.round(SIZE * ratio);
@@ -337,7 +354,7 @@ export const FleetLayer = ViewCanvas.extend({
         context.lineJoin = "round";
         context.beginPath();
         if (heads) {
-          // a drop: the tangents of the disc, meeting where it heads
+          // a drop: the tangents of the disc meet in the direction of travel
           const tip = 15;
           const angle = Math.acos(radius / tip);
           context.moveTo(0, -tip);
@@ -367,7 +384,7 @@ export const FleetLayer = ViewCanvas.extend({
           context.arc(0, 0, 2.6, 0, 2 * Math.PI);
           context.fill();
         } else {
-          // a bar across: closed, also for those who tell no colours apart
+          // a bar marks closed without relying on colour
           context.rotate(heads ? (-turn / TURNS) * 2 * Math.PI : 0);
           context.lineWidth = 2;
           context.lineCap = "round";
@@ -380,7 +397,7 @@ export const FleetLayer = ViewCanvas.extend({
     return { picture: canvas.transferToImageBitmap(), cell };
   },
 
-  /** The vendor that a point of the view is meant for. */
+  /** Returns the vendor nearest to a point of the view, within reach, or null. */
   near(point) {
     let found = null;
     let best = REACH ** 2;
@@ -394,7 +411,3 @@ export const FleetLayer = ViewCanvas.extend({
     return found;
   },
 });
-
-export function places(locations) {
-  return locations.map(({ lat, long }) => project(lat, long));
-}

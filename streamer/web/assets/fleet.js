@@ -1,21 +1,21 @@
 /**
- * Where the vendors are on their way from one fix to the next. No map, no drawing, the clock passed in.
+ * Interpolates vendors between fixes. No map and no drawing; the clock is passed in.
  *
  * A place is [x, y] on the Mercator square: 0 to 1 from west to east and from north to south.
  */
 
 export const EARTH = 6_371_008.8;
 const LIMIT = 85.051129;
-/** A vendor that is further from its next fix than this jumps there: gliding would be a lie. */
+/** A vendor further than this from its next fix, in metres, jumps there. */
 const FARTHEST = 4_000;
-/** Between two fixes the way takes as long as they were apart, within these bounds, ms. */
+/** A glide takes as long as the fixes are apart, within these bounds, ms. */
 const SHORTEST = 150;
 const LONGEST = 6_000;
 const FIRST = 900;
-/** Longer than expected, so that a fix that is a little late finds its vendor still moving. */
+/** A glide takes a little longer than expected, so that a late fix finds its vendor still moving. */
 const SLACK = 1.12;
 const TURN = 500;
-/** Less than this, in metres, is no movement that a heading could be told from. */
+/** A heading is derived from movements longer than this, in metres. */
 const STILL = 2.5;
 
 export function project(lat, long) {
@@ -27,7 +27,7 @@ export function unproject(x, y) {
   return [(Math.atan(Math.sinh(Math.PI * (1 - 2 * y))) * 180) / Math.PI, (x - 0.5) * 360];
 }
 
-/** Great-circle distance, metres: the one by which the server measures circles. */
+/** Returns the great-circle distance in metres, as the server measures circles. */
 export function distance(lat1, long1, lat2, long2) {
   const rad = Math.PI / 180;
   const a =
@@ -36,7 +36,7 @@ export function distance(lat1, long1, lat2, long2) {
   return 2 * EARTH * Math.asin(Math.min(1, Math.sqrt(a)));
 }
 
-/** The heading from one position to another, degrees clockwise from north. */
+/** Returns the heading from one position to another, degrees clockwise from north. */
 export function bearing(lat1, long1, lat2, long2) {
   const rad = Math.PI / 180;
   const d = (long2 - long1) * rad;
@@ -56,13 +56,13 @@ class Mover {
     this.heading = this.fromHeading = this.toHeading = card.heading ?? null;
     this.came = now;
     this.every = null;
-    /** From where it has to move some metres before that tells a heading. */
+    /** The position from which the next heading is derived. */
     this.stood = card;
-    /** Drawn as one that is watched, or beside the watched area. */
+    /** False: outside the watched area, drawn faint. */
     this.watched = true;
   }
 
-  /** Be where it is at `now`; whether it goes on from there. */
+  /** Moves to the place at `now`; returns whether the glide continues. */
   at(now) {
     if (now >= this.until) {
       this.x = this.toX;
@@ -91,14 +91,14 @@ class Mover {
     const far = distance(before.lat, before.long, card.lat, card.long);
     const apart = now - this.came;
     this.came = now;
-    // after a stop the time since the last fix says nothing of the next one
+    // the pause of a parked vendor does not predict its next fix
     if (apart < 2 * LONGEST) this.every = this.every === null ? apart : 0.6 * this.every + 0.4 * apart;
     this.fromX = this.x;
     this.fromY = this.y;
     this.fromHeading = this.heading;
     this.toX = x;
     this.toY = y;
-    // over the antimeridian the short way
+    // take the short way over the antimeridian
     if (this.toX - this.fromX > 0.5) this.fromX += 1;
     else if (this.fromX - this.toX > 0.5) this.fromX -= 1;
     if (card.heading !== undefined) this.toHeading = card.heading;
@@ -113,13 +113,13 @@ class Mover {
   }
 }
 
-/** All vendors that some watch sees, each once. Watches overlap: the newest fix counts, and the last to leave goes. */
+/** All vendors that any watch sees, each once; the newest fix of overlapping watches counts. */
 export class Fleet {
   constructor() {
     this.movers = new Map();
-    /** By vendor: the names of the watches that see it. */
+    /** Names of the watches that see a vendor, by vendorId. */
     this.seen = new Map();
-    /** When the last of them arrives. */
+    /** When the last glide ends. */
     this.until = 0;
     this.version = 0;
   }
@@ -152,7 +152,7 @@ export class Fleet {
     this.version += 1;
   }
 
-  /** No watch of this name any more. */
+  /** Removes what only this watch sees. */
   drop(watch) {
     for (const vendorId of [...this.seen.keys()]) if (this.seen.get(vendorId).has(watch)) this.leave(watch, vendorId);
   }

@@ -1,35 +1,40 @@
-/** The live map: puts its parts together. What is true comes from the client; the parts show it. */
+/** The live map: connects its parts. The client holds what is true; the parts show it. */
 
 import { CustomerClient } from "/client/venta.js";
 import { AreaTool, boxAround } from "./area-tool.js";
-import { Fleet, project, unproject } from "./fleet.js";
+import { BubbleLayer } from "./bubbles.js";
+import { distance, Fleet, project, unproject } from "./fleet.js";
 import { FleetLayer } from "./fleet-layer.js";
+import { Here } from "./here.js";
 import { ground } from "./land.js";
-import { ago, by, clock, count, element, millis, remember, remembered, settings, theme, token } from "./page.js";
+import { format, parse } from "./link.js";
+import { ago, by, clock, count, element, miles, millis, number, put, remember, remembered, settings, span, text, theme, token } from "./page.js";
 import { Panel } from "./panel.js";
 
 const { L } = globalThis;
 const TRAIL = 30 * 60_000;
-const TRAIL_PAGE = 2_000;
-const TRAIL_PAGES = 5;
-/** Positions of the last seconds, from which rate and delay are told. */
+/** Rate and delay are those of the last seconds. */
 const WINDOW = 5_000;
 const OLDEST = 60_000;
 const ANNOUNCE = 15_000;
+/** More vendors than MANY in view are shown as bubbles, until they are no more than FEW. */
+const FEW = 1_500;
+const MANY = 2_000;
+/** From this zoom on vendors are asked for one by one first, further out their counts. */
+const STREET = 12;
+const SEARCH_AFTER = 250;
+const WORLD = { ne: { lat: 90, long: 180 }, sw: { lat: -90, long: -180 } };
+const NOTICE = 6_000;
 
 // the map
 
-function place() {
-  const parts = /^#(\d+(?:\.\d+)?)\/(-?\d+(?:\.\d+)?)\/(-?\d+(?:\.\d+)?)$/.exec(location.hash || `#${remembered("place")}`);
-  if (parts === null) return { center: settings.center, zoom: 13 };
-  return { center: [Number(parts[2]), Number(parts[3])], zoom: Number(parts[1]) };
-}
-
-const accessToken = token("token");
-const opened = place();
+let accessToken = token("token");
+const opened = parse(location.hash);
+const last = parse(location.hash === "" ? (remembered("link") ?? "") : location.hash);
+document.body.classList.toggle("embed", settings.embed);
 const map = L.map("map", {
-  center: opened.center,
-  zoom: opened.zoom,
+  center: last.place?.center ?? settings.center,
+  zoom: last.place?.zoom ?? 13,
   minZoom: 2,
   maxZoom: 19,
   zoomControl: false,
@@ -42,10 +47,11 @@ const map = L.map("map", {
   ],
 });
 L.control.attribution({ position: "bottomleft", prefix: "Leaflet" }).addTo(map);
-L.control.scale({ position: "bottomleft", imperial: false }).addTo(map);
+L.control.scale({ position: "bottomleft", imperial: miles, metric: !miles }).addTo(map);
 L.control.zoom({ position: "bottomright" }).addTo(map);
 
 const fleet = new Fleet();
+const bubbles = new BubbleLayer().addTo(map);
 const layer = new FleetLayer(fleet).addTo(map);
 let recolour = () => {};
 if (settings.tilesUrl !== null) {
@@ -58,49 +64,60 @@ if (settings.tilesUrl !== null) {
 
 const colours = theme(() => {
   layer.colours();
+  bubbles.colours();
   recolour();
-});
+}, opened.theme);
 
-// what is watched
+// the connection
 
-let accessGiven = accessToken;
 const client = new CustomerClient(location.origin, {
   getToken: ({ refresh }) => askToken(refresh),
   silence: 10_000,
   answerTimeout: 5_000,
   maxDelay: 10_000,
   onState: () => status(),
-  onError: (error) => complain(error),
+  onError: (error) => error.id === undefined && notice(error.message),
 });
 
-/** The token; asked for where it is needed, or was refused. */
+/** Returns the token. A refused one is dropped where the map works without; else the dialog asks for another. */
 function askToken(refused) {
-  if (accessGiven !== null && !refused) return accessGiven;
-  if (!settings.tokenNeeded && accessGiven === null) return null;
+  if (accessToken !== null && !refused) return accessToken;
+  if (refused && !settings.tokenNeeded) {
+    accessToken = null;
+    remember("token", null);
+    notice(text("token.dropped"), NOTICE);
+    return null;
+  }
+  if (!settings.tokenNeeded) return null;
   const dialog = by("token-dialog");
-  if (refused) by("token-why").textContent = "The token was refused, or has expired. Another one is needed.";
+  if (refused) put("token-why", text("token.refused"));
   if (!dialog.open) dialog.showModal();
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     by("token-form").onsubmit = (event) => {
       event.preventDefault();
-      accessGiven = by("token").value.trim();
-      remember("token", accessGiven);
+      accessToken = by("token").value.trim();
+      remember("token", accessToken);
       dialog.close();
-      resolve(accessGiven);
+      resolve(accessToken);
     };
-    dialog.oncancel = (event) => event.preventDefault();
+    dialog.onclose = () => by("token").value.trim() === accessToken || reject(new Error("not signed in"));
   });
 }
+by("token-later").addEventListener("click", () => {
+  client.stop();
+  by("token-dialog").close();
+});
+
+// what is watched
 
 const samples = [];
 
-/** What one watch tells goes into the fleet under its name. */
+/** Handlers that put the vendors of one watch into the fleet, under the watch's name. */
 function handlers(name, extra = {}) {
   const put = (card) => {
     const mover = fleet.put(name, card, performance.now(), document.hidden);
     mover.watched = area === null || area.vendors.has(card.vendorId) || name === "area";
     layer.changed();
-    return mover;
   };
   return {
     onEntered: (card) => {
@@ -120,59 +137,168 @@ function handlers(name, extra = {}) {
       layer.changed();
     },
     onSnapshot: (vendors) => {
+      answered = true;
       extra.onSnapshot?.(vendors);
       status();
       refreshSoon();
     },
-    onError: (error) => extra.onError?.(error),
+    onError: (error) => (extra.onError ?? ((refused) => notice(refused.message)))(error),
   };
-}
-
-/** What lies in the map's view, and a little around it. */
-function viewArea() {
-  return boxAround(map.getCenter(), map.getBounds().pad(0.12), settings.maxExtent);
 }
 
 let area = null;
 let chosen = null;
 let following = false;
 let follow = null;
+let answered = false;
 let edge = null;
-let firstSnapshot = false;
 
-const view = client.watch(
-  { area: viewArea().area },
-  handlers("view", { onSnapshot: () => (firstSnapshot = true), onError: (error) => notice(error.message) }),
-  "view",
-);
+/** The vendors in view, one by one; null while bubbles stand for them. */
+let view = null;
+/** The counts of the vendors in view; null while there are few. */
+let overview = null;
+/** Whether the server knows `counts` watches. */
+let counting = true;
+
+/** The view and a little around it; `clipped` when one watch of vendors can't hold it. */
+function viewArea() {
+  return boxAround(map.getCenter(), map.getBounds().pad(0.12), settings.maxExtent);
+}
+
+function wanted(more) {
+  return { ...more, ...(panel.onlyOpen ? { open: true } : {}) };
+}
+
+function showVendors() {
+  const { area: box, clipped } = viewArea();
+  drawEdge(clipped ? box : null);
+  notice(clipped ? text("zoom-in") : "");
+  if (view !== null) return view.move(wanted({ area: box }));
+  view = client.watch(
+    wanted({ area: box }),
+    handlers("view", {
+      onSnapshot: (vendors) => {
+        if (counting && vendors.size > MANY) return showCounts();
+        overview?.close();
+        overview = null;
+        bubbles.show(new Map());
+      },
+    }),
+    "view",
+  );
+}
+
+function showCounts() {
+  const bounds = map.getBounds();
+  const size = map.getSize();
+  const whole = bounds.getEast() - bounds.getWest() >= 360;
+  const box = {
+    ne: { lat: Math.min(90, bounds.getNorth()), long: whole ? 180 : wrapped(bounds.getEast()) },
+    sw: { lat: Math.max(-90, bounds.getSouth()), long: whole ? -180 : wrapped(bounds.getWest()) },
+  };
+  const asked = wanted({ area: box, as: "counts", detail: Math.max(16, Math.min(400, Math.round((size.x * size.y) / 6_000))) });
+  drawEdge(null);
+  notice("");
+  if (overview !== null) return overview.move(asked);
+  overview = client.watch(
+    asked,
+    {
+      onCounts: (groups) => {
+        answered = true;
+        const total = sum(groups, "count");
+        if (overview?.fresh && total <= FEW && !viewArea().clipped) {
+          if (view === null) showVendors();
+        } else if (view !== null) {
+          view.close();
+          view = null;
+          fleet.drop("view");
+        }
+        if (view === null || !view.fresh) bubbles.show(groups);
+        status();
+        refreshSoon();
+      },
+      onError: (error) => {
+        if (!["ERR_INVALID_MESSAGE", "ERR_AREA_TOO_LARGE"].includes(error.code)) return notice(error.message);
+        // a server from before `counts`: the middle of the view, vendor by vendor
+        counting = false;
+        overview?.close();
+        overview = null;
+        showVendors();
+      },
+    },
+    "overview",
+  );
+}
+
+function sum(groups, name) {
+  let total = 0;
+  for (const group of groups.values()) total += group[name];
+  return total;
+}
+
+function wrapped(long) {
+  return ((((long + 180) % 360) + 360) % 360) - 180;
+}
+
+function drawEdge(box) {
+  edge?.remove();
+  edge = null;
+  if (box === null) return;
+  const east = box.ne.long < box.sw.long ? box.ne.long + 360 : box.ne.long;
+  const corners = [[box.sw.lat, box.sw.long], [box.ne.lat, east]];
+  edge = L.rectangle(corners, { className: "edge", weight: 1.5, dashArray: "5 5", fill: false, interactive: false }).addTo(map);
+}
 
 let moving;
 function look() {
   clearTimeout(moving);
   moving = setTimeout(() => {
-    const { area: asked, clipped } = viewArea();
-    edge?.remove();
-    edge = null;
-    if (clipped) {
-      edge = L.rectangle(
-        [
-          [asked.sw.lat, asked.sw.long],
-          [asked.ne.lat, asked.ne.long < asked.sw.long ? asked.ne.long + 360 : asked.ne.long],
-        ],
-        { className: "edge", weight: 1.5, dashArray: "5 5", fill: false, interactive: false },
-      ).addTo(map);
-    }
-    notice(clipped ? "Zoom in: vendors are shown in the middle only" : "");
-    view.move({ area: asked, ...(panel.onlyOpen ? { open: true } : {}) });
+    const near = map.getZoom() >= STREET && !viewArea().clipped;
+    const few = view !== null && view.vendors.size <= FEW && !viewArea().clipped;
+    if (!counting || few || (near && overview === null)) showVendors();
+    else showCounts();
     status();
-    const { lat, lng } = map.getCenter();
-    const here = `${map.getZoom()}/${lat.toFixed(5)}/${lng.toFixed(5)}`;
-    history.replaceState(null, "", `#${here}`);
-    remember("place", here);
+    keep();
     refreshSoon();
   }, 120);
 }
 map.on("moveend", look);
+
+// the address
+
+function here() {
+  const { lat, lng } = map.getCenter();
+  return { place: { zoom: map.getZoom(), center: [lat, wrapped(lng)] }, vendor: chosen, area: tool.area, open: panel.onlyOpen, query: panel.query };
+}
+
+/** Writes what is shown into the address, and keeps it for the next visit. */
+function keep() {
+  const link = format(here());
+  history.replaceState(null, "", link);
+  remember("link", link);
+}
+
+/** Shows what an address says. */
+function go(link, move) {
+  panel.onlyOpen = link.open;
+  panel.query = link.query;
+  if (move && link.place !== null) map.setView(link.place.center, link.place.zoom, { animate: false });
+  if (link.area !== null || tool.area !== null) tool.show(link.area);
+  if (link.area !== null && link.place === null) map.fitBounds(tool.shape.getBounds().pad(0.2));
+  if (link.vendor !== null || chosen !== null) choose(link.vendor, link.place === null);
+  find();
+  look();
+}
+addEventListener("hashchange", () => {
+  if (location.hash === "#list") return; // the skip link
+  const link = parse(location.hash);
+  if (link.token) {
+    accessToken = token("token");
+    client.stop();
+    client.start();
+  }
+  go(link, true);
+});
 
 // the area tool
 
@@ -180,11 +306,11 @@ const tool = new AreaTool(map, settings, {
   onMode: (mode) => {
     by("tool-box").setAttribute("aria-pressed", String(mode === "box"));
     by("tool-circle").setAttribute("aria-pressed", String(mode === "circle"));
-    notice(mode === null ? "" : mode === "box" ? "Drag over the map, or press Enter" : "Drag from the middle of the circle, or press Enter");
+    notice(mode === null ? "" : text(`draw.${mode}`));
   },
-  onArea: (wanted) => {
-    by("tool-clear").hidden = wanted === null;
-    if (wanted === null) {
+  onArea: (drawn) => {
+    by("tool-clear").hidden = drawn === null;
+    if (drawn === null) {
       area?.close();
       area = null;
       fleet.drop("area");
@@ -193,29 +319,29 @@ const tool = new AreaTool(map, settings, {
     } else if (area === null) {
       let quiet = true;
       area = client.watch(
-        { area: wanted },
+        { area: drawn },
         handlers("area", {
-          onEntered: (card) => quiet || panel.passed(card, "came in"),
+          onEntered: (card) => quiet || panel.passed(card, "area.entered"),
           onLeft: (card) => {
             const mover = fleet.get(card.vendorId);
             if (mover !== undefined) mover.watched = false;
-            if (!quiet) panel.passed(card, "went out");
+            if (!quiet) panel.passed(card, "area.left");
           },
           onSnapshot: () => {
             quiet = false;
             mark();
             say(panel.area(tool.area, [...area.vendors.values()], area.fresh));
           },
-          onError: (error) => notice(error.message),
         }),
         "area",
       );
       mark();
     } else {
-      area.move({ area: wanted });
+      area.move({ area: drawn });
       panel.log = [];
     }
     layer.changed();
+    keep();
     refreshSoon();
   },
 });
@@ -225,23 +351,62 @@ function mark() {
   layer.changed();
 }
 
-// the chosen vendor
+// the search
+
+let searching;
+let found = null;
+
+/** Asks the server for vendors of this name, wherever they are, and watches those that are on the map. */
+function find(more = null) {
+  clearTimeout(searching);
+  const query = panel.query;
+  if (query === "") {
+    found?.watch?.close();
+    found = null;
+    fleet.drop("search");
+    return refreshSoon();
+  }
+  searching = setTimeout(async () => {
+    const asked = new URLSearchParams({ query, limit: 40, ...(panel.onlyOpen ? { open: true } : {}), ...(more === null ? {} : { cursor: more }) });
+    const headers = accessToken === null ? {} : { Authorization: `Bearer ${accessToken}` };
+    const answer = await fetch(`/v1/vendors?${asked}`, { headers }).catch(() => null);
+    if (query !== panel.query) return;
+    const body = answer?.ok ? await answer.json() : { vendors: [], next: null };
+    const cards = more === null ? body.vendors : [...(found?.cards ?? []), ...body.vendors];
+    const vendors = cards.slice(0, 200).map((card) => card.vendorId);
+    found = { cards, next: cards.length < 200 ? body.next : null, failed: answer?.ok !== true && answer?.status !== 400, watch: found?.watch };
+    if (vendors.length === 0) {
+      found.watch?.close();
+      found.watch = undefined;
+      fleet.drop("search");
+    } else if (found.watch) found.watch.move({ vendors });
+    else found.watch = client.watch({ vendors }, handlers("search"), "search");
+    refresh();
+  }, more === null ? SEARCH_AFTER : 0);
+}
+
+// the selected vendor
 
 const panel = new Panel({
   onChoose: (vendorId, pan = false) => {
     walk = [];
     choose(vendorId, pan);
   },
+  onGroup: (bubble) => bubbles.enter(bubble),
   onFollow: () => setFollowing(!following),
+  onShare: () => void share(),
+  onReplay: () => void replay(),
+  onMore: () => find(found.next),
   onFilter: () => {
+    find();
     look();
     refresh();
   },
 });
 
-const OWNERS = "Its way from now on; what was before is its owner’s.";
-let trailWord = "";
+let trailWords = "";
 let trailOf = 0;
+let replaying = null;
 
 function choose(vendorId, pan = false) {
   if (vendorId === chosen) {
@@ -249,36 +414,56 @@ function choose(vendorId, pan = false) {
     return;
   }
   setFollowing(false);
+  replaying?.close();
   follow?.close();
   follow = null;
   fleet.drop("chosen");
   chosen = vendorId;
   layer.chosen = vendorId;
   layer.trail = [];
-  trailWord = "";
+  trailWords = "";
   trailOf += 1;
-  const card = vendorId === null ? null : (fleet.get(vendorId)?.card ?? null);
-  panel.choose(card);
-  if (card !== null) {
+  panel.choose(null);
+  if (settings.embed) parent.postMessage({ type: "venta-vendor", vendorId }, "*");
+  if (vendorId !== null) {
+    const known = fleet.get(vendorId)?.card;
+    if (known !== undefined) showCard(known, pan);
     // it stays on the map when it leaves the view
-    follow = client.watch({ vendors: [vendorId] }, handlers("chosen"), "chosen");
+    follow = client.watch({ vendors: [vendorId] }, handlers("chosen", { onSnapshot: () => shown(vendorId, pan) }), "chosen");
     void trail(vendorId, trailOf);
-    if (pan) center(vendorId);
-    if (!panel.root.classList.contains("up")) by("card").focus({ preventScroll: true });
-    else panel.lift(false);
-    say(`${card.name}, ${card.open ? "open" : "closed"}, ${card.online ? "online" : "offline"}`);
   }
+  keep();
   layer.changed();
   refresh();
 }
 
-function center(vendorId) {
-  const mover = fleet.get(vendorId);
-  if (mover !== undefined) map.panTo(unproject(mover.x, mover.y));
+function showCard(card, pan) {
+  panel.choose(card);
+  if (pan) center(card.vendorId);
+  if (!panel.root.classList.contains("up")) by("card").focus({ preventScroll: true });
+  else panel.lift(false);
+  say([card.name, text(card.open ? "state.open" : "state.closed"), text(card.online ? "state.online" : "state.offline")].join(", "));
 }
 
-function setFollowing(wanted) {
-  following = wanted && chosen !== null;
+/** The server's word on the selected vendor came: it is on the map, or not. */
+function shown(vendorId, pan) {
+  if (vendorId !== chosen || panel.parts !== null) return;
+  const card = fleet.get(vendorId)?.card;
+  if (card !== undefined) showCard(card, pan);
+  else panel.choose(found?.cards.find((one) => one.vendorId === vendorId) ?? { vendorId, name: vendorId, primaryImage: null });
+}
+
+function center(vendorId) {
+  const mover = fleet.get(vendorId);
+  if (mover === undefined) return;
+  const to = unproject(mover.x, mover.y);
+  // a vendor among bubbles, or far away, is seen from near
+  if (view === null || !map.getBounds().pad(1).contains(to)) map.setView(to, Math.max(15, map.getZoom()));
+  else map.panTo(to);
+}
+
+function setFollowing(on) {
+  following = on && chosen !== null;
   if (following) {
     center(chosen);
     layer.changed();
@@ -287,7 +472,7 @@ function setFollowing(wanted) {
 }
 map.on("dragstart", () => setFollowing(false));
 
-/** The map goes along with the vendor that is followed, frame by frame. */
+/** The map moves along with the vendor that is followed, frame by frame. */
 layer.onFrame = (now) => {
   const mover = following ? fleet.get(chosen) : undefined;
   if (mover === undefined || map._animatingZoom || map._panAnim?._inProgress) return;
@@ -298,140 +483,227 @@ layer.onFrame = (now) => {
   if (off[0] !== 0 || off[1] !== 0) map.panBy(off, { animate: false });
 };
 
-/** Where the vendor came by in the last half hour, from the stored history. */
-async function trail(vendorId, number) {
-  if (!settings.pastIsPublic && accessGiven === null) {
-    trailWord = OWNERS;
-    return;
+async function share() {
+  const url = new URL(format({ vendor: chosen }), location.origin).href;
+  const { name } = fleet.get(chosen)?.card ?? {};
+  try {
+    if (navigator.share) await navigator.share({ title: name, url });
+    else {
+      await navigator.clipboard.writeText(url);
+      notice(text("card.copied"), 2_000);
+    }
+  } catch {
+    // the visitor closed the dialog
   }
+}
+
+/** Draws where the vendor was in the last half hour, from the stored history. */
+async function trail(vendorId, mine) {
+  if (!settings.pastIsPublic && accessToken === null) return void (trailWords = text("trail.owner"));
+  const { OwnerOnly, point, read } = await import("./history.js");
   const now = clock.now();
-  const found = [];
-  let cursor = null;
-  for (let page = 0; page < TRAIL_PAGES; page += 1) {
-    const query = new URLSearchParams({ from: Math.round(now - TRAIL), limit: TRAIL_PAGE, ...(cursor === null ? {} : { cursor }) });
-    let answer;
-    try {
-      answer = await fetch(`/v1/vendors/${encodeURIComponent(vendorId)}/locations?${query}`, {
-        headers: { Accept: "application/json", ...(accessGiven === null ? {} : { Authorization: `Bearer ${accessGiven}` }) },
-      });
-    } catch {
-      break;
-    }
-    if (number !== trailOf) return;
-    if (!answer.ok) {
-      trailWord = answer.status === 401 || answer.status === 403 ? OWNERS : "";
-      refresh();
-      return;
-    }
-    const { locations, next } = await answer.json();
-    found.push(...locations);
-    cursor = next ?? null;
-    if (cursor === null) break;
+  try {
+    const locations = await read(vendorId, now - TRAIL, accessToken);
+    if (mine !== trailOf || replaying !== null) return;
+    // what came live meanwhile continues it
+    const until = locations.at(-1)?.timestamp ?? 0;
+    layer.trail = [...locations.map(point), ...layer.trail.filter((one) => one[2] > until)];
+    if (locations.length > 1) trailWords = text("trail", { span: span(now - locations[0].timestamp), positions: count(locations.length, "positions") });
+  } catch (error) {
+    if (!(error instanceof OwnerOnly)) throw error;
+    if (mine === trailOf) trailWords = text("trail.owner");
   }
-  if (number !== trailOf) return;
-  // what came live meanwhile goes on from there
-  const last = found.at(-1)?.timestamp ?? 0;
-  layer.trail = [...found.map(at), ...layer.trail.filter((point) => point[2] > last)];
-  if (found.length > 1) trailWord = `The way of the last ${ago(now - found[0].timestamp).replace(" ago", "")}: ${count(found.length, "stored fix", "stored fixes")}.`;
   layer.changed();
   refresh();
 }
 
-function at({ lat, long, timestamp }) {
-  return [...project(lat, long), timestamp];
+/** Opens the slider over today's stored positions. */
+async function replay() {
+  if (replaying !== null) return replaying.close();
+  const { OwnerOnly, read, Replay } = await import("./history.js");
+  const mine = trailOf;
+  const midnight = new Date(clock.now()).setHours(0, 0, 0, 0);
+  let locations = [];
+  try {
+    locations = await read(chosen, midnight, accessToken);
+  } catch (error) {
+    if (!(error instanceof OwnerOnly)) throw error;
+    return notice(text("trail.owner"), NOTICE);
+  }
+  if (mine !== trailOf) return;
+  if (locations.length === 0) return notice(text("replay.none"), NOTICE);
+  setFollowing(false);
+  replaying = new Replay(layer, locations, () => {
+    replaying = null;
+    layer.trail = [];
+    layer.changed();
+    void trail(chosen, trailOf);
+  });
 }
 
 function extend(card) {
+  if (replaying !== null) return;
   const points = layer.trail;
-  const point = at(card);
-  if (points.length > 0 && points.at(-1)[2] >= point[2]) return;
-  // the end of the drawn way is where the vendor is now; this fix is where it glides to
-  const [before] = extend.next?.[0] === card.vendorId ? [extend.next[1]] : [];
+  const next = [...project(card.lat, card.long), card.timestamp];
+  if (points.length > 0 && points.at(-1)[2] >= next[2]) return;
+  // the drawn trail ends where the vendor is now; this position is where it glides to
+  const before = extend.next?.[0] === card.vendorId ? extend.next[1] : undefined;
   if (before !== undefined && (points.length === 0 || before[2] > points.at(-1)[2])) points.push(before);
-  extend.next = [card.vendorId, point];
+  extend.next = [card.vendorId, next];
   if (points.length > 20_000) points.splice(0, 1_000);
 }
 
-// what is told
+// all vendors
+
+/** Moves the map so that it shows the watched area, or all vendors of the world. */
+function fit() {
+  if (tool.area !== null) return map.fitBounds(tool.shape.getBounds().pad(0.2));
+  if (!counting) return fitTo([...fleet.movers.values()].map(({ card }) => card));
+  const all = client.watch(
+    { area: WORLD, as: "counts", detail: 1_000 },
+    {
+      onCounts: (groups) => {
+        all.close();
+        fitTo([...groups.values()]);
+      },
+      onError: () => {
+        all.close();
+        fitTo([...fleet.movers.values()].map(({ card }) => card));
+      },
+    },
+  );
+}
+
+/** Fits positions into the view, over the antimeridian where that is the shorter way. */
+function fitTo(positions) {
+  if (positions.length === 0) return;
+  const longs = positions.map(({ long }) => long).sort((a, b) => a - b);
+  const gaps = longs.map((long, at) => (at === 0 ? long + 360 - longs.at(-1) : long - longs[at - 1]));
+  const west = longs[gaps.indexOf(Math.max(...gaps))];
+  const lats = positions.map(({ lat }) => lat);
+  const east = Math.max(...longs.map((long) => (long < west ? long + 360 : long)));
+  map.fitBounds([[Math.min(...lats), west], [Math.max(...lats), east]], { padding: [60, 60], maxZoom: 15 });
+}
+
+// where the customer is
+
+const you = new Here(map, {
+  onPosition: (first) => {
+    if (first) map.setView(you.position, Math.max(15, map.getZoom()));
+    refreshSoon();
+  },
+  onError: (words) => notice(words, NOTICE),
+  onActive: (active) => {
+    by("tool-locate").setAttribute("aria-pressed", String(active));
+    refreshSoon();
+  },
+});
+
+/** Where distances are measured from: the customer, or the middle of the map. */
+function from() {
+  const { lat, lng } = map.getCenter();
+  return you.position ?? [lat, lng];
+}
+
+// status and counts
 
 function status() {
   const button = by("status");
   const { state } = client;
+  const silent = Date.now() - (client.heard ?? Date.now());
   let shown = "live";
-  let text = "Live";
-  if (state === "ended") [shown, text] = ["ended", "Stopped"];
-  else if (state !== "open") {
-    shown = firstSnapshot ? "stale" : "connecting";
-    text = firstSnapshot ? `Stale · ${millis(Date.now() - (client.heard ?? Date.now()))}` : "Connecting…";
-  } else if (!view.fresh && !firstSnapshot) [shown, text] = ["connecting", "Loading…"];
-  document.body.classList.toggle("stale-map", shown === "stale" || shown === "ended");
-  if (button.dataset.state !== shown) {
-    if (shown === "stale") say("The connection is lost. The map shows what was last known.");
-    if (shown === "live") say("The map is live.");
-    if (shown === "ended") say("The server ended the connection. Press the status button to try again.");
-  }
+  let words = text("status.live");
+  if (state === "stopped" && settings.tokenNeeded) [shown, words] = ["ended", text("status.sign-in")];
+  else if (state === "ended" || state === "stopped") [shown, words] = ["ended", text("status.ended")];
+  else if (state !== "open") [shown, words] = answered ? ["stale", text("status.stale", { age: millis(silent) })] : ["connecting", text("status.connecting")];
+  else if (!answered) [shown, words] = ["connecting", text("status.loading")];
+  const lost = shown === "stale" || (shown === "ended" && answered);
+  document.body.classList.toggle("stale-map", lost);
+  by("offline").hidden = !lost;
+  if (lost) put("offline", text("stale.list", { age: ago(silent) }));
+  if (button.dataset.state !== shown && shown !== "connecting") say(text(`said.${shown}`));
   button.dataset.state = shown;
-  if (by("status-text").textContent !== text) by("status-text").textContent = text;
+  put("status-text", words);
 }
-by("status").addEventListener("click", () => (client.state === "ended" ? client.start() : client.retry()));
-
-function complain(error) {
-  if (error.id === undefined) notice(error.message);
-}
+by("status").addEventListener("click", () => (["ended", "stopped"].includes(client.state) ? client.start() : client.retry()));
 
 let noticed;
-function notice(text) {
+function notice(words, ms = 0) {
   clearTimeout(noticed);
-  by("notice").textContent = text;
-  by("notice").hidden = text === "";
+  put("notice", words);
+  by("notice").hidden = words === "";
+  if (ms > 0) noticed = setTimeout(() => notice(""), ms);
 }
 
-function say(text) {
-  if (text) by("said").textContent = text;
+function say(words) {
+  if (words) by("said").textContent = words;
 }
 
 function inView() {
   const bounds = map.getBounds();
+  const middle = map.getCenter().lng;
   const cards = [];
   for (const { card } of fleet.movers.values()) {
-    const long = card.long + 360 * Math.round((map.getCenter().lng - card.long) / 360);
-    if (bounds.contains([card.lat, long])) cards.push(card);
+    const long = card.long + 360 * Math.round((middle - card.long) / 360);
+    if (bounds.contains([card.lat, long]) && (!panel.onlyOpen || card.open)) cards.push(card);
   }
   return cards;
 }
 
 let order = [];
-let toldAt = 0;
-let told = "";
+let saidAt = 0;
+let said = "";
 
 function refresh() {
   const cards = inView();
-  const shown = panel.onlyOpen ? cards.filter((card) => card.open) : cards;
-  const { lat, lng } = map.getCenter();
-  order = panel.show(shown, [lat, lng], chosen, edge !== null);
-  put("count-view", shown.length.toLocaleString("en"));
-  put("count-open", shown.filter((card) => card.open && card.online).length.toLocaleString("en"));
-  put("count-online", shown.filter((card) => card.online).length.toLocaleString("en"));
+  const counted = view === null && overview !== null;
+  const totals = counted
+    ? [sum(overview.groups, "count"), sum(overview.groups, "open"), sum(overview.groups, "online")]
+    : [cards.length, cards.filter((card) => card.open && card.online).length, cards.filter((card) => card.online).length];
+  put("count-view", number(totals[0]));
+  put("count-open", number(totals[1]));
+  put("count-online", number(totals[2]));
+  put("handle-text", count(totals[0], "vendors"));
+  list(cards, counted);
   const now = performance.now();
   while (samples.length > 0 && samples[0][0] < now - WINDOW) samples.shift();
-  put("rate", samples.length === 0 ? "0" : (samples.length / (WINDOW / 1000)).toFixed(samples.length < 50 ? 1 : 0));
+  put("rate", number(samples.length / (WINDOW / 1000), { maximumFractionDigits: samples.length < 50 ? 1 : 0 }));
   const delays = samples.map(([, delay]) => delay).filter((delay) => delay < OLDEST).sort((a, b) => a - b);
   put("delay", delays.length === 0 ? "–" : millis(delays[delays.length >> 1]));
   const card = chosen === null ? undefined : fleet.get(chosen)?.card;
-  if (card !== undefined) panel.refresh(card, following, trailWord);
+  if (card !== undefined) {
+    if (panel.parts === null) panel.choose(card);
+    panel.refresh(card, following, distance(...from(), card.lat, card.long), trailWords);
+  }
   if (area !== null) panel.area(tool.area, [...area.vendors.values()], area.fresh);
-  // for those who hear: now and then, and only when it is something new
-  const words = `${count(shown.length, "vendor")} in view, ${shown.filter((one) => one.open).length} open`;
-  if (firstSnapshot && words !== told && now - toldAt > ANNOUNCE) {
-    toldAt = now;
-    told = words;
+  // for screen readers: now and then, and only what is new
+  const words = text("said.count", { vendors: count(totals[0], "vendors"), open: totals[1] });
+  if (answered && words !== said && now - saidAt > ANNOUNCE) {
+    saidAt = now;
+    said = words;
     say(words);
   }
 }
 
-function put(id, text) {
-  const node = by(id);
-  if (node.textContent !== text) node.textContent = text;
+const folded = (name) => name.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+
+function list(cards, counted) {
+  const query = folded(panel.query);
+  if (query !== "") {
+    // what is in view at once, the others when the server answers
+    const matches = new Map(cards.filter((card) => folded(card.name).includes(query)).map((card) => [card.vendorId, card]));
+    for (const card of found?.cards ?? []) matches.set(card.vendorId, fleet.get(card.vendorId)?.card ?? card);
+    order = panel.show([...matches.values()], from(), chosen);
+    if (found?.failed) panel.note(text("search.failed"));
+    else if (found?.next) panel.note(text("search.more"), true);
+    else if (found !== null && matches.size === 0) panel.note(text("search.none"));
+  } else if (counted) {
+    order = [];
+    panel.showGroups(bubbles.bubbles, from(), ({ x, y }) => unproject(x, y));
+  } else {
+    order = panel.show(cards, from(), chosen);
+    if (order.length === 0) panel.note(text("list.none"));
+  }
 }
 
 let refreshing = false;
@@ -449,14 +721,17 @@ function refreshSoon() {
 map.on("click", ({ containerPoint }) => {
   if (tool.mode !== null) return;
   const mover = layer.near(containerPoint);
-  choose(mover?.card.vendorId ?? null);
+  const bubble = mover === null ? bubbles.near(containerPoint) : null;
+  if (bubble !== null) bubbles.enter(bubble);
+  else choose(mover?.card.vendorId ?? null);
 });
 
 const tip = element("div", { className: "tip", hidden: true, "aria-hidden": "true" });
 map.getContainer().append(tip);
 map.on("mousemove", ({ containerPoint }) => {
   const mover = tool.mode === null ? layer.near(containerPoint) : null;
-  map.getContainer().classList.toggle("pointing", mover !== null);
+  const bubble = tool.mode === null && mover === null ? bubbles.near(containerPoint) : null;
+  map.getContainer().classList.toggle("pointing", mover !== null || bubble !== null);
   tip.hidden = mover === null || mover.card.vendorId === chosen;
   if (mover === null) return;
   if (tip.textContent !== mover.card.name) tip.textContent = mover.card.name;
@@ -465,7 +740,7 @@ map.on("mousemove", ({ containerPoint }) => {
 });
 map.on("mouseout movestart zoomstart", () => (tip.hidden = true));
 
-/** The order in which the keys go from vendor to vendor: the list's when they began, though the map moves meanwhile. */
+/** The order in which J and K go from vendor to vendor: that of the list when they began, though the map moves. */
 let walk = [];
 
 function next(step) {
@@ -477,11 +752,12 @@ function next(step) {
 }
 
 const act = {
+  a: fit,
   b: () => tool.use("box"),
   c: () => tool.use("circle"),
   x: () => tool.clear(),
-  l: () => map.locate({ setView: true, maxZoom: 15 }),
-  d: () => say(`The map is ${colours.toggle()} now.`),
+  l: () => you.toggle(),
+  d: () => say(settings.strings["said.theme"][colours.toggle()]),
   "?": () => by("help").showModal(),
   f: () => setFollowing(!following),
   j: () => next(1),
@@ -502,52 +778,57 @@ document.addEventListener(
     if (event.key === "Escape") {
       if (tool.mode !== null) tool.use(null);
       else if (typing) event.target.blur();
+      else if (replaying !== null) replaying.close();
       else if (chosen !== null) choose(null);
       else panel.lift(false);
       return;
     }
-    if (typing) return;
+    if (typing || event.target.matches("input[type=range]")) return;
     const arrow = { ArrowLeft: [-0.25, 0], ArrowRight: [0.25, 0], ArrowUp: [0, 0.25], ArrowDown: [0, -0.25] }[event.key];
     if (event.key === "Enter" && tool.mode !== null) tool.middle();
     else if (event.shiftKey && arrow !== undefined && tool.area !== null) tool.shift(...arrow);
     else if (act[event.key.toLowerCase()] !== undefined) act[event.key.toLowerCase()]();
     else return;
-    // Leaflet's own keys are the others
+    // the other keys are Leaflet's own
     event.preventDefault();
     event.stopPropagation();
   },
   true,
 );
-for (const [id, key] of [["box", "b"], ["circle", "c"], ["clear", "x"], ["locate", "l"], ["theme", "d"], ["help", "?"]]) {
+for (const [id, key] of Object.entries({ box: "b", circle: "c", clear: "x", locate: "l", fit: "a", theme: "d", help: "?" })) {
   by(`tool-${id}`).addEventListener("click", act[key]);
 }
-map.on("locationerror", ({ message }) => {
-  notice(`Where you are could not be told: ${message}`);
-  noticed = setTimeout(() => notice(""), 5_000);
-});
 
-// and off it goes
+// start
 
 client.start();
 void clock.ask();
 setInterval(() => {
-  performance.clearResourceTimings(); // which the browser keeps a number of only, and the clock needs its own
+  performance.clearResourceTimings(); // the browser keeps a limited number, and the clock needs its own
   void clock.ask();
 }, 300_000);
 setInterval(status, 500);
 setInterval(() => document.hidden || refresh(), 1_000);
 document.addEventListener("visibilitychange", () => document.hidden || (layer.changed(), refresh()));
 layer.changed();
-look();
+go(last, false);
+void you.resume();
 
-/** For tests, and for those who look into the page: what it holds, and where each vendor is drawn just now. */
+/** For tests and for looking into the page: what it holds, and where each vendor is drawn right now. */
 globalThis.liveMap = {
   map,
   client,
   fleet,
   layer,
-  view,
+  bubbles,
   tool,
+  you,
+  get view() {
+    return view ?? overview;
+  },
+  get replaying() {
+    return replaying;
+  },
   positions() {
     const now = performance.now();
     return Object.fromEntries(

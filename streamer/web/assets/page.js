@@ -1,15 +1,73 @@
-/** What both pages share: their settings, light and dark, the token, the server's clock, the words for numbers. */
+/** What both pages share: settings and texts, theme, storage, the server's clock, numbers in words. */
 
 export const settings = JSON.parse(document.getElementById("settings").textContent);
+const { lang, strings } = settings;
 
-// light and dark
+// texts
+
+const plural = new Intl.PluralRules(lang);
+
+/** Returns a text of the page's language with `{name}` filled in; one with forms for counts is chosen by `values.n`. */
+export function text(key, values = {}) {
+  const found = strings[key];
+  const form = typeof found === "string" ? found : (found[plural.select(values.n)] ?? found.other);
+  const shown = (value) => (typeof value === "number" ? number(value) : value);
+  return form.replace(/\{(\w+)\}/g, (_, name) => shown(values[name]));
+}
+
+export function number(value, options) {
+  return value.toLocaleString(lang, options);
+}
+
+export function count(n, key) {
+  return text(key, { n });
+}
+
+export function span(ms) {
+  const s = Math.max(0, Math.round(ms / 1000));
+  if (s < 60) return text("span.s", { n: s });
+  return s < 3600 ? text("span.min", { n: Math.floor(s / 60) }) : text("span.h", { n: Math.floor(s / 3600) });
+}
+
+export function ago(ms) {
+  return ms < 1_500 ? text("age.now") : text("age.ago", { span: span(ms) });
+}
+
+export function millis(ms) {
+  if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
+  return `${number(ms / 1000, { maximumFractionDigits: ms < 10_000 ? 1 : 0 })} s`;
+}
+
+/** Whether people here measure in miles. */
+export const miles = /-(US|GB|LR|MM)\b/i.test(navigator.language);
+
+const unit = (value, name, digits = 0) => number(value, { style: "unit", unit: name, maximumFractionDigits: digits });
+
+export function metres(m) {
+  if (miles) {
+    const far = m / 1609.344;
+    return far < 0.2 ? unit(Math.round(m / 0.3048 / 10) * 10, "foot") : unit(far, "mile", far < 10 ? 1 : 0);
+  }
+  return m < 1000 ? unit(Math.round(m / 10) * 10, "meter") : unit(m / 1000, "kilometer", m < 10_000 ? 1 : 0);
+}
+
+export function speed(metresPerSecond) {
+  return miles ? unit(metresPerSecond * 2.23694, "mile-per-hour") : unit(metresPerSecond * 3.6, "kilometer-per-hour");
+}
+
+export function wind(heading) {
+  return strings.winds[Math.round(heading / 45) % 8];
+}
+
+// theme
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-/** Put the theme that was chosen, or the system's, into force; `changed` is called whenever it is another. */
-export function theme(changed = () => {}) {
+/** Applies the chosen theme, or the system's; `changed` is called whenever it is another. */
+export function theme(changed = () => {}, forced = null) {
   const apply = () => {
-    document.documentElement.dataset.theme = remembered("theme") ?? (dark.matches ? "dark" : "light");
+    const chosen = forced ?? remembered("theme");
+    document.documentElement.dataset.theme = ["light", "dark"].includes(chosen) ? chosen : dark.matches ? "dark" : "light";
     changed();
   };
   dark.addEventListener("change", apply);
@@ -17,7 +75,8 @@ export function theme(changed = () => {}) {
   return {
     toggle() {
       const wanted = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-      // what the system says anyway need not be remembered: it may change with the hour
+      forced = null;
+      // the system's own theme is not stored: it may change with the hour
       remember("theme", (wanted === "dark") === dark.matches ? null : wanted);
       apply();
       return wanted;
@@ -25,17 +84,18 @@ export function theme(changed = () => {}) {
   };
 }
 
-// what a browser keeps for us; one that keeps nothing loses nothing but comfort
+// storage; the page works without it, and an embedded map leaves the visitor's own alone
 
 export function remembered(name) {
   try {
-    return localStorage.getItem(`venta-${name}`);
+    return settings.embed ? null : localStorage.getItem(`venta-${name}`);
   } catch {
     return null;
   }
 }
 
 export function remember(name, value) {
+  if (settings.embed) return;
   try {
     if (value === null) localStorage.removeItem(`venta-${name}`);
     else localStorage.setItem(`venta-${name}`, value);
@@ -44,12 +104,14 @@ export function remember(name, value) {
   }
 }
 
-/** A token from the part of the address that never leaves the browser (`#token=…`), taken out of it, else the kept one. */
+/** Returns the token of the address (`#token=…`), which never leaves the browser, or the stored one. */
 export function token(name) {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  const parameters = location.hash.slice(1).split("&");
+  const given = new URLSearchParams(parameters.find((one) => one.startsWith("token="))).get("token");
   if (given) {
     remember(name, given);
-    history.replaceState(null, "", location.pathname + location.search);
+    const rest = parameters.filter((one) => !one.startsWith("token="));
+    history.replaceState(null, "", location.pathname + location.search + (rest.length > 0 ? `#${rest.join("&")}` : ""));
   }
   return given ?? remembered(name);
 }
@@ -60,7 +122,7 @@ export function token(name) {
 export const clock = {
   offset: 0,
   now: () => Date.now() + clock.offset,
-  /** Ask the server; the quickest of three answers is the nearest to the truth. */
+  /** Asks the server; the fastest of three answers is the most exact. */
   async ask() {
     let best = Infinity;
     for (let tries = 0; tries < 3; tries += 1) {
@@ -73,7 +135,7 @@ export const clock = {
         if (took >= best) continue;
         best = took;
         const off = time - (performance.timeOrigin + requestStart + took / 2);
-        // within what the way may have taken it is no difference
+        // a difference within the round trip is none
         clock.offset = Math.abs(off) <= took / 2 + 1 ? 0 : off;
       } catch {
         return;
@@ -82,37 +144,9 @@ export const clock = {
   },
 };
 
-// words
+// the document
 
-export function ago(ms) {
-  const s = Math.max(0, Math.round(ms / 1000));
-  if (s < 2) return "now";
-  if (s < 60) return `${s} s ago`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ago`;
-  return `${Math.floor(s / 3600)} h ago`;
-}
-
-export function metres(m) {
-  if (m < 1000) return `${Math.round(m / 10) * 10} m`;
-  return m < 10_000 ? `${(m / 1000).toFixed(1)} km` : `${Math.round(m / 1000)} km`;
-}
-
-export function millis(ms) {
-  if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
-  return `${(ms / 1000).toFixed(ms < 10_000 ? 1 : 0)} s`;
-}
-
-const WINDS = ["north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west"];
-
-export function wind(heading) {
-  return WINDS[Math.round(heading / 45) % 8];
-}
-
-export function count(number, one, many = `${one}s`) {
-  return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-}
-
-/** An element with properties, attributes where the name has a dash, and children. */
+/** Makes an element with properties (attributes where the name has a dash) and children. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -124,3 +158,12 @@ export function element(tag, properties = {}, ...children) {
 }
 
 export const by = (id) => document.getElementById(id);
+
+/** Sets a property only where it changes, so that focus stays and nothing is read out again. */
+export function set(node, property, value) {
+  if (node[property] !== value) node[property] = value;
+}
+
+export function put(id, value) {
+  set(by(id), "textContent", value);
+}

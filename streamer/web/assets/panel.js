@@ -1,9 +1,10 @@
-/** The list of vendors, the card of the chosen one, the watched area: what the map shows, in words. */
+/** The list of vendors, the card of the selected one, the watched area: what the map shows, in words. */
 
 import { distance } from "./fleet.js";
-import { ago, by, clock, count, element, metres, wind } from "./page.js";
+import { directions } from "./here.js";
+import { ago, by, clock, count, element, metres, put, set, speed, text, wind } from "./page.js";
 
-/** More than this many nobody reads; the search finds the others. */
+/** Rows that are shown at once; the search finds the others. */
 const MOST_LISTED = 60;
 const LOGGED = 4;
 
@@ -11,19 +12,18 @@ function state(card) {
   return card.online ? (card.open ? "open" : "closed") : "offline";
 }
 
-function pace(speed) {
-  if (speed === undefined) return "–";
-  return speed < 0.3 ? "parked" : `${Math.round(speed * 3.6)} km/h`;
+function pace(metresPerSecond) {
+  if (metresPerSecond === undefined) return "–";
+  return metresPerSecond < 0.3 ? text("state.parked") : speed(metresPerSecond);
 }
 
 export class Panel {
-  /** handlers: onChoose(vendorId or null), onFollow(), onFilter() */
+  /** handlers: onChoose(vendorId or null), onGroup(bubble), onFollow(), onShare(), onReplay(), onFilter(), onMore() */
   constructor(handlers) {
     this.handlers = handlers;
     this.root = by("panel");
     this.list = by("list");
     this.rows = new Map();
-    this.cardOf = null;
     this.parts = null;
     this.log = [];
     by("search").addEventListener("submit", (event) => {
@@ -34,7 +34,10 @@ export class Panel {
     by("handle").addEventListener("click", () => this.lift(!this.root.classList.contains("up")));
     this.list.addEventListener("click", (event) => {
       const row = event.target.closest("button");
-      if (row !== null) handlers.onChoose(row.dataset.vendor, true);
+      if (row === null) return;
+      if (row.dataset.vendor) handlers.onChoose(row.dataset.vendor, true);
+      else if (row.dataset.group) handlers.onGroup(this.groups[Number(row.dataset.group)]);
+      else handlers.onMore();
     });
     this.list.addEventListener("keydown", (event) => {
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -49,33 +52,61 @@ export class Panel {
     return by("only-open").checked;
   }
 
+  set onlyOpen(value) {
+    by("only-open").checked = value;
+  }
+
+  get query() {
+    return by("query").value.trim();
+  }
+
+  set query(value) {
+    by("query").value = value;
+  }
+
   /** On a phone the panel is a sheet: up, or only its edge. */
   lift(up) {
     this.root.classList.toggle("up", up);
     by("handle").setAttribute("aria-expanded", String(up));
   }
 
-  /** List cards, the nearest to `center` ([lat, long]) first; gives the ids in that order. */
-  show(cards, center, chosen, clipped) {
-    const query = by("query").value.trim().toLocaleLowerCase();
-    const found = query === "" ? cards : cards.filter((card) => card.name.toLocaleLowerCase().includes(query));
-    const near = found
-      .map((card) => [distance(...center, card.lat, card.long), card])
-      .sort((a, b) => a[0] - b[0])
+  /** Lists cards, the nearest to `from` ([lat, long]) first; returns the ids in that order. */
+  show(cards, from, chosen) {
+    const near = cards
+      .map((card) => [card.lat === undefined ? Infinity : distance(...from, card.lat, card.long), card])
+      .sort((a, b) => a[0] - b[0] || a[1].name.localeCompare(b[1].name))
       .slice(0, MOST_LISTED);
-    by("handle-text").textContent = count(cards.length, "vendor");
-    const rows = near.map(([far, card]) => this.row(card, far, card.vendorId === chosen));
-    if (rows.length === 0) {
-      rows.push(element("li", { className: "none", textContent: query ? "No vendor of this name in view." : `No vendors in view. Move the map, or zoom ${clipped ? "in" : "out"}.` }));
-    }
-    // rows that stay where they are keep their focus and are not read out again
+    this.fill(near.map(([far, card]) => this.row(card, far, card.vendorId === chosen)));
+    const kept = new Set(near.map(([, card]) => card.vendorId));
+    for (const vendorId of this.rows.keys()) if (!kept.has(vendorId)) this.rows.delete(vendorId);
+    return near.map(([, card]) => card.vendorId);
+  }
+
+  /** Lists bubbles, the largest first. */
+  showGroups(bubbles, from, place) {
+    this.groups = [...bubbles].sort((a, b) => b.count - a.count).slice(0, MOST_LISTED);
+    this.fill(
+      this.groups.map((bubble, at) => {
+        const sign = element("i", { className: "sign group", "aria-hidden": "true" });
+        const name = element("span", { className: "name", textContent: text("group.label", { vendors: count(bubble.count, "vendors"), open: bubble.open }) });
+        const away = element("span", { className: "far", textContent: metres(distance(...from, ...place(bubble))) });
+        return element("li", {}, element("button", { type: "button", "data-group": String(at) }, sign, element("span", {}, name), away));
+      }),
+    );
+  }
+
+  /** Says in the list why it is empty, or offers more. */
+  note(words, more = false) {
+    const inner = more ? element("button", { type: "button", className: "more", textContent: words }) : words;
+    this.list.append(element("li", { className: "none" }, inner));
+  }
+
+  fill(rows) {
+    // rows that stay keep their focus and are not read out again
     rows.forEach((row, at) => {
       if (this.list.children[at] !== row) this.list.insertBefore(row, this.list.children[at] ?? null);
     });
     while (this.list.children.length > rows.length) this.list.lastElementChild.remove();
-    const kept = new Set(near.map(([, card]) => card.vendorId));
-    for (const vendorId of this.rows.keys()) if (!kept.has(vendorId)) this.rows.delete(vendorId);
-    return near.map(([, card]) => card.vendorId);
   }
 
   row(card, far, chosen) {
@@ -90,69 +121,81 @@ export class Panel {
       Object.assign(row, { sign, name, what, away, button });
       this.rows.set(card.vendorId, row);
     }
-    const kind = state(card);
+    const absent = card.lat === undefined;
+    const kind = absent ? "offline" : state(card);
     set(row.sign, "className", `sign ${kind}`);
     set(row.name, "textContent", card.name);
-    const doing = card.online ? `${card.open ? "open" : "closed"}${card.speed >= 0.3 ? ` · ${pace(card.speed)}` : ""}` : "offline";
-    set(row.what, "textContent", doing);
-    set(row.away, "textContent", metres(far));
+    const words = absent ? text("state.absent") : text(`state.${kind}`);
+    set(row.what, "textContent", !absent && card.online && card.speed >= 0.3 ? `${words} · ${pace(card.speed)}` : words);
+    set(row.away, "textContent", absent ? "" : metres(far));
     if (chosen) row.button.setAttribute("aria-current", "true");
     else row.button.removeAttribute("aria-current");
     return row;
   }
 
-  /** The card of a vendor; null closes it. */
+  /** Opens the card of a vendor; null closes it. A card without a position is that of a vendor not on the map. */
   choose(card) {
     const root = by("card");
     root.hidden = card === null;
     this.root.classList.toggle("chosen", card !== null);
-    this.cardOf = card?.vendorId ?? null;
-    if (card === null) {
-      root.replaceChildren();
-      this.parts = null;
-      return;
-    }
-    const name = element("h2", { id: "card-name" });
+    this.parts = null;
+    if (card === null) return root.replaceChildren();
+    const name = element("h2", { id: "card-name", textContent: card.name });
     const tags = element("p", { className: "tags" });
-    const close = element("button", { type: "button", className: "close", textContent: "×", "aria-label": "Close the card" });
+    const close = element("button", { type: "button", className: "close", textContent: "×", "aria-label": text("card.close") });
     close.addEventListener("click", () => this.handlers.onChoose(null));
     const top = element("div", { className: "top" }, element("div", { className: "who" }, name, tags), close);
     const picture = image(card.primaryImage);
     if (picture !== null) top.prepend(picture);
-    const facts = { seen: element("dd"), pace: element("dd"), heads: element("dd") };
-    const list = element(
-      "dl",
-      { className: "facts" },
-      element("div", {}, element("dt", { textContent: "last fix" }), facts.seen),
-      element("div", {}, element("dt", { textContent: "speed" }), facts.pace),
-      element("div", {}, element("dt", { textContent: "heading" }), facts.heads),
+    if (card.lat === undefined) return root.replaceChildren(top, element("p", { className: "trail", textContent: text("card.absent") }));
+    const facts = {};
+    const fact = (key) => element("div", {}, element("dt", { textContent: text(`card.${key}`) }), (facts[key] = element("dd")));
+    const list = element("dl", { className: "facts" }, ...["seen", "speed", "distance"].map(fact));
+    const act = (id, className, key, run) => {
+      const button = element("button", { type: "button", className, id, textContent: text(key) });
+      button.addEventListener("click", run);
+      return button;
+    };
+    const follow = act("follow", "primary", "card.follow", () => this.handlers.onFollow());
+    follow.setAttribute("aria-pressed", "false");
+    follow.setAttribute("aria-keyshortcuts", "f");
+    const way = element("a", { id: "directions", className: "secondary", textContent: text("card.directions"), rel: "noopener", target: "_blank" });
+    const acts = element(
+      "div",
+      { className: "acts" },
+      follow,
+      way,
+      act("share", "secondary", "card.share", () => this.handlers.onShare()),
+      act("today", "secondary", "card.today", () => this.handlers.onReplay()),
     );
-    const follow = element("button", { type: "button", className: "primary", id: "follow", "aria-pressed": "false", "aria-keyshortcuts": "f" });
-    follow.addEventListener("click", () => this.handlers.onFollow());
     const trail = element("p", { className: "trail", id: "trail" });
-    root.replaceChildren(top, list, element("div", { className: "acts" }, follow), trail);
-    this.parts = { name, tags, facts, follow, trail, kind: null };
-    this.refresh(card, false);
+    root.replaceChildren(top, list, acts, element("div", { id: "replay", className: "replay", hidden: true }), trail);
+    this.parts = { name, tags, facts, follow, way, trail, kind: null };
+    this.refresh(card, false, null);
   }
 
-  /** What is new of the chosen vendor. */
-  refresh(card, following, trail = "") {
+  /** Updates the open card; `far` is metres or null. */
+  refresh(card, following, far, trail = "") {
     const { parts } = this;
     if (parts === null) return;
     set(parts.name, "textContent", card.name);
     const kind = `${card.open}${card.online}`;
     if (parts.kind !== kind) {
       parts.kind = kind;
+      const tag = (word, className) => element("span", { className, textContent: text(`state.${word}`) });
       parts.tags.replaceChildren(
-        element("span", { className: card.open ? "tag open" : "tag", textContent: card.open ? "open" : "closed" }),
-        element("span", { className: card.online ? "tag" : "tag offline", textContent: card.online ? "online" : "offline" }),
+        card.open ? tag("open", "tag open") : tag("closed", "tag"),
+        card.online ? tag("online", "tag") : tag("offline", "tag offline"),
       );
     }
     set(parts.facts.seen, "textContent", ago(clock.now() - card.timestamp));
-    set(parts.facts.pace, "textContent", pace(card.speed));
-    set(parts.facts.heads, "textContent", card.heading === undefined ? "–" : wind(card.heading));
-    set(parts.follow, "textContent", following ? "Following" : "Follow");
+    const heads = card.heading === undefined || !(card.speed >= 0.3) ? "" : ` · ${wind(card.heading)}`;
+    set(parts.facts.speed, "textContent", pace(card.speed));
+    set(parts.facts.speed, "title", heads);
+    set(parts.facts.distance, "textContent", far === null ? "–" : metres(far));
+    set(parts.follow, "textContent", text(following ? "card.following" : "card.follow"));
     parts.follow.setAttribute("aria-pressed", String(following));
+    set(parts.way, "href", directions(card));
     set(parts.trail, "textContent", trail);
   }
 
@@ -164,38 +207,29 @@ export class Panel {
       by("area-log").replaceChildren();
       return "";
     }
+    const { ne, sw } = area;
     const size = area.center
-      ? `Circle of ${metres(area.radius)}`
-      : `Box of ${metres(distance(area.ne.lat, area.sw.long, area.ne.lat, area.ne.long))} by ${metres(distance(area.ne.lat, area.ne.long, area.sw.lat, area.ne.long))}`;
-    set(by("area-title"), "textContent", size);
+      ? text("area.circle", { radius: metres(area.radius) })
+      : text("area.box", { width: metres(distance(ne.lat, sw.long, ne.lat, ne.long)), height: metres(distance(ne.lat, ne.long, sw.lat, ne.long)) });
+    put("area-title", size);
     const open = cards.filter((card) => card.open).length;
-    const text = fresh ? `${count(cards.length, "vendor")} inside, ${open} open` : "asking…";
-    set(by("area-text"), "textContent", text);
-    return `${size}: ${text}`;
+    const inside = fresh ? text("area.inside", { vendors: count(cards.length, "vendors"), open }) : text("area.loading");
+    put("area-text", inside);
+    return `${size}: ${inside}`;
   }
 
-  /** Somebody came into the watched area, or went. */
-  passed(card, how) {
-    this.log = [[card.name, how], ...this.log].slice(0, LOGGED);
+  /** Logs a vendor that entered the watched area or left it. */
+  passed(card, key) {
+    this.log = [[card.name, text(key)], ...this.log].slice(0, LOGGED);
     by("area-log").replaceChildren(
       ...this.log.map(([name, did]) => element("li", {}, element("b", { textContent: name }), ` ${did}`)),
     );
   }
 }
 
-function set(node, property, value) {
-  if (node[property] !== value) node[property] = value;
-}
-
 function image(url) {
-  let parsed;
-  try {
-    parsed = new URL(url);
-  } catch {
-    return null;
-  }
-  if (url === null || parsed.protocol !== "https:") return null;
-  const made = element("img", { alt: "", loading: "lazy", referrerPolicy: "no-referrer", src: parsed.href });
+  if (!URL.canParse(url ?? "") || new URL(url).protocol !== "https:") return null;
+  const made = element("img", { alt: "", loading: "lazy", referrerPolicy: "no-referrer", src: url });
   made.addEventListener("error", () => made.remove());
   return made;
 }

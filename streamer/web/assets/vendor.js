@@ -1,17 +1,17 @@
-/** Makes a phone's browser a vendor: measures, keeps, reports; shows what is not stored yet. */
+/** The vendor page: measures a phone's positions, keeps and uploads them, and shows what is not stored yet. */
 
 import { expiry, IndexedDbQueue, VendorClient } from "/client/venta.js";
-import { ago, by, count, element, metres, remember, remembered, theme, token, wind } from "./page.js";
+import { ago, by, count, element, metres, number, put, remember, remembered, speed, text, theme, token, wind } from "./page.js";
 
-/** Of those that wait, so many are listed. */
+/** Waiting positions that are listed. */
 const LISTED = 5;
-/** A parked truck is measured over and over: a fix this near the last, in metres, is reported only each 15 s. */
+/** A position within this many metres of the last is reported only every PARKED ms. */
 const NEAR = 3;
 const PARKED = 15_000;
-/** As long as the accuracy is worse than this, in metres, positions jump about too much to be shown to anybody. */
+/** A position known no better than this, in metres, is not reported. */
 const COARSEST = 500;
-
-const REFUSED = "This page may not know where the device is: allow it in the browser’s settings for this site.";
+/** Plain words for why the server ended the connection, by close code. */
+const ENDED = { 4401: "vendor.expired", 4403: "vendor.none", 4404: "vendor.none", 4429: "vendor.elsewhere" };
 
 theme();
 
@@ -20,12 +20,43 @@ let client = null;
 let measuring = null;
 let lock = null;
 let last = null;
-/** What is wrong with the connection, and with the measuring: each is mended on its own. */
+/** What is wrong with signing in, with the connection, and with measuring: each is solved on its own. */
+let refused = "";
 let failed = "";
 let lost = "";
 let unnamed = null;
 
-// who
+// signing in
+
+/** Exchanges the code of a sign-in link (`#code=…`) for a token. */
+async function signIn() {
+  const code = new URLSearchParams(location.hash.slice(1)).get("code");
+  if (code === null) return;
+  let answer;
+  try {
+    answer = await fetch("/v1/sign-in", { method: "POST", body: JSON.stringify({ code }), headers: { "Content-Type": "application/json" } });
+  } catch {
+    answer = null;
+  }
+  if (answer === null || answer.status >= 500) {
+    refused = text("vendor.unreachable");
+    setTimeout(() => void signIn(), 3_000);
+    return show();
+  }
+  history.replaceState(null, "", location.pathname + location.search);
+  const { token: given, vendorId, detail = "" } = await answer.json();
+  if (answer.ok) {
+    refused = "";
+    access = given;
+    remember("vendor-token", given);
+    remember("vendor-id", vendorId);
+    return void be();
+  }
+  const reason = answer.status === 404 ? "none" : detail.includes("used") ? "used" : detail.includes("expired") ? "late" : "invalid";
+  refused = text(`vendor.${reason}`);
+  show();
+}
+addEventListener("hashchange", () => void signIn());
 
 function subject(jwt) {
   try {
@@ -43,31 +74,40 @@ by("token-form").addEventListener("submit", (event) => {
   void be();
 });
 
-by("forget").addEventListener("click", async () => {
+by("forget").addEventListener("click", () => signOut(""));
+
+async function signOut(why) {
   stopMeasuring();
-  await client?.stop();
+  const before = client;
   client = null;
   access = null;
+  refused = why;
+  failed = "";
   remember("vendor-token", null);
   by("token").value = "";
+  await before?.stop();
   show();
-  by("token").focus();
-});
+}
 
-/** Connect as the vendor of the token; what an earlier run left in the queue goes out at once. */
+/** Connects as the vendor; what an earlier run left in the queue is uploaded at once. */
 async function be() {
   await client?.stop();
-  failed = "";
+  failed = refused = "";
   const vendorId = remembered("vendor-id") ?? undefined;
   const mine = (client = new VendorClient(location.origin, {
     vendorId,
-    // each user's pings in a queue of their own: another's must not go out in this one's name
+    // a queue for each user: pings must not be uploaded in another's name
     queue: globalThis.indexedDB ? new IndexedDbQueue(`venta-pings-${subject(access)}-${vendorId ?? ""}`) : undefined,
     getToken: () => access,
     onState: (state, { code, reason } = {}) => {
       if (mine !== client) return;
-      failed = state === "ended" ? `${reason || "The server ended the connection"} (${code})` : "";
-      if (state === "ended" && code !== 4400) stopMeasuring();
+      failed = "";
+      if (state === "ended") {
+        stopMeasuring();
+        const several = /vendors: name one/.test(reason ?? "");
+        failed = several ? text("vendor.several") : code in ENDED ? text(ENDED[code]) : `${reason} (${code})`;
+        by("by-token").open = by("by-token").open || several;
+      }
       show();
     },
     onHello: ({ vendorId: own }) => void named(own),
@@ -78,7 +118,7 @@ async function be() {
       show();
     },
     onRejected: (_, { message }) => {
-      failed = `The server refused a position: ${message}`;
+      failed = text("vendor.refused-position", { message });
       show();
     },
     onDropped: show,
@@ -91,7 +131,7 @@ async function be() {
   try {
     await mine.start();
   } catch (error) {
-    failed = `The queue of this device can't be read: ${error?.message ?? error}`;
+    failed = text("vendor.storage", { message: error?.message ?? String(error) });
   }
   show();
 }
@@ -104,24 +144,24 @@ async function named(vendorId) {
     const { name, open } = await answer.json();
     unnamed = null;
     by("known-name").textContent = name;
-    // unless it was said otherwise on this device meanwhile
+    // unless it was changed on this device meanwhile
     if (client?.status === null) by("open").checked = open;
   }
   show();
 }
 
-// where
+// measuring
 
 by("report").addEventListener("click", () => (measuring === null ? startMeasuring() : stopMeasuring()));
 
 function startMeasuring() {
   if (!("geolocation" in navigator)) {
-    lost = "This browser tells no positions. Open this page over HTTPS.";
+    lost = text("vendor.unsupported");
     return show();
   }
   failed = lost = "";
   if (client.state === "ended") void client.start();
-  measuring = navigator.geolocation.watchPosition(measured, refused, { enableHighAccuracy: true, maximumAge: 1_000, timeout: 30_000 });
+  measuring = navigator.geolocation.watchPosition(measured, unmeasured, { enableHighAccuracy: true, maximumAge: 1_000, timeout: 30_000 });
   void stayAwake();
   show();
 }
@@ -129,7 +169,7 @@ function startMeasuring() {
 function stopMeasuring() {
   if (measuring !== null) navigator.geolocation.clearWatch(measuring);
   measuring = null;
-  if (lost !== REFUSED) lost = "";
+  if (lost !== text("vendor.blocked")) lost = "";
   void lock?.release();
   lock = null;
   show();
@@ -142,7 +182,7 @@ function measured({ coords, timestamp }) {
   const near = last !== null && Math.hypot(fix.lat - last.lat, (fix.long - last.long) * Math.cos((fix.lat * Math.PI) / 180)) * 111_195 < NEAR;
   lost = "";
   if (fix.accuracy > COARSEST) {
-    lost = `The position is known to ${metres(fix.accuracy)} only: waiting for a better one.`;
+    lost = text("vendor.coarse", { accuracy: metres(fix.accuracy) });
   } else if (!near || timestamp - last.timestamp >= PARKED) {
     last = fix;
     void client.ping(fix);
@@ -151,24 +191,20 @@ function measured({ coords, timestamp }) {
   show();
 }
 
-function refused(error) {
-  const words = {
-    1: REFUSED,
-    2: "The device can’t tell where it is just now.",
-    3: "The device takes long to find out where it is.",
-  };
-  lost = words[error.code] ?? error.message;
-  if (error.code === 1) stopMeasuring();
+function unmeasured({ code, message }) {
+  const key = { 1: "blocked", 2: "unavailable", 3: "timeout" }[code];
+  lost = key === undefined ? message : text(`vendor.${key}`);
+  if (code === 1) stopMeasuring();
   show();
 }
 
-/** A phone that sleeps measures nothing. */
+/** Keeps the screen on: a sleeping phone measures nothing. */
 async function stayAwake() {
   try {
     lock = await navigator.wakeLock?.request("screen");
     lock?.addEventListener("release", () => show());
   } catch {
-    lock = null; // low on battery: it may
+    lock = null; // the system may refuse, as with a low battery
   }
   show();
 }
@@ -181,12 +217,12 @@ by("open").addEventListener("change", () => {
   show();
 });
 
-// what is told
+// showing
 
 function showFix(fix) {
   put("position", `${fix.lat.toFixed(5)}, ${fix.long.toFixed(5)}`);
   put("accuracy", `± ${metres(Math.max(10, fix.accuracy))}`);
-  put("speed", fix.speed === undefined ? "–" : `${Math.round(fix.speed * 3.6)} km/h`);
+  put("speed", fix.speed === undefined ? "–" : speed(fix.speed));
   put("heading", fix.heading === undefined ? "–" : wind(fix.heading));
   by("on-map").href = `/#16/${fix.lat.toFixed(5)}/${fix.long.toFixed(5)}`;
 }
@@ -195,62 +231,52 @@ function show() {
   const state = client?.state ?? "stopped";
   const reporting = measuring !== null;
   const waiting = client === null ? [] : [...client.waiting.keys()].sort((a, b) => b - a);
-  const shown = {
-    open: reporting ? ["live", "Reporting"] : ["open", "Connected"],
-    connecting: ["connecting", "Connecting…"],
-    waiting: ["stale", "Offline"],
-    ended: ["ended", "Refused"],
-    stopped: ["stopped", "Not reporting"],
+  const [kind, word] = {
+    open: reporting ? ["live", "reporting"] : ["open", "connected"],
+    connecting: ["connecting", "connecting"],
+    waiting: ["stale", "offline"],
+    ended: ["ended", "ended"],
+    stopped: ["stopped", "stopped"],
   }[state];
-  by("status").dataset.state = shown[0];
-  put("status-text", shown[1]);
-  by("token-form").hidden = access !== null;
+  by("status").dataset.state = kind;
+  put("status-text", text(`vendor.status.${word}`));
+  by("sign-in").hidden = access !== null && state !== "ended";
   by("known").hidden = access === null;
   by("report").disabled = client === null;
   by("report").setAttribute("aria-pressed", String(reporting));
-  put("report", reporting ? "Stop reporting" : "Start reporting");
+  put("report", text(reporting ? "vendor.stop" : "vendor.start"));
   by("open").disabled = client === null;
-  put("open-text", by("open").checked ? "Open for business" : "Closed for business");
-  put("waiting", waiting.length.toLocaleString("en"));
-  put(
-    "queue-text",
-    waiting.length === 0
-      ? "Nothing waits: all that was reported is stored."
-      : state === "open"
-        ? "On the way."
-        : `${count(waiting.length, "position")} kept on this device until the server is reached.`,
-  );
+  put("open-text", text(by("open").checked ? "vendor.open" : "vendor.closed"));
+  put("waiting", number(waiting.length));
+  const kept = () => text("vendor.queue.kept", { positions: count(waiting.length, "positions") });
+  put("queue-text", waiting.length === 0 ? text("vendor.queue.empty") : state === "open" ? text("vendor.queue.sending") : kept());
   const now = Date.now();
   const rows = waiting.slice(0, LISTED).map((timestamp) => {
     const { ping } = client.waiting.get(timestamp);
-    return element(
-      "li",
-      {},
-      element("span", { textContent: `${ping.lat.toFixed(5)}, ${ping.long.toFixed(5)}` }),
-      element("span", { textContent: ago(now - timestamp) }),
-    );
+    const position = element("span", { textContent: `${ping.lat.toFixed(5)}, ${ping.long.toFixed(5)}` });
+    return element("li", {}, position, element("span", { textContent: ago(now - timestamp) }));
   });
-  if (waiting.length > LISTED) rows.push(element("li", {}, element("span", { textContent: `and ${waiting.length - LISTED} more` })));
+  if (waiting.length > LISTED) rows.push(element("li", {}, element("span", { textContent: text("vendor.queue.more", { n: waiting.length - LISTED }) })));
   by("queue").replaceChildren(...rows);
-  put("stored", String(client?.stored ?? 0));
-  put("rejected", String(client?.rejected ?? 0));
-  put("dropped", String(client?.dropped ?? 0));
+  put("stored", number(client?.stored ?? 0));
+  put("rejected", number(client?.rejected ?? 0));
+  put("dropped", number(client?.dropped ?? 0));
   put("measured", last === null ? "–" : ago(now - last.timestamp));
-  put("screen", lock !== null && lock !== undefined && !lock.released ? "stays on" : "may sleep");
+  put("screen", text(lock && !lock.released ? "vendor.screen.on" : "vendor.screen.sleeps"));
   const ends = access === null ? null : expiry(access);
-  const problem = failed || lost || (ends !== null && ends < now ? "The token has expired: get another one." : "");
-  by("problem").hidden = problem === "";
-  put("problem", problem);
+  tell("problem", failed || lost || (ends !== null && ends < now ? text("vendor.expired") : ""));
+  tell("sign-in-problem", refused);
 }
 
-function put(id, text) {
-  const node = by(id);
-  if (node.textContent !== text) node.textContent = text;
+function tell(id, words) {
+  by(id).hidden = words === "";
+  put(id, words);
 }
 
 setInterval(show, 1_000);
 if (access === null) show();
 else void be();
+void signIn();
 
-/** For tests, and for those who look into the page. */
+/** For tests and for looking into the page. */
 globalThis.vendorPage = { get client() { return client; } };

@@ -566,7 +566,7 @@ async def test_history_refusals(client: Client) -> None:
     (await client.past(limit=0)).refused(400, "ERR_INVALID_MESSAGE")
     (await client.past(**{"from": "yesterday"})).refused(400, "ERR_INVALID_TIMESTAMP")
     (await client.ask("DELETE", client.path)).refused(405, "ERR_INVALID_MESSAGE")
-    (await client.ask("GET", "/v1/nothing")).refused(404, "ERR_INVALID_MESSAGE")
+    (await client.ask("GET", "/v1/nothing")).refused(404, "ERR_NOT_FOUND")
 
 
 async def test_public_history(serve: Serve, vendors: list[SeededVendor]) -> None:

@@ -22,11 +22,12 @@ from streamer.protocol.asyncapi import CLOSES, asyncapi
 from streamer.protocol.openapi import openapi
 from streamer.settings import Settings
 from streamer.storage import seed
-from streamer.web.api_docs import page
+from streamer.web.api_docs import ApiDocs, page
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, described, now_ms
+from tests.support.browser import EXECUTABLE, SKIP, Chromium, Tab, browsing
 
-PAGES = re.compile(r"/$|/vendor$|/favicon\.ico$|/map/|/client/|/docs")
+PAGES = re.compile(r"/$|/vendor$|/favicon\.ico$|/map/|/client/|/docs|/openapi.json$|/embed|/manifest")
 """What is there to be looked at rather than called."""
 SOCKETS = {"/v1/vendor", "/v1/watch"}
 SETTINGS = Settings.model_construct()
@@ -206,10 +207,11 @@ class Reader(HTMLParser):
         values = dict(attrs)
         if values.get("href"):
             self.links.append(str(values["href"]))
-        assert "src" not in values
+        if values.get("src"):
+            self.links.append(str(values["src"]))
         if values.get("id"):
             self.ids.add(str(values["id"]))
-        if tag not in ("meta", "br", "html"):
+        if tag not in ("meta", "br", "html", "link", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -217,8 +219,8 @@ class Reader(HTMLParser):
             assert self.open.pop() == tag
 
 
-async def test_a_page_for_people_that_needs_nothing_else(serve: Serve) -> None:
-    """Read where there is no network but this server's; every link in it works."""
+async def test_the_page_loads_nothing_from_elsewhere(serve: Serve) -> None:
+    """The reference is complete without any network but this server's, and every link in it works."""
     server = await serve()
     async with aiohttp.ClientSession(server.url) as session:
         async with session.get("/docs") as answer:
@@ -234,7 +236,11 @@ async def test_a_page_for_people_that_needs_nothing_else(serve: Serve) -> None:
             else:
                 async with session.get(link) as there:
                     assert there.status == 200
-                    assert there.headers["Access-Control-Allow-Origin"] == "*"
+                    assert link.startswith("/docs/"), "nothing from elsewhere"
+                    if link.endswith(".json"):
+                        assert there.headers["Access-Control-Allow-Origin"] == "*"
+        async with session.get("/openapi.json", allow_redirects=False) as moved:
+            assert (moved.status, moved.headers["Location"]) == (302, "/docs/openapi.json")
     for name in ("/v1/vendor", "reconnectAfterMs", "ERR_AREA_TOO_LARGE", "4508", "GET /v1/vendors/{id}/locations"):
         assert name in text
 
@@ -244,5 +250,44 @@ def test_text_can_not_break_the_page() -> None:
     http, sockets = openapi(SETTINGS, "1"), asyncapi(SETTINGS, "1")
     http["info"]["description"] = "<script>alert(1)</script>`<b>`"
     shown = page(http, sockets)
-    assert "<script>" not in shown
+    assert "<script>alert" not in shown
     assert "<code>&lt;b&gt;</code>" in shown
+
+
+def test_every_operation_has_a_name_and_examples() -> None:
+    """A code generator names its functions by operationId; a reader copies an example that has to be complete."""
+    document = ApiDocs(SETTINGS).openapi
+    operations = [one for methods in document["paths"].values() for one in methods.values()]
+    names = [one["operationId"] for one in operations]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z][A-Za-z]+", name) for name in names)
+    for one in operations:
+        languages = {sample["lang"]: sample["source"] for sample in one["x-codeSamples"]}
+        assert set(languages) == {"curl", "JavaScript", "Python"}
+        compile(languages["Python"], one["operationId"], "exec")
+        assert all(("TOKEN" in source) == bool(one["security"]) for source in languages.values())
+        assert all(
+            f"{each['name']}=" in source
+            for each in one.get("parameters", ())
+            if each["in"] == "query" and each["required"]
+            for source in languages.values()
+        )
+
+
+@pytest.mark.skipif(EXECUTABLE is None, reason=SKIP)
+async def test_a_request_can_be_tried(endpoint: Chromium, serve: Serve, database_url: str) -> None:
+    """A developer sends a request from the page and sees the answer, and the reason where it is refused."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    async with browsing(endpoint) as context:
+        tab = Tab(await context.new_page())
+        await tab.page.goto(f"{server.url}/docs#reportLocations")
+        output = "document.querySelector('#reportLocations output').textContent"
+        assert await tab.run("document.getElementById('reportLocations').open"), "a link opens what it names"
+        await tab.page.fill("#reportLocations input[name=id]", one.vendor_id)
+        await tab.page.click("#reportLocations button")
+        await tab.until(f"{output}.startsWith('401') && {output}.includes('ERR_UNAUTHORIZED')", "why it was refused")
+        await tab.page.fill("#token", make_token(SECRET, one.clerk_id, 600))
+        await tab.page.click("#reportLocations button")
+        await tab.until(f"{output}.startsWith('200') && {output}.includes('\"stored\": 1')", "the answer")
+        assert server.url in await tab.run("document.querySelector('#reportLocations .sample pre').textContent")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import orjson
@@ -67,9 +68,9 @@ async def test_every_import_is_there(serve: Serve, browser: aiohttp.ClientSessio
             assert answer.status == 200, name
             assert answer.content_type == "text/javascript"
             text = await answer.text()
-        wanted += re.findall(r'from "\./([^"]+)"', text)
+        wanted += re.findall(r'(?:from |import\()"\./([^"]+)"', text)
         assert set(re.findall(r'from "(/[^"]+)"', text)) <= {"/client/venta.js"}
-    assert {"fleet.js", "land.js", "page.js"} <= seen
+    assert {"fleet.js", "land.js", "page.js", "history.js"} <= seen
     for none in ("nothing.js", "map.html", "..%2Fpages.py", "%2e%2e"):
         async with browser.get(f"{url}{base[1]}{none}") as answer:
             assert answer.status == 404, none
@@ -143,3 +144,68 @@ def test_a_setting_that_can_not_be(name: str, value: str, said: str) -> None:
     """A map that opens nowhere, or on no tiles, is told at the start and not by its visitors."""
     with pytest.raises(ValueError, match=re.escape(said)):
         Settings.model_validate({name: value})
+
+
+def strings(code: str) -> dict[str, Any]:
+    return dict(orjson.loads((pages.FOLDER / "strings" / f"{code}.json").read_bytes()))
+
+
+def test_every_language_has_every_text() -> None:
+    """A text that one language lacks would stop the page for its readers; one that nothing shows is never updated."""
+    assert {"en", "pl"} <= set(pages.LANGUAGES)
+    english = strings("en")
+    files = [path.read_text(encoding="utf-8") for path in pages.FOLDER.glob("*.*") if path.suffix in (".js", ".html")]
+    used = set(re.findall(r"\{\{t:([\w.-]+)\}\}", " ".join(files)))
+    assert used <= set(english)
+    for code in pages.LANGUAGES:
+        texts = strings(code)
+        assert set(texts) == set(english), code
+        for key, text in texts.items():
+            forms = [english[key], text] if isinstance(text, str) else [*english[key], *text]
+            places = [set(re.findall(r"\{(\w+)\}", form)) for form in forms if isinstance(form, str)]
+            assert all(place == places[0] for place in places), (code, key)
+    scripts = " ".join(files)
+    for key in set(english) - used:
+        stem = key.rpartition(".")[0]
+        assert f'"{key}"' in scripts or f"`{stem}.$" in scripts or f"strings.{key}" in scripts, f"{key} is never shown"
+
+
+@pytest.mark.parametrize(
+    ("query", "accepted", "expected"),
+    [("", "", "en"), ("", "pl-PL,pl;q=0.9,en;q=0.8", "pl"), ("", "de,fr;q=0.5", "en"), ("?lang=en", "pl", "en")],
+)
+async def test_the_language_is_the_visitors(
+    serve: Serve, browser: aiohttp.ClientSession, query: str, accepted: str, expected: str
+) -> None:
+    """The page comes in the browser's language, or that of a link; a cache must not give one to readers of another."""
+    url = (await serve()).url
+    async with browser.get(f"{url}/{query}", headers={"Accept-Language": accepted}) as answer:
+        page = await answer.text()
+        assert "Accept-Language" in answer.headers["Vary"]
+    assert f'<html lang="{expected}">' in page
+    assert strings(expected)["search.placeholder"] in page
+
+
+async def test_the_map_can_be_installed(serve: Serve, browser: aiohttp.ClientSession) -> None:
+    """A customer puts the map on the home screen: the manifest has what browsers ask for, and its icons are there."""
+    url = (await serve()).url
+    async with browser.get(url + "/manifest.webmanifest") as answer:
+        assert answer.content_type == "application/manifest+json"
+        manifest = await answer.json(content_type=None)
+    assert {"name", "start_url", "display", "icons"} <= set(manifest)
+    assert {icon["sizes"] for icon in manifest["icons"]} == {"192x192", "512x512"}
+    for icon in manifest["icons"]:
+        async with browser.get(url + icon["src"]) as answer:
+            assert (answer.status, answer.content_type) == (200, "image/png")
+            size = int.from_bytes((await answer.read())[16:20], "big")
+            assert icon["sizes"] == f"{size}x{size}"
+
+
+async def test_only_the_embedded_map_may_be_framed(serve: Serve, browser: aiohttp.ClientSession) -> None:
+    """Another site may frame the map that shows public positions, and never the page on which a vendor is signed in."""
+    url = (await serve()).url
+    for path, framed in (("/", False), ("/vendor", False), ("/embed", True)):
+        async with browser.get(url + path) as answer:
+            policy = answer.headers["Content-Security-Policy"]
+            assert ("frame-ancestors *" in policy) == framed
+            assert ("X-Frame-Options" in answer.headers) != framed

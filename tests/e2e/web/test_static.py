@@ -41,7 +41,7 @@ async def test_nothing_else_is_handed_out(serve: Serve, name: str) -> None:
     url = URL(f"{server.url}/client/{name}", encoded=True)
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         assert answer.status == 404
-        assert (await answer.json(content_type=None))["code"] == "ERR_INVALID_MESSAGE"
+        assert (await answer.json(content_type=None))["code"] == "ERR_NOT_FOUND"
 
 
 def test_what_is_in_the_package_goes_before_what_lies_beside_it(tmp_path: Path) -> None:

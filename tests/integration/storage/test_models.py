@@ -110,6 +110,7 @@ INDEXES = {
     "idx_users_email": "users (email)",
     "idx_vendors_user_id": 'vendors ("userId")',
     "idx_vendors_location": "vendors USING brin (lat, long)",
+    "idx_vendors_name_search": "vendors USING gin (streamer_search_words(name))",
     "idx_vendors_created_at": 'vendors ("createdAt")',
     "idx_locations_vendor_id": 'locations ("vendorId", "timestamp")',
     "idx_locations_timestamp": 'locations ("timestamp")',

@@ -1,0 +1,38 @@
+"""`streamer link`: a sign-in link for a vendor's phone, with its QR code."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import segno
+import typer
+
+from streamer import settings
+from streamer.accounts.sign_in import LIFETIME, make_link
+from streamer.cli.dev import DATA
+from streamer.dev.development import SECRET, SERVICES
+from streamer.errors import SettingsError
+
+
+def link(
+    vendor_id: Annotated[str, typer.Argument(metavar="VENDOR", help="vendors.id: the vendor that the device becomes.")],
+    url: Annotated[str | None, typer.Option(help="Where the device reaches the server; STREAMER_PUBLIC_URL.")] = None,
+    data: Annotated[Path, typer.Option(help="Where `streamer dev` keeps its secret.")] = DATA,
+) -> None:
+    """Print a link and a QR code that sign a phone in as a vendor, once, within 15 minutes."""
+    configured = settings.load()
+    origin, secret = url or configured.public_url, configured.jwt_secret
+    try:
+        key = secret.get_secret_value() if secret is not None else (data / SECRET).read_text().strip()
+        origin = origin or json.loads((data / SERVICES).read_text())["http"]
+    except OSError:
+        raise SettingsError(
+            "a link needs the server's secret and address: set STREAMER_JWT_SECRET and STREAMER_PUBLIC_URL "
+            f"(or pass --url), or run `streamer dev`, which keeps both in {data}"
+        ) from None
+    made = make_link(key, vendor_id, origin.rstrip("/"), time.time())
+    segno.make(made.url, error="l", micro=False).terminal(compact=True)
+    typer.echo(f"{made.url}\nValid once, for {LIFETIME // 60} minutes.")
