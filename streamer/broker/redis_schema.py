@@ -26,6 +26,7 @@ import orjson
 from streamer.geo.grid import cell_name, named_cell
 from streamer.live.index import Card, LiveIndex, Presence, Vendor
 from streamer.live.local_vendors import Part
+from streamer.protocol.messages import dumps
 
 CELL_TTL = 2 * 3600
 AT_TTL = 24 * 3600
@@ -201,7 +202,7 @@ class CellBatch:
             self._add(self.https, b"h", vendor.http, (id, vendor.http), store)
 
     def _add(self, registers: list[bytes], kind: bytes, version: int, value: tuple[Any, ...], store: bool) -> None:
-        encoded = orjson.dumps(value)
+        encoded = dumps(value)
         registers.append(encoded)
         if store:
             self.fields += (kind + value[0].encode(), b"%013d%b" % (version, encoded))

@@ -7,6 +7,7 @@ give the same id always and everywhere, so the primary key makes a resend harmle
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import product
 from struct import Struct
@@ -53,7 +54,7 @@ class RowEncoder:
         self.vendor_id = vendor_id
         self._tail = _vendor_hash(vendor_id) + len(vendor).to_bytes(4) + vendor
         # The field count and the id's first six characters, its last three of time, the vendor, lat, long, timestamp.
-        row = Struct(f">12s3s{len(self._tail)}sididiq")
+        row = _row(len(self._tail))
         self._pack = row.pack
         self.size = row.size
         # A vendor's pings follow each other closely: all but three characters of the time stay for 46 seconds.
@@ -82,6 +83,12 @@ class RowEncoder:
         """The rows of (timestamp, lat, long) in their order."""
         row = self.row
         return b"".join([row(timestamp, lat, long) for timestamp, lat, long in pings])
+
+
+@lru_cache
+def _row(tail: int) -> Struct:
+    """The shape of a row; vendors whose ids are equally long share it."""
+    return Struct(f">12s3s{tail}sididiq")
 
 
 def decode_rows(rows: bytes | bytearray, size: int) -> list[tuple[str, str, float, float, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,7 +80,7 @@ class VendorSession:
         self._live_max_age = live_max_age
         self._counters = counters or Counters()
         self._bad_messages = BadMessageLimit(max_bad_messages)
-        self._pending: deque[Pending] = deque()
+        self._pending: list[Pending] = []
 
     @property
     def unsettled(self) -> int:
@@ -142,11 +141,12 @@ class VendorSession:
         """These pings are committed or rejected: what to tell the client now."""
         replies = [encode_reject(reject) for reject in rejected] if rejected else []
         pending.settled = True
-        acked: Pending | None = None
-        while self._pending and self._pending[0].settled:
-            acked = self._pending.popleft()
-        if acked is not None:
-            replies.append(encode_ack(acked.last_seq))
+        settled = 0
+        while settled < len(self._pending) and self._pending[settled].settled:
+            settled += 1
+        if settled:
+            replies.append(encode_ack(self._pending[settled - 1].last_seq))
+            del self._pending[:settled]
         return replies
 
 

@@ -16,7 +16,7 @@ FINAL, COMPRESSED, RESERVED = 0x80, 0x40, 0x70
 """Bits of a frame's first byte."""
 MAX_CONTROL = 125
 """Largest payload of a control frame, bytes."""
-MIN_DEFLATED = 200
+MIN_DEFLATED = 256
 """Messages of fewer bytes are not compressed: they would hardly be smaller."""
 PING_FRAME = b"\x89\x00"
 _ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
