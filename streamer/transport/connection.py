@@ -19,7 +19,9 @@ from streamer.transport.writer import Writer
 log = structlog.get_logger()
 
 CHECK_EVERY = 2.0
-"""Seconds between two checks of all connections; with ten thousand of them a check takes some milliseconds."""
+"""Seconds in which every connection is checked once."""
+CHECK_SLICES = 20
+"""The check is spread over this time in slices: with ten thousand connections the whole takes many milliseconds."""
 SPREAD_SHARE = 0.5
 SETTLE_SHARE = 0.8
 """Shares of a drain's time: until the last client is told to go, until what clients sent must be stored."""
@@ -176,28 +178,27 @@ class ConnectionRegistry:
     async def heartbeat(self) -> None:
         """Ping connections, and end those that are silent, stalled or past their token, for ever."""
         while True:
-            await asyncio.sleep(CHECK_EVERY)
-            self.check()
+            connections, slow, unread = tuple(self._connections), 0, 0
+            for number in range(CHECK_SLICES):
+                await asyncio.sleep(CHECK_EVERY / CHECK_SLICES)
+                for connection in connections[number::CHECK_SLICES]:
+                    if waiting := connection.writer.unread:
+                        slow += 1
+                        unread += waiting
+                    self._check(connection, self.now(), self._clock() / 1000)
+            self.slow_clients, self.unread_bytes = slow, unread
 
-    def check(self) -> None:
-        """Look at every connection once."""
-        settings, now, wall = self._settings, self.now(), self._clock() / 1000
-        slow = unread = 0
-        for connection in self:
-            writer = connection.writer
-            if waiting := writer.unread:
-                slow += 1
-                unread += waiting
-            if writer.stalled(now) > settings.stall:
-                connection.end(CloseCode.TOO_SLOW, f"nothing went out for {settings.stall:.0f} s")
-            elif now - connection.heard > settings.silence and not connection.paused:
-                connection.end(CloseCode.SILENT, f"nothing heard for {settings.silence:.0f} s")
-            elif connection.expires is not None and wall > connection.expires:
-                connection.end(CloseCode.UNAUTHORIZED, "the token expired")
-            elif now - connection.pinged >= settings.heartbeat and writer.ready():
-                connection.pinged = now
-                connection.ping()
-        self.slow_clients, self.unread_bytes = slow, unread
+    def _check(self, connection: Connection, now: float, wall: float) -> None:
+        settings, writer = self._settings, connection.writer
+        if writer.stalled(now) > settings.stall:
+            connection.end(CloseCode.TOO_SLOW, f"nothing went out for {settings.stall:.0f} s")
+        elif now - connection.heard > settings.silence and not connection.paused:
+            connection.end(CloseCode.SILENT, f"nothing heard for {settings.silence:.0f} s")
+        elif connection.expires is not None and wall > connection.expires:
+            connection.end(CloseCode.UNAUTHORIZED, "the token expired")
+        elif now - connection.pinged >= settings.heartbeat and writer.ready():
+            connection.pinged = now
+            connection.ping()
 
     async def drain(self, within: float) -> None:
         """Send every client away within so many seconds, spread over time, its pings stored and acked before."""

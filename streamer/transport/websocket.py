@@ -272,7 +272,7 @@ class WebSocket(Connection):
             while not self._closing:
                 reader = self._reader
                 assert reader is not None
-                if self._blocked:
+                if self._task is not None or self._pause is not None or self._full:
                     if self._ahead_bytes >= READ_AHEAD or (frame := reader.next()) is None:
                         break
                     self._put_aside(*frame)
@@ -298,7 +298,8 @@ class WebSocket(Connection):
             self._fail(broken)
         except Exception as error:
             self._crash(error)
-        self._update_reading()
+        if self._yielded or self._closing or self._ahead_bytes or not self._reading:
+            self._update_reading()
 
     def _handle(self, opcode: int, payload: bytes) -> None:
         if opcode in (TEXT, BINARY):

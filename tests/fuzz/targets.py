@@ -15,19 +15,22 @@ import orjson
 
 from streamer.accounts.tokens import Authenticator
 from streamer.counters import Counters
-from streamer.errors import Disconnect, ProtocolError
+from streamer.errors import Disconnect, FrameError, ProtocolError
 from streamer.geo.grid import bus_cover, cover, cover_level
 from streamer.ingest.session import Pending, VendorSession
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey
 from streamer.operations.logs import masked
 from streamer.protocol import fields, history, messages, trackers
+from streamer.protocol.frames import FrameReader
 from streamer.protocol.messages import Bounds
 from streamer.transport import http_ingest
 from streamer.transport.client_address import client_address
 from streamer.transport.cors import allowed_origin
+from tests.support.frames import CLOSE, CONTINUATION, PING, TEXT, compressed, frame
 
 NOW = 1_732_467_600_000
 BOUNDS = Bounds()
+MAX_MESSAGE = 1000
 MOST_CELLS = 2000
 """Cells that the cover of an area within bounds may have."""
 TALLY = Counters()
@@ -130,6 +133,30 @@ def http(data: bytes) -> None:
             assert abs(ping.long) <= 180
 
 
+def frames(data: bytes) -> None:
+    """A client's bytes: messages, control frames or one violation, the same however the network cuts them; bounded."""
+    deflate = len(data) % 2 == 1
+    whole = _read([data], deflate)
+    cut = random.Random(data)
+    at = sorted(cut.randrange(len(data) + 1) for _ in range(5))
+    assert _read([data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True)], deflate) == whole
+
+
+def _read(pieces: list[bytes], deflate: bool) -> list[tuple[int, bytes]]:
+    reader, found = FrameReader(MAX_MESSAGE, deflate=deflate), list[tuple[int, bytes]]()
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            while (got := reader.next()) is not None:
+                assert len(got[1]) <= MAX_MESSAGE
+                if got[0] == TEXT:
+                    got[1].decode()
+                found.append(got)
+    except FrameError as broken:
+        found.append((int(broken.close), b""))
+    return found
+
+
 def _range(_: bytes, text: str, query: dict[str, str]) -> None:
     asked = history.decode_range(query, NOW, 60_000)
     assert 1 <= asked.limit <= history.MAX_LIMIT
@@ -163,7 +190,7 @@ PARTS: dict[bytes, tuple[Part, ...]] = {
     b"t": (_token,),
 }
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"vendor": vendor, "watch": watch, "http": http}
+TARGETS: dict[str, Callable[[bytes], None]] = {"vendor": vendor, "watch": watch, "http": http, "frames": frames}
 
 _PING = b'{"type":"ping","seq":7,"lat":52.23,"long":21.01,"timestamp":1732467600000,"heading":90,"speed":4.2}'
 SEEDS: dict[str, tuple[bytes, ...]] = {
@@ -183,6 +210,12 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'{"type":"watch","id":"w","vendors":["a","b","v1"]}',
         b'{"type":"unwatch","id":"w"}',
         b'{"type":"auth","token":"x"}',
+    ),
+    "frames": (
+        frame(_PING, mask=b"mask") + frame(b"", PING, mask=b"mask"),
+        frame(_PING[:40], fin=False, mask=b"mask") + frame(_PING[40:], CONTINUATION, mask=bytes(4)),
+        frame(compressed(_PING), rsv=4, mask=b"\0\0\0\1"),
+        frame(b"\x03\xe8bye", CLOSE, mask=b"mask"),
     ),
     "http": (
         b"p\n[" + _PING + b"," + _PING + b"]",

@@ -38,6 +38,13 @@ def test_http(data: bytes) -> None:
     targets.http(data)
 
 
+@settings(max_examples=200, deadline=None)
+@given(mutated(targets.SEEDS["frames"]) | st.binary(max_size=100))
+def test_frames(data: bytes) -> None:
+    """Whatever bytes come, and however they are cut, they are messages or one violation with its close code."""
+    targets.frames(data)
+
+
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_the_seeds(name: str) -> None:
     """What the fuzzer starts from is what apps send: it is taken, or there would be little to find."""

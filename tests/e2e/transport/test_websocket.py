@@ -6,15 +6,18 @@ import asyncio
 import time
 from typing import Any
 
+import aiohttp
+import orjson
 import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.ingest import rate_limit
+from streamer.live.index import Card
 from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from streamer.transport import connection, websocket
 from tests.conftest import Running, Serve
-from tests.support.apps import SECRET, App, circle
+from tests.support.apps import SECRET, App, circle, now_ms
 from tests.support.issuer import EC, Issuer, signed
 
 LAT, LONG = 52.2297, 21.0122
@@ -311,3 +314,29 @@ async def test_binary_is_text(running: Running, vendors: list[SeededVendor]) -> 
         await phone.expect("hello")
         await phone.send(b'{"lat":52.2,"long":21,"seq":5}')
         assert (await phone.expect("ack"))["seq"] == 5
+
+
+# compression
+
+
+async def test_compressed_frames(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A browser that offers compression gets what others get, in fewer bytes; what it sends may be compressed."""
+    server = await serve(watch_auth="optional")
+    local_vendors = server.server.broker.local_vendors
+    for number in range(30):
+        local_vendors.connect(f"v{number}", Card(now_ms(), f"Vendor {number}", True, None), now_ms())
+        local_vendors.fix(f"v{number}", now_ms(), LAT, LONG + number * 1e-5, None, None, now_ms())
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/v1/watch", compress=15) as socket:
+        assert socket.compress
+        for _ in range(2):  # neither message depends on the one before
+            await socket.send_str(orjson.dumps(WATCH).decode())
+            snapshot = orjson.loads((await socket.receive(10)).data)
+            assert {card["vendorId"] for card in snapshot["vendors"]} == {f"v{number}" for number in range(30)}
+        for number in range(30):
+            local_vendors.fix(f"v{number}", now_ms(), LAT + 1e-4, LONG + number * 1e-5, None, None, now_ms())
+        moved: set[str] = set()
+        while len(moved) < 30:
+            update = orjson.loads((await socket.receive(10)).data)
+            moved |= {fix["vendorId"] for fix in update["moved"] if fix["lat"] == LAT + 1e-4}
+        sent = server.server.index.sent
+        assert sent < 30 * 3 * 70, f"{sent} bytes for 60 cards and 30 fixes or more"
