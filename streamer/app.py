@@ -370,6 +370,8 @@ class Server:
     def _stored(self, chunk: Chunk) -> None:
         """These pings are committed."""
         self.positions.note(chunk.vendor_id, chunk.newest)
+        if chunk.corrected:
+            self.broker.correct(chunk.vendor_id, *chunk.newest)
         if self.feed is not None:
             self.feed.position(chunk.vendor_id, chunk.newest)
 

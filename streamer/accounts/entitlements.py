@@ -14,7 +14,7 @@ import structlog
 
 from streamer.broker.broker import Broker
 from streamer.errors import DatabaseError, Unavailable
-from streamer.live.local_vendors import Fix
+from streamer.live.fix import Fix
 from streamer.storage.store import Store
 
 log = structlog.get_logger()

@@ -30,6 +30,7 @@ from streamer.broker.redis_schema import BROADCAST, once_key
 from streamer.broker.subscriber import Subscriber
 from streamer.counters import Counters
 from streamer.errors import Unavailable
+from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors
 
@@ -96,6 +97,14 @@ class Broker:
         """Takes a deleted vendor off every process's map."""
         self.publisher.mark_gone(vendor_id)
         self.subscriber.forget(vendor_id)
+
+    def correct(self, vendor_id: str, timestamp: int, lat: float, long: float) -> None:
+        """Has every process show the position that PostgreSQL holds for a timestamp, where it shows another one."""
+        now = self._clock()
+        if vendor_id in self.local_vendors:
+            self.local_vendors.correct(vendor_id, timestamp, lat, long, now)
+        else:
+            self.publisher.broadcast_fix(vendor_id, Fix(timestamp, lat, long, stored=True))
 
     def departed(self, vendor_ids: Iterable[str]) -> None:
         """Drops the entries of vendors that left the map by time."""

@@ -49,7 +49,7 @@ class CellReader:
         self._read_again: set[int] = set()
         """Those of them that were read again: their watchers are to get snapshots."""
         self._missing: dict[str, tuple[int, int]] = {}
-        """Vendors that were not in the cell that was read: the cell and the timestamp they were known by."""
+        """Vendors that were not in the cell that was read: the cell and the version they were known by."""
         self._recheck: dict[int, float] = {}
 
     def read(self, at: int) -> None:
@@ -129,7 +129,7 @@ class CellReader:
                 await asyncio.sleep(0)
                 if self._cells.get(at) is not cell or self.readings.get(at) is not reading:
                     return
-            if reading.left.get(id, -1) >= registers.timestamp():
+            if reading.left.get(id, -1) >= registers.version():
                 continue
             now = self._clock()
             if self._membership.expired(registers, now):
@@ -175,16 +175,16 @@ class CellReader:
             # Its process had time to write it; a silent process can't, and its vendors leave by time.
             cell.doubtful = False
             missing = [v for v in missing if v.presence.owner and not self._membership.silent(v.presence.owner)]
-        self._missing.update((vendor.vendor_id, (at, vendor.timestamp)) for vendor in missing)
+        self._missing.update((vendor.vendor_id, (at, vendor.fix.version)) for vendor in missing)
 
     def _close_gap(self) -> None:
         """All that could be read again was: removes vendors found nowhere, and has snapshots sent."""
         missing, self._missing = self._missing, {}
-        for id, (at, timestamp) in missing.items():
+        for id, (at, version) in missing.items():
             vendor = self._index.vendors.get(id)
             if (
                 vendor is not None
-                and vendor.timestamp == timestamp  # else it was heard of since: it came back
+                and vendor.fix.version == version  # else it was heard of since: it came back
                 and id not in self._local_vendors
                 and parent(vendor.cell, BUS_LEVEL) == at
                 and self._followed.get(id, at) == at

@@ -20,6 +20,7 @@ from streamer.broker.redis_connections import Answer, Command, refused
 from streamer.broker.redis_schema import ANY_VERSION, WRITE, channel, versions_of
 from streamer.errors import Unavailable
 from streamer.geo.grid import BUS_LEVEL, cell_name, parent
+from streamer.live.fix import Fix
 from streamer.live.index import Vendor
 from streamer.live.local_vendors import Part
 
@@ -47,8 +48,8 @@ class Publisher:
         self._dirty: dict[str, int] = {}
         self._retry: dict[str, int] = {}
         self._gone: set[str] = set()
-        self._handed_over: dict[str, tuple[Vendor, float]] = {}
-        """Vendors that went to another process which may not know their last fix, and until when it is broadcast."""
+        self._handed_over: dict[str, tuple[Fix, float]] = {}
+        """Fixes of vendors that went to another process which may not know them, and until when they are broadcast."""
         self._marks: dict[int, bytes] = {}
         self._wake = asyncio.Event()
         self.placement = Placement(context, membership, self._wake)
@@ -112,11 +113,15 @@ class Publisher:
             and not unpublished & Part.FIX
         )
         if vendor.timestamp >= 0 and not known:
-            self._handed_over[vendor_id] = (vendor, asyncio.get_running_loop().time() + HANDOVER)
-            self._wake.set()
+            self.broadcast_fix(vendor_id, vendor.fix)
         if entry is not None and entry.cell != parent(vendor.cell, BUS_LEVEL):
             self.placement.drop(entry.cell, vendor_id, Dropping(entry.versions))
         self._context.remove_unheard(vendor)
+
+    def broadcast_fix(self, vendor_id: str, fix: Fix) -> None:
+        """Tells the process that serves a vendor of a fix that came to this one."""
+        self._handed_over[vendor_id] = (fix, asyncio.get_running_loop().time() + HANDOVER)
+        self._wake.set()
 
     def republish(self) -> None:
         """Writes all again, as Redis may have lost it."""
@@ -187,8 +192,8 @@ class Publisher:
             if self._nodes.answers(channel(at)):
                 flush.drop(at, entries, self._index)
         handed_over = tuple(self._handed_over.items())
-        for _, (vendor, _) in handed_over:
-            flush.broadcast.add(vendor, Part.FIX, store=False)
+        for id, (fix, _) in handed_over:
+            flush.broadcast.fixes.append(fix.register(id))
         gone = tuple(self._gone)
         flush.broadcast.gone += gone
         await self.placement.drop_unknown(gone)

@@ -56,7 +56,7 @@ class Nodes:
             self._map_cause = "the cluster's map is not read yet"
         else:
             self._one = self._add(address.seed)
-            self._one.probe_key = b"v1:probe"
+            self._one.probe_key = b"v2:probe"
 
     @property
     def cause(self) -> str | None:
@@ -259,6 +259,6 @@ class Nodes:
                     task.cancel()
                 node.close()
             elif not node.probe_key or self.of(node.probe_key) is not node:
-                node.probe_key = next(key for n in count() if self.of(key := b"v1:probe:%d" % n) is node)
+                node.probe_key = next(key for n in count() if self.of(key := b"v2:probe:%d" % n) is node)
         if before != self._slots:
             self._handler.on_slots_moved()

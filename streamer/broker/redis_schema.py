@@ -2,15 +2,15 @@
 
 Everything of a broker cell shares a hash tag, so the same code runs on one Redis and on a Redis Cluster:
 
-    v1:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
+    v2:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
                          ! -> a mark made with the hash; a different one means that Redis lost the hash meanwhile
-    v1:{812.403}         sharded channel: [origin, fixes, cards, presences, https, gone], one message per cell and flush
-    v1:at:{vendorId}     a vendor's place: version of its fix (13 digits), broker cell, space, process that wrote it
-    v1:{roam}            sharded channel for all: heartbeats, and the state of vendors that changed cell or process
-    v1:{roam}:owners     sorted set: process -> its last heartbeat, epoch ms
-    v1:{roam}:of:PROCESS set: the broker cells a process wrote to, for whoever cleans up when it is dead
-    v1:probe             a key that is never written: the probe of a node names it
-    v1:once:{vendorId}   set while a vendor without a plan may not go live again
+    v2:{812.403}         sharded channel: [origin, fixes, cards, presences, https, gone], one message per cell and flush
+    v2:at:{vendorId}     a vendor's place: version of its fix (13 digits), broker cell, space, process that wrote it
+    v2:{roam}            sharded channel for all: heartbeats, and the state of vendors that changed cell or process
+    v2:{roam}:owners     sorted set: process -> its last heartbeat, epoch ms
+    v2:{roam}:of:PROCESS set: the broker cells a process wrote to, for whoever cleans up when it is dead
+    v2:probe             a key that is never written: the probe of a node names it
+    v2:once:{vendorId}   set while a vendor without a plan may not go live again
 
 Versions make writes commute: an older register never replaces a newer one, whichever process is late.
 """
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from streamer.geo.grid import cell_name, named_cell
+from streamer.live.fix import CLOCK_TOLERANCE, fix_of_register
 from streamer.live.index import Card, LiveIndex, Presence, Vendor
 from streamer.live.local_vendors import Part
 from streamer.protocol.messages import dumps
@@ -36,13 +37,20 @@ CHUNK = 400
 """Vendors in one EVAL: Lua's stack bounds how many arguments it can unpack."""
 SCAN = 1000
 """Registers asked for at a time."""
-BROADCAST = b"v1:{roam}"
+BROADCAST = b"v2:{roam}"
 PROCESSES = BROADCAST + b":owners"
 MARK = b"!"
 NEVER = b"0" * 13
 ALWAYS = b"9" * 13
 
-WRITE = """
+LIMIT = f"""
+local limit = string.format('%013.0f', redis.call('TIME')[1] * 1000 + {CLOCK_TOLERANCE})
+"""
+"""Lua: the version beyond which a register is of a process whose clock is wrong, and yields to every other."""
+
+WRITE = (
+    LIMIT
+    + """
 local fields = {}
 for i = 3, #ARGV, 2 do fields[#fields + 1] = ARGV[i] end
 local held = redis.call('HMGET', KEYS[1], '!', unpack(fields))
@@ -53,7 +61,9 @@ if not held[1] then
 end
 for i = 1, #fields do
   local value = ARGV[i * 2 + 2]
-  if not held[i + 1] or held[i + 1] <= value then
+  local before = held[i + 1]
+  local wrong, was_wrong = value:sub(1, 13) > limit, before and before:sub(1, 13) > limit
+  if not before or (was_wrong and not wrong) or (before <= value and was_wrong == wrong) then
     newer[#newer + 1] = fields[i]
     newer[#newer + 1] = value
   end
@@ -62,6 +72,7 @@ if #newer > 0 then redis.call('HSET', KEYS[1], unpack(newer)) end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 return held[1]
 """
+)
 """KEYS: a cell. ARGV: TTL in seconds, a new mark, then field, value … Returns the mark of what the cell holds.
 
 Of two values of one version the greater one stays, as everywhere: writes commute.
@@ -82,13 +93,20 @@ return gone
 """
 """KEYS: a cell. ARGV: vendor, newest versions known of its fix, presence and HTTP ping … Keeps newer entries."""
 
-PLACE = """
+PLACE = (
+    LIMIT
+    + """
 local held = redis.call('GET', KEYS[1])
+if held and held:sub(1, 13) > limit and ARGV[1]:sub(1, 13) <= limit then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
+  return '0000000000000' .. held:sub(14)
+end
 if not held or held:sub(1, 13) <= ARGV[1]:sub(1, 13) or held == ARGV[2] then
   redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
 end
 return held
 """
+)
 """KEYS: a vendor's place. ARGV: the new value, one that it may replace even if that is newer, TTL in seconds."""
 
 UNPLACE = """
@@ -114,7 +132,7 @@ return mark
 
 def channel(cell: int) -> bytes:
     """The channel of a broker cell."""
-    return b"v1:{%s}" % cell_name(cell).encode()
+    return b"v2:{%s}" % cell_name(cell).encode()
 
 
 def positions_key(cell: int) -> bytes:
@@ -124,12 +142,12 @@ def positions_key(cell: int) -> bytes:
 
 def once_key(vendor_id: str) -> bytes:
     """The key that exists while a vendor without a plan may not go live again."""
-    return b"v1:once:" + vendor_id.encode()
+    return b"v2:once:" + vendor_id.encode()
 
 
 def place_key(vendor_id: str) -> bytes:
     """The key of a vendor's place: the broker cell in which it was last written."""
-    return b"v1:at:" + vendor_id.encode()
+    return b"v2:at:" + vendor_id.encode()
 
 
 def cells_key(process: str) -> bytes:
@@ -171,7 +189,7 @@ class Versions(NamedTuple):
 
 def versions_of(vendor: Vendor) -> Versions:
     """The versions of a vendor's state now."""
-    return Versions(b"%013d" % max(vendor.timestamp, 0), b"%013d" % vendor.presence.since, b"%013d" % vendor.http)
+    return Versions(b"%013d" % max(vendor.fix.version, 0), b"%013d" % vendor.presence.since, b"%013d" % vendor.http)
 
 
 ANY_VERSION = Versions(ALWAYS, ALWAYS, ALWAYS)
@@ -192,20 +210,20 @@ class CellBatch:
         """Adds parts of a vendor's state; with `store` they are also written into the cell's hash."""
         id = vendor.vendor_id
         if parts & Part.FIX:
-            fix = (id, vendor.timestamp, vendor.lat, vendor.long, vendor.heading, vendor.speed)
-            self._add(self.fixes, b"f", vendor.timestamp, fix, store)
+            fix = vendor.fix
+            self._add(self.fixes, b"f" + id.encode(), fix.version, fix.register(id), store)
         if parts & Part.CARD:
-            self._add(self.cards, b"c", vendor.card.version, (id, *vendor.card), store)
+            self._add(self.cards, b"c" + id.encode(), vendor.card.version, dumps((id, *vendor.card)), store)
         if parts & Part.PRESENCE and vendor.presence.owner:
-            self._add(self.presences, b"p", vendor.presence.since, (id, *vendor.presence), store)
+            presence = vendor.presence
+            self._add(self.presences, b"p" + id.encode(), presence.since, dumps((id, *presence)), store)
         if parts & Part.HTTP and vendor.http:
-            self._add(self.https, b"h", vendor.http, (id, vendor.http), store)
+            self._add(self.https, b"h" + id.encode(), vendor.http, dumps((id, vendor.http)), store)
 
-    def _add(self, registers: list[bytes], kind: bytes, version: int, value: tuple[Any, ...], store: bool) -> None:
-        encoded = dumps(value)
+    def _add(self, registers: list[bytes], field: bytes, version: int, encoded: bytes, store: bool) -> None:
         registers.append(encoded)
         if store:
-            self.fields += (kind + value[0].encode(), b"%013d%b" % (version, encoded))
+            self.fields += (field, b"%013d%b" % (version, encoded))
 
     @property
     def empty(self) -> bool:
@@ -266,8 +284,8 @@ class Registers:
         """The versions as they are stored."""
         return Versions(*[NEVER if held is None else held[:13] for held in (self.fix, self.presence, self.http)])
 
-    def timestamp(self) -> int:
-        """The fix's timestamp, epoch ms; -1: there is none."""
+    def version(self) -> int:
+        """The fix's version, epoch ms; -1: there is none."""
         return -1 if self.fix is None else int(self.fix[:13])
 
     def put(self, index: LiveIndex, now: int) -> None:
@@ -282,8 +300,8 @@ class Registers:
             id, *card = orjson.loads(self.card[13:])
             index.put_card(id, Card(*card), now)
         if self.fix is not None:
-            id, timestamp, lat, long, heading, speed = orjson.loads(self.fix[13:])
-            index.put_fix(id, timestamp, lat, long, heading, speed, now)
+            id, fix = fix_of_register(orjson.loads(self.fix[13:]))
+            index.put_fix(id, fix, now)
 
 
 class Reading:

@@ -17,6 +17,7 @@ from streamer.broker.publisher import RETRY, Publisher
 from streamer.broker.redis_connections import Command, refused
 from streamer.broker.redis_schema import BROADCAST, channel, parse_place, place_key
 from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
+from streamer.live.fix import fix_of_register
 from streamer.live.index import Card, Presence
 from streamer.live.local_vendors import Part
 
@@ -151,8 +152,8 @@ class Subscriber:
             return True
 
         self._put_registers(cards, presences, https, wanted, now)
-        for id, timestamp, lat, long, heading, speed in fixes:
-            taken = self._index.put_fix(id, timestamp, lat, long, heading, speed, now)
+        for id, fix in map(fix_of_register, fixes):
+            taken = self._index.put_fix(id, fix, now)
             if taken and id in vendors:
                 here = parent(vendors[id].cell, BUS_LEVEL)
                 if id in self._local_vendors:
@@ -163,8 +164,8 @@ class Subscriber:
                     self._context.remove_unheard(vendors[id])
             if reading is not None:
                 reading.heard.add(id)
-                if bus_cell(lat, long) != at:
-                    reading.left[id] = max(timestamp, reading.left.get(id, 0))
+                if bus_cell(fix.lat, fix.long) != at:
+                    reading.left[id] = max(fix.version, reading.left.get(id, 0))
         for id in gone:
             self._on_gone(id)
         self._handler.on_index_changed()
@@ -253,10 +254,10 @@ class Subscriber:
                 self._handler.on_index_changed()
             return
         self._put_registers(cards, presences, https, wanted.__contains__, now)
-        for id, timestamp, lat, long, heading, speed in fixes:
+        for id, fix in map(fix_of_register, fixes):
             if id not in wanted:
                 continue
-            newer = index.put_fix(id, timestamp, lat, long, heading, speed, now)
+            newer = index.put_fix(id, fix, now)
             vendor = index.vendors.get(id)
             if vendor is None:
                 continue
@@ -266,7 +267,7 @@ class Subscriber:
             if id not in local_vendors:
                 continue
             entry = self._publisher.placement.entries.get(id)
-            if bus_cell(lat, long) != here or (entry is not None and entry.cell != here):
+            if bus_cell(fix.lat, fix.long) != here or (entry is not None and entry.cell != here):
                 # One of the two processes wrote an outdated position, and it is to be dropped.
                 self._publisher.mark(id, Part.ALL)
             elif newer:
@@ -285,7 +286,7 @@ class Subscriber:
                 continue
             place = parse_place(value)
             vendor = self._index.vendors.get(id)
-            if vendor is not None and vendor.timestamp > (-1 if place is None else int(place.version)):
+            if vendor is not None and vendor.fix.version > (-1 if place is None else int(place.version)):
                 self._follow(id, parent(vendor.cell, BUS_LEVEL))  # it was heard of meanwhile
             elif place is not None:
                 self._follow(id, place.cell)

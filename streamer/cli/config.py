@@ -39,7 +39,7 @@ PARTS = {
 }
 """The page's headings, by the setting that each stands before."""
 
-REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
+REDIS_SCHEMES = tuple(f"{scheme}{kind}" for kind in ("", "+cluster", "+sentinel") for scheme in ("redis", "rediss"))
 
 PAGE = """\
 # Settings
@@ -163,7 +163,9 @@ def bounds(name: str) -> str:
 def _check_redis(url: str) -> None:
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in REDIS_SCHEMES and parts.hostname and (parts.port is None or parts.port)
+        # Of several Sentinels RedisAddress.check reads the hosts.
+        several = parts.scheme.endswith("+sentinel")
+        usable = parts.scheme in REDIS_SCHEMES and (several or (parts.hostname and (parts.port is None or parts.port)))
     except ValueError:
         usable = False  # urlsplit's own words quote what may be part of a password
     if not usable:

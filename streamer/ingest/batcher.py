@@ -46,6 +46,7 @@ class Chunk:
     go ahead of a backlog. `newest` is the (timestamp ms, lat, long) that counts for the vendor's position. `settled` is
     called exactly once, in the loop, when every ping is committed or rejected. `cost` is the bytes it takes in memory,
     about; `tried` says that an earlier attempt may have stored it already; `admitted`, that it is or was in the buffer;
+    `corrected`, that PostgreSQL held another ping of the newest's timestamp, which `newest` is now;
     `waiting`, that it is there and no attempt has begun, so that more of its session may join it. `after` is a live one
     that it must not overtake.
     """
@@ -53,6 +54,7 @@ class Chunk:
     __slots__ = (
         "admitted",
         "after",
+        "corrected",
         "cost",
         "count",
         "live",
@@ -86,7 +88,7 @@ class Chunk:
         self.newest = newest
         self.settled = settled
         self.offered_at = 0.0
-        self.tried = self.admitted = self.waiting = False
+        self.tried = self.admitted = self.waiting = self.corrected = False
         self.after: Chunk | None = None
 
     def join(self, seqs: Sequence[int], rows: bytes, newest: tuple[int, float, float]) -> None:
@@ -99,7 +101,8 @@ class Chunk:
         self.rows += rows
         self.count += len(seqs)
         self.cost += joined_cost(len(seqs), len(rows))
-        self.newest = max(self.newest, newest)
+        if newest[0] > self.newest[0]:  # of one timestamp the first is stored
+            self.newest = newest
 
 
 def joined_cost(pings: int, row_bytes: int) -> int:

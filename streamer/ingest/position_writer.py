@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from streamer.errors import StreamerError, Unavailable
@@ -29,10 +30,12 @@ class PositionWriter:
         *,
         interval: float = 1.0,
         faulted: Callable[[BaseException], None] | None = None,
+        clock: Callable[[], float] = lambda: time.time() * 1000,
     ) -> None:
         self._update = update
         self._interval = interval
         self._faulted = faulted
+        self._clock = clock
         self._newest: dict[str, tuple[int, float, float]] = {}
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -45,7 +48,8 @@ class PositionWriter:
     def note(self, vendor_id: str, fix: tuple[int, float, float]) -> None:
         """A committed fix: (timestamp ms, lat, long)."""
         known = self._newest.get(vendor_id)
-        if known is None or known[0] < fix[0]:
+        # One ahead of the clock yields to every other: it would hide all that comes until that time.
+        if known is None or known[0] < fix[0] or known[0] > self._clock():
             self._newest[vendor_id] = fix
             self._noted.set()
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streamer.geo.grid import BUS_LEVEL, LEVELS, cell, cover, cover_level, parent
 from streamer.geo.shapes import Area
+from streamer.live.fix import Fix
 from streamer.protocol.messages import encode_card, encode_fix, encode_snapshot, update_body, update_head
 
 
@@ -55,6 +56,7 @@ class Vendor:
     __slots__ = (
         "_card_bytes",
         "_fix_bytes",
+        "ahead",
         "born",
         "card",
         "cell",
@@ -68,6 +70,7 @@ class Vendor:
         "presence",
         "recarded",
         "speed",
+        "stored",
         "timestamp",
         "vendor_id",
     )
@@ -77,6 +80,8 @@ class Vendor:
         self.born = now
         self.lat = self.long = 0.0
         self.timestamp = -1
+        self.ahead = 0
+        self.stored = False
         self.heading: float | None = None
         self.speed: float | None = None
         self.card = NEVER_CARD
@@ -88,6 +93,11 @@ class Vendor:
         self.deadline = 0
         self._fix_bytes: bytes | None = None
         self._card_bytes: bytes | None = None
+
+    @property
+    def fix(self) -> Fix:
+        """The newest fix."""
+        return Fix(self.timestamp, self.lat, self.long, self.heading, self.speed, self.ahead, self.stored)
 
     def fix_bytes(self) -> bytes:
         """The fix as JSON, made once for all watchers."""
@@ -473,31 +483,23 @@ class LiveIndex:
 
     # states in
 
-    def put_fix(
-        self,
-        vendor_id: str,
-        timestamp: int,
-        lat: float,
-        long: float,
-        heading: float | None,
-        speed: float | None,
-        now: int,
-    ) -> bool:
-        """Take a fix unless it is not newer than the one held; tells whether it was taken (and its vendor not gone)."""
+    def put_fix(self, vendor_id: str, fix: Fix, now: int) -> bool:
+        """Takes a fix if it replaces the one held; returns whether it was taken (and its vendor is not gone)."""
         vendor = self.vendors.get(vendor_id)
         if vendor is None:
             vendor = self.vendors[vendor_id] = Vendor(vendor_id, now)
-        elif timestamp <= vendor.timestamp:
+        elif (
+            # The usual case is decided without looking closely: both of clocks that are right, and this one newer.
+            (fix.timestamp <= vendor.timestamp or fix.timestamp > now or vendor.ahead)
+            and vendor.timestamp >= 0
+            and not fix.replaces(vendor.fix, now)
+        ):
             return False
         if vendor not in self._changed:
             self._changed[vendor] = (vendor.live, vendor.lat, vendor.long, vendor.cell, vendor.card.open)
-        vendor.lat = lat
-        vendor.long = long
-        vendor.timestamp = timestamp
-        vendor.heading = heading
-        vendor.speed = speed
+        vendor.timestamp, vendor.lat, vendor.long, vendor.heading, vendor.speed, vendor.ahead, vendor.stored = fix
         vendor.stale()
-        at = cell(lat, long)
+        at = cell(vendor.lat, vendor.long)
         if vendor.live:
             if at != vendor.cell:
                 self._move(vendor, at)

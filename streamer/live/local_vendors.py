@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
+from streamer.live.fix import Fix
 from streamer.live.index import Card, LiveIndex, Presence
 
 
@@ -18,16 +19,6 @@ class Part:
     CLAIM: Final = 16
     """This process begins to serve the vendor: where it was before must be looked up."""
     ALL: Final = 31
-
-
-class Fix(NamedTuple):
-    """Where a vendor was: `timestamp` ms, degrees, m/s."""
-
-    timestamp: int
-    lat: float
-    long: float
-    heading: float | None
-    speed: float | None
 
 
 class LocalVendors:
@@ -109,16 +100,28 @@ class LocalVendors:
         speed: float | None,
         now: int,
     ) -> None:
-        """The newest fix of a vendor served here, if it is newer than what is known and its plan lets it be shown."""
-        if self.shows is not None and not self.shows(vendor_id, Fix(timestamp, lat, long, heading, speed)):
-            return
-        if vendor_id in self.sockets and self.index.put_fix(vendor_id, timestamp, lat, long, heading, speed, now):
-            self._mark(vendor_id, Part.FIX)
-            self._changed()
+        """Shows the newest fix of a vendor served here, if its plan allows it."""
+        fix = Fix(timestamp, lat, long, heading, speed, timestamp - now if timestamp > now else 0)
+        if self.shows is None or self.shows(vendor_id, fix):
+            self.show(vendor_id, fix, now)
 
     def show(self, vendor_id: str, fix: Fix, now: int) -> None:
-        """A fix that had to wait for an answer."""
-        if vendor_id in self.sockets and self.index.put_fix(vendor_id, *fix, now):
+        """Shows a fix of a vendor served here; of two of one timestamp the first to arrive."""
+        vendor = self.index.vendors.get(vendor_id)
+        if vendor is None or vendor.timestamp != fix.timestamp:
+            self._put(vendor_id, fix, now)
+
+    def correct(self, vendor_id: str, timestamp: int, lat: float, long: float, now: int) -> None:
+        """Shows the position that PostgreSQL holds for a timestamp, where another one of that timestamp is shown."""
+        vendor = self.index.vendors.get(vendor_id)
+        if vendor is None or vendor.timestamp != timestamp:
+            return
+        same = (vendor.lat, vendor.long) == (lat, long)
+        heading, speed = (vendor.heading, vendor.speed) if same else (None, None)
+        self._put(vendor_id, Fix(timestamp, lat, long, heading, speed, vendor.ahead, stored=True), now)
+
+    def _put(self, vendor_id: str, fix: Fix, now: int) -> None:
+        if vendor_id in self.sockets and self.index.put_fix(vendor_id, fix, now):
             self._mark(vendor_id, Part.FIX)
             self._changed()
 

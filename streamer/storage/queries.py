@@ -36,18 +36,22 @@ SELECT DISTINCT s."vendorId" FROM pg_temp."streamer_staging" s
 WHERE NOT EXISTS (SELECT FROM existing WHERE existing."id" = s."vendorId")
 """
 
+STORED = """SELECT "id", "lat", "long" FROM "locations" WHERE "id" = ANY($1::text[])"""
+
+# A held position ahead of the clock yields to every other: it would hide all that comes until that time.
 # The rows are locked in the order of their ids first, so that two such statements can't wait for each other.
 WRITE_NEWEST = """
 , due AS MATERIALIZED (
     SELECT v."id" FROM "vendors" v JOIN newest ON newest."id" = v."id"
-    WHERE v."locatedAt" IS NULL OR v."locatedAt" < newest."at"
+    WHERE v."locatedAt" IS NULL OR v."locatedAt" < newest."at" OR v."locatedAt" > now() AT TIME ZONE 'UTC'
     ORDER BY v."id" FOR NO KEY UPDATE OF v
 )
 UPDATE "vendors" v
 SET "lat" = newest."lat", "long" = newest."long", "locatedAt" = newest."at",
     "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
 FROM newest JOIN due ON due."id" = newest."id"
-WHERE v."id" = newest."id" AND (v."locatedAt" IS NULL OR v."locatedAt" < newest."at")
+WHERE v."id" = newest."id"
+    AND (v."locatedAt" IS NULL OR v."locatedAt" < newest."at" OR v."locatedAt" > now() AT TIME ZONE 'UTC')
 """
 
 UPDATE_POSITIONS = (
@@ -67,7 +71,10 @@ WITH newest AS MATERIALIZED (
     FROM "vendors" v, LATERAL (
         SELECT l."timestamp" AS "at", l."lat", l."long" FROM "locations" l
         WHERE l."vendorId" = v."id" AND l."id" >= $1 AND l."id" < 'd'
-          AND (v."locatedAt" IS NULL OR l."timestamp" > v."locatedAt")
+          AND l."timestamp" <= now() AT TIME ZONE 'UTC'
+          AND (
+            v."locatedAt" IS NULL OR l."timestamp" > v."locatedAt" OR v."locatedAt" > now() AT TIME ZONE 'UTC'
+          )
         ORDER BY l."timestamp" DESC, l."id" DESC LIMIT 1
     ) l
     WHERE v."id" > $2 AND v."id" <= $3
@@ -142,7 +149,8 @@ NEWEST_STORED = """
 SELECT a."id", a."located", (EXTRACT(EPOCH FROM n."at") * 1000)::bigint
 FROM unnest($1::text[], $2::bigint[], $3::text[]) AS a("id", "located", "floor")
 CROSS JOIN LATERAL (
-    SELECT max(l."timestamp") AS "at" FROM "locations" l WHERE l."vendorId" = a."id" AND l."id" >= a."floor"
+    SELECT max(l."timestamp") AS "at" FROM "locations" l
+    WHERE l."vendorId" = a."id" AND l."id" >= a."floor" AND l."timestamp" <= now() AT TIME ZONE 'UTC'
 ) n
 WHERE n."at" IS NOT NULL
 """

@@ -21,7 +21,7 @@ from streamer import tls
 from streamer.counters import Counters
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
 from streamer.ingest.batcher import Chunk, Rejected
-from streamer.ingest.copy_rows import COLUMNS, COPY_HEADER, COPY_TRAILER, decode_rows, id_floor
+from streamer.ingest.copy_rows import COLUMNS, COPY_HEADER, COPY_TRAILER, decode_rows, id_floor, location_id
 from streamer.storage import partitions, queries, revisions
 from streamer.storage.connections import Connector, explanation, unreachable
 from streamer.storage.dsn import parse_url
@@ -204,7 +204,21 @@ class Store:
                 return {}
         rejected: dict[Chunk, dict[int, tuple[ErrorCode, str]]] = {}
         await self._stage([_Part(chunk, 0, chunk.count) for chunk in chunks], rejected)
+        await self._correct([chunk for chunk in chunks if chunk not in rejected])
         return rejected
+
+    async def _correct(self, chunks: Sequence[Chunk]) -> None:
+        """Sets the newest ping of each chunk to what is stored, where another ping of its timestamp came first."""
+        by_id: dict[str, list[Chunk]] = {}
+        for chunk in chunks:
+            by_id.setdefault(location_id(chunk.vendor_id, chunk.newest[0]), []).append(chunk)
+        for id, lat, long in await self._answer(
+            lambda connection: connection.fetch(queries.STORED, list(by_id)), "stored"
+        ):
+            for chunk in by_id[id]:
+                if chunk.newest[1:] != (lat, long):
+                    chunk.newest = (chunk.newest[0], lat, long)
+                    chunk.corrected = True
 
     async def _stage(self, parts: list[_Part], rejected: dict[Chunk, dict[int, tuple[ErrorCode, str]]]) -> None:
         """Store what can be stored of these, halving around a row that PostgreSQL does not take."""

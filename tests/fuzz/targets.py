@@ -18,6 +18,7 @@ from streamer.counters import Counters
 from streamer.errors import Disconnect, FrameError, ProtocolError
 from streamer.geo.grid import bus_cover, cover, cover_level
 from streamer.ingest.session import Pending, VendorSession
+from streamer.live.fix import Fix
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey
 from streamer.operations.logs import masked
 from streamer.protocol import fields, history, messages, trackers
@@ -109,7 +110,7 @@ def watch(data: bytes) -> None:
     for id, (lat, long) in zip(ids, positions, strict=False):
         index.put_card(id, Card(NOW, id, True, None), NOW)
         index.put_presence(id, Presence(NOW, "me", 0), NOW)
-        index.put_fix(id, NOW, lat, long, None, None, NOW)
+        index.put_fix(id, Fix(NOW, lat, long), NOW)
     expected = {
         vendor.vendor_id
         for vendor in index.vendors.values()

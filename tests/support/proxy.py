@@ -37,6 +37,10 @@ class Proxy:
             await asyncio.wait(self._tasks, timeout=10)
         await self._server.wait_closed()
 
+    def lead_to(self, url: str) -> None:
+        """New connections go there; those of now stay where they are."""
+        self._parts = urlsplit(url)
+
     def cut(self) -> None:
         """End all connections."""
         for writer in tuple(self._writers):

@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
 from streamer.accounts.tokens import make_token
+from streamer.live.fix import Fix
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey, Watch
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
@@ -202,7 +203,7 @@ def test_positions_delivered_are_reckoned_well() -> None:
     for number in range(600):
         index.put_card(f"cvendor{number}", Card(1, "Truck", True, None), 0)
         index.put_presence(f"cvendor{number}", Presence(1, "me", 0), 0)
-        index.put_fix(f"cvendor{number}", 1, LAT, LONG, None, None, 0)
+        index.put_fix(f"cvendor{number}", Fix(1, LAT, LONG), 0)
     for client, listed in zip(clients, (600, 600, 5), strict=True):
         key = ViewKey(None, frozenset(f"cvendor{number}" for number in range(listed)), False)
         index.watch(Watch("w", client), key, 0)
@@ -211,7 +212,7 @@ def test_positions_delivered_are_reckoned_well() -> None:
     for now in range(2, 200):
         for number in chance.sample(range(600), chance.choice((1, 3, 200, 600))):
             heading = chance.choice((None, 12.5))
-            index.put_fix(f"cvendor{number}", now, LAT + chance.random(), LONG, heading, heading, now)
+            index.put_fix(f"cvendor{number}", Fix(now, LAT + chance.random(), LONG, heading, heading), now)
         index.tick(now)
     delivered = sum(frame.count(b'"vendorId":') for client in clients for frame in client.frames)
     assert delivered > 50_000

@@ -131,7 +131,7 @@ class Chaos:
     async def told(self, client: Any) -> bool:
         """Whether Redis holds each vendor once, at its newest fix."""
         found: dict[str, list[Position]] = {}
-        for key in await client.keys("v1:{*}:now"):
+        for key in await client.keys("v2:{*}:now"):
             for field, value in (await client.hgetall(key)).items():
                 if field[:1] == b"f":
                     id, _, lat, long, *_ = orjson.loads(value[13:])

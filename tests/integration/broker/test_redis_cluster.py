@@ -111,8 +111,8 @@ async def test_on_three_nodes(cluster: Cluster) -> None:
         one.delete("truck")
         await followed.sees({"bus": spots[2]})
         for number in range(3):
-            keys = await cluster.ask(number, "KEYS", "v1:at:*")
-            assert b"v1:at:truck" not in keys
+            keys = await cluster.ask(number, "KEYS", "v2:at:*")
+            assert b"v2:at:truck" not in keys
 
 
 async def test_a_node_is_lost(cluster: Cluster) -> None:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from streamer.geo.grid import bus_cell, cell, parent
 from streamer.geo.shapes import Area, Box, Circle, Polygon
 from streamer.live import index as live_index
+from streamer.live.fix import Fix
 from streamer.live.index import Card, LiveIndex, Presence, ViewKey, Watch, frame_gap
 from streamer.protocol.messages import encode_fix, update_body
 from tests.support.viewer import Client, plain, wrapped
@@ -194,10 +195,10 @@ class Machine(RuleBasedStateMachine):
         self.spots[vendor_id] = spot
         timestamp = truth.now - age
         held = truth.of(vendor_id).fix
-        taken = held is None or timestamp > held[0]
+        taken = held is None or Fix(timestamp, lat, long, heading, heading).replaces(Fix(*held), truth.now)
         if taken:
             truth.of(vendor_id).fix = (timestamp, lat, long, heading, heading)
-        assert self.index.put_fix(vendor_id, timestamp, lat, long, heading, heading, truth.now) == taken
+        assert self.index.put_fix(vendor_id, Fix(timestamp, lat, long, heading, heading), truth.now) == taken
 
     @rule(vendor_id=vendor_ids, by=st.tuples(st.integers(-3, 3), st.integers(-3, 3)))
     def drive(self, vendor_id: str, by: tuple[int, int]) -> None:
@@ -491,7 +492,7 @@ def put(index: LiveIndex, vendor_id: str, at: tuple[float, float], now: int = ST
     """A vendor of this process, on the map."""
     index.put_card(vendor_id, Card(now, vendor_id, True, None), now)
     index.put_presence(vendor_id, Presence(now, ME, 0), now)
-    index.put_fix(vendor_id, now, *at, None, None, now)
+    index.put_fix(vendor_id, Fix(now, *at), now)
 
 
 def watching(index: LiveIndex, client: Client, key: ViewKey = AROUND, id: str = "w", interval: int = 0) -> Watch:
@@ -524,7 +525,7 @@ def test_many_fixes_are_one() -> None:
     index, client = with_vendor(), Client()
     watching(index, client)
     for n in range(1, 9):
-        index.put_fix("v", START + n, 52.2, 21.0 + n / 10_000, None, None, START + n)
+        index.put_fix("v", Fix(START + n, 52.2, 21.0 + n / 10_000), START + n)
     assert index.tick(START + 9) == (1, 0)
     assert [orjson.loads(frame) for frame in client.frames] == [
         {
@@ -539,8 +540,8 @@ def test_out_and_back_is_a_move() -> None:
     """A vendor that leaves an area and returns between two ticks does not flicker."""
     index, client = with_vendor(), Client()
     watching(index, client)
-    index.put_fix("v", START + 1, *OUTSIDE, None, None, START)
-    index.put_fix("v", START + 2, *STILL_INSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 1, *OUTSIDE), START)
+    index.put_fix("v", Fix(START + 2, *STILL_INSIDE), START)
     index.tick(START)
     assert [set(orjson.loads(frame)) for frame in client.frames] == [{"type", "id", "moved"}]
 
@@ -549,8 +550,8 @@ def test_in_and_out_is_nothing() -> None:
     """A vendor that crosses an area between two ticks was never there."""
     index, client = with_vendor(OUTSIDE), Client()
     watching(index, client)
-    index.put_fix("v", START + 1, *INSIDE, None, None, START)
-    index.put_fix("v", START + 2, *OUTSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 1, *INSIDE), START)
+    index.put_fix("v", Fix(START + 2, *OUTSIDE), START)
     assert index.tick(START) == (0, 0)
 
 
@@ -570,7 +571,7 @@ def test_after_its_card_a_vendor_moves_again() -> None:
     watching(index, client)
     index.put_card("v", Card(START + 1, "new", True, None), START)
     index.tick(START)
-    index.put_fix("v", START + 2, *STILL_INSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 2, *STILL_INSIDE), START)
     index.tick(START)
     assert [set(orjson.loads(frame)) - {"type", "id"} for frame in client.frames] == [{"entered"}, {"moved"}]
 
@@ -585,7 +586,7 @@ def test_a_shared_view_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[Any] = []
     monkeypatch.setattr(live_index, "encode_fix", counted(encode_fix, encoded))
     monkeypatch.setattr(live_index, "update_body", counted(update_body, encoded))
-    index.put_fix("v", START + 1, *STILL_INSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
     assert index.tick(START).frames == 200
     assert len(encoded) == 2
     assert len({id(client.frames[-1]) for client in clients}) == 2
@@ -598,7 +599,7 @@ def test_a_fix_is_encoded_once_for_all_areas(monkeypatch: pytest.MonkeyPatch) ->
         watching(index, client, ViewKey(Circle(52.2, 21.0, 3_000.0 + n), None, False), f"w{n}")
     encoded: list[Any] = []
     monkeypatch.setattr(live_index, "encode_fix", counted(encode_fix, encoded))
-    index.put_fix("v", START + 1, *STILL_INSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
     assert index.tick(START).frames == 20
     assert len(encoded) == 1
 
@@ -608,7 +609,7 @@ def test_a_stalled_watch_costs_a_look() -> None:
     index, client = with_vendor(), Client()
     watch = watching(index, client)
     client.room = 0
-    index.put_fix("v", START + 1, *STILL_INSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
     assert index.tick(START) == (0, 1)
     pending = watch.moved
     for _ in range(5):
@@ -628,7 +629,7 @@ def test_what_a_stalled_watch_keeps_is_bounded() -> None:
     for n in range(1, 200):
         index.remove(f"w{n % 3}")
         put(index, f"w{n % 3}", INSIDE, START + n)
-        index.put_fix("v", START + n, *(OUTSIDE if n % 2 else INSIDE), None, None, START)
+        index.put_fix("v", Fix(START + n, *(OUTSIDE if n % 2 else INSIDE)), START)
         index.tick(START)
     assert len(watch.events) + len(watch.moved) <= 5
 
@@ -647,12 +648,12 @@ def test_moving_a_watch_waits_for_no_interval() -> None:
 def test_a_gap_right_after_the_start() -> None:
     """A snapshot that must be made good before the next tick, for a client that just stalled, comes when it wakes."""
     index, client = with_vendor(), Client()
-    index.put_fix("v", START + 1, *STILL_INSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
     watch = watching(index, client)
     client.room = 0
     index.resnapshot([watch], START)
     assert index.tick(START) == (0, 1)
-    index.put_fix("v", START + 2, *INSIDE, None, None, START)
+    index.put_fix("v", Fix(START + 2, *INSIDE), START)
     assert index.tick(START) == (0, 1)
     client.room = None
     assert index.tick(START) == (1, 0)
@@ -733,7 +734,7 @@ def test_a_process_not_heard_of_yet() -> None:
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
     index.put_presence("v", Presence(START, "new", 0), START)
     index.put_card("v", Card(START, "v", True, None), START)
-    index.put_fix("v", START, *INSIDE, None, None, START)
+    index.put_fix("v", Fix(START, *INSIDE), START)
     assert [vendor.online for vendor in index.members(AROUND)] == [True]
     index.owner_heard("new", START + OFFLINE, START + OFFLINE)
     index.expire(START + OFFLINE)
@@ -743,7 +744,7 @@ def test_a_process_not_heard_of_yet() -> None:
 def test_a_vendor_without_a_presence_is_not_kept() -> None:
     """What is heard late of vendors long gone does not fill the memory."""
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
-    index.put_fix("v", START, *INSIDE, None, None, START)
+    index.put_fix("v", Fix(START, *INSIDE), START)
     index.put_card("w", Card(START, "w", True, None), START)
     index.put_presence("x", Presence(1, "gone", 2), START)
     assert set(index.vendors) == {"v", "w"}
@@ -758,7 +759,7 @@ def test_a_fix_of_a_vendor_whose_time_is_over() -> None:
     """Whoever asks whether a fix was taken may look the vendor up."""
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
     index.put_http("v", START, START)
-    assert not index.put_fix("v", START, *INSIDE, None, None, START + OFFLINE + LEAVE)
+    assert not index.put_fix("v", Fix(START, *INSIDE), START + OFFLINE + LEAVE)
     assert "v" not in index.vendors
 
 

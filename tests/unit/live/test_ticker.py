@@ -9,6 +9,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from streamer.live.fix import Fix
 from streamer.live.index import FEW, Card, LiveIndex, Presence, ViewKey, Watch
 from streamer.live.ticker import STOOD_STILL, Ticker, pause
 from tests.support.apps import eventually
@@ -52,7 +53,7 @@ class Stage:
         self.departed: list[str] = []
         self.index.put_card("v", Card(START, "V", True, None), START)
         self.index.put_presence("v", Presence(START, "me", 0), START)
-        self.index.put_fix("v", START, 52.0, 21.0, None, None, START)
+        self.index.put_fix("v", Fix(START, 52.0, 21.0), START)
         self.index.tick(START)
         # More than the few who are told without a gap.
         for watch in (self.watch, *(Watch("w", Client()) for _ in range(FEW))):
@@ -64,7 +65,7 @@ class Stage:
 
     def move(self) -> None:
         self.now += 1
-        self.index.put_fix("v", self.now, 52.0, 21.0, None, None, self.now)
+        self.index.put_fix("v", Fix(self.now, 52.0, 21.0), self.now)
         self.ticker.changed()
 
     def take_held(self) -> bool:

@@ -1,0 +1,58 @@
+"""One vendor's position at one time, and the order in which fixes replace each other. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+CLOCK_TOLERANCE = 5_000
+"""Milliseconds by which clocks of servers may differ. A fix whose version is further ahead yields to every other."""
+
+
+class Fix(NamedTuple):
+    """Where a vendor was: `timestamp` epoch ms, degrees, degrees clockwise from north, m/s.
+
+    Two pings of one vendor and timestamp can reach two processes at once; PostgreSQL stores one of them. All processes
+    must end with that one, whatever order they hear of them in, so fixes are totally ordered: by version, timestamp,
+    whether it is known to be the stored one, and finally by their bytes.
+    """
+
+    timestamp: int
+    lat: float
+    long: float
+    heading: float | None = None
+    speed: float | None = None
+    ahead: int = 0
+    """Milliseconds by which the timestamp was ahead of the server's clock when the ping arrived."""
+    stored: bool = False
+    """PostgreSQL holds this one where another ping of the same timestamp was shown."""
+
+    @property
+    def version(self) -> int:
+        """What the newest wins by: the timestamp, or the arrival of a fix whose timestamp was ahead."""
+        return self.timestamp - self.ahead
+
+    def register(self, vendor_id: str) -> bytes:
+        """The JSON of Redis messages and hashes; of one version and vendor, a greater fix has greater bytes."""
+        return b"%b" % orjson.dumps(  # copied out of the 4 KB that orjson writes to
+            (vendor_id, self.timestamp, int(self.stored), self.lat, self.long, self.heading, self.speed, self.ahead)
+        )
+
+    def replaces(self, held: Fix, now: int) -> bool:
+        """Whether this fix is to be held instead; the same answer in every process, whichever came first."""
+        version, held_version = self.timestamp - self.ahead, held.timestamp - held.ahead
+        limit = now + CLOCK_TOLERANCE
+        if (held_version > limit) != (version > limit):
+            return held_version > limit  # of a process whose clock is wrong: it would hide all until that time
+        if version != held_version:
+            return version > held_version
+        if self.timestamp != held.timestamp or self.stored != held.stored:
+            return (self.timestamp, self.stored) > (held.timestamp, held.stored)
+        return self.register("") > held.register("")
+
+
+def fix_of_register(register: list[Any]) -> tuple[str, Fix]:
+    """The vendor and fix of a decoded register."""
+    vendor_id, timestamp, stored, lat, long, heading, speed, ahead = register
+    return vendor_id, Fix(timestamp, lat, long, heading, speed, ahead, stored == 1)

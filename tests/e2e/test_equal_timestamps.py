@@ -1,0 +1,146 @@
+"""Two pings of one vendor and timestamp at different places: one is stored, and every customer must see that one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+
+from streamer.accounts.tokens import make_token
+from streamer.storage import seed
+from tests.conftest import Running, Serve
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
+
+HERE = (52.2300, 21.0100)
+AROUND = circle(*HERE, 5_000)
+
+
+async def post(server: Running, vendor: Any, pings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Reports over HTTP; the answer."""
+    headers = {"Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 600)}"}
+    url = f"{server.url}/v1/vendors/{vendor.vendor_id}/locations"
+    async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=pings) as answer:
+        assert answer.status == 200
+        return dict(await answer.json())
+
+
+async def stored(url: str, vendor_id: str, timestamp: int) -> tuple[float, float]:
+    """The position in `locations`."""
+    connection = await asyncpg.connect(url)
+    try:
+        row = await connection.fetchrow(
+            """SELECT "lat", "long" FROM "locations" WHERE "vendorId" = $1
+            AND "timestamp" = TIMESTAMP 'epoch' + $2::bigint * INTERVAL '1 millisecond'""",
+            vendor_id,
+            timestamp,
+        )
+        return row["lat"], row["long"]
+    finally:
+        await connection.close()
+
+
+async def in_vendors(url: str, vendor_id: str, position: tuple[float, float]) -> None:
+    """Wait until `vendors` has this position, and see that it keeps it."""
+    connection = await asyncpg.connect(url)
+    try:
+
+        async def there() -> bool:
+            row = await connection.fetchrow('SELECT "lat", "long" FROM "vendors" WHERE "id" = $1', vendor_id)
+            return (row["lat"], row["long"]) == position
+
+        await eventually(there, f"vendors.lat/long at {position}")
+    finally:
+        await connection.close()
+
+
+async def test_on_one_socket(serve: Serve, database_url: str) -> None:
+    """An app that sends a position twice, corrected in between, must not leave the table and the map apart."""
+    (vendor,) = await seed.seed(database_url, 1)
+    running = await serve()
+    async with CustomerApp(running.url) as customer, VendorApp(running.url, vendor.clerk_id) as app:
+        await customer.watch("w", circle(10.5, 21.0, 90_000))
+        await app.expect("hello")
+        at = now_ms()
+        for lat, timestamp in ((10.3, at), (10.4, at + 10), (10.5, at + 10)):
+            await app.ping(lat, 21.0, timestamp=timestamp)
+        await app.acked(3)
+        assert await stored(database_url, vendor.vendor_id, at + 10) == (10.4, 21.0)
+        await customer.sees("w", {vendor.vendor_id: (10.4, 21.0)})
+        await in_vendors(database_url, vendor.vendor_id, (10.4, 21.0))
+
+
+async def test_one_after_the_other_on_two_processes(serve: Serve, database_url: str) -> None:
+    """Only PostgreSQL tells the second process that its ping is a duplicate: until then it shows a wrong place."""
+    (vendor,) = await seed.seed(database_url, 1)
+    servers = [await serve(), await serve()]
+    async with CustomerApp(servers[0].url) as one, CustomerApp(servers[1].url) as other:
+        for customer in (one, other):
+            await customer.watch("w", AROUND)
+        at, second = now_ms(), (HERE[0] + 0.01, HERE[1])
+        await post(servers[0], vendor, [{"lat": HERE[0], "long": HERE[1], "timestamp": at}])
+        await post(servers[1], vendor, [{"lat": second[0], "long": second[1], "timestamp": at}])
+        assert await stored(database_url, vendor.vendor_id, at) == HERE
+        for customer in (one, other):
+            await customer.sees("w", {vendor.vendor_id: HERE})
+        await in_vendors(database_url, vendor.vendor_id, HERE)
+    async with CustomerApp(servers[1].url) as late:
+        await late.watch("w", AROUND)
+        await late.sees("w", {vendor.vendor_id: HERE})
+
+
+@pytest.mark.timeout(60)
+async def test_two_phones_at_once_on_two_processes(serve: Serve, database_url: str, redis_url: str) -> None:
+    """Ten vendors, each with two phones that report the same second: every map ends with what was stored."""
+    vendors = await seed.seed(database_url, 10)
+    servers = [await serve(), await serve()]
+    async with CustomerApp(servers[0].url) as one, CustomerApp(servers[1].url) as other:
+        for customer in (one, other):
+            await customer.watch("w", AROUND)
+        phones = [[VendorApp(server.url, vendor.clerk_id) for server in servers] for vendor in vendors]
+        try:
+            for phone in [phone for pair in phones for phone in pair]:
+                await phone.__aenter__()
+                await phone.expect("hello")
+            at = now_ms()
+            await asyncio.gather(
+                *[
+                    phone.ping(HERE[0] + number / 1000, HERE[1] + side / 100, timestamp=at)
+                    for number, pair in enumerate(phones)
+                    for side, phone in enumerate(pair)
+                ]
+            )
+            for phone in [phone for pair in phones for phone in pair]:
+                await phone.acked(1)
+            truth = {vendor.vendor_id: await stored(database_url, vendor.vendor_id, at) for vendor in vendors}
+            for customer in (one, other):
+                await customer.sees("w", truth)
+            for vendor in vendors:
+                await in_vendors(database_url, vendor.vendor_id, truth[vendor.vendor_id])
+            async with aiohttp.ClientSession() as session:
+                for server in servers:
+                    for vendor in vendors:
+                        async with session.get(f"{server.url}/v1/vendors/{vendor.vendor_id}") as answer:
+                            card = await answer.json()
+                        assert (card["lat"], card["long"]) == truth[vendor.vendor_id]
+        finally:
+            for phone in [phone for pair in phones for phone in pair]:
+                await phone.close()
+
+
+async def test_a_ping_ahead_of_its_time_yields(serve: Serve, database_url: str) -> None:
+    """One ping of a clock 59 s ahead must not hide the true ones for a minute, here and elsewhere."""
+    (vendor,) = await seed.seed(database_url, 1)
+    servers = [await serve(), await serve()]
+    async with CustomerApp(servers[1].url) as customer, VendorApp(servers[0].url, vendor.clerk_id) as app:
+        await customer.watch("w", AROUND)
+        await app.ping(HERE[0] + 0.01, HERE[1], timestamp=now_ms() + 50_000)
+        await customer.sees("w", {vendor.vendor_id: (HERE[0] + 0.01, HERE[1])})
+        await app.ping(*HERE, timestamp=now_ms())
+        await customer.sees("w", {vendor.vendor_id: HERE})
+        await in_vendors(database_url, vendor.vendor_id, HERE)
+    async with VendorApp(servers[1].url, vendor.clerk_id) as again:
+        hello = await again.expect("hello")
+        assert hello["durable"] <= now_ms(), "an app would take its true pings for stored"

@@ -1,0 +1,126 @@
+"""The Lua scripts: writes of processes that are late must not undo those of others, in whatever order they come."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import permutations
+from typing import Any
+
+import redis.asyncio
+
+from streamer.broker.redis_schema import (
+    DROP,
+    PLACE,
+    READ,
+    UNPLACE,
+    WRITE,
+    CellBatch,
+    parse_place,
+    place_key,
+    place_value,
+    positions_key,
+)
+from streamer.geo.grid import bus_cell
+from streamer.live.fix import CLOCK_TOLERANCE, Fix
+from streamer.live.index import Card, LiveIndex, Presence
+from streamer.live.local_vendors import Part
+
+HERE = bus_cell(52.23, 21.01)
+KEY = positions_key(HERE)
+
+
+def vendor(fix: Fix, now: int, ended: int = 0) -> Any:
+    """A vendor in this state."""
+    index = LiveIndex("one")
+    index.put_card("truck", Card(1, "the truck", True, None), now)
+    index.put_presence("truck", Presence(now - 5, "one", ended), now)
+    index.put_fix("truck", fix, now)
+    return index.vendors["truck"]
+
+
+async def held(client: Any, writes: list[list[bytes]]) -> dict[bytes, bytes]:
+    """What a cell holds after these writes."""
+    await client.delete(KEY)
+    for fields in writes:
+        await client.eval(WRITE, 1, KEY, 60, "mark", *fields)
+    return await client.hgetall(KEY)  # type: ignore[no-any-return]  # the client is not typed here
+
+
+async def test_writes_commute_also_at_equal_versions(redis_url: str) -> None:
+    """Commutative, associative, idempotent: Redis ends with the fix that every process's index ends with."""
+    chance = random.Random(7)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        for _ in range(40):
+            now = time.time_ns() // 1_000_000
+            times = [now - 1000, now - 1000, now, now + CLOCK_TOLERANCE + 60_000, now + 3_600_000]
+            fixes = [
+                Fix(
+                    chance.choice(times),
+                    chance.choice([2.0, 10.5]),
+                    chance.choice([-9.5, 21.0]),
+                    chance.choice([None, 90.0]),
+                    stored=chance.random() < 0.3,
+                )
+                for _ in range(3)
+            ]
+            writes = []
+            for fix in fixes:
+                batch = CellBatch()
+                batch.add(vendor(fix, now, chance.choice([0, now])), Part.ALL)
+                writes.append(batch.fields)
+            first = await held(client, writes)
+            for order in permutations(writes):
+                assert await held(client, [*order, *order]) == first
+            index = LiveIndex("reader")
+            for fix in fixes:
+                index.put_fix("truck", fix, now)
+            assert first[b"ftruck"][13:] == index.vendors["truck"].fix.register("truck")
+
+
+async def test_an_entry_that_is_newer_is_not_dropped(redis_url: str) -> None:
+    """The process a vendor left must not take it off the map of the process it went to."""
+    now = time.time_ns() // 1_000_000
+    batch = CellBatch()
+    batch.add(vendor(Fix(now, 1.0, 1.0), now), Part.ALL)
+    older, newer = b"%013d" % (now - 10), b"%013d" % (now + 10)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await client.eval(WRITE, 1, KEY, 60, "mark", *batch.fields)
+        assert await client.eval(DROP, 1, KEY, "truck", older, newer, newer) == 0
+        assert await client.eval(DROP, 1, KEY, "truck", newer, newer, newer) == 3
+        assert await client.hkeys(KEY) == [b"!"]
+
+
+async def test_a_mark_tells_that_redis_lost_the_cell(redis_url: str) -> None:
+    """Without it a vendor that is not written again yet would be taken off every map."""
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        assert await client.eval(READ, 1, KEY, 60, "first") == b"first"
+        assert await client.eval(WRITE, 1, KEY, 60, "second") == b"first"
+        await client.delete(KEY)
+        assert await client.eval(WRITE, 1, KEY, 60, "third") == b"third"
+
+
+async def test_a_place_goes_to_the_newest_but_never_to_the_future(redis_url: str) -> None:
+    """A process whose clock is an hour ahead must not decide for an hour where a vendor is looked for."""
+    now = time.time_ns() // 1_000_000
+    key, other = place_key("truck"), bus_cell(10.0, 10.0)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+
+        async def put(version: int, cell: int, process: str = "one", over: bytes = b"") -> Any:
+            return await client.eval(PLACE, 1, key, place_value(b"%013d" % version, cell, process), over, 60)
+
+        async def get() -> Any:
+            return await client.get(key)
+
+        assert await put(now - 10, HERE) is None
+        await put(now - 20, other)
+        assert parse_place(await get()) == (b"%013d" % (now - 10), HERE, "one")
+        await put(now - 20, other, over=await get())
+        assert parse_place(await get()) == (b"%013d" % (now - 20), other, "one")
+        await put(now + 3_600_000, HERE, "ahead")
+        found = parse_place(await put(now, other))
+        assert found is not None
+        assert (int(found.version), found.cell) == (0, HERE), "its old cell is named, so that it is dropped there"
+        assert parse_place(await get()) == (b"%013d" % now, other, "one")
+        assert await client.eval(UNPLACE, 1, key, b"%013d" % now, "two") == 0
+        assert await client.eval(UNPLACE, 1, key, b"%013d" % now, "one") == 1
