@@ -148,6 +148,17 @@ async def redis_url(valkey: ValkeyServer) -> str:
 
 
 @pytest.fixture
+async def serving_redis_url(redis_url: str) -> str:
+    """The shared Valkey for the user under which servers run, which has the rights that `streamer redis acl` prints."""
+    from streamer.broker.redis_acl import acl_rules
+
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        rules = acl_rules("venta:feed").split()
+        await client.execute_command("ACL", "SETUSER", "streamer", "reset", "on", ">secret", *rules)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+    return redis_url.replace("://", "://streamer:secret@")
+
+
+@pytest.fixture
 def own_folder(server_folder: Path, numbers: Iterator[int]) -> Iterator[Path]:
     """A folder for servers of the test's own, that no server has used yet."""
     folder = server_folder / f"own_{next(numbers)}"
@@ -214,7 +225,7 @@ class Serve(Protocol):
 
 
 @pytest.fixture
-async def serve(serving_url: str, redis_url: str) -> AsyncIterator[Serve]:
+async def serve(serving_url: str, serving_redis_url: str) -> AsyncIterator[Serve]:
     """Server processes' worth of the whole thing, in the test's own loop, stopped afterwards in reverse order.
 
     They have the least rights: a query that needs more fails here, and `roles.RIGHTS` must name it.
@@ -226,7 +237,7 @@ async def serve(serving_url: str, redis_url: str) -> AsyncIterator[Serve]:
         async def start(**changed: Any) -> Running:
             values: dict[str, Any] = {
                 "database_url": serving_url,
-                "redis_url": redis_url,
+                "redis_url": serving_redis_url,
                 "port": 0,
                 "jwt_secret": SECRET,
                 "watch_auth": "optional",

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from streamer.cli import config, db, dev, link, serve
+from streamer.cli import config, db, dev, link, redis, serve
 from streamer.cli.process import report
 from streamer.errors import SettingsError, StreamerError
 
@@ -23,6 +23,7 @@ cli.command()(config.config)
 cli.command()(dev.token)
 cli.command()(link.link)
 cli.add_typer(db.db)
+cli.add_typer(redis.redis)
 
 
 def main() -> None:
