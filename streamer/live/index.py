@@ -490,7 +490,7 @@ class LiveIndex:
             vendor = self.vendors[vendor_id] = Vendor(vendor_id, now)
         elif (
             # The usual case is decided without looking closely: both of clocks that are right, and this one newer.
-            (fix.timestamp <= vendor.timestamp or fix.timestamp > now or vendor.ahead)
+            (fix.timestamp <= vendor.timestamp or fix.timestamp > now or fix.ahead or vendor.ahead)
             and vendor.timestamp >= 0
             and not fix.replaces(vendor.fix, now)
         ):
