@@ -1,3 +1,3 @@
-"""Venta's live-location server: vendors report, PostgreSQL remembers, customers nearby see them move."""
+"""Live-location server: vendors send pings, PostgreSQL stores them, customers watch areas in real time."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -6,14 +6,14 @@ import asyncio
 import errno
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
 import structlog
 from aiohttp import web
 
-from streamer.accounts.change_poller import ChangePoller, Heard
+from streamer.accounts.change_poller import ChangePoller
 from streamer.accounts.dataloader import DataLoader
 from streamer.accounts.entitlements import Entitlements
 from streamer.accounts.jwks import IssuerKeys
@@ -30,10 +30,11 @@ from streamer.ingest.position_writer import PositionWriter
 from streamer.ingest.rate_limit import Allowances
 from streamer.live.index import LiveIndex
 from streamer.live.ticker import Ticker
+from streamer.operations.admin import operators_only
 from streamer.operations.backup import Backups
 from streamer.operations.health import Health
 from streamer.operations.loop_lag import LoopLag
-from streamer.operations.metrics import Metrics, Parts
+from streamer.operations.metrics import Metrics
 from streamer.operations.tracing import Tracing
 from streamer.operations.workers.peers import Peers
 from streamer.protocol.messages import Bounds
@@ -140,16 +141,7 @@ class Server:
             counters=counters,
         )
         self.change_poller = ChangePoller(
-            store,
-            self.broker.local_vendors,
-            self.index,
-            clock,
-            interval=settings.census_interval,
-            heard=Heard(
-                vendors_gone=self._vendors_deleted,
-                owners=self.connections.end_former_owners,
-                users_gone=self.connections.end_users,
-            ),
+            store, self.broker.local_vendors, self.index, clock, self, interval=settings.change_poll_interval
         )
         self.keys = IssuerKeys(settings.jwks_url) if settings.jwks_url is not None else None
         shared = (settings.jwt_secret, settings.jwt_secret_previous)
@@ -177,7 +169,7 @@ class Server:
             local_vendors=self.broker.local_vendors,
             change_poller=self.change_poller,
             allowances=allowances,
-            vendors_deleted=self._vendors_deleted,
+            vendors_deleted=self.vendors_deleted,
             subscriptions=self.watches,
             changed=self.ticker.changed,
         )
@@ -193,7 +185,7 @@ class Server:
             self.authenticator,
             allowances,
             clock,
-            lambda vendor_id: self._vendors_deleted((vendor_id,)),
+            lambda vendor_id: self.vendors_deleted((vendor_id,)),
         )
         self.search = VendorSearch(store, self.http.authorize)
         self.sign_in = SignInEndpoints(
@@ -211,29 +203,22 @@ class Server:
         self.supervisor = Supervisor()
         self.loop_lag = LoopLag(counters)
         self.backups = Backups(settings.backup_dir) if settings.backup_dir is not None else None
-        self.health = Health(store, self.broker, self.batcher, self.positions, self.connections, self.supervisor, peers)
-        self.metrics = Metrics(
-            Parts(
-                counters,
-                self.batcher,
-                self.positions,
-                self.broker,
-                self.index,
-                self.ticker,
-                self.watches,
-                self.connections,
-                self.admission,
-                self.supervisor,
-                self.loop_lag,
-                self.health.known,
-                lambda: self.health.found,
-                self.backups,
-                self.feed,
-            ),
-            peers=peers,
-        )
+        self.health = Health(self)
+        self.metrics = Metrics(self, self.health)
         self.slow_clients = SlowClients(
             settings.handshake_timeout, settings.request_timeout, settings.max_connections + OTHER_CONNECTIONS
+        )
+        token = settings.admin_token.get_secret_value() if settings.admin_token is not None else None
+        self.admin = web.Application()
+        """The operators' endpoints, for STREAMER_ADMIN_PORT and for the other workers."""
+        self.admin_url: str | None = None
+        self.admin.add_routes(
+            [
+                web.get("/livez", self.health.livez),
+                web.get("/readyz", self.health.readyz),
+                web.get("/health", self.health.health),
+                web.get("/metrics", self.metrics.metrics),
+            ]
         )
         self.app = web.Application(
             middlewares=[self.slow_clients.through, answering(counters, self.process)], client_max_size=MAX_BODY
@@ -245,8 +230,6 @@ class Server:
                 web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
                 web.get("/livez", self.health.livez),
                 web.get("/readyz", self.health.readyz),
-                web.get("/health", self.health.health),
-                web.get("/metrics", self.metrics.metrics),
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
                 web.get("/v1/watch/events", self.events.watch, allow_head=False),
@@ -262,7 +245,12 @@ class Server:
                 web.post("/v1/osmand", self.reports.osmand),
             ]
         )
+        if settings.admin_port is None:
+            self.app.router.add_get("/health", operators_only(self.health.health, token))
+            self.app.router.add_get("/metrics", operators_only(self.metrics.metrics, token))
         Cors(settings.origins).join(self.app)
+        for served in (self.app, self.admin):
+            served.on_response_prepare.append(_hide_server)
 
     async def start(self) -> None:
         """Start the long-lived tasks."""
@@ -274,11 +262,11 @@ class Server:
                 "expire": lambda: self.ticker.expire(self.broker.departed),
                 "heartbeat": self.connections.heartbeat,
                 "partitions": self._keep_partitions,
-                "census": self.change_poller.run,
-                **({} if self.keys is None else {"keys": self.keys.run}),
-                **({} if self.entitlements is None else {"plans": self.entitlements.run}),
-                "pulse": self.loop_lag.run,
-                "condition": self.health.watch,
+                "change-poller": self.change_poller.run,
+                **({} if self.keys is None else {"jwks": self.keys.run}),
+                **({} if self.entitlements is None else {"entitlements": self.entitlements.run}),
+                "loop-lag": self.loop_lag.run,
+                "database-condition": self.health.watch,
                 **({} if self.feed is None else {"feed": self.feed.run}),
                 **({} if self.backups is None else {"backups": self.backups.run}),
                 **self.broker.tasks(),
@@ -338,12 +326,22 @@ class Server:
                 wait = 5.0
             await asyncio.sleep(wait)
 
-    def _vendors_deleted(self, vendor_ids: Collection[str]) -> None:
-        """These vendors exist no more: they leave every map, and their connections end."""
+    # AccountEvents
+
+    def vendors_deleted(self, vendor_ids: Collection[str]) -> None:
+        """Takes deleted vendors off every map and ends their connections."""
         for vendor_id in vendor_ids:
             self.broker.local_vendors.delete(vendor_id)
             self.broker.mark_gone(vendor_id)
         self.connections.end_vendors(vendor_ids)
+
+    def vendors_owned(self, owners: Mapping[str, str]) -> None:
+        """Ends the connections of former owners."""
+        self.connections.end_former_owners(owners)
+
+    def users_deleted(self, clerk_ids: Collection[str]) -> None:
+        """Ends the connections of deleted users."""
+        self.connections.end_users(clerk_ids)
 
     # BrokerEventHandler
 
@@ -387,14 +385,19 @@ class Server:
         log.error("storing failed in a way that should not be", error=repr(error))
 
 
-def not_listening(host: str, port: int, error: OSError) -> SettingsError:
-    """Why it is not possible to listen there, and what to do."""
+async def _hide_server(_: web.Request, response: web.StreamResponse) -> None:
+    """Removes the header that names aiohttp's and Python's versions to attackers."""
+    response.headers.pop("Server", None)
+
+
+def not_listening(host: str, port: int, error: OSError, option: str = "--port") -> SettingsError:
+    """Explains why an address cannot be listened on; `option` sets the port."""
     where = f"{f'[{host}]' if ':' in host else host}:{port}"
     if error.errno == errno.EADDRINUSE:
-        return SettingsError(f"port {port} is taken: stop what listens on {where}, or choose another by --port")
+        return SettingsError(f"port {port} is taken: stop what listens on {where}, or choose another by {option}")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return SettingsError(f"listening on {where} is not allowed: choose a port from 1024 on by --port")
-    return SettingsError(f"can't listen on {where}: {error.strerror or error}; choose another address by --host")
+        return SettingsError(f"listening on {where} is not allowed: choose a port from 1024 on by {option}")
+    return SettingsError(f"cannot listen on {where}: {error.strerror or error}; choose another address by --host")
 
 
 async def open_server(settings: Settings, peers: Peers | None = None) -> Server:
@@ -417,29 +420,47 @@ async def open_server(settings: Settings, peers: Peers | None = None) -> Server:
 
 @asynccontextmanager
 async def serving(settings: Settings, peers: Peers | None = None) -> AsyncIterator[tuple[Server, str]]:
-    """Serve while the context lasts, alone or as one of several workers; gives the server and its URL."""
+    """Serves while the context lasts, alone or as one of several workers; yields the server and its URL."""
     async with AsyncExitStack() as stack:
         server = await open_server(settings, peers)
         await server.start()
         stack.push_async_callback(server.stop)
-        runner = web.AppRunner(
-            server.app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=KEEPALIVE
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
+        admin = await _runner(stack, server.admin)
+        runner = await _runner(stack, server.app)
         listening = runner.server
         assert listening is not None
-        server.supervisor.start({"doors": lambda: server.slow_clients.watch(lambda: listening.connections)})
+        server.supervisor.start({"slow-clients": lambda: server.slow_clients.watch(lambda: listening.connections)})
         stack.push_async_callback(server.drain)
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=4096, reuse_port=peers is not None)
-        try:
-            await site.start()
-        except OSError as taken:
-            raise not_listening(settings.host, settings.port, taken) from None
-        stack.push_async_callback(site.stop)
+        url = await _listen(stack, runner, settings.host, settings.port, "--port", shared=peers is not None)
+        if settings.admin_port is not None:
+            server.admin_url = await _listen(
+                stack, admin, settings.host, settings.admin_port, "STREAMER_ADMIN_PORT", shared=peers is not None
+            )
         if peers is not None:
             peers.socket.unlink(missing_ok=True)  # its predecessor may have been killed
-            await web.UnixSite(runner, peers.socket).start()
+            await web.UnixSite(admin, peers.socket).start()
             server.supervisor.start({"beat": server.beat})
-        host, port = runner.addresses[0][:2]
-        yield server, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield server, url
+
+
+async def _runner(stack: AsyncExitStack, served: web.Application) -> web.AppRunner:
+    runner = web.AppRunner(
+        served, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=KEEPALIVE
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    return runner
+
+
+async def _listen(
+    stack: AsyncExitStack, runner: web.AppRunner, host: str, port: int, option: str, *, shared: bool
+) -> str:
+    """Listens until the stack unwinds and returns the URL; `shared` lets other workers listen on the port too."""
+    site = web.TCPSite(runner, host, port, backlog=4096, reuse_port=shared)
+    try:
+        await site.start()
+    except OSError as error:
+        raise not_listening(host, port, error, option) from None
+    stack.push_async_callback(site.stop)
+    bound_host, bound_port = runner.addresses[0][:2]
+    return f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"

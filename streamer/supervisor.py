@@ -1,4 +1,7 @@
-"""Long-lived tasks with an owner: one that dies is reported and started anew; one that keeps dying is given up."""
+"""Restarts long-lived tasks that end, and gives up those that keep failing.
+
+`RestartPolicy` is the one rule for tasks here and for worker processes in `operations/workers/manager.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,85 +13,99 @@ import structlog
 
 log = structlog.get_logger()
 
-MOST_DEATHS = 5
-"""A task that died so often within WINDOW can't go on."""
+MAX_DEATHS = 5
+"""Deaths within WINDOW after which a restart is pointless."""
 WINDOW = 60.0
-MOST_CANCELS = 10
+DELAY = 0.1
+"""Seconds from the first death to the restart; as much longer with each further death within WINDOW."""
+MAX_CANCELS = 10
+
+
+class RestartPolicy:
+    """Decides when something that died is restarted."""
+
+    def __init__(self, max_deaths: int) -> None:
+        self.max_deaths = max_deaths
+        self.recent: list[float] = []
+        """Times of the deaths within WINDOW."""
+
+    def died(self, now: float) -> float | None:
+        """Counts a death; returns the seconds until the restart, or None to give up."""
+        self.recent = [at for at in self.recent if now - at < WINDOW] + [now]
+        return None if len(self.recent) >= self.max_deaths else DELAY * len(self.recent)
 
 
 class Supervisor:
-    """Runs named tasks for ever. `failures` says which ones can't go on, and why."""
+    """Runs named tasks until `stop`; `failures` names those that were given up, with the cause."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
         self.deaths = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._deaths: dict[str, list[float]] = {}
-        self._ending = False
+        self._policies: dict[str, RestartPolicy] = {}
+        self._stopping = False
 
     def start(self, tasks: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
-        """Run each of these until `stop`."""
+        """Runs each task until `stop`."""
         for name, run in tasks.items():
             self._spawn(name, run)
 
     async def stop(self) -> None:
-        """End all tasks."""
-        self._ending = True
+        """Cancels all tasks and waits for their end."""
+        self._stopping = True
         tasks, self._tasks = list(self._tasks.values()), {}
         await end(tasks)
 
     def _spawn(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        if not self._ending:
+        if not self._stopping:
             task = self._tasks[name] = asyncio.create_task(self._keep(name, run), name=name)
-            task.add_done_callback(partial(self._left, name, run))
+            task.add_done_callback(partial(self._ended, name, run))
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         own = asyncio.current_task()
         assert own is not None
         while True:
-            death: BaseException | None = None
+            error: BaseException | None = None
             try:
                 await run()
                 cause = "it returned"
-            except asyncio.CancelledError as within:
-                # Unless this task is to end, something that it waited for was cancelled.
-                death, cause = within, "CancelledError from within"
-            except Exception as error:
-                death, cause = error, f"{type(error).__name__}: {error}"
+            except asyncio.CancelledError as inner:
+                # Unless this task itself is cancelled, something that it awaited was.
+                error, cause = inner, "CancelledError from within"
+            except Exception as raised:
+                error, cause = raised, f"{type(raised).__name__}: {raised}"
             if own.cancelling():
-                return  # whatever a library made of the cancellation
-            if (wait := self._died(name, cause, death)) is None:
+                return  # even if a library turned the cancellation into another error
+            if (delay := self._died(name, cause, error)) is None:
                 return
-            await asyncio.sleep(wait)
+            await asyncio.sleep(delay)
 
-    def _left(self, name: str, run: Callable[[], Awaitable[None]], task: asyncio.Task[None]) -> None:
-        """A task ended for good: in order, given up, or cancelled by somebody whose it is not."""
-        death = None if task.cancelled() else task.exception()
-        if self._ending or name in self.failures:
+    def _ended(self, name: str, run: Callable[[], Awaitable[None]], task: asyncio.Task[None]) -> None:
+        """Restarts a task that was cancelled from outside."""
+        error = None if task.cancelled() else task.exception()
+        if self._stopping or name in self.failures:
             return
-        if (wait := self._died(name, "somebody else cancelled it", death)) is not None:
-            task.get_loop().call_later(wait, self._spawn, name, run)
+        if (delay := self._died(name, "cancelled from outside", error)) is not None:
+            task.get_loop().call_later(delay, self._spawn, name, run)
 
-    def _died(self, name: str, cause: str, death: BaseException | None) -> float | None:
-        """Count a death; gives the seconds until the next start, None for a task that is given up."""
+    def _died(self, name: str, cause: str, error: BaseException | None) -> float | None:
         self.deaths += 1
-        log.error("a task died", task=name, cause=cause, exc_info=death)
-        now = asyncio.get_running_loop().time()
-        deaths = self._deaths[name] = [at for at in self._deaths.get(name, ()) if now - at < WINDOW] + [now]
-        if len(deaths) >= MOST_DEATHS:
-            self.failures[name] = f"died {len(deaths)} times within {WINDOW:.0f} s, the last time of {cause}"
-            log.error("a task can't go on", task=name, cause=self.failures[name])
-            return None
-        return 0.1 * len(deaths)
+        log.error("a long-lived task ended", task=name, cause=cause, exc_info=error)
+        policy = self._policies.setdefault(name, RestartPolicy(MAX_DEATHS))
+        delay = policy.died(asyncio.get_running_loop().time())
+        if delay is None:
+            self.failures[name] = f"died {len(policy.recent)} times within {WINDOW:.0f} s, last of {cause}"
+            log.error("a long-lived task is given up", task=name, cause=self.failures[name])
+        return delay
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks and see them end, within bounds.
+    """Cancels tasks and waits for their end, bounded.
 
-    A library that turns the cancellation into an error of its own would keep a loop going, so it is asked again.
+    A library may turn a cancellation into its own error and go on, so each task is cancelled several times.
     """
     left = set(tasks)
-    for _ in range(MOST_CANCELS):
+    for _ in range(MAX_CANCELS):
         for task in left:
             task.cancel()
         if not left:

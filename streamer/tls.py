@@ -1,33 +1,35 @@
-"""Why a TLS connection did not come about, in words that say what to do."""
+"""Explains failed TLS connections in words that say what to do."""
 
 from __future__ import annotations
 
 import ssl
 
 EXPIRED, NOT_YET, WRONG_NAME, WRONG_ADDRESS = 10, 9, 62, 64
-"""OpenSSL's numbers of what is wrong with a certificate (X509_V_ERR_…); those left are about who signed it."""
+"""OpenSSL's codes of certificate errors (X509_V_ERR_…); all others are about the issuer."""
 
 
 def trouble(error: BaseException, variable: str, authority: str) -> str | None:
-    """What is wrong and how to mend it, or None where TLS is not what failed.
+    """Returns what is wrong and the remedy; None when TLS is not what failed.
 
-    `variable` is the setting with the URL, `authority` its parameter for the certificate of whom to trust.
+    Args:
+        variable: The setting that holds the URL.
+        authority: The URL parameter that names the trusted certificate authority.
     """
-    failed = _of(error)
+    failed = _tls_error(error)
     if failed is None:
         return None
     if not isinstance(failed, ssl.SSLCertVerificationError):
-        return f"no TLS came about ({failed.reason or failed}): check that it speaks TLS on the port in {variable}"
-    said = failed.verify_message or failed.reason
+        return f"the TLS handshake failed ({failed.reason or failed}): check that the port in {variable} speaks TLS"
+    reason = failed.verify_message or failed.reason
     if failed.verify_code in (WRONG_NAME, WRONG_ADDRESS):
-        return f"its certificate is another host's ({said}): name it in {variable} as its certificate does"
+        return f"its certificate is for another host ({reason}): use the certificate's host name in {variable}"
     if failed.verify_code in (EXPIRED, NOT_YET):
-        return f"its certificate is not valid now ({said}): renew it, or set this machine's clock"
-    return f"its certificate is not trusted ({said}): name the one of its authority by {authority}=FILE in {variable}"
+        return f"its certificate is not valid now ({reason}): renew it, or set this machine's clock"
+    return f"its certificate is not trusted ({reason}): name its authority's by {authority}=FILE in {variable}"
 
 
-def _of(error: BaseException | None) -> ssl.SSLError | None:
-    """The TLS error behind an error; drivers wrap it."""
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """Finds the TLS error behind a driver's error."""
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,6 +1,7 @@
-"""What a vendor's connection must know of PostgreSQL, asked for many at a time: a herd is a few queries, not thousands.
+"""Coalesced reads: what connections need from PostgreSQL, many keys per query.
 
-No timer: the first one asks at once, and all who come while that is under way are asked for together next.
+There is no timer. The first key starts a query at once; keys that arrive while it runs share the next one. So a
+reconnect storm costs a few queries, not one per client.
 """
 
 from __future__ import annotations
@@ -15,80 +16,77 @@ from streamer.storage.store import Store, VendorRow
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-MOST = 500
-"""Keys in one query."""
+MAX_KEYS = 500
+"""Keys of one query."""
 
 
-class Together(Generic[K, V]):
-    """Looks keys up by `find(keys)`, one query at a time; a key without an answer gets None.
-
-    An error of `find` is raised to everyone whose key was in that query.
-    """
+class BatchLoader(Generic[K, V]):
+    """Looks up keys with `find(keys)`, one query at a time; an error of `find` goes to every caller of that query."""
 
     def __init__(self, find: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]], name: str) -> None:
         self.queries = 0
         self._find = find
         self._name = name
         self._waiting: dict[K, asyncio.Future[V | None]] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def get(self, key: K) -> V | None:
-        """The answer for one key."""
+        """Returns the value of one key; None when there is none."""
         answer = self._waiting.get(key)
         if answer is None:
             answer = self._waiting[key] = asyncio.get_running_loop().create_future()
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask(), name=self._name)
-        # Who gives up waiting takes the answer from nobody else.
+            if self._task is None:
+                self._task = asyncio.create_task(self._load(), name=self._name)
+        # A caller that is cancelled must not cancel the answer for the others.
         return await asyncio.shield(answer)
 
-    async def _ask(self) -> None:
-        taken: dict[K, asyncio.Future[V | None]] = {}
+    async def _load(self) -> None:
+        batch: dict[K, asyncio.Future[V | None]] = {}
         try:
             while self._waiting:
-                taken = {key: self._waiting.pop(key) for key in list(self._waiting)[:MOST]}
+                batch = {key: self._waiting.pop(key) for key in list(self._waiting)[:MAX_KEYS]}
                 self.queries += 1
                 try:
-                    found = await self._find(list(taken))
+                    found = await self._find(list(batch))
                 except Exception as error:
-                    for answer in taken.values():
+                    for answer in batch.values():
                         answer.set_exception(error)
-                        answer.exception()  # all who asked may have gone
+                        answer.exception()  # marks it as seen: every caller may have been cancelled
                 else:
-                    for key, answer in taken.items():
+                    for key, answer in batch.items():
                         answer.set_result(found.get(key))
         finally:
-            self._asking = None
-            for answer in (*taken.values(), *self._waiting.values()):
-                answer.cancel()  # only where this task was ended from outside
+            self._task = None
+            for answer in (*batch.values(), *self._waiting.values()):
+                answer.cancel()  # no effect on answers that are done
             self._waiting.clear()
 
 
 class DataLoader:
-    """What a Store knows of one vendor or user, for many who ask at once."""
+    """Coalesces a Store's reads of single vendors and users."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._rows: Together[str, VendorRow] = Together(self._find_rows, "load vendors")
-        self._owned: Together[str, list[VendorRow]] = Together(self._find_owned, "load users' vendors")
-        self._stored: Together[tuple[str, int | None], int] = Together(store.newest_stored, "load newest pings")
+        self._rows: BatchLoader[str, VendorRow] = BatchLoader(self._find_rows, "load vendors")
+        self._owned: BatchLoader[str, list[VendorRow]] = BatchLoader(self._find_owned, "load users' vendors")
+        self._stored: BatchLoader[tuple[str, int | None], int] = BatchLoader(store.newest_stored, "load newest pings")
 
     async def vendor(self, vendor_id: str) -> VendorRow | None:
-        """This vendor, unless it or its user is deleted."""
+        """Returns a vendor; None when it or its user is deleted."""
         return await self._rows.get(vendor_id)
 
     async def vendors_of(self, clerk_id: str) -> list[VendorRow]:
-        """The vendors of the user with this `clerkId`."""
+        """Returns the vendors of a user (`users.clerkId`)."""
         return await self._owned.get(clerk_id) or []
 
     async def durable(self, row: VendorRow) -> int | None:
-        """The timestamp of a vendor's newest stored ping; its row was read a moment ago."""
+        """Returns the timestamp (epoch ms) of a vendor's newest stored ping; `row` must have been read just before."""
         stored = await self._stored.get((row.vendor_id, row.located_at))
         return row.located_at if stored is None else max(stored, row.located_at or 0)
 
     @property
     def queries(self) -> int:
-        """How many queries there have been."""
+        """Queries sent so far."""
         return self._rows.queries + self._owned.queries + self._stored.queries
 
     async def _find_rows(self, vendor_ids: Sequence[str]) -> Mapping[str, VendorRow]:

@@ -1,8 +1,8 @@
-"""Plans: a vendor whose user has no active subscription goes live only so often, on all processes together.
+"""Limits how often a vendor without an active subscription goes live, on all processes together.
 
-Its pings are stored like everybody's; what waits is where customers see it. Whether a user pays is asked of PostgreSQL,
-when a vendor is first heard and every REFRESH seconds; that a vendor went live is remembered in Redis, for as long as
-it has to wait. While PostgreSQL is away nobody is taken not to pay; while Redis is away each process goes by itself.
+Its pings are stored like everyone's; only the live position is held back. PostgreSQL says whether a user pays: queried
+when a vendor is first heard, and every REFRESH seconds. Redis remembers that a vendor went live, as long as it has to
+wait. While PostgreSQL is down every vendor counts as paying; while Redis is down each process decides alone.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from streamer.storage.store import Store
 log = structlog.get_logger()
 
 REFRESH = 30.0
-"""Seconds after which a subscription that began or ended is seen."""
+"""Seconds after which a subscription that began or ended takes effect."""
 
 
 class Entitlements:
-    """Decides which fixes are shown: `shows` is the fleet's question, `run` finds the answers. `every` is seconds."""
+    """Decides which fixes are shown: `shows` answers at once, `run` looks up the unknown. `interval` is seconds."""
 
-    def __init__(self, store: Store, broker: Broker, clock: Callable[[], int], every: float) -> None:
+    def __init__(self, store: Store, broker: Broker, clock: Callable[[], int], interval: float) -> None:
         self.paying: set[str] = set()
         """Vendors known to have an active subscription."""
         self._store = store
         self._broker = broker
         self._clock = clock
-        self._every = int(every * 1000)
-        self._waits: dict[str, int] = {}
-        """Until when a vendor is not shown again, epoch ms."""
-        self._asked: dict[str, Fix] = {}
-        """Vendors of which nothing is known yet, and the newest fix of each."""
+        self._interval = int(interval * 1000)
+        self._held_until: dict[str, int] = {}
+        """When a vendor may be shown again, epoch ms."""
+        self._undecided: dict[str, Fix] = {}
+        """The newest fix of each vendor that has to be looked up."""
         self._wake = asyncio.Event()
 
     def shows(self, vendor_id: str, fix: Fix) -> bool:
-        """Whether a fix is shown at once; one whose vendor is not known well enough is shown later, if it may."""
+        """Returns whether a fix is shown at once; `run` shows a fix that needs a lookup later, if it may."""
         if vendor_id in self.paying:
             return True
-        if self._clock() >= self._waits.get(vendor_id, 0):
-            known = self._asked.get(vendor_id)
+        if self._clock() >= self._held_until.get(vendor_id, 0):
+            known = self._undecided.get(vendor_id)
             if known is None or known.timestamp < fix.timestamp:
-                self._asked[vendor_id] = fix
+                self._undecided[vendor_id] = fix
             self._wake.set()
         return False
 
     async def run(self) -> None:
-        """Find answers, for ever."""
+        """Looks up vendors forever."""
         loop = asyncio.get_running_loop()
         refreshed = loop.time()
         while True:
@@ -62,33 +62,33 @@ class Entitlements:
                 refreshed = loop.time()
                 await self._refresh()
             self._wake.clear()
-            if self._asked:
-                asked, self._asked = self._asked, {}
-                await self._decide(asked)
+            if self._undecided:
+                undecided, self._undecided = self._undecided, {}
+                await self._decide(undecided)
 
     async def _refresh(self) -> None:
-        """Whose subscriptions began or ended; who waits no more is forgotten."""
         now = self._clock()
-        served = list(self._broker.local_vendors.sockets)
         try:
-            self.paying = await self._store.paying(served)
+            self.paying = await self._store.paying(list(self._broker.local_vendors.sockets))
         except (Unavailable, DatabaseError):
             return
-        self._waits = {id: until for id, until in self._waits.items() if until > now and id not in self.paying}
+        self._held_until = {
+            id: until for id, until in self._held_until.items() if until > now and id not in self.paying
+        }
 
-    async def _decide(self, asked: Mapping[str, Fix]) -> None:
+    async def _decide(self, undecided: Mapping[str, Fix]) -> None:
         try:
-            paying = await self._store.paying(list(asked))
+            paying = await self._store.paying(list(undecided))
         except (Unavailable, DatabaseError):
-            paying = set(asked)
+            paying = set(undecided)
         else:
             self.paying |= paying
-        free = [vendor_id for vendor_id in asked if vendor_id not in paying]
-        left = await self._broker.once(free, self._every)
+        unpaid = [vendor_id for vendor_id in undecided if vendor_id not in paying]
+        waits = await self._broker.once(unpaid, self._interval)
         now = self._clock()
-        for vendor_id, fix in asked.items():
-            wait = left.get(vendor_id, 0)
+        for vendor_id, fix in undecided.items():
+            wait = waits.get(vendor_id, 0)
             if vendor_id not in paying:
-                self._waits[vendor_id] = now + (wait or self._every)
+                self._held_until[vendor_id] = now + (wait or self._interval)
             if not wait:
                 self._broker.local_vendors.show(vendor_id, fix, now)

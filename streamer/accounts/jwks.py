@@ -1,9 +1,8 @@
-"""A token issuer's public keys: fetched by URL, kept while it is away, fetched anew for a key not seen yet."""
+"""Public keys of a token issuer, from its JWKS URL."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -12,115 +11,109 @@ import orjson
 import structlog
 
 from streamer.errors import Unavailable
+from streamer.single_flight import SingleFlight
 
 log = structlog.get_logger()
 
 ALGORITHMS = ("RS256", "ES256")
-MOST_BYTES = 256 << 10
-MOST_KEYS = 100
+MAX_BYTES = 256 << 10
+MAX_KEYS = 100
 TIMEOUT = 5.0
 """Seconds for one fetch."""
-LIFETIME = 300.0
-"""Seconds between fetches: a key that the issuer withdraws is taken no longer than this."""
-LEAST = 5.0
-"""Seconds between fetches at least, whatever key ids strangers make up, also while the issuer is away."""
+REFRESH = 300.0
+"""Seconds between two fetches. A key that the issuer withdraws is accepted for no longer than this."""
+MIN_INTERVAL = 5.0
+"""Seconds between two fetches at least, so that made-up key ids cannot flood the issuer."""
 
 
 class IssuerKeys:
-    """The keys of a JWKS by their `kid`; `run` fetches them. What was fetched last counts until the next is read."""
+    """The keys of a JWKS by `kid`. `run` refreshes them; the last good set stays in use while the issuer is down."""
 
-    def __init__(self, url: str, *, lifetime: float = LIFETIME, least: float = LEAST) -> None:
+    def __init__(self, url: str, *, refresh: float = REFRESH, min_interval: float = MIN_INTERVAL) -> None:
         self.fetches = 0
         self.cause: str | None = None
-        """Why the last fetch failed; None when it did not."""
+        """Why the last fetch failed; None when it succeeded."""
         self._url = url
-        self._lifetime = lifetime
-        self._least = least
+        self._refresh = refresh
+        self._min_interval = min_interval
         self._keys: dict[str | None, jwt.PyJWK] = {}
-        self._tried: float | None = None
-        self._wanted = asyncio.Event()
-        self._fetched: asyncio.Future[None] | None = None
+        self._fetched_at: float | None = None
+        self._fetch = SingleFlight(self._fetch_once, "fetch JWKS")
 
     async def key(self, kid: str | None) -> jwt.PyJWK | None:
-        """The key of this id, or the only one there is for a token that names none; None: the issuer has no such key.
+        """Returns the key with this id, or the only key for a token without `kid`; fetches the JWKS for an unknown id.
 
-        May wait for a fetch. Unavailable when the key is not known and the issuer can't be asked.
+        Returns:
+            None when the issuer has no such key.
+
+        Raises:
+            Unavailable: The key is unknown and the issuer cannot be reached.
         """
         found = self._known(kid)
         if found is None:
-            await self._ask()
-            found = self._known(kid)
+            now = asyncio.get_running_loop().time()
+            if self._fetched_at is None or now - self._fetched_at >= self._min_interval:
+                await self._fetch.result()
+                found = self._known(kid)
             if found is None and self.cause is not None:
-                told = "the token issuer's keys can't be read just now: try again"
-                raise Unavailable(f"the token issuer's keys can't be read just now: {self.cause}; try again", told)
+                public = "the token issuer's keys cannot be fetched; try again"
+                raise Unavailable(f"the token issuer's keys cannot be fetched: {self.cause}; try again", public)
         return found
 
     async def run(self) -> None:
-        """Fetch for ever: regularly, and soon when a token names a key that is not known."""
-        # Redirects are not followed: what counts is what the operator set.
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT), trust_env=True) as session:
+        """Refreshes the keys forever."""
+        try:
             while True:
-                await self._fetch(session)
-                self._tried = asyncio.get_running_loop().time()
-                self._wanted.clear()
-                if self._fetched is not None:
-                    self._fetched.set_result(None)
-                    self._fetched = None
-                await asyncio.sleep(self._least)
-                if self.cause is None:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(self._lifetime - self._least):
-                            await self._wanted.wait()
+                await self._fetch.result()
+                await asyncio.sleep(self._refresh if self.cause is None else self._min_interval)
+        finally:
+            await self._fetch.close()
 
     def _known(self, kid: str | None) -> jwt.PyJWK | None:
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(kid)
 
-    async def _ask(self) -> None:
-        """Wait for the next fetch, unless the last one was just now."""
-        loop = asyncio.get_running_loop()
-        if self._tried is not None and loop.time() - self._tried < self._least:
-            return
-        self._wanted.set()
-        if self._fetched is None:
-            self._fetched = loop.create_future()
-        await asyncio.wait({self._fetched}, timeout=TIMEOUT + self._least)
-        if self._tried is None:
-            message = "the token issuer's keys are not read yet; try again"
-            raise Unavailable(message, message)
-
-    async def _fetch(self, session: aiohttp.ClientSession) -> None:
+    async def _fetch_once(self) -> None:
         self.fetches += 1
         try:
-            async with session.get(self._url, allow_redirects=False, headers={"Accept": "application/json"}) as answer:
-                if answer.status != 200:
-                    raise ValueError(f"it answers {answer.status}")
-                body = bytearray()
-                async for data in answer.content.iter_any():
-                    body += data
-                    if len(body) > MOST_BYTES:
-                        raise ValueError(f"it answers with more than {MOST_BYTES} bytes")
-            keys = usable(orjson.loads(body))
-        except (aiohttp.ClientError, OSError, ValueError) as failed:
-            cause = str(failed) or type(failed).__name__
+            keys = usable_keys(orjson.loads(await self._read()))
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            cause = str(error) or type(error).__name__
             if self.cause != cause:
-                log.warning("the token issuer's keys can't be read", url=self._url, cause=cause, known=len(self._keys))
+                log.warning("cannot fetch the issuer's JWKS", url=self._url, cause=cause, keys_in_use=len(self._keys))
             self.cause = cause
-            return
-        if self.cause is not None or keys.keys() != self._keys.keys():
-            log.info("read the token issuer's keys", url=self._url, keys=list(keys))
-        self.cause = None
-        self._keys = keys
+        else:
+            if self.cause is not None or keys.keys() != self._keys.keys():
+                log.info("fetched the issuer's JWKS", url=self._url, keys=list(keys))
+            self.cause = None
+            self._keys = keys
+        self._fetched_at = asyncio.get_running_loop().time()
+
+    async def _read(self) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+        # No redirects: only the configured URL is trusted.
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
+            session.get(self._url, allow_redirects=False, headers={"Accept": "application/json"}) as answer,
+        ):
+            if answer.status != 200:
+                raise ValueError(f"it answers {answer.status}")
+            body = bytearray()
+            async for data in answer.content.iter_any():
+                body += data
+                if len(body) > MAX_BYTES:
+                    raise ValueError(f"it answers with more than {MAX_BYTES} bytes")
+            return bytes(body)
 
 
-def usable(jwks: Any) -> dict[str | None, jwt.PyJWK]:
-    """The keys of a JWKS that tokens may be signed with here, by `kid`; ValueError when there is none."""
+def usable_keys(jwks: Any) -> dict[str | None, jwt.PyJWK]:
+    """Returns the signing keys of a JWKS by `kid`; raises ValueError when there is none."""
     listed = jwks.get("keys") if type(jwks) is dict else None
     if type(listed) is not list:
-        raise ValueError("what it answers is no JWKS")
+        raise ValueError("the answer is no JWKS")
     keys: dict[str | None, jwt.PyJWK] = {}
-    for each in listed[:MOST_KEYS]:
+    for each in listed[:MAX_KEYS]:
         if type(each) is not dict or each.get("use") not in (None, "sig"):
             continue
         try:

@@ -1,4 +1,4 @@
-"""Who may do what: a token's user to the vendors it owns."""
+"""Which vendors a user may report for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streamer.storage.store import VendorRow
 
 
 class Vendors(Protocol):
-    """Who knows of vendors and users, as `loader.py` does."""
+    """Looks up vendors; `DataLoader` implements it."""
 
     async def vendor(self, vendor_id: str) -> VendorRow | None: ...
 
@@ -18,13 +18,13 @@ class Vendors(Protocol):
 
 
 async def owned_vendor(vendors: Vendors, identity: Identity, vendor_id: str | None) -> VendorRow:
-    """The vendor that a user may report for: the named one, or the only one; ProtocolError says why there is none."""
+    """Returns the named vendor of a user, or the user's only one; raises ProtocolError when there is none."""
     if vendor_id is not None:
         row = await vendors.vendor(vendor_id)
         if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
         if row.clerk_id != identity.clerk_id:
-            raise ProtocolError(ErrorCode.FORBIDDEN, f"vendor {vendor_id!r} is not this user's")
+            raise ProtocolError(ErrorCode.FORBIDDEN, f"vendor {vendor_id!r} belongs to another user")
         return row
     rows = await vendors.vendors_of(identity.clerk_id)
     if not rows:

@@ -1,4 +1,4 @@
-"""Tokens to users: who speaks, and until when."""
+"""Token verification: which user a JWT stands for, and until when."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from streamer.accounts.jwks import ALGORITHMS, IssuerKeys
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.settings import Settings
 
-MOST_TOKEN = 8 << 10
-"""Bytes of a token: what fits in a header."""
+MAX_TOKEN = 8 << 10
+"""Bytes of a token: what fits into a header."""
+LATEST_SECONDS = 10**11
+"""A larger `exp` cannot be epoch seconds (it would be after the year 5000): it is milliseconds."""
 
 
 class Identity(NamedTuple):
-    """Who a token speaks for (`users.clerkId`), and when it ends, epoch seconds; None: never."""
+    """A token's user (`users.clerkId`) and expiry, epoch seconds."""
 
     clerk_id: str
-    expires: float | None
+    expires: float
 
 
 class Rules(NamedTuple):
-    """What a token must say beside its signature; None and empty: anything. `leeway` is seconds.
+    """What a token must contain besides a good signature. None and empty accept anything; times are in seconds.
 
-    `audience` is one that must be in `aud`. `parties` are the values that `azp` may have; a token without it passes, as
-    those of apps that have no origin do.
+    `audience` must be in `aud`. `parties` are the accepted values of `azp`; a token without `azp` is accepted, because
+    apps without an origin send none. `max_lifetime` bounds `exp - iat`, or the remaining time of a token without `iat`.
     """
 
     issuer: str | None = None
     audience: str | None = None
     parties: tuple[str, ...] = ()
     leeway: float = 5.0
+    max_lifetime: float | None = None
 
     @property
     def claims(self) -> dict[str, str]:
-        """What a token of our own must say to pass."""
-        said = {"iss": self.issuer, "aud": self.audience}
-        return {name: value for name, value in said.items() if value is not None}
+        """Claims that our own tokens need to be accepted."""
+        claims = {"iss": self.issuer, "aud": self.audience}
+        return {name: value for name, value in claims.items() if value is not None}
 
 
 class Authenticator:
-    """Checks tokens: HS256 by shared secrets, the current one first, RS256 and ES256 by the issuer's keys.
+    """Verifies tokens: HS256 with shared secrets, RS256 and ES256 with the issuer's keys.
 
-    Who is in `deleted` (`users.clerkId`) is let in no more, however good the token.
+    Tokens of users in `deleted` (`users.clerkId`) are refused.
     """
 
     def __init__(
@@ -62,14 +65,16 @@ class Authenticator:
         self._rules = rules or Rules()
 
     async def check(self, token: str) -> Identity:
-        """The identity of a token; ProtocolError ERR_INVALID_TOKEN says why it is refused, never the token itself.
+        """Returns the identity of a token. May take seconds when the issuer's JWKS has to be fetched.
 
-        With an issuer's keys this may wait some seconds for a new one; Unavailable when the issuer does not answer.
+        Raises:
+            ProtocolError: ERR_INVALID_TOKEN with the reason, never with the token itself.
+            Unavailable: The issuer cannot be reached.
         """
         if not token.isascii():
             raise _refused("a JWT is ASCII")
-        if len(token) > MOST_TOKEN:
-            raise _refused(f"it has {len(token)} bytes, at most {MOST_TOKEN} are read")
+        if len(token) > MAX_TOKEN:
+            raise _refused(f"it has {len(token)} bytes; the limit is {MAX_TOKEN}")
         try:
             header = jwt.get_unverified_header(token)
             algorithm = header.get("alg")
@@ -78,36 +83,31 @@ class Authenticator:
             elif algorithm in ALGORITHMS and self._keys is not None:
                 claims = await self._signed_by_issuer(token, header.get("kid"), self._keys)
             else:
-                raise ProtocolError(ErrorCode.INVALID_TOKEN, f"tokens signed with {algorithm!r:.40} are not taken here")
-            self._check_party(claims)
-            if not claims["sub"]:
-                raise _refused("its sub is empty: it is nobody's")
-            if claims["sub"] in self._deleted:
-                raise _refused(f"user {claims['sub']!r:.80} was deleted")
-            expires = claims.get("exp")
-            return Identity(claims["sub"], None if expires is None else float(expires))
+                raise ProtocolError(ErrorCode.INVALID_TOKEN, f"tokens signed with {algorithm!r:.40} are not accepted")
+            self._check_claims(claims)
+            return Identity(claims["sub"], float(claims["exp"]))
         except (jwt.PyJWTError, OverflowError) as bad:
-            raise self._why(token, bad) from None
+            raise self._explained(token, bad) from None
 
     def deleted(self, clerk_id: str) -> bool:
-        """Whether this user is known to be deleted."""
+        """Returns whether this user is known to be deleted."""
         return clerk_id in self._deleted
 
     def _signed_by_secret(self, token: str) -> dict[str, Any]:
         for secret in self._secrets[:-1]:
             try:
-                return self._decoded(token, secret, "HS256", ["sub"])
+                return self._decoded(token, secret, "HS256")
             except jwt.InvalidSignatureError:
                 pass
-        return self._decoded(token, self._secrets[-1], "HS256", ["sub"])
+        return self._decoded(token, self._secrets[-1], "HS256")
 
     async def _signed_by_issuer(self, token: str, kid: str | None, keys: IssuerKeys) -> dict[str, Any]:
         key = await keys.key(kid)
         if key is None:
             raise _refused("it names no key (kid)" if kid is None else f"the issuer has no key {kid!r:.60}")
-        return self._decoded(token, key, key.algorithm_name, ["sub", "exp"])
+        return self._decoded(token, key, key.algorithm_name)
 
-    def _decoded(self, token: str, key: str | jwt.PyJWK, algorithm: str, require: list[str]) -> dict[str, Any]:
+    def _decoded(self, token: str, key: str | jwt.PyJWK, algorithm: str) -> dict[str, Any]:
         rules = self._rules
         claims: dict[str, Any] = jwt.decode(
             token,
@@ -116,19 +116,32 @@ class Authenticator:
             issuer=rules.issuer,
             audience=rules.audience,
             leeway=rules.leeway,
-            options={"require": require, "verify_aud": rules.audience is not None},
+            options={"require": ["sub", "exp"], "verify_aud": rules.audience is not None},
         )
         return claims
 
-    def _check_party(self, claims: dict[str, Any]) -> None:
-        party = claims.get("azp")
-        if self._rules.parties and party is not None and party not in self._rules.parties:
-            raise _refused(f"it was made for {party!r:.80} (azp), which is not among those taken here")
+    def _check_claims(self, claims: dict[str, Any]) -> None:
+        rules, user, party = self._rules, claims["sub"], claims.get("azp")
+        if not user:
+            raise _refused("its sub is empty")
+        if user in self._deleted:
+            raise _refused(f"user {user!r:.80} was deleted")
+        if rules.parties and party is not None and party not in rules.parties:
+            raise _refused(f"its azp is {party!r:.80}, which is not an accepted party")
+        expires = float(claims["exp"])
+        if expires >= LATEST_SECONDS:
+            raise _refused(f"its exp {claims['exp']!r:.40} is in milliseconds; exp is epoch seconds")
+        if rules.max_lifetime is not None:
+            lifetime = expires - float(claims.get("iat", time.time()))
+            if lifetime > rules.max_lifetime + rules.leeway:
+                raise _refused(
+                    f"it lasts {lifetime:.0f} s; the limit is {rules.max_lifetime:.0f} s (STREAMER_JWT_MAX_LIFETIME)"
+                )
 
-    def _why(self, token: str, bad: Exception) -> ProtocolError:
-        """What is wrong with a token, for the app's developer; only of one whose signature is good its claims."""
+    def _explained(self, token: str, bad: Exception) -> ProtocolError:
+        """Names the reason for the app's developer; quotes claims only of a token whose signature is good."""
         if isinstance(bad, jwt.InvalidSignatureError):
-            return _refused("its signature does not fit its contents and the key")
+            return _refused("its signature does not match")
         if isinstance(bad, jwt.ExpiredSignatureError):
             return _refused(f"it expired {_moment(token, 'exp')}: get a new one")
         if isinstance(bad, jwt.ImmatureSignatureError):
@@ -142,8 +155,23 @@ class Authenticator:
 
 
 def rules_of(settings: Settings) -> Rules:
-    """What the settings ask of a token."""
-    return Rules(settings.jwt_issuer, settings.jwt_audience, settings.jwt_parties, settings.jwt_leeway)
+    """Returns the token rules of the settings."""
+    return Rules(
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        settings.jwt_parties,
+        settings.jwt_leeway,
+        settings.jwt_max_lifetime,
+    )
+
+
+def make_token(
+    secret: str, clerk_id: str, ttl: float, now: float | None = None, claims: Mapping[str, str] | None = None
+) -> str:
+    """Returns an HS256 token for development and load tests, valid for `ttl` seconds, with further `claims`."""
+    issued = time.time() if now is None else now
+    body = {"sub": clerk_id, "iat": int(issued), "exp": int(issued + ttl), **(claims or {})}
+    return jwt.encode(body, secret, algorithm="HS256")
 
 
 def _refused(why: str) -> ProtocolError:
@@ -158,13 +186,4 @@ def _moment(token: str, claim: str) -> str:
     try:
         return datetime.fromtimestamp(float(_claim(token, claim)), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, TypeError, OverflowError, OSError):
-        return "at no time that there is"
-
-
-def make_token(
-    secret: str, clerk_id: str, ttl: float, now: float | None = None, claims: Mapping[str, str] | None = None
-) -> str:
-    """An HS256 token for development and load tests; `ttl` seconds; further claims where the server's rules ask."""
-    issued = time.time() if now is None else now
-    body = {"sub": clerk_id, "iat": int(issued), "exp": int(issued + ttl), **(claims or {})}
-    return jwt.encode(body, secret, algorithm="HS256")
+        return "at an impossible time"

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
-from streamer.cli import config, db, dev, link, redis, serve
+from streamer import __version__
+from streamer.cli import client, config, db, dev, link, redis, serve
 from streamer.cli.process import report
 from streamer.errors import SettingsError, StreamerError
 
 cli = typer.Typer(
     name="streamer",
-    help="Venta's live-location server: vendors report, PostgreSQL remembers, customers nearby see them move.",
+    help="Live-location server: vendors send pings, PostgreSQL stores them, customers watch areas in real time.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 cli.command()(serve.serve)
 cli.command()(dev.dev)
 cli.command()(config.config)
 cli.command()(dev.token)
 cli.command()(link.link)
+cli.command()(client.watch)
+cli.command()(client.ping)
 cli.add_typer(db.db)
 cli.add_typer(redis.redis)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"streamer {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """The `streamer` command. Exit status: 0 done, 1 failed, 2 wrong use or settings."""
+    """Runs the command. Exit status: 0 done, 1 failed, 2 wrong use or settings."""
     try:
         cli()
     except SettingsError as wrong:

@@ -1,4 +1,4 @@
-"""What each long-running command shares: the event loop, the stop signals and the progress display."""
+"""What long-running commands share: the event loop, the stop signals and the progress display."""
 
 from __future__ import annotations
 
@@ -19,44 +19,45 @@ from rich.status import Status
 from streamer.errors import StreamerError
 
 
-def run(serving: Coroutine[Any, Any, None]) -> None:
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine, on uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
-        asyncio.run(serving)
+        asyncio.run(main)
     else:
-        uvloop.run(serving)
+        uvloop.run(main)
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM. Before `wait` they cancel what is being set up; a second one ends the process at once."""
+    """Ctrl-C and SIGTERM. The first ends `wait`, or cancels the startup before it; a second ends the process."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        self.came = False
+        self.received = False
         self._task = task
-        self._waited_for: asyncio.Event | None = None
+        self._event: asyncio.Event | None = None
 
     async def wait(self) -> None:
-        """Return when one comes."""
-        self._waited_for = asyncio.Event()
-        await self._waited_for.wait()
+        """Returns on the first signal."""
+        self._event = asyncio.Event()
+        await self._event.wait()
 
     def __call__(self, number: signal.Signals) -> None:
-        """One came."""
-        if self.came:
+        """Handles a signal."""
+        if self.received:
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif self._waited_for is not None:
-            self._waited_for.set()
+        elif self._event is not None:
+            self._event.set()
         else:
             self._task.cancel()
-        self.came = True
+        self.received = True
 
 
 @contextlib.asynccontextmanager
 async def interrupts() -> AsyncIterator[Interrupt]:
-    """Ctrl-C and SIGTERM end in order what is within; that is no failure."""
+    """Ends the context in order on Ctrl-C or SIGTERM, which is not an error."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     interrupt = Interrupt(task)
@@ -65,7 +66,7 @@ async def interrupts() -> AsyncIterator[Interrupt]:
     try:
         yield interrupt
     except asyncio.CancelledError:
-        if not interrupt.came:
+        if not interrupt.received:
             raise
         task.uncancel()
     finally:
@@ -73,15 +74,15 @@ async def interrupts() -> AsyncIterator[Interrupt]:
             loop.remove_signal_handler(number)
 
 
-def spare_the_collector() -> None:
-    """What is there at the start stays, so the garbage collector need not look at it each time it runs."""
+def tune_collector() -> None:
+    """Excludes everything that exists after startup from garbage collection, and collects less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
 
 class Steps:
-    """Tells how far a start is: on a terminal the step in progress turns, elsewhere each is a line."""
+    """Shows progress: a spinner for the current step on a terminal, a line per step elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -99,7 +100,7 @@ class Steps:
         self._done()
 
     def __call__(self, step: str) -> None:
-        """The next step begins, and so the one before is done."""
+        """Starts the next step."""
         self._done()
         self._step, self._since = step, time.monotonic()
         if self._console.is_terminal:
@@ -116,5 +117,6 @@ class Steps:
 
 
 def report(error: StreamerError, status: int) -> int:
+    """Prints an error and returns the exit status."""
     print(f"streamer: {error}", file=sys.stderr)
     return status

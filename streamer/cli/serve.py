@@ -1,4 +1,4 @@
-"""`streamer serve`: one process, or a manager of several on one port."""
+"""`streamer serve`: one process, or several workers on one port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 from streamer import app
 from streamer.cli import config
 from streamer.cli.options import Host, Port
-from streamer.cli.process import interrupts, report, run, spare_the_collector
+from streamer.cli.process import interrupts, report, run, tune_collector
 from streamer.errors import SettingsError, StreamerError
 from streamer.operations import logs
 from streamer.operations.watchdog import Watchdog
@@ -25,58 +25,64 @@ from streamer.operations.workers.peers import Peers
 from streamer.operations.workers.scoreboard import Scoreboard
 from streamer.settings import Settings
 
+log = structlog.get_logger()
+
 STOP_WITHIN = 12.0
-"""Seconds beyond `drain_timeout` that an orderly stop may take before the process is ended where it hangs."""
+"""Seconds beyond `drain_timeout` after which a process that does not stop is ended."""
+WORKER_MARGIN = 2.0
+"""Seconds that the manager gives a worker's own watchdog before it kills a stuck worker."""
 
 
 def serve(
     host: Host = None,
     port: Port = None,
-    workers: Annotated[int | None, typer.Option(help="Processes on the one port.", min=1, max=64)] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes that share the port.", min=1, max=64)] = None,
 ) -> None:
-    """Serve on the PostgreSQL of DATABASE_URL and the Redis of REDIS_URL."""
+    """Run the server on the PostgreSQL of DATABASE_URL and the Redis of REDIS_URL."""
     configured = config.load(config.SERVING, host=host, port=port, workers=workers)
     config.warn_of_unknown_variables()
     logs.configure(form=configured.log_form, level=configured.log_level)
     faulthandler.enable()
+    if not configured.origins:
+        log.warning("STREAMER_ORIGINS is not set: pages of every origin may open sockets and read answers")
     if configured.workers > 1:
-        sys.exit(_serve_by_workers(configured))
+        sys.exit(_serve_with_workers(configured))
     run(_serve(configured))
 
 
-async def _serve(configured: Settings) -> None:
+async def _serve(configured: Settings, peers: Peers | None = None) -> None:
     with Watchdog(configured.stuck_after) as watchdog:
-        async with interrupts() as interrupt, app.serving(configured) as (_, url):
-            spare_the_collector()
-            print(f"serving on {url}", file=sys.stderr, flush=True)
+        async with interrupts() as interrupt, app.serving(configured, peers) as (_, url):
+            tune_collector()
+            if peers is None:
+                print(f"serving on {url}", file=sys.stderr, flush=True)
             await interrupt.wait()
-            watchdog.hurry(configured.drain_timeout + STOP_WITHIN)
-            print("stopping", file=sys.stderr, flush=True)
+            watchdog.limit_stop(configured.drain_timeout + STOP_WITHIN)
+            if peers is None:
+                print("stopping", file=sys.stderr, flush=True)
 
 
-def _serve_by_workers(configured: Settings) -> int:
-    """Serve by several processes; the exit status."""
+def _serve_with_workers(configured: Settings) -> int:
     try:
-        held, port = reserve(configured.host, configured.port)
-    except OSError as taken:
-        raise app.not_listening(configured.host, configured.port, taken) from None
+        reserved, port = reserve(configured.host, configured.port)
+    except OSError as error:
+        raise app.not_listening(configured.host, configured.port, error) from None
     settled = configured.model_copy(update={"port": port})
-    board = Scoreboard(settled.workers)
+    scoreboard = Scoreboard(settled.workers)
     host = f"[{settled.host}]" if ":" in settled.host else settled.host
 
     def ready() -> None:
-        said = f"serving on http://{host}:{port} with {settled.workers} workers"
-        print(said, file=sys.stderr, flush=True)
+        print(f"serving on http://{host}:{port} with {settled.workers} workers", file=sys.stderr, flush=True)
 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamer-")))
-        for one in held:
-            stack.enter_context(one)
+        for held in reserved:
+            stack.enter_context(held)
 
         def work(number: int) -> int:
             structlog.contextvars.bind_contextvars(worker=number)
             try:
-                run(_work(settled, Peers(board, number, folder)))
+                run(_serve(settled, Peers(scoreboard, number, folder)))
             except SettingsError as wrong:
                 return report(wrong, 2)
             except StreamerError as failed:
@@ -85,20 +91,16 @@ def _serve_by_workers(configured: Settings) -> int:
 
         _preload()
         return Workers(
-            board, work, stuck_after=settled.stuck_after + 2.0, drain_timeout=settled.drain_timeout, ready=ready
+            scoreboard,
+            work,
+            stuck_after=settled.stuck_after + WORKER_MARGIN,
+            drain_timeout=settled.drain_timeout,
+            ready=ready,
         ).run()
 
 
-async def _work(configured: Settings, peers: Peers) -> None:
-    with Watchdog(configured.stuck_after) as watchdog:
-        async with interrupts() as interrupt, app.serving(configured, peers):
-            spare_the_collector()
-            await interrupt.wait()
-            watchdog.hurry(configured.drain_timeout + STOP_WITHIN)
-
-
 def _preload() -> None:
-    """What each worker would do for itself is done once, and shared by all."""
+    """Loads once what every worker needs, to be shared after the fork."""
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: F401
     gc.collect()

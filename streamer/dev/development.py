@@ -1,8 +1,8 @@
-"""A server for development: with a PostgreSQL and a Valkey of its own unless others are given, seeded, and ready.
+"""A development server with an embedded PostgreSQL and Valkey unless others are given, seeded and ready.
 
-In its data folder, beside what `streamer/operations/embedded.py` keeps there:
+Its data folder holds, beside the files of `operations/embedded/`:
 
-    services.json   {"http","database","redis"}: the URLs, passwords included; there while the server is ready
+    services.json   {"http","database","redis"}: the URLs with passwords, present while the server is ready
     jwt-secret      signs its tokens, kept so that they outlive a restart
 """
 
@@ -38,14 +38,14 @@ log = structlog.get_logger()
 
 SECRET = "jwt-secret"
 SERVICES = "services.json"
-READY_WITHIN = 10.0
-"""Seconds from started to ready; more than a Redis needs that only now comes up."""
+READY_TIMEOUT = 10.0
+"""Seconds from start to ready; more than a Redis needs to start."""
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
-class Developed(NamedTuple):
-    """Where the parts of a development server are; `elsewhere` where PostgreSQL's data is if not in the data folder."""
+class DevServer(NamedTuple):
+    """URLs of a development server; `elsewhere` is the folder of PostgreSQL's data if not the data folder."""
 
     http: str
     database: str
@@ -54,38 +54,38 @@ class Developed(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def developing(given: Settings, data: Path, simulated: int, say: Say) -> AsyncIterator[Developed]:
-    """Serve while the context lasts, once all is ready; `say` is told of each step on the way."""
-    await refuse_taken(given.host, given.port)
+async def dev_server(given: Settings, data: Path, simulated: int, progress: Progress) -> AsyncIterator[DevServer]:
+    """Runs a development server with `simulated` moving vendors; enters the context once all is ready."""
+    await check_port(given.host, given.port)
     from streamer.operations.embedded import PostgresServer, ValkeyServer  # not on Windows
 
     async with contextlib.AsyncExitStack() as stack:
         folder = make_folder(data)
         elsewhere = None
         if given.database_url is None:
-            postgres = PostgresServer(data, progress=say)
+            postgres = PostgresServer(data, progress=progress)
             await _start(stack, postgres)
             database_url = postgres.url
             elsewhere = postgres.data if postgres.folder != folder else None
         else:
             database_url = given.database_url.get_secret_value()
         if given.redis_url is None:
-            valkey = ValkeyServer(data, progress=say)
+            valkey = ValkeyServer(data, progress=progress)
             await _start(stack, valkey)
             redis_url = valkey.url
         else:
             redis_url = given.redis_url.get_secret_value()
-        # not before: another server may be using this folder, which the locks of the two have just ruled out
+        # Only now: the locks of the two servers have ruled out that another server uses this folder.
         (data / SERVICES).unlink(missing_ok=True)
 
-        say("bringing the schema up to date")
+        progress("migrating the database")
         await migrate.upgrade(database_url)
         await seed.seed(database_url)
         if simulated:
-            say(f"seeding {simulated} simulated vendors")
+            progress(f"seeding {simulated} simulated vendors")
         vendors = await seed.seed(database_url, simulated) if simulated else []
 
-        say("starting the server")
+        progress("starting the server")
         secret = given.jwt_secret.get_secret_value() if given.jwt_secret is not None else kept_secret(data)
         configured = given.model_copy(
             update={
@@ -103,13 +103,13 @@ async def developing(given: Settings, data: Path, simulated: int, say: Say) -> A
         if vendors:
             claims = rules_of(given).claims
             moving = asyncio.create_task(simulate(url, vendors, secret, claims), name="simulated vendors")
-            moving.add_done_callback(_lamented)
+            moving.add_done_callback(_log_failure)
             stack.push_async_callback(end, [moving])
-        yield Developed(url, database_url, redis_url, elsewhere)
+        yield DevServer(url, database_url, redis_url, elsewhere)
 
 
-async def refuse_taken(host: str, port: int) -> None:
-    """SettingsError when it's not possible to listen there: better told now than after all is set up."""
+async def check_port(host: str, port: int) -> None:
+    """Raises SettingsError when the address cannot be listened on, before anything is set up."""
     loop = asyncio.get_running_loop()
     try:
         listening = await loop.create_server(asyncio.Protocol, host, port)
@@ -120,29 +120,29 @@ async def refuse_taken(host: str, port: int) -> None:
 
 
 async def until_ready(server: Server) -> None:
-    """Return when a server can serve; Unavailable says what stands in the way of it for too long."""
-    until = time.monotonic() + READY_WITHIN
+    """Returns when a server is ready; raises Unavailable with the causes when that takes too long."""
+    until = time.monotonic() + READY_TIMEOUT
     while causes := await server.unready():
         if time.monotonic() > until:
-            said = "; ".join(f"{part}: {cause}" for part, cause in causes.items())
-            raise Unavailable(f"the server is not ready after {READY_WITHIN:g} s: {said}")
+            listed = "; ".join(f"{part}: {cause}" for part, cause in causes.items())
+            raise Unavailable(f"the server is not ready after {READY_TIMEOUT:g} s: {listed}")
         await asyncio.sleep(0.02)
 
 
 def make_folder(data: Path) -> Path:
-    """The data folder, made when it isn't there, as an absolute path."""
+    """Creates the data folder and returns its absolute path."""
     try:
-        # not for others to look into; under root PostgreSQL runs as another user and has to pass through
+        # private; under root PostgreSQL runs as another user and has to pass through
         data.mkdir(0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
         if not os.access(data, os.W_OK | os.X_OK):
-            raise PermissionError("it can't be written to")
+            raise PermissionError("it is not writable")
     except OSError as refused:
-        raise SettingsError(f"--data {data} can't be used: {refused.strerror or refused}; choose another") from None
+        raise SettingsError(f"cannot use --data {data}: {refused.strerror or refused}; choose another folder") from None
     return data.absolute()
 
 
 def kept_secret(data: Path) -> str:
-    """The secret that a development server in this folder signs its tokens with; made when it isn't there."""
+    """Returns the token secret in this folder, creating it on the first start."""
     path = data / SECRET
     if not path.exists():
         _write(path, secrets.token_urlsafe(48))
@@ -150,12 +150,21 @@ def kept_secret(data: Path) -> str:
 
 
 def read_secret(data: Path) -> str:
-    """The secret of the development server in this folder; OSError where there is none."""
+    """Returns the token secret in this folder; raises OSError when there is none."""
     return (data / SECRET).read_text().strip()
 
 
+def read_services(data: Path) -> dict[str, str]:
+    """Returns the URLs of the server that runs in this folder; empty when none is ready."""
+    try:
+        found: dict[str, str] = json.loads((data / SERVICES).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
 def _write(path: Path, text: str) -> None:
-    """A file that is complete or not there, and for nobody else to read."""
+    """Writes a private file that is complete or absent."""
     handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     with open(handle, "w") as file:
         file.write(text)
@@ -169,23 +178,22 @@ def _published(path: Path, urls: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        # another server's stays, which could have come where both use given services
+        # Another server may have written its own file, where both use given services.
         with contextlib.suppress(OSError):
             if path.read_text() == text:
                 path.unlink()
 
 
 async def _start(stack: contextlib.AsyncExitStack, server: EmbeddedServer) -> None:
-    """Have a server of our own until the stack unwinds, and have it noticed when it ends before."""
     await stack.enter_async_context(server)
     stack.push_async_callback(end, [asyncio.create_task(_watch(server), name=f"watch {server.kind}")])
 
 
 async def _watch(server: EmbeddedServer) -> None:
     status = await server.wait()
-    log.error(f"{server.kind} ended by itself: stop this and start it again", status=status, log=str(server.log))
+    log.error(f"{server.kind} ended unexpectedly: restart `streamer dev`", status=status, log=str(server.log))
 
 
-def _lamented(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (cause := task.exception()) is not None:
-        log.error("the simulated vendors stopped moving", cause=repr(cause))
+        log.error("the simulated vendors stopped", cause=repr(cause))

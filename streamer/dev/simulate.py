@@ -1,4 +1,4 @@
-"""Simulated vendors for `streamer dev`: apps on real sockets, driving, turning and parking around a centre."""
+"""Simulated vendors for `streamer dev`: WebSocket clients that drive, turn and park around a centre."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from streamer.storage.seed import SeededVendor
 
 CENTRE = (52.2297, 21.0122)
 SPREAD = 6000.0
-"""Metres from the centre within which vendors turn back."""
-PING_EVERY = 2.0
-OPEN = 0.8
-"""The part of the vendors that is open for business."""
+"""Metres from the centre at which vendors turn back."""
+PING_INTERVAL = 2.0
+OPEN_SHARE = 0.8
 
 
 class SimulatedVendor:
-    """Where one simulated vendor is and goes; degrees, metres, seconds."""
+    """The movement of one simulated vendor, in degrees, metres and seconds."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self.lat, self.long = step(*CENTRE, self._random.uniform(0, 360), SPREAD * math.sqrt(self._random.random()))
         self.heading = self._random.uniform(0, 360)
         self.speed = 0.0
-        self.open = self._random.random() < OPEN
+        self.open = self._random.random() < OPEN_SHARE
         self._left = 0.0
 
     def advance(self, seconds: float) -> None:
-        """Go on for so long: park or drive, with turns, and back when too far out."""
+        """Moves on: parks or drives, turns, and turns back when too far out."""
         self._left -= seconds
         if self._left <= 0:
             self._left = self._random.uniform(10, 60)
@@ -48,7 +47,7 @@ class SimulatedVendor:
 
 
 def step(lat: float, long: float, heading: float, metres: float) -> tuple[float, float]:
-    """The position so many metres away, flat-earth near enough for a town."""
+    """Returns the position so many metres away; flat-earth, good enough for a town."""
     turned = math.radians(heading)
     north = math.degrees(metres * math.cos(turned) / EARTH_RADIUS)
     east = math.degrees(metres * math.sin(turned) / (EARTH_RADIUS * math.cos(math.radians(lat))))
@@ -56,9 +55,8 @@ def step(lat: float, long: float, heading: float, metres: float) -> tuple[float,
 
 
 async def simulate(url: str, vendors: Sequence[SeededVendor], secret: str, claims: Mapping[str, str]) -> None:
-    """Let these vendors report to a server until cancelled; `claims` are what its rules ask of tokens."""
-    # as many connections as vendors; the usual limit is 100
-    connector = aiohttp.TCPConnector(limit=0)
+    """Lets vendors send pings to a server until cancelled; `claims` are what the server requires of tokens."""
+    connector = aiohttp.TCPConnector(limit=0)  # one connection per vendor; the default limit is 100
     async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as apps:
         for number, vendor in enumerate(vendors):
             sign = partial(make_token, secret, vendor.clerk_id, 3600, claims=claims)
@@ -69,7 +67,7 @@ async def _app(
     session: aiohttp.ClientSession, url: str, vendor: SeededVendor, sign: Callable[[], str], moving: SimulatedVendor
 ) -> None:
     while True:
-        await asyncio.sleep(random.uniform(0, PING_EVERY))
+        await asyncio.sleep(random.uniform(0, PING_INTERVAL))
         headers = {"Authorization": f"Bearer {sign()}"}
         with suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
             async with session.ws_connect(
@@ -87,8 +85,8 @@ async def _app(
                             "speed": round(moving.speed, 1),
                         }
                         await socket.send_bytes(orjson.dumps(ping))
-                        await asyncio.wait({reader}, timeout=PING_EVERY)
-                        moving.advance(PING_EVERY)
+                        await asyncio.wait({reader}, timeout=PING_INTERVAL)
+                        moving.advance(PING_INTERVAL)
                 finally:
                     reader.cancel()
                     await asyncio.gather(reader, return_exceptions=True)
@@ -96,4 +94,4 @@ async def _app(
 
 async def _read(socket: aiohttp.ClientWebSocketResponse) -> None:
     async for _ in socket:
-        pass  # the acks: what is lost with a simulated socket is not missed
+        pass  # acks: a simulated ping may be lost

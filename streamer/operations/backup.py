@@ -343,7 +343,7 @@ def _candidates(name: str) -> Iterator[Path]:
         yield Path(path)
     yield from sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
     with contextlib.suppress(EmbeddedError):
-        yield embedded.programs() / name
+        yield embedded.postgres_programs() / name
 
 
 def _environment(parsed: DatabaseUrl) -> dict[str, str]:

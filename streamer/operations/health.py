@@ -1,9 +1,9 @@
-"""How the server is, for machines that ask every second: `/livez`, `/readyz`, `/health`.
+"""Health endpoints: `/livez`, `/readyz` and `/health`.
 
-`/livez`: the loop turns. `/readyz`: vendors and customers can be served here. `/health`: all that an operator would
-look at first; it also minds what is still served but needs somebody soon, as partitions that were not made. What costs
-PostgreSQL anything is asked once for all who ask meanwhile, and not again for a while; Redis is probed all the time
-anyway. Causes name hosts and databases, never a user, a password or a token.
+`/livez` is the liveness probe: the event loop answers. `/readyz` is the readiness probe: vendors and customers can be
+served here. `/health` reports every part, including what needs attention soon, such as missing partitions. Queries are
+shared by all callers and cached briefly, so that frequent probes cost PostgreSQL nothing; Redis is probed all the time
+anyway. Causes may name hosts and databases, but no user, password or token.
 """
 
 from __future__ import annotations
@@ -12,164 +12,133 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 from aiohttp import web
 
 from streamer import __version__
-from streamer.broker.broker import Broker
 from streamer.errors import StreamerError
 from streamer.ingest.batcher import Batcher
-from streamer.ingest.position_writer import PositionWriter
-from streamer.operations.workers.peers import Peers
+from streamer.operations.parts import Parts
+from streamer.single_flight import SingleFlight
 from streamer.storage.revisions import Condition
-from streamer.storage.store import Store, TableSize
-from streamer.supervisor import Supervisor
-from streamer.transport.connection import ConnectionRegistry
+from streamer.storage.store import TableSize
 from streamer.transport.problem import json_response
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-LATE = 10.0
-"""Seconds that a ping may wait for its commit before something is wrong with storing."""
-PING_FRESH = 1.0
-CONDITION_FRESH = 5.0
-SIZES_FRESH = 60.0
-"""Seconds for which an answer is good; one that could not be had, BAD_FRESH."""
-BAD_FRESH = 0.25
-WATCH_EVERY = 30.0
+MAX_COMMIT_WAIT = 10.0
+"""Seconds a ping may wait for its commit before storing counts as broken."""
+PING_TTL = 1.0
+CONDITION_TTL = 5.0
+SIZES_TTL = 60.0
+"""Seconds for which a good result is cached."""
+FAILURE_TTL = 0.25
+"""Seconds for which a failure is cached."""
+CONDITION_INTERVAL = 30.0
+NO_STORE = {"Cache-Control": "no-store"}
 
 
-class Answer(Generic[T]):
-    """What was answered, or why not; `seconds` that it took."""
+class Result(NamedTuple, Generic[T]):
+    """The value of a probe, or the cause of its failure, and the seconds it took."""
 
-    __slots__ = ("cause", "seconds", "value")
-
-    def __init__(self, value: T | None, cause: str | None, seconds: float) -> None:
-        self.value = value
-        self.cause = cause
-        self.seconds = seconds
+    value: T | None
+    cause: str | None
+    seconds: float
 
 
 class Probe(Generic[T]):
-    """A question that many may ask and that is put once: who asks meanwhile waits for the same answer."""
+    """Caches the result of a query for `ttl` seconds; callers that arrive while it runs share it."""
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], fresh: float) -> None:
-        self._ask = ask
-        self._fresh = fresh
-        self._answer: Answer[T] | None = None
-        self._until = 0.0
-        self._asking: asyncio.Task[Answer[T]] | None = None
-        self.asked = 0
+    def __init__(self, query: Callable[[], Awaitable[T]], ttl: float) -> None:
+        self.runs = 0
+        self._query = query
+        self._ttl = ttl
+        self._latest: Result[T] | None = None
+        self._fresh_until = 0.0
+        self._flight = SingleFlight(self._run, "probe")
 
     @property
     def latest(self) -> T | None:
-        """What was answered last, however long ago; None when that was no answer."""
-        return None if self._answer is None else self._answer.value
+        """The last value, however old; None when the last run failed."""
+        return None if self._latest is None else self._latest.value
 
-    async def answer(self) -> Answer[T]:
-        """The answer, a new one or one that is still good."""
-        if self._answer is not None and time.monotonic() < self._until:
-            return self._answer
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._put(), name="probe")
-        # Who gives up waiting takes the answer from nobody else.
-        return await asyncio.shield(self._asking)
+    async def result(self) -> Result[T]:
+        """Returns the cached result while it is fresh, else a new one."""
+        if self._latest is not None and time.monotonic() < self._fresh_until:
+            return self._latest
+        return await self._flight.result()
 
     async def close(self) -> None:
-        """Ask no more."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait({self._asking})
+        """Cancels the running query."""
+        await self._flight.close()
 
-    async def _put(self) -> Answer[T]:
-        self.asked += 1
+    async def _run(self) -> Result[T]:
+        self.runs += 1
         began = time.monotonic()
         value, cause = None, None
         try:
-            value = await self._ask()
-        except StreamerError as away:
-            cause = str(away)
+            value = await self._query()
+        except StreamerError as error:
+            cause = str(error)
         except Exception as error:
-            log.exception("a health probe failed in a way that should not be", error=repr(error))
+            log.exception("unexpected error in a health probe", error=repr(error))
             cause = repr(error)
-        finally:
-            self._asking = None
         now = time.monotonic()
-        self._answer = Answer(value, cause, now - began)
-        self._until = now + (self._fresh if cause is None else min(BAD_FRESH, self._fresh))
-        return self._answer
+        self._latest = Result(value, cause, now - began)
+        self._fresh_until = now + (self._ttl if cause is None else min(FAILURE_TTL, self._ttl))
+        return self._latest
 
 
 class Health:
-    """Looks at all parts of one process, and at the other workers of its server."""
+    """Checks all parts of one process, and the other workers of its server."""
 
-    def __init__(
-        self,
-        store: Store,
-        broker: Broker,
-        batcher: Batcher,
-        positions: PositionWriter,
-        connections: ConnectionRegistry,
-        supervisor: Supervisor,
-        peers: Peers | None = None,
-        today: Callable[[], date] = lambda: datetime.now(UTC).date(),
-    ) -> None:
-        self._broker = broker
-        self._batcher = batcher
-        self._position_writer = positions
-        self._connections = connections
-        self._supervisor = supervisor
-        self._peers = peers
-        self._began = time.monotonic()
-        self.ping: Probe[None] = Probe(store.ping, PING_FRESH)
-        self.condition: Probe[Condition] = Probe(lambda: store.condition(today()), CONDITION_FRESH)
-        self.sizes: Probe[list[TableSize]] = Probe(store.table_sizes, SIZES_FRESH)
+    def __init__(self, parts: Parts, today: Callable[[], date] = lambda: datetime.now(UTC).date()) -> None:
+        self._parts = parts
+        self._started = time.monotonic()
+        store = parts.store
+        self.ping: Probe[None] = Probe(store.ping, PING_TTL)
+        self.condition: Probe[Condition] = Probe(lambda: store.condition(today()), CONDITION_TTL)
+        self.sizes: Probe[list[TableSize]] = Probe(store.table_sizes, SIZES_TTL)
 
     async def watch(self) -> None:
-        """Know the database's condition, whether anybody asks or not, for ever."""
+        """Keeps the database's condition current for `/metrics`, forever."""
         while True:
-            await self.condition.answer()
-            await asyncio.sleep(WATCH_EVERY)
-
-    @property
-    def found(self) -> Condition | None:
-        """The database's condition as it was last known; None while it can't be asked."""
-        return self.condition.latest
+            await self.condition.result()
+            await asyncio.sleep(CONDITION_INTERVAL)
 
     async def close(self) -> None:
-        """Ask nothing any more."""
+        """Cancels running queries."""
         for probe in (self.ping, self.condition, self.sizes):
             await probe.close()
 
-    # handlers
-
     async def livez(self, _: web.Request) -> web.Response:
-        """`GET /livez`: the loop turns."""
-        return json_response({"status": "ok"}, headers={"Cache-Control": "no-store"})
+        """`GET /livez`: always 200."""
+        return json_response({"status": "ok"}, headers=NO_STORE)
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """`GET /readyz`: 200 when vendors and customers can be served, else 503 with each cause."""
+        """`GET /readyz`: 200 when clients can be served, else 503 with each cause."""
         causes = await self.unready()
         answer = {"status": "unready", "causes": causes} if causes else {"status": "ready"}
-        return json_response(answer, 503 if causes else 200, {"Cache-Control": "no-store"})
+        return json_response(answer, 503 if causes else 200, NO_STORE)
 
     async def health(self, _: web.Request) -> web.Response:
-        """`GET /health`: 200 `healthy` with `tables` and every check, else 503 `unhealthy` with `error` and causes."""
-        condition, sizes, causes = await asyncio.gather(self.condition.answer(), self.sizes.answer(), self.unready())
+        """`GET /health`: 200 `healthy`, else 503 `unhealthy` with `error` and causes; every check and table size."""
+        condition, sizes, causes = await asyncio.gather(self.condition.result(), self.sizes.result(), self.unready())
         causes |= shortcomings(condition)
-        found = condition.value
+        found, parts = condition.value, self._parts
+        broker, batcher, supervisor = parts.broker, parts.batcher, parts.supervisor
         answer: dict[str, Any] = {
             "status": "unhealthy" if causes else "healthy",
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "version": __version__,
-            "uptime": round(time.monotonic() - self._began, 1),
+            "uptime": round(time.monotonic() - self._started, 1),
             "checks": {
                 "postgresql": {"ok": "postgresql" not in causes, "milliseconds": round(condition.seconds * 1000, 2)},
-                "redis": {"ok": self._broker.up, "gaps": self._broker.gaps, "pending": self._broker.pending},
+                "redis": {"ok": broker.up, "gaps": broker.gaps, "pending": broker.pending},
                 "migration": {
                     "ok": "migration" not in causes and found is not None,
                     "revision": None if found is None else found.revision,
@@ -180,11 +149,11 @@ class Health:
                 },
                 "storing": {
                     "ok": "storing" not in causes,
-                    "waiting": self._batcher.pings,
-                    "oldestSeconds": round(self._batcher.oldest_wait, 3),
-                    "positionsWaiting": self._position_writer.pending,
+                    "waiting": batcher.pings,
+                    "oldestSeconds": round(batcher.oldest_wait, 3),
+                    "positionsWaiting": parts.positions.pending,
                 },
-                "tasks": {"ok": not self._supervisor.failures, "deaths": self._supervisor.deaths},
+                "tasks": {"ok": not supervisor.failures, "deaths": supervisor.deaths},
             },
         }
         if sizes.value is not None:
@@ -192,45 +161,44 @@ class Health:
         if causes:
             answer["error"] = "; ".join(f"{part}: {cause}" for part, cause in causes.items())
             answer["causes"] = causes
-        return json_response(answer, 503 if causes else 200, {"Cache-Control": "no-store"})
-
-    # what it finds
+        return json_response(answer, 503 if causes else 200, NO_STORE)
 
     async def unready(self) -> dict[str, str]:
-        """What stands in the way of serving, by part; empty when nothing does."""
-        causes = self.known()
-        if (cause := (await self.ping.answer()).cause) is not None:
+        """Returns why this process cannot serve, by part; empty when it can."""
+        causes = self.known_causes()
+        if (cause := (await self.ping.result()).cause) is not None:
             causes["postgresql"] = cause
         return causes
 
-    def known(self) -> dict[str, str]:
-        """The same as far as it is known without asking anybody."""
-        causes = {**self._supervisor.failures, **(self._peers.troubles() if self._peers is not None else {})}
-        if self._connections.draining:
+    def known_causes(self) -> dict[str, str]:
+        """Returns the causes that are known without a query."""
+        parts = self._parts
+        causes = {**parts.supervisor.failures, **(parts.peers.failures() if parts.peers is not None else {})}
+        if parts.connections.draining:
             causes["server"] = "stopping"
-        if not self._broker.up:
-            causes["redis"] = self._broker.cause or "away"
-        if (cause := storing(self._batcher)) is not None:
+        if not parts.broker.up:
+            causes["redis"] = parts.broker.cause or "down"
+        if (cause := storing_failure(parts.batcher)) is not None:
             causes["storing"] = cause
         return causes
 
 
-def storing(batcher: Batcher) -> str | None:
-    """Why pings can't be stored as they should, None when they can."""
+def storing_failure(batcher: Batcher) -> str | None:
+    """Returns why pings are not stored in time, None when they are."""
     if batcher.outage is not None:
         return batcher.outage
-    if batcher.oldest_wait > LATE:
-        return f"the oldest of {batcher.pings} pings has waited for its commit for {batcher.oldest_wait:.0f} s"
+    if batcher.oldest_wait > MAX_COMMIT_WAIT:
+        return f"the oldest of {batcher.pings} pings has waited {batcher.oldest_wait:.0f} s for its commit"
     return None
 
 
-def shortcomings(condition: Answer[Condition]) -> dict[str, str]:
-    """What of the database's condition needs somebody, by part."""
+def shortcomings(condition: Result[Condition]) -> dict[str, str]:
+    """Returns what in the database needs attention, by part."""
     found = condition.value
     if found is None:
         return {} if condition.cause is None else {"postgresql": condition.cause}
     causes = {}
-    # One that this version does not know is newer: a migration goes ahead of the new processes.
+    # An unknown revision is newer: in a rolling upgrade the migration runs before the new processes start.
     if found.revision is None or (found.known and not found.newest):
         causes["migration"] = (
             f"the database is at revision {found.revision or 'none'}, older than this version needs:"
@@ -238,7 +206,7 @@ def shortcomings(condition: Answer[Condition]) -> dict[str, str]:
         )
     if found.days_ahead < 1:
         causes["partitions"] = (
-            f"locations has no partition for {'tomorrow' if found.days_ahead == 0 else 'today'}; pings of that day are"
-            " stored, but in the default partition: run `streamer db upgrade` as the tables' owner"
+            f"locations has no partition for {'tomorrow' if found.days_ahead == 0 else 'today'}; pings of that day go"
+            " into the default partition: run `streamer db upgrade` as the tables' owner"
         )
     return causes

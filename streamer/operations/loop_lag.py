@@ -1,4 +1,4 @@
-"""The event loop's pulse: how late it is for a timer, which is how long everything else in it waits too."""
+"""Event-loop lag: how late timers fire, which is how long everything else on the loop waits too."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 
 from streamer.counters import Counters
 
-BEAT = 0.25
-"""Seconds between two beats."""
+INTERVAL = 0.25
+"""Seconds between two measurements."""
 
 
 class LoopLag:
-    """Beats for ever and notes how late each beat was; `late` is the newest, in seconds."""
+    """Measures the lag forever; `late` is the newest value, in seconds."""
 
     def __init__(self, counters: Counters) -> None:
         self.late = 0.0
         self._counters = counters
 
     async def run(self) -> None:
-        """Beat."""
+        """Measures forever."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + BEAT
-            await asyncio.sleep(BEAT)
+            due = loop.time() + INTERVAL
+            await asyncio.sleep(INTERVAL)
             self.late = max(0.0, loop.time() - due)
             self._counters.loop.observe(self.late)

@@ -1,12 +1,12 @@
-"""`/metrics` for Prometheus: what the parts know and what `tally.py` counted, read when somebody asks.
+"""`/metrics` for Prometheus, read from the parts and from `counters.py` on each scrape.
 
-Labels are from closed tables (codes, routes, kinds of work): none grows with vendors, customers or what they send.
+Labels come from closed sets (codes, routes, kinds of work): none grows with vendors, customers or what they send.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import TypeVar
 
@@ -19,62 +19,44 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from streamer import __version__
-from streamer.broker.broker import Broker
-from streamer.broker.stream import Feed
-from streamer.broker.subscriptions import Subscriptions
-from streamer.counters import Counters, Histogram
-from streamer.ingest.batcher import Batcher
-from streamer.ingest.position_writer import PositionWriter
-from streamer.live.index import LiveIndex
-from streamer.live.ticker import Ticker
-from streamer.operations.backup import Backups
-from streamer.operations.loop_lag import LoopLag
-from streamer.operations.workers.peers import Peers
-from streamer.storage.revisions import Condition
-from streamer.supervisor import Supervisor
-from streamer.transport.admission import Admission
-from streamer.transport.connection import OTHER_CODE, ConnectionRegistry
+from streamer.counters import Histogram
+from streamer.operations.health import Health
+from streamer.operations.parts import Parts
+from streamer.transport.connection import OTHER_CODE
 
-PARTS = ("postgresql", "redis", "storing", "server")
-"""What can stand in the way of serving, and always has a series; a task that died has one when it did."""
+UNREADY_PARTS = ("postgresql", "redis", "storing", "server")
+"""Parts that always have a series in `streamer_unready`; a failed task gets one when it fails."""
 
 OWN = "own"
-"""In the query: the metrics of the one process that answers."""
+"""Query parameter: only the metrics of the process that answers."""
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 class Metrics:
-    """One process's metrics, and with `siblings` those of all workers of its server, labelled by `worker`."""
+    """Serves one process's metrics and, with several workers, those of all workers labelled by `worker`."""
 
-    def __init__(self, parts: Parts, *, process: bool = True, peers: Peers | None = None) -> None:
-        self._peers = peers
+    def __init__(self, parts: Parts, health: Health) -> None:
+        self._peers = parts.peers
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(parts)
-        if process:
-            ProcessCollector(registry=self._registry)
-            PlatformCollector(registry=self._registry)
-            GCCollector(registry=self._registry)
-
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All of them as they are now, and the content type that was chosen."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        self._registry.register(ServerCollector(parts, health))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """`GET /metrics`: in Prometheus' text format or OpenMetrics, by `Accept`."""
-        accept = request.headers.get("Accept", "")
-        if self._peers is None or OWN in request.query:
-            body, content_type = self.render(accept)
-        else:
+        """`GET /metrics`: Prometheus text format or OpenMetrics, by `Accept`."""
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        collector: Collector = self._registry
+        if self._peers is not None and OWN not in request.query:
             answers = await self._peers.ask(f"/metrics?{OWN}", "application/openmetrics-text")
-            encode, content_type = choose_encoder(accept)
-            body = encode(Together(self._peers.number, self._registry, answers))
-        return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+            collector = WorkersCollector(self._peers.number, self._registry, answers)
+        headers = {"Content-Type": content_type, "Cache-Control": "no-store"}
+        return web.Response(body=encode(collector), headers=headers)
 
 
-class Together(Collector):
-    """The metrics of a worker and the answers of the others, each sample labelled by its `worker`."""
+class WorkersCollector(Collector):
+    """Merges the metrics of this worker and the answers of the others; each sample is labelled by `worker`."""
 
     def __init__(self, number: int, own: Collector, others: Mapping[int, bytes]) -> None:
         self._number = number
@@ -82,168 +64,126 @@ class Together(Collector):
         self._others = others
 
     def collect(self) -> Iterable[Metric]:
-        """All families, each once."""
         families: dict[str, Metric] = {}
         parsed = {number: parse(text.decode()) for number, text in self._others.items()}
         for number, found in {self._number: self._own.collect(), **parsed}.items():
             for family in found:
-                together = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                together.samples += [
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                merged.samples += [
                     sample._replace(labels={"worker": str(number), **sample.labels}) for sample in family.samples
                 ]
         return families.values()
 
 
-class Parts(Collector):
-    """Reads the parts of one server; `causes()` says what stands in the way of serving, by part."""
+class ServerCollector(Collector):
+    """Collects the metrics of one server's parts."""
 
-    def __init__(
-        self,
-        counters: Counters,
-        batcher: Batcher,
-        positions: PositionWriter,
-        broker: Broker,
-        index: LiveIndex,
-        ticker: Ticker,
-        watches: Subscriptions,
-        open_connections: ConnectionRegistry,
-        admission: Admission,
-        supervisor: Supervisor,
-        loop_lag: LoopLag,
-        causes: Callable[[], Mapping[str, str]],
-        condition: Callable[[], Condition | None],
-        backups: Backups | None = None,
-        feed: Feed | None = None,
-    ) -> None:
-        self._counters = counters
-        self._batcher = batcher
-        self._position_writer = positions
-        self._broker = broker
-        self._index = index
-        self._ticker = ticker
-        self._watches = watches
-        self._open_connections = open_connections
-        self._admission = admission
-        self._supervisor = supervisor
-        self._loop_lag = loop_lag
-        self._causes = causes
-        self._condition = condition
-        self._backups = backups
-        self._feed = feed
+    def __init__(self, parts: Parts, health: Health) -> None:
+        self._parts = parts
+        self._health = health
 
-    def collect(self) -> Iterable[Metric]:
-        """All families."""
-        yield InfoMetricFamily("streamer", "This process.", {"version": __version__, "process": self._index.me})
+    def collect(self) -> Iterator[Metric]:
+        parts = self._parts
+        yield InfoMetricFamily("streamer", "This process.", {"version": __version__, "process": parts.index.me})
         yield from self._state()
-        yield from self._storing()
-        yield from self._living()
+        yield from self._storage()
+        yield from self._live()
         yield from self._connections()
-        if self._backups is not None:
-            yield from backed_up(self._backups)
+        if (backups := parts.backups) is not None:
+            last, verified = backups.last, backups.proven
+            yield gauge("streamer_backup_last_timestamp_seconds", "Time of the newest backup, 0: never.", last)
+            yield gauge(
+                "streamer_backup_proven_timestamp_seconds", "Time of the last restore test, 0: never.", verified
+            )
+            yield gauge("streamer_backup_bytes", "Size of the newest backup.", backups.bytes)
 
     def _state(self) -> Iterator[Metric]:
-        causes, count = self._causes(), tasks()
-        parts = {(part,): float(part in causes) for part in (*PARTS, *causes)}
-        yield gauges("streamer_unready", "1: this part stands in the way of serving.", ("part",), parts)
-        refusals = self._admission.rate.refused
-        yield counter("streamer_handshakes_refused", "Clients told to come again: too many waited to get in.", refusals)
-        yield gauge("streamer_tasks", "Tasks of the event loop: of connections, and long-lived ones.", count)
-        yield counter("streamer_task_deaths", "Long-lived tasks that died and were started anew.", self._deaths)
-        yield gauge("streamer_tasks_given_up", "Long-lived tasks that can't go on.", len(self._supervisor.failures))
-        yield histogram("streamer_loop_delay_seconds", "How late the event loop was for a timer.", self._counters.loop)
-        if (found := self._condition()) is not None:
+        parts = self._parts
+        supervisor, causes = parts.supervisor, self._health.known_causes()
+        unready = {(part,): float(part in causes) for part in (*UNREADY_PARTS, *causes)}
+        yield gauges("streamer_unready", "1: this part keeps the process from serving.", ("part",), unready)
+        refused, deaths = parts.admission.rate.refused, supervisor.deaths + parts.batcher.deaths
+        yield counter("streamer_handshakes_refused", "Connections refused by admission control.", refused)
+        yield gauge("streamer_tasks", "Tasks on the event loop.", task_count())
+        yield counter("streamer_task_deaths", "Long-lived tasks that failed and were restarted.", deaths)
+        yield gauge("streamer_tasks_given_up", "Long-lived tasks that failed for good.", len(supervisor.failures))
+        yield histogram("streamer_loop_delay_seconds", "Event-loop lag.", parts.counters.loop)
+        yield gauge("streamer_loop_delay_last_seconds", "Newest event-loop lag.", parts.loop_lag.late)
+        if (found := self._health.condition.latest) is not None:
             behind = float(found.revision is None or (found.known and not found.newest))
             yield gauge("streamer_migration_behind", "1: the database is older than this version needs.", behind)
-            ahead = "Days after today that have a partition; -1: not even today."
+            ahead = "Days after today that have a partition; -1: today has none."
             yield gauge("streamer_partitions_days_ahead", ahead, found.days_ahead)
-        yield gauge("streamer_loop_delay_last_seconds", "The same, the newest.", self._loop_lag.late)
 
-    def _storing(self) -> Iterator[Metric]:
-        batcher, counters = self._batcher, self._counters
+    def _storage(self) -> Iterator[Metric]:
+        batcher, positions, counters = self._parts.batcher, self._parts.positions, self._parts.counters
         stored = batcher.settled_pings - batcher.rejected_pings
-        yield counter("streamer_pings_stored", "Pings committed and acked, a resent one again.", stored)
+        yield counter("streamer_pings_stored", "Pings committed and acked, resent ones included.", stored)
         rejected = {(code,): count for code, count in counters.rejected.items()}
-        yield counts("streamer_pings_rejected", "Pings that never will be stored.", ("reason",), rejected)
-        yield histogram("streamer_batch_pings", "Pings of a batch that was committed.", counters.batches)
-        yield histogram("streamer_commit_seconds", "From the start of a batch to its commit.", counters.commits)
-        yield histogram("streamer_ack_seconds", "How long a message's pings waited for their commit.", counters.acks)
-        yield counter("streamer_store_retries", "Batches that had to be tried again.", batcher.retries)
-        yield gauge("streamer_buffer_pings", "Pings that wait for PostgreSQL or are on their way.", batcher.pings)
-        yield gauge("streamer_buffer_bytes", "Bytes that these take.", batcher.bytes)
-        yield gauge("streamer_buffer_fill_ratio", "The share of the buffer that is taken.", batcher.fill)
-        yield gauge("streamer_buffer_oldest_seconds", "How long the oldest of them has waited.", batcher.oldest_wait)
+        yield counts("streamer_pings_rejected", "Pings that will never be stored.", ("reason",), rejected)
+        yield histogram("streamer_batch_pings", "Pings per committed batch.", counters.batches)
+        yield histogram("streamer_commit_seconds", "Time from the start of a batch to its commit.", counters.commits)
+        yield histogram("streamer_ack_seconds", "Time that a message's pings waited for their commit.", counters.acks)
+        yield counter("streamer_store_retries", "Batches that were retried.", batcher.retries)
+        yield gauge("streamer_buffer_pings", "Pings that are not committed yet.", batcher.pings)
+        yield gauge("streamer_buffer_bytes", "Memory of these pings.", batcher.bytes)
+        yield gauge("streamer_buffer_fill_ratio", "Used share of the buffer.", batcher.fill)
+        yield gauge("streamer_buffer_oldest_seconds", "Age of the oldest buffered ping.", batcher.oldest_wait)
         yield gauge("streamer_buffer_full", "1: sockets wait for room in the buffer.", float(batcher.full))
-        yield counter("streamer_positions_noted", "Newest fixes of stored messages.", batcher.settled_chunks)
-        yield counter(
-            "streamer_positions_written", "Of these, merged by vendor and written.", self._position_writer.written
-        )
-        yield gauge(
-            "streamer_positions_pending", "Vendors whose position is to be written.", self._position_writer.pending
-        )
-        yield timed("streamer_postgresql_seconds", "PostgreSQL at work.", "work", counters.postgresql)
+        yield counter("streamer_positions_noted", "Newest positions of stored messages.", batcher.settled_chunks)
+        yield counter("streamer_positions_written", "Positions written, merged by vendor.", positions.written)
+        yield gauge("streamer_positions_pending", "Vendors whose position is not written yet.", positions.pending)
+        yield timed("streamer_postgresql_seconds", "PostgreSQL statements.", "work", counters.postgresql)
 
-    def _living(self) -> Iterator[Metric]:
-        broker, index, ticker = self._broker, self._index, self._ticker
-        yield gauge("streamer_redis_up", "1: all of Redis answers and is heard.", float(broker.up))
-        yield timed("streamer_redis_seconds", "A round trip to Redis.", "lane", self._counters.redis)
-        yield counter("streamer_bus_gaps", "Times that what other processes said was missed.", broker.gaps)
-        yield gauge("streamer_bus_pending", "Vendors of which something is to be written to Redis.", broker.pending)
-        yield gauge("streamer_bus_cells", "Cells heard.", len(broker.cells))
+    def _live(self) -> Iterator[Metric]:
+        parts = self._parts
+        broker, index, ticker = parts.broker, parts.index, parts.ticker
+        yield gauge("streamer_redis_up", "1: Redis is connected for writing and for subscriptions.", float(broker.up))
+        yield timed("streamer_redis_seconds", "Redis round trips.", "lane", parts.counters.redis)
+        yield counter("streamer_bus_gaps", "Times that updates of other processes were missed.", broker.gaps)
+        yield gauge("streamer_bus_pending", "Vendors with changes to publish.", broker.pending)
+        yield gauge("streamer_bus_cells", "Subscribed cells.", len(broker.cells))
         yield gauge("streamer_vendors_known", "Vendors in the live index.", len(index.vendors))
-        yield gauge("streamer_vendors_served", "Vendors that this process tells of.", len(broker.local_vendors.sockets))
-        yield gauge("streamer_watches", "Open watches.", len(self._watches))
-        yield gauge("streamer_views", "Different areas and lists among them.", len(index.views))
-        yield counter("streamer_ticks", "Times that changes were told to watchers.", ticker.ticks)
-        yield counter("streamer_live_changes", "Vendors that changed, merged by tick.", index.changes)
-        yield counter("streamer_frames", "Updates and snapshots written to watchers.", ticker.frames)
-        yield counter("streamer_frame_bytes", "Bytes of updates and snapshots written to watchers.", index.sent)
-        yield counter("streamer_positions_delivered", "Positions in these, about.", index.delivered)
-        if self._feed is not None:
-            yield counter("streamer_feed_entries", "Entries written into the feed.", self._feed.written)
-            yield gauge("streamer_feed_pending", "Vendors whose position is to be written there.", self._feed.pending)
+        yield gauge("streamer_vendors_served", "Vendors published by this process.", len(broker.local_vendors.sockets))
+        yield gauge("streamer_watches", "Open watches.", len(parts.watches))
+        yield gauge("streamer_views", "Distinct areas and lists among the watches.", len(index.views))
+        yield counter("streamer_ticks", "Rounds of updates to customers.", ticker.ticks)
+        yield counter("streamer_live_changes", "Changed vendors, merged by tick.", index.changes)
+        yield counter("streamer_frames", "Updates and snapshots written to customers.", ticker.frames)
+        yield counter("streamer_frame_bytes", "Bytes of these updates and snapshots.", index.sent)
+        yield counter("streamer_positions_delivered", "Positions in these updates and snapshots.", index.delivered)
         yield counter("streamer_frames_held_back", "Updates merged into a later one.", index.held_back)
+        if parts.feed is not None:
+            yield counter("streamer_feed_entries", "Entries written to the Redis Stream.", parts.feed.written)
+            yield gauge("streamer_feed_pending", "Vendors with changes for the Redis Stream.", parts.feed.pending)
 
     def _connections(self) -> Iterator[Metric]:
-        open_connections, counters = self._open_connections, self._counters
-        kinds: dict[tuple[str, ...], float] = {("vendor",): 0.0, ("watch",): 0.0, ("events",): 0.0}
-        opened = {kind: float(counters.opened[kind[0]]) for kind in kinds}
+        connections, counters = self._parts.connections, self._parts.counters
+        opened = {(kind,): float(counters.opened[kind]) for kind in ("vendor", "watch", "events")}
+        open_now = dict(opened)
         for (kind, _), count in counters.closed.items():
-            kinds[kind,] -= count
-        kinds = {kind: opened[kind] + closed for kind, closed in kinds.items()}
-        yield gauges("streamer_connections", "Open WebSockets and streams.", ("kind",), kinds)
-        yield counts("streamer_connections_opened", "WebSockets and streams that opened.", ("kind",), opened)
+            open_now[kind,] -= count
         closed = {(kind, code_label(code)): count for (kind, code), count in counters.closed.items()}
-        yield counts("streamer_connections_closed", "WebSockets and streams that ended.", ("kind", "code"), closed)
-        yield gauge(
-            "streamer_slow_clients", "Clients that have not taken all they were sent.", open_connections.slow_clients
-        )
-        yield gauge("streamer_unread_bytes", "Bytes that wait for them.", open_connections.unread_bytes)
         refused = {(code,): count for code, count in counters.refused.items()}
-        yield counts("streamer_messages_refused", "Messages answered with an error.", ("code",), refused)
         requests = {(method, route, str(status)): count for (method, route, status), count in counters.requests.items()}
+        yield gauges("streamer_connections", "Open WebSockets and event streams.", ("kind",), open_now)
+        yield counts("streamer_connections_opened", "Opened WebSockets and event streams.", ("kind",), opened)
+        yield counts("streamer_connections_closed", "Closed WebSockets and event streams.", ("kind", "code"), closed)
+        yield gauge("streamer_slow_clients", "Clients with unread bytes at the last check.", connections.slow_clients)
+        yield gauge("streamer_unread_bytes", "Bytes that clients have not read.", connections.unread_bytes)
+        yield counts("streamer_messages_refused", "Messages answered with an error.", ("code",), refused)
         labels = ("method", "route", "status")
-        yield counts("streamer_http_requests", "HTTP requests, WebSockets excepted.", labels, requests)
-        yield timed("streamer_http_seconds", "HTTP requests.", "route", counters.answered)
-
-    @property
-    def _deaths(self) -> int:
-        return self._supervisor.deaths + self._batcher.deaths
-
-
-def backed_up(backups: Backups) -> Iterator[Metric]:
-    """Of the newest backup; times are 0 when there never was one."""
-    yield gauge("streamer_backup_last_timestamp_seconds", "When the newest backup was made, 0: never.", backups.last)
-    yield gauge("streamer_backup_proven_timestamp_seconds", "When one was last proved, 0: never.", backups.proven)
-    yield gauge("streamer_backup_bytes", "Bytes of the newest backup.", backups.bytes)
+        yield counts("streamer_http_requests", "HTTP requests without WebSockets.", labels, requests)
+        yield timed("streamer_http_seconds", "Duration of HTTP requests.", "route", counters.answered)
 
 
 def parse(text: str) -> Iterable[Metric]:
-    """The families of a text in OpenMetrics' format."""
+    """Parses OpenMetrics text."""
     return text_string_to_metric_families(text)  # type: ignore[no-untyped-call,no-any-return]  # untyped there
 
 
-def tasks() -> int:
-    """How many tasks the running loop has; 0 without one."""
+def task_count() -> int:
+    """Returns the number of tasks on the running loop; 0 without a loop."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:
@@ -251,43 +191,43 @@ def tasks() -> int:
 
 
 def code_label(code: int) -> str:
-    """A close code as a label."""
+    """Returns the label of a close code."""
     return "other" if code == OTHER_CODE else str(int(code))
 
 
 def gauge(name: str, help: str, value: float) -> Metric:
-    """One value that goes up and down."""
+    """Returns a gauge."""
     return GaugeMetricFamily(name, help, value=value)
 
 
-def gauges(name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
-    """The same by labels."""
-    family = GaugeMetricFamily(name, help, labels=labels)
-    for label, value in values.items():
-        family.add_metric(label, value)
-    return family
-
-
 def counter(name: str, help: str, value: float) -> Metric:
-    """One value that only grows; exported with `_total`."""
+    """Returns a counter; it is exported with the suffix `_total`."""
     return CounterMetricFamily(name, help, value=value)
 
 
+def gauges(name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
+    """Returns a gauge with labels."""
+    return _labelled(GaugeMetricFamily(name, help, labels=labels), values)
+
+
 def counts(name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
-    """The same by labels."""
-    family = CounterMetricFamily(name, help, labels=labels)
+    """Returns a counter with labels."""
+    return _labelled(CounterMetricFamily(name, help, labels=labels), values)
+
+
+def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]) -> Metric:
     for label, value in values.items():
         family.add_metric(label, value)
     return family
 
 
 def histogram(name: str, help: str, values: Histogram) -> Metric:
-    """How values are spread."""
+    """Returns a histogram."""
     return HistogramMetricFamily(name, help, buckets=buckets(values), sum_value=values.sum)
 
 
 def timed(name: str, help: str, label: str, values: Mapping[str, Histogram]) -> Metric:
-    """The same by one label."""
+    """Returns a histogram with one label."""
     family = HistogramMetricFamily(name, help, labels=(label,))
     for what, each in values.items():
         family.add_metric((what,), buckets(each), each.sum)
@@ -295,5 +235,5 @@ def timed(name: str, help: str, label: str, values: Mapping[str, Histogram]) -> 
 
 
 def buckets(values: Histogram) -> list[tuple[str, float]]:
-    """As Prometheus has them."""
+    """Returns a histogram's buckets in Prometheus' form."""
     return [("+Inf" if bound == inf else str(bound), float(count)) for bound, count in values.cumulative()]

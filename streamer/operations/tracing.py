@@ -1,4 +1,4 @@
-"""OpenTelemetry, optional: one span for each batch, sent to a collector by a thread of the library's own."""
+"""Optional OpenTelemetry tracing: one span per batch, exported by the SDK's own thread."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from streamer import __version__
 from streamer.errors import SettingsError
 from streamer.ingest.batcher import Batch
 
-MOST_WAITING = 2048
-"""Spans that wait for the collector; more are dropped."""
-EXPORT_EVERY = 2.0
-EXPORT_WITHIN = 5.0
-CLOSE_WITHIN = 3.0
+MAX_QUEUED = 2048
+"""Spans that wait for the collector; further ones are dropped."""
+EXPORT_INTERVAL = 2.0
+EXPORT_TIMEOUT = 5.0
+CLOSE_TIMEOUT = 3.0
 
 
 class Tracing:
-    """Sends spans to an OTLP endpoint (`http://collector:4318/v1/traces`); SettingsError without the library."""
+    """Exports spans to an OTLP endpoint such as http://collector:4318/v1/traces.
+
+    Raises:
+        SettingsError: The OpenTelemetry library is not installed.
+    """
 
     def __init__(self, endpoint: str, process: str) -> None:
         try:
@@ -33,19 +37,19 @@ class Tracing:
         resource = Resource.create(
             {"service.name": "venta-streamer", "service.version": __version__, "service.instance.id": process}
         )
-        # Not the library's global one: each server has its own, and lets it go.
+        # Not the library's global provider: each server closes its own.
         self._provider: Any = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(
             BatchSpanProcessor(
-                OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_WITHIN),
-                max_queue_size=MOST_WAITING,
-                schedule_delay_millis=EXPORT_EVERY * 1000,
+                OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT),
+                max_queue_size=MAX_QUEUED,
+                schedule_delay_millis=EXPORT_INTERVAL * 1000,
             )
         )
         self._tracer = self._provider.get_tracer("streamer", __version__)
 
     def batch(self, batch: Batch) -> None:
-        """A batch was settled just now."""
+        """Records the span of a batch that was committed or given up just now."""
         ended = time.time_ns()
         span = self._tracer.start_span(
             "store batch",
@@ -62,9 +66,9 @@ class Tracing:
         span.end(end_time=ended)
 
     async def close(self) -> None:
-        """Send what waits, for a moment, and let go."""
+        """Exports the queued spans, bounded by CLOSE_TIMEOUT."""
         try:
-            async with asyncio.timeout(CLOSE_WITHIN):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await asyncio.to_thread(self._provider.shutdown)
         except TimeoutError:
             return

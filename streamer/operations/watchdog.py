@@ -1,7 +1,7 @@
-"""Ends the process when its event loop hangs, or when it does not end in time: whoever runs it starts it again.
+"""Ends the process when its event loop is blocked or when it does not stop in time; its supervisor restarts it.
 
-A thread of its own, as a loop that hangs can't tell of it: `/livez` has no answer by then. It says where the loop
-hangs before it ends the process.
+The watchdog is a thread, because a blocked loop cannot report itself: `/livez` has no answer by then. It prints where
+every thread is before it ends the process.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import TracebackType
 from typing import Self
 
 BEAT = 0.25
-LOOK = 0.5
+CHECK = 0.5
 STUCK = 70
-"""Exit status of a process that was ended; EX_SOFTWARE."""
+"""Exit status of a process that the watchdog ended (EX_SOFTWARE)."""
 
 
 class Watchdog:
-    """Watches the running loop while the context lasts; `hurry` sets a time by which the process must have ended."""
+    """Watches the running loop while the context lasts; `limit_stop` sets a deadline for the end of the process."""
 
     def __init__(self, stuck_after: float) -> None:
         self._stuck_after = stuck_after
@@ -34,7 +34,7 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._turn()
+        self._tick()
         self._thread.start()
         return self
 
@@ -46,25 +46,25 @@ class Watchdog:
         self._ended.set()
         self._thread.join()
 
-    def hurry(self, within: float) -> None:
-        """The context must have ended `within` seconds."""
-        self._end_by = time.monotonic() + within
+    def limit_stop(self, seconds: float) -> None:
+        """Ends the process unless the context ends within so many seconds."""
+        self._end_by = time.monotonic() + seconds
 
-    def _turn(self) -> None:
+    def _tick(self) -> None:
         self._beat = time.monotonic()
-        self._timer = self._loop.call_later(BEAT, self._turn)
+        self._timer = self._loop.call_later(BEAT, self._tick)
 
     def _watch(self) -> None:
-        looked = time.monotonic()
-        while not self._ended.wait(LOOK):
+        checked = time.monotonic()
+        while not self._ended.wait(CHECK):
             now = time.monotonic()
-            if now - looked > LOOK + 1.0:
-                self._beat = max(self._beat, now)  # the machine was suspended, or had no time for this thread either
-            looked = now
+            if now - checked > CHECK + 1.0:
+                self._beat = max(self._beat, now)  # the machine was suspended, or this thread was starved too
+            checked = now
             if now - self._beat > self._stuck_after:
-                _end(f"the event loop has not turned for {now - self._beat:.1f} s; it hangs here:")
+                _end(f"the event loop has been blocked for {now - self._beat:.1f} s, here:")
             if self._end_by is not None and now > self._end_by:
-                _end("the process does not end in time; it is here:")
+                _end("the process does not stop in time; it is here:")
 
 
 def _end(why: str) -> None:

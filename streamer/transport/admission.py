@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
 from aiohttp import web
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.settings import Settings
-from streamer.transport.client_address import client_address
+from streamer.transport.client_address import client_address, is_loopback
 from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.connection_limits import ConnectionLimits, ConnectionSlot
 from streamer.transport.connection_rate import ConnectionRate
 from streamer.transport.cors import allowed_origin
+
+log = structlog.get_logger()
 
 RETRY_AFTER_MS = 2000
 
@@ -27,6 +30,7 @@ class Admission:
         self._settings = settings
         self._connections = connections
         self._lag = lag
+        self._warned = False
 
     async def admit(self, request: web.Request) -> None:
         """Wait until a connection may be opened.
@@ -48,6 +52,12 @@ class Admission:
     def open_slot(self, request: web.Request) -> ConnectionSlot:
         """Count a client's connection; the caller must release it."""
         forwarded = request.headers.getall("X-Forwarded-For", ())
+        if forwarded and not self._settings.trusted_hops and not self._warned and is_loopback(request.remote):
+            self._warned = True
+            log.warning(
+                "a proxy on this machine sends X-Forwarded-For, but STREAMER_TRUSTED_HOPS is 0: all its clients count"
+                " as this machine, without limits per address; set it to the number of your proxies"
+            )
         return self.limits.open(client_address(request.remote, forwarded, self._settings.trusted_hops))
 
     async def _wait(self) -> None:

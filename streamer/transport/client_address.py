@@ -24,6 +24,12 @@ def client_address(peer: str | None, forwarded: Sequence[str], hops: int) -> str
     return None
 
 
+def is_loopback(peer: str | None) -> bool:
+    """Return whether an address is this machine's own."""
+    address = parse_address(peer or "")
+    return address is not None and address.is_loopback
+
+
 def parse_address(entry: str) -> IPv4Address | IPv6Address | None:
     """Parse an address with or without a port, brackets or a zone."""
     text = entry.strip().strip('"')

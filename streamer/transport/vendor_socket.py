@@ -58,7 +58,7 @@ class VendorSocket(WebSocket):
         assert identity is not None
         server = self.server
         settings, clock = server.settings, server.clock
-        read_at, known = clock(), server.change_poller.taken
+        read_at, known = clock(), server.change_poller.generation
         self._row = row = await self._owned(identity, self._asked_for)
         durable = await server.dataloader.durable(row)
         self.writer.send(messages.encode_hello(row.vendor_id, clock(), durable, settings.max_batch))
@@ -76,7 +76,7 @@ class VendorSocket(WebSocket):
         self.vendor_id = row.vendor_id
         allowance.connections += 1
         server.local_vendors.connect(row.vendor_id, card_of(row, read_at), clock())
-        if server.change_poller.taken != known:
+        if server.change_poller.generation != known:
             await self._owned(identity, row.vendor_id)  # it may have been deleted since it was read
 
     def receive(self, data: bytes) -> None:

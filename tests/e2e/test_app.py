@@ -41,9 +41,9 @@ def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     written = io.StringIO()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", written)
-        storms = logs.configure(form=request.param, level="debug")
+        repeats = logs.configure(form=request.param, level="debug")
     yield written
-    storms.tell_all()
+    repeats.flush()
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
@@ -162,7 +162,7 @@ async def test_a_part_that_died_is_told(serve: Serve, monkeypatch: pytest.Monkey
     async def dies() -> None:
         raise RuntimeError("it can't go on")
 
-    monkeypatch.setattr("streamer.supervisor.MOST_DEATHS", 2)
+    monkeypatch.setattr("streamer.supervisor.MAX_DEATHS", 2)
     server.server.supervisor.start({"heart": dies})
     async with aiohttp.ClientSession() as session:
 

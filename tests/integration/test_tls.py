@@ -114,7 +114,7 @@ async def test_a_certificate_for_another_host_is_refused(database_url: str, auth
     """Any host of the same authority could pretend to be the database; verify-ca does not look."""
     async with TlsFront(database_url, authority.issue_cert("cache.example")) as front:
         said = await refused(f"{front.url}?sslmode=verify-full&sslrootcert={trusted}")
-        assert said.count("its certificate is another host's") == 2
+        assert said.count("its certificate is for another host") == 2
         assert await revisions.revision(f"{front.url}?sslmode=verify-ca&sslrootcert={trusted}") == revisions.head()
 
 
@@ -193,7 +193,7 @@ async def test_redis_with_a_wrong_certificate(redis_url: str, authority: Any, tr
     yesterday = datetime.now(UTC) - timedelta(days=1)
     for wrong, cause in (
         (trustme.CA().issue_cert("localhost"), "its certificate is not trusted"),
-        (authority.issue_cert("cache.example"), "its certificate is another host's"),
+        (authority.issue_cert("cache.example"), "its certificate is for another host"),
         (
             authority.issue_cert("localhost", not_before=yesterday - timedelta(days=9), not_after=yesterday),
             "its certificate is not valid now",

@@ -63,7 +63,7 @@ async def test_every_name_and_label_is_exported(serve: Serve, database_url: str,
         await app.send(b"no JSON")
         await app.expect("error")
         await app.acked(2)
-    await running.server.health.condition.answer()
+    await running.server.health.condition.result()
     async with aiohttp.ClientSession() as session:
         for _ in range(2):
             async with session.get(f"{running.url}/metrics") as response:

@@ -10,6 +10,7 @@ from typing import Any
 import redis.asyncio
 
 from streamer.operations import embedded
+from streamer.operations.embedded.programs import valkey_program
 from tests.support.apps import eventually
 
 SERVICE = "mymaster"
@@ -34,7 +35,7 @@ class Sentinels:
         for number in range(3):
             folder = self._folder / f"sentinel_{number}"
             folder.mkdir(parents=True)
-            port = embedded._free_port()
+            port = embedded.free_port()
             config = folder / "sentinel.conf"
             config.write_text(
                 f"bind 127.0.0.1\nport {port}\ndir {folder}\n"
@@ -45,7 +46,7 @@ class Sentinels:
             self.ports.append(port)
             self._processes.append(
                 await asyncio.create_subprocess_exec(
-                    str(embedded._valkey_program()),
+                    str(valkey_program()),
                     str(config),
                     "--sentinel",
                     stdout=asyncio.subprocess.DEVNULL,

@@ -28,7 +28,7 @@ class Standby(PostgresServer):
 
     async def _prepare(self) -> None:
         if not self.data.exists():
-            _, password = self._begin_data()
+            _, password = self._new_data()
             password.write_text(self._primary.url.split(":")[2].split("@")[0] + "\n")
             os.chown(self.folder, *self.account)
             command = [str(self.bin / "pg_basebackup"), f"--pgdata={self.data}", f"--dbname={self._primary.url}"]

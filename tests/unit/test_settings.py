@@ -120,9 +120,9 @@ def test_urls_that_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.masked_redis("redis://h") == "redis://h"
 
 
-def test_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt setting would be without effect, and nobody would know."""
     (tmp_path / ".env").write_text("STREAMER_PROT=1\nOTHER=1\nREDIS_URI=x\n")
     monkeypatch.setenv("STREAMER_POOLSIZE", "2")
     monkeypatch.setenv("STREAMER_POOL_SIZE", "3")
-    assert settings.strangers() == ["STREAMER_POOLSIZE", "STREAMER_PROT"]
+    assert settings.unknown_variables() == ["STREAMER_POOLSIZE", "STREAMER_PROT"]

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from streamer import supervisor as module
-from streamer.supervisor import MOST_DEATHS, Supervisor
+from streamer.supervisor import MAX_DEATHS, Supervisor
 from tests.support.apps import eventually
 
 
@@ -60,7 +60,7 @@ async def test_tasks_that_can_not_go_on(supervisor: Supervisor) -> None:
 
     supervisor.start({"raises": raises, "returns": returns, "is cancelled": is_cancelled, "lives": lives})
     await eventually(lambda: len(supervisor.failures) == 3, "three that fail")
-    assert supervisor.deaths == 3 * MOST_DEATHS
+    assert supervisor.deaths == 3 * MAX_DEATHS
     assert "ValueError: broken" in supervisor.failures["raises"]
     assert "it returned" in supervisor.failures["returns"]
     assert "CancelledError" in supervisor.failures["is cancelled"]
@@ -76,7 +76,7 @@ async def test_deaths_far_apart(supervisor: Supervisor, monkeypatch: pytest.Monk
         raise ValueError("now and then")
 
     supervisor.start({"task": run})
-    await eventually(lambda: supervisor.deaths > MOST_DEATHS, "many deaths")
+    await eventually(lambda: supervisor.deaths > MAX_DEATHS, "many deaths")
     assert supervisor.failures == {}
 
 

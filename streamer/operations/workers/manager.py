@@ -1,8 +1,8 @@
-"""Several processes on one port: started, watched, replaced when they die or hang, ended together.
+"""Starts several worker processes on one port, replaces those that die or hang, and stops them together.
 
-The parent is small on purpose: no event loop, no thread, nothing that could hang or die of what its workers do. It
-forks before anything of theirs is open, so a worker that died is replaced in the time of a fork and a connect. Each
-worker listens on the same port itself (SO_REUSEPORT), so the kernel spreads connections and a dead one gets none.
+The parent has no event loop and no thread: nothing a worker does can block or crash it. It forks before a worker opens
+anything, so replacing a worker takes a fork and a few connects. Each worker listens on the port itself
+(SO_REUSEPORT): the kernel spreads connections, and a dead worker gets none.
 """
 
 from __future__ import annotations
@@ -22,76 +22,71 @@ import structlog
 
 from streamer.errors import SettingsError
 from streamer.operations.workers.scoreboard import Scoreboard, Slot
+from streamer.supervisor import MAX_DEATHS, WINDOW, RestartPolicy
 
 log = structlog.get_logger()
 
-LOOK = 0.25
-"""Seconds between two looks at the workers."""
-START_WITHIN = 60.0
-"""Seconds in which a worker must serve."""
-WINDOW = 60.0
-MOST_DEATHS = 5
-"""So many deaths within WINDOW, or two for each worker if that is more, are a crash loop: no restart mends that."""
-AGAIN = 0.1
-"""Seconds from a worker's first death to its replacement; longer by as much with each that follows."""
+CHECK = 0.25
+"""Seconds between two checks of the workers."""
+START_TIMEOUT = 60.0
+"""Seconds until a worker must serve."""
 KILL_AFTER = 15.0
-"""Seconds beyond the drain's for which a worker may take to end."""
-LISTEN = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+"""Seconds beyond `drain_timeout` after which a worker that does not end is killed."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
 class Workers:
-    """`work(number)` runs in each worker and returns its exit status; `ready()` is called once all serve."""
+    """Runs `work(number)` in each worker, which returns its exit status; calls `ready()` once all serve."""
 
     def __init__(
         self,
-        board: Scoreboard,
+        scoreboard: Scoreboard,
         work: Callable[[int], int],
         *,
         stuck_after: float,
         drain_timeout: float,
         ready: Callable[[], None],
     ) -> None:
-        self._scoreboard = board
+        self._scoreboard = scoreboard
         self._work = work
         self._stuck_after = stuck_after
         self._drain_timeout = drain_timeout
         self._ready = ready
         self._pids: dict[int, int] = {}
         self._due: dict[int, float] = {}
-        self._deaths: list[float] = []
-        self._counts = [0] * board.count
+        self._policy = RestartPolicy(max(MAX_DEATHS, 2 * scoreboard.count))
+        self._deaths = [0] * scoreboard.count
         self._served = False
-        self._told = False
+        self._reported = False
         self._stops = 0
         self._status = 0
         self._parent = os.getpid()
 
     def run(self) -> int:
-        """Keep the workers until a signal ends them all, or they can't go on; the exit status."""
-        hear, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
-        before = {number: signal.signal(number, self._signalled) for number in LISTEN}
-        woken = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        """Runs the workers until a signal stops them or they keep dying; returns the exit status."""
+        reader, writer = _pipe()
+        before = {number: signal.signal(number, self._signalled) for number in SIGNALS}
+        woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         try:
-            return self._keep(hear)
+            return self._keep(reader)
         finally:
             for pid in self._pids.values():
                 _kill(pid, signal.SIGKILL)
             signal.set_wakeup_fd(woken)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            os.close(hear)
-            os.close(tell)
+            os.close(reader)
+            os.close(writer)
 
-    def _keep(self, hear: int) -> int:
-        looked = time.monotonic()
-        self._due = dict.fromkeys(range(self._scoreboard.count), looked)
+    def _keep(self, reader: int) -> int:
+        checked = time.monotonic()
+        self._due = dict.fromkeys(range(self._scoreboard.count), checked)
         deadline: float | None = None
         while True:
             now = time.monotonic()
-            # Nobody is blamed for a time in which this process did not run either: a machine that was suspended.
-            if now - looked > LOOK + 1.0:
-                self._excuse(now)
-            looked = now
+            if now - checked > CHECK + 1.0:
+                self._forgive_silence(now)  # this process did not run either: the machine was suspended
+            checked = now
             self._reap(now)
             if self._stops and deadline is None:
                 deadline = now + self._drain_timeout + KILL_AFTER
@@ -102,65 +97,65 @@ class Workers:
                 if not self._pids:
                     return self._status
                 if now > deadline or self._stops > 1:
-                    log.error("workers do not end in time and are killed", pids=sorted(self._pids.values()))
+                    log.error("killing workers that do not stop in time", pids=sorted(self._pids.values()))
                     self._status = self._status or 1
                     for pid in self._pids.values():
                         _kill(pid, signal.SIGKILL)
             else:
-                self._look(now)
-            select.select([hear], [], [], LOOK)
+                self._check(now)
+            select.select([reader], [], [], CHECK)
             with suppress(BlockingIOError):
-                os.read(hear, 4096)
+                os.read(reader, 4096)
 
     def _signalled(self, number: int, _: object) -> None:
         if number != signal.SIGCHLD and os.getpid() == self._parent:
             self._stops += 1
 
-    def _look(self, now: float) -> None:
+    def _check(self, now: float) -> None:
         for number in [number for number, due in self._due.items() if due <= now]:
-            # Until one has served nobody knows whether any can: the first goes alone, and fails alone.
+            # Until one worker has served, the others wait: a wrong setting fails once, not once per worker.
             if not self._served and self._pids:
                 break
             del self._due[number]
             self._start(number, now)
         slots = [self._scoreboard.slot(number) for number in range(self._scoreboard.count)]
         self._served = self._served or any(slot.serving for slot in slots)
-        if not self._told and all(slot.serving for slot in slots):
-            self._told = True
+        if not self._reported and all(slot.serving for slot in slots):
+            self._reported = True
             self._ready()
         for number, pid in self._pids.items():
             slot = slots[number]
             silent = now - slot.beat
-            if silent > (self._stuck_after if slot.serving else START_WITHIN):
-                log.error("a worker is stuck and is killed", worker=number, pid=pid, silent=round(silent, 1))
-                # The first makes it say where it hangs, the second ends one that can't even do that.
+            if silent > (self._stuck_after if slot.serving else START_TIMEOUT):
+                log.error("killing a stuck worker", worker=number, pid=pid, silent=round(silent, 1))
+                # SIGABRT makes it print where it hangs; SIGKILL ends one that cannot even do that.
                 _kill(pid, signal.SIGABRT)
                 time.sleep(0.2)
                 _kill(pid, signal.SIGKILL)
 
     def _start(self, number: int, now: float) -> None:
-        self._scoreboard.put(number, Slot(0, now, self._counts[number], False, ""))
+        self._scoreboard.put(number, Slot(0, now, self._deaths[number], False, ""))
         sys.stdout.flush()
         sys.stderr.flush()
-        # Held back over the fork: one that is sent to a worker which still has its parent's handlers would be lost.
-        signal.pthread_sigmask(signal.SIG_BLOCK, LISTEN)
+        # Blocked during the fork: a signal that reaches a worker with its parent's handlers would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         pid = os.fork()
         if pid == 0:
             self._become(number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTEN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._pids[number] = pid
         self._scoreboard.put(number, self._scoreboard.slot(number)._replace(pid=pid))
 
     def _become(self, number: int) -> None:
-        """From here on this process is a worker."""
+        """Turns this process into a worker; never returns."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for listened in LISTEN:
+            for listened in SIGNALS:
                 signal.signal(listened, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTEN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             with suppress(OSError):
-                os.setpgid(0, 0)  # Ctrl-C is for the parent, who ends all in order
+                os.setpgid(0, 0)  # Ctrl-C goes to the parent, which stops all in order
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # a worker without a parent ends too
                 if os.getppid() != self._parent:
@@ -192,33 +187,38 @@ class Workers:
                 log.error("the first worker ended before it served", worker=number, status=status)
                 self._status, self._stops = status if status > 0 else 1, 1
                 return
-            self._counts[number] += 1
-            self._deaths = [at for at in self._deaths if now - at < WINDOW] + [now]
-            log.error("a worker ended by itself and is replaced", worker=number, pid=pid, status=_told(status))
-            if len(self._deaths) >= max(MOST_DEATHS, 2 * self._scoreboard.count):
+            self._deaths[number] += 1
+            log.error("a worker ended unexpectedly", worker=number, pid=pid, status=_status_name(status))
+            if (delay := self._policy.died(now)) is None:
                 log.error(
-                    "workers end again and again: restarting mends nothing, so the server ends; their log says why",
-                    deaths=len(self._deaths),
+                    "workers keep dying: the server stops; see their log lines",
+                    deaths=len(self._policy.recent),
                     seconds=WINDOW,
                 )
                 self._status, self._stops = 1, 1
                 return
-            self._due[number] = now + AGAIN * len(self._deaths)
+            self._due[number] = now + delay
 
-    def _excuse(self, now: float) -> None:
+    def _forgive_silence(self, now: float) -> None:
         for number in self._pids:
             slot = self._scoreboard.slot(number)
             self._scoreboard.put(number, slot._replace(beat=max(slot.beat, now)))
 
 
 def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
-    """Sockets that keep an address for this server without listening on it, and the port; OSError when it is taken.
+    """Reserves an address for the workers without listening on it.
 
-    Others that share their ports as well would not be told by the kernel that this one is taken, so it is asked first.
+    The address is first bound without SO_REUSEPORT: the kernel would not report a port that another server shares.
+
+    Returns:
+        Sockets that hold the address, and the port.
+
+    Raises:
+        OSError: The address is taken.
     """
     kind = socket.SOCK_STREAM
     if not hasattr(socket, "SO_REUSEPORT"):
-        raise SettingsError("several workers on one port are not possible on this system: leave out --workers")
+        raise SettingsError("this system has no SO_REUSEPORT, so workers cannot share a port: leave out --workers")
     found = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
     held: list[socket.socket] = []
     try:
@@ -245,8 +245,8 @@ def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
     return held, port
 
 
-def _told(status: int) -> str:
-    """An exit status in words."""
+def _status_name(status: int) -> str:
+    """Returns the exit status, or the name of the signal that ended a process."""
     if status >= 0:
         return str(status)
     with suppress(ValueError):
@@ -260,7 +260,7 @@ def _kill(pid: int, number: signal.Signals) -> None:
 
 
 def _pipe() -> tuple[int, int]:
-    hear, tell = os.pipe()
-    os.set_blocking(hear, False)
-    os.set_blocking(tell, False)
-    return hear, tell
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer

@@ -1,4 +1,4 @@
-"""What the workers of one server know of each other: a slot each in memory that they share. No I/O, no signals."""
+"""What the workers of one server know of each other: one slot per worker in shared memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 CAUSE_BYTES = 400
 SLOT = struct.Struct(f"qdqB{CAUSE_BYTES}p")
 SILENT = 5.0
-"""Seconds without a sign of life after which a worker is in trouble; one that died is replaced within that."""
+"""Seconds without a heartbeat after which a worker counts as failed; one that died is replaced within that time."""
 
 
 class Slot(NamedTuple):
-    """A worker: process, last sign of life (monotonic seconds), deaths before, whether it serves, its trouble."""
+    """A worker: process id, last heartbeat (monotonic seconds), earlier deaths, whether it serves, what is wrong."""
 
     pid: int
     beat: float
@@ -23,39 +23,39 @@ class Slot(NamedTuple):
 
 
 class Scoreboard:
-    """Slots 0 to `count` - 1. Made before the workers are forked; each writes its own slot, all read all."""
+    """Slots 0 to `count` - 1. Created before the workers are forked; each writes its own slot, all read all."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._memory = mmap.mmap(-1, SLOT.size * count)
 
     def put(self, number: int, slot: Slot) -> None:
-        """Write a slot."""
+        """Writes a slot."""
         cause = slot.cause.encode()[: CAUSE_BYTES - 1].decode(errors="ignore").encode()
         SLOT.pack_into(self._memory, SLOT.size * number, slot.pid, slot.beat, slot.deaths, slot.serving, cause)
 
     def slot(self, number: int) -> Slot:
-        """Read a slot."""
+        """Reads a slot."""
         pid, beat, deaths, serving, cause = SLOT.unpack_from(self._memory, SLOT.size * number)
         return Slot(pid, beat, deaths, bool(serving), cause.decode(errors="replace"))
 
     def beat(self, number: int, now: float, cause: str = "") -> None:
-        """A worker's sign of life, and what stands in its way."""
+        """Records a worker's heartbeat and what keeps it from serving."""
         held = self.slot(number)
         if not held.serving or held.cause != cause:
             self.put(number, held._replace(beat=now, serving=True, cause=cause))
         else:
             struct.pack_into("d", self._memory, SLOT.size * number + 8, now)
 
-    def troubles(self, now: float, but: int | None = None) -> dict[str, str]:
-        """What is wrong with the workers, by name; `but` this one, which knows better itself."""
+    def failures(self, now: float, but: int | None = None) -> dict[str, str]:
+        """Returns what is wrong with the workers, by name, except worker `but`."""
         found = {}
         for number in range(self.count):
             slot = self.slot(number)
             if number == but:
                 continue
             if now - slot.beat > SILENT:
-                found[f"worker {number}"] = f"no sign of life for {now - slot.beat:.0f} s"
+                found[f"worker {number}"] = f"no heartbeat for {now - slot.beat:.0f} s"
             elif slot.cause:
                 found[f"worker {number}"] = slot.cause
         return found

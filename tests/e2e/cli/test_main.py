@@ -288,7 +288,7 @@ async def test_a_taken_port(database_url: str, redis_url: str, tmp_path: Path) -
         assert os.listdir(tmp_path) == []
     done = await run("serve", "--host", "no.such.host.invalid", "--port", "0", folder=tmp_path, **given)
     assert done.status == 2
-    assert "can't listen on no.such.host.invalid:0" in one_line(done.err)
+    assert "cannot listen on no.such.host.invalid:0" in one_line(done.err)
 
 
 async def test_two_processes_are_one_server(database_url: str, redis_url: str, tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ async def test_dev(tmp_path: Path) -> None:
     async with Command(*words, folder=tmp_path) as server:
         url = await server.url()
         said = await server.said("Ctrl-C")
-        for step in ("setting up PostgreSQL", "starting Valkey", "bringing the schema up to date", "seeding 20"):
+        for step in ("setting up PostgreSQL", "starting Valkey", "migrating the database", "seeding 20"):
             assert step in said
         urls = json.loads(services.read_text())
         assert set(urls) == {"http", "database", "redis"}
@@ -461,7 +461,7 @@ async def test_a_data_folder_that_can_not_be(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("mine")
     done = await run("dev", "--data", "data", "--port", "0", folder=tmp_path)
     assert done.status == 2
-    assert "--data data can't be used" in one_line(done.err)
+    assert "cannot use --data data" in one_line(done.err)
     assert (tmp_path / "data").read_text() == "mine"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from streamer.errors import Unavailable
 from streamer.operations.embedded import PostgresServer, ValkeyServer
-from streamer.operations.health import Answer, Probe, shortcomings
+from streamer.operations.health import Probe, Result, shortcomings
 from streamer.storage import migrate, partitions, revisions, seed
 from streamer.storage.models import Base
 from streamer.storage.revisions import Condition
@@ -94,9 +94,9 @@ async def test_asked_by_many_it_asks_once(serve: Serve, session: aiohttp.ClientS
     running = await serve()
     await asyncio.gather(*[ask(session, running, path) for path in ("/health", "/readyz") * 50])
     health = running.server.health
-    before = (health.ping.asked, health.condition.asked, health.sizes.asked)
+    before = (health.ping.runs, health.condition.runs, health.sizes.runs)
     await asyncio.gather(*[ask(session, running, path) for path in ("/health", "/readyz") * 50])
-    after = (health.ping.asked, health.condition.asked, health.sizes.asked)
+    after = (health.ping.runs, health.condition.runs, health.sizes.runs)
     # At most once more each, however slow this machine is: 200 requests take less than the shortest of their times.
     assert sum(after) - sum(before) <= 6
 
@@ -173,7 +173,7 @@ async def test_partitions_that_are_missing(serve: Serve, database_url: str, sess
 )
 def test_what_needs_somebody(condition: Condition, parts: set[str]) -> None:
     """A database behind this version, or no partition for tomorrow; one that is ahead is a rolling upgrade."""
-    assert set(shortcomings(Answer(condition, None, 0.0))) == parts
+    assert set(shortcomings(Result(condition, None, 0.0))) == parts
 
 
 async def test_condition(database_url: str) -> None:
@@ -201,15 +201,15 @@ async def test_a_probe_that_fails_is_asked_again_soon() -> None:
         return answer
 
     probe = Probe(answered, 3600.0)
-    assert [each.cause for each in await asyncio.gather(probe.answer(), probe.answer())] == ["away", "away"]
+    assert [each.cause for each in await asyncio.gather(probe.result(), probe.result())] == ["away", "away"]
     await eventually(lambda: _cause(probe, "ValueError('odd')"), "the next answer")
     await eventually(lambda: _cause(probe, None), "a good answer")
-    assert (await probe.answer()).value == 7
-    assert probe.asked == 3
+    assert (await probe.result()).value == 7
+    assert probe.runs == 3
 
 
 async def _cause(probe: Probe[int], cause: str | None) -> bool:
-    return (await probe.answer()).cause == cause
+    return (await probe.result()).cause == cause
 
 
 async def test_who_gives_up_takes_the_answer_from_nobody() -> None:
@@ -221,7 +221,7 @@ async def test_who_gives_up_takes_the_answer_from_nobody() -> None:
         return 1
 
     probe = Probe(answered, 60.0)
-    impatient, patient = asyncio.create_task(probe.answer()), asyncio.create_task(probe.answer())
+    impatient, patient = asyncio.create_task(probe.result()), asyncio.create_task(probe.result())
     await asyncio.sleep(0)
     impatient.cancel()
     await asyncio.gather(impatient, return_exceptions=True)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from streamer.accounts.tokens import make_token
 from streamer.operations import logs
-from streamer.operations.logs import MOST_ALIKE, Storms, masked
+from streamer.operations.logs import MAX_REPEATS, RepeatFilter, masked
 from streamer.storage import seed
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
 from tests.support.commands import Command
@@ -160,48 +160,48 @@ def test_a_storm_is_summed_up(texts: list[str], most: int) -> None:
     """What is written and what is said to be left out add up to what happened."""
     told: list[str] = []
     now = 0.0
-    storms = Storms(told.append, most=most, window=3600.0, clock=lambda: now)
-    written = [text for text in texts if storms.passes("info", text)]
-    storms.tell_all()
+    repeats = RepeatFilter(told.append, most=most, window=3600.0, clock=lambda: now)
+    written = [text for text in texts if repeats.passes("info", text)]
+    repeats.flush()
     for text in "abc":
         count = texts.count(text)
         assert written.count(text) == min(most, count)
         spared = [line for line in told if line.endswith(f"[info] {text}")]
         assert spared == ([f"and {count - most:,} more like it within 0 s: [info] {text}"] if count > most else [])
-    assert texts.count("a") <= most or storms.passes("info", "a"), "after that it is written again"
+    assert texts.count("a") <= most or repeats.passes("info", "a"), "after that it is written again"
 
 
 def test_the_sum_is_told_without_another_line(stream: io.StringIO) -> None:
     """The end of a storm is told when it is over, not when the next one begins."""
     told = threading.Event()
-    storms = Storms(lambda text: told.set(), most=1, window=0.2)
-    assert [storms.passes("error", "away") for _ in range(3)] == [True, False, False]
+    repeats = RepeatFilter(lambda text: told.set(), most=1, window=0.2)
+    assert [repeats.passes("error", "away") for _ in range(3)] == [True, False, False]
     assert told.wait(20)
-    assert storms.passes("error", "away")
+    assert repeats.passes("error", "away")
 
 
 def test_slow_lines_are_no_storm() -> None:
     """Ten lines a minute are written for ever."""
     now = [0.0]
-    storms = Storms(lambda _: None, window=10.0, clock=lambda: now[0])
+    repeats = RepeatFilter(lambda _: None, window=10.0, clock=lambda: now[0])
     for _ in range(100):
         now[0] += 6.0
-        assert storms.passes("info", "now and then")
+        assert repeats.passes("info", "now and then")
 
 
-def test_libraries_storms_too(stream: io.StringIO) -> None:
+def test_libraries_repeats_too(stream: io.StringIO) -> None:
     """A scanner that sends rubbish makes aiohttp log a traceback for each request."""
-    storms = logs.configure(form="json", stream=stream)
+    repeats = logs.configure(form="json", stream=stream)
     for n in range(1000):
         logging.getLogger("aiohttp.server").error("Error handling request %s", n)
         structlog.get_logger().error("redis refused a write", key=n)
     said = [line["event"] for line in lines(stream)]
-    assert len(said) == 2 * MOST_ALIKE
-    assert said.count("redis refused a write") == MOST_ALIKE
-    storms.tell_all()
-    sums = [line["event"] for line in lines(stream) if line.get("storm")]
+    assert len(said) == 2 * MAX_REPEATS
+    assert said.count("redis refused a write") == MAX_REPEATS
+    repeats.flush()
+    sums = [line["event"] for line in lines(stream) if line.get("summary")]
     assert len(sums) == 2
-    assert all(f"and {1000 - MOST_ALIKE} more like it" in line for line in sums)
+    assert all(f"and {1000 - MAX_REPEATS} more like it" in line for line in sums)
 
 
 async def test_a_server_s_log(database_url: str, redis_url: str, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ import asyncio
 
 async def main() -> None:
     with Watchdog(60.0) as watchdog:
-        watchdog.hurry(0.5)
+        watchdog.limit_stop(0.5)
         await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -65,7 +65,7 @@ async def test_livez_fails_when_the_loop_is_stuck_and_the_process_ends(
                 pass
         ended = await command.ended()
     assert ended.status == STUCK
-    assert "the event loop has not turned" in ended.err
+    assert "the event loop has been blocked" in ended.err
     assert "hang_here" in ended.err
 
 
@@ -75,7 +75,7 @@ async def test_a_stop_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     async with Command("-c", ENDS_LATE, program=sys.executable, folder=tmp_path) as command:
         ended = await command.ended()
     assert ended.status == STUCK
-    assert "does not end in time" in ended.err
+    assert "does not stop in time" in ended.err
     assert time.monotonic() - began < 30
 
 

@@ -23,19 +23,19 @@ from tests.support.commands import Command, run
 AREA = circle(52.2297, 21.0122, 3000)
 
 
-def test_a_board_tells_who_is_in_trouble() -> None:
+def test_a_scoreboard_names_failed_workers() -> None:
     """A worker that fell silent or can't do its work is named, a starting one has its time."""
     board = Scoreboard(3)
     for number in range(3):
         board.put(number, Slot(100 + number, 10.0, 0, False, ""))
-    assert board.troubles(10.0 + SILENT) == {}
+    assert board.failures(10.0 + SILENT) == {}
     board.beat(0, 20.0)
     board.beat(1, 20.0, "broker-publisher: it died 5 times — " + "ä" * 600)
-    troubles = board.troubles(20.5)
-    assert list(troubles) == ["worker 1", "worker 2"]
-    assert troubles["worker 1"].startswith("broker-publisher: it died 5 times — ää")
-    assert troubles["worker 2"] == "no sign of life for 10 s"
-    assert list(board.troubles(20.5, but=1)) == ["worker 2"]
+    failures = board.failures(20.5)
+    assert list(failures) == ["worker 1", "worker 2"]
+    assert failures["worker 1"].startswith("broker-publisher: it died 5 times — ää")
+    assert failures["worker 2"] == "no heartbeat for 10 s"
+    assert list(board.failures(20.5, but=1)) == ["worker 2"]
     board.beat(1, 21.0)
     assert board.slot(1) == Slot(101, 21.0, 0, True, "")
 
@@ -92,7 +92,7 @@ async def test_workers_share_a_port_and_one_that_dies_is_replaced(
                 assert list(told) == ["0", "1"] or list(told) == ["1", "0"]
                 assert sum(told.values()) == len(customers)
                 os.kill(min(before), signal.SIGKILL)
-                await command.said("a worker ended by itself and is replaced")
+                await command.said("a worker ended unexpectedly")
                 await eventually(lambda: len(children(command) - before) == 1, "a new worker")
             finally:
                 for customer in customers:
@@ -130,8 +130,8 @@ async def test_a_worker_that_hangs_is_told_of_and_replaced(tmp_path: Path, datab
             return bool(told)
 
         await eventually(named, "the worker that hangs", 30)
-        assert "no sign of life" in told[0]
-        await command.said("a worker is stuck and is killed")
+        assert "no heartbeat" in told[0]
+        await command.said("killing a stuck worker")
         await eventually(lambda: len(children(command) - before) == 1, "a new worker", 30)
         assert not psutil.pid_exists(hung)
 
@@ -153,7 +153,7 @@ async def test_a_crash_loop_is_told_of_and_ends(tmp_path: Path, database_url: st
         dying.cancel()
         await asyncio.gather(dying, return_exceptions=True)
     assert ended.status == 1
-    assert "workers end again and again" in ended.err
+    assert "workers keep dying" in ended.err
 
 
 async def test_workers_that_can_not_start_fail_as_one_does(

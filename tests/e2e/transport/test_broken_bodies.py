@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from streamer.accounts.tokens import make_token
-from streamer.operations.logs import worth_telling
+from streamer.operations.logs import is_relevant
 from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET
@@ -46,5 +46,5 @@ async def test_a_body_that_breaks_off(
         writer.transport.abort()
         await asyncio.sleep(0.2)
     assert [line for line in logs if line["log_level"] in ("error", "critical")] == []
-    told = [record for record in caplog.records if record.levelno >= logging.ERROR and worth_telling(record)]
+    told = [record for record in caplog.records if record.levelno >= logging.ERROR and is_relevant(record)]
     assert [record.getMessage() for record in told] == []

@@ -39,7 +39,7 @@ async def direct(database_url: str) -> AsyncIterator[Any]:
 @pytest.fixture
 async def servers(serve: Serve, vendors: list[SeededVendor]) -> list[Running]:
     """Two processes that look often."""
-    return [await serve(watch_auth="required", census_interval=0.05) for _ in range(2)]
+    return [await serve(watch_auth="required", change_poll_interval=0.05) for _ in range(2)]
 
 
 async def on_the_map(app: VendorApp) -> None:
@@ -153,8 +153,8 @@ async def test_a_process_knows_from_its_start(serve: Serve, vendors: list[Seeded
     marked, deleted, stays = vendors
     await direct.execute(SOFT.format("users", "clerkId"), marked.clerk_id)
     await direct.execute('DELETE FROM "users" WHERE "clerkId" = $1', deleted.clerk_id)
-    server = await serve(watch_auth="required", census_interval=0.05)
-    await eventually(lambda: server.server.change_poller.looks > 0, "a first look")
+    server = await serve(watch_auth="required", change_poll_interval=0.05)
+    await eventually(lambda: server.server.change_poller.polls > 0, "a first poll")
     for one, code in ((marked, 4401), (deleted, 4401), (stays, None)):
         async with CustomerApp(server.url, one.clerk_id) as customer:
             if code is None:
@@ -227,15 +227,15 @@ async def test_transactions_that_commit_out_of_order(
         assert await second.closed() == 4404
         for number in range(3):
             await direct.execute('UPDATE "vendors" SET "name" = $2 WHERE "id" = $1', watching.vendor_id, f"n{number}")
-            before = change_poller.looks
-            await eventually(lambda before=before: change_poller.looks > before + 2, "some looks")  # type: ignore[misc]
+            before = change_poller.polls
+            await eventually(lambda before=before: change_poller.polls > before + 2, "some polls")  # type: ignore[misc]
         assert first.close_code is None
         await transaction.commit()
         assert await first.closed() == 4404
     await long_lasting.close()
     # and what is known is not looked at for ever
-    before = change_poller.looks
-    await eventually(lambda: change_poller.looks > before + 4, "some looks")
+    before = change_poller.polls
+    await eventually(lambda: change_poller.polls > before + 4, "some polls")
     assert not change_poller._seen
 
 
@@ -247,9 +247,9 @@ async def test_a_vendor_that_connects_while_it_is_deleted(
     durable = server.dataloader.durable
 
     async def slow(row: VendorRow) -> Any:
-        looks = server.change_poller.looks
+        polls = server.change_poller.polls
         await direct.execute(SOFT.format("vendors", "id"), row.vendor_id)
-        await eventually(lambda: server.change_poller.looks > looks + 2, "the census having seen it")
+        await eventually(lambda: server.change_poller.polls > polls + 2, "the change poller having seen it")
         return await durable(row)
 
     monkeypatch.setattr(server.dataloader, "durable", slow)
@@ -291,13 +291,13 @@ async def test_an_outage_is_survived(servers: list[Running], monkeypatch: pytest
         raise Unavailable("PostgreSQL is held by the test")
 
     monkeypatch.setattr(server.store, "changes", away)
-    looks = server.change_poller.looks
+    polls = server.change_poller.polls
     async with VendorApp(servers[0].url, "clerk_seed_000001") as app:
         await app.expect("hello")
         await direct.execute(SOFT.format("users", "clerkId"), "clerk_seed_000001")
         await asyncio.sleep(0.3)
         assert app.close_code is None
-        assert server.change_poller.looks <= looks + 1
+        assert server.change_poller.polls <= polls + 1
         monkeypatch.setattr(server.store, "changes", changes)
         started = now_ms()
         assert await app.closed() == 4404

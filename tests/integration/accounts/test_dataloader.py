@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import aiohttp
 
-from streamer.accounts.dataloader import MOST, Together
+from streamer.accounts.dataloader import MAX_KEYS, BatchLoader
 from streamer.errors import Unavailable
 from streamer.storage import seed
 from tests.conftest import Serve
@@ -33,11 +33,11 @@ class Numbers:
 async def test_who_comes_meanwhile_is_asked_for_together() -> None:
     """One query for the first, one for all who came while it was under way; who asks the same shares the answer."""
     numbers = Numbers()
-    together = Together(numbers.find, "numbers")
-    first = asyncio.create_task(together.get(2))
+    loader = BatchLoader(numbers.find, "numbers")
+    first = asyncio.create_task(loader.get(2))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    others = [asyncio.create_task(together.get(key)) for key in (3, 4, 4, 6, 2)]
+    others = [asyncio.create_task(loader.get(key)) for key in (3, 4, 4, 6, 2)]
     await asyncio.sleep(0.01)
     assert numbers.asked == [[2]]
     others[3].cancel()  # one that gives up takes the answer from nobody
@@ -45,19 +45,19 @@ async def test_who_comes_meanwhile_is_asked_for_together() -> None:
     assert await first == 4
     assert await asyncio.gather(*others[:3], others[4]) == [None, 16, 16, 4]
     assert numbers.asked == [[2], [3, 4, 6, 2]]
-    assert together.queries == 2
-    assert await together.get(8) == 64
+    assert loader.queries == 2
+    assert await loader.get(8) == 64
 
 
 async def test_no_query_is_too_large_and_none_is_forgotten() -> None:
     """A herd larger than a query is several."""
     numbers = Numbers()
     numbers.let.set()
-    together = Together(numbers.find, "numbers")
-    answers = await asyncio.gather(*[together.get(key) for key in range(3 * MOST)])
-    assert answers == [key * key if key % 2 == 0 else None for key in range(3 * MOST)]
-    assert max(map(len, numbers.asked)) <= MOST
-    assert together.queries <= 5
+    loader = BatchLoader(numbers.find, "numbers")
+    answers = await asyncio.gather(*[loader.get(key) for key in range(3 * MAX_KEYS)])
+    assert answers == [key * key if key % 2 == 0 else None for key in range(3 * MAX_KEYS)]
+    assert max(map(len, numbers.asked)) <= MAX_KEYS
+    assert loader.queries <= 5
 
 
 async def test_an_outage_is_everyone_s() -> None:
@@ -65,11 +65,11 @@ async def test_an_outage_is_everyone_s() -> None:
     numbers = Numbers()
     numbers.let.set()
     numbers.fails = True
-    together = Together(numbers.find, "numbers")
-    failed = await asyncio.gather(*[together.get(key) for key in range(5)], return_exceptions=True)
+    loader = BatchLoader(numbers.find, "numbers")
+    failed = await asyncio.gather(*[loader.get(key) for key in range(5)], return_exceptions=True)
     assert all(isinstance(error, Unavailable) for error in failed)
     numbers.fails = False
-    assert await together.get(2) == 4
+    assert await loader.get(2) == 4
 
 
 async def test_a_herd_of_vendors_is_a_few_queries(serve: Serve, database_url: str) -> None:

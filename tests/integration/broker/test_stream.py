@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import aiohttp
 import pytest
 import redis.asyncio
 
@@ -256,7 +257,8 @@ async def test_the_server_feeds_what_is_committed(serve: Serve, database_url: st
 
     await eventually(complete, "both vendors in the feed", within=20)
     assert (await client.xpending(KEY, "search"))["pending"] == 0
-    counted, _ = servers[0].server.metrics.render()
+    async with aiohttp.ClientSession() as session, session.get(f"{servers[0].url}/metrics") as response:
+        counted = await response.read()
     assert b"streamer_feed_entries_total " in counted
     assert b"streamer_feed_pending 0.0" in counted
 

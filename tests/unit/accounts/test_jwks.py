@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streamer.accounts.jwks import MOST_BYTES, IssuerKeys, usable
+from streamer.accounts.jwks import MAX_BYTES, IssuerKeys, usable_keys
 from streamer.accounts.tokens import Authenticator
 from streamer.errors import ProtocolError, Unavailable
 from streamer.supervisor import end
@@ -59,7 +59,7 @@ async def test_one_fetch_for_a_crowd(issuer: Issuer, start: Start) -> None:
 
 async def test_a_new_key_is_taken_at_once(issuer: Issuer, start: Start) -> None:
     """After the issuer changed its key nobody is locked out until the next regular fetch."""
-    keys = start(least=0.05)
+    keys = start(min_interval=0.05)
     assert await let_in(keys, signed(EC["e1"]))
     issuer.answer = public(EC["e2"], RSA["r1"])
     await asyncio.sleep(0.1)
@@ -70,7 +70,7 @@ async def test_a_new_key_is_taken_at_once(issuer: Issuer, start: Start) -> None:
 
 async def test_a_withdrawn_key_ends_by_itself(issuer: Issuer, start: Start) -> None:
     """A key that was stolen is taken no longer than a regular fetch away, though no token of another comes."""
-    keys = start(lifetime=0.2, least=0.05)
+    keys = start(refresh=0.2, min_interval=0.05)
     assert await let_in(keys, signed(EC["e1"]))
     issuer.answer = public(EC["e2"])
 
@@ -82,7 +82,7 @@ async def test_a_withdrawn_key_ends_by_itself(issuer: Issuer, start: Start) -> N
 
 async def test_made_up_key_ids_cost_the_issuer_nothing(issuer: Issuer, start: Start) -> None:
     """A stranger can't have the issuer asked more often than every few seconds, nor make others wait."""
-    keys = start(least=60.0)
+    keys = start(min_interval=60.0)
     assert await let_in(keys, signed(EC["e1"]))
     async with asyncio.timeout(5):
         for number in range(100):
@@ -93,7 +93,7 @@ async def test_made_up_key_ids_cost_the_issuer_nothing(issuer: Issuer, start: St
 
 async def test_old_keys_outlive_the_issuers_absence(issuer: Issuer, start: Start) -> None:
     """While the issuer is away, who holds a good token gets in; of a new key nobody says that it is bad."""
-    keys = start(lifetime=0.1, least=0.05)
+    keys = start(refresh=0.1, min_interval=0.05)
     assert await let_in(keys, signed(EC["e1"]))
     await issuer.down()
     await eventually(lambda: keys.cause is not None, "a failed fetch")
@@ -119,7 +119,7 @@ async def test_old_keys_outlive_the_issuers_absence(issuer: Issuer, start: Start
         (200, public(WEAK), "no key for"),
         (200, {"keys": [7, None, {}, {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}, {"kty": "EC"}]}, "no key for"),
         (200, {"keys": [{**public(EC["e1"])["keys"][0], "use": "enc"}]}, "no key for"),
-        (200, b" " * (MOST_BYTES + 1), "more than"),
+        (200, b" " * (MAX_BYTES + 1), "more than"),
         (500, {}, "it answers 500"),
         (302, {}, "it answers 302"),
     ],
@@ -130,7 +130,7 @@ async def test_an_issuer_that_does_not_answer_well(
     """What is no set of keys replaces none, and nobody is told that a good token is bad."""
     good = issuer.answer
     issuer.status, issuer.answer = status, answer
-    keys = start(lifetime=0.1, least=0.05)
+    keys = start(refresh=0.1, min_interval=0.05)
     with pytest.raises(Unavailable, match="try again") as away:
         await let_in(keys, signed(EC["e1"]))
     assert cause in str(away.value)
@@ -146,7 +146,7 @@ async def test_an_issuer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     """An app is told to try again within a bounded time."""
     silent = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr("streamer.accounts.jwks.TIMEOUT", 0.2)
-    keys = IssuerKeys(f"http://127.0.0.1:{silent.getsockname()[1]}/", least=0.05)
+    keys = IssuerKeys(f"http://127.0.0.1:{silent.getsockname()[1]}/", min_interval=0.05)
     running = asyncio.create_task(keys.run())
     try:
         with pytest.raises(Unavailable, match="try again"):
@@ -157,20 +157,18 @@ async def test_an_issuer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         silent.close()
 
 
-async def test_keys_that_nobody_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should the fetching have died, an app is told so instead of waiting for ever."""
-    monkeypatch.setattr("streamer.accounts.jwks.TIMEOUT", 0.2)
-    keys = IssuerKeys("http://127.0.0.1:9/", least=0.05)
-    async with asyncio.timeout(20):
-        with pytest.raises(Unavailable, match="not read yet"):
-            await let_in(keys, signed(EC["e1"]))
+async def test_the_issuer_is_down_from_the_start() -> None:
+    """An app gets a reason to retry, also when the refreshing task does not run."""
+    keys = IssuerKeys("http://127.0.0.1:9/", min_interval=0.05)
+    with pytest.raises(Unavailable, match="try again"):
+        await let_in(keys, signed(EC["e1"]))
 
 
 def test_what_counts_as_a_key() -> None:
     """Other keys beside the ones for signing do no harm, and the first of an id is the one."""
     mixed = [*public(WEAK, RSA["r1"], EC["e1"])["keys"], {**public(EC["e2"])["keys"][0], "kid": "e1"}, {"kty": "x"}]
-    keys = usable({"keys": mixed})
+    keys = usable_keys({"keys": mixed})
     assert [(kid, key.algorithm_name) for kid, key in keys.items()] == [("r1", "RS256"), ("e1", "ES256")]
     bare = {name: value for name, value in public(EC["e1"])["keys"][0].items() if name not in ("use", "alg", "kid")}
-    assert [key.algorithm_name for key in usable({"keys": [bare]}).values()] == ["ES256"]
-    assert len(usable({"keys": [{**bare, "kid": str(n)} for n in range(500)]})) == 100
+    assert [key.algorithm_name for key in usable_keys({"keys": [bare]}).values()] == ["ES256"]
+    assert len(usable_keys({"keys": [{**bare, "kid": str(n)} for n in range(500)]})) == 100

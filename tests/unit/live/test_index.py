@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from streamer.errors import ProtocolError
 from streamer.geo.grid import bus_cell, cell, parent
 from streamer.geo.shapes import Area, Box, Circle, Polygon
 from streamer.live import index as live_index
@@ -160,7 +161,11 @@ def key_of(place: Place, shape: Any, only_open: bool) -> ViewKey:
         west, east = (math.remainder(long + side, 360.0) for side in (-half, half))
         area = Box(max(lat - half, -90.0), west, min(lat + half, 90.0), east)
     else:
-        area = Polygon(tuple((long, lat) for lat, long in (place.at(*spot) for spot in shape[1])))
+        points = tuple((long, lat) for lat, long in (place.at(*spot) for spot in shape[1]))
+        try:
+            area = Polygon(points)
+        except ProtocolError:
+            area = Polygon(points[:3])  # it went round a pole more than once
     return ViewKey(area, None, only_open)
 
 

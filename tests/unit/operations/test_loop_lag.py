@@ -18,7 +18,7 @@ async def test_a_loop_that_stood_still_is_noticed() -> None:
     task = asyncio.create_task(LoopLag(counters).run())
     try:
         await asyncio.sleep(0)
-        time.sleep(module.BEAT + 0.6)  # noqa: ASYNC251  # that is what is to be noticed
+        time.sleep(module.INTERVAL + 0.6)  # noqa: ASYNC251  # that is what is to be noticed
         await eventually(lambda: sum(counters.loop.counts[SLOW:]) == 1, "a beat that was late")
     finally:
         await end([task])

@@ -1,0 +1,41 @@
+"""The parts of a server that health and metrics read."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from streamer.broker.broker import Broker
+from streamer.broker.stream import Feed
+from streamer.broker.subscriptions import Subscriptions
+from streamer.counters import Counters
+from streamer.ingest.batcher import Batcher
+from streamer.ingest.position_writer import PositionWriter
+from streamer.live.index import LiveIndex
+from streamer.live.ticker import Ticker
+from streamer.operations.backup import Backups
+from streamer.operations.loop_lag import LoopLag
+from streamer.operations.workers.peers import Peers
+from streamer.storage.store import Store
+from streamer.supervisor import Supervisor
+from streamer.transport.admission import Admission
+from streamer.transport.connection import ConnectionRegistry
+
+
+class Parts(Protocol):
+    """What `app.Server` offers; None stands for a part that the settings leave out."""
+
+    counters: Counters
+    store: Store
+    batcher: Batcher
+    positions: PositionWriter
+    broker: Broker
+    index: LiveIndex
+    ticker: Ticker
+    watches: Subscriptions
+    connections: ConnectionRegistry
+    admission: Admission
+    supervisor: Supervisor
+    loop_lag: LoopLag
+    backups: Backups | None
+    feed: Feed | None
+    peers: Peers | None

@@ -1,0 +1,93 @@
+"""The operators' endpoints: what strangers must not read, and what operators must still reach."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+import structlog
+
+from streamer.operations import logs
+from tests.conftest import Serve
+from tests.support.apps import eventually
+
+ELSEWHERE = {"X-Forwarded-For": "203.0.113.9"}
+TOKEN = "an operator's own token"
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def status(session: aiohttp.ClientSession, url: str, headers: dict[str, str] | None = None) -> int:
+    async with session.get(url, headers=headers) as response:
+        assert "Server" not in response.headers
+        return response.status
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+async def test_the_main_port_serves_this_machine_and_the_token(
+    serve: Serve, session: aiohttp.ClientSession, path: str
+) -> None:
+    """Whoever comes through a proxy or from another machine reads no figures, unless it has the operators' token."""
+    running = await serve(admin_token=TOKEN)
+    url = running.url + path
+    assert await status(session, url) == 200
+    assert await status(session, url, ELSEWHERE) == 403
+    assert await status(session, url, {"Forwarded": "for=203.0.113.9"}) == 403
+    assert await status(session, url, {**ELSEWHERE, "Authorization": "Bearer wrong"}) == 403
+    assert await status(session, url, {**ELSEWHERE, "Authorization": f"Bearer {TOKEN}"}) == 200
+    assert await status(session, f"{running.url}/livez", ELSEWHERE) == 200
+    assert await status(session, f"{running.url}/readyz", ELSEWHERE) == 200
+
+
+async def test_without_a_token_nobody_else_gets_in(serve: Serve, session: aiohttp.ClientSession) -> None:
+    """An unset token is not an empty one."""
+    running = await serve()
+    for bearer in ("", "Bearer ", "Bearer None"):
+        assert await status(session, f"{running.url}/metrics", {**ELSEWHERE, "Authorization": bearer}) == 403
+
+
+async def test_a_port_of_their_own(serve: Serve, session: aiohttp.ClientSession) -> None:
+    """With STREAMER_ADMIN_PORT the main port has no figures for anybody; the probes stay where balancers look."""
+    running = await serve(admin_port=0)
+    admin = running.server.admin_url
+    assert admin is not None
+    for path in ("/livez", "/readyz", "/health", "/metrics"):
+        assert await status(session, admin + path, ELSEWHERE) == 200
+    for path, expected in (("/livez", 200), ("/readyz", 200), ("/health", 404), ("/metrics", 404)):
+        assert await status(session, running.url + path) == expected
+    assert await status(session, f"{admin}/v1/vendors/nearby?lat=1&long=1") == 404
+
+
+async def test_no_answer_names_the_software(serve: Serve, session: aiohttp.ClientSession) -> None:
+    """Names and versions of libraries tell an attacker which holes to try: also in errors and for a page."""
+    running = await serve()
+    for path in ("/", "/nothing", "/v1/vendors/nearby", "/v1/vendor", "/livez"):
+        await status(session, running.url + path)
+    async with session.ws_connect(f"{running.url}/v1/watch") as socket:
+        assert "Server" not in socket._response.headers
+
+
+async def test_a_proxy_that_nobody_configured_is_named_once(
+    serve: Serve, session: aiohttp.ClientSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind a proxy without STREAMER_TRUSTED_HOPS all clients count as one address without limits: the log says so."""
+    repeats = logs.configure(form="json")
+    try:
+        running = await serve()
+        for _ in range(3):
+            async with session.ws_connect(f"{running.url}/v1/watch", headers=ELSEWHERE):
+                pass
+        await eventually(lambda: len(running.server.connections) == 0, "all closed")
+    finally:
+        repeats.flush()
+        structlog.reset_defaults()
+    assert capsys.readouterr().err.count("STREAMER_TRUSTED_HOPS is 0") == 1
+    trusted = await serve(trusted_hops=1)
+    async with session.ws_connect(f"{trusted.url}/v1/watch", headers=ELSEWHERE):
+        pass
+    assert "STREAMER_TRUSTED_HOPS" not in capsys.readouterr().err
