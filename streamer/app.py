@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
@@ -23,6 +24,7 @@ from streamer.broker.broker import Broker
 from streamer.broker.context import BrokerConfig
 from streamer.broker.stream import Feed, Status
 from streamer.broker.subscriptions import Subscriptions
+from streamer.cadence import TICKS, Cadence
 from streamer.counters import Counters
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.batcher import Batcher, Chunk
@@ -48,7 +50,6 @@ from streamer.transport.cors import Cors
 from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
 from streamer.transport.http_search import VendorSearch
-from streamer.transport.inlet import Inlet
 from streamer.transport.problem import MAX_BODY, answering
 from streamer.transport.slow_clients import SlowClients
 from streamer.transport.sse import EventStreams
@@ -93,14 +94,8 @@ class Server:
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
         )
-        self.inlet = Inlet(self._next_use)
-        self.ticker = Ticker(
-            self.index,
-            clock,
-            frame_cost=settings.frame_cost,
-            frame_interval=settings.frame_interval,
-            before=self.inlet.look,
-        )
+        ticks = replace(TICKS, ceiling=max(TICKS.floor, settings.frame_interval / 1000))
+        self.ticker = Ticker(self.index, clock, Cadence(ticks))
         self.connections = ConnectionRegistry(settings, clock, counters)
         assert settings.redis_url is not None
         self.broker = Broker(
@@ -126,18 +121,14 @@ class Server:
             else None
         )
         self.tracing = Tracing(settings.otlp_url, self.process) if settings.otlp_url is not None else None
-        self.positions = PositionWriter(
-            store.update_positions, interval=settings.position_interval, faulted=self._faulted
-        )
+        self.positions = PositionWriter(store.update_positions, interval=settings.position_interval)
         self.batcher = Batcher(
             store.store_chunks,
             max_pings=settings.buffer_pings,
             max_bytes=settings.buffer_bytes,
             batch_pings=settings.batch_pings,
-            before=self.inlet.look,
             stored=self._stored,
             traced=None if self.tracing is None else self.tracing.batch,
-            faulted=self._faulted,
             counters=counters,
         )
         self.change_poller = ChangePoller(
@@ -254,10 +245,10 @@ class Server:
 
     async def start(self) -> None:
         """Start the long-lived tasks."""
-        self.batcher.start()
-        self.positions.start()
         self.supervisor.start(
             {
+                "batcher": self.batcher.run,
+                "positions": self.positions.run,
                 "ticker": self.ticker.run,
                 "expire": lambda: self.ticker.expire(self.broker.departed),
                 "heartbeat": self.connections.heartbeat,
@@ -284,17 +275,16 @@ class Server:
 
     async def stop(self) -> None:
         """End everything, after `drain`."""
-        await self.batcher.close()
-        if not await self.positions.close():
-            log.warning("vendors.lat/long are behind; the next start mends it", cause=self.positions.outage)
+        self.batcher.close()
         await self.supervisor.stop()
+        if not await self.positions.close():
+            log.warning("vendors.lat/long are behind; the next start updates them", cause=self.positions.outage)
         if self.feed is not None:
             await self.feed.close()
         await self.health.close()
         if self.tracing is not None:
             await self.tracing.close()
         await self.pages.close()
-        self.inlet.close()
         await self.broker.close()
         await self.store.close()
 
@@ -361,10 +351,6 @@ class Server:
         row = await self.dataloader.vendor(vendor_id)
         return None if row is None else row.clerk_id
 
-    def _next_use(self) -> float:
-        """When a ping that comes now can first be shown, or, where nobody watches, stored or told; may have passed."""
-        return self.ticker.next if self.index.views else min(self.batcher.next, self.broker.next)
-
     def _stored(self, chunk: Chunk) -> None:
         """These pings are committed."""
         self.positions.note(chunk.vendor_id, chunk.newest)
@@ -380,9 +366,6 @@ class Server:
             vendor = vendors.get(vendor_id)
             if vendor is not None and vendor.live:
                 yield vendor_id, vendor.card.open, vendor.online
-
-    def _faulted(self, error: BaseException) -> None:
-        log.error("storing failed in a way that should not be", error=repr(error))
 
 
 async def _hide_server(_: web.Request, response: web.StreamResponse) -> None:

@@ -182,10 +182,9 @@ class Settings(BaseSettings):
         "messages/s",
         gt=0,
     )
-    frame_cost: float = _setting(
-        0.87, "merging: wait this long per frame of the last tick, beyond the first few", "ms", ge=0
+    frame_interval: float = _setting(
+        180.0, "longest time between two updates of a watch; the busier the process, the nearer it comes", "ms", ge=0
     )
-    frame_interval: float = _setting(180.0, "merging: but never longer than this", "ms", ge=0)
 
     # other services
     feed: Literal["off", "on"] = _setting(

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from streamer.live.index import Card
+from streamer.live.vendor import Card
 from streamer.storage.store import Store, VendorRow
 
 K = TypeVar("K", bound=Hashable)

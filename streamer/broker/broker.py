@@ -73,11 +73,6 @@ class Broker:
         return self.nodes.cause
 
     @property
-    def next(self) -> float:
-        """The loop's time at which a change of now can be published; may have passed."""
-        return self.publisher.next
-
-    @property
     def pending(self) -> int:
         """Vendors of which something is still to be written."""
         return self.publisher.pending

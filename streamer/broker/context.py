@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from streamer.broker.redis_cluster import Nodes
+from streamer.cadence import PUBLISHES, Pace
 from streamer.geo.grid import BUS_LEVEL, parent
-from streamer.live.index import LiveIndex, Vendor
+from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors
+from streamer.live.vendor import Vendor
 
 HEARTBEAT = 2.0
 """Seconds between two heartbeats of a process, at most."""
@@ -25,10 +27,10 @@ class BrokerConfig:
     url: str
     timeout: float = 2.0
     """How long Redis may take to answer."""
-    flush_gap: float = 0.15
-    """Between two flushes of what this process's vendors do."""
+    pace: Pace = PUBLISHES
+    """Of the flushes of what this process's vendors do."""
     alone_gap: float = 2.0
-    """The same while no other process is there: only processes that start later read what is flushed."""
+    """Between two flushes while no other process is there: only processes that start later read what is flushed."""
     alone_after: float = MISSED_HEARTBEATS * HEARTBEAT
     """After so long without a message from another process, this one takes itself for the only one."""
     linger: float = 30.0

@@ -21,8 +21,9 @@ from streamer.broker.redis_schema import (
     versions_of,
 )
 from streamer.geo.grid import cell_name
-from streamer.live.index import LiveIndex, Vendor
+from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import Part
+from streamer.live.vendor import Vendor
 
 EVERYWHERE = -1
 """In place of a cell: what is broadcast to all processes."""

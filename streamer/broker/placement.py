@@ -28,7 +28,7 @@ from streamer.broker.redis_schema import (
     versions_of,
 )
 from streamer.geo.grid import BUS_LEVEL, parent
-from streamer.live.index import Vendor
+from streamer.live.vendor import Vendor
 
 OUTDATED = -1
 """In place of a cell: another process knows of a newer fix."""

@@ -18,11 +18,12 @@ from streamer.broker.membership import Membership
 from streamer.broker.placement import OUTDATED, Entry, Placement
 from streamer.broker.redis_connections import Answer, Command, refused
 from streamer.broker.redis_schema import ANY_VERSION, WRITE, channel, versions_of
+from streamer.cadence import Cadence, Meter
 from streamer.errors import Unavailable
 from streamer.geo.grid import BUS_LEVEL, cell_name, parent
 from streamer.live.fix import Fix
-from streamer.live.index import Vendor
 from streamer.live.local_vendors import Part
+from streamer.live.vendor import Vendor
 
 log = structlog.get_logger()
 
@@ -30,17 +31,14 @@ RETRY = 0.5
 """Seconds until what a node did not take is tried again."""
 HANDOVER = 3.0
 """Seconds for which the last fix of a vendor that went to another process is broadcast: that one may miss a message."""
-FLUSH_COST = 0.005
-"""Seconds of a gap for each vendor of a flush, so that a few are published at once and many together."""
 
 
 class Publisher:
-    """Flushes what is marked, `flush_gap` seconds apart, or `alone_gap` while no other process is there."""
+    """Flushes what is marked at the configured pace, or `alone_gap` seconds apart while no other process is there."""
 
     def __init__(self, context: Context, membership: Membership) -> None:
-        self.next = 0.0
-        """The loop's time at which a change of now can be published; may have passed."""
         self._context = context
+        self._cadence = Cadence(context.config.pace)
         self._nodes = context.nodes
         self._index = context.index
         self._local_vendors = context.local_vendors
@@ -158,16 +156,15 @@ class Publisher:
                 await self._wake.wait()
             self._wake.clear()
             started = loop.time()
-            count = len(self._dirty)
-            await self.flush()
+            self._cadence.begin()
+            meter = Meter()
+            await meter.run(self.flush())
+            self._cadence.end(meter.seconds)
             # While a node is away a flush suspends nowhere, and what it could not do may wake the next one at once.
             failing = self._retry or placement.dropping
-            gap = config.flush_gap if failing else min(config.flush_gap, count * FLUSH_COST)
-            self.next = started + gap
-            await asyncio.sleep(max(gap - (loop.time() - started), 0))
+            await asyncio.sleep(config.pace.ceiling if failing else self._cadence.wait())
             if self._membership.alone:
                 # A new process announces itself, which triggers an immediate publish.
-                self.next = started + config.alone_gap
                 await self._membership.wait_for_other(max(config.alone_gap - (loop.time() - started), 0))
 
     async def flush(self) -> None:

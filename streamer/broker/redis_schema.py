@@ -25,8 +25,9 @@ import orjson
 
 from streamer.geo.grid import cell_name, named_cell
 from streamer.live.fix import CLOCK_TOLERANCE, fix_of_register
-from streamer.live.index import Card, LiveIndex, Presence, Vendor
+from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import Part
+from streamer.live.vendor import Card, Presence, Vendor
 from streamer.protocol.messages import dumps
 
 CELL_TTL = 2 * 3600

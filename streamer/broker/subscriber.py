@@ -18,8 +18,8 @@ from streamer.broker.redis_connections import Command, refused
 from streamer.broker.redis_schema import BROADCAST, channel, parse_place, place_key
 from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
 from streamer.live.fix import fix_of_register
-from streamer.live.index import Card, Presence
 from streamer.live.local_vendors import Part
+from streamer.live.vendor import Card, Presence
 
 log = structlog.get_logger()
 

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from streamer.broker.broker import Broker
 from streamer.geo.grid import bus_cover
-from streamer.live import index as live_index
-from streamer.live.index import LiveIndex, Vendor, ViewKey
+from streamer.live import watch as live_watch
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Vendor
+from streamer.live.view import ViewKey
 from streamer.protocol import messages
 
 
@@ -39,12 +41,12 @@ class Subscriptions:
         self._index = index
         self._broker = broker
         self._clock = clock
-        self._needs: dict[live_index.Watch, Needs] = {}
+        self._needs: dict[live_watch.Watch, Needs] = {}
 
     def __len__(self) -> int:
         return len(self._needs)
 
-    async def open(self, watch: live_index.Watch, wanted: messages.Watch) -> None:
+    async def open(self, watch: live_watch.Watch, wanted: messages.Watch) -> None:
         """Start a watch or move it; its snapshot is written as soon as its cells are heard."""
         needs = needs_of(wanted)
         # Held before the old ones are released: what both need is heard without a break.
@@ -62,7 +64,7 @@ class Subscriptions:
         watch.interval = wanted.interval
         self._index.watch(watch, ViewKey(wanted.area, wanted.vendors, wanted.open), self._clock())
 
-    def close(self, watch: live_index.Watch) -> None:
+    def close(self, watch: live_watch.Watch) -> None:
         """End a watch."""
         needs = self._needs.pop(watch, None)
         if needs is not None:

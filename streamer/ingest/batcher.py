@@ -1,4 +1,4 @@
-"""Group commit: take all that waits, store it, settle it, take all that came meanwhile. No SQL, no sockets.
+"""Group commit: take all pings that wait, store them, settle them, take all that came meanwhile. No SQL, no sockets.
 
 One batch is in flight at a time. Two stored more rows a second in a trial (200,000 against 130,000), but one is already
 faster than a process can take pings in, settles in the order of offering, and can't deadlock with itself over resends.
@@ -10,45 +10,49 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from math import exp, inf
-from typing import NamedTuple
+from math import inf
+from typing import Any, NamedTuple
 
+import structlog
+
+from streamer.cadence import COMMITS, Cadence, Meter
 from streamer.counters import Counters
 from streamer.errors import ErrorCode, Unavailable
+
+log = structlog.get_logger()
 
 Rejected = Mapping[int, tuple[ErrorCode, str]]
 """The pings of a chunk that will never be stored: seq to code and message."""
 
 CHUNK_BYTES = 560
 PING_BYTES = 40
-"""What a chunk and each of its pings take beside the row bytes: objects, numbers, references (measured)."""
+"""Memory of a chunk, and of each of its pings, beside the row bytes (measured)."""
 
-MOST_JOINED = 500
-"""Pings up to which a waiting chunk takes more of its session in; a larger one would coarsen the batches."""
-ROOM_FOR_BACKLOG = 0.75
+MAX_JOINED = 500
+"""Pings up to which a waiting chunk takes more of its session in; a larger one would make the batches coarse."""
+WORTHWHILE = 300
+"""Waiting pings that are committed at once: more of them would not make a commit cheaper for each."""
+BACKLOG_ROOM = 0.75
 """The share of the buffer that a backlog may fill; the rest is for live pings."""
 CONTENDED = 0.25
-"""The share of the buffer beyond which it is fought over."""
+"""The share of the buffer beyond which vendors that send most are slowed down."""
 QUIET = 1.0
 """Seconds without a live ping after which a backlog gets whole batches."""
 
-RESTART_AFTER = 1.0
 _NONE_REJECTED: Rejected = {}
 
 
 class Chunk:
     """The pings of one message of one vendor's session, waiting to be stored.
 
-    `rows` are `count` rows of `row_size` bytes (location.RowEncoder) in the order of `seqs`. `live`: fresh pings, which
-    go ahead of a backlog. `newest` is the (timestamp ms, lat, long) that counts for the vendor's position. `settled` is
-    called exactly once, in the loop, when every ping is committed or rejected. `cost` is the bytes it takes in memory,
-    about; `tried` says that an earlier attempt may have stored it already; `admitted`, that it is or was in the buffer;
-    `corrected`, that PostgreSQL held another ping of the newest's timestamp, which `newest` is now;
-    `waiting`, that it is there and no attempt has begun, so that more of its session may join it. `after` is a live one
-    that it must not overtake.
+    Args:
+        seqs: One seq per ping.
+        rows: Rows of equal size (copy_rows.RowEncoder), in the order of `seqs`.
+        live: Whether these are fresh pings, which go ahead of a backlog.
+        newest: The (timestamp ms, lat, long) that counts for the vendor's position.
+        settled: Called exactly once, in the event loop, when every ping is committed or rejected.
     """
 
     __slots__ = (
@@ -84,15 +88,24 @@ class Chunk:
         self.count = count = len(seqs)
         self.row_size = len(rows) // count
         self.cost = len(rows) + CHUNK_BYTES + PING_BYTES * count
+        """Bytes of memory, approximately."""
         self.live = live
         self.newest = newest
         self.settled = settled
         self.offered_at = 0.0
-        self.tried = self.admitted = self.waiting = self.corrected = False
+        self.tried = False
+        """An earlier attempt may have stored it already."""
+        self.admitted = False
+        """It is or was in the buffer."""
+        self.waiting = False
+        """It is in the buffer and no attempt has begun, so more of its session may join it."""
+        self.corrected = False
+        """PostgreSQL held another ping of the newest's timestamp, which `newest` is now."""
         self.after: Chunk | None = None
+        """A live chunk that it must not overtake."""
 
     def join(self, seqs: Sequence[int], rows: bytes, newest: tuple[int, float, float]) -> None:
-        """Take in pings that came after its own, of the same session."""
+        """Takes in later pings of the same session."""
         # Lists and bytearrays grow in place, with an eighth to spare.
         if not isinstance(self.rows, bytearray):
             self.seqs, self.rows = list(self.seqs), bytearray(self.rows)
@@ -106,83 +119,47 @@ class Chunk:
 
 
 def joined_cost(pings: int, row_bytes: int) -> int:
-    """Bytes that pings take in a chunk that was there already."""
+    """Returns the bytes of memory that pings take when they join a chunk."""
     return row_bytes + row_bytes // 8 + PING_BYTES * pings
 
 
-@dataclass(frozen=True, slots=True)
-class Pacing:
-    """When to hold the next commit back; chunks per second, seconds, pings.
-
-    Below `slow` every ping is committed at once: the server has time. From there to `fast` the gap grows to `longest`:
-    a commit costs the server and PostgreSQL half a millisecond of CPU, thirty rows' worth. `full` waiting pings are
-    worth a commit whatever the rate. What joins a waiting chunk is not counted: a session that has the server to itself
-    and waits for acks would only be held up. For the last `early` of a gap nothing is held
-    back: the server is awake for it now, as for a tick or what the other processes are told.
-    """
-
-    slow: float = 120.0
-    fast: float = 170.0
-    longest: float = 0.34
-    full: int = 300
-    early: float = 0.15
-
-
-def commit_gap(rate: float, waiting: int, pacing: Pacing) -> float:
-    """Seconds from the start of one commit to the next; chunks arrive at `rate` a second, and pings are `waiting`."""
-    if waiting >= pacing.full or rate <= pacing.slow:
-        return 0.0
-    return pacing.longest * min(1.0, (rate - pacing.slow) / (pacing.fast - pacing.slow))
-
-
-def arrival_rate(rate: float, arrived: int, elapsed: float, memory: float = 0.5) -> float:
-    """Arrivals per second, averaged over about `memory` seconds, after so many more in `elapsed` seconds."""
-    if elapsed <= 0:
-        return rate + arrived / memory
-    share = 1 - exp(-elapsed / memory)
-    return rate + share * (arrived / elapsed - rate)
-
-
 def backoff(attempt: int, chance: float, first: float = 0.05, longest: float = 2.0) -> float:
-    """Seconds to wait after `attempt` failed ones: doubling to `longest`, less up to half by `chance` (0 to 1)."""
+    """Returns seconds to wait after `attempt` failures: doubling to `longest`, less up to half by `chance` (0 to 1)."""
     return min(longest, first * 2.0 ** min(attempt - 1, 32)) * (1 - chance / 2)
 
 
 class Batch(NamedTuple):
-    """What became of a batch: its pings, the messages they came in, how many were rejected, after how many attempts.
-
-    `seconds` from its start to its commit; `waited`: how long its oldest message had waited by then.
-    """
+    """What became of a batch."""
 
     pings: int
     messages: int
     rejected: int
     attempts: int
     seconds: float
+    """From its start to its commit."""
     waited: float
+    """How long its oldest message had waited by then."""
 
 
 class Batcher:
-    """Stores chunks in groups, for ever if it must, and settles each exactly once after its commit.
+    """Stores chunks in groups, however long it takes, and settles each exactly once after its commit.
 
-    `store(chunks, retry)` returns once all pings are committed and gives the rejected ones by chunk (most often none).
-    Unavailable from it means: not known, try again, with retry=True. At most `max_pings` and `max_bytes` are held.
-    `before` is called before a batch is taken, and tells whether it brought in more for it.
-    `stored` is called for each chunk that was committed whole, `traced` for each batch. `faulted` hears of every error
-    that is not an outage.
+    Args:
+        store: Returns the rejected pings by chunk once all others are committed. Raises Unavailable when the outcome is
+            not known; the chunks then come again with `retry=True`.
+        stored: Called for each chunk that was committed without a rejected ping.
+        traced: Called for each batch.
     """
 
     def __init__(
         self,
-        store: Callable[[list[Chunk], bool], Awaitable[Mapping[Chunk, Rejected]]],
+        store: Callable[[list[Chunk], bool], Coroutine[Any, Any, Mapping[Chunk, Rejected]]],
         *,
         max_pings: int = 200_000,
         max_bytes: int = 64 << 20,
         batch_pings: int = 10_000,
-        pacing: Pacing | None = None,
-        before: Callable[[], bool] = bool,
+        cadence: Cadence | None = None,
         stored: Callable[[Chunk], None] | None = None,
-        faulted: Callable[[BaseException], None] | None = None,
         traced: Callable[[Batch], None] | None = None,
         counters: Counters | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -192,10 +169,8 @@ class Batcher:
         self._max_pings = max_pings
         self._max_bytes = max_bytes
         self._batch_pings = batch_pings
-        self._pacing = pacing or Pacing()
-        self._before = before
+        self._cadence = cadence or Cadence(COMMITS)
         self._stored = stored
-        self._faulted = faulted
         self._traced = traced
         self._counters = counters or Counters()
         self._clock = clock
@@ -204,25 +179,19 @@ class Batcher:
         self._live: deque[Chunk] = deque()
         self._backlog: deque[Chunk] = deque()
         self._in_flight: list[Chunk] = []
-        # Who waits for room, with live pings and with others.
+        # Sessions that wait for room, with live pings and with others.
         self._waiters: dict[bool, deque[tuple[asyncio.Future[None], Chunk]]] = {True: deque(), False: deque()}
 
         self._ready = 0
-        self._arrived = 0
-        self._rate = 0.0
-        self._rated_at = clock()
         self._took_at = self._live_at = -inf
         self._attempts = 0
-        self._gap = 0.0
-        # As many ready pings wake the lane: it sleeps for the first, or for a full batch, or it is at work.
+        # So many ready pings wake the storing task.
         self._wake_at: float = inf
         self._wake = asyncio.Event()
         self._settled_all = asyncio.Event()
         self._settled_all.set()
         self._draining = False
         self._closed = False
-        self._lane: asyncio.Task[None] | None = None
-        self._restart: asyncio.TimerHandle | None = None
 
         self.pings = 0
         """Pings held: waiting and in flight."""
@@ -238,39 +207,35 @@ class Batcher:
         self.outage: str | None = None
         """Why nothing can be stored just now, None when it can."""
         self.fault: str | None = None
-        """The newest error that should not happen; None after the next batch that is stored."""
-        self.deaths = 0
-        """How often the storing task ended by itself and was started again."""
-
-    # taking in
+        """The newest error that is no outage; None after the next batch that is stored."""
 
     def offer(self, chunk: Chunk) -> bool:
-        """Take a chunk in; False when the buffer is full or others wait for room: then `put` it."""
+        """Takes a chunk in; False when the buffer is full or others wait for room: then `put` it."""
         if self._waiters[chunk.live] or self._closed or not self._fits(chunk.live, chunk.count, chunk.cost):
             return False
         self._admit(chunk)
         return True
 
     def join(self, chunk: Chunk, seqs: Sequence[int], rows: bytes, newest: tuple[int, float, float]) -> bool:
-        """Add pings to a chunk of their session that still waits: a fifth of the memory that one of their own takes.
+        """Adds pings to a waiting chunk of their session, for a fifth of the memory of a chunk of their own.
 
-        False when it can't be: then `offer` them.
+        Returns False when that is not possible: then `offer` them.
         """
         count, cost = len(seqs), joined_cost(len(seqs), len(rows))
         if (
             not chunk.waiting
-            or chunk.count + count > MOST_JOINED
+            or chunk.count + count > MAX_JOINED
             or self._waiters[chunk.live]
             or self._closed
             or not self._fits(chunk.live, count, cost)
         ):
             return False
         chunk.join(seqs, rows, newest)
-        self._count(count, cost, chunk.live)
+        self._count(count, cost)
         return True
 
     async def put(self, chunk: Chunk) -> None:
-        """Take a chunk in as soon as there is room, first come first served; Unavailable once closed.
+        """Takes a chunk in as soon as there is room, first come first served; raises Unavailable once closed.
 
         The caller reads no more from its socket meanwhile, so each session has at most one chunk waiting here.
         """
@@ -292,19 +257,14 @@ class Batcher:
             raise
 
     @property
-    def next(self) -> float:
-        """When pings that come now may be committed, by the clock; may have passed."""
-        return self._took_at + self._gap
-
-    @property
     def full(self) -> bool:
-        """Whether somebody waits for room."""
+        """Whether a session waits for room."""
         return bool(self._waiters[True] or self._waiters[False])
 
     @property
     def contended(self) -> bool:
-        """Whether so much waits that those who send most must be held back."""
-        return self.pings > self._max_pings * CONTENDED or self.bytes > self._max_bytes * CONTENDED
+        """Whether so much waits that vendors that send most must be slowed down."""
+        return self.fill > CONTENDED
 
     @property
     def fill(self) -> float:
@@ -313,13 +273,52 @@ class Batcher:
 
     @property
     def oldest_wait(self) -> float:
-        """Seconds the longest held chunk has waited; 0 when none is held."""
+        """Seconds for which the oldest chunk has waited; 0 when none is held."""
         held = [queue[0].offered_at for queue in (self._live, self._backlog) if queue]
         held += [chunk.offered_at for chunk in self._in_flight]
         return max(0.0, self._clock() - min(held)) if held else 0.0
 
+    async def run(self) -> None:
+        """Stores what is taken in, for ever. May be started again after it died: nothing is lost."""
+        # What was in flight may be stored or not: it goes first again, through the duplicate-safe path.
+        for chunk in reversed(self._in_flight):
+            chunk.tried = True
+            (self._live if chunk.live else self._backlog).appendleft(chunk)
+            self._ready += chunk.count
+        self._in_flight = []
+        while True:
+            while not self._ready:
+                await self._sleep(1, None)
+            wait = self._cadence.wait()
+            if wait > 0 and self._ready < WORTHWHILE and not self._draining:
+                await self._sleep(WORTHWHILE, wait)
+            self._cadence.begin()
+            meter = Meter()
+            await meter.run(self._store_batch())
+            self._cadence.end(meter.seconds)
+
+    async def drain(self, timeout: float) -> bool:
+        """Stores all that is held without waiting; returns whether all was settled within `timeout` seconds."""
+        self._draining = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._settled_all.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Takes nothing more in. What is not settled never will be: its app got no ack and sends it again."""
+        self._closed = True
+        for room, _ in (*self._waiters[True], *self._waiters[False]):
+            if not room.done():
+                room.set_exception(
+                    Unavailable("the server stopped before there was room; send what was not acked again later")
+                )
+
     def _fits(self, live: bool, count: int, cost: int) -> bool:
-        share = 1.0 if live else ROOM_FOR_BACKLOG
+        share = 1.0 if live else BACKLOG_ROOM
         # A chunk larger than the whole buffer goes when it has the buffer to itself.
         return not self.pings or (
             self.pings + count <= self._max_pings * share and self.bytes + cost <= self._max_bytes * share
@@ -329,10 +328,9 @@ class Batcher:
         chunk.offered_at = self._clock()
         chunk.admitted = chunk.waiting = True
         (self._live if chunk.live else self._backlog).append(chunk)
-        self._arrived += 1
-        self._count(chunk.count, chunk.cost, chunk.live)
+        self._count(chunk.count, chunk.cost)
 
-    def _count(self, count: int, cost: int, live: bool) -> None:
+    def _count(self, count: int, cost: int) -> None:
         self.pings += count
         self.bytes += cost
         self._ready += count
@@ -352,20 +350,6 @@ class Batcher:
         if not self.pings and not self.full:
             self._settled_all.set()
 
-    # storing
-
-    async def _run(self) -> None:
-        while True:
-            while not self._ready:
-                await self._sleep(1, None)
-            await self._hold_back()
-            if self._before():
-                await asyncio.sleep(0)  # behind the tasks that take in what was read
-            batch = self._in_flight = self._take()
-            rejected = await self._store_until_known(batch)
-            self._in_flight = []
-            self._settle(batch, rejected)
-
     async def _sleep(self, wake_at: float, seconds: float | None) -> None:
         self._wake.clear()
         self._wake_at = wake_at
@@ -377,21 +361,18 @@ class Batcher:
         finally:
             self._wake_at = inf
 
-    async def _hold_back(self) -> None:
-        now = self._clock()
-        # Capped where it makes no difference any more: after a burst the pace is found again within a second.
-        self._rate = min(arrival_rate(self._rate, self._arrived, now - self._rated_at), 2 * self._pacing.fast)
-        self._arrived, self._rated_at = 0, now
-        gap = 0.0 if self._draining else commit_gap(self._rate, self._ready, self._pacing)
-        # From start to start: while a long COPY ran, the gap has passed already.
-        self._gap = gap
-        remaining = self.next - now
-        if remaining > gap * self._pacing.early:
-            await self._sleep(self._pacing.full, remaining)
+    async def _store_batch(self) -> None:
+        batch = self._in_flight = self._take()
+        rejected = await self._store_until_known(batch)
+        self._in_flight = []
+        self._settle(batch, rejected)
 
     def _take(self) -> list[Chunk]:
-        """Live pings first. While there are any, a backlog has a quarter of a batch: no less, or it would starve, and
-        no more, or the next live ping would wait behind a long COPY. The first of either goes whatever its size."""
+        """Takes a batch, live pings first.
+
+        While there are any, a backlog gets a quarter of a batch: with less it would starve, with more the next live
+        ping would wait behind a long COPY. The first chunk of either goes whatever its size.
+        """
         self._took_at = self._clock()
         if self._live:
             self._live_at = self._took_at
@@ -403,7 +384,6 @@ class Batcher:
 
     async def _store_until_known(self, batch: list[Chunk]) -> Mapping[Chunk, Rejected]:
         retry = any(chunk.tried for chunk in batch)
-        attempt = 0
         self._attempts = 1
         while True:
             try:
@@ -411,7 +391,7 @@ class Batcher:
             except Unavailable as away:
                 self.outage = str(away)
             except Exception as error:
-                # Not known to be stored, so kept; and said aloud, as only a change of code or database can mend it.
+                # Not known to be stored, so kept; logged as an error, as only a change of code or database can mend it.
                 self.outage = f"storing {len(batch)} chunks failed with {error!r}; they are kept and tried again"
                 self._fail(error)
             else:
@@ -421,13 +401,12 @@ class Batcher:
             for chunk in batch:
                 chunk.tried = True
             self.retries += 1
-            attempt += 1
+            await asyncio.sleep(backoff(self._attempts, self._chance()))
             self._attempts += 1
-            await asyncio.sleep(backoff(attempt, self._chance()))
 
     def _settle(self, batch: list[Chunk], rejected: Mapping[Chunk, Rejected]) -> None:
-        count = 0
-        rejected_before, now = self.rejected_pings, self._clock()
+        count = refusals = 0
+        now = self._clock()
         self._counters.commits.observe(now - self._took_at)
         self._counters.acks.observe_all([now - chunk.offered_at for chunk in batch])
         for chunk in batch:
@@ -435,7 +414,7 @@ class Batcher:
             self.bytes -= chunk.cost
             refused = rejected.get(chunk, _NONE_REJECTED) if rejected else _NONE_REJECTED
             if refused:
-                self.rejected_pings += len(refused)
+                refusals += len(refused)
                 self._counters.reject(code for code, _ in refused.values())
             try:
                 # The newest of a chunk with a rejected ping may be just that one.
@@ -445,6 +424,7 @@ class Batcher:
             except Exception as error:
                 self._fail(error)
         self.pings -= count
+        self.rejected_pings += refusals
         self.settled_chunks += len(batch)
         self.settled_pings += count
         self.last_batch = count
@@ -452,66 +432,13 @@ class Batcher:
         self._counters.batches.observe(count)
         if self._traced is not None:
             waited = now - min(chunk.offered_at for chunk in batch)
-            refusals = self.rejected_pings - rejected_before
             self._traced(Batch(count, len(batch), refusals, self._attempts, now - self._took_at, waited))
         self._admit_waiters()
         self._check_settled()
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
         self.fault = repr(error)
-        if self._faulted is not None:
-            self._faulted(error)
-
-    # life
-
-    def start(self) -> None:
-        """Start storing, in the running loop."""
-        if self._lane is None and not self._closed:
-            self._spawn()
-
-    def _spawn(self) -> None:
-        self._restart = None
-        self._lane = asyncio.get_running_loop().create_task(self._run(), name="batcher")
-        self._lane.add_done_callback(self._ended)
-
-    def _ended(self, lane: asyncio.Task[None]) -> None:
-        if self._closed:
-            return
-        # What was in flight may be stored or not: it goes first again, through the duplicate-safe path.
-        for chunk in reversed(self._in_flight):
-            chunk.tried = True
-            (self._live if chunk.live else self._backlog).appendleft(chunk)
-            self._ready += chunk.count
-        self._in_flight = []
-        self.deaths += 1
-        error = asyncio.CancelledError("cancelled by someone else") if lane.cancelled() else lane.exception()
-        self._restart = lane.get_loop().call_later(RESTART_AFTER, self._spawn)
-        self._fail(error or RuntimeError("the storing task ended"))
-
-    async def drain(self, timeout: float) -> bool:
-        """Store all that is held without holding back; whether everything was settled within `timeout` seconds."""
-        self._draining = True
-        self._wake.set()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._settled_all.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def close(self) -> None:
-        """Stop. What is not settled never will be: its app was not told and sends it again."""
-        self._closed = True
-        if self._restart is not None:
-            self._restart.cancel()
-        for room, _ in (*self._waiters[True], *self._waiters[False]):
-            if not room.done():
-                room.set_exception(
-                    Unavailable("the server stopped before there was room; send what was not acked again later")
-                )
-        if self._lane is not None:
-            self._lane.cancel()
-            await asyncio.gather(self._lane, return_exceptions=True)
+        log.error("unexpected storage error", error=self.fault, exc_info=error)
 
 
 def _take_from(queue: deque[Chunk], room: int) -> list[Chunk]:

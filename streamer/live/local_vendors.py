@@ -1,4 +1,4 @@
-"""The vendors this process serves: their open sockets, and what of them must be told to the other processes. Pure."""
+"""The vendors this process serves: their open sockets, and what of them other processes must learn. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from streamer.live.fix import Fix
-from streamer.live.index import Card, LiveIndex, Presence
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Card, Presence
 
 
 class Part:
@@ -22,14 +23,19 @@ class Part:
 
 
 class LocalVendors:
-    """Puts this process's vendors into the live index and marks them for the bus; `mark(vendor_id, part)`."""
+    """Puts this process's vendors into the live index.
+
+    Args:
+        mark: Called with a vendor's id and the parts that other processes must learn.
+        changed: Called when the index changed.
+    """
 
     def __init__(self, index: LiveIndex, mark: Callable[[str, int], None], changed: Callable[[], None]) -> None:
         self.index = index
         self.sockets: dict[str, int] = {}
         """Open sockets per vendor served; 0 for one that was served and has not left the map yet."""
         self.shows: Callable[[str, Fix], bool] | None = None
-        """Whether a fix is shown at once; None: each is."""
+        """Returns whether a fix is shown at once; None: each is."""
         self._reported: dict[str, int] = {}
         self._mark = mark
         self._changed = changed
@@ -38,7 +44,7 @@ class LocalVendors:
         return vendor_id in self.sockets
 
     def connect(self, vendor_id: str, card: Card, now: int) -> None:
-        """A vendor's socket opened."""
+        """Counts a vendor's socket that opened."""
         self.sockets[vendor_id] = self.sockets.get(vendor_id, 0) + 1
         self.index.put_card(vendor_id, card, now)
         self.claim(vendor_id, now)
@@ -46,7 +52,7 @@ class LocalVendors:
         self._changed()
 
     def disconnect(self, vendor_id: str, now: int) -> None:
-        """A vendor's socket ended; the last one's end starts the clock until it is offline."""
+        """Counts a vendor's socket that ended; with the last one the time begins after which it is offline."""
         count = self.sockets.get(vendor_id, 0)
         if count == 0:
             return  # deleted meanwhile
@@ -64,13 +70,13 @@ class LocalVendors:
         self._changed()
 
     def reclaim(self, vendor_id: str, now: int) -> None:
-        """Another process said the vendor's newest connection ended, but one is open here."""
+        """Claims a vendor again whose newest connection ended elsewhere while one is open here."""
         if self.sockets.get(vendor_id, 0) > 0:
             self.claim(vendor_id, now)
             self._mark(vendor_id, Part.ALL)
 
     def superseded(self, vendor_id: str) -> bool:
-        """Whether another process has had the vendor's newest connection or HTTP ping, and no socket is open here."""
+        """Returns whether no socket is open here and the newest connection or HTTP ping is another process's."""
         vendor = self.index.vendors.get(vendor_id)
         return (
             self.sockets.get(vendor_id) == 0
@@ -80,45 +86,38 @@ class LocalVendors:
         )
 
     def let_go(self, vendor_id: str) -> None:
-        """Another process serves the vendor now, or none."""
+        """Forgets a vendor that another process serves now, or none."""
         self.sockets.pop(vendor_id, None)
         self._reported.pop(vendor_id, None)
 
     def claim(self, vendor_id: str, now: int) -> None:
-        """The newest connection is here, even by a clock that is behind that of the connection before."""
+        """Makes this process the vendor's newest owner, even if its clock is behind that of the owner before."""
         vendor = self.index.vendors.get(vendor_id)
         since = now if vendor is None else max(now, vendor.presence.since + 1)
         self.index.put_presence(vendor_id, Presence(since, self.index.me, 0), now)
 
-    def fix(
-        self,
-        vendor_id: str,
-        timestamp: int,
-        lat: float,
-        long: float,
-        heading: float | None,
-        speed: float | None,
-        now: int,
-    ) -> None:
+    def fix(self, vendor_id: str, fix: Fix, now: int) -> None:
         """Shows the newest fix of a vendor served here, if its plan allows it."""
-        fix = Fix(timestamp, lat, long, heading, speed, timestamp - now if timestamp > now else 0)
+        if fix.timestamp > now:
+            fix = fix._replace(ahead=fix.timestamp - now)
         if self.shows is None or self.shows(vendor_id, fix):
             self.show(vendor_id, fix, now)
 
     def show(self, vendor_id: str, fix: Fix, now: int) -> None:
         """Shows a fix of a vendor served here; of two of one timestamp the first to arrive."""
         vendor = self.index.vendors.get(vendor_id)
-        if vendor is None or vendor.timestamp != fix.timestamp:
+        if vendor is None or vendor.fix.timestamp != fix.timestamp:
             self._put(vendor_id, fix, now)
 
     def correct(self, vendor_id: str, timestamp: int, lat: float, long: float, now: int) -> None:
         """Shows the position that PostgreSQL holds for a timestamp, where another one of that timestamp is shown."""
         vendor = self.index.vendors.get(vendor_id)
-        if vendor is None or vendor.timestamp != timestamp:
+        if vendor is None or vendor.fix.timestamp != timestamp:
             return
-        same = (vendor.lat, vendor.long) == (lat, long)
-        heading, speed = (vendor.heading, vendor.speed) if same else (None, None)
-        self._put(vendor_id, Fix(timestamp, lat, long, heading, speed, vendor.ahead, stored=True), now)
+        shown = vendor.fix
+        same = (shown.lat, shown.long) == (lat, long)
+        heading, speed = (shown.heading, shown.speed) if same else (None, None)
+        self._put(vendor_id, Fix(timestamp, lat, long, heading, speed, shown.ahead, stored=True), now)
 
     def _put(self, vendor_id: str, fix: Fix, now: int) -> None:
         if vendor_id in self.sockets and self.index.put_fix(vendor_id, fix, now):
@@ -126,7 +125,7 @@ class LocalVendors:
             self._changed()
 
     def http(self, vendor_id: str, card: Card, now: int) -> None:
-        """A vendor reported over HTTP: it is online for a while, without a socket."""
+        """Takes a report over HTTP: the vendor is online for a while, without a socket."""
         first = vendor_id not in self.sockets
         self.sockets.setdefault(vendor_id, 0)
         self.index.put_card(vendor_id, card, now)
@@ -136,20 +135,20 @@ class LocalVendors:
         self._changed()
 
     def card(self, vendor_id: str, card: Card, now: int) -> None:
-        """A vendor's card changed, as by opening or closing."""
+        """Takes a vendor's card, which may have changed."""
         if vendor_id in self.sockets and self.index.put_card(vendor_id, card, now):
             self._mark(vendor_id, Part.CARD)
             self._changed()
 
     def departed(self, vendor_id: str) -> bool:
-        """A vendor left the map by time; tells whether it was this process's."""
+        """Forgets a vendor that left the map by time; returns whether it was this process's."""
         if self.sockets.get(vendor_id) == 0:
             self.let_go(vendor_id)
             return True
         return False
 
     def delete(self, vendor_id: str) -> None:
-        """A vendor exists no more."""
+        """Removes a vendor that was deleted."""
         self.let_go(vendor_id)
         self.index.remove(vendor_id)
         self._changed()

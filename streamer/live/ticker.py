@@ -1,55 +1,41 @@
-"""When the live index ticks: at once after a quiet time, and less often the more frames the last tick wrote."""
+"""Ticks the live index: at once after a quiet time, and as often as the cadence of ticks allows."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
-from streamer.live.index import LiveIndex, frame_gap
+from streamer.cadence import Cadence
+from streamer.live.index import LiveIndex
 
-STOOD_STILL = 5000
-"""Milliseconds between two looks at the time after which this process can't say who was silent."""
+SUSPENDED = 5000
+"""Milliseconds between two runs of `expire` after which this process can't say which other process was silent."""
+LOOK_AGAIN = 0.1
+"""Seconds until watches that wait are looked at again."""
 
 
 class Ticker:
-    """Ticks an index after it changed; `changed` may be called from anywhere in the loop, as often as one likes.
+    """Ticks an index after it changed; `changed` may be called from anywhere in the loop, as often as needed."""
 
-    `before` is called before a tick that waited, and tells whether it brought in more for it.
-    """
-
-    def __init__(
-        self,
-        index: LiveIndex,
-        clock: Callable[[], int],
-        *,
-        frame_cost: float,
-        frame_interval: float,
-        before: Callable[[], bool] = bool,
-    ) -> None:
+    def __init__(self, index: LiveIndex, clock: Callable[[], int], cadence: Cadence) -> None:
         self.frames = 0
         self.ticks = 0
         self._index = index
         self._clock = clock
-        self._cost = frame_cost
-        self._most = frame_interval
-        self._before = before
+        self._cadence = cadence
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
-        self.next = 0.0
-        """When the next tick may be, in the loop's time: the gap that the last one earned has passed then."""
         self._broken: asyncio.Future[None]
 
     def changed(self) -> None:
-        """The index has something to tell."""
-        loop = self._loop
-        if loop is not None:
-            self._tick_at(max(self.next, loop.time()))
+        """Schedules a tick."""
+        if self._loop is not None:
+            self._tick_after(self._cadence.wait())
 
     async def run(self) -> None:
-        """Tick for ever; raises what a tick raised."""
-        # Timers and no loop of its own: a task that waits, wakes and sleeps costs three turns for each tick.
+        """Ticks for ever; raises what a tick raised."""
+        # Timers instead of a loop of its own: a task that waits, wakes and sleeps costs three turns for each tick.
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
         if self._index.has_changes:
@@ -62,31 +48,22 @@ class Ticker:
                 self._timer.cancel()
                 self._timer = None
 
-    def _tick_at(self, when: float) -> None:
+    def _tick_after(self, seconds: float) -> None:
+        assert self._loop is not None
+        due = self._loop.time() + seconds
         if self._timer is not None:
-            if self._due <= when:
+            if self._due <= due:
                 return
             self._timer.cancel()
-        assert self._loop is not None
-        self._due = when
-        if when <= self._loop.time():
-            self._timer = self._loop.call_soon(self._tick)
+        self._due = due
+        if seconds > 0:
+            self._timer = self._loop.call_later(seconds, self._tick)
         else:
-            self._timer = self._loop.call_at(when, self._tick_after)
-
-    def _tick_after(self) -> None:
-        """Tick with what was held back for this tick."""
-        assert self._loop is not None
-        if self._before():
-            # Behind the tasks that take in what was read.
             self._timer = self._loop.call_soon(self._tick)
-        else:
-            self._tick()
 
     def _tick(self) -> None:
-        loop, self._timer = self._loop, None
-        assert loop is not None
-        began = time.monotonic()  # uvloop's own time stands still during a turn
+        self._timer = None
+        self._cadence.begin()
         try:
             ticked = self._index.tick(self._clock())
         except Exception as error:
@@ -95,20 +72,19 @@ class Ticker:
             return
         self.ticks += 1
         self.frames += ticked.frames
-        gap = frame_gap(ticked.frames, self._cost, self._most) / 1000
-        self.next = loop.time() + pause(gap, time.monotonic() - began)
+        self._cadence.end()
         if ticked.waiting:
             # Watches wait for their client or their interval: look again even if nothing changes.
-            self._tick_at(loop.time() + max(self._most, 20.0) / 1000)
+            self._tick_after(max(self._cadence.wait(), LOOK_AGAIN))
 
     async def expire(self, departed: Callable[[list[str]], None]) -> None:
-        """Let time pass in the index for ever: vendors go offline and leave."""
+        """Lets time pass in the index for ever: vendors go offline and leave."""
         before = self._clock()
         while True:
             await asyncio.sleep(0.5)
             now = self._clock()
-            if now - before > STOOD_STILL:
-                # Suspended, or the clock was set: what the other processes said meanwhile is not read yet.
+            if now - before > SUSPENDED:
+                # Suspended, or the clock was set: what the other processes sent meanwhile is not read yet.
                 self._index.pardon(now)
             before = now
             left = self._index.expire(now)
@@ -116,11 +92,3 @@ class Ticker:
                 departed(left)
             if self._index.has_changes:
                 self.changed()
-
-
-def pause(gap: float, took: float) -> float:
-    """Seconds from the end of a tick that took so many to the next one, with `gap` from start to start.
-
-    But a tick that takes nearly all of its gap, or more, leaves half as much to others, at most a gap.
-    """
-    return max(gap - took, min(gap, took / 2))

@@ -102,7 +102,7 @@ class ServerCollector(Collector):
         supervisor, causes = parts.supervisor, self._health.known_causes()
         unready = {(part,): float(part in causes) for part in (*UNREADY_PARTS, *causes)}
         yield gauges("streamer_unready", "1: this part keeps the process from serving.", ("part",), unready)
-        refused, deaths = parts.admission.rate.refused, supervisor.deaths + parts.batcher.deaths
+        refused, deaths = parts.admission.rate.refused, supervisor.deaths
         yield counter("streamer_handshakes_refused", "Connections refused by admission control.", refused)
         yield gauge("streamer_tasks", "Tasks on the event loop.", task_count())
         yield counter("streamer_task_deaths", "Long-lived tasks that failed and were restarted.", deaths)

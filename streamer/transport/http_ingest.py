@@ -18,6 +18,7 @@ from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder
 from streamer.ingest.producer import encoded
 from streamer.ingest.rate_limit import Allowance, Allowances
+from streamer.live.fix import Fix
 from streamer.live.local_vendors import LocalVendors
 from streamer.protocol import trackers
 from streamer.protocol.fields import missing_or_invalid, shown
@@ -151,7 +152,7 @@ class HttpIngest:
             newest = max(pings.accepted, key=lambda ping: ping.timestamp)
             if newest.timestamp >= now - self._live_max_age:
                 self._local_vendors.http(row.vendor_id, card_of(row, asked), now)
-                self._local_vendors.fix(row.vendor_id, *newest[1:], now)
+                self._local_vendors.fix(row.vendor_id, Fix(*newest[1:]), now)
             refused = await self._stored(row.vendor_id, allowance, pings.accepted, now)
             for code, message in refused.values():
                 if code is ErrorCode.VENDOR_NOT_FOUND:

@@ -15,7 +15,7 @@ from streamer.accounts.tokens import Authenticator
 from streamer.broker.subscriptions import Subscriptions
 from streamer.errors import ErrorCode, ProtocolError, Unavailable
 from streamer.geo.shapes import Circle, distance
-from streamer.live.index import Vendor
+from streamer.live.vendor import Vendor
 from streamer.protocol import fields, history, messages
 from streamer.settings import Settings
 from streamer.storage.store import Store, VendorRow
@@ -69,7 +69,8 @@ class HttpQuery:
         found: list[tuple[float, str, Vendor]] = []
         for start in range(0, len(members), SLICE_VENDORS):
             found += [
-                (distance(lat, long, v.lat, v.long), v.vendor_id, v) for v in members[start : start + SLICE_VENDORS]
+                (distance(lat, long, v.fix.lat, v.fix.long), v.vendor_id, v)
+                for v in members[start : start + SLICE_VENDORS]
             ]
             found = nsmallest(int(limit), found)
             await asyncio.sleep(0)

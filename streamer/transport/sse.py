@@ -22,7 +22,7 @@ from multidict import MultiMapping
 from streamer.accounts.tokens import Authenticator, Identity
 from streamer.broker.subscriptions import Subscriptions
 from streamer.errors import CloseCode, Disconnect, ErrorCode, ProtocolError, Unavailable
-from streamer.live.index import Watch
+from streamer.live.watch import Watch
 from streamer.protocol import messages
 from streamer.protocol.fields import COORDINATES, shown
 from streamer.protocol.messages import Bounds

@@ -13,7 +13,8 @@ from streamer.ingest.batcher import Chunk, Rejected
 from streamer.ingest.producer import Producer
 from streamer.ingest.rate_limit import Allowance, Limit
 from streamer.ingest.session import Pending, VendorSession
-from streamer.live.index import Card
+from streamer.live.fix import Fix
+from streamer.live.vendor import Card
 from streamer.protocol import messages
 from streamer.protocol.messages import Reject
 from streamer.storage.store import VendorRow
@@ -85,9 +86,7 @@ class VendorSocket(WebSocket):
         for reply in received.replies:
             self.writer.send(reply)
         if (newest := received.newest) is not None:
-            self.server.local_vendors.fix(
-                self._row.vendor_id, newest.timestamp, newest.lat, newest.long, newest.heading, newest.speed, now
-            )
+            self.server.local_vendors.fix(self._row.vendor_id, Fix(*newest[1:]), now)
         if received.pending is not None:
             chunk = self._producer.take(received.pings, received.pending, now)
             if chunk is not None:

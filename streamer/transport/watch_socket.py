@@ -9,7 +9,7 @@ from streamer.accounts.tokens import Identity
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.rate_limit import Limit
 from streamer.ingest.session import BadMessageLimit
-from streamer.live.index import Watch
+from streamer.live.watch import Watch
 from streamer.protocol import messages
 from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.websocket import WebSocket

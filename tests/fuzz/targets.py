@@ -19,7 +19,9 @@ from streamer.errors import Disconnect, FrameError, ProtocolError
 from streamer.geo.grid import bus_cover, cover, cover_level
 from streamer.ingest.session import Pending, VendorSession
 from streamer.live.fix import Fix
-from streamer.live.index import Card, LiveIndex, Presence, ViewKey
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Card, Presence
+from streamer.live.view import ViewKey
 from streamer.operations.logs import masked
 from streamer.protocol import fields, history, messages, trackers
 from streamer.protocol.frames import FrameReader
@@ -114,7 +116,11 @@ def watch(data: bytes) -> None:
     expected = {
         vendor.vendor_id
         for vendor in index.vendors.values()
-        if (area.contains(vendor.lat, vendor.long) if area is not None else vendor.vendor_id in (message.vendors or ()))
+        if (
+            area.contains(vendor.fix.lat, vendor.fix.long)
+            if area is not None
+            else vendor.vendor_id in (message.vendors or ())
+        )
     }
     assert {vendor.vendor_id for vendor in index.members(key)} == expected
 

@@ -8,11 +8,13 @@ from typing import Any
 from streamer.broker.broker import Broker
 from streamer.broker.context import BrokerConfig
 from streamer.broker.subscriptions import Subscriptions
-from streamer.live import index as live_index
-from streamer.live.index import Card, LiveIndex
+from streamer.cadence import TICKS, Cadence
+from streamer.live.fix import Fix
+from streamer.live.index import LiveIndex
 from streamer.live.ticker import Ticker
+from streamer.live.vendor import Card
+from streamer.live.watch import Watch
 from streamer.protocol import messages
-from streamer.settings import Settings
 from streamer.supervisor import Supervisor
 from tests.support.apps import WITHIN, eventually, now_ms
 from tests.support.viewer import Client
@@ -29,8 +31,7 @@ class Peer:
         self.behind = 0
         """How far its clock is behind, ms."""
         self.index = LiveIndex(name, offline_after=offline_after, leave_after=leave_after)
-        cost, interval = (Settings.model_fields[name].default for name in ("frame_cost", "frame_interval"))
-        self.ticker = Ticker(self.index, self.now, frame_cost=cost, frame_interval=interval)
+        self.ticker = Ticker(self.index, self.now, Cadence(TICKS))
         self.gaps: list[frozenset[int]] = []
         self.deleted: list[str] = []
         self.broker = Broker(BrokerConfig(redis_url, **broker), self.index, self.now, self)
@@ -87,7 +88,7 @@ class Peer:
         """A vendor says where it is; gives the timestamp."""
         if timestamp is None:
             timestamp = self._last = max(self._last + 1, self.now())
-        self.broker.local_vendors.fix(vendor_id, timestamp, *position, None, None, self.now())
+        self.broker.local_vendors.fix(vendor_id, Fix(timestamp, *position, None, None), self.now())
         return timestamp
 
     def part(self, vendor_id: str) -> None:
@@ -142,7 +143,7 @@ class Look:
     def __init__(self, peer: Peer) -> None:
         self.client = Client()
         self._peer = peer
-        self._watch = live_index.Watch("w", self.client)
+        self._watch = Watch("w", self.client)
 
     async def watch(self, **fields: Any) -> None:
         """Watch this, or move the watch here."""

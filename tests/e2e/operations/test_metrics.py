@@ -13,7 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from streamer.accounts.tokens import make_token
 from streamer.live.fix import Fix
-from streamer.live.index import Card, LiveIndex, Presence, ViewKey, Watch
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Card, Presence
+from streamer.live.view import ViewKey
+from streamer.live.watch import Watch
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
 from streamer.storage.seed import SeededVendor

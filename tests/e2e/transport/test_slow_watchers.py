@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from streamer.live.index import Card
+from streamer.live.fix import Fix
+from streamer.live.vendor import Card
 from streamer.transport import connection, websocket
 from tests.conftest import Running, Serve
 from tests.support.apps import CustomerApp, circle, eventually, now_ms
@@ -38,7 +39,7 @@ class Town:
         self.round += 1
         now = now_ms()
         for id in VENDORS:
-            self.local_vendors.fix(id, now, LAT + self.round * 1e-5, LONG, None, None, now)
+            self.local_vendors.fix(id, Fix(now, LAT + self.round * 1e-5, LONG, None, None), now)
 
     def shown(self, customer: CustomerApp) -> bool:
         """Whether a customer sees all where they are now."""

@@ -12,7 +12,8 @@ import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.ingest import rate_limit
-from streamer.live.index import Card
+from streamer.live.fix import Fix
+from streamer.live.vendor import Card
 from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from streamer.transport import connection, websocket
@@ -325,7 +326,7 @@ async def test_compressed_frames(serve: Serve, vendors: list[SeededVendor]) -> N
     local_vendors = server.server.broker.local_vendors
     for number in range(30):
         local_vendors.connect(f"v{number}", Card(now_ms(), f"Vendor {number}", True, None), now_ms())
-        local_vendors.fix(f"v{number}", now_ms(), LAT, LONG + number * 1e-5, None, None, now_ms())
+        local_vendors.fix(f"v{number}", Fix(now_ms(), LAT, LONG + number * 1e-5), now_ms())
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/v1/watch", compress=15) as socket:
         assert socket.compress
         for _ in range(2):  # neither message depends on the one before
@@ -333,7 +334,7 @@ async def test_compressed_frames(serve: Serve, vendors: list[SeededVendor]) -> N
             snapshot = orjson.loads((await socket.receive(10)).data)
             assert {card["vendorId"] for card in snapshot["vendors"]} == {f"v{number}" for number in range(30)}
         for number in range(30):
-            local_vendors.fix(f"v{number}", now_ms(), LAT + 1e-4, LONG + number * 1e-5, None, None, now_ms())
+            local_vendors.fix(f"v{number}", Fix(now_ms(), LAT + 1e-4, LONG + number * 1e-5), now_ms())
         moved: set[str] = set()
         while len(moved) < 30:
             update = orjson.loads((await socket.receive(10)).data)

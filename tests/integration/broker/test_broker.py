@@ -142,7 +142,7 @@ async def test_over_the_border_and_back(one: Peer, other: Peer) -> None:
     await written(one, "truck")
     after(one, PLACE, lambda: one.ping("truck", NEAR) and None)
     one.ping("truck", AFAR)
-    await eventually(lambda: one.index.vendors["truck"].lat == NEAR[0], "the way back")
+    await eventually(lambda: one.index.vendors["truck"].fix.lat == NEAR[0], "the way back")
     await written(one, "truck")
     await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": NEAR})
     await (await other.watch(area=circle(*AFAR, 5_000))).sees({})

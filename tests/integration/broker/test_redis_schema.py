@@ -23,8 +23,9 @@ from streamer.broker.redis_schema import (
 )
 from streamer.geo.grid import bus_cell
 from streamer.live.fix import CLOCK_TOLERANCE, Fix
-from streamer.live.index import Card, LiveIndex, Presence
+from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import Part
+from streamer.live.vendor import Card, Presence
 
 HERE = bus_cell(52.23, 21.01)
 KEY = positions_key(HERE)

@@ -21,6 +21,7 @@ from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, revisions, seed
 from streamer.storage.seed import SeededVendor
 from streamer.storage.store import Store
+from streamer.supervisor import Supervisor
 from tests.conftest import Collected
 from tests.support.apps import eventually, now_ms
 from tests.support.standby import Standby, replicates
@@ -74,9 +75,9 @@ class Load:
     def __init__(self, store: Store, vendors: list[SeededVendor]) -> None:
         self.sent: list[str] = []
         self.acked: list[str] = []
-        self.batcher = Batcher(store.store_chunks, chance=lambda: 1.0, faulted=self._faulted)
-        self.faults: list[BaseException] = []
-        self.batcher.start()
+        self.batcher = Batcher(store.store_chunks, chance=lambda: 1.0)
+        self._supervisor = Supervisor()
+        self._supervisor.start({"batcher": self.batcher.run})
         self._vendors = [vendor.vendor_id for vendor in vendors]
         self._until = False
         self._task = asyncio.create_task(self._report())
@@ -85,16 +86,14 @@ class Load:
         self._until = True
         await self._task
         assert await self.batcher.drain(60)
-        await self.batcher.close()
-        assert self.faults == []
+        self.batcher.close()
+        await self._supervisor.stop()
+        assert self.batcher.fault is None
 
     async def more(self, count: int) -> None:
         """Waits for so many acks more."""
         wanted = len(self.acked) + count
         await eventually(lambda: len(self.acked) >= wanted, f"{count} more acks", 60)
-
-    def _faulted(self, error: BaseException) -> None:
-        self.faults.append(error)
 
     async def _report(self) -> None:
         start, seq = now_ms(), 0

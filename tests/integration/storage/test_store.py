@@ -24,6 +24,7 @@ from streamer.storage import migrate
 from streamer.storage import store as store_module
 from streamer.storage.queries import RECONCILE_POSITIONS
 from streamer.storage.store import LocationRow, Store, VendorRow
+from streamer.supervisor import Supervisor
 from tests.conftest import Collected
 from tests.support.apps import eventually
 
@@ -386,9 +387,8 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
     await migrate.upgrade(postgres_server.url)
     await seed(postgres_server.url)
     async with opened(postgres_server.url, statement_timeout=5, pool_timeout=5) as store:
-        faults: list[BaseException] = []
-        batcher = Batcher(store.store_chunks, chance=lambda: 1.0, faulted=faults.append)
-        batcher.start()
+        batcher, supervisor = Batcher(store.store_chunks, chance=lambda: 1.0), Supervisor()
+        supervisor.start({"batcher": batcher.run})
         acked: list[Chunk] = []
 
         def settled(chunk: Chunk, rejected: Rejected) -> None:
@@ -413,10 +413,11 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
         await postgres_server.restart()
         total = await reporting
         assert await batcher.drain(30)
-        await batcher.close()
+        batcher.close()
+        await supervisor.stop()
         assert len(acked) == total
         assert batcher.retries > 0
-        assert faults == []
+        assert batcher.fault is None
         await store.ping()
     async with connected(postgres_server.url) as direct:
         assert await stored(direct) == [p for vendor_id in VENDORS for p in pings(vendor_id, range(T0, T0 + 300))]

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from streamer.cadence import Cadence, Pace
 from streamer.errors import ErrorCode, Unavailable
 from streamer.ingest import batcher as batcher_module
-from streamer.ingest.batcher import Batcher, Chunk, Pacing, Rejected, arrival_rate, backoff, commit_gap
+from streamer.ingest.batcher import WORTHWHILE, Batcher, Chunk, Rejected, backoff
 from streamer.ingest.copy_rows import RowEncoder
+from streamer.supervisor import Supervisor
 
 T0 = 1732467600000
 
@@ -66,12 +69,13 @@ def chunk(
 
 @asynccontextmanager
 async def running(storage: Storage, **options: Any) -> AsyncIterator[Batcher]:
-    batcher = Batcher(storage, **options)
-    batcher.start()
+    batcher, supervisor = Batcher(storage, **options), Supervisor()
+    supervisor.start({"batcher": batcher.run})
     try:
         yield batcher
     finally:
-        await batcher.close()
+        batcher.close()
+        await supervisor.stop()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -81,51 +85,6 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 # pacing
-
-
-@pytest.mark.parametrize(
-    ("rate", "waiting", "gap"),
-    [
-        (0, 1, 0.0),
-        (100, 1, 0.0),
-        (120, 20, 0.0),
-        (145, 1, 0.17),
-        (170, 20, 0.34),
-        (50_000, 299, 0.34),
-        (50_000, 300, 0.0),
-    ],
-)
-def test_the_gap_between_commits(rate: float, waiting: int, gap: float) -> None:
-    """Too short a gap burns the database's CPU in commits, too long a one delays acks."""
-    assert commit_gap(rate, waiting, Pacing()) == pytest.approx(gap)
-
-
-@given(st.floats(0, 1e6), st.floats(0, 1e6), st.integers(0, 10**6))
-def test_the_gap_grows_with_the_rate_and_is_bounded(slower: float, faster: float, waiting: int) -> None:
-    """An ack that waits for longer the more the server idles, or without an end, would be absurd."""
-    pacing = Pacing()
-    gaps = [commit_gap(rate, waiting, pacing) for rate in sorted((slower, faster))]
-    assert 0.0 <= gaps[0] <= gaps[1] <= pacing.longest
-
-
-@given(st.integers(1, 115), st.floats(0, 100))
-def test_evenly_spaced_pings_never_wait(per_second: int, before: float) -> None:
-    """At a hundred pings a second the server has time: an ack is one commit away, from the first ping on."""
-    rate = before
-    for _ in range(3 * per_second):
-        rate = arrival_rate(rate, 1, 1 / per_second)
-        assert commit_gap(rate, 1, Pacing()) == 0.0
-
-
-@given(st.floats(1, 1e5), st.floats(0, 1e5), st.floats(0.001, 1))
-def test_the_rate_is_what_arrives(per_second: float, before: float, every: float) -> None:
-    """A rate that follows too slowly holds back the acks of a quiet server after a busy time."""
-    rate = before
-    for _ in range(int(10 / every)):
-        rate = arrival_rate(rate, per_second * every, every)  # type: ignore[arg-type]  # a fraction of a ping is fine
-    assert rate == pytest.approx(per_second, rel=0.01, abs=0.1)
-    assert arrival_rate(rate, 0, 60.0) < 1
-    assert arrival_rate(5.0, 1, 0.0) == 7.0
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))
@@ -150,52 +109,20 @@ async def test_many_small_pings_share_commits() -> None:
     assert len(storage.batches) < offered / 10
 
 
-async def test_what_was_held_back_goes_with_the_batch() -> None:
-    """A ping that was not read because of the gap must not wait for a second one."""
-    storage, settled = Storage(), Settled()
-    held: list[Chunk] = []
-
-    def before() -> bool:
-        loop, taken = asyncio.get_running_loop(), held.copy()
-        held.clear()
-        for one in taken:
-            loop.call_soon(batcher.offer, one)  # taken in by tasks, as messages are
-        return bool(taken)
-
-    async with running(storage, before=before) as batcher:
-        first, second = chunk(settled=settled), chunk(2, settled=settled)
-        held.append(second)
+async def test_a_ping_waits_for_the_cadence_but_a_worthwhile_batch_does_not() -> None:
+    """Acks that wait although a full batch is there slow down a fleet that uploads what it collected offline."""
+    storage = Storage()
+    hours = Cadence(Pace(share=1.0, floor=3600.0, ceiling=3600.0))
+    async with running(storage, cadence=hours) as batcher:
+        assert batcher.offer(chunk())
+        await until(lambda: storage.sizes == [1])
+        first, more = chunk(), chunk()
         assert batcher.offer(first)
-        await until(lambda: len(settled.chunks) == 2)
-        assert storage.batches == [[first, second]]
-
-
-async def test_when_the_next_commit_may_be() -> None:
-    """Who reads pings together goes by this: it has passed on a quiet server, on a busy one it is a gap away."""
-    storage, now = Storage(), 1000.0
-    async with running(storage, clock=lambda: now) as batcher:
-        assert batcher.next < now
-        for count, gap in ((10, 0.0), (250, Pacing().longest)):
-            now += 1.0
-            for _ in range(count):
-                assert batcher.offer(chunk())
-            await until(lambda: not batcher.pings)
-            assert batcher.next == pytest.approx(now + gap)
-
-
-async def test_one_session_alone_is_not_held_up() -> None:
-    """An app that sends as fast as it is acked has the server to itself: a gap would only make it stand still."""
-    storage, now = Storage(), 1000.0
-    async with running(storage, clock=lambda: now) as batcher:
-        for _ in range(10):
-            now += 0.1
-            first, more = chunk(), chunk()
-            assert batcher.offer(first)
-            for _ in range(99):
-                assert batcher.join(first, more.seqs, bytes(more.rows), more.newest)
-            await until(lambda: not batcher.pings)
-            assert batcher.next <= now
-    assert storage.sizes == [100] * 10, "a thousand pings a second"
+        await asyncio.sleep(0.02)
+        assert storage.sizes == [1], "held back"
+        for _ in range(WORTHWHILE - 1):
+            assert batcher.join(first, more.seqs, bytes(more.rows), more.newest)
+        await until(lambda: storage.sizes == [1, WORTHWHILE])
 
 
 # grouping and order
@@ -378,12 +305,13 @@ async def test_an_outage_settles_nothing_and_loses_nothing(monkeypatch: pytest.M
 async def test_an_error_nobody_expected_is_loud_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in storing must be seen, and must not cost the pings it met."""
     monkeypatch.setattr(batcher_module, "backoff", lambda attempt, chance: 0.001)
-    storage, settled, faults = Storage(), Settled(), list[BaseException]()
+    storage, settled = Storage(), Settled()
     storage.errors = [KeyError("bug")]
-    async with running(storage, faulted=faults.append) as batcher:
-        batcher.offer(chunk(settled=settled))
-        await until(lambda: len(settled.chunks) == 1)
-        assert [repr(fault) for fault in faults] == ["KeyError('bug')"]
+    with capture_logs() as logged:
+        async with running(storage) as batcher:
+            batcher.offer(chunk(settled=settled))
+            await until(lambda: len(settled.chunks) == 1)
+        assert [line["error"] for line in logged] == ["KeyError('bug')"]
         assert storage.retries == [False, True]
 
 
@@ -403,39 +331,37 @@ async def test_rejected_pings_are_told_by_seq() -> None:
 
 async def test_a_session_that_fails_to_settle_harms_no_other() -> None:
     """One broken session would end storage for all."""
-    storage, settled, faults = Storage(), Settled(), list[BaseException]()
+    storage, settled = Storage(), Settled()
 
     def broken(chunk: Chunk, rejected: Rejected) -> None:
         raise ConnectionResetError("gone")
 
-    async with running(storage, faulted=faults.append) as batcher:
+    async with running(storage) as batcher:
         batcher.offer(chunk(settled=broken))
         batcher.offer(chunk(settled=settled))
         assert await batcher.drain(10)
         assert len(settled.chunks) == 1
-        assert len(faults) == 1
         assert batcher.pings == 0
+        assert batcher.fault is not None
 
 
-async def test_the_storing_task_is_started_again_when_it_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_storing_task_may_die_and_be_started_again() -> None:
     """A task that died in silence would leave every app without acks until somebody looks."""
-    monkeypatch.setattr(batcher_module, "RESTART_AFTER", 0.001)
-    storage, settled, faults = Storage(), Settled(), list[BaseException]()
-    async with running(storage, faulted=faults.append) as batcher:
+    storage, settled = Storage(), Settled()
+    async with running(storage) as batcher:
         storage.open.clear()
         first, second = chunk(settled=settled), chunk(2, settled=settled)
         batcher.offer(first)
         await until(lambda: len(storage.batches) == 1)
         [lane] = [task for task in asyncio.all_tasks() if task.get_name() == "batcher"]
         lane.cancel()
-        await until(lambda: batcher.deaths == 1)
+        await until(lane.done)
         batcher.offer(second)
         storage.open.set()
         await until(lambda: len(settled.chunks) == 2)
         assert settled.chunks == [first, second]
         # it may have been stored before the death
         assert storage.retries[:2] == [False, True]
-        assert len(faults) == 1
         assert batcher.pings == 0
 
 
@@ -446,32 +372,28 @@ async def test_a_drain_waits_for_all_within_its_bound() -> None:
     """An orderly stop must store what was read, but must end when PostgreSQL is away."""
     storage, settled = Storage(), Settled()
     storage.open.clear()
-    batcher = Batcher(storage)
-    batcher.start()
-    assert await batcher.drain(0.01)
-    batcher.offer(chunk(settled=settled))
-    assert not await batcher.drain(0.01)
-    storage.open.set()
-    assert await batcher.drain(10)
+    async with running(storage) as batcher:
+        assert await batcher.drain(0.01)
+        batcher.offer(chunk(settled=settled))
+        assert not await batcher.drain(0.01)
+        storage.open.set()
+        assert await batcher.drain(10)
     assert len(settled.chunks) == 1
     assert storage.sizes == [1]
-    await batcher.close()
 
 
 async def test_after_closing_nothing_is_taken_and_nobody_waits() -> None:
     """A session would wait for ever for room in a buffer that nobody empties."""
     storage, settled = Storage(), Settled()
     storage.open.clear()
-    batcher = Batcher(storage, max_pings=1)
-    batcher.start()
-    batcher.offer(chunk(settled=settled))
-    put = asyncio.create_task(batcher.put(chunk(settled=settled)))
-    await asyncio.sleep(0.01)
-    await batcher.close()
-    with pytest.raises(Unavailable):
-        await put
-    assert not batcher.offer(chunk())
-    with pytest.raises(Unavailable):
-        await batcher.put(chunk())
+    async with running(storage, max_pings=1) as batcher:
+        batcher.offer(chunk(settled=settled))
+        put = asyncio.create_task(batcher.put(chunk(settled=settled)))
+        await asyncio.sleep(0.01)
+        batcher.close()
+        with pytest.raises(Unavailable):
+            await put
+        assert not batcher.offer(chunk())
+        with pytest.raises(Unavailable):
+            await batcher.put(chunk())
     assert settled.chunks == []
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "batcher"]

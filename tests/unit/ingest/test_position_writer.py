@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from streamer.errors import Unavailable
 from streamer.ingest import position_writer as positions_module
-from streamer.ingest.position_writer import Fix, PositionWriter
+from streamer.ingest.position_writer import PositionWriter, StoredPosition
+from streamer.supervisor import Supervisor
 
 
 class Table:
     """An update that can fail; it keeps what it was given."""
 
     def __init__(self) -> None:
-        self.updates: list[list[Fix]] = []
+        self.updates: list[list[StoredPosition]] = []
         self.errors: list[Exception] = []
         self.updated = asyncio.Event()
 
-    async def __call__(self, fixes: list[Fix]) -> None:
+    async def __call__(self, fixes: list[StoredPosition]) -> None:
         await asyncio.sleep(0)
         if self.errors:
             raise self.errors.pop(0)
@@ -27,7 +29,7 @@ class Table:
         self.updated.set()
 
     @property
-    def written(self) -> list[Fix]:
+    def written(self) -> list[StoredPosition]:
         return sorted(fix for update in self.updates for fix in update)
 
 
@@ -82,24 +84,17 @@ async def test_a_flush_is_cut_into_slices(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_it_goes_on_through_outages_and_faults_and_flushes_at_the_end() -> None:
     """Positions that stop being written in silence leave the map's nearby search in the past."""
-    table, faults, died = Table(), list[BaseException](), asyncio.Event()
-
-    def faulted(fault: BaseException) -> None:
-        faults.append(fault)
-        if isinstance(fault, asyncio.CancelledError):
-            died.set()
-
+    table, supervisor = Table(), Supervisor()
     table.errors = [Unavailable("away"), KeyError("bug")]
-    positions = PositionWriter(table, interval=0.01, faulted=faulted)
-    positions.start()
-    positions.note("a", (1, 1.0, 1.0))
-    await table.updated.wait()
-    await asyncio.sleep(0)
-    assert [repr(fault) for fault in faults] == ["KeyError('bug')"]
+    positions = PositionWriter(table, interval=0.01)
+    with capture_logs() as logged:
+        supervisor.start({"positions": positions.run})
+        positions.note("a", (1, 1.0, 1.0))
+        await table.updated.wait()
+        await asyncio.sleep(0)
+    assert [line["error"] for line in logged] == ["KeyError('bug')"]
     assert positions.outage is None
-    [task] = [task for task in asyncio.all_tasks() if task.get_name() == "positions"]
-    task.cancel()
-    await died.wait()
+    await supervisor.stop()
     positions.note("a", (2, 2.0, 2.0))
     assert await positions.close()
     assert table.written == [("a", 1, 1.0, 1.0), ("a", 2, 2.0, 2.0)]
@@ -109,11 +104,10 @@ async def test_the_last_flush_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     """A stop that waits for a database that hangs is killed instead."""
     monkeypatch.setattr(positions_module, "FLUSH_TIMEOUT", 0.01)
 
-    async def hang(fixes: list[Fix]) -> None:
+    async def hang(fixes: list[StoredPosition]) -> None:
         await asyncio.sleep(3600)
 
     positions = PositionWriter(hang)
-    positions.start()
     positions.note("a", (1, 1.0, 1.0))
     assert not await positions.close()
     assert positions.pending == 1

@@ -17,9 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from streamer.errors import ProtocolError
 from streamer.geo.grid import bus_cell, cell, parent
 from streamer.geo.shapes import Area, Box, Circle, Polygon
-from streamer.live import index as live_index
+from streamer.live import vendor as vendor_module
+from streamer.live import view as view_module
 from streamer.live.fix import Fix
-from streamer.live.index import Card, LiveIndex, Presence, ViewKey, Watch, frame_gap
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Card, Presence
+from streamer.live.view import ViewKey
+from streamer.live.watch import Watch
 from streamer.protocol.messages import encode_fix, update_body
 from tests.support.viewer import Client, plain, wrapped
 
@@ -383,12 +387,12 @@ class Machine(RuleBasedStateMachine):
         for level, cells in enumerate(self.index._grids):
             placed = {vendor: at for at, spot in cells.items() for vendor in spot.vendors}
             live = {vendor for vendor in self.index.vendors.values() if vendor.live}
-            assert placed == {vendor: parent(cell(vendor.lat, vendor.long), level) for vendor in live}
+            assert placed == {vendor: parent(cell(vendor.fix.lat, vendor.fix.long), level) for vendor in live}
             assert all(spot.vendors or spot.watched for spot in cells.values()), "an empty cell is kept"
             for spot in cells.values():
-                ended = [view.ended for view in (*spot.whole, *spot.rim)]
+                ended = [view.ended for view in (*spot.whole, *spot.boundary)]
                 assert 2 * sum(ended) <= len(ended), "views that ended are kept"
-            assert not any(spot.stay or spot.joined for spot in cells.values())
+            assert not any(spot.moved or spot._joined or spot._joined_open for spot in cells.values())
 
     def teardown(self) -> None:
         """When all is over nothing is kept."""
@@ -414,7 +418,7 @@ def assert_empty(index: LiveIndex) -> None:
     assert set(index.owners) <= {index.me}
     assert not any(owner.vendors for owner in index.owners.values())
     assert not any(index._grids)
-    for held in (index._listed, index._changed, index._waiting, index._fresh, index._deadlines, index._stirred):
+    for held in (index._listed, index._changed, index._waiting, index._fresh, index._deadlines, index._moved_cells):
         assert not held
 
 
@@ -497,7 +501,7 @@ def put(index: LiveIndex, vendor_id: str, at: tuple[float, float], now: int = ST
     """A vendor of this process, on the map."""
     index.put_card(vendor_id, Card(now, vendor_id, True, None), now)
     index.put_presence(vendor_id, Presence(now, ME, 0), now)
-    index.put_fix(vendor_id, Fix(now, *at), now)
+    index.put_fix(vendor_id, Fix(now, *at, None, None), now)
 
 
 def watching(index: LiveIndex, client: Client, key: ViewKey = AROUND, id: str = "w", interval: int = 0) -> Watch:
@@ -530,7 +534,7 @@ def test_many_fixes_are_one() -> None:
     index, client = with_vendor(), Client()
     watching(index, client)
     for n in range(1, 9):
-        index.put_fix("v", Fix(START + n, 52.2, 21.0 + n / 10_000), START + n)
+        index.put_fix("v", Fix(START + n, 52.2, 21.0 + n / 10_000, None, None), START + n)
     assert index.tick(START + 9) == (1, 0)
     assert [orjson.loads(frame) for frame in client.frames] == [
         {
@@ -545,8 +549,8 @@ def test_out_and_back_is_a_move() -> None:
     """A vendor that leaves an area and returns between two ticks does not flicker."""
     index, client = with_vendor(), Client()
     watching(index, client)
-    index.put_fix("v", Fix(START + 1, *OUTSIDE), START)
-    index.put_fix("v", Fix(START + 2, *STILL_INSIDE), START)
+    index.put_fix("v", Fix(START + 1, *OUTSIDE, None, None), START)
+    index.put_fix("v", Fix(START + 2, *STILL_INSIDE, None, None), START)
     index.tick(START)
     assert [set(orjson.loads(frame)) for frame in client.frames] == [{"type", "id", "moved"}]
 
@@ -555,8 +559,8 @@ def test_in_and_out_is_nothing() -> None:
     """A vendor that crosses an area between two ticks was never there."""
     index, client = with_vendor(OUTSIDE), Client()
     watching(index, client)
-    index.put_fix("v", Fix(START + 1, *INSIDE), START)
-    index.put_fix("v", Fix(START + 2, *OUTSIDE), START)
+    index.put_fix("v", Fix(START + 1, *INSIDE, None, None), START)
+    index.put_fix("v", Fix(START + 2, *OUTSIDE, None, None), START)
     assert index.tick(START) == (0, 0)
 
 
@@ -576,7 +580,7 @@ def test_after_its_card_a_vendor_moves_again() -> None:
     watching(index, client)
     index.put_card("v", Card(START + 1, "new", True, None), START)
     index.tick(START)
-    index.put_fix("v", Fix(START + 2, *STILL_INSIDE), START)
+    index.put_fix("v", Fix(START + 2, *STILL_INSIDE, None, None), START)
     index.tick(START)
     assert [set(orjson.loads(frame)) - {"type", "id"} for frame in client.frames] == [{"entered"}, {"moved"}]
 
@@ -589,9 +593,9 @@ def test_a_shared_view_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         watching(index, client)
     assert len(index.views) == 1
     encoded: list[Any] = []
-    monkeypatch.setattr(live_index, "encode_fix", counted(encode_fix, encoded))
-    monkeypatch.setattr(live_index, "update_body", counted(update_body, encoded))
-    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
+    monkeypatch.setattr(vendor_module, "encode_fix", counted(encode_fix, encoded))
+    monkeypatch.setattr(view_module, "update_body", counted(update_body, encoded))
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE, None, None), START)
     assert index.tick(START).frames == 200
     assert len(encoded) == 2
     assert len({id(client.frames[-1]) for client in clients}) == 2
@@ -603,8 +607,8 @@ def test_a_fix_is_encoded_once_for_all_areas(monkeypatch: pytest.MonkeyPatch) ->
     for n in range(20):
         watching(index, client, ViewKey(Circle(52.2, 21.0, 3_000.0 + n), None, False), f"w{n}")
     encoded: list[Any] = []
-    monkeypatch.setattr(live_index, "encode_fix", counted(encode_fix, encoded))
-    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
+    monkeypatch.setattr(vendor_module, "encode_fix", counted(encode_fix, encoded))
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE, None, None), START)
     assert index.tick(START).frames == 20
     assert len(encoded) == 1
 
@@ -614,7 +618,7 @@ def test_a_stalled_watch_costs_a_look() -> None:
     index, client = with_vendor(), Client()
     watch = watching(index, client)
     client.room = 0
-    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE, None, None), START)
     assert index.tick(START) == (0, 1)
     pending = watch.moved
     for _ in range(5):
@@ -634,7 +638,7 @@ def test_what_a_stalled_watch_keeps_is_bounded() -> None:
     for n in range(1, 200):
         index.remove(f"w{n % 3}")
         put(index, f"w{n % 3}", INSIDE, START + n)
-        index.put_fix("v", Fix(START + n, *(OUTSIDE if n % 2 else INSIDE)), START)
+        index.put_fix("v", Fix(START + n, *(OUTSIDE if n % 2 else INSIDE), None, None), START)
         index.tick(START)
     assert len(watch.events) + len(watch.moved) <= 5
 
@@ -653,12 +657,12 @@ def test_moving_a_watch_waits_for_no_interval() -> None:
 def test_a_gap_right_after_the_start() -> None:
     """A snapshot that must be made good before the next tick, for a client that just stalled, comes when it wakes."""
     index, client = with_vendor(), Client()
-    index.put_fix("v", Fix(START + 1, *STILL_INSIDE), START)
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE, None, None), START)
     watch = watching(index, client)
     client.room = 0
     index.resnapshot([watch], START)
     assert index.tick(START) == (0, 1)
-    index.put_fix("v", Fix(START + 2, *INSIDE), START)
+    index.put_fix("v", Fix(START + 2, *INSIDE, None, None), START)
     assert index.tick(START) == (0, 1)
     client.room = None
     assert index.tick(START) == (1, 0)
@@ -693,8 +697,8 @@ def test_a_tick_that_breaks_is_made_good() -> None:
     index.tick(START)
     put(index, "w", INSIDE, START + 1)
     index.remove("v")
-    assert isinstance(watch.outbox, Client)
-    watch.outbox.room = None
+    assert isinstance(watch.writer, Client)
+    watch.writer.room = None
     with pytest.raises(RuntimeError, match="broken"):
         index.tick(START)
     index.unwatch(watch)
@@ -739,7 +743,7 @@ def test_a_process_not_heard_of_yet() -> None:
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
     index.put_presence("v", Presence(START, "new", 0), START)
     index.put_card("v", Card(START, "v", True, None), START)
-    index.put_fix("v", Fix(START, *INSIDE), START)
+    index.put_fix("v", Fix(START, *INSIDE, None, None), START)
     assert [vendor.online for vendor in index.members(AROUND)] == [True]
     index.owner_heard("new", START + OFFLINE, START + OFFLINE)
     index.expire(START + OFFLINE)
@@ -749,7 +753,7 @@ def test_a_process_not_heard_of_yet() -> None:
 def test_a_vendor_without_a_presence_is_not_kept() -> None:
     """What is heard late of vendors long gone does not fill the memory."""
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
-    index.put_fix("v", Fix(START, *INSIDE), START)
+    index.put_fix("v", Fix(START, *INSIDE, None, None), START)
     index.put_card("w", Card(START, "w", True, None), START)
     index.put_presence("x", Presence(1, "gone", 2), START)
     assert set(index.vendors) == {"v", "w"}
@@ -764,7 +768,7 @@ def test_a_fix_of_a_vendor_whose_time_is_over() -> None:
     """Whoever asks whether a fix was taken may look the vendor up."""
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
     index.put_http("v", START, START)
-    assert not index.put_fix("v", Fix(START, *INSIDE), START + OFFLINE + LEAVE)
+    assert not index.put_fix("v", Fix(START, *INSIDE, None, None), START + OFFLINE + LEAVE)
     assert "v" not in index.vendors
 
 
@@ -784,9 +788,3 @@ def test_in_bus_cell() -> None:
     index = with_vendor()
     assert [vendor.vendor_id for vendor in index.in_bus_cell(bus_cell(*INSIDE))] == ["v"]
     assert index.in_bus_cell(bus_cell(-10.0, 0.0)) == ()
-
-
-@pytest.mark.parametrize(("frames", "gap"), [(0, 0.0), (1, 0.0), (5, 0.0), (6, 0.6), (105, 60.0), (10_000, 150.0)])
-def test_frame_gap(frames: int, gap: float) -> None:
-    """A quiet street is told at once, a crowd never later than the longest gap."""
-    assert frame_gap(frames, 0.6, 150.0) == pytest.approx(gap)

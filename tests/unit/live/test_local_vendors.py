@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from streamer.live.index import Card, LiveIndex, Presence
+from streamer.live.fix import Fix
+from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors, Part
+from streamer.live.vendor import Card, Presence
 
 ME = "me"
 OFFLINE = 1_000
@@ -48,7 +50,7 @@ def process() -> Process:
 def test_connect_and_disconnect(process: Process) -> None:
     """A vendor is online while its socket is open and a while after; then it departs and nothing of it is kept."""
     process.connect(START)
-    process.local_vendors.fix("v", START, 52.0, 21.0, None, None, START)
+    process.local_vendors.fix("v", Fix(START, 52.0, 21.0, None, None), START)
     assert process.marked() == [Part.ALL, Part.FIX]
     assert process.online(START + 100_000)
     process.local_vendors.disconnect("v", START + 100_000)
@@ -134,21 +136,21 @@ def test_nothing_to_reclaim(process: Process) -> None:
 def test_only_newer_fixes(process: Process) -> None:
     """A late ping moves nobody and costs the bus nothing."""
     process.connect(START)
-    process.local_vendors.fix("v", START + 5, 52.0, 21.0, None, None, START)
+    process.local_vendors.fix("v", Fix(START + 5, 52.0, 21.0, None, None), START)
     process.marked()
     changes = process.changes
-    process.local_vendors.fix("v", START + 4, 53.0, 21.0, None, None, START)
-    process.local_vendors.fix("v", START + 5, 53.0, 21.0, None, None, START)
+    process.local_vendors.fix("v", Fix(START + 4, 53.0, 21.0, None, None), START)
+    process.local_vendors.fix("v", Fix(START + 5, 53.0, 21.0, None, None), START)
     assert process.marked() == []
     assert process.changes == changes
-    assert process.index.vendors["v"].lat == 52.0
+    assert process.index.vendors["v"].fix.lat == 52.0
 
 
 def test_http(process: Process) -> None:
     """A vendor that pings over HTTP is online a while after each ping, then departs."""
     card = Card(START, "V", True, None)
     process.local_vendors.http("v", card, START)
-    process.local_vendors.fix("v", START, 52.0, 21.0, None, None, START)
+    process.local_vendors.fix("v", Fix(START, 52.0, 21.0, None, None), START)
     assert process.marked() == [Part.ALL, Part.FIX]
     process.local_vendors.http("v", card, START + 500)
     assert process.marked() == [Part.HTTP]
@@ -183,7 +185,7 @@ def test_deleted_while_connected(process: Process) -> None:
     process.connect(START)
     process.local_vendors.delete("v")
     process.marked()
-    process.local_vendors.fix("v", START + 1, 52.0, 21.0, None, None, START)
+    process.local_vendors.fix("v", Fix(START + 1, 52.0, 21.0, None, None), START)
     process.local_vendors.disconnect("v", START + 1)
     assert process.marked() == []
     assert "v" not in process.local_vendors

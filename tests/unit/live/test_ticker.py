@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import orjson
-import pytest
 import pytest_asyncio
 
+from streamer.cadence import Cadence, Pace
 from streamer.live.fix import Fix
-from streamer.live.index import FEW, Card, LiveIndex, Presence, ViewKey, Watch
-from streamer.live.ticker import STOOD_STILL, Ticker, pause
+from streamer.live.index import LiveIndex
+from streamer.live.ticker import SUSPENDED, Ticker
+from streamer.live.vendor import Card, Presence
+from streamer.live.view import ViewKey
+from streamer.live.watch import Watch
 from tests.support.apps import eventually
 
 OFFLINE = 1_000
@@ -25,8 +28,6 @@ class Client:
     def __init__(self) -> None:
         self.open = True
         self.types: list[str] = []
-        self.timestamps: list[int] = []
-        """Of the newest fix in each update."""
 
     def framing(self, payload: bytes) -> bytes:
         return payload
@@ -35,29 +36,24 @@ class Client:
         return self.open
 
     def write(self, frame: bytes) -> None:
-        message = orjson.loads(frame)
-        self.types.append(message["type"])
-        self.timestamps += [fix["timestamp"] for fix in message.get("moved", ())]
+        self.types.append(orjson.loads(frame)["type"])
 
 
 class Stage:
-    """A vendor, a client that watches it, and a ticker at work; a frame costs as long a gap as the test wants."""
+    """A vendor, a client that watches it, and a ticker whose ticks are as far apart as the test wants, in seconds."""
 
     def __init__(self, gap: float = 0.0) -> None:
         self.now = START
         self.index = LiveIndex("me", offline_after=OFFLINE, leave_after=LEAVE)
         self.client = Client()
         self.watch = Watch("w", self.client)
-        self.held: list[Callable[[], None]] = []
-        self.ticker = Ticker(self.index, lambda: self.now, frame_cost=gap, frame_interval=gap, before=self.take_held)
+        self.ticker = Ticker(self.index, lambda: self.now, Cadence(Pace(share=1.0, floor=gap, ceiling=gap)))
         self.departed: list[str] = []
         self.index.put_card("v", Card(START, "V", True, None), START)
         self.index.put_presence("v", Presence(START, "me", 0), START)
-        self.index.put_fix("v", Fix(START, 52.0, 21.0), START)
+        self.index.put_fix("v", Fix(START, 52.0, 21.0, None, None), START)
         self.index.tick(START)
-        # More than the few who are told without a gap.
-        for watch in (self.watch, *(Watch("w", Client()) for _ in range(FEW))):
-            self.index.watch(watch, ViewKey(None, frozenset({"v"}), False), START)
+        self.index.watch(self.watch, ViewKey(None, frozenset({"v"}), False), START)
         self.tasks = [
             asyncio.create_task(self.ticker.run()),
             asyncio.create_task(self.ticker.expire(self.departed.extend)),
@@ -65,15 +61,8 @@ class Stage:
 
     def move(self) -> None:
         self.now += 1
-        self.index.put_fix("v", Fix(self.now, 52.0, 21.0), self.now)
+        self.index.put_fix("v", Fix(self.now, 52.0, 21.0, None, None), self.now)
         self.ticker.changed()
-
-    def take_held(self) -> bool:
-        """What was held back is taken in by tasks, as messages are."""
-        held, self.held = self.held, []
-        for change in held:
-            asyncio.get_running_loop().call_soon(change)
-        return bool(held)
 
     async def end(self) -> None:
         for task in self.tasks:
@@ -90,8 +79,8 @@ async def stage() -> AsyncIterator[Stage]:
 
 @pytest_asyncio.fixture
 async def slow() -> AsyncIterator[Stage]:
-    """With a gap of a minute, longer than any test."""
-    stage = Stage(60_000.0)
+    """With a minute between two ticks, longer than any test."""
+    stage = Stage(60.0)
     yield stage
     await stage.end()
 
@@ -109,11 +98,11 @@ async def test_at_once_after_a_quiet_time(slow: Stage) -> None:
     slow.move()
     await turns()
     assert slow.client.types == ["snapshot", "update"]
-    assert (slow.ticker.ticks, slow.ticker.frames) == (1, 1 + FEW)
+    assert (slow.ticker.ticks, slow.ticker.frames) == (1, 1)
 
 
-async def test_changes_in_a_gap_are_merged(slow: Stage) -> None:
-    """After a tick that wrote frames, changes are gathered."""
+async def test_changes_between_two_ticks_are_merged(slow: Stage) -> None:
+    """A server that sent each change of a busy minute on its own would be at its end."""
     slow.move()
     await turns()
     for _ in range(10):
@@ -122,51 +111,16 @@ async def test_changes_in_a_gap_are_merged(slow: Stage) -> None:
     assert slow.client.types == ["snapshot", "update"]
 
 
-async def test_the_gap_ends(stage: Stage) -> None:
+async def test_merged_changes_go_out(stage: Stage) -> None:
     """What was gathered goes out without another change."""
     for _ in range(3):
         stage.move()
         await turns()
-    await eventually(lambda: not stage.index.has_changes, "what was gathered told")
+    await eventually(lambda: not stage.index.has_changes, "the merged changes sent")
     assert len(stage.client.types) >= 2
     ticks = stage.ticker.ticks
     await asyncio.sleep(0.1)
     assert stage.ticker.ticks == ticks, "ticks although nothing changes"
-
-
-async def test_what_was_held_back_comes_with_the_tick() -> None:
-    """Pings that were not read because of the gap are in the frame that ends it, not in the one after."""
-    stage = Stage(500.0)
-    try:
-        stage.move()
-        await eventually(lambda: stage.ticker.ticks == 1, "the first tick")
-        stage.move()
-        stage.held = [stage.move, stage.move]
-        await eventually(lambda: stage.ticker.ticks > 1, "the next tick")
-        assert not stage.held
-        assert not stage.index.has_changes
-        assert stage.client.timestamps[-1] == stage.now
-        assert stage.client.types == ["snapshot", "update", "update"]
-    finally:
-        await stage.end()
-
-
-@pytest.mark.parametrize(
-    ("gap", "took", "left"),
-    [(0.0, 0.5, 0.0), (0.17, 0.0, 0.17), (0.17, 0.05, 0.12), (0.17, 0.15, 0.075), (0.17, 0.9, 0.17)],
-)
-def test_the_pause_after_a_tick(gap: float, took: float, left: float) -> None:
-    """Long ticks must not come on top of the gap, nor take the loop from everybody else."""
-    assert pause(gap, took) == pytest.approx(left)
-
-
-async def test_ticks_that_write_nothing_leave_no_gap(slow: Stage) -> None:
-    """A process nobody watches is as quick for the first customer."""
-    slow.index.unwatch(slow.watch)
-    for ticks in range(1, 4):
-        slow.move()
-        await turns()
-        assert slow.ticker.ticks == ticks
 
 
 async def test_a_client_that_wakes_up(stage: Stage) -> None:
@@ -207,7 +161,7 @@ async def test_a_process_that_was_suspended(stage: Stage) -> None:
     stage.index.owner_heard("other", stage.now, stage.now)
     stage.index.put_presence("v", Presence(stage.now + 1, "other", 0), stage.now)
     await asyncio.sleep(0.6)
-    stage.now += max(OFFLINE + LEAVE, STOOD_STILL) * 2
+    stage.now += max(OFFLINE + LEAVE, SUSPENDED) * 2
     await asyncio.sleep(0.7)
     assert stage.client.types == ["snapshot"]
     assert stage.index.vendors["v"].online

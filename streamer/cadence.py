@@ -1,0 +1,141 @@
+"""Decides how often repeated work may run: live ticks, commits and publishes. Pure.
+
+While a process has headroom, everything goes out as fast as it can. When it is busy, rounds merge: each kind of round
+may use a share of the thread's CPU time, as measured over the rounds before, so its interval grows with its cost. When
+the event loop is busy for more than half of the time, whatever with, all intervals are stretched too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from math import exp, inf
+from types import coroutine
+from typing import Any, TypeVar
+
+MEMORY = 1.0
+"""Seconds over which utilisation is averaged."""
+SAMPLE = 0.2
+"""Seconds between two samples of the utilisation; CPU clocks are too coarse for much less."""
+WEIGHT = 0.25
+"""Weight of the newest round in the average cost."""
+BUSY = 0.5
+"""Utilisation up to which the process has headroom, and intervals are not stretched."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Bounds of one kind of round.
+
+    Args:
+        share: The share of the thread's CPU time that the rounds may use.
+        floor: Seconds from the start of one round to the next that pass at least.
+        ceiling: Seconds that pass at most, whatever the rounds cost.
+    """
+
+    share: float
+    floor: float
+    ceiling: float
+
+
+TICKS = Pace(share=1 / 6, floor=0.002, ceiling=0.18)
+"""Writing updates to watchers. The setting `frame_interval` replaces the ceiling."""
+COMMITS = Pace(share=1 / 6, floor=0.015, ceiling=0.25)
+"""Storing pings. The floor bounds what PostgreSQL spends on commits, which this process can't measure."""
+PUBLISHES = Pace(share=1 / 10, floor=0.03, ceiling=0.25)
+"""Telling other processes. The floor bounds what Redis and the other processes spend on messages."""
+
+
+def interval(cost: float, utilisation: float, pace: Pace) -> float:
+    """Returns the seconds from the start of a round to the next, for rounds that cost so many seconds of CPU time."""
+    headroom = min(1.0, (1.0 - utilisation) / (1.0 - BUSY))
+    wanted = max(pace.floor, cost / pace.share)
+    return pace.ceiling if wanted >= pace.ceiling * headroom else wanted / headroom
+
+
+class Utilisation:
+    """The share of time for which the event loop's thread was on a CPU, averaged over about a second."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time
+    ) -> None:
+        self.clock = clock
+        self.cpu_clock = cpu_clock
+        self._value = 0.0
+        self._sampled_at = clock()
+        self._cpu_at = cpu_clock()
+
+    def value(self) -> float:
+        """Returns the utilisation, 0 to 1; to be called in the event loop's thread."""
+        elapsed = self.clock() - self._sampled_at
+        if elapsed >= SAMPLE:
+            cpu = self.cpu_clock()
+            newest = min(1.0, (cpu - self._cpu_at) / elapsed)
+            self._value += (1.0 - exp(-elapsed / MEMORY)) * (newest - self._value)
+            self._sampled_at += elapsed
+            self._cpu_at = cpu
+        return self._value
+
+
+class Cadence:
+    """When the next round of one kind may start."""
+
+    def __init__(self, pace: Pace, utilisation: Utilisation | None = None) -> None:
+        self.pace = pace
+        self.cost = 0.0
+        """Average CPU seconds of a round."""
+        self.next = -inf
+        """The earliest start of the next round, by the monotonic clock."""
+        self._utilisation = utilisation or Utilisation()
+        self._started = -inf
+        self._cpu_at = 0.0
+
+    def wait(self) -> float:
+        """Returns the seconds until the next round may start."""
+        return max(0.0, self.next - self._utilisation.clock())
+
+    def begin(self) -> None:
+        """Starts a round."""
+        self._started = self._utilisation.clock()
+        self._cpu_at = self._utilisation.cpu_clock()
+
+    def end(self, cost: float | None = None) -> None:
+        """Ends a round, which cost so many seconds of CPU time; by default all that the thread used since `begin`."""
+        if cost is None:
+            cost = self._utilisation.cpu_clock() - self._cpu_at
+        self.cost += WEIGHT * (cost - self.cost)
+        after = self._started + interval(self.cost, self._utilisation.value(), self.pace)
+        # A round that takes longer than its interval leaves time for others all the same.
+        self.next = max(after, self._utilisation.clock() + min(cost / 2, self.pace.ceiling))
+
+
+class Meter:
+    """Adds up the CPU time that a coroutine uses in its own steps, without what runs while it waits."""
+
+    __slots__ = ("_cpu_clock", "seconds")
+
+    def __init__(self, cpu_clock: Callable[[], float] = time.thread_time) -> None:
+        self.seconds = 0.0
+        self._cpu_clock = cpu_clock
+
+    @coroutine
+    def run(self, work: Coroutine[Any, Any, Result]) -> Generator[Any, Any, Result]:
+        """Awaits the work and measures it."""
+        error: BaseException | None = None
+        while True:
+            began = self._cpu_clock()
+            try:
+                waited_for = work.send(None) if error is None else work.throw(error)
+            except StopIteration as done:
+                result: Result = done.value
+                return result
+            finally:
+                self.seconds += self._cpu_clock() - began
+            error = None
+            try:
+                yield waited_for
+            except BaseException as thrown:
+                error = thrown

@@ -1,0 +1,115 @@
+"""All watches of one area (or list) and filter, and what the current tick changes for them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamer.geo.shapes import Area
+from streamer.live.cell import EMPTY_LIST, Cell
+from streamer.live.vendor import Before, Vendor
+from streamer.protocol.messages import update_body
+
+if TYPE_CHECKING:
+    from streamer.live.watch import Watch
+
+
+class ViewKey(NamedTuple):
+    """What two watches must have in common to see the same: an area or a set of vendor ids, and the filter."""
+
+    area: Area | None
+    vendors: frozenset[str] | None
+    open: bool
+
+
+class View:
+    """Watches that see the same; the update of a tick is encoded once for all of them."""
+
+    __slots__ = (
+        "card_changed",
+        "cells",
+        "changed",
+        "ended",
+        "entered",
+        "key",
+        "left",
+        "level",
+        "moved",
+        "moved_cells",
+        "only_open",
+        "watches",
+        "whole",
+    )
+
+    def __init__(self, key: ViewKey, level: int, cells: tuple[Cell, ...], whole: int) -> None:
+        self.key = key
+        self.level = level
+        """Of the grid that its cells belong to."""
+        self.only_open = key.open
+        self.cells = cells
+        """The cells that its area touches; none for a list."""
+        self.whole = whole
+        """How many of the cells, from the first, are wholly inside."""
+        self.ended = False
+        """No watch is left."""
+        self.watches: dict[Watch, None] = {}
+        self.end_tick()
+
+    def end_tick(self) -> None:
+        """Forgets the tick."""
+        self.changed = False
+        self.moved_cells: list[Cell] = EMPTY_LIST
+        self.moved: list[Vendor] = EMPTY_LIST
+        self.entered: list[Vendor] = EMPTY_LIST
+        self.card_changed: list[Vendor] = EMPTY_LIST
+        self.left: list[Vendor] = EMPTY_LIST
+
+    def begin_tick(self) -> None:
+        """Prepares for changes of the tick."""
+        self.changed = True
+        self.moved_cells, self.moved, self.entered, self.card_changed, self.left = [], [], [], [], []
+
+    def holds(self, vendor: Vendor) -> bool:
+        """Returns whether a vendor belongs to the view now."""
+        return vendor.live and self._shows(vendor, vendor.card.open, vendor.fix.lat, vendor.fix.long)
+
+    def held(self, vendor: Vendor, before: Before) -> bool:
+        """Returns whether a vendor belonged to the view at the last tick."""
+        live, fix, _, was_open = before
+        return live and self._shows(vendor, was_open, fix.lat, fix.long)
+
+    def _shows(self, vendor: Vendor, is_open: bool, lat: float, long: float) -> bool:
+        if self.only_open and not is_open:
+            return False
+        area, listed = self.key.area, self.key.vendors
+        if area is None:
+            assert listed is not None
+            return vendor.vendor_id in listed
+        return area.contains(lat, long)
+
+    def update(self) -> tuple[bytes, int] | None:
+        """Returns the update of the tick after its id, and how many positions are in it; None when nothing changed."""
+        entered = [vendor.card_bytes() for vendor in self.entered]
+        if self.card_changed:
+            entered += [vendor.card_bytes() for vendor in self.card_changed]
+        positions = len(entered) + len(self.moved)
+        moved = []
+        for cell in self.moved_cells:
+            fixes, count = cell.moved_fixes(self.only_open)
+            if count:
+                moved.append(fixes)
+                positions += count
+        if self.moved:
+            moved += [vendor.fix_bytes() for vendor in self.moved]
+        if not (positions or self.left):
+            return None
+        return update_body(entered, moved, left_ids(self.left, self.entered)), positions
+
+
+def left_ids(left: Iterable[Vendor], entered: Iterable[Vendor]) -> list[str]:
+    """Returns who left, except a vendor that was deleted and came back meanwhile: its new card replaces the old one."""
+    ids = [vendor.vendor_id for vendor in left]
+    if ids:
+        back = {vendor.vendor_id for vendor in entered}
+        ids = [id for id in ids if id not in back]
+    return ids
