@@ -28,23 +28,42 @@ export type Area =
   | { ne: Position; sw: Position }
   | { polygon: [long: number, lat: number][] };
 
-/** What to watch: an area or some vendors; only those open; no more often than each `interval` ms. */
-export type Wanted = ({ area: Area } | { vendors: string[] }) & { open?: boolean; interval?: number };
+/** Vendors near each other, as a watch with `as: "counts"` shows them; `lat`, `long` are the mean of their positions. */
+export interface Group extends Position {
+  group: string;
+  count: number;
+  open: number;
+  online: number;
+}
+
+/** What to watch: an area, its counts, or some vendors; only those open; no more often than each `interval` ms. */
+export type Wanted = (
+  | { area: Area; as?: undefined }
+  | {
+      area: Area;
+      as: "counts";
+      /** About the maximum number of groups, 16 to 1,000 (200). */
+      detail?: number;
+    }
+  | { vendors: string[]; as?: undefined }
+) & { open?: boolean; interval?: number };
 
 /**
- * "connecting", "open", "waiting" (for the next try), "stopped" (by `stop`), or "ended": the server said not to come
- * back; `detail.code` and `detail.reason` say why, `start` tries anew.
+ * "connecting", "open", "waiting" (for the next attempt), "stopped" (by `stop`), or "ended": reconnecting would fail the
+ * same way; `detail.code` and `detail.reason` say why, `start` tries again.
  */
 export type State = "connecting" | "open" | "waiting" | "stopped" | "ended";
 
+/** The close codes of the protocol; 1006 where the connection ended without one. */
+export type CloseCode = 1000 | 1001 | 1002 | 1006 | 1007 | 1009 | 1011 | 1012 | 4400 | 4401 | 4403 | 4404 | 4408 | 4429 | 4508;
+
 export interface StateDetail {
-  /** The close code; 1006 where there was none. */
-  code?: number;
+  code?: CloseCode;
   reason?: string;
   retryInMs?: number;
 }
 
-/** What the server said of something it could not take; the codes are those of the protocol. */
+/** What the server reports of something that it did not accept; the codes are those of the protocol. */
 export interface ServerError {
   type: "error";
   code: string;
@@ -53,60 +72,110 @@ export interface ServerError {
   retryAfterMs?: number;
 }
 
+/** Why a promise was rejected: `code` is a close code, or an `ERR_…` of the protocol. */
+export declare class VentaError extends Error {
+  constructor(code: number | string, reason?: string);
+  readonly code: number | string;
+  readonly reason: string;
+}
+
+interface Listening {
+  signal?: AbortSignal;
+}
+
 export interface LinkOptions {
   /**
-   * The token to connect with, asked for before every connection. `refresh`: the last one was refused, or ends soon.
-   * The same token again after a refusal ends the connection for good.
+   * Returns the token, before every connection. `refresh`: the last one was refused, or expires soon. The same token
+   * again after a refusal ends the connection for good.
    */
   getToken?: (asked: { refresh: boolean }) => string | null | Promise<string | null>;
+  /** Stops the client when it aborts. */
+  signal?: AbortSignal;
+  /** React Native's `AppState`: in the foreground the client reconnects at once. */
+  appState?: { addEventListener(name: "change", listener: (state: any) => void): { remove(): void } };
   /** Another WebSocket than the runtime's own. */
   WebSocket?: unknown;
-  /** The first wait before coming back is up to this, ms (1,000); each failure doubles it … */
+  /** The first wait before reconnecting is up to this, ms (1,000); each failure doubles it … */
   minDelay?: number;
-  /** … up to this, ms (30,000). What the server asks for goes before. */
+  /** … up to this, ms (30,000). The server's own hints have precedence. */
   maxDelay?: number;
-  /** Longest wait for a connection, ms (15,000). */
+  /** Maximum wait for a connection, ms (15,000). */
   connectTimeout?: number;
-  /** After so long a silence the server is asked for an answer, ms (30,000) … */
+  /** After this time without a message the server is asked for an answer, ms (30,000) … */
   silence?: number;
-  /** … which has to come within this, ms (15,000). */
+  /** … which must come within this, ms (15,000). */
   answerTimeout?: number;
   onState?: (state: State, detail: StateDetail) => void;
   onError?: (error: ServerError) => void;
 }
 
 export interface WatchHandlers {
+  /** Closes the watch when it aborts. */
+  signal?: AbortSignal;
   onEntered?: (card: Card) => void;
-  /** Its position is new. */
+  /** The position changed. */
   onMoved?: (card: Card, before: Card) => void;
-  /** Its name, image, `open` or `online` is new. */
+  /** The name, image, `open` or `online` changed. */
   onChanged?: (card: Card, before: Card) => void;
   onLeft?: (card: Card) => void;
-  /** The view was compared with a snapshot: it is exact again. */
+  /** A snapshot made the view exact again. */
   onSnapshot?: (vendors: ReadonlyMap<string, Card>) => void;
   /** After each message that changed the view. */
   onView?: (vendors: ReadonlyMap<string, Card>) => void;
+  /** Of a watch with `as: "counts"`: after each message that changed the groups. */
+  onCounts?: (groups: ReadonlyMap<string, Group>) => void;
   onError?: (error: ServerError) => void;
 }
 
+interface WatchEvents {
+  entered: [card: Card];
+  moved: [card: Card, before: Card];
+  changed: [card: Card, before: Card];
+  left: [card: Card];
+  snapshot: [vendors: ReadonlyMap<string, Card>];
+  view: [vendors: ReadonlyMap<string, Card>];
+  counts: [groups: ReadonlyMap<string, Group>];
+  error: [error: ServerError];
+}
+
 export declare class Watch {
+  on<E extends keyof WatchEvents>(name: E, listener: (...values: WatchEvents[E]) => void, options?: Listening): this;
+  off<E extends keyof WatchEvents>(name: E, listener: (...values: WatchEvents[E]) => void): this;
+  /** Resolves with the vendors, or the groups, once the view is exact; rejects when the server refuses the watch. */
+  ready(): Promise<ReadonlyMap<string, Card> | ReadonlyMap<string, Group>>;
+  /** Of a watch with `as: "counts"`. */
+  readonly groups: ReadonlyMap<string, Group>;
   readonly id: string;
   readonly wanted: Wanted;
   readonly vendors: ReadonlyMap<string, Card>;
-  /** False while not connected or moved but not yet answered: `vendors` is then what was last known. */
+  /** False while not connected, or moved and not yet answered: `vendors` is then what was last known. */
   readonly fresh: boolean;
   move(wanted: Wanted): void;
   close(): void;
 }
 
-export declare class CustomerClient {
-  constructor(url: string | URL, options?: LinkOptions);
+interface ClientEvents {
+  state: [state: State, detail: StateDetail];
+  error: [error: ServerError];
+}
+
+declare class Client<Events extends ClientEvents> {
   readonly state: State;
-  readonly heard: number | null;
+  /** When the last message came, epoch ms by this clock; null: never. */
+  readonly lastMessageAt: number | null;
+  on<E extends keyof Events>(name: E, listener: (...values: Extract<Events[E], unknown[]>) => void, options?: Listening): this;
+  off<E extends keyof Events>(name: E, listener: (...values: Extract<Events[E], unknown[]>) => void): this;
+  /** Resolves when connected; rejects with a VentaError when the connection ends for good, or is stopped. */
+  ready(): Promise<void>;
+  /** Connects now instead of after the wait. */
+  retry(): void;
+}
+
+export declare class CustomerClient extends Client<ClientEvents> {
+  constructor(url: string | URL, options?: LinkOptions);
   readonly watches: ReadonlyMap<string, Watch>;
   start(): this;
   stop(): void;
-  retry(): void;
   watch(wanted: Wanted, handlers?: WatchHandlers, id?: string): Watch;
 }
 
@@ -117,7 +186,7 @@ export interface Ping extends Position {
   accuracy?: number;
 }
 
-/** Where pings wait. `write` must not resolve before it lasts; removals of what is not there are harmless. */
+/** Where pings wait. `write` resolves when they are durable; removing what is not there does no harm. */
 export interface Queue {
   load(): Promise<Ping[]>;
   write(put: Ping[], remove: number[]): Promise<void>;
@@ -140,23 +209,39 @@ export declare class IndexedDbQueue implements Queue {
 export interface VendorOptions extends LinkOptions {
   /** Which of the user's vendors; may be left out where there is one. */
   vendorId?: string;
-  /** IndexedDB in a browser, one for each `vendorId`; else memory. */
+  /** In a browser IndexedDB, one for each `vendorId`; elsewhere memory, with a warning. */
   queue?: Queue;
-  /** Most pings kept (100,000); then the oldest are dropped, and `onDropped` told. */
+  /** Maximum number of pings that are kept (100,000); beyond it the oldest are dropped. */
   maxQueue?: number;
   onHello?: (hello: { vendorId: string; time: number; durable: number | null; maxBatch: number }) => void;
-  /** These are in PostgreSQL. */
+  /** These pings are stored. */
   onStored?: (pings: Ping[]) => void;
-  /** This one never will be. */
+  /** This ping will never be stored. */
   onRejected?: (ping: Ping, reject: { seq: number; code: string; message: string }) => void;
   onDropped?: (pings: Ping[]) => void;
-  /** How many wait has changed. */
+  /** The number of waiting pings changed. */
   onQueue?: (size: number) => void;
 }
 
-export declare class VendorClient {
+interface VendorEvents extends ClientEvents {
+  hello: [hello: { vendorId: string; time: number; durable: number | null; maxBatch: number }];
+  stored: [pings: Ping[]];
+  rejected: [ping: Ping, reject: { seq: number; code: string; message: string }];
+  dropped: [pings: Ping[]];
+  queue: [size: number];
+}
+
+/** A browser's `GeolocationCoordinates`: what the device does not know is null. */
+export interface Coordinates {
+  readonly latitude: number;
+  readonly longitude: number;
+  readonly accuracy?: number | null;
+  readonly heading?: number | null;
+  readonly speed?: number | null;
+}
+
+export declare class VendorClient extends Client<VendorEvents> {
   constructor(url: string | URL, options?: VendorOptions);
-  readonly state: State;
   readonly size: number;
   readonly stored: number;
   readonly rejected: number;
@@ -165,12 +250,20 @@ export declare class VendorClient {
   readonly clockOffset: number | null;
   start(): Promise<this>;
   stop(): Promise<void>;
-  retry(): void;
-  ping(fix: Position & Partial<Ping>): Promise<number>;
+  /** Keeps a position until it is stored; resolves with its timestamp when the queue has it. */
+  ping(fix: (Position & Partial<Ping>) | Coordinates | { coords: Coordinates; timestamp?: number }): Promise<number>;
   setOpen(open: boolean): void;
+  /** Resolves when all pings are stored or rejected; rejects when the connection ends for good before. */
   flushed(): Promise<void>;
+  /** Resolves when the ping with this timestamp is stored; rejects when it is rejected or dropped, or the client ends. */
+  whenStored(timestamp: number): Promise<void>;
 }
 
-export declare function comeBack(code: number): "yes" | "later" | "token" | "no";
+/** Exchanges the code of a sign-in link for a token, once. */
+export declare function signIn(
+  url: string | URL,
+  code: string,
+): Promise<{ token: string; vendorId: string; expiresAt: number }>;
+export declare function reconnectRule(code: number): "yes" | "later" | "token" | "no";
 export declare function backoff(failures: number, base: number, most: number, chance: number): number;
 export declare function expiry(token: string): number | null;

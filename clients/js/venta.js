@@ -1,7 +1,7 @@
 /**
- * The client of the Venta location streamer, for browsers and Node (20 or newer), without dependencies.
+ * The client of the Venta location streamer, for browsers, React Native and Node (20 or newer), without dependencies.
  *
- * `CustomerClient` keeps views of areas true; `VendorClient` keeps each ping until it is stored. Both come back by
+ * `CustomerClient` keeps views of areas exact; `VendorClient` keeps each ping until it is stored. Both reconnect by
  * themselves, as the close codes of the protocol and the server's hints say. The types are in venta.d.ts.
  */
 
@@ -9,29 +9,29 @@ const SUBPROTOCOL = "streamer.v1";
 const LIVE_MAX_AGE = 600_000;
 /** A message of the client stays well under the 64 KiB that the server takes. */
 const MOST_BYTES = 48 << 10;
-/** More than this not yet gone out, and no more is handed to the socket: the link is slow, newest pings go first. */
+/** While more bytes than this wait in the socket, nothing is added: on a slow link the newest ping goes first. */
 const MOST_BUFFERED = 64 << 10;
-/** A difference between the clocks that may as well be the way of the hello. */
+/** A smaller difference between the clocks may be the hello's time in the network. */
 const CLOCK_TOLERANCE = 2_000;
-/** A timestamp that is refused whatever the server's tolerance: the refusal shows that the server hears us. */
+/** A timestamp this far ahead is rejected at any tolerance; the reject shows that the server hears us. */
 const PROBE_AHEAD = 365 * 86_400_000;
 
 /**
- * What a close code asks of a client: "yes" (come back), "later" (come back, not soon), "token" (with a new token),
- * "no" (never again: the cause would be the same).
+ * Whether to reconnect after a close code: "yes", "later" (not soon), "token" (with a new token), or "no" (the cause
+ * would be the same).
  * @param {number} code
  * @returns {"yes" | "later" | "token" | "no"}
  */
-export function comeBack(code) {
+export function reconnectRule(code) {
   if (code === 1009 || code === 4400 || code === 4403 || code === 4404) return "no";
   if (code === 4401) return "token";
   return code === 4429 ? "later" : "yes";
 }
 
 /**
- * How long to wait before a try, ms: anywhere up to a bound that doubles with each failure, so that clients which lost
- * the same server do not come back at the same moment.
- * @param {number} failures tries that failed in a row, from 1
+ * The wait before an attempt, ms: a random part of a bound that doubles with each failure, so that clients which lost
+ * the same server do not return at the same moment.
+ * @param {number} failures failed attempts in a row, from 1
  * @param {number} base
  * @param {number} most
  * @param {number} chance from 0 up to 1
@@ -41,7 +41,7 @@ export function backoff(failures, base, most, chance) {
 }
 
 /**
- * When a JWT ends, epoch ms; null when it doesn't say. It is not checked: that is the server's to do.
+ * When a JWT expires, epoch ms; null if it does not say. The signature is the server's to check.
  * @param {string} token
  */
 export function expiry(token) {
@@ -54,13 +54,134 @@ export function expiry(token) {
   }
 }
 
-/** A socket that comes back. What is said on it is its owner's; whether and when there is one is decided here. */
+/** Why a connection ended or a promise was rejected: `code` is a close code or an `ERR_…` of the protocol. */
+export class VentaError extends Error {
+  constructor(code, reason) {
+    super(`${reason || "the connection ended"} (${code})`);
+    this.name = "VentaError";
+    this.code = code;
+    this.reason = reason ?? "";
+  }
+}
+
+const HELP = {
+  ERR_UNAUTHORIZED: "pass getToken in the client's options",
+  ERR_INVALID_TOKEN: "return a valid token from getToken",
+  ERR_AREA_TOO_LARGE: 'watch a smaller area, or watch it with as: "counts"',
+  1006: "check the URL and the network; the client keeps trying",
+  4401: "return a valid token from getToken",
+  4403: "this user does not own the vendor: check vendorId and the token",
+  4404: "check vendorId",
+};
+const warned = new Set();
+
+/** Says once on the console what no handler was there to hear. */
+function warn({ code, message, reason }) {
+  if (warned.has(code)) return;
+  warned.add(code);
+  console.warn(`venta: ${message || reason} (${code})${HELP[code] ? `: ${HELP[code]}` : ""}`);
+}
+
+/** Events by `on` and `off`, and by callbacks of the options: `on("state", f)` is as `onState: f`. */
+class Emitter {
+  listeners = new Map();
+
+  constructor(callbacks) {
+    this.callbacks = callbacks;
+  }
+
+  on(name, listener, { signal } = {}) {
+    if (signal?.aborted) return this;
+    if (!this.listeners.has(name)) this.listeners.set(name, new Set());
+    this.listeners.get(name).add(listener);
+    signal?.addEventListener("abort", () => this.off(name, listener));
+    return this;
+  }
+
+  off(name, listener) {
+    this.listeners.get(name)?.delete(listener);
+    return this;
+  }
+
+  /** Calls the handlers of an event; returns whether there was one. */
+  emit(name, ...values) {
+    const callback = this.callbacks[`on${name[0].toUpperCase()}${name.slice(1)}`];
+    const handlers = [...(callback ? [callback] : []), ...(this.listeners.get(name) ?? [])];
+    for (const handler of handlers) {
+      try {
+        handler(...values);
+      } catch (error) {
+        // the app's own mistake must not cost it the connection
+        (globalThis.reportError ?? console.error)(error);
+      }
+    }
+    return handlers.length > 0;
+  }
+}
+
+/** A client's events and state, on a link of its own. */
+class Client extends Emitter {
+  constructor(url, options, path, query) {
+    super(options);
+    this.options = options;
+    this.link = new Link(socketUrl(url, path, query), options, this);
+    options.signal?.addEventListener("abort", () => this.stop());
+  }
+
+  get state() {
+    return this.link.state;
+  }
+
+  /** When the last message came, epoch ms by this clock; null: never. */
+  get lastMessageAt() {
+    return this.link.heard;
+  }
+
+  /** Try to connect now rather than after the wait. */
+  retry() {
+    this.link.kick();
+  }
+
+  /** Resolves when connected; rejects with a VentaError when the connection ends for good, or is stopped. */
+  ready() {
+    return this.settle((state) => state === "open");
+  }
+
+  settle(done) {
+    return new Promise((resolve, reject) => {
+      const look = (state, { code = 1000, reason = "stopped" } = {}) => {
+        if (done(state)) resolve();
+        else if (state === "ended" || state === "stopped") reject(new VentaError(code, reason));
+        else return;
+        this.off("state", look);
+      };
+      this.on("state", look);
+      // before `start` it waits for it
+      if (this.state !== "stopped") look(this.state, this.link.detail);
+    });
+  }
+
+  became(state, detail) {
+    const heard = this.emit("state", state, detail);
+    if (!heard && (state === "ended" || (state === "waiting" && this.link.failures > 1))) warn(detail);
+  }
+
+  fail(error) {
+    if (!this.emit("error", error)) warn(error);
+  }
+
+  failed(error) {
+    this.fail({ type: "error", code: "ERR_UNAUTHORIZED", message: String(error?.message ?? error) });
+  }
+}
+
+/** A socket that reconnects. Its owner speaks on it; whether and when there is one is decided here. */
 class Link {
   constructor(url, options, owner) {
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
     if (this.WebSocket === undefined) {
       throw new TypeError(
-        "there is no WebSocket here: use Node 22 or newer, start Node 20 with --experimental-websocket, " +
+        "no WebSocket here: use Node 22 or newer, start Node 20 with --experimental-websocket, " +
           "or pass one as options.WebSocket",
       );
     }
@@ -74,8 +195,9 @@ class Link {
     this.answerTimeout = options.answerTimeout ?? 15_000;
     this.random = options.random ?? Math.random;
     this.state = "stopped";
-    /** When a message last came, epoch ms by this clock; null: never. */
     this.heard = null;
+    this.detail = {};
+    this.appState = options.appState ?? null;
     this.failures = 0;
     this.socket = null;
     this.hint = null;
@@ -88,7 +210,7 @@ class Link {
       if (this.state === "waiting" && globalThis.document?.visibilityState !== "hidden") this.kick();
     };
     this.away = () => {
-      // The system knows that the network went; a socket would notice after a minute.
+      // the system notices a lost network sooner than a socket does
       if (this.socket !== null) this.lost(this.generation, 1006, "the device is offline");
     };
   }
@@ -98,6 +220,7 @@ class Link {
     globalThis.addEventListener?.("online", this.wake);
     globalThis.addEventListener?.("offline", this.away);
     globalThis.document?.addEventListener("visibilitychange", this.wake);
+    this.foreground = this.appState?.addEventListener("change", (state) => state === "active" && this.wake());
     this.failures = 0;
     this.refused = null;
     void this.connect();
@@ -107,7 +230,7 @@ class Link {
     this.quit("stopped");
   }
 
-  /** Try now, whatever the wait. */
+  /** Connects now instead of after the wait. */
   kick() {
     if (this.state !== "waiting") return;
     this.clear("retry");
@@ -128,6 +251,7 @@ class Link {
 
   become(state, detail = {}) {
     this.state = state;
+    this.detail = detail;
     this.owner.became(state, detail);
   }
 
@@ -166,7 +290,7 @@ class Link {
     try {
       socket = new this.WebSocket(this.url, token === null ? [SUBPROTOCOL] : [SUBPROTOCOL, `bearer.${token}`]);
     } catch (error) {
-      // A token with characters that no header may hold, or a wrong URL: the next try would be the same.
+      // a token with characters that no header may hold: the next attempt would be the same
       this.quit("ended", { code: 4400, reason: String(error?.message ?? error) });
       return;
     }
@@ -181,11 +305,11 @@ class Link {
       if (generation === this.generation) this.took(generation, event.data);
     };
     socket.onclose = (event) => this.lost(generation, event.code, event.reason);
-    // Not every WebSocket tells of its close after an error; one that does has said it by then.
+    // not every WebSocket reports its close after an error; one that does has done so by then
     socket.onerror = () => setTimeout(() => this.lost(generation, 1006, "the connection failed"), 50);
   }
 
-  /** The owner has what it needs of the server: the connection stands. */
+  /** The owner has what it needs: the connection is established. */
   stands() {
     this.clear("connect");
     this.refused = null;
@@ -213,7 +337,7 @@ class Link {
     }
   }
 
-  /** A connection may be dead without a word: after a silence ask for an answer. */
+  /** After a silence asks for an answer: a dead connection says nothing. */
   listen(generation) {
     const look = () => {
       if (generation !== this.generation) return;
@@ -230,7 +354,7 @@ class Link {
     this.after("listen", this.silence, look);
   }
 
-  /** A token that ends soon is replaced on the open connection. */
+  /** Replaces a token that expires soon, on the open connection. */
   watchToken() {
     const ends = this.token === null ? null : expiry(this.token);
     if (ends === null || this.getToken === null) return;
@@ -255,7 +379,7 @@ class Link {
     if (generation !== this.generation || this.state === "waiting") return;
     this.letGo();
     reason = reason || this.reason;
-    const wanted = comeBack(code);
+    const wanted = reconnectRule(code);
     if (wanted === "no" || (wanted === "token" && this.getToken === null)) {
       this.quit("ended", { code, reason });
       return;
@@ -288,7 +412,7 @@ class Link {
       try {
         socket.close(1000);
       } catch {
-        // It is gone all the same.
+        // it is gone all the same
       }
     }
   }
@@ -299,49 +423,58 @@ class Link {
     globalThis.removeEventListener?.("online", this.wake);
     globalThis.removeEventListener?.("offline", this.away);
     globalThis.document?.removeEventListener("visibilitychange", this.wake);
+    this.foreground?.remove();
     if (this.state !== state) this.become(state, detail);
   }
 }
 
+/** Built from strings: React Native's URL can't be changed, and has no searchParams. */
 function socketUrl(url, path, query = {}) {
-  const made = new URL(url);
-  made.protocol = made.protocol.replace("http", "ws");
-  made.pathname = made.pathname.replace(/\/$/, "") + path;
-  for (const [name, value] of Object.entries(query)) if (value != null) made.searchParams.set(name, value);
-  return made.href;
+  const parts = /^(http|ws)(s?):\/\/([^?#]+)(?:\?([^#]*))?/i.exec(String(url));
+  if (parts === null) throw new TypeError(`the server's URL must begin with https:// or http://, not ${url}`);
+  const given = Object.entries(query).filter(([, value]) => value != null);
+  const pairs = [parts[4], ...given.map(([name, value]) => `${name}=${encodeURIComponent(value)}`)].filter(Boolean);
+  const search = pairs.length > 0 ? `?${pairs.join("&")}` : "";
+  return `ws${parts[2].toLowerCase()}://${parts[3].replace(/\/+$/, "")}${path}${search}`;
 }
 
-function call(act, ...values) {
-  if (act === undefined) return;
-  try {
-    act(...values);
-  } catch (error) {
-    // The app's own mistake must not cost it the connection.
-    (globalThis.reportError ?? console.error)(error);
-  }
+/**
+ * Exchanges the code of a sign-in link for a token, once.
+ * @param {string} url the server
+ * @param {string} code what follows `#code=` in the link
+ */
+export async function signIn(url, code) {
+  const answer = await fetch(`${String(url).replace(/\/+$/, "")}/v1/sign-in`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ code }),
+  });
+  const body = await answer.json();
+  if (!answer.ok) throw new VentaError(body.code, body.detail);
+  return body;
 }
 
 // customers
 
 const PROBE_ID = "~probe";
 
-/** One watched area or list; `vendors` is what is inside, by vendorId, as of the last word from the server. */
-export class Watch {
+/** One watched area or list; `vendors` is what is inside, by vendorId, as last reported by the server. */
+export class Watch extends Emitter {
   constructor(client, id, wanted, handlers) {
+    super(handlers);
     this.client = client;
     this.id = id;
     this.wanted = wanted;
-    this.handlers = handlers;
     this.vendors = new Map();
     /** Of a watch with `as: "counts"`: the groups, by their names. */
     this.groups = new Map();
-    /** The view is exact: a snapshot came on this connection. */
+    /** Whether the view is exact: a snapshot came on this connection. */
     this.fresh = false;
     this.answered = false;
     this.closed = false;
   }
 
-  /** Watch something else under the same name; what the view holds stays until the snapshot comes. */
+  /** Watches something else under the same id; the view stays until the snapshot comes. */
   move(wanted) {
     this.wanted = { ...wanted };
     this.fresh = false;
@@ -352,6 +485,23 @@ export class Watch {
     this.client.drop(this);
   }
 
+  /** Resolves with the vendors (or the groups) once the view is exact; rejects when the server refuses the watch. */
+  ready() {
+    return new Promise((resolve, reject) => {
+      const held = () => (this.wanted.as === "counts" ? this.groups : this.vendors);
+      if (this.fresh) return resolve(held());
+      const stop = new AbortController();
+      const options = { signal: stop.signal };
+      const done = (act, value) => (stop.abort(), act(value));
+      const ended = (state, { code = 1000, reason = "stopped" } = {}) =>
+        (state === "ended" || state === "stopped") && done(reject, new VentaError(code, reason));
+      for (const name of ["snapshot", "counts"]) this.on(name, () => done(resolve, held()), options);
+      this.on("error", (error) => done(reject, new VentaError(error.code, error.message)), options);
+      this.client.on("state", ended, options);
+      if (this.client.state === "ended") ended("ended", this.client.link.detail);
+    });
+  }
+
   snapshot(cards) {
     const gone = new Set(this.vendors.keys());
     for (const card of cards) {
@@ -360,7 +510,7 @@ export class Watch {
     }
     for (const vendorId of gone) this.leave(vendorId);
     this.fresh = this.answered = true;
-    call(this.handlers.onSnapshot, this.vendors);
+    this.emit("snapshot", this.vendors);
   }
 
   count(groups, all) {
@@ -373,11 +523,11 @@ export class Watch {
       if (group.count === 0) this.groups.delete(group.group);
       else this.groups.set(group.group, group);
     }
-    call(this.handlers.onCounts, this.groups);
+    this.emit("counts", this.groups);
   }
 
   update(message) {
-    if (!this.answered) return; // of a watch that had this name before
+    if (!this.answered) return; // of an earlier watch with this id
     for (const card of message.entered ?? []) this.upsert(card);
     for (const fix of message.moved ?? []) this.shift(fix);
     for (const vendorId of message.left ?? []) this.leave(vendorId);
@@ -386,12 +536,12 @@ export class Watch {
   upsert(card) {
     const before = this.vendors.get(card.vendorId);
     this.vendors.set(card.vendorId, card);
-    if (before === undefined) return call(this.handlers.onEntered, card);
+    if (before === undefined) return this.emit("entered", card);
     if (["name", "open", "primaryImage", "online"].some((name) => before[name] !== card[name])) {
-      call(this.handlers.onChanged, card, before);
+      this.emit("changed", card, before);
     }
     if (["timestamp", "lat", "long", "heading", "speed"].some((name) => before[name] !== card[name])) {
-      call(this.handlers.onMoved, card, before);
+      this.emit("moved", card, before);
     }
   }
 
@@ -401,32 +551,21 @@ export class Watch {
     const { heading: _, speed: __, ...kept } = before;
     const card = { ...kept, ...fix };
     this.vendors.set(fix.vendorId, card);
-    call(this.handlers.onMoved, card, before);
+    this.emit("moved", card, before);
   }
 
   leave(vendorId) {
     const card = this.vendors.get(vendorId);
-    if (this.vendors.delete(vendorId)) call(this.handlers.onLeft, card);
+    if (this.vendors.delete(vendorId)) this.emit("left", card);
   }
 }
 
-/** A customer's connection: watches whose views are kept true, over any number of connections. */
-export class CustomerClient {
+/** A customer's connection: watches whose views stay exact over any number of connections. */
+export class CustomerClient extends Client {
   constructor(url, options = {}) {
-    this.options = options;
+    super(url, options, "/v1/watch");
     this.watches = new Map();
     this.numbers = 0;
-    this.probing = false;
-    this.link = new Link(socketUrl(url, "/v1/watch"), options, this);
-  }
-
-  get state() {
-    return this.link.state;
-  }
-
-  /** When the server was last heard, epoch ms by this clock; null: never. */
-  get heard() {
-    return this.link.heard;
   }
 
   start() {
@@ -438,13 +577,9 @@ export class CustomerClient {
     this.link.stop();
   }
 
-  /** Try to connect now rather than after the wait. */
-  retry() {
-    this.link.kick();
-  }
-
   watch(wanted, handlers = {}, id = `w${++this.numbers}`) {
     if (this.watches.has(id)) throw new RangeError(`there is a watch ${id} already: move it, or close it first`);
+    handlers.signal?.addEventListener("abort", () => watch.close());
     const watch = new Watch(this, id, { ...wanted }, handlers);
     this.watches.set(id, watch);
     this.ask(watch);
@@ -454,7 +589,6 @@ export class CustomerClient {
   // of the link and the watches
 
   opened() {
-    // One that needs a token and got none hears nothing until it is closed: the first answer tells.
     this.link.stands();
     for (const watch of this.watches.values()) this.ask(watch);
   }
@@ -485,11 +619,11 @@ export class CustomerClient {
         const generation = this.link.generation;
         setTimeout(() => generation === this.link.generation && this.ask(watch), message.retryAfterMs);
       }
-      if (watch !== undefined) call(watch.handlers.onError, message);
-      call(this.options.onError, message);
+      const heard = watch?.emit("error", message);
+      if (!this.emit("error", message) && !heard) warn(message);
       return;
     }
-    if (watch !== undefined && !watch.closed && watch.fresh) call(watch.handlers.onView, watch.vendors);
+    if (watch !== undefined && !watch.closed && watch.fresh) watch.emit("view", watch.vendors);
   }
 
   probe() {
@@ -497,19 +631,15 @@ export class CustomerClient {
     return true;
   }
 
-  failed(error) {
-    call(this.options.onError, { type: "error", code: "ERR_UNAUTHORIZED", message: String(error?.message ?? error) });
-  }
-
   became(state, detail) {
     if (state !== "open") for (const watch of this.watches.values()) watch.fresh = false;
-    call(this.options.onState, state, detail);
+    super.became(state, detail);
   }
 }
 
 // vendors
 
-/** A queue that is gone with the page or process. */
+/** A queue that is lost with the page or process: for tests and simulations. */
 export class MemoryQueue {
   constructor() {
     this.pings = new Map();
@@ -527,7 +657,7 @@ export class MemoryQueue {
   async close() {}
 }
 
-/** A queue in the browser's IndexedDB; give each vendor a name of its own. */
+/** A queue in the browser's IndexedDB; each vendor needs a name of its own. */
 export class IndexedDbQueue {
   constructor(name = "streamer-pings") {
     this.name = name;
@@ -567,16 +697,22 @@ export class IndexedDbQueue {
   }
 }
 
-/** Another vendor on the same device must not report this one's pings as its own. */
-function queueName({ vendorId }) {
-  return vendorId == null ? "streamer-pings" : `streamer-pings-${vendorId}`;
+/** The queue that a client has without `options.queue`: one for each vendor of a device. */
+function defaultQueue({ vendorId }) {
+  const name = vendorId == null ? "streamer-pings" : `streamer-pings-${vendorId}`;
+  if (globalThis.indexedDB) return new IndexedDbQueue(name);
+  console.warn(
+    "venta: pings are kept in memory only and are lost when the app ends. Pass options.queue: a StorageQueue " +
+      "(@venta/client/storage-queue, for AsyncStorage) or a FileQueue (@venta/client/file-queue, for Node)",
+  );
+  return new MemoryQueue();
 }
 
-/** A vendor's connection: a ping given to it is kept, over restarts where the queue lasts, until the server has it. */
-export class VendorClient {
+/** A vendor's connection: keeps each ping until the server has stored it, over restarts where the queue is durable. */
+export class VendorClient extends Client {
   constructor(url, options = {}) {
-    this.options = options;
-    this.queue = options.queue ?? (globalThis.indexedDB ? new IndexedDbQueue(queueName(options)) : new MemoryQueue());
+    super(url, options, "/v1/vendor", { vendorId: options.vendorId });
+    this.queue = options.queue ?? defaultQueue(options);
     this.maxQueue = options.maxQueue ?? 100_000;
     this.maxBatch = 500;
     /** The server's clock less this one, ms; null before the first hello. */
@@ -599,12 +735,8 @@ export class VendorClient {
     this.put = new Map();
     this.remove = new Set();
     this.writing = null;
-    this.empty = [];
-    this.link = new Link(socketUrl(url, "/v1/vendor", { vendorId: options.vendorId }), options, this);
-  }
-
-  get state() {
-    return this.link.state;
+    /** Promises of `stored`, by timestamp: {resolve, reject}. */
+    this.promised = new Map();
   }
 
   /** Pings that the server is not known to have. */
@@ -627,15 +759,14 @@ export class VendorClient {
     this.loaded = null;
   }
 
-  retry() {
-    this.link.kick();
-  }
-
   /**
-   * Keep a position until it is stored. `timestamp` is by this device's clock; the difference to the server's is taken
-   * off before the ping is first sent. Resolves with the ping's timestamp when the queue has it.
+   * Keeps a position until it is stored: {lat, long, …}, or a browser's GeolocationPosition or GeolocationCoordinates.
+   * `timestamp` is by this device's clock; the difference to the server's is corrected before the ping is first sent.
+   * Resolves with the ping's timestamp when the queue has it.
    */
-  async ping(fix) {
+  async ping(given) {
+    const { coords = given, timestamp: at = given.timestamp } = given;
+    const fix = "latitude" in coords ? { ...plain(coords), timestamp: at ?? undefined } : given;
     if (!(Math.abs(fix.lat) <= 90 && Math.abs(fix.long) <= 180)) {
       throw new RangeError(`lat is -90 to 90 and long -180 to 180 degrees, not ${fix.lat}, ${fix.long}`);
     }
@@ -658,7 +789,7 @@ export class VendorClient {
     this.insert(timestamp);
     this.bound();
     this.pump();
-    this.told();
+    this.queued();
     await this.written();
     return timestamp;
   }
@@ -669,9 +800,21 @@ export class VendorClient {
     this.sayStatus();
   }
 
-  /** Resolves when the server has all that was given. */
+  /** Resolves when the server has stored all pings; rejects with a VentaError when the connection ends before. */
   flushed() {
-    return this.waiting.size === 0 ? Promise.resolve() : new Promise((resolve) => this.empty.push(resolve));
+    return Promise.all([...this.waiting.keys()].map((timestamp) => this.whenStored(timestamp).catch(ignoreRejects))).then(() => {});
+  }
+
+  /** Resolves when the ping with this timestamp is stored; rejects when it is rejected, dropped, or the client ends. */
+  whenStored(timestamp) {
+    if (!this.waiting.has(timestamp)) return Promise.resolve();
+    if (this.state === "ended") return Promise.reject(new VentaError(this.link.detail.code, this.link.detail.reason));
+    if (!this.promised.has(timestamp)) {
+      const made = {};
+      made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
+      this.promised.set(timestamp, made);
+    }
+    return this.promised.get(timestamp).promise;
   }
 
   // of the link
@@ -687,12 +830,12 @@ export class VendorClient {
       if (this.status?.seq != null && message.retryAfterMs !== undefined) {
         this.link.after("status", message.retryAfterMs, () => this.sayStatus());
       }
-      call(this.options.onError, message);
+      this.fail(message);
     }
   }
 
   probe() {
-    // Silence is no sign of death here: acks wait with PostgreSQL. A ping that can't be taken is answered at once.
+    // silence is normal here: acks wait for PostgreSQL; a ping that must be rejected is answered at once
     if (!this.greeted || (this.sent.size === 0 && this.status?.seq == null)) return false;
     this.link.send({
       type: "ping",
@@ -704,13 +847,13 @@ export class VendorClient {
     return true;
   }
 
-  failed(error) {
-    call(this.options.onError, { type: "error", code: "ERR_UNAUTHORIZED", message: String(error?.message ?? error) });
-  }
-
   became(state, detail) {
     if (state !== "open") this.greeted = false;
-    call(this.options.onState, state, detail);
+    if (state === "ended" || state === "stopped") {
+      const { code = 1000, reason = "stopped" } = detail;
+      for (const timestamp of [...this.promised.keys()]) this.resolve(timestamp, new VentaError(code, reason));
+    }
+    super.became(state, detail);
   }
 
   // inside
@@ -723,12 +866,12 @@ export class VendorClient {
         this.insert(ping.timestamp);
       }
       this.bound();
-      this.told();
+      this.queued();
     });
     return this.loaded;
   }
 
-  /** What to add to this clock's times; null before it is known. */
+  /** What is added to this clock's times; null before it is known. */
   correction() {
     if (this.clockOffset === null) return null;
     return Math.abs(this.clockOffset) > CLOCK_TOLERANCE ? this.clockOffset : 0;
@@ -750,7 +893,8 @@ export class VendorClient {
     const dropped = new Set(oldest);
     this.unsent = this.unsent.filter((timestamp) => !dropped.has(timestamp));
     this.dropped += over;
-    call(this.options.onDropped, gone);
+    for (const timestamp of oldest) this.resolve(timestamp, new VentaError("ERR_DROPPED", "the queue is full"));
+    if (!this.emit("dropped", gone)) warn({ code: "ERR_DROPPED", message: `the queue is full: ${over} of the oldest pings were dropped` });
   }
 
   forget(timestamp) {
@@ -767,7 +911,8 @@ export class VendorClient {
       const { ping } = this.waiting.get(message.durable);
       this.forget(message.durable);
       this.stored += 1;
-      call(this.options.onStored, [ping]);
+      this.resolve(message.durable);
+      this.emit("stored", [ping]);
     }
     this.correct();
     this.sent.clear();
@@ -777,13 +922,13 @@ export class VendorClient {
     this.greeted = true;
     if (this.status !== null) this.status.seq = null;
     this.link.stands();
-    call(this.options.onHello, message);
+    this.emit("hello", message);
     this.sayStatus();
     this.pump();
-    this.told();
+    this.queued();
   }
 
-  /** The times of this run that were taken by a wrong clock, before any of them goes out. */
+  /** Corrects the times that this run took by a wrong clock, before any of them is sent. */
   correct() {
     const by = this.correction();
     for (const [timestamp, entry] of [...this.waiting]) {
@@ -791,18 +936,21 @@ export class VendorClient {
       entry.local = false;
       if (by === 0) continue;
       this.forget(timestamp);
-      let mended = timestamp + by;
-      while (this.waiting.has(mended)) mended += 1;
-      entry.ping = { ...entry.ping, timestamp: mended };
-      this.waiting.set(mended, entry);
-      this.remove.delete(mended);
-      this.put.set(mended, entry.ping);
+      let corrected = timestamp + by;
+      while (this.waiting.has(corrected)) corrected += 1;
+      entry.ping = { ...entry.ping, timestamp: corrected };
+      this.waiting.set(corrected, entry);
+      this.remove.delete(corrected);
+      this.put.set(corrected, entry.ping);
+      const promised = this.promised.get(timestamp);
+      this.promised.delete(timestamp);
+      if (promised) this.promised.set(corrected, promised);
     }
     this.latest += by;
     void this.written();
   }
 
-  /** Send: the newest first, for those who watch, then what was collected before, oldest first. */
+  /** Sends the newest ping first, for those who watch, then the backlog, oldest first. */
   pump() {
     if (!this.greeted) return;
     while (this.unsent.length > 0 && this.link.buffered < MOST_BUFFERED) {
@@ -813,7 +961,7 @@ export class VendorClient {
         this.unsent.pop();
         this.link.send({ type: "ping", ...this.numbered(newest) });
       } else {
-        // What is on its way is bounded, so that a fresh ping does not stand behind hours of old ones.
+        // what is in flight is bounded, so that a fresh ping does not wait behind hours of old ones
         if (this.sent.size > 2 * this.maxBatch) break;
         const pings = [];
         let bytes = 0;
@@ -837,7 +985,7 @@ export class VendorClient {
   sayStatus() {
     if (this.status === null || !this.greeted) return;
     this.link.send({ type: "status", open: this.status.open });
-    // Messages are taken in order: an ack of a later ping says that this one was heard.
+    // messages are handled in order: an ack of a later ping shows that this one arrived
     this.status.seq = this.seq + 1;
   }
 
@@ -849,14 +997,15 @@ export class VendorClient {
       const entry = this.waiting.get(timestamp);
       if (entry === undefined) continue;
       this.forget(timestamp);
+      this.resolve(timestamp);
       stored.push(entry.ping);
     }
     if (this.status?.seq != null && seq >= this.status.seq) this.status = null;
     this.stored += stored.length;
-    if (stored.length > 0) call(this.options.onStored, stored);
+    if (stored.length > 0) this.emit("stored", stored);
     void this.written();
     this.pump();
-    this.told();
+    this.queued();
   }
 
   reject(message) {
@@ -866,17 +1015,26 @@ export class VendorClient {
     if (entry === undefined) return;
     this.forget(timestamp);
     this.rejected += 1;
-    call(this.options.onRejected, entry.ping, message);
+    this.resolve(timestamp, new VentaError(message.code, message.message));
+    if (!this.emit("rejected", entry.ping, message)) warn(message);
     void this.written();
-    this.told();
+    this.queued();
   }
 
-  told() {
-    if (this.waiting.size === 0) for (const resolve of this.empty.splice(0)) resolve();
-    call(this.options.onQueue, this.waiting.size);
+  queued() {
+    this.emit("queue", this.waiting.size);
   }
 
-  /** Write what changed, one write after the other; all that comes meanwhile goes together into the next. */
+  /** Settles the promise for a ping: resolved, or rejected with an error. */
+  resolve(timestamp, error) {
+    const promised = this.promised.get(timestamp);
+    if (promised === undefined) return;
+    this.promised.delete(timestamp);
+    if (error === undefined) promised.resolve();
+    else promised.reject(error);
+  }
+
+  /** Writes what changed, one write after the other; changes that come meanwhile share the next. */
   written() {
     this.writing ??= (async () => {
       await null;
@@ -899,12 +1057,19 @@ export class VendorClient {
       }
     })();
     return this.writing.catch((error) => {
-      // A full disk is no reason not to send: the pings are still in memory.
-      call(this.options.onError, {
-        type: "error",
-        code: "ERR_INTERNAL",
-        message: `the queue can't be written: ${error?.message ?? error}`,
-      });
+      // a full disk is no reason not to send: the pings are still in memory
+      this.fail({ type: "error", code: "ERR_QUEUE", message: `the queue can't be written: ${error?.message ?? error}` });
     });
   }
+}
+
+/** A browser's coordinates as a fix: what the device does not know is null there, or NaN. */
+function plain({ latitude, longitude, accuracy, heading, speed }) {
+  const known = Object.entries({ accuracy, heading, speed }).filter(([, value]) => Number.isFinite(value) && value >= 0);
+  return { lat: latitude, long: longitude, ...Object.fromEntries(known) };
+}
+
+/** For `flushed`: a ping that is rejected or dropped waits no longer; a connection that ended is an error. */
+function ignoreRejects(error) {
+  if (typeof error.code === "number") throw error;
 }

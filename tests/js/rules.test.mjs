@@ -4,12 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { FileQueue } from "../../clients/js/file-queue.js";
-import { VendorClient, Watch, backoff, comeBack, expiry } from "../../clients/js/venta.js";
+import { StorageQueue } from "../../clients/js/storage-queue.js";
+import { CustomerClient, VendorClient, VentaError, Watch, backoff, reconnectRule, expiry } from "../../clients/js/venta.js";
 
 test("close codes are answered as the protocol's table says", () => {
   const table = { 1001: "yes", 1012: "yes", 1009: "no", 4400: "no", 4401: "token", 4403: "no", 4404: "no",
     4408: "yes", 4429: "later", 4508: "yes", 1006: "yes", 1011: "yes" };
-  for (const [code, answer] of Object.entries(table)) assert.equal(comeBack(Number(code)), answer, code);
+  for (const [code, answer] of Object.entries(table)) assert.equal(reconnectRule(Number(code)), answer, code);
 });
 
 test("waits grow, are spread from nothing to their bound, and have a largest", () => {
@@ -97,7 +98,7 @@ test("a status that the database could not take is said again when the server as
 
 test("the types name what the modules export, and the classes' members are there", async () => {
   const folder = new URL("../../clients/js/", import.meta.url);
-  for (const name of ["venta", "file-queue"]) {
+  for (const name of ["venta", "file-queue", "storage-queue"]) {
     const module = await import(new URL(`${name}.js`, folder));
     const types = await readFile(new URL(`${name}.d.ts`, folder), "utf8");
     const declared = [...types.matchAll(/export declare (?:class|function) (\w+)/g)].map(([, found]) => found);
@@ -108,4 +109,176 @@ test("the types name what the modules export, and the classes' members are there
       }
     }
   }
+});
+
+/** A store like AsyncStorage, whose process can be ended before any write. */
+class Storage {
+  constructor(values = new Map(), writes = Infinity) {
+    this.values = values;
+    this.writes = writes;
+  }
+  spend() {
+    if (this.writes-- <= 0) throw new Error("the process was ended");
+  }
+  async getItem(key) {
+    return this.values.get(key) ?? null;
+  }
+  async setItem(key, value) {
+    this.spend();
+    this.values.set(key, value);
+  }
+  async removeItem(key) {
+    this.spend();
+    this.values.delete(key);
+  }
+}
+
+test("a queue in AsyncStorage loses nothing that was written, wherever the process ends", async () => {
+  const ping = (timestamp) => ({ timestamp, lat: 1, long: 1 });
+  for (let writes = 0; writes < 420; writes += 1) {
+    const values = new Map();
+    const queue = new StorageQueue(new Storage(values, writes));
+    await queue.load();
+    const written = new Set();
+    try {
+      for (let n = 1; n <= 130; n += 1) {
+        await queue.write([ping(n)], n % 2 ? [] : [n - 1]);
+        written.add(n);
+        if (n % 2 === 0) written.delete(n - 1);
+      }
+    } catch (error) {
+      assert.equal(error.message, "the process was ended");
+    }
+    const held = new Set((await new StorageQueue(new Storage(values)).load()).map(({ timestamp }) => timestamp));
+    for (const n of written) assert.ok(held.has(n) || held.has(n + 1), `${n} after ${writes} writes`);
+    assert.ok(held.size <= written.size + 1);
+    if (writes > 400) assert.ok(values.size < 110, "old records are removed");
+  }
+});
+
+test("URLs are built without URL, whose parts can't be set in React Native", () => {
+  const own = globalThis.URL;
+  globalThis.URL = class {
+    constructor() {
+      throw new Error("not implemented");
+    }
+  };
+  try {
+    const url = (from, options) => new VendorClient(from, { WebSocket: class {}, queue: {}, ...options }).link.url;
+    assert.equal(url("https://a.example"), "wss://a.example/v1/vendor");
+    assert.equal(url("http://a.example:81/base/", { vendorId: "a b&c" }), "ws://a.example:81/base/v1/vendor?vendorId=a%20b%26c");
+    assert.equal(url("HTTPS://a.example/?x=1#y", { vendorId: "v" }), "wss://a.example/v1/vendor?x=1&vendorId=v");
+    assert.throws(() => url("a.example"), /must begin with https/);
+  } finally {
+    globalThis.URL = own;
+  }
+});
+
+class Wire {
+  constructor() {
+    Wire.last = this;
+    this.sent = [];
+    this.readyState = 1;
+    this.bufferedAmount = 0;
+    setTimeout(() => this.onopen?.());
+  }
+  send(text) {
+    this.sent.push(JSON.parse(text));
+  }
+  close() {}
+  says(message) {
+    this.onmessage({ data: JSON.stringify(message) });
+  }
+  ends(code, reason = "") {
+    this.onclose({ code, reason });
+  }
+}
+
+function console_(run) {
+  const said = [];
+  const own = console.warn;
+  console.warn = (text) => said.push(text);
+  return Promise.resolve(run(said)).finally(() => (console.warn = own));
+}
+
+test("what no handler hears is said once on the console, with what to do", () =>
+  console_(async (said) => {
+    const client = new CustomerClient("http://a", { WebSocket: Wire }).start();
+    await client.ready();
+    client.watch({ area: {} }, {}, "w");
+    for (let n = 0; n < 2; n += 1) Wire.last.says({ type: "error", id: "w", code: "ERR_AREA_TOO_LARGE", message: "it is too large" });
+    assert.equal(said.length, 1);
+    assert.match(said[0], /too large \(ERR_AREA_TOO_LARGE\): watch a smaller area/);
+    client.on("error", () => {});
+    Wire.last.says({ type: "error", id: "w", code: "ERR_INVALID_AREA", message: "no" });
+    assert.equal(said.length, 1, "a handler heard it");
+    Wire.last.ends(4403, "not yours");
+    assert.match(said[1], /4403/);
+    new VendorClient("http://a", { WebSocket: Wire });
+    assert.match(said[2], /memory only/);
+  }));
+
+test("promises settle: connected, ended, stored, rejected, refused", async () => {
+  const client = new VendorClient("http://a", { WebSocket: Wire, queue: new (class {
+    load = async () => [];
+    write = async () => {};
+    close = async () => {};
+  })(), onError: () => {}, onRejected: () => {}, onState: () => {} });
+  const ready = client.ready();
+  await client.start();
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  Wire.last.says({ type: "hello", vendorId: "v", time: Date.now(), durable: null, maxBatch: 500 });
+  await ready;
+  const times = [];
+  for (let n = 0; n < 3; n += 1) times.push(await client.ping({ coords: { latitude: 1, longitude: 2, accuracy: 3, heading: null, speed: NaN }, timestamp: 1_000 + n }));
+  assert.deepEqual(Wire.last.sent[0].pings?.[0] ?? Wire.last.sent[0], { ...(Wire.last.sent[0].pings ? {} : { type: "ping" }), seq: 1, lat: 1, long: 2, timestamp: 1_000, accuracy: 3 });
+  const [first, second, third] = times.map((time) => client.whenStored(time));
+  const flushed = client.flushed();
+  Wire.last.says({ type: "ack", seq: 1 });
+  await first;
+  const rejected = assert.rejects(second, (error) => error instanceof VentaError && error.code === "ERR_TIMESTAMP_IN_FUTURE");
+  Wire.last.says({ type: "reject", seq: 2, code: "ERR_TIMESTAMP_IN_FUTURE", message: "ahead" });
+  await rejected;
+  const ended = [assert.rejects(third, { code: 4403 }), assert.rejects(flushed, { code: 4403 })];
+  Wire.last.ends(4403, "not yours");
+  await Promise.all(ended);
+  await assert.rejects(client.ready(), { code: 4403 });
+  await assert.rejects(client.whenStored(times[2]), { code: 4403 });
+});
+
+test("a watch is ready with its view, and rejects what the server refuses; groups are upserts", async () => {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} }).start();
+  await client.ready();
+  const abort = new AbortController();
+  const counts = client.watch({ area: {}, as: "counts" }, { signal: abort.signal }, "c");
+  const group = (name, count) => ({ group: name, lat: 0, long: 0, count, open: 0, online: 0 });
+  Wire.last.says({ type: "snapshot", id: "c", groups: [group("a", 1), group("b", 2)] });
+  assert.equal((await counts.ready()).size, 2);
+  Wire.last.says({ type: "update", id: "c", groups: [group("a", 0), group("c", 3)] });
+  assert.deepEqual([...counts.groups.keys()], ["b", "c"]);
+  const refused = client.watch({ area: {} }, {}, "r").ready();
+  Wire.last.says({ type: "error", id: "r", code: "ERR_AREA_TOO_LARGE", message: "no" });
+  await assert.rejects(refused, { code: "ERR_AREA_TOO_LARGE" });
+  abort.abort();
+  assert.equal(client.watches.has("c"), false);
+  assert.deepEqual(Wire.last.sent.at(-1), { type: "unwatch", id: "c" });
+  client.stop();
+});
+
+test("in the foreground the app reconnects at once", async () => {
+  let change;
+  let removed = 0;
+  const appState = { addEventListener: (_, listener) => ((change = listener), { remove: () => (removed += 1) }) };
+  const states = [];
+  const client = new CustomerClient("http://a", { WebSocket: Wire, appState, minDelay: 60_000, random: () => 1, onState: (state) => states.push(state) }).start();
+  await client.ready();
+  Wire.last.ends(1006);
+  assert.equal(client.state, "waiting");
+  change("background");
+  assert.equal(client.state, "waiting");
+  change("active");
+  await client.ready();
+  client.stop();
+  assert.equal(removed, 1);
+  assert.deepEqual(states, ["connecting", "open", "waiting", "connecting", "open", "stopped"]);
 });

@@ -217,17 +217,19 @@ function showCounts() {
         status();
         refreshSoon();
       },
-      onError: (error) => {
-        if (!["ERR_INVALID_MESSAGE", "ERR_AREA_TOO_LARGE"].includes(error.code)) return notice(error.message);
-        // a server from before `counts`: the middle of the view, vendor by vendor
-        counting = false;
-        overview?.close();
-        overview = null;
-        showVendors();
-      },
+      onSnapshot: withoutCounts,
+      onError: (error) => (["ERR_INVALID_MESSAGE", "ERR_AREA_TOO_LARGE"].includes(error.code) ? withoutCounts() : notice(error.message)),
     },
     "overview",
   );
+}
+
+/** A server that has no counts: the middle of the view, vendor by vendor. */
+function withoutCounts() {
+  counting = false;
+  overview?.close();
+  overview = null;
+  showVendors();
 }
 
 function sum(groups, name) {
@@ -610,7 +612,7 @@ function from() {
 function status() {
   const button = by("status");
   const { state } = client;
-  const silent = Date.now() - (client.heard ?? Date.now());
+  const silent = Date.now() - (client.lastMessageAt ?? Date.now());
   let shown = "live";
   let words = text("status.live");
   if (state === "stopped" && settings.tokenNeeded) [shown, words] = ["ended", text("status.sign-in")];

@@ -1,0 +1,23 @@
+import type { Area, Card, CustomerClient, Group, ServerError, State } from "@venta/client";
+import type { ReactElement, ReactNode } from "react";
+
+export declare function VentaProvider(props: { client: CustomerClient; children?: ReactNode }): ReactElement;
+export declare function useVentaClient(): CustomerClient;
+export declare function useConnectionState(): State;
+
+export interface WatchOptions {
+  /** Only vendors that are open. */
+  open?: boolean;
+  /** No more often than this, ms. */
+  interval?: number;
+}
+
+export declare function useVendors(
+  area: Area | null,
+  options?: WatchOptions,
+): { vendors: Card[]; fresh: boolean; error: ServerError | null };
+export declare function useVendor(vendorId: string | null): { vendor: Card | null; fresh: boolean; error: ServerError | null };
+export declare function useCounts(
+  area: Area | null,
+  options?: WatchOptions & { detail?: number },
+): { groups: Group[]; fresh: boolean; error: ServerError | null };

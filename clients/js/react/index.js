@@ -1,0 +1,81 @@
+/** React hooks for the live vendors of a Venta server, on the web and in React Native. */
+
+import { createContext, createElement, useCallback, useContext, useEffect, useMemo, useRef, useSyncExternalStore } from "react";
+
+const Context = createContext(null);
+
+/** Gives a `CustomerClient` to the hooks below it, and keeps it connected while it is mounted. */
+export function VentaProvider({ client, children }) {
+  useEffect(() => {
+    client.start();
+    return () => client.stop();
+  }, [client]);
+  return createElement(Context.Provider, { value: client }, children);
+}
+
+export function useVentaClient() {
+  const client = useContext(Context);
+  if (client === null) throw new Error("put a <VentaProvider client={…}> around this component");
+  return client;
+}
+
+/** The state of the connection: "connecting", "open", "waiting", "stopped" or "ended". */
+export function useConnectionState() {
+  const client = useVentaClient();
+  const subscribe = useCallback((changed) => (client.on("state", changed), () => client.off("state", changed)), [client]);
+  return useSyncExternalStore(subscribe, () => client.state, () => "stopped");
+}
+
+const NOTHING = { vendors: [], groups: [], fresh: false, error: null };
+
+function useWatch(wanted) {
+  const client = useVentaClient();
+  const key = wanted === null ? null : JSON.stringify(wanted);
+  const store = useRef(null);
+  store.current ??= { value: NOTHING, listeners: new Set(), watch: null };
+  const subscribe = useCallback((changed) => {
+    store.current.listeners.add(changed);
+    return () => store.current.listeners.delete(changed);
+  }, []);
+
+  useEffect(() => {
+    if (key === null) return undefined;
+    const held = store.current;
+    const publish = (error = null) => {
+      const { vendors, groups, fresh } = held.watch;
+      held.value = { vendors: [...vendors.values()], groups: [...groups.values()], fresh, error };
+      for (const listener of held.listeners) listener();
+    };
+    const watch = (held.watch = client.watch(JSON.parse(key), { onView: () => publish(), onCounts: () => publish(), onError: publish }));
+    const state = () => held.watch === watch && publish(held.value.error);
+    client.on("state", state);
+    return () => {
+      client.off("state", state);
+      watch.close();
+      held.watch = null;
+      held.value = NOTHING;
+    };
+  }, [client, key]);
+
+  return useSyncExternalStore(subscribe, () => store.current.value, () => NOTHING);
+}
+
+/** The vendors in an area: `{vendors, fresh, error}`. A new area moves the watch; null watches nothing. */
+export function useVendors(area, { open, interval } = {}) {
+  const { vendors, fresh, error } = useWatch(area && { area, ...(open && { open }), ...(interval && { interval }) });
+  return useMemo(() => ({ vendors, fresh, error }), [vendors, fresh, error]);
+}
+
+/** One vendor: `{vendor, fresh, error}`; `vendor` is null while it is not on the map. */
+export function useVendor(vendorId) {
+  const { vendors, fresh, error } = useWatch(vendorId && { vendors: [vendorId] });
+  return useMemo(() => ({ vendor: vendors[0] ?? null, fresh, error }), [vendors, fresh, error]);
+}
+
+/** Groups of vendors with counts, for maps zoomed out: `{groups, fresh, error}`. */
+export function useCounts(area, { open, interval, detail } = {}) {
+  const { groups, fresh, error } = useWatch(
+    area && { area, as: "counts", ...(open && { open }), ...(interval && { interval }), ...(detail && { detail }) },
+  );
+  return useMemo(() => ({ groups, fresh, error }), [groups, fresh, error]);
+}

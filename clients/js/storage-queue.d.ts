@@ -1,0 +1,15 @@
+import type { Ping, Queue } from "./venta.js";
+
+/** `AsyncStorage` of React Native, and whatever is like it; values may come at once or as promises. */
+export interface KeyValueStorage {
+  getItem(key: string): Promise<string | null> | string | null | undefined;
+  setItem(key: string, value: string): Promise<unknown> | unknown;
+  removeItem(key: string): Promise<unknown> | unknown;
+}
+
+export declare class StorageQueue implements Queue {
+  constructor(storage: KeyValueStorage, name?: string);
+  load(): Promise<Ping[]>;
+  write(put: Ping[], remove: number[]): Promise<void>;
+  close(): Promise<void>;
+}

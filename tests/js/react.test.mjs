@@ -1,0 +1,79 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { CustomerClient } from "@venta/client";
+import { useConnectionState, useCounts, useVendor, useVendors, VentaProvider } from "@venta/react";
+import { createElement } from "react";
+import { act, create } from "react-test-renderer";
+
+globalThis.IS_REACT_ACT_ENVIRONMENT = true;
+
+class Wire {
+  constructor() {
+    Wire.last = this;
+    this.sent = [];
+    this.readyState = 1;
+    setTimeout(() => act(() => this.onopen?.()));
+  }
+  send(text) {
+    this.sent.push(JSON.parse(text));
+  }
+  close() {}
+  says(message) {
+    return act(() => this.onmessage({ data: JSON.stringify(message) }));
+  }
+}
+
+const card = (vendorId, more = {}) => ({ vendorId, name: vendorId, open: true, primaryImage: null, online: true, lat: 1, long: 1, timestamp: 1, ...more });
+const circle = (radius) => ({ center: { lat: 1, long: 2 }, radius });
+const soon = () => act(() => new Promise((resolve) => setTimeout(resolve, 10)));
+
+async function rendered(Component, props) {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} });
+  const whole = (given) => createElement(VentaProvider, { client }, createElement(Component, given));
+  let tree;
+  await act(() => (tree = create(whole(props))));
+  await soon();
+  return { client, text: () => tree.toJSON(), update: (given) => act(() => tree.update(whole(given))), end: () => act(() => tree.unmount()) };
+}
+
+test("useVendors follows an area, its changes, and an error", async () => {
+  let renders = 0;
+  const App = ({ radius }) => {
+    renders += 1;
+    const { vendors, fresh, error } = useVendors(circle(radius), { open: true });
+    return JSON.stringify([vendors.map((one) => [one.vendorId, one.lat]), fresh, error?.code ?? null, useConnectionState()]);
+  };
+  const app = await rendered(App, { radius: 100 });
+  assert.deepEqual(Wire.last.sent.map(({ id, ...sent }) => sent), [{ type: "watch", area: circle(100), open: true }]);
+  const { id } = Wire.last.sent[0];
+  await Wire.last.says({ type: "snapshot", id, vendors: [card("a"), card("b")] });
+  assert.equal(app.text(), '[[["a",1],["b",1]],true,null,"open"]');
+  await Wire.last.says({ type: "update", id, moved: [{ vendorId: "a", lat: 2, long: 1, timestamp: 2 }], left: ["b"] });
+  assert.equal(app.text(), '[[["a",2]],true,null,"open"]');
+  const before = renders;
+  await app.update({ radius: 100 });
+  assert.equal(Wire.last.sent.length, 1, "an equal area is no new watch");
+  assert.ok(renders <= before + 1);
+  await app.update({ radius: 200 });
+  assert.deepEqual(Wire.last.sent.slice(1).map(({ type }) => type).sort(), ["unwatch", "watch"]);
+  await Wire.last.says({ type: "error", id: Wire.last.sent.findLast(({ type }) => type === "watch").id, code: "ERR_AREA_TOO_LARGE", message: "no" });
+  assert.equal(app.text(), '[[],false,"ERR_AREA_TOO_LARGE","open"]');
+  await app.end();
+  assert.equal(app.client.watches.size, 0);
+  assert.equal(app.client.state, "stopped");
+});
+
+test("useVendor is one vendor or null, useCounts groups", async () => {
+  const App = ({ id }) => {
+    const { vendor } = useVendor(id);
+    const { groups } = useCounts(circle(5));
+    return JSON.stringify([vendor?.name ?? null, groups.length]);
+  };
+  const app = await rendered(App, { id: null });
+  assert.equal(Wire.last.sent.length, 1, "no id, no watch");
+  await Wire.last.says({ type: "snapshot", id: Wire.last.sent[0].id, groups: [{ group: "g", count: 2, lat: 0, long: 0, open: 0, online: 0 }] });
+  await app.update({ id: "a" });
+  await Wire.last.says({ type: "snapshot", id: Wire.last.sent.at(-1).id, vendors: [card("a")] });
+  assert.equal(app.text(), '["a",1]');
+  await app.end();
+});
