@@ -185,7 +185,7 @@ class Server:
                 [secret.get_secret_value() for secret in shared if secret is not None],
                 self.broker.run,
                 self._owner,
-                settings.sign_in_life,
+                min(settings.sign_in_life, settings.jwt_max_lifetime or settings.sign_in_life),
                 rules_of(settings).claims,
             ),
             clock,

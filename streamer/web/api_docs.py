@@ -41,6 +41,7 @@ class ApiDocs:
 
     def __init__(self, settings: Settings) -> None:
         http, sockets = openapi(settings, __version__), asyncapi(settings, __version__)
+        http["servers"] = [{"url": settings.public_url or "/"}]
         for path, methods in http["paths"].items():
             for method, operation in methods.items():
                 operation["x-codeSamples"] = samples(method, path, operation)

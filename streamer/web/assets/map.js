@@ -568,9 +568,9 @@ function fit() {
         all.close();
         fitTo([...groups.values()]);
       },
-      onError: () => {
+      onError: (error) => {
         all.close();
-        fitTo([...fleet.movers.values()].map(({ card }) => card));
+        notice(error.message, NOTICE);
       },
     },
   );
