@@ -24,6 +24,7 @@ from streamer.errors import DatabaseError, SettingsError
 from streamer.operations import backup as backups
 from streamer.operations import maintenance
 from streamer.settings import Settings
+from streamer.storage import adopt as adoption
 from streamer.storage import audit as audits
 from streamer.storage import migrate, revisions, roles
 from streamer.storage import seed as seeds
@@ -49,6 +50,39 @@ def downgrade(revision: Annotated[str, typer.Argument(help="Down to this migrati
     url = _database_url()
     asyncio.run(migrate.downgrade(url, revision))
     _say_revision(url)
+
+
+@db.command()
+def adopt(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; name the rows in the way.")] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Give the database back as Prisma made it.")] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="Drop the old table; then there is no way back.")] = False,
+) -> None:
+    """Take over a database that Prisma made, in place, while its gateway goes on writing. Continues an earlier run."""
+    url = _database_url()
+    if dry_run + revert + finish > 1:
+        raise SettingsError("--dry-run, --revert and --finish exclude each other: give one of them")
+    if dry_run:
+        plan = asyncio.run(adoption.plan(url))
+        typer.echo(f"{plan.rows:,} locations, about, of {len(plan.days)} days are to be copied")
+        if plan.other_ids:
+            typer.echo(f"{plan.other_ids:,} of them have ids that carry no time: they keep them, in locations_default")
+        for obstacle in plan.obstacles:
+            typer.echo(f"in the way: {obstacle.line()}")
+        if plan.obstacles:
+            raise DatabaseError("the database can't be adopted until these are changed")
+        typer.echo("nothing is in the way: run `streamer db adopt`")
+        return
+    if finish:
+        asyncio.run(adoption.finish(url))
+        typer.echo("the old table is dropped")
+        return
+    with Steps(Console(stderr=True, soft_wrap=True)) as steps:
+        done = asyncio.run((adoption.revert if revert else adoption.adopt)(url, steps))
+    typer.echo(f"copied {done.copied:,} locations; the tables were locked for {done.held * 1000:.0f} ms")
+    if not revert:
+        typer.echo("next: `streamer db check`, then `streamer db grant ROLE` for the role of `serve`")
+        typer.echo("`streamer db adopt --revert` goes back, until `streamer db adopt --finish` drops the old table")
 
 
 @db.command()

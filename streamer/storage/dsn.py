@@ -24,6 +24,11 @@ def quoted(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def literal(text: str) -> str:
+    """Quotes an SQL string, for statements that take no parameters."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
     """Where PostgreSQL is and how to connect. Times are seconds; None where the URL does not say."""
