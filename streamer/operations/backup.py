@@ -573,6 +573,8 @@ def _complete(path: Path) -> Iterator[IO[bytes]]:
 
 def _write(path: Path, value: object) -> None:
     with _complete(path) as file:
+        # The group reads it: the server's metrics are made of it. The backup itself is its owner's.
+        os.fchmod(file.fileno(), 0o640)
         file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 

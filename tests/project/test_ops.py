@@ -13,17 +13,16 @@ from typing import Any
 
 import aiohttp
 import pytest
-import typer.main
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer import settings
-from streamer.cli.main import cli
 from streamer.errors import CloseCode
 from streamer.settings import Settings
 from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import CustomerApp, VendorApp, circle
+from tests.support.commands import command, runs
 from tests.support.paths import ROOT
 
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()
@@ -122,27 +121,6 @@ def test_the_runbook_names_what_there_is() -> None:
             assert command(words.split()), f"{page}: streamer {words} is no command"
 
 
-def command(words: list[str]) -> Any:
-    """The command that these words begin with."""
-    found: Any = typer.main.get_command(cli)
-    for word in words:
-        found = getattr(found, "commands", {}).get(word)
-    return found
-
-
-def options(found: Any) -> set[str]:
-    return {option for parameter in found.params for option in parameter.opts}
-
-
-def runs(line: str) -> None:
-    """A command line of ours: the command and its options exist."""
-    words = [word for word in line.split()[1:] if not word.startswith("-")]
-    found = command(words[:2] if words[0] == "db" else words[:1])
-    assert found is not None, line
-    given = {word.partition("=")[0] for word in line.split() if word.startswith("--")}
-    assert given <= options(found), line
-
-
 def test_units_run_commands_that_there_are() -> None:
     """A timer for a command with a misspelt option fails every night."""
     started = []
@@ -153,7 +131,22 @@ def test_units_run_commands_that_there_are() -> None:
             started.append(line)
         if unit.suffix == ".timer":
             assert unit.with_suffix(".service").exists()
-    assert len(started) == 5
+    assert len(started) == 6
+
+
+def test_the_server_does_not_have_the_owners_credentials() -> None:
+    """A server that is broken into must not be able to drop tables: units, composition and pods keep the two apart."""
+    for unit in UNITS:
+        text = unit.read_text()
+        files = re.findall(r"^EnvironmentFile=(.*)$", text, re.M)
+        serving = " serve " in text
+        assert files == ([] if unit.suffix == ".timer" else [f"/etc/streamer/{'streamer' if serving else 'owner'}.env"])
+        if files:
+            assert f"User={'streamer' if serving else 'streamer-owner'}\n" in text
+    services = COMPOSE["services"]
+    assert services["streamer"]["environment"]["DATABASE_URL"].startswith("postgresql://streamer:")
+    for name in ("migrate", "grant", "upkeep"):
+        assert services[name]["environment"]["DATABASE_URL"].startswith("postgresql://venta:")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
@@ -184,14 +177,21 @@ def test_the_composition() -> None:
     """Ours: commands and settings that there are, read-only, without rights, migrated before it serves."""
     services = COMPOSE["services"]
     known = {settings.variable(name) for name in Settings.model_fields}
-    for name in ("migrate", "streamer"):
+    for name in ("migrate", "grant", "upkeep", "streamer"):
         service = services[name]
         assert set(service["environment"]) <= known, name
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-    runs(" ".join(services["migrate"]["command"]))
-    assert services["streamer"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    for name in ("migrate", "grant"):
+        runs(" ".join(services[name]["command"]))
+    for line in services["upkeep"]["command"][-1].splitlines():
+        if "streamer" in line:
+            runs(line.strip())
+    done = {"condition": "service_completed_successfully"}
+    assert services["grant"]["depends_on"]["migrate"] == done
+    assert services["streamer"]["depends_on"]["grant"] == done
+    assert services["streamer"]["environment"]["STREAMER_BACKUP_DIR"] == "/backups"
     for name in ("postgres", "valkey"):
         assert services[name]["healthcheck"]["test"][0] == "CMD"
         assert services["streamer"]["depends_on"][name] == {"condition": "service_healthy"}
@@ -218,9 +218,8 @@ def test_the_image() -> None:
     """Two stages, nobody's user, no secret, its health asked."""
     text = (ROOT / "Dockerfile").read_text()
     stages = re.findall(r"^FROM (\S+)", text, re.M)
-    assert len(stages) == 2
-    assert all(stage.endswith("-slim") or "slim" in stage for stage in stages)
-    assert re.search(r"^USER 10001:10001$", text, re.M)
+    assert stages == ["python:3.13-slim", "python:3.13-slim", "runtime", "runtime"]
+    assert len(re.findall(r"^USER 10001:10001$", text, re.M)) == 2
     assert "HEALTHCHECK" in text
     assert "/livez" in text
     assert "--require-hashes" in text

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import typer.main
+
+from streamer.cli.main import cli
 from tests.support.apps import eventually
 
 STREAMER = Path(sys.executable).with_name("streamer")
@@ -112,3 +115,24 @@ async def run(*arguments: str, folder: Path, **given: str) -> Done:
     """Run a command to its end."""
     async with Command(*arguments, folder=folder, **given) as command:
         return await command.ended()
+
+
+def command(words: list[str]) -> Any:
+    """The command that these words begin with."""
+    found: Any = typer.main.get_command(cli)
+    for word in words:
+        found = getattr(found, "commands", {}).get(word)
+    return found
+
+
+def options(found: Any) -> set[str]:
+    return {option for parameter in found.params for option in parameter.opts}
+
+
+def runs(line: str) -> None:
+    """A command line of ours: the command and its options exist."""
+    words = [word for word in line.split()[1:] if not word.startswith("-")]
+    found = command(words[:2] if words[0] == "db" else words[:1])
+    assert found is not None, line
+    given = {word.partition("=")[0] for word in line.split() if word.startswith("--")}
+    assert given <= options(found), line
