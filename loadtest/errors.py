@@ -1,7 +1,7 @@
 """Why a run can't start or can't be believed.
 
 LoadtestError
-├── WrongUse     what was asked for can't be done: exit code 2
+├── WrongUse     the request can't be carried out as given: exit code 2
 └── RunFailed    the run could not be carried out: exit code 1
 
 What the server refuses or does against the protocol is in `venta_client.errors`.
@@ -15,8 +15,8 @@ class LoadtestError(Exception):
 
 
 class WrongUse(LoadtestError):
-    """What was asked for can't be done; the message says what to give instead."""
+    """The request can't be carried out as given; the message says what to give instead."""
 
 
 class RunFailed(LoadtestError):
-    """The run could not be carried out; the message says how far it came and what to look at."""
+    """The run could not be carried out; the message says how far it came and what to check."""

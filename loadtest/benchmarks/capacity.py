@@ -1,14 +1,12 @@
-"""How much of everything so many vendors and customers need, from measured costs. Pure.
+"""Computes what so many vendors and customers need, from measured costs: `python -m loadtest capacity`. Pure.
 
-The costs are of one core of the machine of docs/scaling.md; measure them anew on yours with `python -m loadtest ingest`
-and `live`, and pass them in.
+The costs are of one core of the machine of docs/scaling.md. Measure them on yours and pass them in.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 DAY = 86_400
 
@@ -98,7 +96,7 @@ class Need:
 
 
 def need(plan: Plan, costs: Costs | None = None) -> Need:
-    """The arithmetic; `ValueError` when a process would do nothing but hear the others."""
+    """Returns the need; raises ValueError when a process would be busy with the others' fixes alone."""
     costs = costs or Costs()
     per_vendor = plan.moving / plan.moving_every + (1 - plan.moving) / plan.parked_every
     pings = plan.vendors * per_vendor
@@ -109,7 +107,7 @@ def need(plan: Plan, costs: Costs | None = None) -> Need:
     hearing = heard * costs.hear / 1e6
     if hearing >= plan.busy:
         raise ValueError(
-            f"each process would hear {heard:,.0f} fixes a second, {hearing:.0%} of its core: more regions are needed"
+            f"each process would receive {heard:,.0f} fixes a second, {hearing:.0%} of a core: more regions are needed"
         )
     work = (pings * (costs.ping + costs.publish) + frames * costs.frame + deliveries * costs.position) / 1e6
     memory = plan.vendors * costs.vendor + plan.customers * costs.customer
@@ -139,7 +137,7 @@ def need(plan: Plan, costs: Costs | None = None) -> Need:
 
 
 def table(plan: Plan, found: Need) -> list[str]:
-    """The need in lines of a Markdown table."""
+    """Returns the need as lines of a Markdown table."""
     values = [
         ("vendors online, customers watching", f"{plan.vendors:,}, {plan.customers:,}"),
         ("pings stored a second", f"{found.pings:,.0f}"),
@@ -153,31 +151,3 @@ def table(plan: Plan, found: Need) -> list[str]:
         ("all clients back after all were cut off", f"{found.back_in:,.0f} s"),
     ]
     return [f"| {name} | {value} |" for name, value in values]
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.capacity", description=__doc__)
-    for each in fields(Plan):
-        kind = int if each.type == "int" else float
-        default = None if each.name in ("vendors", "customers") else each.default
-        parser.add_argument(
-            f"--{each.name.replace('_', '-')}",
-            type=kind,
-            default=default,
-            required=default is None,
-            help=f"({default})",
-        )
-    for each in fields(Costs):
-        parser.add_argument(f"--cost-{each.name}", type=float, default=each.default, help=f"({each.default})")
-    chosen = vars(parser.parse_args())
-    plan = Plan(**{each.name: chosen[each.name] for each in fields(Plan)})
-    costs = replace(Costs(), **{each.name: chosen[f"cost_{each.name}"] for each in fields(Costs)})
-    try:
-        print("\n".join(table(plan, need(plan, costs))))
-    except ValueError as impossible:
-        parser.error(str(impossible))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The highest load that keeps the promises: doubled until one breaks, then narrowed down."""
+"""Searches for the highest load that keeps the thresholds: doubled until one breaks, then narrowed down."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Step = Callable[[Scenario, float], Awaitable[dict[str, Any]]]
 
 @dataclass(slots=True)
 class Search:
-    """What to try next. Pure: `tried` is told of every scale whether it kept the promises.
+    """What to try next. Pure: `tried` takes each scale and whether it kept the thresholds.
 
     `highest` is the largest scale that may be tried; at most `most` are.
     """
@@ -36,7 +36,7 @@ class Search:
     count: int = 0
 
     def next(self) -> float | None:
-        """The next scale; None when the answer is known as well as it is going to be."""
+        """Returns the next scale; None when the answer is known well enough."""
         if self.count >= self.most:
             return None
         if self.kept is None and self.broken is None:
@@ -49,7 +49,7 @@ class Search:
         return math.sqrt(self.kept * self.broken) if self.broken / self.kept > CLOSE else None
 
     def tried(self, scale: float, ok: bool) -> None:
-        """A scale was tried."""
+        """Takes in a scale that was tried."""
         self.count += 1
         if ok:
             self.kept = max(scale, self.kept or 0.0)
@@ -58,7 +58,7 @@ class Search:
 
 
 def step_scenario(scenario: Scenario, scale: float, vary: Vary, seconds: float) -> Scenario:
-    """One step: a ramp, and then `seconds` at the level; only one of the counts when only that is to vary."""
+    """Returns one step: a ramp, and then `seconds` at the level; only the count that varies grows."""
     scaled = scenario.scaled(scale)
     if vary != "both":
         other = "customers" if vary == "vendors" else "vendors"
@@ -69,86 +69,102 @@ def step_scenario(scenario: Scenario, scale: float, vary: Vary, seconds: float) 
     return scaled.changed({"stages": [stage.model_dump() for stage in stages], "warmup": ramp + 1})
 
 
-async def find(
-    scenario: Scenario,
-    name: str,
-    run: Step,
-    *,
-    vary: Vary,
-    first: float,
-    most: int,
-    highest: float,
-    seconds: float,
-    say: Callable[[str], None],
-    stopped: Callable[[], bool],
-) -> dict[str, Any]:
-    """Search; a scale that breaks a promise is tried once more before it is believed."""
-    if all(limit is None for limit in scenario.promises.model_dump().values()):
-        raise WrongUse("find-max needs a promise to keep, for example --p99-ms 200 --lost 0")
-    search = Search(first, min(highest, MAX_APPS / max(scenario.vendors.count, scenario.customers.count)), most)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to search for: `vary` grows, from scale `first` up to `highest`; each of `most` steps lasts `seconds`."""
+
+    scenario: Scenario
+    name: str
+    vary: Vary = "both"
+    first: float = 1.0
+    most: int = 12
+    highest: float = 10_000.0
+    seconds: float = 15.0
+
+
+async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: Callable[[], bool]) -> dict[str, Any]:
+    """Searches; a scale that breaks a threshold, and the highest that keeps them, is run a second time to be sure."""
+    scenario = wanted.scenario
+    if not any(
+        threshold.name.endswith("_ms") for threshold in scenario.limits() if threshold.name != "freshness_max_ms"
+    ):
+        raise WrongUse("find-max needs a threshold on a delay, for example --threshold 'watch_p99_ms<=200'")
+    highest = min(wanted.highest, MAX_APPS / max(scenario.vendors.count, scenario.customers.count))
+    search = Search(wanted.first, highest, wanted.most)
     steps: list[dict[str, Any]] = []
-    best: dict[str, Any] | None = None
-    own_limit = False
-    while (scale := search.next()) is not None and not stopped():
-        wanted = step_scenario(scenario, scale, vary, seconds)
-        report = await run(wanted, scale)
-        if not report["ok"] and not stopped() and not too_slow(report):
-            say(f"{scale:.3g} times broke a promise; once more, to be sure")
+    reports: dict[float, dict[str, Any]] = {}
+    confirmed = own_limit = False
+    while not stopped():
+        scale = search.next()
+        if scale is None:
+            if search.kept is None or confirmed:
+                break
+            say(f"once more at {search.kept:.3g} times, to confirm it")
+            scale, confirmed = search.kept, True
+        step = step_scenario(scenario, scale, wanted.vary, wanted.seconds)
+        report = await run(step, scale)
+        if not report["ok"] and not confirmed and not stopped() and not too_slow(report):
+            say(f"{scale:.3g} times broke a threshold; once more, to be sure")
             await asyncio.sleep(PAUSE)
-            again = await run(wanted, scale)
+            again = await run(step, scale)
             report = again if again["ok"] or not better(report, again) else report
         steps.append(
             {
                 "scale": round(scale, 4),
-                "vendors": wanted.vendors.count,
-                "customers": wanted.customers.count,
+                "vendors": step.vendors.count,
+                "customers": step.customers.count,
                 "figures": report["figures"],
+                "thresholds": report["thresholds"],
                 "ok": report["ok"],
                 "reasons": report["reasons"],
             }
         )
         own_limit = own_limit or too_slow(report)
-        search.tried(scale, report["ok"])
-        if report["ok"] and scale == search.kept:
-            best = report
+        if confirmed and not report["ok"]:
+            # it kept the thresholds only once: the next lower scale is the answer
+            lower = [one for one in reports if one < scale and reports[one]["ok"]]
+            search.kept, search.broken = max(lower, default=None), scale
+        elif not confirmed:
+            search.tried(scale, report["ok"])
+            reports[scale] = report
         say(f"{scale:.3g} times: {'kept' if report['ok'] else '; '.join(report['reasons'])}")
         await asyncio.sleep(PAUSE)
-    return result(scenario, name, steps, best, search, own_limit, vary, stopped())
+    best = reports.get(search.kept) if search.kept is not None else None
+    return result(wanted, steps, best, search, own_limit, confirmed, stopped())
 
 
 def too_slow(report: dict[str, Any]) -> bool:
-    """Whether the generator was the limit."""
+    """Returns whether the load generator was the limit."""
     return any("itself" in reason for reason in report["reasons"])
 
 
 def better(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether one broken run is the fairer of two."""
+    """Returns whether one failed run has no more reasons than another."""
     return len(one["reasons"]) <= len(other["reasons"])
 
 
 def result(
-    scenario: Scenario,
-    name: str,
+    wanted: Wanted,
     steps: Sequence[dict[str, Any]],
     best: dict[str, Any] | None,
     search: Search,
     own_limit: bool,
-    vary: Vary,
+    confirmed: bool,
     interrupted: bool,
 ) -> dict[str, Any]:
-    """The report of a search."""
+    """Returns the report of a search."""
     reasons = []
     if best is None:
-        reasons.append("not even the lowest load that was tried kept the promises")
+        reasons.append("not even the lowest load that was tried kept the thresholds")
     if own_limit:
         reasons.append(
-            "the load generator itself was the limit: the server holds at least this, and nobody knows how much more; "
+            "the load generator itself was the limit: the server holds at least this, perhaps more; "
             "give it more --workers or another machine"
         )
     if not steps:
         reasons.append("nothing was tried")
     figures = {}
-    said = "No load kept the promises"
+    said = "No load kept the thresholds"
     if best is not None:
         found = best["figures"]
         figures = {f"max_{key}": found[key] for key in ("pings_per_s", "positions_per_s")} | found
@@ -159,14 +175,19 @@ def result(
         )
         if search.broken is None and not own_limit:
             said += ", and more was not tried"
+        elif search.broken is not None:
+            said += f"; the limit is between {search.kept:.3g} and {search.broken:.3g} times the scenario"
     return {
         "schema": SCHEMA,
         "kind": "find-max",
-        "scenario": name,
-        "settings": scenario.model_dump(mode="json"),
+        "scenario": wanted.name,
+        "settings": wanted.scenario.model_dump(mode="json"),
+        "tags": best["tags"] if best else {},
+        "environment": best["environment"] if best else {},
         "target": best["target"] if best else "",
         "started": best["started"] if best else "",
-        "vary": vary,
+        "vary": wanted.vary,
+        "confirmed": confirmed,
         "steps": list(steps),
         "kept_scale": search.kept,
         "broken_scale": search.broken,
@@ -181,7 +202,7 @@ def result(
 
 
 def knee(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last step before delay grows much faster than load: where its slope, in logarithms, first is over 2."""
+    """Returns the last step before delay grows much faster than load: where its logarithmic slope first is over 2."""
     known = sorted(
         (step for step in steps if step["figures"].get("watch_p99_ms") or step["figures"].get("ack_p99_ms")),
         key=lambda step: step["scale"],

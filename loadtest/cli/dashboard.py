@@ -1,4 +1,4 @@
-"""What a run looks like on a terminal while it goes on; a line every ten seconds anywhere else."""
+"""Shows a run on a terminal while it goes on; elsewhere, prints a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.engine.stages import Course
-from loadtest.measure.timeline import Record, percentile
+from loadtest.measure.recorder import STEPS_PER_S, percentile
+from loadtest.measure.timeline import Timeline
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 30
@@ -28,7 +29,7 @@ ROWS = (
 
 
 class Dashboard:
-    """Use it as a context manager and `show` what has been recorded; silent with `quiet`."""
+    """A context manager; `show` draws what has been recorded. Silent with `quiet`."""
 
     def __init__(self, title: str, quiet: bool) -> None:
         self._title = title
@@ -53,8 +54,8 @@ class Dashboard:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, record: Record, course: Course, note: str) -> None:
-        """Draw the latest second, or say a line."""
+    def show(self, record: Timeline, course: Course, note: str) -> None:
+        """Draws the latest second, or prints a line."""
         if self._quiet:
             return
         if self._live is not None:
@@ -63,8 +64,8 @@ class Dashboard:
             self._said, self._note = record.reached, note
             self._console.print(self.line(record, course, note), soft_wrap=True)
 
-    def line(self, record: Record, course: Course, note: str) -> str:
-        """All that fits into a line."""
+    def line(self, record: Timeline, course: Course, note: str) -> str:
+        """Returns what fits into a line."""
         counts, delays = record.latest.counts, record.latest.delays
         found = [f"{record.reached:.0f} of {course.total:.0f} s", note or course.leg(record.reached).stage.kind]
         if record.reached:
@@ -72,12 +73,12 @@ class Dashboard:
             found += [
                 f"{text} p99 {value:.0f} ms"
                 for name, text in ROWS[:2]
-                if (value := percentile(delays.get(name, {}), 99)) is not None
+                if (value := in_ms(delays.get(name, {}), 99)) is not None
             ]
         return " · ".join(found)
 
-    def picture(self, record: Record, course: Course, note: str) -> Panel:
-        """The whole dashboard."""
+    def picture(self, record: Timeline, course: Course, note: str) -> Panel:
+        """Returns the whole dashboard."""
         latest = record.latest
         fresh, self._seen = record.reached > self._seen, record.reached
         counts = latest.counts
@@ -102,10 +103,10 @@ class Dashboard:
             column.justify = "right"
         for name, text in ROWS:
             steps = latest.delays.get(name, {})
-            values = [percentile(steps, percent) for percent in (50, 99, 100)]
+            values = [in_ms(steps, percent) for percent in (50, 99, 100)]
             shown = ["-" if value is None else f"{value:,.1f}" for value in values]
             delays.add_row(text, *shown, self._spark(f"{name} p99", values[1] or 0.0, fresh))
-        late = max(percentile(latest.delays.get(name, {}), 99) or 0.0 for name in ("late", "lag"))
+        late = max(in_ms(latest.delays.get(name, {}), 99) or 0.0 for name in ("late", "lag"))
         foot = Text(f"load generator {sum(latest.own.values()):.2f} cores, late by {late:.1f} ms at p99")
         if late > 100:
             foot.stylize("red")
@@ -125,3 +126,9 @@ class Dashboard:
             past.append(value)
         top = max(past, default=0.0) or 1.0
         return Text("".join(BLOCKS[min(7, int(8 * one / top))] for one in past), style="cyan")
+
+
+def in_ms(steps: dict[int, int], percent: float) -> float | None:
+    """Returns a percentile in ms, without a histogram: it is read every second."""
+    step = percentile(steps, percent)
+    return None if step is None else step * 1000 / STEPS_PER_S

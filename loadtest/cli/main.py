@@ -1,260 +1,207 @@
-"""The commands for scenarios: run, and what is done with the reports of runs."""
+"""`python -m loadtest`: run, find-max, compare, merge, report, scenarios, capacity, worker.
+
+Exit codes: 0 passed · 1 a threshold or check failed, or the run could not be carried out · 2 wrong use · 130 Ctrl-C.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 import typer
 from rich.console import Console
 
-from loadtest.benchmarks.find_max import find
-from loadtest.cli.command import told
+from loadtest.benchmarks.bare_copy import measure as measure_bare_copy
+from loadtest.benchmarks.capacity import Costs, need, table
+from loadtest.benchmarks.capacity import Plan as Capacity
+from loadtest.benchmarks.find_max import Wanted, find
 from loadtest.cli.dashboard import Dashboard
 from loadtest.cli.options import (
-    Data,
-    DatabaseUrl,
-    Json,
-    Own,
-    Pid,
-    Place,
-    RedisUrl,
-    Secret,
-    Seed,
-    Url,
-    VendorsFile,
+    OutputOptions,
+    RunOptions,
+    ScenarioOptions,
+    Server,
+    ServerOptions,
+    address,
+    chosen,
+    part_of,
+    takes,
+    vendors_needed,
 )
-from loadtest.cli.progress import Bar
-from loadtest.clients.identity import enough
-from loadtest.clients.identity import read as read_vendors
-from loadtest.engine import run as running
 from loadtest.engine import scenario as scenarios
+from loadtest.engine.database import Database
+from loadtest.engine.event_loop import first_cause, raise_file_limit, run_loop
+from loadtest.engine.run import SCHEMA, Plan, Run
 from loadtest.engine.scenario import Scenario
-from loadtest.engine.share import Trace
-from loadtest.engine.stages import Course
-from loadtest.engine.trace_file import beginning, surroundings
-from loadtest.engine.trace_file import read as read_trace
-from loadtest.errors import WrongUse
-from loadtest.measure.usage import meter
+from loadtest.engine.worker import remote as work_remotely
+from loadtest.engine.worker_pool import Coordinator
+from loadtest.errors import LoadtestError, WrongUse
 from loadtest.reports.compare import compare
+from loadtest.reports.environment import environment
 from loadtest.reports.html import page
 from loadtest.reports.merge import merge
-from loadtest.reports.summary import show_changes, summarise
-from loadtest.reports.table import as_json
+from loadtest.reports.outputs import FORMATS, as_json, targets
+from loadtest.reports.terminal import show_changes, summarise
+from loadtest.reports.verdict import judge
+from venta_client.errors import ClientError
 
-EPILOG = f"SCENARIO is a .toml file or one of: {', '.join(scenarios.names())}."
+REFRESH = 2
 
-Name = Annotated[str, typer.Argument(help=EPILOG, metavar="SCENARIO", show_default=False)]
-Vendors = Annotated[int | None, typer.Option(help="vendors at level 1", min=1)]
-Customers = Annotated[int | None, typer.Option(help="customers at level 1", min=0)]
-Scale = Annotated[float, typer.Option(help="multiply vendors and customers", min=0.001, max=1000)]
-Warmup = Annotated[float | None, typer.Option(help="seconds left out of the figures", min=0)]
-StageList = Annotated[
-    list[str] | None,
-    typer.Option("--stage", help="instead of the scenario's: ramp:SECONDS:LEVEL, hold:S, spike:S:LEVEL, storm:S:SHARE"),
-]
-Change = Annotated[
-    list[str] | None, typer.Option("--set", help="any other member of the scenario", metavar="NAME=VALUE")
-]
-TraceFile = Annotated[
-    Path | None, typer.Option("--trace", help="gzip CSV vehicle,timestamp,lat,long that drives the vendors")
-]
-Speedup = Annotated[float, typer.Option(help="divide the gaps of --trace by this", min=0.01, max=1000)]
-Workers = Annotated[int, typer.Option(help="processes for vendors, and as many for customers", min=1, max=64)]
-Sampled = Annotated[int, typer.Option(help="customers whose whole view is held", min=0, max=1000)]
-Verify = Annotated[bool, typer.Option("--verify", help="compare what is stored and shown with the truth")]
-P99 = Annotated[float | None, typer.Option("--p99-ms", help="promise: ping to watcher, 99th percentile", min=0.1)]
-AckP99 = Annotated[float | None, typer.Option("--ack-p99-ms", help="promise: ping to ack", min=0.1)]
-SnapshotP99 = Annotated[float | None, typer.Option("--snapshot-p99-ms", help="promise: connect to snapshot", min=0.1)]
-Lost = Annotated[int | None, typer.Option(help="promise: pings not acked, or not stored", min=0)]
-Errors = Annotated[int | None, typer.Option(help="promise: errors and closed connections", min=0)]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="where the report goes, NAME for NAME.json and NAME.html; default: reports/SCENARIO-TIME"),
-]
+app = typer.Typer(
+    help="Puts a running server under load from outside, and verifies what it stored and showed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
+@takes(app, "run", ScenarioOptions, RunOptions, ServerOptions, OutputOptions)
 def run(
-    name: Name,
-    vendors: Vendors = None,
-    customers: Customers = None,
-    scale: Scale = 1.0,
-    warmup: Warmup = None,
-    stage: StageList = None,
-    change: Change = None,
-    trace: TraceFile = None,
-    speedup: Speedup = 1.0,
-    workers: Workers = 1,
-    sampled: Sampled = 20,
-    verify: Verify = False,
-    p99_ms: P99 = None,
-    ack_p99_ms: AckP99 = None,
-    snapshot_p99_ms: SnapshotP99 = None,
-    lost: Lost = None,
-    errors: Errors = None,
-    part: Annotated[str, typer.Option(help="this machine's part of a run on several, like 2/3")] = "1/1",
-    repeat: Annotated[int, typer.Option(help="so many runs, to see how much they differ", min=1, max=20)] = 1,
-    start_at: Annotated[
-        float | None, typer.Option(help="when to start, in epoch seconds, the same on all machines")
-    ] = None,
-    out: Out = None,
-    pid: Pid = None,
-    url: Url = None,
-    database: DatabaseUrl = None,
-    redis: RedisUrl = None,
-    data: Data = None,
-    secret: Secret = None,
-    vendors_file: VendorsFile = None,
-    i_own: Own = None,
-    random_seed: Seed = 0,
-    json: Json = False,
+    options: ScenarioOptions, run_options: RunOptions, server_options: ServerOptions, output: OutputOptions
 ) -> None:
-    """Run a scenario: vendors that move as vendors do, customers who look around; judge what it was like."""
-    asked = promised(p99_ms, ack_p99_ms, snapshot_p99_ms, lost, errors)
+    """Run a scenario: vendors that move, customers who look around; judge what the server did."""
 
     async def main() -> dict[str, Any]:
-        scenario = chosen(name, vendors, customers, scale, warmup, stage, change, asked)
-        driven, scenario = following(trace, speedup, scenario)
-        number, parts = of(part)
-        if start_at is not None and not time.time() < start_at < time.time() + 3600:
-            raise WrongUse(f"--start-at is {start_at:.0f}, now is {time.time():.0f}: give a time within the next hour")
-        place = Place(url, database, redis, data, secret, i_own)
-        if verify:
-            place.verifiable()
-        plan = running.Plan(
-            target=place.target,
-            secret=place.secret,
-            scenario=scenario,
-            name=Path(name).stem,
-            identities=await place.vendors(vendors_file, needed(scenario), Bar(quiet=True)),
-            meter=await meter(place.target, await place.processes(pid, None)),
-            database=place.database_url,
-            own=i_own,
-            verify=verify,
-            trace=driven,
-            workers=workers,
-            sampled=sampled,
-            seed=random_seed,
-            part=number,
-            parts=parts,
-            start_at=start_at,
-        )
+        scenario, trace = chosen(options, run_options)
+        number, parts = part_of(run_options.part)
+        if run_options.start_at is not None and not time.time() < run_options.start_at < time.time() + 3600:
+            raise WrongUse(
+                f"--start-at is {run_options.start_at:.0f}, now is {time.time():.0f}: give one within the next hour"
+            )
+        if run_options.remote > 2 * options.workers:
+            raise WrongUse(
+                f"--remote is {run_options.remote}; --workers {options.workers} makes {2 * options.workers} workers"
+            )
+        server = Server(server_options)
+        verify = server.verifies(options)
+        if parts > 1 and server_options.vendors_file is None:
+            raise WrongUse("several machines need the same vendors: give each the same --vendors-file")
         done: list[dict[str, Any]] = []
-        while len(done) < repeat and not (done and done[-1]["interrupted"]):
-            title = scenario.title + (f", run {len(done) + 1} of {repeat}" if repeat > 1 else "")
-            with Dashboard(title, quiet=json) as dashboard:
-                done.append(await running.run(plan, dashboard.show))
-            plan = replace(plan, seed=plan.seed + 1)
-        return middle(done)
+        async with server.vendors(vendors_needed(scenario)) as identities, coordinating(run_options) as coordinator:
+            plan = Plan(
+                target=server.target,
+                secret=server.secret,
+                scenario=scenario,
+                name=Path(options.name).stem,
+                identities=identities,
+                meter=await server.meter(),
+                database=server.database_url,
+                own=server.own,
+                verify=verify,
+                trace=trace,
+                workers=options.workers,
+                remote=run_options.remote,
+                sampled=options.sampled,
+                seed=options.seed,
+                part=number,
+                parts=parts,
+                start_at=run_options.start_at,
+                tags=options.tags(),
+                environment=environment(),
+            )
+            while len(done) < run_options.repeat and not (done and done[-1]["interrupted"]):
+                many = f", run {len(done) + 1} of {run_options.repeat}" if run_options.repeat > 1 else ""
+                with Dashboard(scenario.title + many, quiet=output.json) as dashboard:
+                    one = Run(plan, dashboard.show)
+                    if coordinator is not None:
+                        coordinator.page = lambda one=one: page(one.report(), REFRESH)  # type: ignore[misc]
+                    done.append(await one.carry_out(coordinator))
+                plan = replace(plan, seed=plan.seed + 1)
+            if run_options.bare_copy and server.database_url is not None:
+                async with Database(server.database_url, server.own) as database:
+                    bare = await measure_bare_copy(database, identities, run_options.bare_copy)
+                done = [judge(report | {"bare_copy": bare}) for report in done]
+        return median_run(done)
 
-    finish(told(main()), out, json)
+    finish(executed(main()), output)
 
 
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How the highest load is searched for."""
+
+    vary: Annotated[str, typer.Option(help="what grows: both, vendors or customers")] = "both"
+    first: Annotated[float, typer.Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
+    up_to: Annotated[float, typer.Option(help="the highest scale to try", min=0.001, max=10_000)] = 10_000
+    steps: Annotated[int, typer.Option(help="the most scales to try", min=1, max=40)] = 12
+    seconds: Annotated[float, typer.Option(help="how long each is measured", min=2, max=600)] = 15.0
+
+
+@takes(app, "find-max", ScenarioOptions, SearchOptions, ServerOptions, OutputOptions)
 def find_max(
-    name: Name,
-    vendors: Vendors = None,
-    customers: Customers = None,
-    change: Change = None,
-    vary: Annotated[str, typer.Option(help="what grows: both, vendors or customers")] = "both",
-    first: Annotated[float, typer.Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0,
-    up_to: Annotated[float, typer.Option(help="the highest scale to try", min=0.001, max=10_000)] = 10_000,
-    steps: Annotated[int, typer.Option(help="the most scales to try", min=1, max=40)] = 12,
-    seconds: Annotated[float, typer.Option(help="how long each is measured", min=2, max=600)] = 15.0,
-    workers: Workers = 1,
-    sampled: Sampled = 20,
-    verify: Verify = False,
-    p99_ms: P99 = None,
-    ack_p99_ms: AckP99 = None,
-    snapshot_p99_ms: SnapshotP99 = None,
-    lost: Lost = None,
-    errors: Errors = None,
-    out: Out = None,
-    pid: Pid = None,
-    url: Url = None,
-    database: DatabaseUrl = None,
-    redis: RedisUrl = None,
-    data: Data = None,
-    secret: Secret = None,
-    vendors_file: VendorsFile = None,
-    i_own: Own = None,
-    random_seed: Seed = 0,
-    json: Json = False,
+    options: ScenarioOptions, search: SearchOptions, server_options: ServerOptions, output: OutputOptions
 ) -> None:
-    """Search for the highest load that keeps the promises, and show where the knee is."""
-    asked = promised(p99_ms, ack_p99_ms, snapshot_p99_ms, lost, errors)
+    """Search for the highest load that keeps the thresholds, and show where the knee is."""
     interrupted = False
 
     async def main() -> dict[str, Any]:
-        scenario = chosen(name, vendors, customers, 1.0, None, None, change, asked)
-        if vary not in ("both", "vendors", "customers"):
-            raise WrongUse(f"--vary is {vary!r}; it must be both, vendors or customers")
-        place = Place(url, database, redis, data, secret, i_own)
-        if verify:
-            place.verifiable()
-        given = read_vendors(vendors_file) if vendors_file is not None else None
-        highest = up_to if given is None or vary == "customers" else min(up_to, len(given) / scenario.vendors.count)
-        measuring = await meter(place.target, await place.processes(pid, None))
+        scenario = scenarios.load(options.name, options.changes())
+        if search.vary not in ("both", "vendors", "customers"):
+            raise WrongUse(f"--vary is {search.vary!r}; it must be both, vendors or customers")
+        vary: Literal["both", "vendors", "customers"] = search.vary  # type: ignore[assignment]
+        server = Server(server_options)
+        verify, meter, about = server.verifies(options), await server.meter(), environment()
+        say = (lambda text: None) if output.json else (lambda text: typer.echo(text, err=True))
 
         async def step(wanted: Scenario, scale: float) -> dict[str, Any]:
             nonlocal interrupted
-            count = needed(wanted)
-            plan = running.Plan(
-                target=place.target,
-                secret=place.secret,
-                scenario=wanted,
-                name=Path(name).stem,
-                identities=await place.vendors(None, count, Bar(quiet=True))
-                if given is None
-                else enough(given, count, str(vendors_file)),
-                meter=measuring,
-                database=place.database_url,
-                own=i_own,
-                verify=verify,
-                workers=workers,
-                sampled=sampled,
-                seed=random_seed,
-            )
-            with Dashboard(f"{wanted.title}, {scale:.3g} times", quiet=json) as dashboard:
-                report = await running.run(plan, dashboard.show)
+            async with server.vendors(vendors_needed(wanted)) as identities:
+                plan = Plan(
+                    target=server.target,
+                    secret=server.secret,
+                    scenario=wanted,
+                    name=Path(options.name).stem,
+                    identities=identities,
+                    meter=meter,
+                    database=server.database_url,
+                    own=server.own,
+                    verify=verify,
+                    workers=options.workers,
+                    sampled=options.sampled,
+                    seed=options.seed,
+                    tags=options.tags(),
+                    environment=about,
+                )
+                with Dashboard(f"{wanted.title}, {scale:.3g} times", quiet=output.json) as dashboard:
+                    report = await Run(plan, dashboard.show).carry_out()
             interrupted = interrupted or report["interrupted"]
             return report
 
-        return await find(
-            scenario,
-            Path(name).stem,
-            step,
-            vary=vary,  # type: ignore[arg-type]
-            first=first,
-            most=steps,
-            highest=highest,
-            seconds=seconds,
-            say=(lambda text: None) if json else (lambda text: typer.echo(text, err=True)),
-            stopped=lambda: interrupted,
+        wanted = Wanted(
+            scenario, Path(options.name).stem, vary, search.first, search.steps, search.up_to, search.seconds
         )
+        return await find(wanted, step, say, lambda: interrupted)
 
-    finish(told(main()), out, json)
+    finish(executed(main()), output)
 
 
+@app.command("compare")
 def compare_reports(
     before: Annotated[Path, typer.Argument(help="a report's JSON", metavar="A.json", show_default=False)],
     after: Annotated[Path, typer.Argument(help="another's", metavar="B.json", show_default=False)],
     tolerance: Annotated[float, typer.Option(help="a change of so many percent does not matter", min=0, max=100)] = 5.0,
-    json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="an HTML file with both, figure by figure")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """What got better or worse from A to B, beside the noise; exit code 1 when something got worse."""
+    """Compare two reports, beside the noise; exit code 1 when a figure got worse from A to B."""
 
     async def main() -> dict[str, Any]:
         return compare(read_report(before), read_report(after), tolerance / 100)
 
-    report = told(main())
+    report = executed(main())
+    if out is not None:
+        out.write_text(page(report), encoding="utf-8")
     if json:
-        typer.echo(as_json(report))
+        typer.echo(as_json({name: value for name, value in report.items() if name != "series"}), nl=False)
     else:
         show_changes(report, Console())
     for reason in report["reasons"]:
@@ -262,58 +209,128 @@ def compare_reports(
     raise typer.Exit(0 if report["ok"] else 1)
 
 
+@app.command("merge")
 def merge_reports(
     reports: Annotated[
         list[Path], typer.Argument(help="one report of each machine", metavar="REPORT.json…", show_default=False)
     ],
-    out: Out = None,
-    json: Json = False,
+    out: Annotated[list[Path] | None, typer.Option(help="as for `run`")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
-    """Add up the reports of several machines that drove one run, each with its own --part and the same --start-at."""
+    """Merge the reports of several machines that drove one run, each with its own --part and the same --start-at."""
 
     async def main() -> dict[str, Any]:
         return merge([read_report(path) for path in reports])
 
-    finish(told(main()), out, json)
+    finish(executed(main()), OutputOptions(out, json))
 
 
-def report_page(
+@app.command("report")
+def make_report(
     report: Annotated[Path, typer.Argument(help="a report's JSON", metavar="REPORT.json", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="the HTML file; default: beside the JSON")] = None,
+    out: Annotated[list[Path] | None, typer.Option(help="as for `run`; default: the HTML beside the JSON")] = None,
 ) -> None:
-    """Make the HTML page of a report again."""
+    """Write a report in other formats."""
 
     async def main() -> dict[str, Any]:
         return read_report(report)
 
-    path = out or report.with_suffix(".html")
-    path.write_text(page(told(main())), encoding="utf-8")
-    typer.echo(f"written to {path}")
+    found = executed(main())
+    for path in targets(out or [report.with_suffix(".html")], report):
+        path.write_text(FORMATS[path.suffix](found), encoding="utf-8")
+        typer.echo(f"written to {path}")
 
 
-def needed(scenario: Scenario) -> int:
-    """How many vendors a scenario has at its peak."""
-    return ceil(scenario.vendors.count * Course(scenario.stages).peak().vendors)
+@app.command("scenarios")
+def list_scenarios() -> None:
+    """List the built-in scenarios."""
+    for name in scenarios.names():
+        found = scenarios.load(name)
+        typer.echo(f"{name:18} {found.about} ({found.seconds:.0f} s)")
 
 
-def promised(
-    p99_ms: float | None, ack_p99_ms: float | None, snapshot_p99_ms: float | None, lost: int | None, errors: int | None
-) -> dict[str, Any]:
-    """The promises that flags give."""
-    return {
-        "p99_ms": p99_ms,
-        "ack_p99_ms": ack_p99_ms,
-        "snapshot_p99_ms": snapshot_p99_ms,
-        "lost": lost,
-        "errors": errors,
-    }
+@app.command("worker")
+def worker(
+    url: Annotated[str, typer.Argument(help="the coordinator: what `run --listen` serves", metavar="http://HOST:PORT")],
+    key: Annotated[str, typer.Option(help="the coordinator's --key", envvar="LOADTEST_KEY", show_envvar=True)],
+    within: Annotated[float, typer.Option(help="seconds to wait for the coordinator", min=1, max=3600)] = 60.0,
+) -> None:
+    """Work for a coordinator on another machine: `run --listen HOST:PORT --remote N`."""
+
+    async def main() -> dict[str, Any]:
+        await work_remotely(url, key, within)
+        return {}
+
+    executed(main())
 
 
-def middle(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run with the median delay, and the figures of all; not ok when one is not."""
+def capacity_options() -> type:
+    """Returns a dataclass with one option for each member of a capacity plan and its costs."""
+    from dataclasses import MISSING, field, make_dataclass
+
+    made: list[Any] = []
+    for prefix, kind in (("", Capacity), ("cost_", Costs)):
+        for one in fields(kind):
+            number = int if one.type == "int" else float
+            flag = f"--{prefix}{one.name}".replace("_", "-")
+            default = ... if one.default is MISSING else one.default
+            made.append((f"{prefix}{one.name}", Annotated[number, typer.Option(flag)], field(default=default)))
+    return make_dataclass("CapacityOptions", made)
+
+
+@takes(app, "capacity", capacity_options())
+def capacity(options: Any) -> None:
+    """Compute the machines that so many vendors and customers need, from measured costs per ping and position."""
+    plan = Capacity(**{one.name: getattr(options, one.name) for one in fields(Capacity)})
+    costs = Costs(**{one.name: getattr(options, f"cost_{one.name}") for one in fields(Costs)})
+    try:
+        typer.echo("\n".join(table(plan, need(plan, costs))))
+    except ValueError as impossible:
+        raise typer.BadParameter(str(impossible)) from None
+
+
+# what the commands share
+
+
+@asynccontextmanager
+async def coordinating(options: RunOptions) -> AsyncIterator[Coordinator | None]:
+    """Yields a coordinator that serves a live page and waits for remote workers, where one is asked for."""
+    if options.listen is None:
+        if options.remote:
+            raise WrongUse("--remote needs --listen HOST:PORT, where the workers find this command")
+        yield None
+        return
+    key = options.key or secrets.token_urlsafe(16)
+    async with Coordinator(*address(options.listen), key, lambda: "<p>The run has not begun.") as coordinator:
+        typer.echo(f"live page: http://{coordinator.host}:{coordinator.port}/", err=True)
+        if options.remote and options.key is None:
+            typer.echo(f"start each worker with --key {key}", err=True)
+        yield coordinator
+
+
+def executed(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Runs to the end; a known error becomes one line and exit code 1, wrong use exit code 2."""
+    raise_file_limit()
+    try:
+        return run_loop(main)
+    except BaseException as failure:
+        error = first_cause(failure)
+        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+            typer.echo("Error: stopped by Ctrl-C before there was a report", err=True)
+            raise typer.Exit(130) from None
+        if isinstance(error, WrongUse):
+            raise typer.BadParameter(str(error)) from None
+        if isinstance(error, LoadtestError | ClientError):
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from None
+        raise
+
+
+def median_run(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the run with the median delay, and the figures of all; it fails when one does."""
     if len(done) == 1:
         return done[0]
-    ordered = sorted(done, key=lambda report: report["figures"]["watch_p99_ms"] or 0.0)
+    ordered = sorted(done, key=lambda report: report["figures"]["watch_p50_ms"] or 0.0)
     reasons = [f"run {number}: {reason}" for number, one in enumerate(done, 1) for reason in one["reasons"]]
     return ordered[len(done) // 2] | {
         "repeats": [report["figures"] for report in done],
@@ -324,76 +341,26 @@ def middle(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report's JSON; WrongUse when it is none."""
+    """Returns a report's JSON; raises WrongUse when it is none."""
     try:
         found = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as bad:
         raise WrongUse(f"{path} can't be read as a report: {bad}") from None
-    if not isinstance(found, dict) or found.get("schema") != running.SCHEMA:
-        raise WrongUse(f"{path} is no report of `python -m loadtest run` with the schema {running.SCHEMA}")
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise WrongUse(f"{path} is no report of `python -m loadtest run` with the schema {SCHEMA}")
     return found
 
 
-def chosen(
-    name: str,
-    vendors: int | None,
-    customers: int | None,
-    scale: float,
-    warmup: float | None,
-    stage: Sequence[str] | None,
-    change: Sequence[str] | None,
-    promises: dict[str, Any],
-) -> Scenario:
-    """The scenario with what the flags say instead."""
-    changes = scenarios.assignments(change or ())
-    changes += [
-        (dotted, value)
-        for dotted, value in (("vendors.count", vendors), ("customers.count", customers), ("warmup", warmup))
-        if value is not None
-    ]
-    changes += [(f"promises.{promise}", value) for promise, value in promises.items() if value is not None]
-    if stage:
-        changes.append(("stages", scenarios.stages(stage)))
-    return scenarios.load(name, changes).scaled(scale)
-
-
-def following(path: Path | None, speedup: float, scenario: Scenario) -> tuple[Trace | None, Scenario]:
-    """The trace that drives the vendors, and the scenario in the trace's city with the trace's vendors."""
-    if path is None:
-        return None, scenario
-    fixes = read_trace(path)
-    ordered = sorted(fixes, key=lambda fix: fix.timestamp)
-    vehicles = len({fix.vehicle for fix in fixes})
-    lat, long, radius = surroundings(fixes)
-    return Trace(str(path.resolve()), ordered[beginning(ordered)].timestamp, speedup), scenario.changed(
-        {
-            "city": scenario.city.model_dump() | {"lat": lat, "long": long, "radius": radius},
-            "vendors": scenario.vendors.model_dump() | {"count": min(vehicles, scenarios.MAX_APPS)},
-        }
-    )
-
-
-def of(part: str) -> tuple[int, int]:
-    """The two numbers of --part."""
-    try:
-        number, parts = (int(one) for one in part.split("/"))
-        if not 1 <= number <= parts <= 100:
-            raise ValueError
-    except ValueError:
-        raise WrongUse(f"--part is {part!r}; it must be NUMBER/OF like 2/3") from None
-    return number, parts
-
-
-def finish(report: dict[str, Any], out: Path | None, json: bool) -> None:
-    """Write the report down, print it, and exit as it went."""
-    if not json or out is not None:
-        base = out or Path("reports") / f"{report['scenario']}-{datetime.now():%Y%m%d-%H%M%S}"
-        written = save(report, base)
-        if not json:
+def finish(report: dict[str, Any], output: OutputOptions) -> None:
+    """Writes the report, prints it, and exits with its verdict."""
+    if not output.json or output.out:
+        default = Path("reports") / f"{report['scenario']}-{datetime.now():%Y%m%d-%H%M%S}"
+        written = save(report, targets(output.out, default))
+        if not output.json:
             summarise(report, Console())
             typer.echo(f"written to {' and '.join(str(path) for path in written)}", err=True)
-    if json:
-        typer.echo(as_json(report))
+    if output.json:
+        typer.echo(as_json(report), nl=False)
     if report.get("interrupted"):
         raise typer.Exit(130)
     if not report["ok"]:
@@ -402,35 +369,15 @@ def finish(report: dict[str, Any], out: Path | None, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def save(report: dict[str, Any], base: Path) -> list[Path]:
-    """Write BASE.json and BASE.html; what can't be written is printed instead, so that no run is lost."""
-    stem = base.with_suffix("") if base.suffix in (".json", ".html") else base
-    written = []
+def save(report: dict[str, Any], paths: Sequence[Path]) -> Sequence[Path]:
+    """Writes each file; a report that can't be written is printed instead, so that no run is lost."""
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", as_json(report) + "\n"), (".html", page(report))):
-            path = stem.with_name(stem.name + suffix)
-            path.write_text(text, encoding="utf-8")
-            written.append(path)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(FORMATS[path.suffix](report), encoding="utf-8")
     except OSError as failed:
         typer.echo(f"Error: the report can't be written: {failed}; it follows", err=True)
-        typer.echo(as_json(report))
+        with contextlib.suppress(BrokenPipeError):
+            typer.echo(as_json(report), nl=False)
         raise typer.Exit(1) from None
-    return written
-
-
-def list_scenarios() -> None:
-    """The scenarios that come along."""
-    for name in scenarios.names():
-        found = scenarios.load(name)
-        typer.echo(f"{name:18} {found.about} ({found.seconds:.0f} s)")
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "find-max": find_max,
-    "compare": compare_reports,
-    "merge": merge_reports,
-    "report": report_page,
-    "scenarios": list_scenarios,
-}
+    return paths

@@ -1,105 +1,261 @@
-"""Where the server is and what it needs, as all commands are told it."""
+"""The options of the commands, as dataclasses that commands share, and what is made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
+import orjson
 import typer
 
-from loadtest.cli.progress import Bar
-from loadtest.cli.services import Services
-from loadtest.clients.identity import Identity, enough, read, seed
+from loadtest import behaviour
+from loadtest.behaviour import CustomerBehaviour, VendorBehaviour
+from loadtest.clients.identity import Identity, check_secret, enough, read
 from loadtest.clients.target import Target, check_host
-from loadtest.clients.tokens import check_secret
+from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database
+from loadtest.engine.scenario import Scenario
+from loadtest.engine.share import Trace
+from loadtest.engine.stages import Course
+from loadtest.engine.trace_file import beginning, surroundings
+from loadtest.engine.trace_file import read as read_trace
 from loadtest.errors import WrongUse
-from loadtest.measure.process import Processes, parent, runs_here
+from loadtest.measure.usage import Meter, Processes, meter, parent, runs_here
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
-
-Url = Annotated[str | None, typer.Option(help=f"the server; default: what --data says, or {DEFAULT_URL}")]
-DatabaseUrl = Annotated[
-    str | None, typer.Option("--database", help="the server's PostgreSQL URL; default: what --data says")
-]
-RedisUrl = Annotated[
-    str | None, typer.Option("--redis", help="the server's Redis URL, to count its CPU; default: what --data says")
-]
-Data = Annotated[Path | None, typer.Option(help="data folder of a running `streamer dev`: its URLs and token secret")]
-Secret = Annotated[str | None, typer.Option(help="HS256 secret for tokens", envvar=SECRET, show_envvar=True)]
-VendorsFile = Annotated[
-    str | None,
-    typer.Option(help="JSON lines of `streamer db seed --json`, - for standard input; default: seed into --database"),
-]
-Own = Annotated[
-    str | None,
-    typer.Option("--i-own", help="repeat a host's name that is neither loopback nor private", metavar="HOST"),
-]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table, no progress")]
-Pid = Annotated[int | None, typer.Option(help="the server's process, to measure its CPU", min=1)]
-Seed = Annotated[int, typer.Option("--seed", help="what all chance starts from")]
-Seconds = Annotated[float, typer.Option(help="length of each timed part", min=1, max=600)]
+EPILOG = f"SCENARIO is a .toml file or one of: {', '.join(scenarios.names())}."
 
 
-class Place:
-    """The server, its database and its secret, from the options and a data folder."""
+def takes(app: typer.Typer, name: str, *configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command whose options are the fields of dataclasses; the function gets an object of each."""
 
-    def __init__(
-        self,
-        url: str | None,
-        database: str | None,
-        redis: str | None,
-        data: Path | None,
-        secret: str | None,
-        own: str | None,
-    ) -> None:
-        services = Services.read(data) if data is not None else Services()
-        self.target = Target.parse(url or services.http or DEFAULT_URL, own)
-        self.database_url = database or services.database
-        self.own = own
-        self._redis_url = redis or services.redis
-        found = secret or services.secret
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        hints = {key: hint for config in configs for key, hint in get_type_hints(config, include_extras=True).items()}
+        parameters = [
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if one.default is MISSING else one.default,
+                annotation=hints[one.name],
+            )
+            for config in configs
+            for one in fields(config)
+        ]
+
+        def command(**given: Any) -> None:
+            function(*(config(**{one.name: given[one.name] for one in fields(config)}) for config in configs))
+
+        command.__doc__ = function.__doc__
+        command.__annotations__ = hints
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        app.command(name)(command)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where the server is, and what it stands on."""
+
+    url: Annotated[str | None, typer.Option(help=f"the server; default: that of --data, or {DEFAULT_URL}")] = None
+    database: Annotated[str | None, typer.Option(help="the server's PostgreSQL URL; default: that of --data")] = None
+    redis: Annotated[
+        str | None, typer.Option(help="the server's Redis URL, to measure its CPU; default: of --data")
+    ] = None
+    data: Annotated[
+        Path | None, typer.Option(help="data folder of a running `streamer dev`: its URLs and token secret")
+    ] = None
+    secret: Annotated[str | None, typer.Option(help="HS256 secret for tokens", envvar=SECRET, show_envvar=True)] = None
+    vendors_file: Annotated[
+        str | None,
+        typer.Option(help="JSON lines of `streamer db seed --json`, - for standard input; default: vendors of its own"),
+    ] = None
+    keep_vendors: Annotated[
+        bool, typer.Option("--keep-vendors", help="do not remove the vendors of this run from the database afterwards")
+    ] = False
+    i_own: Annotated[
+        str | None, typer.Option(help="repeat a host's name that is neither loopback nor private", metavar="HOST")
+    ] = None
+    pid: Annotated[int | None, typer.Option(help="the server's process, to measure its CPU", min=1)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioOptions:
+    """The scenario and what is changed in it."""
+
+    name: Annotated[str, typer.Argument(help=EPILOG, metavar="SCENARIO", show_default=False)]
+    vendors: Annotated[int | None, typer.Option(help="vendors at level 1", min=1)] = None
+    customers: Annotated[int | None, typer.Option(help="customers at level 1", min=0)] = None
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="any other member of the scenario", metavar="NAME=VALUE")
+    ] = None
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="like watch_p99_ms<=200, acks_per_s>=1000 or errors=false for none", metavar="FIGURE<=LIMIT"),
+    ] = None
+    workers: Annotated[int, typer.Option(help="processes for vendors, and as many for customers", min=1, max=64)] = 1
+    sampled: Annotated[int, typer.Option(help="customers whose whole view is held and verified", min=0, max=1000)] = 20
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="do not compare what is stored and shown with what was sent")
+    ] = False
+    verify: Annotated[bool, typer.Option("--verify", help="the default, where the database is known")] = False
+    seed: Annotated[int, typer.Option(help="start value of all random numbers")] = 0
+    tag: Annotated[list[str] | None, typer.Option(help="a label of the reports", metavar="NAME=VALUE")] = None
+
+    def changes(self) -> list[tuple[str, Any]]:
+        """Returns what the options change, by dotted names."""
+        found = scenarios.assignments(self.change or ())
+        found += [
+            (dotted, value)
+            for dotted, value in (("vendors.count", self.vendors), ("customers.count", self.customers))
+            if value is not None
+        ]
+        return found + [(f"thresholds.{name}", limit) for name, limit in scenarios.thresholds(self.threshold or ())]
+
+    def tags(self) -> dict[str, str]:
+        """Returns the tags by name."""
+        return {name: str(value) for name, value in scenarios.assignments(self.tag or ())}
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How one run is made."""
+
+    scale: Annotated[float, typer.Option(help="multiply vendors and customers", min=0.001, max=1000)] = 1.0
+    warmup: Annotated[float | None, typer.Option(help="seconds left out of the figures", min=0)] = None
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help="instead of the scenario's: ramp:SECONDS:LEVEL, hold:S, spike:S:LEVEL, storm:S:SHARE"),
+    ] = None
+    trace: Annotated[
+        Path | None, typer.Option(help="gzip CSV vehicle,timestamp,lat,long that drives the vendors", metavar="FILE")
+    ] = None
+    speedup: Annotated[float, typer.Option(help="divide the gaps of --trace by this", min=0.01, max=1000)] = 1.0
+    bare_copy: Annotated[
+        int, typer.Option(help="also COPY so many rows without the server, to compare with", min=0, max=1_000_000)
+    ] = 0
+    repeat: Annotated[int, typer.Option(help="make so many runs, to see how much they differ", min=1, max=20)] = 1
+    part: Annotated[str, typer.Option(help="this machine's part of a run on several, like 2/3; see also --remote")] = (
+        "1/1"
+    )
+    start_at: Annotated[
+        float | None, typer.Option(help="when to start, in epoch seconds, the same on all machines")
+    ] = None
+    remote: Annotated[
+        int,
+        typer.Option(help="so many of the workers are on other machines: `python -m loadtest worker`", min=0, max=128),
+    ] = 0
+    listen: Annotated[
+        str | None,
+        typer.Option(help="serve a live page, and wait for remote workers, at HOST:PORT", metavar="HOST:PORT"),
+    ] = None
+    key: Annotated[
+        str | None, typer.Option(help="what remote workers prove to know", envvar="LOADTEST_KEY", show_envvar=True)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """Where the report goes."""
+
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="a file for the report: .json, .html, .csv, .prom (Prometheus), .xml (JUnit), or a NAME for NAME.json "
+            "and NAME.html; may be repeated; default: reports/SCENARIO-TIME"
+        ),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="print the report as JSON, no progress")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The URLs of a server and what it stands on; `secret` signs its tokens; None is unknown."""
+
+    http: str | None = None
+    database: str | None = None
+    redis: str | None = None
+    secret: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Services:
+        """Returns what `services.json` and `jwt-secret` in the data folder of a development server contain."""
+        path = folder / "services.json"
+        try:
+            found = orjson.loads(path.read_bytes())
+            http, database, redis = found["http"], found["database"], found["redis"]
+        except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as bad:
+            raise WrongUse(
+                f"{path} can't be used ({bad!r}); is this the data folder of a running `streamer dev`?"
+            ) from None
+        secret = folder / "jwt-secret"
+        return cls(http, database, redis, secret.read_text(encoding="utf-8").strip() if secret.exists() else None)
+
+
+class Server:
+    """The server under test, its database and its secret."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        services = Services.read(options.data) if options.data is not None else Services()
+        self.target = Target.parse(options.url or services.http or DEFAULT_URL, options.i_own)
+        self.database_url = options.database or services.database
+        self.own = options.i_own
+        self._options = options
+        self._redis_url = options.redis or services.redis
+        found = options.secret or services.secret
         if not found:
             raise WrongUse(f"tokens need the server's secret; give it as {SECRET}, --secret or --data")
         check_secret(found)
         self.secret = found
 
-    def verifiable(self) -> None:
-        """WrongUse unless what was stored can be looked at."""
+    def verifies(self, options: ScenarioOptions) -> bool:
+        """Returns whether to verify; raises WrongUse where that is impossible and not waived."""
+        if options.no_verify:
+            return False
         if self.database_url is None:
-            raise WrongUse("--verify looks into the database; give --database or --data")
+            raise WrongUse("only the database shows whether pings are lost; give --database or --data, or --no-verify")
+        return True
 
-    async def vendors(self, source: str | None, wanted: int, bar: Bar) -> Sequence[Identity]:
-        """As many vendors as wanted, from a file or seeded."""
+    @asynccontextmanager
+    async def vendors(self, wanted: int) -> AsyncIterator[list[Identity]]:
+        """Yields as many vendors as wanted: from a file, or of this run alone, which are removed at the end."""
+        source = self._options.vendors_file
         if source is not None:
-            return enough(read(source), wanted, "standard input" if source == "-" else source)
+            yield enough(read(source), wanted, "standard input" if source == "-" else source)
+            return
         if self.database_url is None:
-            raise WrongUse(
-                "vendors must be known to the server; give --vendors-file, or --database or --data to seed them"
-            )
-        Database(self.database_url, self.own)  # seeding a stranger's database is no less a harm
-        bar.show(f"seeding {wanted} vendors")
-        return enough(await seed(wanted, self.database_url), wanted, "`streamer db seed`")
+            raise WrongUse("the server must know the vendors; give --vendors-file, or --database or --data to add some")
+        async with Database(self.database_url, self.own) as database:
+            made = await database.add_vendors(secrets.token_hex(4), wanted)
+        try:
+            yield made
+        finally:
+            if not self._options.keep_vendors:
+                async with Database(self.database_url, self.own) as database:
+                    await database.remove_vendors(made)
 
-    async def processes(self, pid: int | None, database: Database | None) -> Processes | None:
-        """The server's processes when its pid was given; PostgreSQL's and Redis's too, whoever started them."""
+    async def meter(self) -> Meter | None:
+        """Returns what measures the server: its processes if --pid was given, else `/metrics`."""
+        pid = self._options.pid
         if pid is None:
-            return None
-        roots = [pid, await self._postmaster(database), await self._redis_pid()]
-        return Processes([root for root in roots if root is not None])
+            return await meter(self.target, None)
+        roots = [pid, await self._postmaster(), await self._redis_pid()]
+        return await meter(self.target, Processes([root for root in roots if root is not None]))
 
-    async def _postmaster(self, database: Database | None) -> int | None:
-        if database is not None:
-            return parent(await database.backend(), "postgres")
+    async def _postmaster(self) -> int | None:
         if self.database_url is None:
             return None
         async with Database(self.database_url, self.own) as connected:
             return parent(await connected.backend(), "postgres")
 
     async def _redis_pid(self) -> int | None:
-        """Redis's process if it runs here; it is counted when it can be asked, and no reason to fail."""
         if self._redis_url is None:
             return None
         from redis.asyncio import Redis
@@ -114,3 +270,63 @@ class Place:
         finally:
             await client.aclose()
         return found if runs_here(found) else None
+
+
+def chosen(options: ScenarioOptions, run: RunOptions) -> tuple[Scenario, Trace | None]:
+    """Returns the scenario as the options change it, and the trace that drives its vendors.
+
+    With a trace the city is where the trace is, its vehicles are the vendors, and one stage lasts as long as it.
+    """
+    changes = options.changes()
+    if run.warmup is not None:
+        changes.append(("warmup", run.warmup))
+    if run.stage:
+        changes.append(("stages", scenarios.stages(run.stage)))
+    if run.trace is None:
+        scenario = scenarios.load(options.name, changes).scaled(run.scale)
+        for name, base in (
+            (scenario.vendors.behaviour, VendorBehaviour),
+            (scenario.customers.behaviour, CustomerBehaviour),
+        ):
+            if name is not None:
+                behaviour.load(name, base)  # a mistake is found here and not in a worker
+        return scenario, None
+    fixes = sorted(read_trace(run.trace), key=lambda fix: fix.timestamp)
+    lat, long, radius = surroundings(fixes)
+    zero = fixes[beginning(fixes)].timestamp
+    seconds = min(scenarios.MAX_SECONDS, (fixes[-1].timestamp - zero) / 1000 / run.speedup + 1)
+    vehicles = min(len({fix.vehicle for fix in fixes}), scenarios.MAX_APPS)
+    given: list[tuple[str, Any]] = [
+        ("city.lat", lat),
+        ("city.long", long),
+        ("city.radius", radius),
+        ("vendors.count", vehicles),
+    ]
+    if not run.stage:
+        given.append(("stages", [{"kind": "hold", "seconds": seconds}]))
+    scenario = scenarios.load(options.name, [*given, *changes])
+    return scenario, Trace(str(run.trace.resolve()), zero, run.speedup)
+
+
+def vendors_needed(scenario: Scenario) -> int:
+    """Returns how many vendors a scenario has at its peak."""
+    return -int(-scenario.vendors.count * Course(scenario.stages).peak().vendors // 1)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Returns the two numbers of --part."""
+    try:
+        number, parts = (int(one) for one in text.split("/"))
+        if not 1 <= number <= parts <= 100:
+            raise ValueError
+    except ValueError:
+        raise WrongUse(f"--part is {text!r}; it must be NUMBER/OF like 2/3") from None
+    return number, parts
+
+
+def address(text: str) -> tuple[str, int]:
+    """Returns the host and port of --listen."""
+    host, _, port = text.rpartition(":")
+    if not port.isdigit():
+        raise WrongUse(f"--listen is {text!r}; it must be HOST:PORT like 127.0.0.1:9090")
+    return host.strip("[]") or "127.0.0.1", int(port)

@@ -1,4 +1,4 @@
-"""What vendor apps and customer apps have in common: one connection that comes back."""
+"""What vendor apps and customer apps have in common: one connection that is opened again when it ends."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ from typing import Any
 import orjson
 
 from loadtest.clients.target import Target
-from loadtest.clients.websocket import ABNORMAL, Close, Socket, connect
+from loadtest.clients.websocket import ABNORMAL, Close, WebSocket, connect
 from loadtest.errors import RunFailed
 from venta_client import reconnect
 from venta_client.errors import Refused, Violation
 
 SILENCE = 60.0
-MAX_VIOLATIONS = 20
+MAX_QUOTED = 20
+OVERLOADED = (429, 503)
+HALF_OPEN = 4408
 
 
 class App:
-    """Stays connected to `path` until `stop()`; what comes in goes to `received`.
+    """Keeps a connection to `path` open until `stop()`; each message goes to `received`.
 
-    `token` is called before every connection, with nothing, for a fresh one. `ready` is set while the app has heard
-    what it waits for first. `ended` holds the Close after which the app does not come back. What the server did against
-    the protocol is kept in `violations` (the first 20) and does not end the run. `closes` counts the ends that came
-    from the server or on the way, not those of `lose()`, `rest()` and `cut()`. `run()` is owned by the caller.
+    `token` is called before every connection for a fresh token. `ready` is set while the app has received what it
+    waits for first. `ended` holds the Close after which the app does not reconnect. `violations` quotes the first 20
+    protocol violations, `incidents` the first 20 closes and errors, each with its time. `closes` counts the ends that
+    the server or the network caused, not those of `disconnect()`, `sleep()` and `cut()`; `refused` counts handshakes
+    that admission control turned away (503, 429). `expected_closes` are close codes that count as no fault.
     """
 
     path = "/"
+    expected_closes: frozenset[int] = frozenset()
 
-    def __init__(self, target: Target, token: Callable[[], str] | None, random: Random) -> None:
-        self.socket: Socket | None = None
+    def __init__(self, target: Target, token: Callable[[], str] | None, random: Random, name: str = "") -> None:
+        self.name = name or self.path
+        self.socket: WebSocket | None = None
         self.ready = asyncio.Event()
         self.ended: Close | None = None
         self.connections = 0
+        self.refused = 0
         self.errors: Counter[str] = Counter()
         self.closes: Counter[int] = Counter()
         self.violations: list[str] = []
+        self.incidents: list[str] = []
         self.connecting_since = 0.0
         self.longest_wait = reconnect.LONGEST_DELAY
         self._target = target
@@ -50,20 +57,23 @@ class App:
         self._network = asyncio.Event()
         self._network.set()
         self._cut = False
+        self._cut_at: float | None = None
+        self._heard = -1
+        self._silent_since = 0.0
 
-    # for the kinds of apps
+    # for subclasses
 
     def opened(self) -> None:
-        """The connection has just been made."""
+        """Called when a connection has been made."""
 
     def received(self, message: bytes) -> None:
-        """One message came."""
+        """Called with each message."""
 
     def writable(self) -> None:
-        """The connection has room again."""
+        """Called when the connection has room again."""
 
     def decode(self, message: bytes) -> dict[str, Any]:
-        """A message's JSON object; keeps what `error` and `bye` say, Violation for what is no object."""
+        """Decodes a message's JSON object and records what `error` and `bye` say; raises Violation if it is none."""
         try:
             decoded = orjson.loads(message)
         except orjson.JSONDecodeError as bad:
@@ -73,14 +83,20 @@ class App:
         kind = decoded.get("type")
         if kind == "error":
             self.errors[str(decoded.get("code"))] += 1
+            self._note(f"the server sent the error {decoded.get('code')}: {str(decoded.get('message'))[:200]}")
         elif kind == "bye":
             self._bye_ms = int(decoded.get("reconnectAfterMs", 0))
         return decoded
 
-    # for their owner
+    def recovered(self) -> float | None:
+        """Returns the seconds since `cut()` once, when the app is ready again; otherwise None."""
+        cut_at, self._cut_at = self._cut_at, None
+        return None if cut_at is None else time.perf_counter() - cut_at
+
+    # for the owner
 
     async def run(self) -> None:
-        """Connect, listen, come back, until stopped or told not to return."""
+        """Connects, listens and reconnects until stopped or told not to return."""
         fruitless = 0
         while not self._stopping.is_set():
             await self._network.wait()  # stop() ends this wait too
@@ -90,14 +106,17 @@ class App:
             if self._stopping.is_set():
                 return
             cut, self._cut = self._cut, False
+            was_ready = self.ready.is_set()
+            self.ready.clear()
             if not self._network.is_set():
-                self.ready.clear()
                 fruitless = 0
                 continue
-            if not cut:
+            if not cut and close.refused:
+                self.refused += 1
+            elif not cut and close.code not in self.expected_closes:
                 self.closes[close.code] += 1
-            fruitless = 0 if self.ready.is_set() else fruitless + 1
-            self.ready.clear()
+                self._note(f"the connection ended with {close.code}: {close.reason}")
+            fruitless = 0 if was_ready else fruitless + 1
             wait = reconnect.delay(close.code, fruitless, self._bye_ms, self._random.random(), self.longest_wait)
             self._bye_ms = None
             if wait is None:
@@ -109,7 +128,7 @@ class App:
                 continue
 
     def stop(self) -> None:
-        """Close the connection in good order and do not come back."""
+        """Closes the connection in good order and does not reconnect."""
         self._stopping.set()
         self._network.set()
         if self.socket is not None:
@@ -117,23 +136,24 @@ class App:
 
     @property
     def faults(self) -> int:
-        """How many errors, closes and violations came from the server or on the way."""
+        """The number of errors, closes and violations that the server or the network caused."""
         return self.errors.total() + self.closes.total() + len(self.violations)
 
-    def lose(self) -> None:
-        """The phone's network goes away: the connection ends without a word and none is tried until `regain()`."""
+    def disconnect(self) -> None:
+        """Loses the phone's network: the connection ends without a close frame, none is tried until `reconnect()`."""
         self._network.clear()
         self.cut()
+        self._cut_at = None
 
-    def rest(self) -> None:
-        """Put the phone away: the connection is closed in good order and none is tried until `regain()`."""
+    def sleep(self) -> None:
+        """Puts the phone away: the connection is closed in good order, none is tried until `reconnect()`."""
         self._network.clear()
         if self.socket is not None:
             self._cut = True
             self.socket.close()
 
-    def regain(self) -> None:
-        """The network is back, or the phone in the hand."""
+    def reconnect(self) -> None:
+        """Gives the phone its network back."""
         self._network.set()
 
     @property
@@ -142,21 +162,37 @@ class App:
         return self._network.is_set()
 
     def cut(self) -> None:
-        """The connection is cut and the app comes back as it would by itself; no fault of the server's."""
+        """Aborts the connection; the app reconnects by itself, and this end counts as no fault of the server's."""
         if self.socket is not None:
             self._cut = True
+            self._cut_at = time.perf_counter()
             self.socket.abort()
 
+    def check_alive(self, now: float, heartbeat: float) -> None:
+        """Pings a connection on which nothing came for `heartbeat` s, and ends it after twice that as half-open.
+
+        `now` is a monotonic time in seconds. Call it at least every `heartbeat` / 2.
+        """
+        socket = self.socket
+        if socket is None or socket.held or not socket.opened.done():
+            self._heard = -1
+        elif socket.received != self._heard:
+            self._heard, self._silent_since = socket.received, now
+        elif now - self._silent_since > 2 * heartbeat:
+            self._heard = -1
+            socket.give_up(Close(HALF_OPEN, f"half-open: no answer to a WebSocket ping for {heartbeat:g} s"))
+        elif now - self._silent_since > heartbeat:
+            socket.ping()
+
     async def wait_ready(self, within: float) -> None:
-        """Return when the app is ready; RunFailed when it isn't `within` seconds, with what the server said."""
+        """Waits until the app is ready; raises RunFailed with what the server said when it isn't in `within` s."""
         try:
             await asyncio.wait_for(self.ready.wait(), within)
         except TimeoutError:
-            last = self.ended or f"closes {dict(self.closes)}, errors {dict(self.errors)}"
+            last = self.ended or f"closes {dict(self.closes)}, errors {dict(self.errors)}, refused {self.refused}"
             raise RunFailed(f"{self.path} was not ready within {within:g} s ({last}); is the server up?") from None
 
     async def _connection(self) -> Close:
-        """One connection from its beginning to its end."""
         self.connecting_since = time.perf_counter()
         try:
             self.socket = await connect(
@@ -167,11 +203,12 @@ class App:
                 token=self._token() if self._token is not None else None,
             )
         except Refused as refused:
-            return Close(reconnect.code_of_status(refused.status), str(refused))
-        except (OSError, TimeoutError) as failed:
-            return Close(ABNORMAL, f"no connection: {failed!r}")
+            overloaded = refused.status in OVERLOADED
+            return Close(reconnect.code_of_status(refused.status), str(refused), overloaded)
         except Violation as violation:
             return self._blame(violation)
+        except (OSError, TimeoutError) as failed:
+            return Close(ABNORMAL, f"no connection: {failed!r}")
         self.connections += 1
         try:
             if self._stopping.is_set():
@@ -191,19 +228,31 @@ class App:
             self.received(message)
         except Violation as violation:
             self._blame(violation)
+        except (KeyError, TypeError, ValueError, AttributeError) as bad:
+            self._blame(Violation(f"a malformed message ({bad!r}): {message[:200]!r}"))
 
     def _blame(self, violation: Violation) -> Close:
-        if len(self.violations) < MAX_VIOLATIONS:
-            self.violations.append(f"{self.path}: {violation}")
+        if len(self.violations) < MAX_QUOTED:
+            self.violations.append(f"{stamp()} {self.name}: {violation}")
         return Close(ABNORMAL, str(violation))
 
-    async def _listen(self, socket: Socket) -> Close:
-        """Wait for the end; a connection on which nothing came for 60 s is dead, the server pings more often."""
+    def _note(self, what: str) -> None:
+        if len(self.incidents) < MAX_QUOTED:
+            self.incidents.append(f"{stamp()} {self.name}: {what}")
+
+    async def _listen(self, socket: WebSocket) -> Close:
+        """Waits for the end; a connection on which nothing came for 60 s is dead, as the server pings more often."""
         heard = -1
         while True:
             done, _ = await asyncio.wait({socket.closed}, timeout=SILENCE)
             if done:
                 return socket.closed.result()
-            if socket.received == heard:
-                return Close(4408, f"nothing heard from the server for {SILENCE:g} s")
+            if socket.received == heard and not socket.held:
+                return Close(HALF_OPEN, f"nothing heard from the server for {SILENCE:g} s")
             heard = socket.received
+
+
+def stamp() -> str:
+    """Returns the time of day in UTC with milliseconds, as reports quote it."""
+    now = time.time()
+    return f"{time.strftime('%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}"

@@ -1,4 +1,4 @@
-"""A customer app that only counts what it is sent, so that hundreds of them cost this process little."""
+"""A customer app that only counts what it receives, so that hundreds of them cost this process little."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ POSITION = b'"lat":'
 STAMP = re.compile(rb'"timestamp":\s*(\d{13})\b')
 
 
-class Spectator(App):
-    """Counts `positions` and `bytes` of updates; with `delays` it also records how old each position is on arrival.
+class CountingWatcher(App):
+    """Counts the `positions` and `bytes` of updates; with `delays` it also records each position's age on arrival.
 
-    `snapshot_delay` is the seconds from beginning to connect until the whole first snapshot was here.
+    `snapshot_delay` is the seconds from the beginning of the connect to the end of the first snapshot.
     """
 
     path = "/v1/watch"
@@ -50,7 +50,7 @@ class Spectator(App):
             self.socket.send(orjson.dumps({"type": "watch", "id": WATCH_ID, "area": self.area}))
 
     def received(self, message: bytes) -> None:
-        # decoding is what costs: the type stands first in what the server sends, and is looked up only where it doesn't
+        # decoding costs most: the type stands first in what the server sends, and is looked up only where it doesn't
         if self.ready.is_set() and (b'"update"' in message[:32] or self.decode(message).get("type") == "update"):
             self._count(message)
         elif not self.ready.is_set() and self.decode(message).get("type") == "snapshot":

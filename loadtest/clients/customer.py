@@ -1,35 +1,43 @@
-"""A customer in a scenario: looks at a part of the city, pans, follows a vendor, sleeps, comes back."""
+"""A customer of a scenario: looks at a part of the city as its behaviour says, and times what it is shown."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
 import orjson
 
+from loadtest.behaviour import CustomerBehaviour
 from loadtest.clients.app import App
 from loadtest.clients.target import Target
-from loadtest.engine.city import City
 from loadtest.engine.scenario import Customers
-from loadtest.measure.recorder import STEPS_PER_S, Tally
+from loadtest.measure.recorder import STEPS_PER_S, Recorder, percentile
+from venta_client.errors import Violation
 from venta_client.view import View
 
-MAP, ONE = "map", "one"
+MAP, ONE, COUNTS, CHECK = "map", "one", "counts", "check"
 POSITION = b'"vendorId":'  # once in each card and fix, and twice as quick to count as "lat"
-SNAPSHOT = re.compile(rb'\{"type":"snapshot","id":"(\w+)"')  # what is not written so is decoded
+SNAPSHOT = re.compile(rb'\{"type":"snapshot","id":"(\w+)"')  # any other form is decoded
 SLOW_BUFFER = 8192
+STALLED_BUFFER = 4096
 STEPS_PER_MS = STEPS_PER_S // 1000
+EXCESS_STEP_MS = 5
+STALLED_CLOSES = frozenset({4508, 1006})
+
+Groups = dict[str, dict[str, Any]]
 
 
 class Customer(App):
-    """One customer's app. Every frame is counted, every `timed_every`th is read and its delays recorded; with `full`
-    each is read and the views are held as the contract wants it, for the comparison with the truth.
+    """One customer's app. Every frame is counted, every `timed_every`th is decoded and its delays are recorded.
 
-    `now` is the server's time in epoch ms; `known` are the vendors of this run: others' positions are not timed.
+    With `full` each frame is decoded and the views are held as the contract says, for the comparison with the truth.
+    `clock` is the server's time in epoch ms; positions of vendors that are not `known` are not timed. `excess` counts
+    by how much this customer's positions came later than the median of all customers at the time, in 5 ms steps.
     """
 
     path = "/v1/watch"
@@ -39,88 +47,128 @@ class Customer(App):
         target: Target,
         token: Callable[[], str] | None,
         random: Random,
-        tally: Tally,
-        now: Callable[[], float],
+        recorder: Recorder,
+        clock: Callable[[], float],
         *,
         habits: Customers,
-        city: City,
         known: Collection[str],
-        vendor_ids: Sequence[str],
-        timed_every: int,
-        full: bool,
-        slow: bool,
+        index: int = 0,
+        timed_every: int = 1,
+        full: bool = False,
+        slow: bool = False,
+        stalled: bool = False,
+        counting: bool = False,
     ) -> None:
-        super().__init__(target, token, random)
+        super().__init__(target, token, random, f"customer {index}")
+        self.index = index
         self.full = full
         self.slow = slow
+        self.stalled = stalled
+        self.counting = counting
+        self.expected_closes = STALLED_CLOSES if stalled else frozenset()
         self.views: dict[str, View] = {}
+        self.groups: dict[str, Groups] = {}
         self.asleep = False
         self.following: str | None = None
-        self.circle = (city.lat, city.long, habits.radius[0])
+        self.circle = (0.0, 0.0, 1.0)
+        self.behaviour: CustomerBehaviour | None = None
+        self.pending = False
+        """Whether the map was moved and its snapshot has not arrived."""
+        self.excess: Counter[int] = Counter()
+        self.delays: Counter[int] = Counter()
         self._habits = habits
-        self._city = city
-        self._tally = tally
-        self._now = now
+        self._recorder = recorder
+        self._now = clock
         self._known = known
-        self._vendor_ids = vendor_ids
         self._timed_every = timed_every
         self._frames = random.randrange(timed_every)
         self._asked: float | None = None
         self._first = True
         self._free_at = 0.0
-        self._look_elsewhere()
+        self._decode_all = False
+        self._throttled = slow
+        self._timing = True
+
+    def start(self, behaviour: CustomerBehaviour) -> float:
+        """Gives the customer its behaviour, which chooses the first area; returns after how many seconds to act."""
+        self.behaviour = behaviour
+        self._decode_all = type(behaviour).on_update is not CustomerBehaviour.on_update
+        return behaviour.on_start()
 
     def act(self) -> float:
-        """Do the next thing a customer does; returns after how many seconds to do another."""
-        habits, random = self._habits, self._random
+        """Wakes up if asleep, or does the next thing; returns after how many seconds to act again."""
+        assert self.behaviour is not None
         if self.asleep:
             self.asleep = False
-            self.regain()
-            return random.expovariate(1 / habits.dwell)
-        weights = (habits.pan, habits.follow, habits.sleep)
-        if not any(weights) or not self.ready.is_set():
-            return random.expovariate(1 / habits.dwell)
-        what = random.choices(("pan", "follow", "sleep"), weights)[0]
-        if what == "sleep":
-            self.asleep = True
-            self._tally.counts["sleeps"] += 1
-            self.rest()
-            return random.expovariate(1 / habits.asleep)
-        if what == "follow":
-            self._follow(None if self.following is not None else random.choice(self._vendor_ids))
-        else:
-            self._pan()
-        return random.expovariate(1 / habits.dwell)
+            self.reconnect()
+            return self._random.expovariate(1 / self._habits.dwell)
+        return self.behaviour.on_tick()
 
     def hurry(self) -> None:
-        """Awake, with a network and a quick link: what is looked at now is to be compared with the truth."""
-        self.asleep = self.slow = False
-        self.regain()
+        """Wakes up on a fast link, so that what is shown can be compared with the truth; times nothing any more."""
+        self.asleep = self._throttled = self._timing = False
+        self.reconnect()
         if self.socket is not None:
             self.socket.hold(False)
 
+    # what a behaviour can do
+
+    def look_at(self, lat: float, long: float, radius: float) -> None:
+        """Moves the map; ignored while the snapshot of the last move is outstanding, as a finger waits for it too."""
+        if self.pending:
+            return
+        self.circle = (lat, long, radius)
+        if self.ready.is_set():
+            self._recorder.counts["pans"] += 1
+            self.pending, self._asked = True, time.perf_counter()
+            self._watch_area()
+
+    def follow(self, vendor_id: str | None) -> None:
+        """Watches one vendor beside the map; None ends it."""
+        self._recorder.counts["follows"] += vendor_id is not None
+        self.following = vendor_id
+        if vendor_id is None:
+            self._send({"type": "unwatch", "id": ONE})
+        else:
+            self._send({"type": "watch", "id": ONE, "vendors": [vendor_id]})
+
+    def fall_asleep(self) -> None:
+        """Puts the phone away until the next act."""
+        self.asleep = True
+        self._recorder.counts["sleeps"] += 1
+        self.sleep()
+
+    def check_counts(self) -> None:
+        """Asks for a fresh snapshot of the counts beside the held ones."""
+        self.groups.pop(CHECK, None)
+        self._send({"type": "watch", "id": CHECK, "area": self.area, "as": "counts"})
+
     @property
     def area(self) -> dict[str, Any]:
-        """What is looked at, as on the wire."""
+        """The area as on the wire: the circle, or its box for a map that shows counts."""
         lat, long, radius = self.circle
-        return {"center": {"lat": lat, "long": long}, "radius": radius}
+        if not self.counting:
+            return {"center": {"lat": lat, "long": long}, "radius": radius}
+        north = radius / 111_195
+        east = north * 1.6
+        return {"ne": {"lat": lat + north, "long": long + east}, "sw": {"lat": lat - north, "long": long - east}}
 
     # App
 
     def opened(self) -> None:
-        self.views = {}  # what came before a new connection's snapshot is worth nothing
-        self._first, self._asked = True, self.connecting_since
+        self.views, self.groups = {}, {}  # a new connection begins with new snapshots
+        self._first, self._asked, self.pending = True, self.connecting_since, True
         if self.socket is None:
             return
         if self.slow:
             self.socket.narrow(SLOW_BUFFER)
-        self._send({"type": "watch", "id": MAP, "area": self.area})
+        self._watch_area()
         if self.following is not None:
             self._send({"type": "watch", "id": ONE, "vendors": [self.following]})
 
     def received(self, message: bytes) -> None:
-        # decoding is what costs: the type stands first in what the server sends, and is looked up only where it doesn't
-        counts = self._tally.counts
+        # decoding costs most: the type stands first in what the server sends, and is looked up only where it doesn't
+        counts = self._recorder.counts
         head = message[:32]
         if b'"update"' in head:
             counts["frames"] += 1
@@ -128,94 +176,108 @@ class Customer(App):
             counts["positions"] += message.count(POSITION)
             self._frames += 1
             timed = self._frames % self._timed_every == 0
-            if timed or self.full:
-                self._read(orjson.loads(message), timed)
-        elif not self.full and (named := SNAPSHOT.match(message)) is not None:
+            timed = timed and self._timing
+            if timed or self.full or self._decode_all or self.counting:
+                self._read(self.decode(message), timed)
+        elif not self.full and not self.counting and (named := SNAPSHOT.match(message)) is not None:
             self._shown(named[1].decode(), message)
-        elif self.full or b'"unwatched"' not in head:
-            self._rarer(message)
-        if self.slow:
+        elif self.full or self.counting or b'"unwatched"' not in head:
+            self._read_other(message)
+        if self._throttled:
             self._pay(len(message))
 
     # inside
 
-    def _rarer(self, message: bytes) -> None:
+    def _watch_area(self) -> None:
+        watch = {"type": "watch", "id": COUNTS if self.counting else MAP, "area": self.area}
+        self._send(watch | {"as": "counts"} if self.counting else watch)
+
+    def _read_other(self, message: bytes) -> None:
         decoded = self.decode(message)
         kind = decoded.get("type")
         if kind == "snapshot":
-            if self.full:
-                self.views.setdefault(decoded["id"], View()).snapshot(decoded["vendors"])
-            self._shown(decoded["id"], message)
+            name = decoded["id"]
+            if "groups" in decoded:
+                self.groups[name] = {group["group"]: group for group in decoded["groups"]}
+            elif self.full:
+                self.views.setdefault(name, View()).snapshot(decoded["vendors"])
+            self._shown(name, message)
         elif kind == "unwatched":
             self.views.pop(str(decoded.get("id")), None)
 
     def _shown(self, watch_id: str, message: bytes) -> None:
-        """A whole snapshot of a watch is here."""
-        counts = self._tally.counts
-        counts["snapshots"] += 1
-        counts["snapshot_bytes"] += len(message)
-        counts["snapshot_positions"] += message.count(POSITION)
-        if watch_id != MAP:
+        """Records a whole snapshot of a watch."""
+        recorder = self._recorder
+        recorder.counts["snapshots"] += 1
+        recorder.counts["snapshot_bytes"] += len(message)
+        recorder.counts["snapshot_positions"] += message.count(POSITION)
+        if watch_id not in (MAP, COUNTS):
             return
         if self._asked is not None and not self.slow:
-            self._tally.delay("snapshot" if self._first else "pan", time.perf_counter() - self._asked)
-        self._asked, self._first = None, False
+            recorder.delay("snapshot" if self._first else "pan", time.perf_counter() - self._asked)
+        self._asked, self._first, self.pending = None, False, False
         self.ready.set()
+        if (seconds := self.recovered()) is not None:
+            recorder.delay("recovery", seconds)
+        if self.stalled and self.socket is not None:
+            self.socket.narrow(STALLED_BUFFER)
+            self.socket.hold(True)
 
     def _read(self, update: dict[str, Any], timed: bool) -> None:
         moved = update.get("moved", [])
         if timed:
-            now, known = self._now(), self._known
-            # an odd one was collected without a network; an entered one may be old: it was the area that moved
-            self._tally.delays(
-                "slow" if self.slow else "watch",
-                [
-                    int((now - timestamp) * STEPS_PER_MS)
-                    for fix in moved
-                    if not (timestamp := fix["timestamp"]) & 1 and fix["vendorId"] in known
-                ],
-            )
-        if self.full:
+            self._time(moved)
+        if "groups" in update:
+            held = self.groups.get(update["id"])
+            if held is None:
+                raise Violation(f"an update of the counts {update['id']!r} came before their snapshot")
+            for group in update["groups"]:
+                if group["count"]:
+                    held[group["group"]] = group
+                else:
+                    held.pop(group["group"], None)
+        elif self.full:
             view = self.views.setdefault(update["id"], View())
             view.update(update.get("entered", []), moved, update.get("left", []))
+        if self._decode_all and self.behaviour is not None:
+            self.behaviour.on_update(update)
 
-    def _look_elsewhere(self) -> None:
-        random = self._random
-        lat, long = self._city.degrees(*self._city.anywhere(random))
-        self.circle = (lat, long, round(random.uniform(*self._habits.radius), 1))
-
-    def _pan(self) -> None:
-        if self._asked is not None:
-            return  # the last one's snapshot is still to come; a finger waits for it too
-        random = self._random
-        lat, long, radius = self.circle
-        if random.random() < 0.3:
-            self._look_elsewhere()
-        else:
-            east, north = random.uniform(-radius, radius), random.uniform(-radius, radius)
-            near = City(lat, long, radius, 1.0)
-            self.circle = (*near.degrees(east, north), radius)
-        self._tally.counts["pans"] += 1
-        self._asked = time.perf_counter()
-        self._send({"type": "watch", "id": MAP, "area": self.area})
-
-    def _follow(self, vendor_id: str | None) -> None:
-        self._tally.counts["follows"] += vendor_id is not None
-        self.following = vendor_id
-        if vendor_id is None:
-            self._send({"type": "unwatch", "id": ONE})
-        else:
-            self._send({"type": "watch", "id": ONE, "vendors": [vendor_id]})
+    def _time(self, moved: list[dict[str, Any]]) -> None:
+        now, known = self._now(), self._known
+        # an odd timestamp was collected without a network; an entered fix may be old, as the area has moved
+        steps = [
+            int((now - timestamp) * STEPS_PER_MS)
+            for fix in moved
+            if not (timestamp := fix["timestamp"]) & 1 and fix["vendorId"] in known
+        ]
+        self._recorder.delays("slow" if self.slow else "watch", steps)
+        baseline = self._recorder.baseline.get("watch")
+        if not self.slow and steps:
+            middle = sorted(steps)[len(steps) // 2] / STEPS_PER_MS
+            self.delays[int(middle) // EXCESS_STEP_MS] += 1
+            if baseline is not None:
+                self.excess[int(middle - baseline) // EXCESS_STEP_MS] += 1
 
     def _send(self, message: dict[str, Any]) -> None:
         if self.socket is not None:
             self.socket.send(orjson.dumps(message))
 
     def _pay(self, size: int) -> None:
-        """Read on only when the link would have carried so much."""
+        """Reads on only when the slow link would have carried so much."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._free_at = max(self._free_at, now) + size / self._habits.slow_bytes
         if self._free_at - now > 0.05 and self.socket is not None:
             self.socket.hold(True)
             loop.call_at(self._free_at, self.socket.hold, False)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns this customer's own delays, for figures per customer: medians in ms of its timed frames."""
+        return {
+            "customer": self.index,
+            "frames": self.delays.total(),
+            "p50_ms": (percentile(self.delays, 50) or 0) * EXCESS_STEP_MS,
+            "p90_ms": (percentile(self.delays, 90) or 0) * EXCESS_STEP_MS,
+            "later_ms": (percentile(self.excess, 50) or 0) * EXCESS_STEP_MS,
+            "compared": self.excess.total(),
+        }

@@ -1,17 +1,12 @@
-"""Many apps run together, and what they counted."""
+"""Many apps that run together."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from loadtest.clients.app import App
-from loadtest.clients.identity import Identity
-from loadtest.clients.tokens import LIFETIME, mint
 from loadtest.clients.vendor import Vendor
 
 READY_TIMEOUT = 30.0
@@ -19,16 +14,11 @@ STOP_TIMEOUT = 10.0
 AT_ONCE = 50
 
 
-def minting(identity: Identity, secret: str, lifetime: int = LIFETIME) -> Callable[[], str]:
-    """What gives an app a fresh token before each connection, good for `lifetime` seconds."""
-    return lambda: mint(identity.clerk_id, secret, time.time(), lifetime)
-
-
 @asynccontextmanager
 async def running(apps: Sequence[App], at_once: int = AT_ONCE) -> AsyncIterator[None]:
-    """Apps that run while the block does, all ready when it begins; at most `at_once` of them connect at a time.
+    """Runs apps while the block does, all ready when it begins; at most `at_once` of them connect at a time.
 
-    RunFailed when one does not become ready. An app that fails ends the block, a block that ends stops the apps.
+    Raises RunFailed when one does not become ready. An app that fails ends the block, the end of the block stops them.
     """
     tasks: list[asyncio.Task[None]] = []
     async with asyncio.TaskGroup() as group:
@@ -40,17 +30,22 @@ async def running(apps: Sequence[App], at_once: int = AT_ONCE) -> AsyncIterator[
                     await app.wait_ready(READY_TIMEOUT)
             yield
         finally:
-            for app in apps:
-                app.stop()
-            # a connect under way is not told by stop(); it is given a moment
-            if tasks:
-                await asyncio.wait(tasks, timeout=STOP_TIMEOUT)
-            for task in tasks:
-                task.cancel()
+            await stop(apps, tasks, STOP_TIMEOUT)
+
+
+async def stop(apps: Iterable[App], tasks: Iterable[asyncio.Task[None]], within: float) -> None:
+    """Closes all connections; cancels what has not ended within `within` s."""
+    for app in apps:
+        app.stop()
+    # a connect that is under way does not notice stop(); it gets a moment
+    if waiting := list(tasks):
+        await asyncio.wait(waiting, timeout=within)
+    for task in waiting:
+        task.cancel()
 
 
 async def settled(vendors: Iterable[Vendor], within: float) -> int:
-    """Wait until every ping is answered for, but not longer than `within` seconds; returns how many are not."""
+    """Waits up to `within` s until every ping is answered; returns how many are not."""
     waiting = list(vendors)
     try:
         async with asyncio.timeout(within):
@@ -59,24 +54,3 @@ async def settled(vendors: Iterable[Vendor], within: float) -> int:
     except TimeoutError:
         pass
     return sum(vendor.waiting for vendor in waiting)
-
-
-def counts(vendors: Iterable[Vendor]) -> dict[str, Any]:
-    """What the vendor apps counted, together."""
-    total: dict[str, int] = Counter()
-    rejected, errors, closes = Counter[str](), Counter[str](), Counter[int]()
-    for vendor in vendors:
-        total["sent"] += vendor.sent
-        total["acked"] += len(vendor.acked)
-        total["resent"] += vendor.resent
-        total["dropped"] += vendor.dropped
-        total["connections"] += vendor.connections
-        rejected += vendor.rejections()
-        errors += vendor.errors
-        closes += vendor.closes
-    return {
-        **total,
-        "rejected": dict(rejected),
-        "errors": dict(errors),
-        "closes": {str(code): n for code, n in closes.items()},
-    }

@@ -1,20 +1,20 @@
-"""Which vendors the apps may speak for: pairs of vendor and owner that stand in the server's database."""
+"""Which vendors the apps may speak for, and the tokens they do it with."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import jwt
 import orjson
 
-from loadtest.errors import RunFailed, WrongUse
+from loadtest.errors import WrongUse
 
-SEED_TIMEOUT = 120.0
+LIFETIME = 3600
+MIN_SECRET = 32
 
 
 class Identity(NamedTuple):
@@ -26,7 +26,7 @@ class Identity(NamedTuple):
 
 
 def parse(lines: Iterable[str], source: str) -> list[Identity]:
-    """Identities from JSON lines {"vendorId","clerkId","name"}; lines that are no objects don't count."""
+    """Returns identities from JSON lines {"vendorId","clerkId","name"}; lines that are no objects are skipped."""
     found = []
     for count, line in enumerate(lines, 1):
         if not line.lstrip().startswith("{"):
@@ -42,7 +42,7 @@ def parse(lines: Iterable[str], source: str) -> list[Identity]:
 
 
 def read(source: str) -> list[Identity]:
-    """Identities from a file, or from standard input when it is `-`."""
+    """Returns identities from a file, or from standard input when `source` is `-`."""
     if source == "-":
         return parse(sys.stdin, "standard input")
     try:
@@ -53,35 +53,27 @@ def read(source: str) -> list[Identity]:
 
 
 def enough(found: list[Identity], needed: int, source: str) -> list[Identity]:
-    """The first `needed` distinct vendors; WrongUse when there are fewer."""
+    """Returns the first `needed` distinct vendors; raises WrongUse when there are fewer."""
     distinct = list({identity.vendor_id: identity for identity in found}.values())
     if len(distinct) < needed:
-        raise WrongUse(f"{needed} vendors are needed, {source} has {len(distinct)}; seed more or ask for fewer")
+        raise WrongUse(f"{needed} vendors are needed, {source} has {len(distinct)}; add some or ask for fewer")
     return distinct[:needed]
 
 
-async def seed(count: int, database_url: str) -> list[Identity]:
-    """Have `streamer db seed` put `count` vendors into a database, and take what it prints."""
-    beside = Path(sys.executable).with_name("streamer")
-    command = str(beside) if beside.exists() else shutil.which("streamer")
-    if command is None:
-        raise WrongUse("there is no `streamer` command to seed vendors with; give them by --vendors-file")
-    process = await asyncio.create_subprocess_exec(
-        *(command, "db", "seed", "--vendors", str(count), "--json"),
-        env={**os.environ, "DATABASE_URL": database_url},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), SEED_TIMEOUT)
-    except TimeoutError:
-        raise RunFailed(f"`{command} db seed` did not end within {SEED_TIMEOUT:g} s; is the database up?") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        said = err.decode("utf-8", "replace").strip()[-1000:]
-        raise RunFailed(f"`{command} db seed` ended with {process.returncode}: {said or 'it said nothing'}")
-    return parse(out.decode().splitlines(), "`streamer db seed`")
+def check_secret(secret: str) -> None:
+    """Raises WrongUse for a secret that HS256 can't use."""
+    if len(secret.encode()) < MIN_SECRET:
+        raise WrongUse(
+            f"the token secret has {len(secret.encode())} bytes, HS256 needs {MIN_SECRET}; "
+            "give the server's own as STREAMER_JWT_SECRET or --secret"
+        )
+
+
+def mint(clerk_id: str, secret: str, now: float, lifetime: int = LIFETIME) -> str:
+    """Returns an HS256 token for one user, valid for `lifetime` seconds from `now` (epoch seconds)."""
+    return jwt.encode({"sub": clerk_id, "iat": int(now), "exp": int(now) + lifetime}, secret, algorithm="HS256")
+
+
+def minting(identity: Identity, secret: str, lifetime: int = LIFETIME) -> Callable[[], str]:
+    """Returns a function that gives an app a fresh token for each connection, valid for `lifetime` seconds."""
+    return lambda: mint(identity.clerk_id, secret, time.time(), lifetime)

@@ -1,4 +1,4 @@
-"""A vendor in a scenario: it moves, its phone loses the network, and all it was told is stored is remembered."""
+"""A vendor of a scenario: it moves, its phone loses the network, and every acked ping is remembered."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from array import array
 from collections.abc import Callable, Iterator
 from random import Random
 
+from loadtest.behaviour import VendorBehaviour
 from loadtest.clients.identity import Identity
-from loadtest.clients.ping import Ping
 from loadtest.clients.target import Target
-from loadtest.clients.vendor import Vendor
-from loadtest.engine.city import Mover
-from loadtest.measure.recorder import Tally
+from loadtest.clients.vendor import Ping, Vendor
+from loadtest.measure.recorder import Recorder
 
 LIMIT = 20_000
 GRID = 4
 SURELY_LIVE = 585_000
 SURELY_HISTORY = 615_000
+BULK_PAST = 300_000
+
+
+Acked = tuple[int, int, float, float, bool]
+"""An acked ping as the auditor gets it: the vendor's index, timestamp, lat, long, and whether its delay counts."""
 
 
 class Ledger:
-    """The acked pings of one vendor. `keep` holds them all, at 24 bytes each; otherwise only how many and the newest.
+    """The acked pings of one vendor. `keep` holds them all, at 24 bytes each, else their count and the newest.
 
-    `newest` is the newest that surely went live: it was acked within 585 s. `unsure`: one later may have gone live.
+    `newest` is the newest that certainly went live, acked within 585 s. `unsure`: a later one may have gone live.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -34,7 +38,7 @@ class Ledger:
         self._places = array("d")
 
     def add(self, pings: list[Ping], now: float) -> None:
-        """These were acked at `now` (epoch ms)."""
+        """Adds pings that were acked at `now` (epoch ms)."""
         self.count += len(pings)
         for ping in pings:
             age = now - ping.timestamp
@@ -47,14 +51,17 @@ class Ledger:
                 self._places.extend((ping.lat, ping.long))
 
     def pings(self) -> list[Ping]:
-        """All that were kept."""
+        """Returns all pings that were kept."""
         places = self._places
         return [Ping(time, places[2 * n], places[2 * n + 1], time) for n, time in enumerate(self._times)]
 
 
-class Truck(Vendor):
-    """One vendor's app with its ledger. A ping that was due while the phone had a network has an even `timestamp`, one
-    of a backlog an odd one: so every watcher can tell from the position alone whether its delay means anything.
+class SimulatedVendor(Vendor):
+    """One vendor's app with its ledger.
+
+    The `timestamp` of a ping that was due while the phone had a network is even, that of a backlog is odd. So every
+    watcher can tell from a position alone whether its delay is the server's. `unreported` collects what was acked
+    since the auditor was last told, when `audited`.
     """
 
     def __init__(
@@ -63,53 +70,121 @@ class Truck(Vendor):
         identity: Identity,
         token: Callable[[], str],
         random: Random,
-        tally: Tally,
+        recorder: Recorder,
         clock: Callable[[], float],
         *,
+        index: int = 0,
         keep: bool,
+        audited: bool = False,
     ) -> None:
         super().__init__(target, identity, token, random, limit=LIMIT)
         self.ledger = Ledger(keep)
         self.left_at = 0.0
-        self._tally = tally
+        self.index = index
+        self.unreported: list[Acked] = []
+        self.acked_until = 0
+        self.behaviour: VendorBehaviour | None = None
+        self._audited = audited
+        self._recorder = recorder
         self._now = clock
         self._lost_at = 0.0
+        self._held_until = 0
+        """Pings up to this timestamp waited for a connection: their delay says nothing of the live path."""
 
-    def lose(self) -> None:
+    def disconnect(self) -> None:
         self._lost_at = self._now()
-        super().lose()
+        super().disconnect()
 
     def report(self, ping: Ping) -> None:
-        """Send a ping that is due; without a network it becomes part of a backlog."""
+        """Sends a ping that is due; without a network it becomes part of a backlog."""
         if not self.reachable:
-            ping = ping._replace(timestamp=ping.timestamp + 1)
-            self._tally.counts["backlog"] += 1
+            ping = ping._replace(timestamp=ping.timestamp | 1)
+            self._recorder.counts["backlog"] += 1
+        if not self.ready.is_set():
+            self._held_until = ping.timestamp
         self.ping(ping)
+
+    def greeted(self, durable: int | None, max_batch: int) -> None:
+        self._held_until = max(self._held_until, int(self._now()) if self.waiting else 0)
+        if (seconds := self.recovered()) is not None:
+            self._recorder.delay("recovery", seconds)
+        super().greeted(durable, max_batch)
 
     def stored(self, pings: list[Ping]) -> None:
         now = self._now()
         self.ledger.add(pings, now)
-        tally, lost_at = self._tally, self._lost_at
-        tally.counts["acked"] += len(pings)
+        recorder, lost_at = self._recorder, self._lost_at
+        recorder.counts["acked"] += len(pings)
+        if pings:
+            self.acked_until = pings[-1].timestamp
         for ping in pings:
-            # what was under way when the phone lost its network had to wait for that, not for the server
+            # a ping that was under way when the phone lost its network waited for the phone, not for the server
             if not ping.timestamp & 1 and ping.due > lost_at:
-                tally.delay("ack", (now - ping.due) / 1000)
+                recorder.delay("ack", (now - ping.due) / 1000)
+            if self._audited:
+                timed = not ping.timestamp & 1 and ping.timestamp > self._held_until
+                self.unreported.append((self.index, ping.timestamp, ping.lat, ping.long, timed))
+        if self.behaviour is not None:
+            self.behaviour.on_ack(pings)
 
 
-def wander(mover: Mover, every: float, first: float, random: Random) -> Iterator[Ping]:
-    """A vendor's pings for ever: from `first` (epoch ms) on every `every` seconds, give or take a twentieth."""
+class BulkVendor(SimulatedVendor):
+    """A vendor that sends as fast as acks allow: `window` messages of `batch` pings un-acked at most (closed loop).
+
+    Its pings are a millisecond apart and begin five minutes in the past, so that no two have the same time. Each
+    ping's delay counts from when it was sent.
+    """
+
+    batch, window = 500, 4
+
+    def start(self) -> None:
+        """Begins to send."""
+        self._due = int(self._now()) - BULK_PAST
+        self._step = 0
+        self._running = True
+        self._fill()
+
+    def finish(self) -> None:
+        """Sends no more."""
+        self._running = False
+
+    def greeted(self, durable: int | None, max_batch: int) -> None:
+        super().greeted(durable, max_batch)
+        self._fill()
+
+    def stored(self, pings: list[Ping]) -> None:
+        super().stored(pings)
+        self._fill()
+
+    _running = False
+
+    def _fill(self) -> None:
+        while self._running and self.ready.is_set() and self.waiting <= (self.window - 1) * self.batch:
+            now = int(self._now())
+            for _ in range(self.batch):
+                self._due, self._step = self._due + 1, (self._step + 1) % 10_000
+                lat, long = 52.2 + self.index * 1e-4 + self._step * 1e-6, 21.0 + self._step * 1e-6
+                self._outbox.add(Ping(self._due, round(lat, 6), round(long, 6), now))
+            self._recorder.counts["due"] += self.batch
+            self.settled.clear()
+            self._flush()
+
+
+def route(behaviour: VendorBehaviour, first: float, random: Random) -> Iterator[Ping]:
+    """Yields a vendor's pings for ever: from `first` (epoch ms) on, every `behaviour.every` s, ±5 %."""
     due, gap = first, 0.0
+    behaviour.on_start()
     while True:
-        spot = mover.move(gap)
+        spot = behaviour.on_tick(gap)
         timestamp = on_grid(due)
         yield Ping(timestamp, spot.lat, spot.long, timestamp, spot.heading, spot.speed)
-        gap = every * random.uniform(0.95, 1.05)
+        gap = behaviour.every * random.uniform(0.95, 1.05)
         due += max(float(GRID), gap * 1000)
 
 
 def on_grid(moment: float) -> int:
-    """The next millisecond at which a ping may be due: a multiple of 4, so that a worker wakes 250 times a second at
-    most. Waking costs it several times what sending does, and the timers of phones are no finer.
+    """Returns the next millisecond at which a ping may be due: a multiple of 4.
+
+    A worker so wakes 250 times a second at most. Waking costs it several times what sending does.
     """
     return -int(-moment // GRID) * GRID

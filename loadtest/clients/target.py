@@ -22,7 +22,7 @@ class Target:
 
     @classmethod
     def parse(cls, url: str, own: str | None = None) -> Target:
-        """The target that an http(s) or ws(s) URL names; WrongUse when it is not ours to put under load."""
+        """Returns the target that an http(s) or ws(s) URL names; raises WrongUse when it may not be put under load."""
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -35,7 +35,7 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """Host and port as in a `Host` header."""
+        """The host and port as in a `Host` header."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -46,7 +46,7 @@ class Target:
 
 
 def check_host(host: str, own: str | None) -> None:
-    """WrongUse unless every address of `host` is loopback or private, or `own` repeats the host's name."""
+    """Raises WrongUse unless every address of `host` is loopback or private, or `own` repeats the host's name."""
     if own == host:
         return
     try:
@@ -62,6 +62,6 @@ def check_host(host: str, own: str | None) -> None:
 
 
 def may_be_loaded(address: str) -> bool:
-    """Whether an IP address is this machine's own or of a private network."""
+    """Returns whether an IP address is this machine's own or of a private network."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     return ip.is_loopback or ip.is_private or ip.is_link_local

@@ -1,4 +1,4 @@
-"""A customer app: watches an area and holds exactly what the server says is in it."""
+"""A customer app: watches an area and holds what the server says is in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WATCH_ID = "w1"
 
 
 class Watcher(App):
-    """One watch of `area` (as on the wire). `view` maps vendorId to card; `delays` records how old each new fix is.
+    """One watch of `area` (as on the wire). `view` maps vendorId to card; `delays` records the age of each new fix.
 
     `positions` counts what was delivered after the first snapshot; fixes older than `since` (epoch ms) are not timed.
     """
@@ -50,11 +50,11 @@ class Watcher(App):
 
     @property
     def snapshots(self) -> int:
-        """How many snapshots came."""
+        """The number of snapshots that came."""
         return self._view.snapshots
 
     def opened(self) -> None:
-        self._view = View()  # what came before a new connection's snapshot is worth nothing
+        self._view = View()  # a new connection begins with a new snapshot
         if self.socket is not None:
             self.socket.send(orjson.dumps({"type": "watch", "id": WATCH_ID, "area": self.area}))
 

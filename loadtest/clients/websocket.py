@@ -1,7 +1,7 @@
-"""A WebSocket client (RFC 6455) that costs next to nothing, so that what is measured is the server.
+"""A WebSocket client (RFC 6455) at minimal cost, so that the server is measured and not the client.
 
-Frames go out with a zero mask, which is legal and saves the masking. Messages come in as bytes, whole, one call each.
-Nothing is queued here: what the transport can't take shows as `writable`.
+Frames are sent with a zero mask, which is legal and saves the masking. Each whole message is one call with its bytes.
+Nothing is queued here: a full transport shows as `writable` = False.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ CLOSE_TIMEOUT = 2.0
 
 
 class Close(NamedTuple):
-    """How a connection ended; 1006 when no close frame came."""
+    """How a connection ended; 1006 when no close frame came. `refused`: admission control turned the handshake away."""
 
     code: int
     reason: str
+    refused: bool = False
 
 
 def frame(payload: bytes, opcode: int = TEXT) -> bytes:
-    """One whole client frame, masked with zero."""
+    """Returns one whole client frame, masked with zero."""
     size = len(payload)
     if size < 126:
         head = bytes((FINAL | opcode, 0x80 | size))
@@ -47,11 +48,11 @@ def frame(payload: bytes, opcode: int = TEXT) -> bytes:
     return head + b"\0\0\0\0" + payload
 
 
-class Socket(asyncio.Protocol):
+class WebSocket(asyncio.Protocol):
     """One connection: calls `on_message` with each whole message, `on_writable` when a full transport has room again.
 
-    `opened` and `closed` are its two turning points; an exception out of a callback or a Violation ends it and is
-    what `closed` raises. `received` counts bytes, `messages` counts messages.
+    `opened` and `closed` are futures. An exception from a callback, or a Violation, ends the connection, and `closed`
+    raises it. `received` counts bytes, `messages` counts messages.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Socket(asyncio.Protocol):
         self.opened: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[Close] = loop.create_future()
         self.writable = True
+        self.held = False
         self.received = 0
         self.messages = 0
         self._request = request
@@ -86,16 +88,16 @@ class Socket(asyncio.Protocol):
     # sending
 
     def send(self, payload: bytes) -> None:
-        """Send one text message."""
+        """Sends one text message."""
         self.write(frame(payload))
 
     def write(self, frames: bytes) -> None:
-        """Send ready frames; nothing happens once the connection is ending."""
+        """Sends ready frames; does nothing once the connection is ending."""
         if self._transport is not None and not self._closing:
             self._transport.write(frames)
 
     def close(self, code: int = 1000) -> None:
-        """Begin an orderly end; a server that does not answer within 2 s is left."""
+        """Begins the closing handshake; aborts when the server does not answer within 2 s."""
         if self._transport is None or self._closing:
             return
         self._transport.write(frame(code.to_bytes(2, "big"), CLOSE))
@@ -103,22 +105,32 @@ class Socket(asyncio.Protocol):
         self._killer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
 
     def hold(self, held: bool) -> None:
-        """Read nothing while held, as a phone on a bad link does; what comes meanwhile waits in the network."""
+        """Stops reading while held, as a phone on a bad link does; incoming data then waits in the network."""
         transport = self._transport
         if transport is None or transport.is_closing() or transport.is_reading() is not held:
             return
+        self.held = held
         if held:
             transport.pause_reading()
         else:
             transport.resume_reading()
 
+    def ping(self) -> None:
+        """Sends a WebSocket ping; any answer counts as received bytes."""
+        self.write(frame(b"", PING))
+
+    def give_up(self, close: Close) -> None:
+        """Aborts the connection with this Close as its outcome."""
+        self._close = close
+        self.abort()
+
     def narrow(self, size: int) -> None:
-        """Have the kernel keep about `size` bytes for a reader that is held, instead of megabytes."""
+        """Limits the kernel's receive buffer to about `size` bytes, instead of megabytes."""
         if self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def abort(self) -> None:
-        """End at once, as a dead phone does."""
+        """Ends the connection at once, without a close frame."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -138,7 +150,7 @@ class Socket(asyncio.Protocol):
             self._pending.clear()
         try:
             done = self._frames(data, 0) if self._upgraded else self._handshake(data)
-        except Exception as failure:  # whatever a callback raises must end the run, not only be logged
+        except Exception as failure:  # an error in a callback must end the run, not only be logged
             self._failure = failure
             self._closing = True
             self.abort()
@@ -163,17 +175,17 @@ class Socket(asyncio.Protocol):
             self._refuse(*self._refusal)
         if not self.opened.done():
             self.opened.set_exception(self._failure or exc or ConnectionError("the server closed before it answered"))
-            self.opened.exception()  # a connect that timed out no longer asks
+            self.opened.exception()  # nobody awaits a connect that timed out
         if self._failure is not None:
             self.closed.set_exception(self._failure)
-            self.closed.exception()  # an owner that failed to connect no longer asks
+            self.closed.exception()  # nobody awaits it after a failed connect
         else:
             self.closed.set_result(self._close)
 
     # receiving
 
     def _handshake(self, data: bytes) -> int:
-        """Read the answer to the upgrade; returns how much of `data` is done with."""
+        """Reads the answer to the upgrade; returns how many bytes of `data` it used."""
         if self._refusal is not None:
             status, body, length = self._refusal
             body += data
@@ -211,7 +223,7 @@ class Socket(asyncio.Protocol):
         self.abort()
 
     def _frames(self, data: bytes, at: int) -> int:
-        """Handle every whole frame from `at` on; returns where the first unfinished one begins."""
+        """Handles every whole frame from `at` on; returns where the first unfinished one begins."""
         size = len(data)
         self._need = 2
         while size - at >= 2:
@@ -243,7 +255,7 @@ class Socket(asyncio.Protocol):
         return at
 
     def _other(self, first: int, payload: bytes) -> None:
-        """A control frame or a piece of a message."""
+        """Handles a control frame or a fragment."""
         opcode = first & 0x0F
         if first & 0x70:
             raise Violation(f"reserved bits are set in a frame with first byte {first:#04x}")
@@ -281,8 +293,8 @@ class Socket(asyncio.Protocol):
 
 
 @functools.cache
-def trusting() -> ssl.SSLContext:
-    """The system's trust, read once: it is some hundred certificates."""
+def tls_context() -> ssl.SSLContext:
+    """Returns the system's trust, read once: it is some hundred certificates."""
     return ssl.create_default_context()
 
 
@@ -294,8 +306,8 @@ async def connect(
     on_writable: Callable[[], None] | None = None,
     token: str | None = None,
     within: float = 10.0,
-) -> Socket:
-    """Open a WebSocket `within` seconds; Refused, Violation, OSError or TimeoutError when that fails."""
+) -> WebSocket:
+    """Opens a WebSocket within `within` s; raises Refused, Violation, OSError or TimeoutError."""
     key = base64.b64encode(os.urandom(16))
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
     request = (
@@ -306,10 +318,10 @@ async def connect(
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(within):
         _, opened = await loop.create_connection(
-            lambda: Socket(request, accept, on_message, on_writable),
+            lambda: WebSocket(request, accept, on_message, on_writable),
             target.host,
             target.port,
-            ssl=trusting() if target.tls else None,
+            ssl=tls_context() if target.tls else None,
         )
         try:
             await opened.opened

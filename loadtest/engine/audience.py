@@ -1,218 +1,234 @@
-"""All customers of one worker: they come and go with the stages, and do what customers do."""
+"""The customers of one worker: they come and go with the stages and behave as customers do."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from random import Random
 from typing import Any
 
-from loadtest.clients.customer import MAP, ONE, Customer
-from loadtest.clients.group import minting
-from loadtest.clients.ping import Ping
-from loadtest.engine import verification as truth
+from loadtest import behaviour
+from loadtest.behaviour import CustomerBehaviour, LookAround
+from loadtest.clients.customer import CHECK, COUNTS, MAP, ONE, Customer
+from loadtest.clients.identity import minting
+from loadtest.clients.vendor import Ping
+from loadtest.engine import verification
+from loadtest.engine.auditor import CountsAuditor, Observation, ViewAuditor, Whole
 from loadtest.engine.city import City
+from loadtest.engine.population import Population
 from loadtest.engine.share import SILVER, Share, spread
 from loadtest.engine.stages import Course
-from loadtest.measure.recorder import Tally
+from loadtest.measure.recorder import Recorder
 from streamer.geo.shapes import Circle
 
-NAP = 0.02
-LOOK_EVERY = 100.0
-CONNECTED_AT_ONCE = 100
-LOOKS, LOOK_AGAIN = 25, 0.2
+SLEEP = 0.02
+TRIES, TRY_AGAIN = 25, 0.2
 READY_WITHIN = 30.0
+OBSERVE_EVERY = 0.5
+CHECK_COUNTS_EVERY = 15.0
+DISTURBED = 0.25
+"""A worker that was itself late by so many seconds observes nothing for a while: it would accuse the server."""
+CALM_AFTER = 3.0
 
 
-class Audience:
-    """Customers as tasks of `group`; `now` is the server's clock in epoch ms."""
+class Audience(Population[Customer]):
+    """Customers that come and go with the stages; `auditor` compares what the sampled ones see with the truth."""
+
+    kind = "customers"
 
     def __init__(
         self,
         share: Share,
         city: City,
         course: Course,
-        tally: Tally,
-        now: Callable[[], float],
+        recorder: Recorder,
+        clock: Callable[[], float],
         group: asyncio.TaskGroup,
     ) -> None:
-        self._share, self._course, self._tally, self._now, self._group = share, course, tally, now, group
-        scenario = share.scenario
-        count = round(scenario.customers.count * course.peak().customers)
-        self.indices = share.indices(count)
+        super().__init__(share, course, recorder, clock, group)
+        habits = share.scenario.customers
+        count = round(habits.count * course.peak().customers)
+        self._prepare(count, habits.phones)
         self._vendor_ids = [identity.vendor_id for identity in share.identities]
         known = frozenset(self._vendor_ids)
-        sampled = max(1, count // share.sampled) if share.sampled else 0
-        self._randoms = [Random(f"{share.seed} customer {index}") for index in self.indices]
-        self.customers = [
+        every = max(1, count // share.sampled) if share.sampled else 0
+        self.apps = [
             Customer(
                 share.target,
                 minting(share.identities[index % len(share.identities)], share.secret, share.lifetime),
                 random,
-                tally,
-                now,
-                habits=scenario.customers,
-                city=city,
+                recorder,
+                clock,
+                habits=habits,
                 known=known,
-                vendor_ids=self._vendor_ids,
+                index=index,
                 timed_every=share.timed_every,
-                full=bool(sampled) and index % sampled == 0,
-                slow=spread(index) < scenario.customers.slow,
+                full=bool(every) and index % every == 0,
+                slow=spread(index) < habits.slow,
+                stalled=spread(index, SILVER) < habits.stalled,
+                counting=spread(index + 1, SILVER) < habits.zoomed,
             )
-            for index, random in zip(self.indices, self._randoms, strict=True)
+            for index, random in zip(self.indices, self.randoms, strict=True)
         ]
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._active = 0
-        self._faults = 0
-        self._turn = [0] * len(self.customers)
+        kind = behaviour.load(habits.behaviour, CustomerBehaviour) if habits.behaviour else LookAround
+        lat, long = city.lat + habits.offset[0], city.long + habits.offset[1]
+        where = City(lat, long, city.radius, city.block)
+        self._first: list[float] = []
+        for customer, random in zip(self.apps, self.randoms, strict=True):
+            self._first.append(customer.start(kind(customer, where, random, self._vendor_ids, habits)))
+            if habits.shared:
+                customer.circle = (lat, long, habits.radius[1])
+        self.sampled = [customer for customer in self.apps if customer.full and not customer.stalled]
         self._acts: list[tuple[float, int, int]] = []
-        self._phones: list[tuple[float, int, int]] = []
+        self.auditor = ViewAuditor(self._vendor_ids, recorder)
+        self.counts_auditor = CountsAuditor()
+        self._observed: list[float] = []
+        self._calm_from = 0.0
 
-    async def run(self, start: float, stopping: asyncio.Event) -> None:
-        """Have them act from `start` (epoch ms) until the stages are over or a stop is asked for."""
-        storms = self._course.storms()
-        looked = 0.0
-        while not stopping.is_set():
-            now = self._now()
-            at = (now - start) / 1000
-            if at >= self._course.total:
-                break
-            if now - looked >= LOOK_EVERY:
-                looked = now
-                self._adjust(now, at)
-            if storms and at >= storms[0][0]:
-                stage = storms.pop(0)[1]
-                if stage.who != "vendors":
-                    self._cut(stage.share)
-            self._act(now)
-            self._flap(now)
-            before = time.perf_counter()
-            await asyncio.sleep(NAP)
-            # what a frame had to wait before it was looked at is at most this
-            self._tally.delay("lag", max(0.0, time.perf_counter() - before - NAP))
+    def heard(self, order: dict[str, Any]) -> None:
+        """Takes in what a vendors' worker reports as acked."""
+        self.auditor.acked(order["pings"], self._now())
+        self.auditor.waiting(order["number"], order["waiting"])
+        self.auditor.forget(order["unsure"])
 
-    async def verify(self, live: truth.Live, connected: set[str]) -> dict[str, Any]:
-        """Whether the views of the sampled customers come to be the truth."""
-        sampled = [customer for customer in self.customers[: self._active] if customer.full]
+    async def verify(self, live: verification.Live, connected: set[str]) -> dict[str, Any]:
+        """Compares the views of the sampled customers with the truth; they may take some seconds to agree."""
+        self.auditor.judge(math.inf)
+        taking_part = set(self.apps[: self.active])
+        sampled = [customer for customer in self.sampled if customer in taking_part]
         for customer in sampled:
             customer.hurry()
         until = time.monotonic() + READY_WITHIN
         for customer in sampled:
             with suppress(TimeoutError):
                 await asyncio.wait_for(customer.ready.wait(), max(0.01, until - time.monotonic()))
+        viewing = [customer for customer in sampled if not customer.counting]
         found: list[str] = []
-        for _ in range(LOOKS):
-            found = [line for customer in sampled for line in self._differences(customer, live, connected)]
+        for _ in range(TRIES):
+            found = [line for customer in viewing for line in self._differences(customer, live, connected)]
             if not found:
                 break
-            await asyncio.sleep(LOOK_AGAIN)
-        shown = sum(len(view.vendors) for customer in sampled for view in customer.views.values())
-        return {"watchers": len(sampled), "cards": shown, "views": truth.check(found)}
+            await asyncio.sleep(TRY_AGAIN)
+        shown = sum(len(view.vendors) for customer in viewing for view in customer.views.values())
+        checks = {
+            "views": verification.check(found, compared=len(viewing) or len(sampled) or (0 if self.apps else 1))
+            | {"watchers": len(viewing), "cards": shown}
+        }
+        if counting := [customer for customer in sampled if customer.counting]:
+            checks["counts"] = await self._verify_counts(counting)
+        if self._share.audited:
+            auditor = self.auditor
+            checks["live views"] = verification.check(auditor.found, compared=1, total=auditor.total) | {
+                "observations": auditor.observations
+            }
+        return checks
 
-    async def stop(self, within: float) -> None:
-        """Close all connections; what has not ended `within` seconds is given up."""
-        for customer in self.customers:
-            customer.stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=within)
-        for task in self._tasks.values():
-            task.cancel()
+    # Population
 
-    def count(self) -> None:
-        """Bring what is counted in the apps into the tally."""
-        faults = sum(customer.faults for customer in self.customers)
-        self._tally.counts["faults"] += faults - self._faults
-        self._faults = faults
+    async def _act(self, now: float) -> None:
+        while self._acts and self._acts[0][0] <= now:
+            _, place, turn = heapq.heappop(self._acts)
+            if turn == self.turns[place]:
+                heapq.heappush(self._acts, (now + 1000 * self.apps[place].act(), place, turn))
+        if self._share.audited:
+            self._audit(time.monotonic())
+        before = time.perf_counter()
+        await asyncio.sleep(SLEEP)
+        # a frame that arrived meanwhile waited at most this long before it was read
+        late = time.perf_counter() - before - SLEEP
+        self._recorder.stall("lag", max(late, 0.0001), SLEEP)
+        if late > DISTURBED:
+            self._calm_from = time.monotonic() + CALM_AFTER
 
-    @property
-    def active(self) -> int:
-        """How many customers there are, those asleep too."""
-        return self._active
+    def _come(self, place: int, now: float) -> None:
+        self.apps[place].asleep = False
+        heapq.heappush(self._acts, (now + 1000 * self._first[place], place, self.turns[place]))
+
+    def _leave(self, place: int, now: float) -> None:
+        self.apps[place].sleep()
+
+    def _may_flap(self, app: Customer) -> bool:
+        return not app.asleep
 
     # inside
 
-    def _adjust(self, now: float, at: float) -> None:
-        """Have as many customers as the stage wants; at most some more at once."""
-        wanted = round(self._share.scenario.customers.count * self._course.levels(at).customers)
-        target = sum(1 for index in self.indices if index < wanted)
-        phones = self._share.scenario.customers.phones
-        for place in range(self._active, min(target, self._active + CONNECTED_AT_ONCE)):
-            self._active = place + 1
-            self._turn[place] += 1
-            customer, random = self.customers[place], self._randoms[place]
-            customer.asleep = False
-            customer.regain()
-            if place not in self._tasks:
-                self._tasks[place] = self._group.create_task(customer.run())
-            dwell = self._share.scenario.customers.dwell
-            heapq.heappush(self._acts, (now + 1000 * random.expovariate(1 / dwell), place, self._turn[place]))
-            if spread(self.indices[place], SILVER) < phones.lossy:
-                heapq.heappush(self._phones, (now + 1000 * random.expovariate(1 / phones.up), place, self._turn[place]))
-        for place in range(self._active - 1, target - 1, -1):
-            self._active = place
-            self._turn[place] += 1
-            self.customers[place].rest()
-
-    def _act(self, now: float) -> None:
-        while self._acts and self._acts[0][0] <= now:
-            _, place, turn = heapq.heappop(self._acts)
-            if turn == self._turn[place]:
-                heapq.heappush(self._acts, (now + 1000 * self.customers[place].act(), place, turn))
-
-    def _flap(self, now: float) -> None:
-        phones = self._share.scenario.customers.phones
-        while self._phones and self._phones[0][0] <= now:
-            _, place, turn = heapq.heappop(self._phones)
-            customer, random = self.customers[place], self._randoms[place]
-            if turn != self._turn[place]:
+    def _audit(self, now: float) -> None:
+        """Observes each sampled customer every half second, evenly spread, and judges what is old enough."""
+        if not self._observed:
+            self._observed = [now + OBSERVE_EVERY * n / max(1, len(self.sampled)) for n in range(len(self.sampled))]
+            self._check_counts_at = now + CHECK_COUNTS_EVERY / 2
+        at = self._now()
+        for place, customer in enumerate(self.sampled):
+            if self._observed[place] > now:
                 continue
-            mean = phones.up
-            if customer.reachable:
-                customer.lose()
-                self._tally.counts["losses"] += 1
-                mean = phones.down
-            elif not customer.asleep:
-                customer.regain()
-            heapq.heappush(self._phones, (now + 1000 * random.expovariate(1 / mean), place, turn))
+            self._observed[place] = max(self._observed[place] + OBSERVE_EVERY, now)
+            if now < self._calm_from or not customer.ready.is_set() or customer.slow:
+                continue
+            if customer.counting:
+                self.counts_auditor.observe(customer.name, now, customer.groups.get(COUNTS), customer.groups.get(CHECK))
+            elif not customer.pending and MAP in customer.views:
+                self.auditor.observe(Observation.of(customer.name, at, Circle(*customer.circle), customer.views[MAP]))
+                view = customer.views.get(ONE)
+                if customer.following is not None and view is not None and view.snapshots:
+                    self.auditor.observe(Observation.of(customer.name, at, Whole(), view, customer.following))
+        self.auditor.judge(at)
+        if now >= self._check_counts_at:
+            self._check_counts_at = now + CHECK_COUNTS_EVERY
+            for customer in self.sampled:
+                if customer.counting and customer.ready.is_set():
+                    customer.check_counts()
 
-    def _cut(self, share: float) -> None:
-        for place in range(self._active):
-            if self._randoms[place].random() < share:
-                self.customers[place].cut()
-                self._tally.counts["cuts"] += 1
+    async def _verify_counts(self, customers: Sequence[Customer]) -> dict[str, Any]:
+        """Compares held counts with a fresh snapshot of the same box; they may take some seconds to agree."""
+        for customer in customers:
+            customer.check_counts()
+        found: list[str] = []
+        for _ in range(2 * TRIES):
+            await asyncio.sleep(TRY_AGAIN)
+            found = [
+                line
+                for customer in customers
+                for line in verification.count_differences(
+                    customer.name, customer.groups.get(COUNTS), customer.groups.get(CHECK)
+                )
+            ]
+            if not found:
+                break
+        found += self.counts_auditor.found
+        return verification.check(found, compared=len(customers)) | {"watchers": len(customers)}
 
-    def _differences(self, customer: Customer, live: truth.Live, connected: set[str]) -> list[str]:
-        """How one customer's views differ from the truth."""
+    def _differences(self, customer: Customer, live: verification.Live, connected: set[str]) -> list[str]:
+        """Returns how one customer's views differ from the truth."""
         if not customer.ready.is_set():
-            return [f"a customer of {customer.area} is not connected: {customer.ended or dict(customer.closes)}"]
+            return [f"{customer.name} is not connected: {customer.ended or dict(customer.closes)}"]
         circle = Circle(*customer.circle)
         held = customer.views[MAP].vendors
-        found = truth.view_differences(held, live, self._vendor_ids, circle.contains)
+        found = verification.view_differences(held, live, self._vendor_ids, circle.contains)
         found += [
-            f"{vendor_id} is shown at {card['lat']}, {card['long']}, outside of {customer.area}"
+            f"vendor {vendor_id} is shown at {card['lat']}, {card['long']}, outside of {customer.area}"
             for vendor_id, card in held.items()
             if not circle.contains(card["lat"], card["long"])
         ]
         if customer.following is not None:
             view = customer.views.get(ONE)
             if view is None or not view.snapshots:
-                return [*found, f"no snapshot came for the vendor {customer.following}"]
-            found += truth.view_differences(view.vendors, live, [customer.following], lambda lat, long: True)
+                return [f"{customer.name}: no snapshot came for vendor {customer.following}"]
+            found += verification.view_differences(view.vendors, live, [customer.following], Whole().contains)
             others = view.vendors.keys() - {customer.following}
-            found += [f"{other} is shown to one who follows {customer.following}" for other in others]
+            found += [f"vendor {other} is shown, but only {customer.following} is watched" for other in others]
             held = held | view.vendors
         found += [
-            f"{vendor_id} is shown as offline, but it is connected"
+            f"vendor {vendor_id} is shown as offline, but it is connected"
             for vendor_id in held.keys() & connected
             if not held[vendor_id]["online"]
         ]
-        return found
+        return [f"{customer.name}: {line}" for line in found]
 
 
-def live_of(settled: dict[str, Any]) -> truth.Live:
-    """The truth as the vendors' workers told it."""
+def live_of(settled: dict[str, Any]) -> verification.Live:
+    """Returns the truth as the vendors' workers report it."""
     newest = {vendor_id: Ping(time, lat, long, time) for vendor_id, (time, lat, long) in settled["newest"].items()}
-    return truth.Live(newest, set(settled["unsure"]))
+    return verification.Live(newest, set(settled["unsure"]))

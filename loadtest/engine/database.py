@@ -1,23 +1,24 @@
-"""What the server stored, read beside it; and bare rows, to see what PostgreSQL itself can take."""
+"""The server's database: what it stored, vendors for the load test, and bare rows to compare with."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from loadtest.clients.ping import Ping
+from loadtest.clients.identity import Identity
 from loadtest.clients.target import check_host
+from loadtest.clients.vendor import Ping
 from loadtest.errors import RunFailed, WrongUse
 
 EPOCH = datetime(1970, 1, 1)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 COLUMNS = ("id", "vendorId", "lat", "long", "timestamp")
-# Prisma writes settings of its own into the URL, which PostgreSQL would not know
+# Prisma writes settings of its own into the URL, which PostgreSQL does not know
 UNDERSTOOD = {
     "host",
     "port",
@@ -33,6 +34,17 @@ UNDERSTOOD = {
 }
 TIMEOUT = 60.0
 
+# a user has the id of its vendor, as both live and die together
+ADD_USERS = """
+INSERT INTO users (id, "clerkId", email, "updatedAt")
+SELECT id, clerk, clerk || '@loadtest.example', now() AT TIME ZONE 'UTC'
+FROM unnest($1::text[], $2::text[]) AS u(id, clerk)
+"""
+ADD_VENDORS = """
+INSERT INTO vendors (id, name, "userId", "updatedAt")
+SELECT id, name, id, now() AT TIME ZONE 'UTC' FROM unnest($1::text[], $2::text[]) AS v(id, name)
+"""
+
 Row = tuple[str, str, float, float, datetime]
 
 
@@ -46,7 +58,7 @@ class Stored(NamedTuple):
 
 
 class Database:
-    """One connection to the server's database; use it as an async context manager."""
+    """One connection to the server's database; an async context manager."""
 
     def __init__(self, url: str, own: str | None = None) -> None:
         parts = urlsplit(url)
@@ -82,7 +94,7 @@ class Database:
         return self._connection
 
     async def stored(self, vendor_ids: Sequence[str], first: int, last: int) -> list[Stored]:
-        """The locations of these vendors with `first` <= timestamp <= `last` (epoch ms)."""
+        """Returns the locations of these vendors with `first` <= timestamp <= `last` (epoch ms)."""
         rows = await self.connection.fetch(
             'SELECT "vendorId", timestamp, lat, long FROM locations'
             ' WHERE "vendorId" = ANY($1::text[]) AND timestamp BETWEEN $2 AND $3',
@@ -92,21 +104,8 @@ class Database:
         )
         return [Stored(row[0], milliseconds(row[1]), row[2], row[3]) for row in rows]
 
-    async def count(self, ranges: Mapping[str, range]) -> int:
-        """How many different locations there are in each vendor's range of epoch ms, together."""
-        return int(
-            await self.connection.fetchval(
-                'SELECT count(DISTINCT (l."vendorId", l.timestamp))'
-                " FROM unnest($1::text[], $2::timestamp[], $3::timestamp[]) AS r(vendor, first, last)"
-                ' JOIN locations l ON l."vendorId" = r.vendor AND l.timestamp BETWEEN r.first AND r.last',
-                list(ranges),
-                [moment(some[0]) for some in ranges.values()],
-                [moment(some[-1]) for some in ranges.values()],
-            )
-        )
-
     async def newest(self, vendor_ids: Sequence[str]) -> dict[str, int]:
-        """The newest timestamp (epoch ms) in `locations` of each of these vendors that has one."""
+        """Returns the newest timestamp (epoch ms) in `locations` of each of these vendors that has one."""
         rows = await self.connection.fetch(
             'SELECT "vendorId", max(timestamp) FROM locations WHERE "vendorId" = ANY($1::text[]) GROUP BY 1',
             list(vendor_ids),
@@ -114,23 +113,39 @@ class Database:
         return {row[0]: milliseconds(row[1]) for row in rows}
 
     async def positions(self, vendor_ids: Sequence[str]) -> dict[str, tuple[float | None, float | None]]:
-        """Where `vendors` says that each of these vendors is."""
+        """Returns each of these vendors' lat and long in `vendors`."""
         rows = await self.connection.fetch(
             "SELECT id, lat, long FROM vendors WHERE id = ANY($1::text[])", list(vendor_ids)
         )
         return {row[0]: (row[1], row[2]) for row in rows}
 
+    async def add_vendors(self, run: str, count: int) -> list[Identity]:
+        """Adds `count` users with one vendor each that belong to this run alone, and returns them."""
+        made = [Identity(f"cloadtest{run}{n:08d}", f"loadtest_{run}_{n}", f"Load test {n}") for n in range(count)]
+        async with self.connection.transaction():
+            await self.connection.execute(
+                ADD_USERS, *zip(*[(one.vendor_id, one.clerk_id) for one in made], strict=True)
+            )
+            await self.connection.execute(ADD_VENDORS, [one.vendor_id for one in made], [one.name for one in made])
+        return made
+
+    async def remove_vendors(self, made: Sequence[Identity]) -> None:
+        """Removes vendors that `add_vendors` added, with their users and locations."""
+        ids = [one.vendor_id for one in made]
+        for first in range(0, len(ids), 500):
+            await self.connection.execute("DELETE FROM users WHERE id = ANY($1::text[])", ids[first : first + 500])
+
     async def copy(self, rows: Sequence[Row]) -> None:
-        """Store rows the fastest way there is, in one transaction."""
+        """Stores rows by one COPY, in one transaction."""
         await self.connection.copy_records_to_table("locations", records=rows, columns=COLUMNS, timeout=TIMEOUT)
 
     async def backend(self) -> int:
-        """The process id of this connection's backend; of use only when PostgreSQL runs on this machine."""
+        """Returns the process id of this connection's backend; useful only when PostgreSQL runs on this machine."""
         return int(self.connection.get_server_pid())
 
 
 def rows(pings: Iterable[tuple[str, Ping]]) -> list[Row]:
-    """Ready rows of `locations` for (vendorId, ping)."""
+    """Returns rows of `locations` for (vendorId, ping)."""
     return [
         (location_id(vendor_id, ping.timestamp), vendor_id, ping.lat, ping.long, moment(ping.timestamp))
         for vendor_id, ping in pings
@@ -138,13 +153,13 @@ def rows(pings: Iterable[tuple[str, Ping]]) -> list[Row]:
 
 
 def location_id(vendor_id: str, timestamp: int) -> str:
-    """An id in the shape of the server's: it has the same size, order and partition, but is not the same."""
+    """Returns an id with the size, order and partition of the server's, but not the same."""
     digest = hashlib.blake2b(f"{vendor_id}:{timestamp}".encode(), digest_size=8, person=b"loadtest").hexdigest()
     return f"c{base36(timestamp):0>8}{digest}"
 
 
 def base36(number: int) -> str:
-    """A number in base 36."""
+    """Returns a number in base 36."""
     digits = ""
     while number:
         number, digit = divmod(number, 36)
@@ -153,10 +168,10 @@ def base36(number: int) -> str:
 
 
 def moment(timestamp: int) -> datetime:
-    """Epoch ms as PostgreSQL's TIMESTAMP(3) holds it: UTC, without a zone."""
+    """Returns epoch ms as a TIMESTAMP(3) holds it: UTC, without a zone."""
     return EPOCH + timedelta(milliseconds=timestamp)
 
 
 def milliseconds(moment: datetime) -> int:
-    """The epoch ms of a TIMESTAMP(3)."""
+    """Returns the epoch ms of a TIMESTAMP(3)."""
     return (moment.replace(tzinfo=UTC) - EPOCH.replace(tzinfo=UTC)) // timedelta(milliseconds=1)

@@ -1,4 +1,4 @@
-"""How an event loop is run for thousands of connections, here and in worker processes."""
+"""Runs an event loop for thousands of connections, in the command and in worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where there is one."""
+    """Runs a coroutine, on uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -21,13 +21,13 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
 
 
 def first_cause(failure: BaseException) -> BaseException:
-    """The first error of a group that is no group."""
+    """Returns the first error of a group that is no group itself."""
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
     return failure
 
 
 def raise_file_limit() -> None:
-    """Every connection is a file: take as many as the system lets this process have."""
+    """Raises the limit of open files to the highest allowed: every connection is a file."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,292 +1,243 @@
-"""All vendors of one worker: each ping goes out when it is due, whether or not the ones before were answered."""
+"""The vendors of one worker: each ping is sent when it is due, whether or not those before were answered."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
-from loadtest.clients.group import minting
-from loadtest.clients.ping import Ping
-from loadtest.clients.simulated_vendor import GRID, Truck, on_grid, wander
-from loadtest.engine import verification as truth
-from loadtest.engine.city import City, mover
+from loadtest import behaviour
+from loadtest.behaviour import VendorBehaviour
+from loadtest.clients.identity import minting
+from loadtest.clients.simulated_vendor import GRID, Acked, BulkVendor, SimulatedVendor, on_grid, route
+from loadtest.clients.vendor import Ping
+from loadtest.engine import verification
+from loadtest.engine.city import City
 from loadtest.engine.database import Database
-from loadtest.engine.share import SILVER, Share, pick, spread
+from loadtest.engine.movement import MOVEMENTS
+from loadtest.engine.population import Population
+from loadtest.engine.share import Share, pick
 from loadtest.engine.stages import Course
-from loadtest.engine.trace_file import Fix, read
-from loadtest.measure.recorder import Tally
+from loadtest.engine.trace_file import by_vehicle, read
+from loadtest.measure.recorder import Recorder
 
-LONGEST_NAP = 0.02
-SHORTEST_NAP = 0.001
-LOOK_EVERY = 100.0
-LOOKS, LOOK_AGAIN = 25, 0.2
+LONGEST_SLEEP = 0.02
+SHORTEST_SLEEP = 0.001
+TRIES, TRY_AGAIN = 25, 0.2
 VERIFIED_AT_ONCE = 50
-CONNECTED_AT_ONCE = 100
-GONE_AFTER = 600_000.0
+PINGS_AT_ONCE = 100_000
+GONE_AFTER = 500_000.0
+OVERDUE = 2000.0
 
 
-class Fleet:
-    """Vendors that come and go with the stages, as tasks of `group`; `now` is the server's clock in epoch ms."""
+class Fleet(Population[SimulatedVendor]):
+    """Vendors that come and go with the stages."""
+
+    kind = "vendors"
 
     def __init__(
         self,
         share: Share,
         city: City,
         course: Course,
-        tally: Tally,
-        now: Callable[[], float],
+        recorder: Recorder,
+        clock: Callable[[], float],
         group: asyncio.TaskGroup,
     ) -> None:
-        self._share, self._course, self._tally, self._now, self._group = share, course, tally, now, group
-        scenario = share.scenario
-        movements = scenario.vendors.movements
-        self.indices = share.indices(min(round(scenario.vendors.count * course.peak().vendors), len(share.identities)))
-        self._movements = [movements[pick(index, [one.share for one in movements])] for index in self.indices]
-        self._randoms = [Random(f"{share.seed} vendor {index}") for index in self.indices]
-        self._movers = [
-            mover(one.kind, city, random) for one, random in zip(self._movements, self._randoms, strict=True)
-        ]
-        self.trucks = [
-            Truck(
+        super().__init__(share, course, recorder, clock, group)
+        vendors = share.scenario.vendors
+        self._prepare(min(round(vendors.count * course.peak().vendors), len(share.identities)), vendors.phones)
+        self._bulk = vendors.bulk
+        self.apps = [
+            (BulkVendor if vendors.bulk else SimulatedVendor)(
                 share.target,
-                identity,
-                minting(identity, share.secret, share.lifetime),
+                share.identities[index],
+                minting(share.identities[index], share.secret, share.lifetime),
                 random,
-                tally,
-                now,
+                recorder,
+                clock,
+                index=index,
                 keep=share.keep,
+                audited=share.audited,
             )
-            for identity, random in zip((share.identities[i] for i in self.indices), self._randoms, strict=True)
+            for index, random in zip(self.indices, self.randoms, strict=True)
         ]
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._active = 0
-        self._turn = [0] * len(self.trucks)  # grows when a vendor comes or goes, so that what was due is void
+        own = behaviour.load(vendors.behaviour, VendorBehaviour) if vendors.behaviour else None
+        for app, random in zip(self.apps, self.randoms, strict=True):
+            if isinstance(app, BulkVendor) and vendors.bulk is not None:
+                app.batch, app.window = vendors.bulk.batch, vendors.bulk.window
+            elif own is not None:
+                app.behaviour = own(city, random, app.index)
+            else:
+                movement = vendors.movements[pick(app.index, [one.share for one in vendors.movements])]
+                app.behaviour = MOVEMENTS[movement.kind](city, random, app.index)
+                app.behaviour.every = movement.every
         self._due: list[tuple[int, int, int, Ping, Iterator[Ping]]] = []
-        self._phones: list[tuple[float, int, int]] = []
-        self._counted = (0, 0, 0)
+        self._counted = (0, 0)
         self._start = 0.0
-        self._fixes: list[list[Fix]] | None = None
-        if share.trace is not None:
-            self._fixes = by_vehicle(read(Path(share.trace.path)))[share.number :: share.of]
-
-    async def run(self, start: float, stopping: asyncio.Event) -> None:
-        """Drive from `start` (epoch ms) until the stages are over or a stop is asked for."""
-        self._start = start
-        storms = self._course.storms()
-        looked = 0.0
-        while not stopping.is_set():
-            now = self._now()
-            at = (now - start) / 1000
-            if at >= self._course.total:
-                break
-            if now - looked >= LOOK_EVERY:
-                looked = now
-                self._adjust(now, at)
-                self._flap(now)
-            if storms and at >= storms[0][0]:
-                stage = storms.pop(0)[1]
-                if stage.who != "customers":
-                    self._cut(stage.share)
-            self._send(now)
-            wait = (self._due[0][0] - self._now()) / 1000 if self._due else LONGEST_NAP
-            await asyncio.sleep(min(max(wait, SHORTEST_NAP), LONGEST_NAP))
+        self._fixes = by_vehicle(read(Path(share.trace.path)))[share.number :: share.of] if share.trace else None
 
     async def settle(self, within: float) -> dict[str, Any]:
-        """Bring every phone back, wait for the acks, and tell what watchers must see."""
-        for place, truck in enumerate(self.trucks):
-            if place < self._active or truck.waiting:
-                truck.regain()
+        """Gives every phone its network back, waits for the acks, and returns what watchers must see."""
+        for place, vendor in enumerate(self.apps):
+            if place < self.active or vendor.waiting:
+                vendor.reconnect()
         until = time.monotonic() + within
         while time.monotonic() < until:
-            if not any(truck.waiting for truck in self.trucks) and all(
-                truck.ready.is_set() or truck.ended for truck in self.trucks[: self._active]
+            if not any(vendor.waiting for vendor in self.apps) and all(
+                vendor.ready.is_set() or vendor.ended for vendor in self.apps[: self.active]
             ):
                 break
             await asyncio.sleep(0.05)
         newest, unsure = {}, []
-        for place, truck in enumerate(self.trucks):
-            ledger, vendor_id = truck.ledger, truck.identity.vendor_id
-            # a vendor that left may be off the map, but not before the server's 60 s and 10 min
-            gone = place >= self._active and self._now() - truck.left_at > GONE_AFTER
-            # one that has not pinged may be where an earlier run left it
-            if truck.waiting or ledger.unsure or ledger.newest is None or gone:
+        for vendor in self.apps:
+            ledger, vendor_id = vendor.ledger, vendor.identity.vendor_id
+            # a vendor that has not pinged may be where an earlier run left it
+            if vendor.waiting or ledger.unsure or ledger.newest is None or self._gone(vendor):
                 unsure.append(vendor_id)
             else:
                 newest[vendor_id] = list(ledger.newest[:3])
-        connected = [truck.identity.vendor_id for truck in self.trucks if truck.ready.is_set()]
+        connected = [vendor.identity.vendor_id for vendor in self.apps if vendor.ready.is_set()]
         return {"newest": newest, "unsure": unsure, "connected": connected}
 
     async def verify(self) -> dict[str, Any]:
-        """Whether all that was acked is stored exactly once, and each vendor is where its newest fix is."""
+        """Compares what was acked with `locations` (each ping exactly once) and each vendor with its newest fix."""
         lost: list[str] = []
         misplaced: list[str] = []
-        rows = 0
+        rows = verified = 0
         assert self._share.database is not None
         async with Database(self._share.database, self._share.own) as database:
-            for first in range(0, len(self.trucks), VERIFIED_AT_ONCE):
-                acked = {
-                    truck.identity.vendor_id: truck.ledger.pings()
-                    for truck in self.trucks[first : first + VERIFIED_AT_ONCE]
-                    if truck.ledger.count
-                }
-                if not acked:
-                    continue
-                rejected = {
-                    truck.identity.vendor_id: [ping for _, ping in truck.rejected]
-                    for truck in self.trucks[first : first + VERIFIED_AT_ONCE]
-                }
+            waiting = [vendor for vendor in self.apps if vendor.ledger.count]
+            while waiting:
+                some: list[SimulatedVendor] = []
+                while (
+                    waiting
+                    and len(some) < VERIFIED_AT_ONCE
+                    and (not some or sum(vendor.ledger.count for vendor in some) < PINGS_AT_ONCE)
+                ):
+                    some.append(waiting.pop())
+                acked = {vendor.identity.vendor_id: vendor.ledger.pings() for vendor in some}
+                rejected = {vendor.identity.vendor_id: [ping for _, ping in vendor.rejected] for vendor in some}
                 times = [ping.timestamp for pings in acked.values() for ping in pings]
                 stored = await database.stored(list(acked), min(times), max(times))
                 rows += len(stored)
-                lost += truth.stored_differences(stored, acked, rejected)
+                verified += len(some)
+                lost += verification.stored_differences(stored, acked, rejected)
                 misplaced += await self._misplaced(database, acked)
-        return {"rows": rows, "stored": truth.check(lost), "positions": truth.check(misplaced)}
-
-    async def stop(self, within: float) -> None:
-        """Close all connections; what has not ended `within` seconds is given up."""
-        for truck in self.trucks:
-            truck.stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=within)
-        for task in self._tasks.values():
-            task.cancel()
+        return {
+            "stored": verification.check(lost, compared=rows) | {"rows": rows},
+            "positions": verification.check(misplaced, compared=verified) | {"vendors": verified},
+        }
 
     def count(self) -> None:
-        """Bring what is counted in the apps into the tally."""
-        sent, resent = sum(truck.sent for truck in self.trucks), sum(truck.resent for truck in self.trucks)
-        self._tally.counts["sent"] += sent - self._counted[0]
-        self._tally.counts["resent"] += resent - self._counted[1]
-        faults = sum(truck.faults for truck in self.trucks)
-        self._tally.counts["faults"] += faults - self._counted[2]
-        self._counted = sent, resent, faults
+        super().count()
+        sent, resent = sum(vendor.sent for vendor in self.apps), sum(vendor.resent for vendor in self.apps)
+        self._recorder.counts["sent"] += sent - self._counted[0]
+        self._recorder.counts["resent"] += resent - self._counted[1]
+        self._counted = sent, resent
 
-    @property
-    def active(self) -> int:
-        """How many vendors are at work."""
-        return self._active
+    def acked(self) -> list[Acked]:
+        """Returns the pings that were acked since the last call, for the auditor of the views."""
+        found: list[Acked] = []
+        for vendor in self.apps:
+            if vendor.unreported:
+                found += vendor.unreported
+                vendor.unreported = []
+        return found
 
-    # inside
+    def waiting(self) -> list[tuple[int, int]]:
+        """Returns the vendors whose acks are overdue, each with the time of its newest acked ping (epoch ms)."""
+        overdue = self._now() - OVERDUE
+        return [
+            (vendor.index, vendor.acked_until)
+            for vendor in self.apps
+            if vendor.acked_until < overdue and vendor.waiting
+        ]
 
-    def _adjust(self, now: float, at: float) -> None:
-        """Have as many vendors as the stage wants; at most some at once, so that connecting is no storm of its own."""
-        wanted = round(self._share.scenario.vendors.count * self._course.levels(at).vendors)
-        target = sum(1 for index in self.indices if index < wanted)
-        for place in range(self._active, min(target, self._active + CONNECTED_AT_ONCE)):
-            self._come(place, now)
-        for place in range(self._active - 1, target - 1, -1):
-            self._turn[place] += 1
-            self._active = place
-            self.trucks[place].left_at = now
-        for truck in self.trucks[self._active :]:
-            if truck.reachable and truck.left_at and not truck.waiting:
-                truck.rest()
+    def unsure(self) -> list[int]:
+        """Returns the vendors that the server may have taken off the map: the auditor forgets them."""
+        return [vendor.index for vendor in self.apps if self._gone(vendor) or vendor.ledger.unsure]
 
-    def _come(self, place: int, now: float) -> None:
-        truck, random = self.trucks[place], self._randoms[place]
-        self._active = place + 1
-        self._turn[place] += 1
-        truck.left_at = 0.0
-        truck.regain()
-        if place not in self._tasks:
-            self._tasks[place] = self._group.create_task(truck.run())
-        if self._fixes is not None:
-            route = self._follow(place, now)
-        else:
-            every = self._movements[place].every
-            route = wander(self._movers[place], every, now + random.uniform(0, every * 1000), random)
-        self._plan(place, route)
-        phones = self._share.scenario.vendors.phones
-        if spread(self.indices[place], SILVER) < phones.lossy:
-            heapq.heappush(self._phones, (now + 1000 * random.expovariate(1 / phones.up), place, self._turn[place]))
+    # Population
 
-    def _follow(self, place: int, now: float) -> Iterator[Ping]:
-        """The vehicle's fixes on the present; those that are past as the one last known."""
-        assert self._fixes is not None
-        assert self._share.trace is not None
-        if place >= len(self._fixes):
-            return
-        zero, speedup = self._share.trace.zero, self._share.trace.speedup
-        before, last = None, 0
-        for fix in self._fixes[place]:
-            due = on_grid(self._start + (fix.timestamp - zero) / speedup)
-            if due < now:
-                before = fix
-                continue
-            if before is not None:
-                last = on_grid(now)
-                yield Ping(last + 1, before.lat, before.long, last)
-                before = None
-            last = max(due, last + GRID)
-            yield Ping(last, fix.lat, fix.long, last)
+    def _begin(self, start: float) -> None:
+        self._start = start
 
-    def _plan(self, place: int, route: Iterator[Ping]) -> None:
-        ping = next(route, None)
-        if ping is not None:
-            heapq.heappush(self._due, (ping.due, place, self._turn[place], ping, route))
-
-    def _send(self, now: float) -> None:
-        """Send all that is due."""
-        heap, counts, delay = self._due, self._tally.counts, self._tally.delay
+    async def _act(self, now: float) -> None:
+        heap, counts, delay = self._due, self._recorder.counts, self._recorder.delay
         while heap and heap[0][0] <= now:
-            due, place, turn, ping, route = heap[0]
-            if turn != self._turn[place]:
-                heapq.heappop(heap)
-                continue
-            following = next(route, None)
+            due, place, turn, ping, pings = heap[0]
+            following = next(pings, None) if turn == self.turns[place] else None
             if following is None:
                 heapq.heappop(heap)
             else:
-                heapq.heapreplace(heap, (following.due, place, turn, following, route))
-            delay("late", (now - due) / 1000)
-            counts["due"] += 1
-            self.trucks[place].report(ping)
+                heapq.heapreplace(heap, (following.due, place, turn, following, pings))
+            if turn == self.turns[place]:
+                delay("late", (now - due) / 1000)
+                counts["due"] += 1
+                self.apps[place].report(ping)
+        wait = (heap[0][0] - self._now()) / 1000 if heap else LONGEST_SLEEP
+        await asyncio.sleep(min(max(wait, SHORTEST_SLEEP), LONGEST_SLEEP))
 
-    def _flap(self, now: float) -> None:
-        """Take the network from phones whose time it is, or give it back."""
-        phones = self._share.scenario.vendors.phones
-        while self._phones and self._phones[0][0] <= now:
-            _, place, turn = heapq.heappop(self._phones)
-            truck, random = self.trucks[place], self._randoms[place]
-            if turn != self._turn[place]:
-                truck.regain()
-                continue
-            if truck.reachable:
-                if truck.waiting and truck.ready.is_set():  # its ping would be held up by us and not by the server
-                    heapq.heappush(self._phones, (now + LOOK_EVERY, place, turn))
-                    continue
-                truck.lose()
-                self._tally.counts["losses"] += 1
-                mean = phones.down
-            else:
-                truck.regain()
-                mean = phones.up
-            heapq.heappush(self._phones, (now + 1000 * random.expovariate(1 / mean), place, turn))
+    def _come(self, place: int, now: float) -> None:
+        vendor, random = self.apps[place], self.randoms[place]
+        vendor.left_at = 0.0
+        if isinstance(vendor, BulkVendor):
+            vendor.start()
+            return
+        if self._fixes is not None:
+            pings = self._follow(place, now)
+        else:
+            assert vendor.behaviour is not None
+            pings = route(vendor.behaviour, now + random.uniform(0, vendor.behaviour.every * 1000), random)
+        if (ping := next(pings, None)) is not None:
+            heapq.heappush(self._due, (ping.due, place, self.turns[place], ping, pings))
 
-    def _cut(self, share: float) -> None:
-        for place in range(self._active):
-            if self._randoms[place].random() < share:
-                self.trucks[place].cut()
-                self._tally.counts["cuts"] += 1
+    def _leave(self, place: int, now: float) -> None:
+        self.apps[place].left_at = now
+        self.apps[place].reconnect()  # so that a backlog is sent; it disconnects when nothing waits any more
+
+    def _adjust(self, now: float, at: float) -> None:
+        super()._adjust(now, at)
+        for vendor in self.apps[self.active :]:
+            if vendor.left_at and not vendor.waiting and vendor.reachable:
+                vendor.sleep()
+
+    def _may_flap(self, app: SimulatedVendor) -> bool:
+        # a ping that is under way would be held up by the phone and not by the server
+        return not (app.reachable and app.waiting and app.ready.is_set())
+
+    def _finish(self) -> None:
+        for vendor in self.apps:
+            if isinstance(vendor, BulkVendor):
+                vendor.finish()
+
+    # inside
+
+    def _gone(self, vendor: SimulatedVendor) -> bool:
+        # a vendor that left goes off the map after the server's 60 s and 10 min
+        return bool(vendor.left_at) and self._now() - vendor.left_at > GONE_AFTER
+
+    def _follow(self, place: int, now: float) -> Iterator[Ping]:
+        """Yields the vehicle's fixes moved onto the present; what is past already is due at once, like a backlog."""
+        assert self._fixes is not None
+        assert self._share.trace is not None
+        zero, speedup = self._share.trace.zero, self._share.trace.speedup
+        last = 0
+        for fix in self._fixes[place] if place < len(self._fixes) else ():
+            # two fixes of a vehicle at one time would be one ping
+            last = max(on_grid(self._start + (fix.timestamp - zero) / speedup), last + GRID)
+            yield Ping(last | (last < now), fix.lat, fix.long, max(last, on_grid(now)))
 
     async def _misplaced(self, database: Database, acked: dict[str, list[Ping]]) -> list[str]:
-        """The vendors whose lat and long do not come to be their newest fix within some seconds."""
+        """Returns the vendors whose lat and long do not become their newest fix within some seconds."""
         newest = await database.newest(list(acked))
         found: list[str] = []
-        for _ in range(LOOKS):
-            if not (found := truth.position_differences(await database.positions(list(acked)), newest, acked)):
+        for _ in range(TRIES):
+            if not (found := verification.position_differences(await database.positions(list(acked)), newest, acked)):
                 break
-            await asyncio.sleep(LOOK_AGAIN)
+            await asyncio.sleep(TRY_AGAIN)
         return found
-
-
-def by_vehicle(fixes: Iterable[Fix]) -> list[list[Fix]]:
-    """A trace's fixes by vehicle, in the order in which the vehicles appear, each in the order of time."""
-    found: dict[str, list[Fix]] = {}
-    for fix in sorted(fixes, key=lambda fix: fix.timestamp):
-        found.setdefault(fix.vehicle, []).append(fix)
-    return list(found.values())

@@ -1,4 +1,4 @@
-"""One run of a scenario: workers put the server under load, here it is watched, judged and written down."""
+"""One run of a scenario: workers put the server under load; here it is watched, verified and written down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,26 +17,31 @@ from loadtest.clients.target import Target
 from loadtest.engine.scenario import Scenario
 from loadtest.engine.share import Share, Trace
 from loadtest.engine.stages import Course
-from loadtest.engine.worker_pool import Crew
+from loadtest.engine.verification import MOST_SHOWN, check
+from loadtest.engine.worker_pool import Coordinator, RemoteMember, WorkerPool
 from loadtest.errors import RunFailed
-from loadtest.measure.clock import Offset, offset
-from loadtest.measure.readiness import unready
-from loadtest.measure.timeline import Record, shown
+from loadtest.measure.clock import unready
+from loadtest.measure.timeline import Timeline, shown
 from loadtest.measure.usage import Meter
-from loadtest.reports.verdict import judge
+from loadtest.reports.verdict import judge, per_customer, uneven
 
-SCHEMA = "venta-loadtest/1"
+SCHEMA = "venta-loadtest/2"
 LEAD = 0.3
 GRACE = 30.0
 VERIFY_WITHIN = 600.0
 END_WITHIN = 30.0
 OVERDUE = 120.0
 TIMED_APPS = 30
+CONNECT_WITHIN = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: part `part` of `parts` machines; `workers` processes for vendors and as many for customers."""
+    """What to run: part `part` of `parts` machines; `workers` processes for vendors and as many for customers.
+
+    `sampled` customers hold full views. `audited` compares these with the truth during the run, `verify` also compares
+    what is stored at the end. With a coordinator, `remote` of the workers are on other machines.
+    """
 
     target: Target
     secret: str
@@ -49,178 +54,260 @@ class Plan:
     verify: bool = False
     trace: Trace | None = None
     workers: int = 1
+    remote: int = 0
     sampled: int = 20
     seed: int = 0
     part: int = 1
     parts: int = 1
     start_at: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
 
-    def shares(self, clock: Offset) -> list[Share]:
-        """What each worker gets."""
-        course = Course(self.scenario.stages)
-        customers = self.scenario.customers.count * course.peak().customers
-        of = self.workers * self.parts
-
-        def share(kind: Literal["vendors", "customers"], number: int) -> Share:
-            return Share(
+    def shares(self) -> list[Share]:
+        """Returns what each worker carries out."""
+        customers = self.scenario.customers.count * Course(self.scenario.stages).peak().customers
+        kinds: list[Literal["vendors", "customers"]] = ["vendors", "customers"] if customers else ["vendors"]
+        audited = self.verify and self.sampled > 0 and bool(customers) and self.scenario.vendors.bulk is None
+        return [
+            Share(
                 kind=kind,
                 number=(self.part - 1) * self.workers + number,
-                of=of,
+                of=self.workers * self.parts,
                 target=self.target,
                 secret=self.secret,
                 scenario=self.scenario,
                 identities=self.identities,
                 seed=self.seed,
-                offset=clock.ms,
                 keep=self.verify and self.database is not None,
                 sampled=self.sampled,
                 timed_every=max(1, round(customers / TIMED_APPS)),
                 trace=self.trace,
                 database=self.database,
                 own=self.own,
+                audited=audited,
             )
-
-        found = [share("vendors", number) for number in range(self.workers)]
-        return found + [share("customers", number) for number in range(self.workers) if customers]
-
-
-class Interrupted(Exception):
-    """Ctrl-C a second time."""
+            for number in range(self.workers)
+            for kind in kinds
+        ]
 
 
-async def run(plan: Plan, show: Callable[[Record, Course, str], None]) -> dict[str, Any]:
-    """Carry a run out; `show` is called about every second. The report's `ok` is false when it can't be believed.
+Show = Callable[[Timeline, Course, str], None]
 
-    RunFailed when there is nothing to report; what goes wrong later stands in the report, beside what was measured.
-    """
-    course = Course(plan.scenario.stages)
-    record = Record(course.total, plan.scenario.warmup)
-    if (cause := await unready(plan.target)) is not None:
-        raise RunFailed(f"the server is not ready ({cause}); look into its log, mend it and start it again")
-    clock = await offset(plan.target, plan.identities[0], plan.secret)
-    show(record, course, "starting workers")
-    checks: dict[str, Any] = {}
-    ends: list[dict[str, Any]] = []
-    failures: list[str] = []
-    interrupted = False
-    async with Crew(plan.shares(clock)) as crew, interrupts() as stop:
-        began = plan.start_at or time.time() + LEAD
-        if (late := time.time() - began) > 0:
-            raise RunFailed(f"the workers were ready {late:.1f} s after --start-at; give a later one")
-        own = time.process_time()
-        await crew.tell({"do": "start", "at": began * 1000 + clock.ms})
-        try:
-            interrupted = await drive(plan, crew, record, course, began, stop, show)
-            own = time.process_time() - own
-            show(record, course, "waiting for acks")
-            checks = await check(plan, crew)
-            await crew.tell({"do": "end"})
-            ends = await crew.gather("ended", crew.members, END_WITHIN)
-        except (RunFailed, TimeoutError) as failed:
-            if not record.reached:
-                raise
-            failures.append(str(failed) or "the workers did not come to an end")
-    try:
+
+class Run:
+    """A run under way. `report()` returns what is known so far, so that a page can show it."""
+
+    def __init__(self, plan: Plan, show: Show) -> None:
+        self.plan = plan
+        self.course = Course(plan.scenario.stages)
+        self.timeline = Timeline(self.course.total, plan.scenario.warmup)
+        self._show = show
+        self._began = 0.0
+        self._own = time.process_time()
+        self._clock = (0.0, 0.0)
+        self._checks: dict[str, Any] = {}
+        self._ends: list[dict[str, Any]] = []
+        self._failures: list[str] = []
+        self._interrupted = False
+
+    async def carry_out(self, coordinator: Coordinator | None = None) -> dict[str, Any]:
+        """Carries the run out and returns its report; its `ok` is false when it can't be believed.
+
+        Raises RunFailed when there is nothing to report; later failures stand in the report, beside what was measured.
+        """
+        plan = self.plan
         if (cause := await unready(plan.target)) is not None:
-            failures.append(f"the server was not ready after the run: {cause}")
-    except RunFailed as away:
-        failures.append(str(away))
-    return report(plan, record, course, clock, began, own, ends, checks, failures, interrupted)
+            raise RunFailed(f"the server is not ready ({cause}); read its log, mend it and start it again")
+        remote: list[RemoteMember] = []
+        if coordinator is not None and plan.remote:
+            self._show(self.timeline, self.course, f"waiting for {plan.remote} workers on port {coordinator.port}")
+            remote = await coordinator.members(plan.remote, CONNECT_WITHIN)
+        self._show(self.timeline, self.course, "starting workers")
+        async with WorkerPool(plan.shares(), remote) as pool, interrupts() as stop:
+            self._clock = pool.clock
+            self._began = plan.start_at or time.time() + LEAD
+            if (late := time.time() - self._began) > 0:
+                raise RunFailed(f"the workers were ready {late:.1f} s after --start-at; give a later one")
+            self._own = time.process_time()
+            await pool.order({"do": "start", "at": self._began * 1000 + pool.clock[0]})
+            try:
+                await self._drive(pool, stop)
+                self._own = time.process_time() - self._own
+                self._show(self.timeline, self.course, "waiting for acks")
+                await self._verify(pool)
+                await pool.order({"do": "end"})
+                self._ends = await pool.gather("ended", pool.members, END_WITHIN)
+            except (RunFailed, TimeoutError) as failed:
+                if not self.timeline.reached:
+                    raise
+                self._failures.append(str(failed) or "the workers did not end in time")
+        try:
+            if (cause := await unready(plan.target)) is not None:
+                self._failures.append(f"the server was not ready after the run: {cause}")
+        except RunFailed as away:
+            self._failures.append(str(away))
+        return self.report()
 
+    async def _drive(self, pool: WorkerPool, stop: asyncio.Event) -> None:
+        """Takes in the workers' reports until all have gone through the stages, or were stopped."""
+        driving = {id(member) for member in pool.members}
 
-async def drive(
-    plan: Plan,
-    crew: Crew,
-    record: Record,
-    course: Course,
-    began: float,
-    stop: asyncio.Event,
-    show: Callable[[Record, Course, str], None],
-) -> bool:
-    """Take in what the workers tell until all have gone through the stages; true when they were stopped before."""
-    driving = {id(member) for member in crew.members}
-    looking = asyncio.create_task(look(plan.meter, record, began, course.total))
-    stopping: asyncio.Task[Any] = asyncio.create_task(stop.wait())
-    hearing: asyncio.Task[Any] | None = None
-    interrupted = False
-    try:
-        async with asyncio.timeout(max(0.0, began - time.time()) + course.total + OVERDUE):
+        async def interrupt() -> None:
+            await stop.wait()
+            self._interrupted = True
+            await pool.order({"do": "stop"})
+
+        async def listen() -> None:
             while driving:
-                hearing = hearing or asyncio.create_task(crew.next())
-                await asyncio.wait({hearing, stopping, looking}, return_when=asyncio.FIRST_COMPLETED)
-                if looking.done():
-                    looking.result()
-                    looking = asyncio.create_task(asyncio.sleep(course.total + OVERDUE))
-                if stopping.done() and not interrupted:
-                    interrupted = True
-                    stop.clear()
-                    stopping = asyncio.create_task(asyncio.sleep(course.total + OVERDUE))
-                    await crew.tell({"do": "stop"})
-                if not hearing.done():
-                    continue
-                member, told = hearing.result()
-                hearing = None
-                if told["is"] == "second":
-                    record.second(member.share.kind, member.share.number, told)
-                    show(record, course, "stopping" if interrupted else "")
-                elif told["is"] == "driven":
+                member, report = await pool.next()
+                if report["is"] == "second":
+                    # a worker has one kind and number in the whole run
+                    self.timeline.second(member.share.kind, member.share.number, report)
+                    self._show(self.timeline, self.course, "stopping" if self._interrupted else "")
+                elif report["is"] == "driven":
                     driving.discard(id(member))
-    finally:
-        for task in (looking, stopping, hearing):
-            if task is not None:
+
+        tasks = [asyncio.create_task(one) for one in (interrupt(), self._sample_usage(), listen())]
+        try:
+            async with asyncio.timeout(max(0.0, self._began - time.time()) + self.course.total + OVERDUE):
+                await tasks[-1]
+        finally:
+            for task in tasks:
                 task.cancel()
-        await asyncio.gather(*(task for task in (looking, stopping, hearing) if task), return_exceptions=True)
-    return interrupted
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sample_usage(self) -> None:
+        """Reads what the server uses, every second."""
+        second = 0
+        while self.plan.meter is not None and second <= self.course.total:
+            await asyncio.sleep(max(0.0, self._began + second - time.time()))
+            if (found := await self.plan.meter.look()) is not None:
+                self.timeline.usage(time.time() - self._began, *found)
+            second = max(second + 1, int(time.time() - self._began))
+
+    async def _verify(self, pool: WorkerPool) -> None:
+        """Lets everything settle; with `verify` compares it with the database, and the views with the truth."""
+        vendors, customers = pool.of("vendors"), pool.of("customers")
+        await pool.order({"do": "settle"}, vendors)
+        settled = await pool.gather("settled", vendors, self.plan.scenario.settle + GRACE)
+        if not self.plan.verify:
+            return
+        truth: dict[str, Any] = {"newest": {}, "unsure": [], "connected": []}
+        for one in settled:
+            truth["newest"] |= one["newest"]
+            truth["unsure"] += one["unsure"]
+            truth["connected"] += one["connected"]
+        # another machine's vendors: nobody here knows where they are
+        known = truth["newest"].keys() | set(truth["unsure"])
+        truth["unsure"] += [one.vendor_id for one in self.plan.identities if one.vendor_id not in known]
+        await pool.order({"do": "verify", **truth}, customers)
+        if self.plan.database is not None:
+            await pool.order({"do": "verify"}, vendors)
+            customers = pool.members
+        for report in await pool.gather("verified", customers, VERIFY_WITHIN):
+            add_checks(self._checks, report["checks"])
+        for name in ("views", "live views"):
+            # one of several workers may have no sampled customer
+            if name in self._checks and self._checks[name]["compared"]:
+                forgive_empty(self._checks[name])
+
+    def report(self) -> dict[str, Any]:
+        """Returns all that is known; `loadtest/schema.json` says what each member means."""
+        plan, timeline, course = self.plan, self.timeline, self.course
+        totals: Counter[str] = Counter()
+        for bucket in timeline.buckets:
+            totals.update(bucket.counts)
+        nested: dict[str, Counter[str]] = {name: Counter() for name in NESTED}
+        violations, incidents = list[str](), list[str]()
+        summaries: list[dict[str, Any]] = []
+        for end in self._ends:
+            totals.update(end["counts"])
+            totals.update(end["sums"])
+            for name, counter in nested.items():
+                counter.update(end[name])
+            violations += end["violations"]
+            incidents += end["incidents"]
+            summaries += end["summaries"]
+        counts, workers = timeline.counts(), timeline.own()
+        checks = self._checks | {"protocol": check(violations, compared=1)}
+        if summaries:
+            checks["even"] = check(uneven(summaries), compared=1)
+        views, positions = self._checks.get("views", {}), self._checks.get("positions", {})
+        own = time.process_time() - self._own if not self._ends else self._own
+        made: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": "run",
+            "scenario": plan.name,
+            "settings": plan.scenario.model_dump(mode="json"),
+            "target": plan.target.authority,
+            "trace": plan.trace.path if plan.trace else None,
+            "tags": plan.tags,
+            "environment": plan.environment,
+            "started": datetime.fromtimestamp(self._began, UTC).isoformat(timespec="milliseconds"),
+            "seed": plan.seed,
+            "part": plan.part,
+            "parts": plan.parts,
+            "machines": 1,
+            "workers": len(plan.shares()),
+            "planned_seconds": course.total,
+            "warmup": timeline.warmup,
+            "seconds": round(timeline.seconds, 3),
+            "interval": timeline.interval,
+            "interrupted": self._interrupted,
+            "failures": list(self._failures),
+            "verified": plan.verify,
+            "compared": {
+                "vendors": positions.get("vendors", 0),
+                "vendors_of": plan.scenario.vendors.count,
+                "customers": views.get("watchers", 0),
+                "customers_of": plan.scenario.customers.count,
+            },
+            "totals": {name: totals[name] for name in TOTALS} | {name: dict(one) for name, one in nested.items()},
+            "measured": {name: counts[name] for name in MEASURED},
+            "delays": {
+                # its own lateness is judged by however few samples there are
+                name: shown(histogram, strict=name not in ("late", "lag"))
+                for name, histogram in timeline.delays().items()
+            },
+            "customers": per_customer(summaries),
+            "server": server(plan.meter, timeline),
+            "generator": {
+                "cpu": {kind: round(value, 3) for kind, value in sorted(workers.items())},
+                "coordinator_cpu": round(own, 3),
+                "clock_offset_ms": round(self._clock[0], 2),
+                "clock_error_ms": round(self._clock[1], 2),
+            },
+            "checks": checks,
+            "incidents": incidents[: 2 * MOST_SHOWN],
+            "timeline": [{"t": leg.begin, "seconds": leg.stage.seconds, "kind": leg.stage.kind} for leg in course.legs],
+            "series": timeline.series(),
+        }
+        return judge(made)
 
 
-async def look(meter: Meter | None, record: Record, began: float, total: float) -> None:
-    """Look at what the server uses, every second."""
-    if meter is None:
-        return
-    second = 0
-    while second <= total:
-        await asyncio.sleep(max(0.0, began + second - time.time()))
-        if (found := await meter.look()) is not None:
-            record.usage(time.time() - began, *found)
-        second = max(second + 1, int(time.time() - began))
+def add_checks(checks: dict[str, Any], more: dict[str, Any]) -> None:
+    """Adds the checks of one worker or machine to those of others."""
+    for name, one in more.items():
+        before = checks.setdefault(name, {"ok": True, "differences": 0, "shown": []})
+        for key, value in one.items():
+            if key == "ok":
+                before["ok"] = before["ok"] and value
+            elif key == "shown":
+                before["shown"] = (before["shown"] + value)[:MOST_SHOWN]
+            else:
+                before[key] = before.get(key, 0) + value
 
 
-async def check(plan: Plan, crew: Crew) -> dict[str, Any]:
-    """Let everything settle, and with `verify` compare it with the database and the views with the truth."""
-    await crew.tell({"do": "settle"}, crew.of("vendors"))
-    settled = await crew.gather("settled", crew.of("vendors"), plan.scenario.settle + GRACE)
-    truth: dict[str, Any] = {"newest": {}, "unsure": [], "connected": []}
-    for one in settled:
-        truth["newest"] |= one["newest"]
-        truth["unsure"] += one["unsure"]
-        truth["connected"] += one["connected"]
-    if not plan.verify:
-        return {}
-    # another machine's vendors: nobody here knows where they are
-    known = truth["newest"].keys() | set(truth["unsure"])
-    truth["unsure"] += [identity.vendor_id for identity in plan.identities if identity.vendor_id not in known]
-    verifying = crew.of("customers")
-    await crew.tell({"do": "verify", **truth}, verifying)
-    if plan.database is not None:
-        await crew.tell({"do": "verify"}, crew.of("vendors"))
-        verifying = crew.members
-    checks: dict[str, Any] = {}
-    for told in await crew.gather("verified", verifying, VERIFY_WITHIN):
-        for name in ("stored", "positions", "views"):
-            if name in told:
-                before = checks.setdefault(name, {"ok": True, "differences": 0, "shown": []})
-                before["ok"] = before["ok"] and told[name]["ok"]
-                before["differences"] += told[name]["differences"]
-                before["shown"] = (before["shown"] + told[name]["shown"])[:10]
-        for name, of in (("rows", "stored"), ("watchers", "views"), ("cards", "views")):
-            if name in told:
-                checks[of][name] = checks[of].get(name, 0) + told[name]
-    return checks
+def forgive_empty(one: dict[str, Any]) -> None:
+    """Takes back that a worker compared nothing, when another did."""
+    shown = [line for line in one["shown"] if line != "nothing was compared"]
+    one["differences"] -= len(one["shown"]) - len(shown)
+    one["shown"], one["ok"] = shown, one["differences"] == 0
 
 
 @asynccontextmanager
 async def interrupts() -> AsyncIterator[asyncio.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C ends everything at once."""
+    """Yields an event that Ctrl-C sets; a second Ctrl-C ends everything at once."""
     event, loop, main = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
     seen = 0
 
@@ -240,84 +327,19 @@ async def interrupts() -> AsyncIterator[asyncio.Event]:
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-def report(
-    plan: Plan,
-    record: Record,
-    course: Course,
-    clock: Offset,
-    began: float,
-    own: float,
-    ends: Sequence[dict[str, Any]],
-    checks: dict[str, Any],
-    failures: list[str],
-    interrupted: bool,
-) -> dict[str, Any]:
-    """All that is known after a run; `loadtest/schema.json` says what each member means."""
-    totals: Counter[str] = Counter()
-    for bucket in record.buckets:
-        totals.update(bucket.counts)
-    errors, closes, rejected, gave_up = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    violations: list[str] = []
-    for end in ends:
-        totals.update(end["counts"])
-        totals.update(end["sums"])
-        errors.update(end["errors"])
-        closes.update(end["closes"])
-        rejected.update(end["rejected"])
-        gave_up.update(end["gave_up"])
-        violations += end["violations"]
-    seconds, counts, workers = record.seconds, record.counts(), record.own()
-    made: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": "run",
-        "scenario": plan.name,
-        "settings": plan.scenario.model_dump(mode="json"),
-        "target": plan.target.authority,
-        "trace": plan.trace.path if plan.trace else None,
-        "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds"),
-        "seed": plan.seed,
-        "part": plan.part,
-        "parts": plan.parts,
-        "machines": 1,
-        "workers": len(plan.shares(clock)),
-        "planned_seconds": course.total,
-        "warmup": record.warmup,
-        "seconds": round(seconds, 3),
-        "interval": record.interval,
-        "interrupted": interrupted,
-        "failures": failures,
-        "totals": {
-            **{name: totals[name] for name in TOTALS},
-            "errors": dict(errors),
-            "closes": dict(closes),
-            "rejected": dict(rejected),
-            "gave_up": dict(gave_up),
-        },
-        "measured": {name: counts[name] for name in MEASURED},
-        "delays": {name: shown(histogram) for name, histogram in record.delays().items()},
-        "server": server(plan.meter, record),
-        "generator": {
-            "cpu": {kind: round(value, 3) for kind, value in sorted(workers.items())},
-            "coordinator_cpu": round(own, 3),
-            "clock_offset_ms": round(clock.ms, 2),
-            "clock_error_ms": round(clock.error_ms, 2),
-        },
-        "checks": checks
-        | {"protocol": {"ok": not violations, "differences": len(violations), "shown": violations[:10]}},
-        "timeline": [{"t": leg.begin, "seconds": leg.stage.seconds, "kind": leg.stage.kind} for leg in course.legs],
-        "series": record.series(),
-    }
-    return judge(made)
-
-
-def server(meter: Meter | None, record: Record) -> dict[str, Any] | None:
-    """CPU seconds and memory of the server in the measured time; None when nobody could tell."""
-    used = record.used()
+def server(meter: Meter | None, timeline: Timeline) -> dict[str, Any] | None:
+    """Returns CPU seconds and memory of the server in the measured time; None when neither is known."""
+    used = timeline.used()
     if meter is None or used is None:
         return None
     seconds, cpu = used
-    inside = [usage for usage in record.usages if usage.at >= record.warmup - 0.5]
+    inside = [usage for usage in timeline.usages if usage.at >= timeline.warmup - 0.5]
     names = inside[-1].resident
+    connections = max(
+        (bucket.working("vendors") + bucket.working("customers") for bucket in timeline.buckets), default=0
+    )
+    kind = "server" if "server" in names else "all"
+    grown = max(usage.resident.get(kind, 0.0) for usage in inside) - timeline.usages[0].resident.get(kind, 0.0)
     return {
         "source": meter.source,
         "seconds": round(seconds, 3),
@@ -325,11 +347,13 @@ def server(meter: Meter | None, record: Record) -> dict[str, Any] | None:
         "resident_mb": {
             name: round(max(usage.resident.get(name, 0.0) for usage in inside) / 1e6, 1) for name in sorted(names)
         },
+        "kb_per_connection": round(grown / 1000 / connections, 2) if connections else None,
     }
 
 
+NESTED = ("errors", "closes", "rejected", "gave_up")
 TOTALS = (
-    *("due", "sent", "acked", "resent", "backlog", "unanswered", "dropped", "connections"),
+    *("due", "sent", "acked", "resent", "backlog", "unanswered", "dropped", "connections", "refused"),
     *("positions", "frames", "snapshots", "pans", "follows", "sleeps", "losses", "cuts", "skewed"),
 )
 MEASURED = (

@@ -1,12 +1,14 @@
-"""What a run does: a city, vendors that move, customers who look, and stages. Read from TOML, overridden by flags."""
+"""A scenario: a city, vendors that move, customers who look, stages and thresholds. TOML, overridden by flags."""
 
 from __future__ import annotations
 
 import math
+import operator
+import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,10 +22,61 @@ MAX_PINGS_PER_S = 200_000
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Level = Annotated[float, Field(ge=0, le=100)]
+Limit = bool | float | str
+COMPARED = re.compile(r"^\s*(<=|>=|<|>)?\s*(-?\d+(?:\.\d+)?)\s*$")
+EXPRESSION = re.compile(r"^\s*([a-z_0-9]+)\s*(<=|>=|<|>|=)\s*(\S+)\s*$")
+
+
+class Threshold(NamedTuple):
+    """A figure, how it is compared, and with what."""
+
+    name: str
+    comparison: str
+    limit: float
+
+    def keeps(self, value: float) -> bool:
+        """Returns whether a value keeps the threshold."""
+        return COMPARISONS[self.comparison](value, self.limit)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.comparison} {self.limit:g}"
+
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def threshold(name: str, limit: Limit) -> Threshold:
+    """Returns the threshold of one member of `thresholds`; raises ValueError for one that can't be read."""
+    found = COMPARED.match(str(limit))
+    if found is None or isinstance(limit, bool):
+        raise ValueError(f"the threshold {name} is {limit!r}; it must be a number, text like '>= 1000', or false")
+    return Threshold(name, found[1] or "<=", float(found[2]))
+
+
+def thresholds(texts: Iterable[str]) -> list[tuple[str, Limit]]:
+    """Returns the members of `thresholds` that --threshold gives, like `watch_p99_ms<=200` or `errors=false`."""
+    made: list[tuple[str, Limit]] = []
+    for text in texts:
+        found = EXPRESSION.match(text)
+        if found is None:
+            raise WrongUse(
+                f"--threshold is {text!r}; it must be like watch_p99_ms<=200, acks_per_s>=1000 or errors=false"
+            )
+        name, comparison, limit = found.groups()
+        if comparison == "=":
+            made.append((name, False if limit == "false" else limit))
+        else:
+            made.append((name, f"{comparison} {limit}"))
+    return made
 
 
 class Part(BaseModel):
-    """A piece of a scenario: unknown members are refused, so that a misspelt one is not silently left out."""
+    """A piece of a scenario. Unknown members are refused, so that a misspelt one is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,14 +91,14 @@ class Place(Part):
     block: Annotated[float, Field(ge=10, le=2000)] = 120.0
 
     def size(self, vendors: int) -> float:
-        """The city's radius in metres for so many vendors at `density` vendors per km²; at least two blocks."""
+        """Returns the city's radius in metres for so many vendors at `density` per km²; at least two blocks."""
         if self.radius is not None:
             return self.radius
         return min(50_000.0, max(2 * self.block, 1000 * math.sqrt(vendors / (math.pi * self.density))))
 
 
 class Movement(Part):
-    """How a share of the vendors moves, and how many seconds apart its pings are."""
+    """How a share of the vendors moves, and the seconds between its pings."""
 
     kind: Literal["parked", "walking", "driving"]
     share: Annotated[float, Field(gt=0)] = 1.0
@@ -53,38 +106,56 @@ class Movement(Part):
 
 
 class Phones(Part):
-    """The network of a share of the phones goes away: `up` and `down` are mean seconds."""
+    """A share of the phones loses its network now and then: `up` and `down` are mean seconds."""
 
     lossy: Share = 0.0
     up: Seconds = 60.0
     down: Seconds = 20.0
 
 
+class Bulk(Part):
+    """Vendors that send as fast as acks allow: `window` messages of `batch` pings un-acked at most (closed loop)."""
+
+    batch: Annotated[int, Field(ge=1, le=500)] = 500
+    window: Annotated[int, Field(ge=1, le=10_000)] = 4
+
+
 class Vendors(Part):
-    """So many vendors at level 1, in the given proportions of movements."""
+    """The vendors at level 1, in the given proportions of movements, or with a behaviour of your own in Python."""
 
     count: Annotated[int, Field(ge=1, le=MAX_APPS)] = 100
     movements: Annotated[tuple[Movement, ...], Field(min_length=1)] = (Movement(kind="driving", every=2.0),)
     phones: Phones = Phones()
+    bulk: Bulk | None = None
+    behaviour: str | None = None
 
 
 class Customers(Part):
-    """So many customers at level 1, and what they do.
+    """The customers at level 1, and what they do.
 
-    Each looks at a circle of `radius` metres (from, to) for about `dwell` seconds, then pans, follows one vendor, or
-    puts the phone away for about `asleep` seconds, in these proportions. A share of them reads `slow_bytes` a second.
+    Each looks at a circle of its own of `radius` metres (from, to), its centre within `spread` times the city's
+    radius, for about `dwell` seconds; then it pans, follows one vendor, or puts the phone away for about `asleep`
+    seconds, in these proportions. With `shared` all look at one circle. A share `zoomed` watches counts in a box, a
+    share `slow` reads `slow_bytes` a second, a share `stalled` reads nothing after its snapshot.
     """
 
     count: Annotated[int, Field(ge=0, le=MAX_APPS)] = 200
     radius: tuple[Annotated[float, Field(gt=0, le=50_000)], Annotated[float, Field(gt=0, le=50_000)]] = (500.0, 2000.0)
+    spread: Annotated[float, Field(ge=0, le=10)] = 1.0
+    shared: bool = False
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Degrees of latitude and longitude by which their part of the world is away from the city."""
     dwell: Annotated[float, Field(ge=0.1, le=MAX_SECONDS)] = 15.0
     pan: Annotated[float, Field(ge=0)] = 6.0
     follow: Annotated[float, Field(ge=0)] = 2.0
     sleep: Annotated[float, Field(ge=0)] = 2.0
     asleep: Seconds = 20.0
+    zoomed: Share = 0.0
     slow: Share = 0.0
     slow_bytes: Annotated[int, Field(ge=200)] = 4000
+    stalled: Share = 0.0
     phones: Phones = Phones()
+    behaviour: str | None = None
 
     @model_validator(mode="after")
     def _radius_rises(self) -> Customers:
@@ -94,10 +165,10 @@ class Customers(Part):
 
 
 class Stage(Part):
-    """A piece of time. Levels are multiples of the counts.
+    """A period of time. Levels are multiples of the counts.
 
-    `ramp`: evenly to a level. `hold`: stay there. `spike`: at once to a level, and back after it.
-    `storm`: at its beginning a `share` of the connections is cut at once, and all come back.
+    `ramp`: evenly to a level. `hold`: stay there. `spike`: at once to a level, and back afterwards.
+    `storm`: a `share` of the connections is cut at its beginning, and all reconnect.
     """
 
     kind: Literal["ramp", "hold", "spike", "storm"]
@@ -117,25 +188,24 @@ class Stage(Part):
         return self
 
 
-class Promises(Part):
-    """What a run must keep; None is not asked for. Delays in ms at the 99th percentile.
-
-    `lost`: pings that were not acked, or acked and not stored. `errors`: errors, refusals and closes that the load
-    generator did not cause.
-    """
-
-    p99_ms: Annotated[float, Field(gt=0)] | None = None
-    ack_p99_ms: Annotated[float, Field(gt=0)] | None = None
-    snapshot_p99_ms: Annotated[float, Field(gt=0)] | None = None
-    lost: Annotated[int, Field(ge=0)] | None = None
-    errors: Annotated[int, Field(ge=0)] | None = None
+DEFAULT_THRESHOLDS: dict[str, Limit] = {
+    "lost": 0,
+    "unacked": 0,
+    "rejected": 0,
+    "errors": 0,
+    "refused": 0,
+    "freshness_max_ms": 1500,
+}
+"""What every scenario demands unless it sets a threshold otherwise, or to false."""
 
 
 class Scenario(Part):
     """One whole scenario. The first `warmup` seconds are run but left out of all figures.
 
     Acks are awaited for `settle` seconds at the end. A generator that is itself later than `late_ms` at the 99th
-    percentile fails the run: it would measure itself.
+    percentile fails the run: it would measure itself. A connection that is silent for `heartbeat` seconds gets a
+    WebSocket ping and counts as half-open after twice that; 0 turns this off. `thresholds` maps a figure to its
+    highest value, to text like ">= 1000", or to false for none.
     """
 
     title: str
@@ -147,10 +217,12 @@ class Scenario(Part):
     vendors: Vendors = Vendors()
     customers: Customers = Customers()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=100)]
-    promises: Promises = Promises()
+    heartbeat: Annotated[float, Field(ge=0, le=60)] = 4.5
+    thresholds: dict[str, Limit] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _bounded(self) -> Scenario:
+        self.limits()
         seconds = sum(stage.seconds for stage in self.stages)
         if seconds > MAX_SECONDS:
             raise ValueError(f"the stages take {seconds:g} s together; at most {MAX_SECONDS} s are allowed")
@@ -171,11 +243,11 @@ class Scenario(Part):
         return [level for level in found if level is not None] or [1.0]
 
     def changed(self, changes: dict[str, Any]) -> Scenario:
-        """The same with other members."""
+        """Returns the same scenario with other members."""
         return build(self.model_dump() | changes, self.title)
 
     def scaled(self, factor: float) -> Scenario:
-        """The same with `factor` times the vendors and customers; the density stays, so the city grows."""
+        """Returns the same with `factor` times the vendors and customers; the density stays, so the city grows."""
         if factor == 1:
             return self
         vendors, customers = max(1, round(self.vendors.count * factor)), round(self.customers.count * factor)
@@ -188,23 +260,30 @@ class Scenario(Part):
 
     @property
     def seconds(self) -> float:
-        """How long all stages take."""
+        """The length of all stages."""
         return sum(stage.seconds for stage in self.stages)
 
+    def limits(self) -> list[Threshold]:
+        """Returns the thresholds of this scenario, those of every scenario included."""
+        merged = DEFAULT_THRESHOLDS | self.thresholds
+        return [threshold(name, limit) for name, limit in merged.items() if limit is not False]
+
     def pings_per_second(self) -> float:
-        """How many pings a second all vendors send at the highest level."""
+        """Returns how many pings a second all vendors send at the highest level; 0 in a closed loop."""
+        if self.vendors.bulk is not None:
+            return 0.0
         shares = sum(movement.share for movement in self.vendors.movements)
         each = sum(movement.share / shares / movement.every for movement in self.vendors.movements)
         return self.vendors.count * each * max(self._levels("vendors"))
 
 
 def names() -> list[str]:
-    """The scenarios that come along."""
+    """Returns the names of the built-in scenarios."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load(name: str, changes: Sequence[tuple[str, Any]] = ()) -> Scenario:
-    """The scenario of this name, or in this file, with members changed by their dotted names."""
+    """Returns the scenario of this name, or in this file, with members changed by their dotted names."""
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -215,24 +294,28 @@ def load(name: str, changes: Sequence[tuple[str, Any]] = ()) -> Scenario:
         raise WrongUse(f"{path} is not TOML: {bad}") from None
     for dotted, value in changes:
         put(found, dotted, value)
+    for kind in ("vendors", "customers"):
+        behaviour = str(found.get(kind, {}).get("behaviour", ""))
+        if ".py:" in behaviour and (beside := path.parent / behaviour.partition(":")[0]).exists():
+            found[kind]["behaviour"] = f"{beside.resolve()}:{behaviour.rpartition(':')[2]}"
     return build(found, str(path))
 
 
 def build(found: dict[str, Any], source: str) -> Scenario:
-    """A scenario out of plain data; WrongUse names each member that can't be used."""
+    """Returns a scenario made of plain data; raises WrongUse that names each member that can't be used."""
     try:
         return Scenario.model_validate(found)
     except ValidationError as bad:
-        told = "; ".join(
+        problems = "; ".join(
             f"{'.'.join(str(part) for part in error['loc']) or 'it'}: {error['msg'].removeprefix('Value error, ')}"
             + (f" (it is {error['input']!r})" if not isinstance(error["input"], dict) else "")
             for error in bad.errors(include_url=False, include_context=False)
         )
-        raise WrongUse(f"the scenario {source} can't be used: {told}") from None
+        raise WrongUse(f"the scenario {source} can't be used: {problems}") from None
 
 
 def put(found: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a member by its dotted name; numbers go into lists."""
+    """Sets a member by its dotted name; numbers are places in lists."""
     *path, last = dotted.split(".")
     place: Any = found
     try:
@@ -247,7 +330,7 @@ def put(found: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def assignments(texts: Iterable[str]) -> list[tuple[str, Any]]:
-    """`NAME=VALUE` pairs of --set, the value as in TOML, or text when it isn't any."""
+    """Returns the `NAME=VALUE` pairs of --set; a value that is not TOML is text."""
     found = []
     for text in texts:
         name, equals, value = text.partition("=")
@@ -262,7 +345,7 @@ def assignments(texts: Iterable[str]) -> list[tuple[str, Any]]:
 
 
 def stages(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """Stages as --stage gives them: `ramp:30:1`, `hold:60`, `spike:10:3`, `storm:20:0.5` (a share)."""
+    """Returns the stages that --stage gives: `ramp:30:1`, `hold:60`, `spike:10:3`, `storm:20:0.5` (a share)."""
     found = []
     for text in texts:
         kind, _, rest = text.partition(":")

@@ -1,10 +1,10 @@
-"""Which part of a run one worker carries out, as it is handed over to its process. Pure."""
+"""Which part of a run one worker carries out, as it is sent to its process. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from loadtest.clients.identity import Identity
@@ -17,7 +17,7 @@ SILVER = math.sqrt(2) - 1
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace to drive vendors by: `zero` (epoch ms in it) is the start of the run, gaps are divided by `speedup`."""
+    """A trace that drives vendors: `zero` (epoch ms in it) is the start of the run, gaps are divided by `speedup`."""
 
     path: str
     zero: int
@@ -26,10 +26,11 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Worker `number` of `of` that have the same kind, over all machines: it has every `of`th vendor or customer.
+    """Worker `number` of `of` of the same kind, over all machines: it has every `of`th vendor or customer.
 
-    `offset` is the server's clock less this machine's, in ms. `keep`: every acked ping is to be compared with what is
-    stored. About `sampled` customers in all hold full views, and every `timed_every`th frame is timed.
+    `offset` is the server's clock less this machine's, in ms. `keep`: every acked ping is compared with what is
+    stored. About `sampled` customers in all hold full views; with `audited` these are compared with what vendors'
+    workers report as acked while the run goes on. Every `timed_every`th frame is timed.
     """
 
     kind: Literal["vendors", "customers"]
@@ -47,36 +48,35 @@ class Share:
     trace: Trace | None = None
     database: str | None = None
     own: str | None = None
-    shown_before: Sequence[str] = field(default=())
+    audited: bool = False
 
     @property
     def lifetime(self) -> int:
-        """How long tokens are good for, in seconds: no connection is to end for its token within the run."""
+        """The lifetime of tokens in seconds: no connection may end for its token within the run."""
         return int(self.scenario.seconds) + 3600
 
     def indices(self, count: int) -> range:
-        """Which of `count` vendors or customers this worker has."""
+        """Returns which of `count` vendors or customers this worker has."""
         return range(self.number, count, self.of)
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns what JSON can hold."""
         found = {name: getattr(self, name) for name in self.__slots__}
         return found | {
             "target": asdict(self.target),
             "scenario": self.scenario.model_dump(mode="json"),
             "identities": [list(identity) for identity in self.identities],
             "trace": asdict(self.trace) if self.trace else None,
-            "shown_before": list(self.shown_before),
         }
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Share:
-        """What `as_json` gave."""
+        """Returns the share that `as_json` gave."""
         return cls(
             **found
             | {
                 "target": Target(**found["target"]),
-                "scenario": build(found["scenario"], "handed over"),
+                "scenario": build(found["scenario"], "of the coordinator"),
                 "identities": [Identity(*identity) for identity in found["identities"]],
                 "trace": Trace(**found["trace"]) if found["trace"] else None,
             }
@@ -84,12 +84,12 @@ class Share:
 
 
 def spread(index: int, step: float = GOLDEN) -> float:
-    """A number from 0 to 1 for each index, so even that any run of indices has all proportions about right."""
+    """Returns a number from 0 to 1 for each index, so even that any range of indices has about the proportions."""
     return (index * step + step / 2) % 1.0
 
 
 def pick(index: int, shares: Sequence[float]) -> int:
-    """Which of several things, in these proportions, the one with this index is."""
+    """Returns which of several things, in these proportions, the one with this index is."""
     at, place = spread(index) * sum(shares), 0.0
     for which, share in enumerate(shares):
         place += share

@@ -26,7 +26,7 @@ class Leg(NamedTuple):
 
 
 class Course:
-    """What happens when: `total` seconds, the levels at each time, and when connections are cut."""
+    """The stages in time: `total` seconds, the levels at each time, and when connections are cut."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.legs: list[Leg] = []
@@ -40,27 +40,27 @@ class Course:
         self._begins = [leg.begin for leg in self.legs]
 
     def leg(self, at: float) -> Leg:
-        """The stage at a time; the last one after the end."""
+        """Returns the stage at a time; the last one after the end."""
         return self.legs[max(0, bisect_right(self._begins, at) - 1)]
 
     def levels(self, at: float) -> Levels:
-        """How many vendors and customers there are to be."""
+        """Returns the levels of vendors and customers at a time."""
         leg = self.leg(at)
         done = min(1.0, max(0.0, (at - leg.begin) / leg.stage.seconds))
         return Levels(*(first + (last - first) * done for first, last in zip(leg.first, leg.last, strict=True)))
 
     def peak(self) -> Levels:
-        """The highest levels."""
+        """Returns the highest levels."""
         ends = [levels for leg in self.legs for levels in (leg.first, leg.last)]
         return Levels(max(levels.vendors for levels in ends), max(levels.customers for levels in ends))
 
     def storms(self) -> list[tuple[float, Stage]]:
-        """When connections are cut, in order."""
+        """Returns when connections are cut, in order."""
         return [(leg.begin, leg.stage) for leg in self.legs if leg.stage.kind == "storm"]
 
 
 def goal(stage: Stage, now: Levels) -> Levels:
-    """The levels at the end of a stage that begins at `now`."""
+    """Returns the levels at the end of a stage that begins at `now`."""
     both = stage.to
     vendors = stage.vendors if stage.vendors is not None else both
     customers = stage.customers if stage.customers is not None else both

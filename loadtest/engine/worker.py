@@ -1,8 +1,11 @@
-"""One worker process of a run: is told what to do in JSON lines on standard input, and tells what it counted.
+"""One worker process of a run. It takes orders as JSON and reports what it counted.
 
-In come {"do":"prepare","share":…}, {"do":"start","at":ms}, {"do":"stop"}, {"do":"settle"}, {"do":"verify",…},
-{"do":"end"}. Out go {"is":"ready"}, one {"is":"second",…} each second, {"is":"driven"} when the stages are over, and an
-answer to each settle, verify and end. The end of standard input is the end of the worker: an orphan loads nobody.
+Orders: {"do":"prepare","share":…}, {"do":"start","at":ms}, {"do":"stop"}, {"do":"acked",…}, {"do":"settle"},
+{"do":"verify",…}, {"do":"end"}. Reports: {"is":"ready"}, one {"is":"second",…} each second, {"is":"acked",…} from
+vendors that are audited, {"is":"driven"} when the stages are over, and an answer to each settle, verify and end.
+
+A local worker speaks JSON lines on standard input and output; one on another machine speaks over a WebSocket of the
+coordinator (`python -m loadtest worker`). The end of the orders is the end of the worker: an orphan loads nobody.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import orjson
 
 from loadtest.engine.audience import Audience, live_of
@@ -22,161 +27,231 @@ from loadtest.engine.event_loop import first_cause, raise_file_limit, run_loop
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.share import Share
 from loadtest.engine.stages import Course
-from loadtest.errors import LoadtestError
-from loadtest.measure.recorder import Tally
+from loadtest.errors import LoadtestError, RunFailed
+from loadtest.measure.clock import offset
+from loadtest.measure.recorder import Recorder
 from venta_client.errors import ClientError
 
-LONGEST_LINE = 512 << 20
+LONGEST_MESSAGE = 512 << 20
 STOP_WITHIN = 10.0
+TELL_ACKED_EVERY = 0.25
+MAX_QUOTED = 20
+
+Message = dict[str, Any]
+Tell = Callable[[Message], None]
 
 
 class Worker:
     """The apps of one share, from `start` to `end`."""
 
-    def __init__(self, share: Share, group: asyncio.TaskGroup) -> None:
+    def __init__(self, share: Share, group: asyncio.TaskGroup, tell: Tell) -> None:
         scenario = share.scenario
         course = Course(scenario.stages)
         place = scenario.city
         city = City(place.lat, place.long, place.size(scenario.vendors.count), place.block)
-        self.tally = Tally()
+        self.recorder = Recorder()
         self.share = share
         self.stopping = asyncio.Event()
         made = Fleet if share.kind == "vendors" else Audience
-        self.apps: Fleet | Audience = made(share, city, course, self.tally, self.now, group)
+        self.population: Fleet | Audience = made(share, city, course, self.recorder, self.now, group)
+        self._tell = tell
         self._cpu = 0.0
 
     def now(self) -> float:
-        """The server's clock, epoch ms."""
+        """Returns the server's time in epoch ms."""
         return time.time() * 1000 + self.share.offset
 
     async def drive(self, start: float) -> None:
-        """Wait for the start, go through the stages, and report every second."""
+        """Waits for `start` (epoch ms of the server), goes through the stages, and reports every second."""
         await asyncio.sleep(max(0.0, (start - self.now()) / 1000))
         self._cpu = time.process_time()
-        driving = asyncio.create_task(self.apps.run(start, self.stopping))
+        driving = asyncio.create_task(self.population.run(start, self.stopping))
         try:
             second = 0
             while not driving.done():
-                await asyncio.wait({driving}, timeout=max(0.001, (start - self.now()) / 1000 + second + 1))
+                left = (start - self.now()) / 1000 + second + 1
+                await asyncio.wait({driving}, timeout=min(max(0.001, left), TELL_ACKED_EVERY))
+                self._tell_acked()
                 passed = int((self.now() - start) / 1000)
                 if driving.done() or passed > second:
-                    # seconds that were slept through are told as the last of them
-                    self.report(second if driving.done() else passed - 1)
+                    # seconds that were slept through are reported as the last of them
+                    self._tell_second(second if driving.done() else passed - 1)
                     second = passed
             await driving
         finally:
             driving.cancel()
+        self._tell({"is": "driven"})
 
-    def report(self, second: int) -> None:
-        """Tell what one second brought."""
-        self.apps.count()
+    async def answer(self, order: Message) -> Message | None:
+        """Carries out an order to settle, verify, end or take in acked pings; returns the answer."""
+        population = self.population
+        match order["do"]:
+            case "acked" if isinstance(population, Audience):
+                population.heard(order)
+            case "settle":
+                settled = await population.settle(self.share.scenario.settle) if isinstance(population, Fleet) else {}
+                self._tell_acked()
+                return {"is": "settled", **settled}
+            case "verify" if isinstance(population, Fleet):
+                return {"is": "verified", "checks": await population.verify()}
+            case "verify" if isinstance(population, Audience):
+                checks = await population.verify(live_of(order), set(order["connected"]))
+                return {"is": "verified", "checks": checks}
+            case "end":
+                return self._totals()
+        return None
+
+    def _tell_acked(self) -> None:
+        if self.share.audited and isinstance(self.population, Fleet):
+            found = {"pings": self.population.acked(), "waiting": self.population.waiting()}
+            self._tell({"is": "acked", "number": self.share.number, **found, "unsure": self.population.unsure()})
+
+    def _tell_second(self, second: int) -> None:
+        self.population.count()
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
-        tell({"is": "second", "second": second, "active": self.apps.active, "cpu": used, **self.tally.take()})
+        told = {"is": "second", "second": second, "active": self.population.active, "cpu": used}
+        self._tell(told | self.recorder.take())
 
-    async def settle(self) -> dict[str, Any]:
-        """What watchers must see, once all is acked."""
-        found = await self.apps.settle(self.share.scenario.settle) if isinstance(self.apps, Fleet) else {}
-        return {"is": "settled", **found}
-
-    async def verify(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Compare with the database, or the views with the truth."""
-        if isinstance(self.apps, Fleet):
-            return {"is": "verified", "kind": "vendors", **await self.apps.verify()}
-        checked = await self.apps.verify(live_of(order), set(order["connected"]))
-        return {"is": "verified", "kind": "customers", **checked}
-
-    def totals(self) -> dict[str, Any]:
-        """What is told at the end: all that is left of the counts, and how the connections went."""
-        apps = self.apps.trucks if isinstance(self.apps, Fleet) else self.apps.customers
-        self.apps.count()
+    def _totals(self) -> Message:
+        """Returns what is left of the counts, and how the connections ended."""
+        population = self.population
+        population.count()
         errors, closes, rejected, ended = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-        for app in apps:
+        for app in population.apps:
             errors += app.errors
             closes += Counter({str(code): count for code, count in app.closes.items()})
             if app.ended is not None:
                 ended[str(app.ended.code)] += 1
-        sums: Counter[str] = Counter(connections=sum(app.connections for app in apps))
-        if isinstance(self.apps, Fleet):
-            for truck in self.apps.trucks:
-                rejected += truck.rejections()
-                sums["unanswered"] += truck.waiting
-                sums["dropped"] += truck.dropped
+        sums: Counter[str] = Counter(connections=sum(app.connections for app in population.apps))
+        if isinstance(population, Fleet):
+            for vendor in population.apps:
+                rejected += vendor.rejections()
+                sums["unanswered"] += vendor.waiting
+                sums["dropped"] += vendor.dropped
         return {
             "is": "ended",
-            **self.tally.take(),
+            **self.recorder.take(),
             "sums": dict(sums),
             "errors": dict(errors),
             "closes": dict(closes),
             "rejected": dict(rejected),
             "gave_up": dict(ended),
-            "violations": [line for app in apps for line in app.violations][:20],
-            "cpu": time.process_time(),
+            "violations": [line for app in population.apps for line in app.violations][:MAX_QUOTED],
+            "incidents": [line for app in population.apps for line in app.incidents][:MAX_QUOTED],
+            "apps": len(population.apps),
+            "summaries": [
+                app.summary()
+                for app in (population.apps if isinstance(population, Audience) else [])
+                if app.delays and not app.slow
+            ],
         }
 
 
-def tell(message: dict[str, Any]) -> None:
-    """One line to whoever started this process."""
+async def work(orders: AsyncIterator[Message], tell: Tell) -> None:
+    """Carries out orders until they end."""
+    async with asyncio.TaskGroup() as group:
+        worker: Worker | None = None
+        driving: asyncio.Task[None] | None = None
+        async for order in orders:
+            match order["do"]:
+                case "prepare":
+                    share = Share.from_json(order["share"])
+                    clock = await offset(share.target, share.identities[0], share.secret)
+                    share = Share.from_json(order["share"] | {"offset": clock.ms})
+                    worker = Worker(share, group, tell)
+                    tell({"is": "ready", "offset_ms": clock.ms, "error_ms": clock.error_ms})
+                case "start" if worker is not None:
+                    driving = group.create_task(worker.drive(order["at"]))
+                case "stop" if worker is not None:
+                    worker.stopping.set()
+                case _ if worker is not None:
+                    if (answer := await worker.answer(order)) is not None:
+                        tell(answer)
+                    if order["do"] == "end":
+                        break
+        if driving is not None:
+            driving.cancel()
+        if worker is not None:
+            await worker.population.stop(STOP_WITHIN)
+
+
+async def local() -> None:
+    """Takes orders from standard input."""
+    reader = asyncio.StreamReader(limit=LONGEST_MESSAGE)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+
+    async def orders() -> AsyncIterator[Message]:
+        while line := await reader.readline():
+            yield orjson.loads(line)
+
+    await work(orders(), tell_line)
+
+
+def tell_line(message: Message) -> None:
+    """Writes one line to standard output."""
     sys.stdout.buffer.write(orjson.dumps(message, option=orjson.OPT_NON_STR_KEYS) + b"\n")
     sys.stdout.buffer.flush()
 
 
-async def orders() -> asyncio.StreamReader:
-    """Standard input as lines."""
-    reader = asyncio.StreamReader(limit=LONGEST_LINE)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
-    return reader
+async def remote(url: str, key: str, within: float) -> None:
+    """Takes the orders of the coordinator at `url`, for one run; waits up to `within` s for it to be there."""
+    until = time.monotonic() + within
+    async with aiohttp.ClientSession() as session:
+        while True:
+            try:
+                socket = await session.ws_connect(
+                    f"{url.rstrip('/')}/worker",
+                    headers={"Authorization": f"Bearer {key}"},
+                    max_msg_size=LONGEST_MESSAGE,
+                    heartbeat=10.0,
+                )
+                break
+            except aiohttp.WSServerHandshakeError as refused:
+                raise RunFailed(
+                    f"the coordinator answered {refused.status}; check --key, and that it still waits"
+                ) from None
+            except (aiohttp.ClientError, OSError) as failed:
+                if time.monotonic() > until:
+                    raise RunFailed(f"the coordinator at {url} does not answer: {failed!r}; is it running?") from None
+                await asyncio.sleep(0.5)
+        waiting: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        async def orders() -> AsyncIterator[Message]:
+            async for message in socket:
+                yield orjson.loads(message.data)
+
+        async def send() -> None:
+            while (message := await waiting.get()) is not None:
+                await socket.send_bytes(orjson.dumps(message, option=orjson.OPT_NON_STR_KEYS))
+
+        sending = asyncio.create_task(send())
+        try:
+            await work(orders(), waiting.put_nowait)
+        except BaseException as failure:
+            waiting.put_nowait(failure_report(failure))
+            raise
+        finally:
+            waiting.put_nowait(None)
+            await asyncio.wait({sending}, timeout=STOP_WITHIN)
+            sending.cancel()
+            await socket.close()
 
 
-async def work() -> None:
-    """Do as told until the end."""
-    reader = await orders()
-    async with asyncio.TaskGroup() as group:
-        worker: Worker | None = None
-        driving: asyncio.Task[None] | None = None
-        while line := await reader.readline():
-            order = orjson.loads(line)
-            match order["do"]:
-                case "prepare":
-                    worker = Worker(Share.from_json(order["share"]), group)
-                    tell({"is": "ready"})
-                case "start":
-                    assert worker is not None
-                    driving = group.create_task(drive(worker, order["at"]))
-                case "stop":
-                    assert worker is not None
-                    worker.stopping.set()
-                case "settle":
-                    assert worker is not None
-                    tell(await worker.settle())
-                case "verify":
-                    assert worker is not None
-                    tell(await worker.verify(order))
-                case "end":
-                    assert worker is not None
-                    tell(worker.totals())
-                    break
-        if driving is not None:
-            driving.cancel()
-        if worker is not None:
-            await worker.apps.stop(STOP_WITHIN)
-
-
-async def drive(worker: Worker, start: float) -> None:
-    """Through the stages, and say so."""
-    await worker.drive(start)
-    tell({"is": "driven"})
+def failure_report(failure: BaseException) -> Message:
+    """Returns the report of a failure."""
+    cause = first_cause(failure)
+    return {"is": "failed", "cause": str(cause) if isinstance(cause, LoadtestError | ClientError) else repr(cause)}
 
 
 def main() -> None:
-    """Run one worker; what went wrong is its last line."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started this, which says `stop`
+    """Runs one local worker; a failure is its last line."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which orders a stop
     raise_file_limit()
     try:
-        run_loop(work())
+        run_loop(local())
     except BaseException as failure:
-        cause = first_cause(failure)
-        tell({"is": "failed", "cause": str(cause) if isinstance(cause, LoadtestError | ClientError) else repr(cause)})
+        tell_line(failure_report(failure))
         raise
 
 

@@ -1,69 +1,220 @@
-"""The worker processes of a run: started, told what to do, listened to, and never left behind."""
+"""The workers of a run: local processes and workers on other machines, given orders and listened to."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hmac
 import sys
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
+from aiohttp import WSMsgType, web
 
 from loadtest.engine.share import Share
 from loadtest.errors import RunFailed
 
-LONGEST_LINE = 512 << 20
+LONGEST_MESSAGE = 512 << 20
 PREPARE_WITHIN = 60.0
 END_WITHIN = 20.0
-MOST_QUOTED = 2000
+MAX_QUOTED = 2000
+
+Message = dict[str, Any]
 
 
-class Member:
-    """One worker process."""
+class Member(ABC):
+    """One worker as the pool sees it: `order` sends, `listen` puts what it reports into the queue until it ends."""
 
-    def __init__(self, share: Share, process: asyncio.subprocess.Process) -> None:
+    share: Share
+    ended = False
+
+    @abstractmethod
+    async def order(self, order: Message) -> None: ...
+
+    @abstractmethod
+    async def listen(self, heard: Callable[[Message], None]) -> None: ...
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+class LocalMember(Member):
+    """A worker process on this machine. The token secret goes by its pipe: a command line can be read by everybody."""
+
+    def __init__(self, share: Share) -> None:
         self.share = share
-        self.process = process
-        self.said = b""
-        self.ended = False
+        self._process: asyncio.subprocess.Process | None = None
+        self._said = b""
 
-    async def tell(self, order: dict[str, Any]) -> None:
-        """One order; nothing when the process is gone, which is noticed elsewhere."""
-        assert self.process.stdin is not None
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loadtest.engine.worker"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LONGEST_MESSAGE,
+        )
+
+    async def order(self, order: Message) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
-            self.process.stdin.write(orjson.dumps(order) + b"\n")
-            await self.process.stdin.drain()
+            self._process.stdin.write(orjson.dumps(order) + b"\n")
+            await self._process.stdin.drain()
         except (ConnectionError, RuntimeError):
-            pass
+            pass  # the process is gone, which `listen` notices
+
+    async def listen(self, heard: Callable[[Message], None]) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        quoting = asyncio.create_task(self._quote())
+        try:
+            while line := await process.stdout.readline():
+                heard(orjson.loads(line))
+            code = await process.wait()
+            if not self.ended:
+                said = self._said.decode("utf-8", "replace").strip().splitlines()
+                cause = f"its process ended with {code}: {said[-1] if said else 'it said nothing'}"
+                heard({"is": "failed", "cause": cause})
+        finally:
+            quoting.cancel()
+
+    async def close(self) -> None:
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), END_WITHIN)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _quote(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        while data := await self._process.stderr.read(4096):
+            self._said = (self._said + data)[-MAX_QUOTED:]
 
 
-class Crew:
-    """Use it as an async context manager; `next` gives what the workers tell, RunFailed when one of them fails."""
+class RemoteMember(Member):
+    """A worker on another machine that has connected to the coordinator."""
 
-    def __init__(self, shares: Sequence[Share]) -> None:
-        self._shares = shares
-        self.members: list[Member] = []
-        self._told: asyncio.Queue[tuple[Member, dict[str, Any]]] = asyncio.Queue()
+    def __init__(self, socket: web.WebSocketResponse) -> None:
+        self._socket = socket
+        self.gone = asyncio.Event()
+
+    async def order(self, order: Message) -> None:
+        with contextlib.suppress(ConnectionError):  # `listen` notices
+            await self._socket.send_bytes(orjson.dumps(order))
+
+    async def listen(self, heard: Callable[[Message], None]) -> None:
+        async for message in self._socket:
+            if message.type is WSMsgType.BINARY:
+                heard(orjson.loads(message.data))
+        self.gone.set()
+        if not self.ended:
+            heard({"is": "failed", "cause": f"its connection ended with {self._socket.close_code}"})
+
+    async def close(self) -> None:
+        await self._socket.close()
+        self.gone.set()
+
+
+class Coordinator:
+    """Serves `GET /worker` for workers on other machines, and a live page at `GET /`; an async context manager.
+
+    `page` returns the page's HTML. Workers prove that they know `key`.
+    """
+
+    def __init__(self, host: str, port: int, key: str, page: Callable[[], str]) -> None:
+        self.host, self.port, self.key = host, port, key
+        self.page = page
+        self._arrived: asyncio.Queue[RemoteMember] = asyncio.Queue()
+        self._waiting = 0
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/worker", self._worker)
+        app.router.add_get("/", self._page)
+        self._runner = web.AppRunner(app, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.host, self.port)
+        try:
+            await site.start()
+        except OSError as failed:
+            raise RunFailed(f"the coordinator can't listen on {self.host}:{self.port}: {failed}") from None
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+
+    async def members(self, count: int, within: float) -> list[RemoteMember]:
+        """Waits for `count` workers; raises RunFailed when they do not come within `within` s."""
+        found: list[RemoteMember] = []
+        self._waiting = count
+        try:
+            async with asyncio.timeout(within):
+                while len(found) < count:
+                    found.append(await self._arrived.get())
+        except TimeoutError:
+            raise RunFailed(
+                f"{len(found)} of {count} workers connected within {within:g} s; start each with "
+                f"`python -m loadtest worker http://HOST:{self.port} --key KEY`"
+            ) from None
+        return found
+
+    async def _worker(self, request: web.Request) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.key.encode()):
+            return web.Response(status=401, text="the key is wrong")
+        if self._waiting <= 0:
+            return web.Response(status=409, text="no more workers are needed")
+        self._waiting -= 1
+        socket = web.WebSocketResponse(max_msg_size=LONGEST_MESSAGE, heartbeat=10.0)
+        await socket.prepare(request)
+        member = RemoteMember(socket)
+        self._arrived.put_nowait(member)
+        await member.gone.wait()
+        return socket
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.page(), content_type="text/html", headers={"Cache-Control": "no-store"})
+
+
+class WorkerPool:
+    """The workers of a run, each with its share; an async context manager that never leaves one behind.
+
+    `next` returns what a worker reports, and raises RunFailed when one fails. The first shares go to `remote` workers.
+    """
+
+    def __init__(self, shares: Sequence[Share], remote: Sequence[RemoteMember] = ()) -> None:
+        self.members: list[Member] = list(remote)
+        self.clock = (0.0, 0.0)
+        """The offset of the worker whose clock is furthest from the server's, and its error, in ms."""
+        for member, share in zip(remote, shares, strict=False):
+            member.share = share
+        self._local = [LocalMember(share) for share in shares[len(remote) :]]
+        self._reports: asyncio.Queue[tuple[Member, Message]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         try:
-            for share in self._shares:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "loadtest.engine.worker"),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    limit=LONGEST_LINE,
-                )
-                member = Member(share, process)
-                self.members.append(member)
-                self._tasks += [asyncio.create_task(self._listen(member)), asyncio.create_task(self._hear(member))]
-            # the secret goes by the pipe: a command line can be read by everybody
+            for process in self._local:
+                await process.start()
+                self.members.append(process)
             for member in self.members:
-                await member.tell({"do": "prepare", "share": member.share.as_json()})
-            await self.gather("ready", self.members, PREPARE_WITHIN)
+                self._tasks.append(asyncio.create_task(self._listen(member)))
+                await member.order({"do": "prepare", "share": member.share.as_json()})
+            ready = await self.gather("ready", self.members, PREPARE_WITHIN)
+            self.clock = max(((one["offset_ms"], one["error_ms"]) for one in ready), key=lambda one: abs(one[0]))
         except BaseException:
             await self._leave()
             raise
@@ -75,27 +226,31 @@ class Crew:
         await self._leave()
 
     def of(self, kind: str) -> list[Member]:
-        """The workers of one kind."""
+        """Returns the workers of one kind."""
         return [member for member in self.members if member.share.kind == kind]
 
-    async def tell(self, order: dict[str, Any], members: Sequence[Member] | None = None) -> None:
-        """The same order for all, or for some."""
+    async def order(self, order: Message, members: Sequence[Member] | None = None) -> None:
+        """Sends the same order to all, or to some."""
         for member in self.members if members is None else members:
-            await member.tell(order)
+            await member.order(order)
 
-    async def next(self) -> tuple[Member, dict[str, Any]]:
-        """What is told next, by whom."""
-        member, message = await self._told.get()
-        if message["is"] == "failed":
-            raise RunFailed(
-                f"worker {member.share.number} of the {member.share.kind} failed: {message['cause']}; "
-                "what it measured is lost with it"
-            )
-        member.ended = member.ended or message["is"] == "ended"
-        return member, message
+    async def next(self) -> tuple[Member, Message]:
+        """Returns the next report; passes acked pings on to the customers' workers by itself."""
+        while True:
+            member, message = await self._reports.get()
+            if message["is"] == "acked":
+                await self.order({**message, "do": "acked"}, self.of("customers"))
+                continue
+            if message["is"] == "failed":
+                raise RunFailed(
+                    f"worker {member.share.number} of the {member.share.kind} failed: {message['cause']}; "
+                    "what it measured is lost with it"
+                )
+            member.ended = member.ended or message["is"] == "ended"
+            return member, message
 
-    async def gather(self, kind: str, members: Sequence[Member], within: float) -> list[dict[str, Any]]:
-        """An answer of this kind from each; RunFailed when one does not give it in time."""
+    async def gather(self, kind: str, members: Sequence[Member], within: float) -> list[Message]:
+        """Returns a report of this kind from each; raises RunFailed when one does not come in time."""
         missing = {id(member) for member in members}
         found = []
         try:
@@ -112,35 +267,11 @@ class Crew:
             ) from None
         return found
 
-    # inside
-
     async def _listen(self, member: Member) -> None:
-        assert member.process.stdout is not None
-        while line := await member.process.stdout.readline():
-            self._told.put_nowait((member, orjson.loads(line)))
-        code = await member.process.wait()
-        if not member.ended:
-            said = member.said.decode("utf-8", "replace").strip().splitlines()
-            cause = f"its process ended with {code}: {said[-1] if said else 'it said nothing'}"
-            self._told.put_nowait((member, {"is": "failed", "cause": cause}))
-
-    async def _hear(self, member: Member) -> None:
-        assert member.process.stderr is not None
-        while data := await member.process.stderr.read(4096):
-            member.said = (member.said + data)[-MOST_QUOTED:]
+        await member.listen(lambda message: self._reports.put_nowait((member, message)))
 
     async def _leave(self) -> None:
-        """Let them end, and end those that don't."""
-        for member in self.members:
-            assert member.process.stdin is not None
-            member.process.stdin.close()
-        waits = [asyncio.create_task(member.process.wait()) for member in self.members]
-        if waits:
-            await asyncio.wait(waits, timeout=END_WITHIN)
-        for member in self.members:
-            if member.process.returncode is None:
-                member.process.kill()
-        for task in (*waits, *self._tasks):
-            if task in self._tasks:
-                task.cancel()
-        await asyncio.gather(*waits, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*(member.close() for member in self.members), return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

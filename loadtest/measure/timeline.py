@@ -1,4 +1,4 @@
-"""What the workers tell, put together: second by second, and in all. Pure."""
+"""What the workers report, put together: over time, and in all. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from loadtest.measure.histogram import Histogram
 from loadtest.measure.recorder import STEPS_PER_S
 
 MOST_BUCKETS = 300
-SHOWN = (50.0, 90.0, 99.0)
-IN_SERIES = ("watch", "ack")
+IN_SERIES = ("watch", "ack", "freshness")
 
 Steps = dict[int, int]
 
@@ -27,16 +26,16 @@ class Bucket:
         self.active: dict[tuple[str, int], int] = {}
         self.own: Counter[str] = Counter()
 
-    def add(self, kind: str, number: int, told: Mapping[str, Any]) -> None:
-        """One worker's second."""
-        self.counts.update(told["counts"])
-        self.active[kind, number] = told["active"]
-        self.own[kind] += told["cpu"]
-        for name, (steps, counts) in told["delays"].items():
+    def add(self, kind: str, number: int, report: Mapping[str, Any]) -> None:
+        """Adds one worker's second."""
+        self.counts.update(report["counts"])
+        self.active[kind, number] = report["active"]
+        self.own[kind] += report["cpu"]
+        for name, (steps, counts) in report["delays"].items():
             add(self.delays.setdefault(name, {}), zip(steps, counts, strict=True))
 
     def working(self, kind: str) -> int:
-        """How many vendors or customers there were."""
+        """Returns how many vendors or customers took part."""
         return sum(count for (of, _), count in self.active.items() if of == kind)
 
 
@@ -47,7 +46,7 @@ class Usage:
         self.at, self.cpu, self.resident = at, cpu, resident
 
 
-class Record:
+class Timeline:
     """A run's seconds in at most 300 buckets of `interval` s; those before `warmup` are in no figure."""
 
     def __init__(self, total: float, warmup: float) -> None:
@@ -62,41 +61,41 @@ class Record:
         self._coming = Bucket()
         self._coming_at = -1
 
-    def second(self, kind: str, number: int, told: Mapping[str, Any]) -> None:
-        """One worker told of one second."""
-        second = told["second"]
+    def second(self, kind: str, number: int, report: Mapping[str, Any]) -> None:
+        """Adds what a worker reported of one second."""
+        second = report["second"]
         place = min(second // self.interval, len(self.buckets) - 1)
-        self.buckets[place].add(kind, number, told)
+        self.buckets[place].add(kind, number, report)
         self.reached = max(self.reached, min(second + 1.0, self.total))
         if second > self._coming_at:
-            # the second before is whole by now; this one still lacks what the other workers tell
+            # the second before is whole by now; of this one the other workers' reports are missing
             self.latest, self._coming, self._coming_at = self._coming, Bucket(), second
         if second == self._coming_at:
-            self._coming.add(kind, number, told)
+            self._coming.add(kind, number, report)
 
     def usage(self, at: float, cpu: Mapping[str, float], resident: Mapping[str, float]) -> None:
-        """What the server has used `at` seconds after the start."""
+        """Adds what the server had used `at` seconds after the start."""
         self.usages.append(Usage(at, dict(cpu), dict(resident)))
 
     @property
     def seconds(self) -> float:
-        """How many seconds were measured."""
+        """The measured seconds."""
         return max(0.0, min(self.reached, self.total) - self.warmup)
 
     def measured(self) -> list[Bucket]:
-        """The buckets after the warm-up."""
+        """Returns the buckets after the warm-up."""
         return self.buckets[self.warmup // self.interval :]
 
     def counts(self) -> Counter[str]:
-        """What was counted after the warm-up."""
+        """Returns the counts after the warm-up."""
         return sum((bucket.counts for bucket in self.measured()), Counter())
 
     def own(self) -> Counter[str]:
-        """CPU seconds of the workers after the warm-up, by kind."""
+        """Returns the CPU seconds of the workers after the warm-up, by kind."""
         return sum((bucket.own for bucket in self.measured()), Counter())
 
     def delays(self) -> dict[str, Histogram]:
-        """All delays after the warm-up, by name."""
+        """Returns all delays after the warm-up, by name."""
         found: dict[str, Steps] = {}
         for bucket in self.measured():
             for name, steps in bucket.delays.items():
@@ -104,7 +103,7 @@ class Record:
         return {name: histogram(steps) for name, steps in sorted(found.items())}
 
     def used(self) -> tuple[float, dict[str, float]] | None:
-        """Seconds and the server's CPU seconds in them, after the warm-up and up to the end of the stages."""
+        """Returns seconds and the server's CPU seconds in them, after the warm-up and up to the end of the stages."""
         inside = [usage for usage in self.usages if self.warmup - 0.5 <= usage.at <= self.total + 1.5]
         if len(inside) < 2:
             return None
@@ -112,7 +111,7 @@ class Record:
         return last.at - first.at, {name: last.cpu[name] - first.cpu.get(name, 0.0) for name in last.cpu}
 
     def series(self) -> list[dict[str, Any]]:
-        """One entry a bucket, for plots and for adding up."""
+        """Returns one entry per bucket, for plots and merging."""
         found = []
         for place, bucket in enumerate(self.buckets):
             begin = place * self.interval
@@ -131,14 +130,14 @@ class Record:
             }
             for name in IN_SERIES:
                 if steps := bucket.delays.get(name):
-                    entry["delays"][name] = shown(histogram(steps))
+                    entry["delays"][name] = shown(histogram(steps), strict=False)
             if (used := self._between(begin, begin + self.interval)) is not None:
                 entry["server"] = used
             found.append(entry)
         return found
 
     def _between(self, begin: float, end: float) -> dict[str, Any] | None:
-        """Cores and resident MB of the server between two times, from the looks nearest to them."""
+        """Returns cores and resident MB of the server between two times, from the samples nearest to them."""
         if len(self.usages) < 2:
             return None
         first, last = self._nearest(begin), self._nearest(end)
@@ -158,29 +157,21 @@ class Record:
 
 
 def add(steps: Steps, more: Iterable[tuple[int, int]]) -> None:
-    """Count more delays."""
+    """Adds delays."""
     for step, count in more:
         steps[step] = steps.get(step, 0) + count
 
 
 def histogram(steps: Steps) -> Histogram:
-    """The same delays as a histogram."""
+    """Returns the same delays as a histogram."""
     made = Histogram()
     made.record_steps(steps, steps.values(), STEPS_PER_S)
     return made
 
 
-def percentile(steps: Steps, percent: float) -> float | None:
-    """A percentile in ms, without a histogram: for what is looked at every second."""
-    total = sum(steps.values())
-    at = 0
-    for step in sorted(steps):
-        at += steps[step]
-        if at >= total * percent / 100:
-            return step * 1000 / STEPS_PER_S
-    return None
+def shown(delays: Histogram, strict: bool = True) -> dict[str, Any]:
+    """Returns a histogram as it stands in a report: its percentiles and the whole of it.
 
-
-def shown(delays: Histogram) -> dict[str, Any]:
-    """A histogram in a report: what people read, and the whole of it."""
-    return {**delays.summary(), "hdr": delays.encode()}
+    `strict` leaves out percentiles of too few samples; a plot over time shows them all the same.
+    """
+    return {**delays.summary(strict), "hdr": delays.encode()}

@@ -1,4 +1,4 @@
-"""What got better or worse between two reports, with the noise of repeated runs beside it. Pure."""
+"""Compares two reports figure by figure, with the noise of repeated runs. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from loadtest.measure.histogram import Histogram
 
 BLOCKS = 5
 CERTAIN = 2.5
-"""How many times its noise a change must be."""
+"""A change counts when it is so many times its noise."""
 
-# figure: whether more is better; what is too small to matter
+# figure: whether more is better; the absolute change that is too small to matter
 FIGURES: dict[str, tuple[bool, float]] = {
     "watch_p50_ms": (False, 1.0),
     "watch_p99_ms": (False, 2.0),
@@ -33,19 +33,22 @@ FIGURES: dict[str, tuple[bool, float]] = {
     "positions_per_s": (True, 10.0),
     "max_pings_per_s": (True, 1.0),
     "max_positions_per_s": (True, 10.0),
+    "freshness_max_ms": (False, 50.0),
     "lost": (False, 0.5),
+    "unacked": (False, 0.5),
     "errors": (False, 0.5),
 }
 CLOSE = 0.05
 """The error of what `find-max` finds, as a share: it stops when the limit is known to about a tenth."""
 
-EXACT = frozenset({"lost", "errors"})
+EXACT = frozenset({"lost", "unacked", "errors"})
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One figure before and after. `noise` is a standard error as a share of `before`; `verdict` says what it means:
-    better, worse, same (too small to matter), noise (no larger than it), or unknown (nothing tells the noise).
+    better, worse, same (within the tolerance), small (too small to matter in absolute terms), noise (no larger than
+    the noise), or unknown (nothing shows the noise).
     """
 
     name: str
@@ -61,7 +64,7 @@ class Change:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> dict[str, Any]:
-    """Every figure that both have; `ok` is false when one is worse by more than `tolerance` (a share) and the noise."""
+    """Compares all common figures; `ok` is false when one is worse by more than `tolerance` (a share) and the noise."""
     same_kind(before, after)
     changes = []
     for name, (more_is_better, least) in FIGURES.items():
@@ -73,10 +76,11 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
         known = [one for one in noise if one is not None]
         together = math.hypot(*known) if known else None
         gap = abs(new - old)
-        enough = gap > least and (name in EXACT or gap > tolerance * abs(old))
         certain = name in EXACT or (together is not None and gap > CERTAIN * together)
-        if not enough:
+        if gap <= tolerance * abs(old) and (gap == 0 if name in EXACT else together is not None):
             verdict = "same"
+        elif gap <= least:
+            verdict = "small"
         elif together is None and name not in EXACT:
             verdict = "unknown"
         elif not certain:
@@ -106,14 +110,31 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
             }
             for change in changes
         ],
-        "different": different(before["settings"], after["settings"]),
+        "different": different(before["settings"], after["settings"])
+        + different(before["environment"], after["environment"], "environment"),
+        "series": [before.get("series", []), after.get("series", [])],
+        "advice": advice(changes, runs(before), runs(after)),
         "reasons": reasons,
         "ok": not reasons,
     }
 
 
+def advice(changes: Sequence[Change], before: int, after: int) -> list[str]:
+    """Returns what to repeat, where the noise of a figure is not known or covers the change."""
+    found = []
+    if min(before, after) < 3:
+        unknown = [change.name for change in changes if change.noise is None and change.verdict == "unknown"]
+        if unknown:
+            found.append(f"the noise of {', '.join(unknown)} is unknown: run both again with --repeat 3 or more")
+    if noisy := [change.name for change in changes if change.verdict == "noise"]:
+        found.append(
+            f"the change of {', '.join(noisy)} is within the noise: repeat both more often to see smaller ones"
+        )
+    return found
+
+
 def same_kind(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """WrongUse when the two can't be compared."""
+    """Raises WrongUse when the two can't be compared."""
     if (before["kind"] == "find-max") != (after["kind"] == "find-max"):
         raise WrongUse("one report is of find-max, the other is not: compare what was done in the same way")
     if before["scenario"] != after["scenario"]:
@@ -124,18 +145,18 @@ def same_kind(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def samples(report: dict[str, Any], name: str) -> list[float]:
-    """A figure of every run in a report."""
+    """Returns a figure of every run in a report."""
     found = [figures.get(name) for figures in report.get("repeats") or [report["figures"]]]
     return [float(value) for value in found if value is not None]
 
 
 def runs(report: dict[str, Any]) -> int:
-    """How many runs a report holds."""
+    """Returns how many runs a report holds."""
     return len(report.get("repeats") or [None])
 
 
 def error(report: dict[str, Any], name: str, values: Sequence[float]) -> float | None:
-    """The standard error of a figure: between repeated runs, else between the parts of the one run there is."""
+    """Returns the standard error of a figure: between repeated runs, else between the fifths of a single run."""
     if len(values) >= 2:
         # with so few runs the spread is itself uncertain: Student's t for 95 %, less its value for many
         return stdev(values) / math.sqrt(len(values)) * {2: 6.5, 3: 2.2, 4: 1.6, 5: 1.4}.get(len(values), 1.2)
@@ -146,7 +167,7 @@ def error(report: dict[str, Any], name: str, values: Sequence[float]) -> float |
 
 
 def within(report: dict[str, Any], name: str) -> list[float]:
-    """A figure of each fifth of a run, where it can be told from the series."""
+    """Returns a figure of each fifth of a run, where the series contains it."""
     measured = [entry for entry in report.get("series", []) if entry["measured"]]
     size = len(measured) // BLOCKS
     if size < 1:
@@ -157,7 +178,7 @@ def within(report: dict[str, Any], name: str) -> list[float]:
 
 
 def part(block: Sequence[dict[str, Any]], name: str) -> float | None:
-    """A figure of some seconds."""
+    """Returns a figure of some seconds."""
     seconds = sum(entry["seconds"] for entry in block)
     if name == "server_cores":
         cores = [entry["server"]["cores"]["all"] for entry in block if "server" in entry]
@@ -175,11 +196,11 @@ def part(block: Sequence[dict[str, Any]], name: str) -> float | None:
     for entry in block:
         if kind in entry["delays"]:
             whole.add(entry["delays"][kind]["hdr"])
-    return whole.summary().get(f"{point}_ms")
+    return whole.summary(strict=False).get(f"{point}_ms")
 
 
 def different(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Where two scenarios differ, by dotted names."""
+    """Returns where two settings differ, by dotted names."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             line

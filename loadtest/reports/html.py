@@ -1,4 +1,4 @@
-"""A report as one HTML file: readable on a phone, in the light and in the dark, without a network. Pure."""
+"""A report as one HTML file: readable on a phone, in light and dark mode, without a network. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ NAMES = {
     "snapshot": "Connect → snapshot",
     "pan": "Pan → snapshot",
     "slow": "Ping → slow phone",
+    "recovery": "Cut → ready again",
+    "freshness": "Freshness gap",
     "late": "Generator: pings sent late",
     "lag": "Generator: frames read late",
 }
@@ -28,42 +30,48 @@ STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
 
 
-def page(report: dict[str, Any]) -> str:
-    """The whole file."""
-    body = found_maximum(report) if report["kind"] == "find-max" else one_run(report)
-    title = escape(report["settings"]["title"])
+def page(report: dict[str, Any], refresh: int | None = None) -> str:
+    """Returns the whole page; a run that is still under way reloads itself every `refresh` seconds."""
+    if report["kind"] == "compare":
+        body, title = comparison(report), "Comparison"
+    else:
+        body = found_maximum(report) if report["kind"] == "find-max" else one_run(report)
+        title = escape(report["settings"]["title"])
+    reload = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">{reload}'
         f"<title>{title}: load test</title><style>{STYLE}</style></head>"
         f"<body><main>{body}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 
 def one_run(report: dict[str, Any]) -> str:
-    """A run, or several machines' runs in one."""
+    """Returns the page of one run, or of the merged run of several machines."""
     return heading(report) + verdict(report) + details(report)
 
 
 def details(report: dict[str, Any]) -> str:
-    """All of a run below its verdict."""
+    """Returns all of a run below its verdict."""
     return "".join(
         (
             tiles(report),
             f'<h2>Over time</h2><div class="plots">{"".join(draw(plot) for plot in over_time(report))}</div>',
-            "<h2>How late</h2>",
+            "<h2>Latency by percentile</h2>",
             f'<div class="plots">{draw(percentiles(report))}<div class="card wide">{delay_table(report)}</div></div>',
-            promises(report),
+            thresholds(report),
             checks(report),
+            customers(report),
             f'<h2>Totals</h2><div class="card">{pairs(totals(report))}</div>',
             f'<h2>The load generator itself</h2><div class="card">{pairs(generator(report))}</div>',
             settings(report),
+            environment(report),
         )
     )
 
 
 def found_maximum(report: dict[str, Any]) -> str:
-    """A search for the highest load."""
+    """Returns the page of a search for the highest load."""
     best = report["best"]
     inside = f'<p class="soft">{escape(settings_line(best))}</p>{details(best)}' if best is not None else ""
     return "".join(
@@ -72,23 +80,22 @@ def found_maximum(report: dict[str, Any]) -> str:
             verdict(report),
             f'<div class="plots">{"".join(draw(plot) for plot in knee(report))}</div>',
             f'<h2>Steps</h2><div class="card wide">{step_table(report)}</div>',
-            f"<hr><h2>The highest load that kept its promises</h2>{inside}" if inside else "",
+            f"<hr><h2>The highest load that kept its thresholds</h2>{inside}" if inside else "",
         )
     )
 
 
 def heading(report: dict[str, Any]) -> str:
-    """What was run, where and when."""
-    told = settings_line(report)
+    """Returns what was run, where and when."""
     return (
         f"<h1>{escape(report['settings']['title'])}</h1>"
         f'<p class="soft">{escape(report["settings"]["about"])}</p>'
-        f'<p class="soft">{escape(told)}</p>'
+        f'<p class="soft">{escape(settings_line(report))}</p>'
     )
 
 
 def settings_line(report: dict[str, Any]) -> str:
-    """One line on the circumstances."""
+    """Returns one line on the circumstances."""
     found = [f"{report['target']}, {report['started'][:19].replace('T', ' ')} UTC"]
     if report["kind"] != "find-max":
         found.append(
@@ -98,21 +105,22 @@ def settings_line(report: dict[str, Any]) -> str:
         found.append(f"{report['machines']} load machine{'s' if report['machines'] > 1 else ''}")
         if report["trace"]:
             found.append(f"driven by {report['trace']}")
+        found += [f"{name}: {value}" for name, value in report["tags"].items()]
     return " · ".join(found)
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Whether it went well, and every reason why not."""
+    """Returns whether the run passed, and every reason why not."""
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report["reasons"])
     if report["kind"] == "find-max":
         said = report["said"]
     elif report["ok"]:
-        checked = [name for name in report["checks"] if name != "protocol"]
-        said = f"Everything is as it must be{'' if checked else ' (stored rows and views were not verified)'}"
+        said = "Passed: all thresholds and checks met"
+        said += "" if report["verified"] else " (stored rows and views not verified)"
     else:
-        said = "This run failed"
+        said = "Failed"
     if report.get("interrupted"):
-        said += "; it was stopped early"
+        said += "; stopped early"
     return (
         f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{escape(said)}.</b>'
         f"{f'<ul>{reasons}</ul>' if reasons else ''}</div>"
@@ -120,7 +128,7 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def tiles(report: dict[str, Any]) -> str:
-    """The figures that everybody asks for."""
+    """Returns the most wanted figures."""
     figures = report["figures"]
     shown = [
         (number(figures["watch_p99_ms"], "ms"), "ping → watcher, p99"),
@@ -128,6 +136,7 @@ def tiles(report: dict[str, Any]) -> str:
         (number(figures["snapshot_p99_ms"], "ms"), "connect → snapshot, p99"),
         (number(figures["pings_per_s"]), "pings a second"),
         (number(figures["positions_per_s"]), "positions a second to watchers"),
+        (number(figures["freshness_max_ms"], "ms"), "freshness gap, longest"),
         (number(figures["lost"]), "pings lost"),
         (number(figures["errors"]), "errors and closes"),
     ]
@@ -142,16 +151,16 @@ def tiles(report: dict[str, Any]) -> str:
 
 
 def bands(report: dict[str, Any]) -> list[Band]:
-    """The stages, and the warm-up."""
+    """Returns the stages and the warm-up."""
     found = [Band(0, report["warmup"], "warm-up", shaded=True)] if report["warmup"] else []
     return found + [Band(leg["t"], leg["t"] + leg["seconds"], leg["kind"]) for leg in report["timeline"]]
 
 
 def over_time(report: dict[str, Any]) -> Iterable[Plot]:
-    """Delays, rates, people, CPU and memory."""
+    """Yields the plots over time: delays, rates, apps, CPU and memory."""
     series, stages = report["series"], bands(report)
     span = (0.0, max([entry["t"] + entry["seconds"] for entry in series], default=1.0))
-    limits = {one["name"]: one["limit"] for one in report["promises"]}
+    limits = {one["name"]: one["limit"] for one in report["thresholds"]}
 
     def delays(name: str, colour: int) -> list[Line]:
         return [
@@ -181,40 +190,47 @@ def over_time(report: dict[str, Any]) -> Iterable[Plot]:
         "Ping → watcher",
         delays("watch", 1),
         "ms",
-        "From the moment a ping was due until it was on a customer's screen, for those that arrived in that second.",
-        limits.get("p99_ms"),
+        "From when a ping was due until a customer's app had it, for those that arrived in that second.",
+        limits.get("watch_p99_ms"),
     )
     yield plot(
         "Ping → ack",
         delays("ack", 1),
         "ms",
-        "From the moment a ping was due until the server said that it is stored.",
+        "From when a ping was due until the server acknowledged that it is stored.",
         limits.get("ack_p99_ms"),
     )
+    if any("freshness" in entry["delays"] for entry in series):
+        yield plot(
+            "Freshness gap",
+            delays("freshness", 1),
+            "ms",
+            "How old the position is that sampled customers see, beyond the newest one; weighted by time.",
+        )
     yield plot(
-        "Pings", rates(("sent", "sent", 1), ("acked", "acked", 2)), "a second", "Acked below sent: a queue grows."
+        "Pings", rates(("sent", "sent", 1), ("acked", "acked", 2)), "a second", "Acked below sent: pings are queued."
     )
     yield plot(
         "Positions to watchers",
         rates(("positions", "positions", 1), ("snapshot_positions", "in snapshots", 4)),
         "a second",
-        "Several of one vendor may be merged into the newest: fewer are not lost ones.",
+        "Several of one vendor may be merged into the newest, so fewer do not mean lost ones.",
     )
     if any(entry["counts"].get("faults") for entry in series):
         yield plot(
             "Errors and closes",
             rates(("faults", "errors, refusals, closes", 5)),
             "a second",
-            "Those that the generator did not cause itself.",
+            "Those that the load generator did not cause.",
         )
     yield plot(
-        "At work",
+        "Apps",
         [
             Line(name, [(middle(entry), float(entry[name])) for entry in series], colour)
             for name, colour in (("vendors", 1), ("customers", 2))
         ],
         "apps",
-        "Asleep and offline ones are counted too.",
+        "Those asleep or offline are counted too.",
     )
     with_server = [entry for entry in series if "server" in entry]
     if with_server:
@@ -226,7 +242,7 @@ def over_time(report: dict[str, Any]) -> Iterable[Plot]:
             [
                 *(
                     Line(
-                        "all of it" if name == "all" else name,
+                        "total" if name == "all" else name,
                         [(middle(entry), entry["server"]["cores"].get(name)) for entry in with_server],
                         1 + PARTS.index(name),
                     )
@@ -240,30 +256,30 @@ def over_time(report: dict[str, Any]) -> Iterable[Plot]:
                 ),
             ],
             "cores",
-            f"By the server's {report['server']['source'] if report['server'] else 'processes'}.",
+            f"From the server's {report['server']['source'] if report['server'] else 'processes'}.",
         )
         yield plot(
             "Memory",
             [
                 Line(
-                    "all of it" if name == "all" else name,
+                    "total" if name == "all" else name,
                     [(middle(entry), entry["server"]["resident_mb"].get(name)) for entry in with_server],
                     1 + PARTS.index(name),
                 )
                 for name in named
             ],
             "MB",
-            "Resident; pages that PostgreSQL's processes share are counted in each of them.",
+            "Resident; pages that PostgreSQL's processes share count in each of them.",
         )
 
 
 def middle(entry: dict[str, Any]) -> float:
-    """Where a bucket is drawn."""
+    """Returns where a bucket is drawn."""
     return float(entry["t"] + entry["seconds"] / 2)
 
 
 def percentiles(report: dict[str, Any]) -> Plot:
-    """Delay against percentile, each nine as wide as the one before."""
+    """Returns the plot of delay against percentile, each nine as wide as the one before."""
     lines = []
     for colour, name in enumerate(("watch", "ack", "snapshot", "pan"), 1):
         found = report["delays"].get(name)
@@ -277,23 +293,23 @@ def percentiles(report: dict[str, Any]) -> Plot:
         lines.append(Line(NAMES[name], [(nines(p), v) for p, v in zip(points, values, strict=True)], colour))
     ticks = [(nines(percent), text) for percent, text in NINES]
     return Plot(
-        "Percentiles",
+        "Latency by percentile",
         lines,
         "percentile",
         "ms",
         ticks=ticks,
-        note="So many percent were at most so late. Only as far to the right as there were enough to tell.",
+        note="Drawn as far to the right as there were enough samples.",
         x_span=(0.0, max([x for line in lines for x, _ in line.points], default=3.0) or 3.0),
     )
 
 
 def nines(percent: float) -> float:
-    """How many nines a percentile has: 90 is 1, 99 is 2."""
+    """Returns how many nines a percentile has: 90 is 1, 99 is 2."""
     return -math.log10(max(1e-9, 1 - percent / 100))
 
 
 def delay_table(report: dict[str, Any]) -> str:
-    """All delays in numbers."""
+    """Returns all delays in numbers."""
     rows = [
         [
             NAMES[name],
@@ -306,37 +322,103 @@ def delay_table(report: dict[str, Any]) -> str:
     return table(["ms", "p50", "p90", "p99", "p99.9", "max", "count"], rows)
 
 
-def promises(report: dict[str, Any]) -> str:
-    """What was promised and kept."""
-    if not report["promises"]:
+def thresholds(report: dict[str, Any]) -> str:
+    """Returns the thresholds and what was measured."""
+    rows = [
+        [
+            escape(one["threshold"]),
+            escape(one["said"]),
+            "not measured" if one["ok"] is None else yes(one["ok"], "kept", "not kept"),
+        ]
+        for one in report["thresholds"]
+    ]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
+    return (
+        f'<h2>Thresholds</h2><div class="card wide">{table(["threshold", "measured", ""], rows)}'
+        f"{f'<ul>{notes}</ul>' if notes else ''}</div>"
+    )
+
+
+def customers(report: dict[str, Any]) -> str:
+    """Returns the customers that were served latest, so that a few who suffer can be seen."""
+    found = report["customers"]
+    if not found["slowest"]:
         return ""
     rows = [
-        [escape(one["name"]), f"≤ {number(one['limit'])}", number(one["value"]), yes(one["ok"], "kept", "broken")]
-        for one in report["promises"]
+        [str(one["customer"]), *(number(one[name]) for name in ("p50_ms", "p90_ms", "later_ms", "frames"))]
+        for one in found["slowest"]
     ]
-    return f'<h2>Promises</h2><div class="card wide">{table(["promise", "at most", "measured", ""], rows)}</div>'
+    heads = ["customer", "p50 ms", "p90 ms", "later than the median", "frames"]
+    note = f"99 % of {found['timed']:,} customers had a median of at most {number(found['p50_p99_ms'], 'ms')}."
+    return f'<h2>Slowest customers</h2><div class="card wide">{table(heads, rows)}<p class="note">{note}</p></div>'
+
+
+def environment(report: dict[str, Any]) -> str:
+    """Returns where the load generator ran."""
+    rows = [(name, escape(value)) for name, value in flat(report["environment"])]
+    return f'<details><summary>Environment</summary><div class="card">{pairs(rows)}</div></details>'
+
+
+def comparison(report: dict[str, Any]) -> str:
+    """Returns two runs side by side."""
+    rows = [
+        [
+            escape(one["name"]),
+            number(one["before"]),
+            number(one["after"]),
+            "-" if one["change"] is None else f"{one['change']:+.1%}",
+            "unknown" if one["noise"] is None else f"±{one['noise']:.1%}",
+            f'<span class="{ {"better": "yes", "worse": "no"}.get(one["verdict"], "soft") }">{one["verdict"]}</span>',
+        ]
+        for one in report["changes"]
+    ]
+    lines = [*report["reasons"], *report["advice"], *(f"differs: {line}" for line in report["different"])]
+    plots = [
+        Plot(title, [line(before, name, 1, "before"), line(after, name, 2, "after")], "seconds", "ms", note="p99")
+        for title, name in (("Ping → watcher", "watch"), ("Ping → ack", "ack"))
+        for before, after in [report["series"]]
+    ]
+    said = "Nothing got worse" if report["ok"] else "Worse"
+    return (
+        f"<h1>Comparison</h1><p class=soft>{report['runs'][0]} and {report['runs'][1]} runs</p>"
+        f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{said}.</b>'
+        f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in lines)}</ul></div>"
+        f'<div class="card wide">{table(["figure", "before", "after", "change", "noise", ""], rows)}</div>'
+        f'<div class="plots">{"".join(draw(plot) for plot in plots)}</div>'
+    )
+
+
+def line(series: Sequence[dict[str, Any]], name: str, colour: int, text: str) -> Line:
+    """Returns the p99 of one delay over time."""
+    return Line(text, [(middle(entry), entry["delays"].get(name, {}).get("p99_ms")) for entry in series], colour)
 
 
 def checks(report: dict[str, Any]) -> str:
-    """What was compared with the truth."""
+    """Returns what was compared with the truth, and the errors and closes there were."""
     texts = {
         "stored": "Every acked ping is stored exactly once, as it was sent",
         "positions": "vendors.lat and long are the newest fix",
-        "views": "What sampled customers see is the truth, vendor for vendor",
-        "protocol": "The server kept to the protocol",
+        "views": "At the end, the views of sampled customers are the truth, vendor for vendor",
+        "live views": "During the run, what sampled customers saw was the truth",
+        "counts": "Counts of a zoomed-out map equal a fresh snapshot",
+        "even": "No customer is served much later than the others",
+        "protocol": "Every message follows the protocol",
     }
     rows, shown = [], []
     for name, check in report["checks"].items():
-        looked = ", ".join(f"{check[key]:,} {key}" for key in ("rows", "watchers", "cards") if key in check)
-        text = texts.get(name, escape(name)) + (f"<br><small>{looked} looked at</small>" if looked else "")
+        looked = ", ".join(
+            f"{check[key]:,} {key}" for key in ("rows", "vendors", "watchers", "cards", "observations") if key in check
+        )
+        text = texts.get(name, escape(name)) + (f"<br><small>{looked} compared</small>" if looked else "")
         rows.append([text, yes(check["ok"], "yes", f"{check['differences']:,} differences")])
         shown += check["shown"]
-    listed = "".join(f"<li>{escape(line)}</li>" for line in shown)
-    return f'<h2>Truth</h2><div class="card wide">{table(["", ""], rows)}{f"<ul>{listed}</ul>" if listed else ""}</div>'
+    listed = "".join(f"<li>{escape(line)}</li>" for line in [*shown, *report["incidents"]])
+    listed = f"<ul>{listed}</ul>" if listed else ""
+    return f'<h2>Verification</h2><div class="card wide">{table(["", ""], rows)}{listed}</div>'
 
 
 def totals(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Counts of the whole run, warm-up and end included."""
+    """Returns the counts of the whole run, warm-up and end included."""
     found = report["totals"]
     texts = {
         "sent": "pings sent",
@@ -344,7 +426,8 @@ def totals(report: dict[str, Any]) -> list[tuple[str, str]]:
         "resent": "sent again after a reconnect",
         "backlog": "collected without a network",
         "unanswered": "never answered",
-        "dropped": "no room to keep",
+        "refused": "connections refused by admission control",
+        "dropped": "dropped by a full outbox",
         "connections": "connections",
         "positions": "positions to watchers",
         "frames": "frames with them",
@@ -362,13 +445,13 @@ def totals(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("closes", "closes by code"),
         ("gave_up", "gave up"),
     ):
-        told = ", ".join(f"{escape(str(key))}: {count:,}" for key, count in sorted(found[name].items()))
-        rows.append((text, told or "none"))
+        counted = ", ".join(f"{escape(str(key))}: {count:,}" for key, count in sorted(found[name].items()))
+        rows.append((text, counted or "none"))
     return rows
 
 
 def generator(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the measuring itself cost."""
+    """Returns what the load generator itself cost."""
     figures, own = report["figures"], report["generator"]
     return [
         ("cores", number(figures["own_cores"])),
@@ -377,18 +460,18 @@ def generator(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("pings sent late, p99", number(figures["late_p99_ms"], "ms")),
         ("frames read late, p99", number(figures["lag_p99_ms"], "ms")),
         ("processes", number(report["workers"])),
-        ("clock against the server's", f"{own['clock_offset_ms']:g} ms, give or take {own['clock_error_ms']:g}"),
+        ("clock against the server's", f"{own['clock_offset_ms']:g} ms, ±{own['clock_error_ms']:g}"),
     ]
 
 
 def settings(report: dict[str, Any]) -> str:
-    """The scenario as it was run."""
+    """Returns the scenario as it was run."""
     rows = [(name, escape(value)) for name, value in flat(report["settings"]) if name not in ("title", "about")]
     return f'<details><summary>The scenario in full</summary><div class="card">{pairs(rows)}</div></details>'
 
 
 def flat(found: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Dotted names and values."""
+    """Yields dotted names and values."""
     if isinstance(found, dict):
         for name, value in found.items():
             yield from flat(value, f"{prefix}.{name}" if prefix else name)
@@ -400,12 +483,12 @@ def flat(found: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def knee(report: dict[str, Any]) -> Iterable[Plot]:
-    """Delay and cost against load; what is offered is the load, for what is delivered falls when it is too much."""
+    """Yields delay and cost against the offered load, as the delivered load falls when it is too much."""
     steps = sorted(report["steps"], key=lambda step: step["scale"])
-    limits = {name: limit for name, limit in report["settings"]["promises"].items() if limit is not None}
+    limits = {one["name"]: one["limit"] for step in steps[:1] for one in step["thresholds"]}
     watched = any(step["figures"].get("watch_p99_ms") is not None for step in steps)
-    slow, of, promise = (
-        ("watch_p99_ms", "Ping → watcher", "p99_ms") if watched else ("ack_p99_ms", "Ping → ack", "ack_p99_ms")
+    slow, of, name = (
+        ("watch_p99_ms", "Ping → watcher", "watch_p99_ms") if watched else ("ack_p99_ms", "Ping → ack", "ack_p99_ms")
     )
     vendors, customers = report["settings"]["vendors"]["count"], report["settings"]["customers"]["count"]
     load = f"times {vendors:,} vendors and {customers:,} customers"
@@ -423,10 +506,10 @@ def knee(report: dict[str, Any]) -> Iterable[Plot]:
 
     yield plot(
         f"{of}, p99, against load",
-        [against(slow, 1, "promises kept", True), against(slow, 5, "broken", False)],
+        [against(slow, 1, "thresholds kept", True), against(slow, 5, "broken", False)],
         "ms",
-        "The knee is where more load begins to cost much more delay.",
-        limits.get(promise),
+        "At the knee, more load begins to cost much more delay.",
+        limits.get(name),
     )
     if any(step["figures"].get("server_cores") is not None for step in steps):
         yield plot(
@@ -443,7 +526,7 @@ def knee(report: dict[str, Any]) -> Iterable[Plot]:
 
 
 def step_table(report: dict[str, Any]) -> str:
-    """Every step that was tried."""
+    """Returns every step that was tried."""
     rows = [
         [
             f"{step['scale']:.3g}&nbsp;times",
@@ -462,7 +545,7 @@ def step_table(report: dict[str, Any]) -> str:
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """A number for people; a dash for none."""
+    """Returns a number for people; a dash for none."""
     if value is None:
         return "-"
     if abs(value) >= 1000 or float(value).is_integer():
@@ -473,17 +556,17 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def yes(ok: bool, good: str, bad: str) -> str:
-    """A word in the colour of its meaning."""
+    """Returns a word in the colour of its meaning."""
     return f'<span class="{"yes" if ok else "no"}">{good if ok else bad}</span>'
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and values; the values are HTML."""
+    """Returns names and values; the values are HTML."""
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{value}</dd>' for name, value in rows)}</dl>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; all cells are HTML."""
+    """Returns a table; all cells are HTML."""
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

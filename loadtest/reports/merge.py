@@ -1,4 +1,4 @@
-"""Reports of several machines that drove one run, added up: counts add, histograms add, the rest must agree. Pure."""
+"""Merges the reports of several machines that drove one run: counts and histograms add, the rest must agree. Pure."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from loadtest.engine.run import MEASURED, add_checks
 from loadtest.errors import WrongUse
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.timeline import shown
-from loadtest.reports.verdict import judge
+from loadtest.reports.verdict import judge, per_customer
 
 SAME = ("schema", "scenario", "settings", "parts", "planned_seconds", "warmup", "interval", "trace", "seed")
 NESTED = ("errors", "closes", "rejected", "gave_up")
 
 
 def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One report of all; WrongUse when they are not parts of one run."""
+    """Returns one report of all; raises WrongUse when they are not parts of one run."""
     if len(reports) < 2:
         raise WrongUse("merging needs the reports of at least two machines")
     first = reports[0]
@@ -38,20 +39,26 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(set(parts)) != len(parts):
         raise WrongUse(f"these are the parts {parts}: each may be there once")
     missing = sorted(set(range(1, first["parts"] + 1)) - set(parts))
+    checks: dict[str, Any] = {}
+    for report in reports:
+        add_checks(checks, report["checks"])
+    together = series([report["series"] for report in reports])
+    # rates are of the time in which every machine took part
+    shared = [entry for entry in together if entry["measured"] and entry["machines"] == len(reports)]
     merged = {
         **first,
         "kind": "merged",
         "merged_parts": parts,
         "machines": sum(report["machines"] for report in reports),
         "workers": sum(report["workers"] for report in reports),
-        "seconds": min(report["seconds"] for report in reports),
+        "seconds": round(sum(entry["seconds"] for entry in shared), 3),
         "failures": [failure for report in reports for failure in report["failures"]],
         "interrupted": any(report["interrupted"] for report in reports),
         "totals": {
             **plus(*({k: v for k, v in report["totals"].items() if k not in NESTED} for report in reports)),
             **{name: plus(*(report["totals"][name] for report in reports)) for name in NESTED},
         },
-        "measured": plus(*(report["measured"] for report in reports)),
+        "measured": {name: sum(entry["counts"].get(name, 0) for entry in shared) for name in MEASURED},
         "delays": delays([report["delays"] for report in reports]),
         "server": best_known([report["server"] for report in reports]),
         "generator": {
@@ -60,33 +67,42 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "clock_offset_ms": max((report["generator"]["clock_offset_ms"] for report in reports), key=abs),
             "clock_error_ms": max(report["generator"]["clock_error_ms"] for report in reports),
         },
-        "checks": checks([report["checks"] for report in reports]),
-        "series": series([report["series"] for report in reports]),
+        "checks": checks,
+        "customers": per_customer([one for report in reports for one in report["customers"]["slowest"]]),
+        "verified": all(report["verified"] for report in reports),
+        "compared": plus(*(report["compared"] for report in reports)) | of_scenario(first),
+        "incidents": [line for report in reports for line in report["incidents"]],
+        "series": together,
     }
     judged = judge(merged)
-    # what made one machine's report doubtful (that it was late, say) drowns in the sum
-    doubted = [
+    # what makes one machine's report doubtful, such as its own lateness, would not show in the sum
+    doubts = [
         f"part {report['part']}: {reason}" for report in reports for reason in report["reasons"] if "itself" in reason
     ]
     if missing:
-        doubted.append(f"the parts {missing} of {first['parts']} are missing")
-    reasons = judged["reasons"] + [reason for reason in doubted if reason not in judged["reasons"]]
+        doubts.append(f"the parts {missing} of {first['parts']} are missing")
+    reasons = judged["reasons"] + [reason for reason in doubts if reason not in judged["reasons"]]
     return judged | {"reasons": reasons, "ok": not reasons}
 
 
+def of_scenario(report: dict[str, Any]) -> dict[str, int]:
+    """Returns how many vendors and customers the scenario has; each machine's report names all of them."""
+    return {name: report["compared"][name] for name in ("vendors_of", "customers_of")}
+
+
 def brief(value: Any) -> str:
-    """A value in a message."""
+    """Returns a value for a message."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def began(report: dict[str, Any]) -> datetime:
-    """When a run started."""
+    """Returns when a run started."""
     return datetime.fromisoformat(report["started"])
 
 
 def plus(*counts: dict[str, Any]) -> dict[str, Any]:
-    """The sums by name."""
+    """Returns the sums by name."""
     sums: dict[str, Any] = {}
     for some in counts:
         for name, value in some.items():
@@ -94,42 +110,26 @@ def plus(*counts: dict[str, Any]) -> dict[str, Any]:
     return sums
 
 
-def delays(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Histograms by name, added up."""
+def delays(found: Sequence[dict[str, Any]], strict: bool = True) -> dict[str, Any]:
+    """Returns the sums of histograms by name."""
     made = {}
     for name in sorted({name for some in found for name in some}):
         whole = Histogram()
         for some in found:
             if name in some:
                 whole.add(some[name]["hdr"])
-        made[name] = shown(whole)
+        made[name] = shown(whole, strict)
     return made
 
 
 def best_known(found: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The server was looked at by several: whoever saw its processes knows most."""
+    """Returns the best of several measurements of the server: that of its processes, if there is one."""
     known = [one for one in found if one is not None]
     return min(known, key=lambda one: one["source"] != "processes", default=None)
 
 
-def checks(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All differences of all machines."""
-    made: dict[str, Any] = {}
-    for some in found:
-        for name, check in some.items():
-            before = made.setdefault(name, {"ok": True, "differences": 0, "shown": []})
-            for key, value in check.items():
-                if key == "ok":
-                    before["ok"] = before["ok"] and value
-                elif key == "shown":
-                    before["shown"] = (before["shown"] + value)[:10]
-                else:
-                    before[key] = before.get(key, 0) + value
-    return made
-
-
 def series(found: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Second by second; as far as the longest."""
+    """Returns the series added up, as long as the longest; `machines` says how many took part in each entry."""
     made: dict[float, list[dict[str, Any]]] = {}
     for entries in found:
         for entry in entries:
@@ -139,12 +139,13 @@ def series(found: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
         entries = made[at]
         one = {
             **entries[0],
-            "seconds": max(entry["seconds"] for entry in entries),
+            "machines": sum(entry.get("machines", 1) for entry in entries),
+            "seconds": min(entry["seconds"] for entry in entries),
             "vendors": sum(entry["vendors"] for entry in entries),
             "customers": sum(entry["customers"] for entry in entries),
             "own_cpu": round(sum(entry["own_cpu"] for entry in entries), 3),
             "counts": plus(*(entry["counts"] for entry in entries)),
-            "delays": delays([entry["delays"] for entry in entries]),
+            "delays": delays([entry["delays"] for entry in entries], strict=False),
         }
         known = [entry["server"] for entry in entries if "server" in entry]
         if known:

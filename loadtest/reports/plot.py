@@ -12,6 +12,7 @@ import orjson
 WIDTH, HEIGHT = 360.0, 210.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 22.0, 30.0
 TICKS = 4
+FLATTENS = 3.0
 
 Point = tuple[float, float | None]
 Scale = Callable[[float], float]
@@ -19,8 +20,8 @@ Scale = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: `points` by rising x, None leaves a gap; `colour` is 1 to 4; `dots` draws the points themselves, `bare`
-    only them."""
+    """One line: `points` by rising x, None leaves a gap; `colour` is 1 to 5; `dots` draws the points too, `bare` only
+    them."""
 
     name: str
     points: Sequence[Point]
@@ -32,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A span of x that is told apart, like a warm-up or a stage."""
+    """A marked span of x, such as a warm-up or a stage."""
 
     begin: float
     end: float
@@ -42,7 +43,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One plot: `ticks` gives x positions with their names, else they are chosen; `limit` is a y not to be crossed."""
+    """One plot: `ticks` are x positions with names, otherwise chosen; `limit` is a threshold for y."""
 
     title: str
     lines: Sequence[Line]
@@ -56,7 +57,7 @@ class Plot:
 
 
 def nice(highest: float, count: int = TICKS) -> list[float]:
-    """Round numbers from 0 to at least `highest`, about `count` steps."""
+    """Returns round numbers from 0 to at least `highest`, about `count` steps."""
     if not highest > 0 or not math.isfinite(highest):
         return [0.0, 1.0]
     raw = highest / count
@@ -66,7 +67,7 @@ def nice(highest: float, count: int = TICKS) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number for an axis: 1.5 k, 20 M."""
+    """Returns a number for an axis: 1.5 k, 20 M."""
     for size, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{value / size:g}{name}"
@@ -74,14 +75,17 @@ def short(value: float) -> str:
 
 
 def draw(plot: Plot) -> str:
-    """The plot as a `<figure>`; empty when there is nothing to draw."""
+    """Returns the plot as a `<figure>`; empty when there is nothing to draw."""
     values = [(x, y) for line in plot.lines for x, y in line.points if y is not None]
     if not values:
         return ""
     first, last = plot.x_span or (min(x for x, _ in values), max(x for x, _ in values))
     if last <= first:
         last = first + 1
-    rows = nice(max([y for _, y in values] + ([plot.limit] if plot.limit is not None else [])))
+    highest = max(y for _, y in values)
+    # a limit far above the data would flatten it; then the legend names it alone
+    limit = plot.limit if plot.limit is not None and plot.limit <= FLATTENS * highest else None
+    rows = nice(max(highest, limit or 0.0))
 
     def across(x: float) -> float:
         return round(LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT), 1)
@@ -90,7 +94,7 @@ def draw(plot: Plot) -> str:
         return round(HEIGHT - BOTTOM - y / rows[-1] * (HEIGHT - TOP - BOTTOM), 1)
 
     parts = [
-        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(said(plot), quote=True)}"'
+        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(in_words(plot), quote=True)}"'
         f' data-plot="{escape(data(plot, across), quote=True)}">'
     ]
     for band in plot.bands:
@@ -119,10 +123,8 @@ def draw(plot: Plot) -> str:
         f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">'
         f"{escape(plot.x_name)}</text>"
     )
-    if plot.limit is not None:
-        parts.append(
-            f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(plot.limit)}" y2="{down(plot.limit)}"/>'
-        )
+    if limit is not None:
+        parts.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(limit)}" y2="{down(limit)}"/>')
     for line in plot.lines:
         parts += strokes(line, across, down)
     parts.append(f'<line class="cross" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg>')
@@ -131,7 +133,7 @@ def draw(plot: Plot) -> str:
         for line in plot.lines
     )
     if plot.limit is not None:
-        legend += f'<span class="key"><i class="limit"></i>promise {plot.limit:g} {escape(plot.unit)}</span>'
+        legend += f'<span class="key"><i class="limit"></i>threshold {plot.limit:g} {escape(plot.unit)}</span>'
     note = f'<p class="note">{escape(plot.note)}</p>' if plot.note else ""
     return (
         f"<figure><figcaption>{escape(plot.title)} <small>{escape(plot.unit)}</small></figcaption>"
@@ -140,14 +142,14 @@ def draw(plot: Plot) -> str:
 
 
 def strokes(line: Line, across: Scale, down: Scale) -> list[str]:
-    """A line's polylines, one between gaps, and its dots."""
+    """Returns a line's polylines, one between gaps, and its dots."""
     found, run = [], list[str]()
     for x, y in (*line.points, (0.0, None)):
         if y is not None:
             run.append(f"{across(x)},{down(y)}")
             continue
         if len(run) == 1:
-            run.append(run[0])  # a single point is seen only as a line with round ends
+            run.append(run[0])  # a single point shows only as a line with round ends
         if run and not line.bare:
             dashed = " dashed" if line.dashed else ""
             found.append(f'<polyline class="c{line.colour}{dashed}" points="{" ".join(run)}"/>')
@@ -161,18 +163,18 @@ def strokes(line: Line, across: Scale, down: Scale) -> list[str]:
     return found
 
 
-def said(plot: Plot) -> str:
-    """The plot for somebody who does not see it."""
-    told = []
+def in_words(plot: Plot) -> str:
+    """Returns the plot in words, for screen readers."""
+    words = []
     for line in plot.lines:
         values = [y for _, y in line.points if y is not None]
         if values:
-            told.append(f"{line.name} from {min(values):.4g} to {max(values):.4g} {plot.unit}")
-    return f"{plot.title}: {'; '.join(told)}"
+            words.append(f"{line.name} from {min(values):.4g} to {max(values):.4g} {plot.unit}")
+    return f"{plot.title}: {'; '.join(words)}"
 
 
 def data(plot: Plot, across: Scale) -> str:
-    """What the page's script shows under a finger: x in the drawing, x as told, and each line's value."""
+    """Returns what the page's script shows under the pointer: x in the drawing, x in words, and each line's value."""
     names = dict(plot.ticks)
     xs = sorted({x for line in plot.lines for x, _ in line.points})
     values = [dict(line.points) for line in plot.lines]

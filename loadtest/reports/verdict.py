@@ -1,71 +1,106 @@
-"""What a report's figures are, and whether it may be believed and has kept its promises. Pure."""
+"""A report's figures, and whether the run can be believed and kept its thresholds. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from loadtest.engine.scenario import DEFAULT_THRESHOLDS, Threshold, threshold
+from loadtest.measure.histogram import POINTS, needed
+
 SLACK = 0.01
+ENOUGH = 1000
+"""A cost per ping or position from fewer of them is mostly what the server costs when idle."""
+IDLE_CORES = 0.1
+LATER_MS = 100
+COMPARED = 20
+DELAYS = ("watch", "ack", "snapshot", "pan", "slow", "recovery", "freshness")
+NEEDS_DATABASE = "lost"
 
 
 def judge(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with `figures`, `promises`, `reasons` and `ok` worked out from the rest of it."""
+    """Returns the report with `figures`, `thresholds`, `notes`, `reasons` and `ok` worked out from the rest of it."""
     found = figures(report)
-    promises = kept(report["settings"]["promises"], found)
+    limits = DEFAULT_THRESHOLDS | report["settings"]["thresholds"]
+    kept = [outcome(threshold(name, limit), report, found) for name, limit in limits.items() if limit is not False]
     reasons = [*report["failures"], *doubts(report, found)]
     reasons += [
-        f"{name} differs: {check['differences']} times, first {check['shown'][0] if check['shown'] else 'unknown'}"
+        f"{name}: {check['differences']} differences, first {check['shown'][0] if check['shown'] else 'unknown'}"
         for name, check in report["checks"].items()
         if not check["ok"]
     ]
-    reasons += [
-        f"the promise {one['name']} ≤ {one['limit']:g} was not kept: "
-        + (f"{one['value']:g}" if one["value"] is not None else "it was not measured")
-        for one in promises
-        if not one["ok"]
-    ]
-    return report | {"figures": found, "promises": promises, "reasons": reasons, "ok": not reasons}
+    reasons += [f"threshold {one['threshold']} was not kept: {one['said']}" for one in kept if one["ok"] is False]
+    notes = remarks(report, found)
+    return report | {"figures": found, "thresholds": kept, "notes": notes, "reasons": reasons, "ok": not reasons}
 
 
 def figures(report: dict[str, Any]) -> dict[str, float | None]:
-    """The numbers that are quoted, compared and promised; None where there is none."""
+    """Returns the numbers that are quoted, compared and held against thresholds; None where there is none."""
     seconds, counts, totals = report["seconds"], report["measured"], report["totals"]
     delays, server, own = report["delays"], report["server"], report["generator"]["cpu"]
     found: dict[str, float | None] = {
-        "pings_per_s": over(counts["sent"], seconds),
-        "acks_per_s": over(counts["acked"], seconds),
-        "positions_per_s": over(counts["positions"], seconds),
-        "frames_per_s": over(counts["frames"], seconds),
-        "snapshots_per_s": over(counts["snapshots"], seconds),
-        "update_mb_per_s": over(counts["update_bytes"] / 1e6, seconds),
+        "pings_per_s": rate(counts["sent"], seconds),
+        "acks_per_s": rate(counts["acked"], seconds),
+        "positions_per_s": rate(counts["positions"], seconds),
+        "frames_per_s": rate(counts["frames"], seconds),
+        "snapshots_per_s": rate(counts["snapshots"], seconds),
+        "update_mb_per_s": rate(counts["update_bytes"] / 1e6, seconds),
     }
-    for name in ("watch", "ack", "snapshot", "pan", "slow"):
-        for percent in ("p50", "p90", "p99", "p999", "max"):
-            found[f"{name}_{percent}_ms"] = delays.get(name, {}).get(f"{percent}_ms")
+    for name in DELAYS:
+        for point in (*POINTS, "max"):
+            found[f"{name}_{point}_ms"] = delays.get(name, {}).get(f"{point}_ms")
     found["late_p99_ms"] = delays.get("late", {}).get("p99_ms")
     found["lag_p99_ms"] = delays.get("lag", {}).get("p99_ms")
-    found["lost"] = totals["unanswered"] + totals["dropped"] + lost_rows(report["checks"])
+    found["unacked"] = totals["unanswered"] + totals["dropped"]
+    found["lost"] = report["checks"]["stored"]["differences"] if "stored" in report["checks"] else None
     found["rejected"] = sum(totals["rejected"].values())
     found["errors"] = sum(totals["errors"].values()) + sum(totals["closes"].values())
+    found["refused"] = totals["refused"]
+    customers = report["customers"]
+    found["slowest_customer_p50_ms"] = max((one["p50_ms"] for one in customers["slowest"]), default=None)
+    found["customer_p50_p99_ms"] = customers["p50_p99_ms"]
     if server is not None:
         cores = server["cpu"]["all"] / server["seconds"]
         found["server_cores"] = round(cores, 3)
         found["server_us_per_ping"] = micro(cores * seconds, counts["sent"])
         found["server_us_per_position"] = micro(cores * seconds, counts["positions"])
+        if "server" in server["cpu"]:
+            alone = server["cpu"]["server"] / server["seconds"]
+            found["server_alone_us_per_ping"] = micro(alone * seconds, counts["sent"])
+            found["server_alone_us_per_position"] = micro(alone * seconds, counts["positions"])
         found["server_mb"] = server["resident_mb"]["all"]
+        found["server_kb_per_connection"] = server["kb_per_connection"]
     coordinator = report["generator"]["coordinator_cpu"] / (seconds + report["warmup"]) if seconds else 0.0
     found["own_cores"] = round(sum(own.values()) / seconds + coordinator, 3) if seconds else None
     found["own_us_per_ping"] = micro(own.get("vendors", 0.0), counts["sent"])
     found["own_us_per_position"] = micro(own.get("customers", 0.0), counts["positions"])
+    for name, value in (report.get("bare_copy") or {}).items():
+        found[f"bare_copy_{name}"] = value
+    if (bare := found.get("bare_copy_rows_per_s")) and found["acks_per_s"]:
+        found["acks_to_bare_copy"] = round(found["acks_per_s"] / bare, 3)
     return found
 
 
-def lost_rows(checks: dict[str, Any]) -> int:
-    """How many acked pings the database does not hold as they were sent."""
-    return int(checks["stored"]["differences"]) if "stored" in checks else 0
+def outcome(limit: Threshold, report: dict[str, Any], found: dict[str, float | None]) -> dict[str, Any]:
+    """Returns a threshold with what was measured; `ok` is null when there was nothing to measure it on."""
+    value = found.get(limit.name)
+    made = {"threshold": str(limit), "name": limit.name, "limit": limit.limit, "value": value}
+    if value is not None:
+        return made | {"ok": limit.keeps(value), "said": f"{value:g}"}
+    if limit.name not in found and limit.name not in KNOWN:
+        return made | {"ok": False, "said": "there is no such figure"}
+    default = limit.name in DEFAULT_THRESHOLDS and limit.name not in report["settings"]["thresholds"]
+    if limit.name == NEEDS_DATABASE:
+        said = "what is stored was not compared with the database"
+        return made | {"ok": None if default and not report["verified"] else False, "said": said}
+    kind, _, point = limit.name.removesuffix("_ms").rpartition("_")
+    count = report["delays"].get(kind, {}).get("count", 0)
+    if point in POINTS and count:
+        return made | {"ok": False, "said": f"too few samples ({count}; {point} needs {needed(POINTS[point])})"}
+    return made | {"ok": None if default else False, "said": "it was not measured"}
 
 
 def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
-    """Why these figures would flatter, or say nothing."""
+    """Returns why these figures would flatter, or mean nothing."""
     reasons = []
     if report["seconds"] <= 0:
         reasons.append("nothing was measured: the run ended within its warm-up")
@@ -77,36 +112,79 @@ def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
                 f"the load generator itself was too slow: {late:g} ms late at p99 with {what} (at most {limit:g}); "
                 "give it more --workers, a larger machine, or ask for less"
             )
-    due, sent = report["totals"]["due"], report["totals"]["sent"]
-    if sent < due * (1 - SLACK):
-        reasons.append(f"only {sent} of {due} pings that were due were sent; the rest still waits for a connection")
-    if report["totals"]["rejected"]:
-        reasons.append(f"pings were rejected, by code: {report['totals']['rejected']}")
-    if report["totals"]["gave_up"]:
-        reasons.append(f"apps were told not to come back, by close code: {report['totals']['gave_up']}")
-    if not due:
-        reasons.append("not one ping was due: the stages are shorter than the vendors' gaps")
-    elif not report["totals"]["acked"]:
+    totals = report["totals"]
+    if totals["sent"] < totals["due"] * (1 - SLACK):
+        reasons.append(f"only {totals['sent']} of {totals['due']} pings that were due were sent; the rest waits")
+    if totals["gave_up"]:
+        reasons.append(f"apps were told not to reconnect, by close code: {totals['gave_up']}")
+    if not totals["due"]:
+        reasons.append("not one ping was due: the stages are shorter than the time between two pings")
+    elif not totals["acked"]:
         reasons.append("not one ping was acked")
     return reasons
 
 
-def kept(promises: dict[str, float | None], found: dict[str, float | None]) -> list[dict[str, Any]]:
-    """Each promise with what was measured."""
-    figure = {"p99_ms": "watch_p99_ms"}
-    made = []
-    for name, limit in promises.items():
-        if limit is not None:
-            value = found.get(figure.get(name, name))
-            made.append({"name": name, "limit": limit, "value": value, "ok": value is not None and value <= limit})
-    return made
+def remarks(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
+    """Returns what a reader of the figures should know; none of it fails the run."""
+    notes = []
+    if (report["server"] or {}).get("cpu") and (found.get("server_cores") or 0.0) < IDLE_CORES:
+        notes.append(
+            "the server was nearly idle: CPU per ping and per position contain what it uses without any load; "
+            "compare them at a higher rate"
+        )
+    for name, count in (("ping", report["measured"]["sent"]), ("position", report["measured"]["positions"])):
+        if 0 < count < ENOUGH:
+            notes.append(f"CPU per {name} is left out: {count} are too few, {ENOUGH} are needed")
+    few = [
+        f"{name} {point}"
+        for name in DELAYS
+        if (count := report["delays"].get(name, {}).get("count"))
+        for point, percent in POINTS.items()
+        if count < needed(percent) and point in ("p50", "p99")
+    ]
+    if few:
+        notes.append(f"left out for too few samples: {', '.join(few)}")
+    if not report["verified"]:
+        notes.append("what is stored and shown was not verified")
+    return notes
 
 
-def over(count: float, seconds: float) -> float | None:
-    """A rate."""
+def uneven(summaries: list[dict[str, Any]]) -> list[str]:
+    """Returns the customers whose positions came much later than those of all customers at the same time."""
+    return [
+        f"customer {one['customer']} saw positions {one['later_ms']} ms later than the median customer did at the same"
+        f" time (median of {one['compared']} frames; its own p50 {one['p50_ms']} ms); expected less than {LATER_MS} ms"
+        for one in summaries
+        if one["compared"] >= COMPARED and one["later_ms"] >= LATER_MS
+    ]
+
+
+def per_customer(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns figures per customer: how their medians are distributed, and the slowest of them."""
+    enough = sorted((one for one in summaries if one["frames"] >= COMPARED), key=lambda one: float(one["p50_ms"]))
+    at = max(0, -(-99 * len(enough) // 100) - 1)
+    return {
+        "timed": len(enough),
+        "p50_p99_ms": enough[at]["p50_ms"] if enough else None,
+        "slowest": enough[:-6:-1],
+    }
+
+
+KNOWN = frozenset(
+    {
+        *("server_cores", "server_us_per_ping", "server_us_per_position", "server_mb", "server_kb_per_connection"),
+        *("server_alone_us_per_ping", "server_alone_us_per_position", "acks_to_bare_copy"),
+        *("bare_copy_rows_per_s", "bare_copy_commit_p50_ms", "bare_copy_commit_p99_ms"),
+    }
+)
+"""Figures that not every run has."""
+
+
+def rate(count: float, seconds: float) -> float | None:
+    """Returns a rate per second."""
     return round(count / seconds, 3) if seconds else None
 
 
 def micro(seconds: float, count: float) -> float | None:
-    """Microseconds for one of `count`."""
-    return round(seconds / count * 1e6, 3) if count else None
+    """Returns microseconds for one of `count`; None for too few."""
+    return round(seconds / count * 1e6, 3) if count >= ENOUGH else None

@@ -10,11 +10,10 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
-from loadtest.clients.group import minting, running
-from loadtest.clients.identity import Identity
-from loadtest.clients.ping import Ping
+from loadtest.clients.group import running
+from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
-from loadtest.clients.vendor import Vendor
+from loadtest.clients.vendor import Ping, Vendor
 from loadtest.clients.watcher import Watcher
 from streamer.geo.shapes import Circle
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psutil
 
-from loadtest.clients.ping import Ping
+from loadtest.clients.vendor import Ping
 from loadtest.engine import verification as truth
 from loadtest.engine.database import Database
 from loadtest.errors import LoadtestError

@@ -10,8 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple, Self
 
-from loadtest.clients.group import minting
-from loadtest.clients.identity import Identity
+from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Vendor
 from streamer.storage import seed

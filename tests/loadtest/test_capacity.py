@@ -42,7 +42,7 @@ def test_a_plan_that_no_number_of_processes_can_carry_is_refused() -> None:
     """A million pings a second heard by every process: more processes don't help, and the command says so."""
     with pytest.raises(ValueError, match="more regions are needed"):
         need(replace(MOVING, regions=1))
-    command = [sys.executable, "-m", "loadtest.benchmarks.capacity", "--vendors", "1000000", "--customers", "1"]
+    command = [sys.executable, "-m", "loadtest", "capacity", "--vendors", "1000000", "--customers", "1"]
     done = subprocess.run(
         [*command, "--moving", "1", "--moving-every", "1"], capture_output=True, text=True, check=False
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jwt
 import orjson
@@ -12,15 +11,16 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
-from loadtest.__main__ import app
-from loadtest.cli.command import attended
-from loadtest.cli.services import Services
-from loadtest.clients.identity import Identity, enough, parse, read
+from loadtest.cli.main import app
+from loadtest.cli.options import Services
+from loadtest.clients.identity import Identity, enough, mint, parse, read
 from loadtest.clients.target import Target
-from loadtest.clients.tokens import mint
+from loadtest.engine import scenario as scenarios
+from loadtest.engine.run import Plan, Run
 from loadtest.errors import RunFailed, WrongUse
 
 SECRET = "s" * 32
+TWO = ("run", "quiet-town", "--vendors", "2", "--secret", SECRET, "--no-verify", "--vendors-file", "-")
 LINES = '{"vendorId":"v1","clerkId":"c1","name":"One"}\n{"vendorId":"v2","clerkId":"c2","name":"Two"}\n'
 
 
@@ -34,32 +34,23 @@ def run(*arguments: str, stdin: str | None = None) -> tuple[int, str]:
     ("arguments", "said"),
     [
         (["nonsense"], "nonsense"),
-        (["replay"], "give either a trace file or --generate"),
-        (["replay", "trace.csv.gz", "--generate", "5"], "give either a trace file or --generate"),
-        (["replay", "nowhere.csv.gz"], "nowhere.csv.gz"),
-        (["replay", "--generate", "5", "--speedup", "0"], "--speedup"),
-        (["replay", "--generate", "5", "--secret", SECRET], "--vendors-file"),
-        (["replay", "--generate", "5"], "STREAMER_JWT_SECRET"),
-        (["replay", "--generate", "5", "--url", "http://8.8.8.8", "--secret", SECRET], "--i-own 8.8.8.8"),
-        (["replay", "--generate", "5", "--url", "8080", "--secret", SECRET], "http://127.0.0.1:8080"),
-        (["replay", "--generate", "5", "--data", "no-such-folder"], "services.json"),
-        (
-            ["replay", "--generate", "3", "--vendors-file", "-", "--secret", SECRET],
-            "3 vendors are needed, standard input has 2",
-        ),
-        (["replay", "--generate", "2", "--vendors-file", "-", "--secret", SECRET, "--verify"], "--database"),
-        (
-            ["replay", "--generate", "2", "--vendors-file", "-", "--secret", SECRET, "--watch", "here"],
-            "--watch is 'here'",
-        ),
-        (
-            ["replay", "--generate", "2", "--vendors-file", "-", "--secret", SECRET, "--watch", "91,0,5"],
-            "--watch is '91,0,5'",
-        ),
         (["run", "lunch", "--secret", SECRET], "lunch-rush"),
         (["run", "festival"], "STREAMER_JWT_SECRET"),
-        (["run", "festival", "--secret", SECRET], "--vendors-file"),
-        (["run", "festival", "--secret", SECRET, "--verify"], "--database"),
+        (["run", "festival", "--secret", SECRET], "--no-verify"),
+        (["run", "festival", "--secret", SECRET, "--no-verify"], "--vendors-file"),
+        (["run", "festival", "--secret", "short"], "HS256 needs 32"),
+        (["run", "festival", "--data", "no-such-folder"], "services.json"),
+        (["run", "festival", "--secret", SECRET, "--url", "8080"], "http://127.0.0.1:8080"),
+        (
+            ["run", "quiet-town", "--secret", SECRET, "--no-verify", "--vendors-file", "-"],
+            "20 vendors are needed, standard input has 2",
+        ),
+        ([*TWO, "--pid", "999999999"], "no process 999999999"),
+        ([*TWO, "--threshold", "fast"], "watch_p99_ms<=200"),
+        ([*TWO, "--remote", "1"], "--listen HOST:PORT"),
+        ([*TWO, "--remote", "9", "--listen", "127.0.0.1:0"], "makes 2 workers"),
+        ([*TWO, "--listen", "here"], "HOST:PORT"),
+        ([*TWO, "--set", "vendors.behaviour=nowhere.py:Truck"], "file.py:Class"),
         (["run", "festival", "--secret", SECRET, "--url", "http://8.8.8.8"], "--i-own 8.8.8.8"),
         (["run", "festival", "--secret", SECRET, "--part", "3/2"], "NUMBER/OF"),
         (["run", "festival", "--secret", SECRET, "--start-at", "5"], "within the next hour"),
@@ -67,17 +58,10 @@ def run(*arguments: str, stdin: str | None = None) -> tuple[int, str]:
         (["run", "festival", "--secret", SECRET, "--set", "city.x=1"], "city.x"),
         (["run", "festival", "--secret", SECRET, "--trace", "nowhere.csv"], "nowhere.csv"),
         (["find-max", "festival", "--secret", SECRET, "--vary", "all"], "both, vendors or customers"),
+        (["find-max", *TWO[1:]], "needs a threshold on a delay"),
+        (["capacity", "--vendors", "9000000", "--customers", "1", "--moving", "1"], "more regions are needed"),
         (["compare", "nowhere.json", "nowhere.json"], "nowhere.json"),
         (["merge", "pyproject.toml", "pyproject.toml"], "can't be read as a report"),
-        (["ingest", "--secret", SECRET], "--database"),
-        (["ingest", "--secret", SECRET, "--part", "some"], "there is no part 'some'"),
-        (["ingest", "--seconds", "100000"], "--seconds"),
-        (
-            ["live", "--secret", SECRET, "--vendors-file", "-", "--vendors", "2", "--pid", "999999999"],
-            "no process 999999999",
-        ),
-        (["live", "--secret", SECRET, "--vendors-file", "-", "--vendors", "2", "--idle", "5"], "--pid"),
-        (["live", "--secret", "short", "--vendors-file", "-", "--vendors", "2", "--watchers", "1"], "HS256 needs 32"),
     ],
 )
 def test_wrong_use_ends_with_2_and_says_what_to_give(arguments: list[str], said: str) -> None:
@@ -89,45 +73,36 @@ def test_wrong_use_ends_with_2_and_says_what_to_give(arguments: list[str], said:
 
 def test_a_server_that_is_not_there_ends_with_1() -> None:
     """A run that could not be carried out is not wrong use, and not a success."""
-    code, output = run(
-        *["replay", "--generate", "2", "--vendors-file", "-", "--secret", SECRET, "--url", "http://127.0.0.1:1"],
-        stdin=LINES,
-    )
+    code, output = run(*TWO, "--url", "http://127.0.0.1:1", stdin=LINES)
     assert "is the server up?" in output
     assert code == 1
 
 
-async def answering(*statuses: int) -> tuple[dict[str, Any], int]:
-    """A run's report on a server whose /readyz answers so, one after the other, and how often the run was begun."""
-    left, begun = list(statuses), 0
+async def test_a_server_that_is_not_ready_is_not_measured() -> None:
+    """Without Redis a server is cheap and fast: such numbers must not pass for its cost."""
 
     async def ready(request: web.Request) -> web.Response:
-        return web.Response(status=left.pop(0), text="broker-publisher died")
-
-    async def measured() -> dict[str, Any]:
-        nonlocal begun
-        begun += 1
-        return {"run": "live", "ok": True}
+        return web.Response(status=503, text="the subscriber died")
 
     served = web.Application()
     served.router.add_get("/readyz", ready)
     async with TestServer(served, host="127.0.0.1") as server:
         assert server.port is not None
-        try:
-            return await attended(Target("127.0.0.1", server.port, False), measured()), begun
-        except RunFailed as failed:
-            return {"failed": str(failed)}, begun
+        plan = Plan(
+            Target("127.0.0.1", server.port, False), SECRET, scenarios.load("quiet-town"), "x", [Identity("v", "c", "")]
+        )
+        with pytest.raises(RunFailed, match="503: the subscriber died"):
+            await Run(plan, lambda *_: None).carry_out()
 
 
-async def test_a_server_that_is_not_whole_is_never_reported_as_ok() -> None:
-    """With its bus dead a server is cheap and fast: such numbers must not pass for its cost."""
-    report, begun = await answering(503)
-    assert "503: broker-publisher died" in report["failed"]
-    assert begun == 0
-    report, begun = await answering(200, 503)
-    assert (report["ok"], report["ready"], begun) == (False, "503: broker-publisher died", 1)
-    report, begun = await answering(200, 200)
-    assert (report["ok"], report["ready"], begun) == (True, True, 1)
+def test_every_command_is_in_the_help() -> None:
+    """An engineer finds out what there is by one word."""
+    _, output = run("--help")
+    for name in ("run", "find-max", "compare", "merge", "report", "scenarios", "worker", "capacity"):
+        assert f" {name} " in output
+    code, output = run("scenarios")
+    assert code == 0
+    assert "zoomed-out" in output
 
 
 def test_vendors_are_read_as_the_seed_command_prints_them(tmp_path: Path) -> None:

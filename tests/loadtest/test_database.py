@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
-
 import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.benchmarks.ingest import Calendar, wander
-from loadtest.clients.ping import Ping
+from loadtest.benchmarks.bare_copy import measure
+from loadtest.clients.identity import Identity
+from loadtest.clients.vendor import Ping
 from loadtest.engine.database import Database, Stored, base36, location_id, milliseconds, moment, rows
 from loadtest.errors import RunFailed, WrongUse
-from loadtest.measure.process import parent
+from loadtest.measure.usage import parent
 
 NOW = 1_732_467_600_123
 
@@ -41,7 +40,6 @@ async def test_bare_rows_are_stored_and_read_back(database_url: str, vendor_id: 
             Stored(vendor_id, NOW, 52.0, 21.0),
             Stored(vendor_id, NOW + 1, 53.0, 21.0),
         ]
-        assert await database.count({vendor_id: range(NOW, NOW + 2), "other": range(NOW, NOW + 9)}) == 2
         assert await database.newest([vendor_id, "other"]) == {vendor_id: NOW + 2}
         assert await database.positions([vendor_id]) == {vendor_id: (None, None)}
         assert parent(await database.backend(), "postgres") is not None
@@ -71,19 +69,27 @@ def test_bare_ids_have_the_shape_and_order_of_the_servers() -> None:
     assert location_id("a", NOW) != location_id("b", NOW)
 
 
-def test_a_calendar_gives_no_time_twice_and_none_in_the_future() -> None:
-    """A timestamp used twice would be a duplicate, stored in another and slower way; one in the future is rejected."""
-    calendar = Calendar({"used": NOW - 10}, NOW)
-    first, second = calendar.take("new", 1000), calendar.take("new", 1000)
-    assert first[-1] < second[0]
-    assert first[0] > NOW - 600_000
-    assert calendar.take("used", 5)[0] == NOW - 9
-    with pytest.raises(RunFailed, match="has no 100000 free milliseconds"):
-        calendar.take("used", 100_000)
+async def test_a_run_has_vendors_of_its_own_and_takes_them_away(database_url: str, vendor_id: str) -> None:
+    """Beside others' vendors, whatever these are called; nothing of the run stays in a development database."""
+    async with Database(database_url) as database:
+        made = await database.add_vendors("0a1b2c3d", 3)
+        assert len({one.vendor_id for one in made} | {vendor_id}) == 4
+        await database.copy(rows([(made[0].vendor_id, Ping(NOW, 52.0, 21.0, 0)), (vendor_id, Ping(NOW, 1.0, 2.0, 0))]))
+        owners = await database.connection.fetch(
+            'SELECT u."clerkId" FROM vendors v JOIN users u ON u.id = v."userId"'
+            " WHERE v.id = ANY($1::text[]) ORDER BY 1",
+            [one.vendor_id for one in made],
+        )
+        assert [row[0] for row in owners] == [one.clerk_id for one in made]
+        await database.remove_vendors(made)
+        assert await database.positions([made[0].vendor_id, vendor_id]) == {vendor_id: (None, None)}
+        assert [row.vendor_id for row in await database.stored([made[0].vendor_id, vendor_id], NOW, NOW)] == [vendor_id]
 
 
-def test_wandering_pings_have_the_given_times_and_stay_in_town() -> None:
-    """Vendors that left the city would leave the grid cells under test."""
-    pings = wander(range(NOW, NOW + 20_000), random.Random(1))
-    assert [ping.timestamp for ping in pings] == list(range(NOW, NOW + 20_000))
-    assert all(52.1 < ping.lat < 52.4 and 20.8 < ping.long < 21.2 for ping in pings)
+async def test_postgresql_alone_is_measured(database_url: str, vendor_id: str) -> None:
+    """The server's rate is compared with this one: rows of the same table, really committed."""
+    async with Database(database_url) as database:
+        found = await measure(database, [Identity(vendor_id, "clerk", "")], 500)
+        assert await database.connection.fetchval("SELECT count(*) FROM locations") == 700
+    assert found["rows_per_s"] > 0
+    assert 0 < found["commit_p50_ms"] <= found["commit_p99_ms"]

@@ -10,11 +10,12 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from loadtest.behaviour import LookAround
 from loadtest.clients.customer import Customer
 from loadtest.clients.identity import Identity
-from loadtest.clients.ping import Ping
 from loadtest.clients.simulated_vendor import Ledger
 from loadtest.clients.target import Target
+from loadtest.clients.vendor import Ping
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
 from loadtest.engine.city import City
@@ -22,7 +23,7 @@ from loadtest.engine.fleet import Fleet
 from loadtest.engine.scenario import Customers, Scenario
 from loadtest.engine.share import Share
 from loadtest.engine.stages import Course
-from loadtest.measure.recorder import Tally
+from loadtest.measure.recorder import Recorder
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
 
@@ -40,9 +41,9 @@ def share(target: Target, scenario: Scenario, kind: Any = "vendors") -> Share:
     return Share(kind, 0, 1, target, "s" * 32, scenario, VENDORS, sampled=0)
 
 
-def delays(tally: Tally, name: str) -> list[float]:
+def delays(recorder: Recorder, name: str) -> list[float]:
     """What was timed, in seconds, sorted."""
-    steps, counts = tally.take()["delays"].get(name, ([], []))
+    steps, counts = recorder.take()["delays"].get(name, ([], []))
     return sorted(step / 10_000 for step, count in zip(steps, counts, strict=True) for _ in range(count))
 
 
@@ -70,14 +71,14 @@ async def test_a_server_that_stops_makes_every_ping_due_meanwhile_late() -> None
     movement = [{"kind": "parked", "every": 0.05}]
     wanted = [("vendors.count", 1), ("vendors.movements", movement), ("stages", [{"kind": "hold", "seconds": 1.1}])]
     scenario = scenarios.load("quiet-town", [*wanted, ("warmup", 0)])
-    tally = Tally()
+    recorder = Recorder()
     async with standing_in({"/v1/vendor": stalled}) as target, asyncio.TaskGroup() as group:
-        fleet = Fleet(share(target, scenario), CITY, Course(scenario.stages), tally, now, group)
+        fleet = Fleet(share(target, scenario), CITY, Course(scenario.stages), recorder, now, group)
         await fleet.run(now(), asyncio.Event())
         settled = await fleet.settle(10.0)
         await fleet.stop(5.0)
     assert settled["newest"].keys() == {"v0"}
-    late = delays(tally, "ack")
+    late = delays(recorder, "ack")
     assert len(late) == len(arrived) >= 15
     # not one long delay and then short ones, as of a client that waits for each answer: evenly from long to short
     assert late[-1] > 0.8
@@ -106,18 +107,18 @@ async def test_backlogs_are_sent_and_not_timed() -> None:
             ("stages.1.seconds", 1.5),
         ],
     )
-    tally = Tally()
+    recorder = Recorder()
     async with standing_in({"/v1/vendor": acking}) as target, asyncio.TaskGroup() as group:
-        fleet = Fleet(share(target, scenario), CITY, Course(scenario.stages), tally, now, group)
+        fleet = Fleet(share(target, scenario), CITY, Course(scenario.stages), recorder, now, group)
         await fleet.run(now(), asyncio.Event())
         await fleet.settle(10.0)
         fleet.count()
-        counts = dict(tally.counts)
+        counts = dict(recorder.counts)
         await fleet.stop(5.0)
     assert counts["backlog"] > 0
     assert counts["losses"] > 0
     assert counts["due"] == counts["sent"] == counts["acked"] <= len(stamps)
-    timed = delays(tally, "ack")
+    timed = delays(recorder, "ack")
     assert len(timed) <= counts["acked"] - counts["backlog"]
     assert sum(stamp % 2 for stamp in stamps) >= counts["backlog"]
     # an outage lasts 0.2 s on average: were they timed, the longest would be far longer
@@ -140,7 +141,7 @@ def updated(moved: list[tuple[str, int]], entered: list[tuple[str, int]]) -> str
 
 async def test_only_delays_that_mean_something_are_counted() -> None:
     """Of a frame: moved fixes of this run's vendors that were due with a network; all positions are counted."""
-    tally = Tally()
+    recorder = Recorder()
 
     async def show(socket: web.WebSocketResponse) -> None:
         watch = orjson.loads((await socket.receive()).data)
@@ -156,21 +157,17 @@ async def test_only_delays_that_mean_something_are_counted() -> None:
 
     async with standing_in({"/v1/watch": show}) as target, asyncio.TaskGroup() as group:
         customer = Customer(
-            *(target, None, Random(1), tally, now),
-            habits=Customers(radius=(700, 700)),
-            city=CITY,
+            *(target, None, Random(1), recorder, now),
+            habits=(habits := Customers(radius=(700, 700))),
             known={identity.vendor_id for identity in VENDORS},
-            vendor_ids=["v1"],
-            timed_every=1,
-            full=False,
-            slow=False,
         )
+        customer.start(LookAround(customer, CITY, Random(1), ["v1"], habits))
         group.create_task(customer.run())
-        await eventually(lambda: tally.counts["frames"] == 1, "a frame")
-        counts = dict(tally.counts)
+        await eventually(lambda: recorder.counts["frames"] == 1, "a frame")
+        counts = dict(recorder.counts)
         customer.stop()
     assert (counts["positions"], counts["snapshots"]) == (4, 1)
-    found = tally.take()["delays"]
+    found = recorder.take()["delays"]
     assert found["watch"][1] == [1]
     assert 0.1 <= found["watch"][0][0] / 10_000 < 5
     assert found["snapshot"][1] == [1]
@@ -202,19 +199,19 @@ async def test_customers_look_around() -> None:
             ),
         ],
     )
-    tally = Tally()
+    recorder = Recorder()
     async with standing_in({"/v1/watch": answer}) as target, asyncio.TaskGroup() as group:
-        audience = Audience(share(target, scenario, "customers"), CITY, Course(scenario.stages), tally, now, group)
+        audience = Audience(share(target, scenario, "customers"), CITY, Course(scenario.stages), recorder, now, group)
         await audience.run(now(), asyncio.Event())
         assert audience.active == 0
         await audience.stop(5.0)
         audience.count()
     for name in ("pans", "follows", "sleeps", "snapshots"):
-        assert tally.counts[name] > 0, name
-    assert tally.counts["faults"] == 0
+        assert recorder.counts[name] > 0, name
+    assert recorder.counts["faults"] == 0
     assert {watch["id"] for watch in asked} == {"map", "one"}
     assert len({orjson.dumps(watch["area"]) for watch in asked if "area" in watch}) > 6
-    found = tally.take()["delays"]
+    found = recorder.take()["delays"]
     assert found["snapshot"]
     assert found["pan"]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from loadtest.clients.simulated_vendor import GRID, on_grid
 from loadtest.engine import scenario as scenarios
-from loadtest.engine.city import DRIVE, City, Driving, Parked, Walking
+from loadtest.engine.city import City
+from loadtest.engine.movement import DRIVE, Driving, Parked, Walking
 from loadtest.engine.scenario import Stage
 from loadtest.engine.share import pick
 from loadtest.engine.stages import Course, Levels
@@ -21,12 +22,11 @@ from loadtest.errors import WrongUse
 
 def test_every_scenario_that_comes_along_can_be_run() -> None:
     """An engineer's first command must not end in a misspelt member of our own."""
-    assert scenarios.names() == [
-        *("festival", "flapping-network", "lunch-rush", "quiet-town", "reconnect-storm", "slow-phones")
-    ]
+    assert len(scenarios.names()) >= 13
     for name in scenarios.names():
         found = scenarios.load(name)
         assert found.warmup < found.seconds <= 180
+        assert {"lost", "errors"} <= {limit.name for limit in found.limits()}
         assert found.about.endswith((".", "?"))
 
 
@@ -43,6 +43,7 @@ def test_every_scenario_that_comes_along_can_be_run() -> None:
         ([("vendors.count", 20_000), ("stages.0.to", 2)], "more than 25000"),
         ([("vendors.count", 25_000), ("vendors.movements", [{"kind": "driving", "every": 0.05}])], "pings a second"),
         ([("customers.radius", [900, 100])], "must not be larger"),
+        ([("thresholds.lost", "few")], "the threshold lost is 'few'"),
     ],
 )
 def test_a_mistake_in_a_scenario_is_named(changes: list[tuple[str, object]], said: str) -> None:
@@ -74,6 +75,20 @@ def test_flags_win_over_the_file() -> None:
             scenarios.stages(wrong)
     with pytest.raises(WrongUse, match="NAME=VALUE"):
         scenarios.assignments(["city.density"])
+
+
+def test_thresholds_are_of_every_scenario_unless_it_says_otherwise() -> None:
+    """A run that loses a ping or has its connections closed fails without a flag; a flag changes or removes a limit."""
+    assert {"lost <= 0", "errors <= 0", "unacked <= 0"} <= {str(one) for one in scenarios.load("quiet-town").limits()}
+    changes = scenarios.thresholds(["watch_p99_ms<=200", "acks_per_s >= 1000", "errors=false", "lost=3"])
+    found = scenarios.load("quiet-town", [(f"thresholds.{name}", limit) for name, limit in changes])
+    limits = {one.name: one for one in found.limits()}
+    assert "errors" not in limits
+    assert (limits["watch_p99_ms"].keeps(200), limits["watch_p99_ms"].keeps(200.1)) == (True, False)
+    assert (limits["acks_per_s"].keeps(1000), limits["acks_per_s"].keeps(999)) == (True, False)
+    assert limits["lost"].keeps(3)
+    with pytest.raises(WrongUse, match="watch_p99_ms<=200"):
+        scenarios.thresholds(["fast"])
 
 
 def test_a_larger_town_is_as_dense() -> None:
@@ -113,9 +128,9 @@ def test_a_driver_keeps_to_the_streets_and_the_city(seed: int, gap: float, steps
     """Watchers' cells are met as real traffic meets them: along streets, at a car's speed, within the city."""
     city = City(52.2297, 21.0122, 1500.0, 100.0)
     driver = Driving(city, Random(seed))
-    before = driver.move(0.0)[:2]
+    before = driver.on_tick(0.0)[:2]
     for _ in range(steps):
-        lat, long, heading, speed = driver.move(gap)
+        lat, long, heading, speed = driver.on_tick(gap)
         assert heading in (0, 90, 180, 270)
         assert speed is not None
         assert 0 <= speed <= DRIVE[1]
@@ -131,12 +146,12 @@ def test_the_parked_stay_and_the_walking_walk() -> None:
     """A parked truck's fixes scatter as GPS does; a cart goes at a walk and stays in town."""
     city = City(-33.9, 18.4, 800.0, 100.0)
     parked = Parked(city, Random(1))
-    fixes = [parked.move(5.0) for _ in range(200)]
+    fixes = [parked.on_tick(5.0) for _ in range(200)]
     assert max(abs(lat - fixes[0][0]) for lat, *_ in fixes) * 111_195.0 < 25
     walking = Walking(city, Random(2))
-    before = walking.move(0.0)[:2]
+    before = walking.on_tick(0.0)[:2]
     for _ in range(2000):
-        lat, long, _, _ = walking.move(5.0)
+        lat, long, _, _ = walking.on_tick(5.0)
         assert math.hypot((lat - before[0]) * 111_195.0, (long - before[1]) * city._east) < 1.7 * 5 + 0.5
         assert math.hypot((lat + 33.9) * 111_195.0, (long - 18.4) * city._east) < 900
         before = lat, long

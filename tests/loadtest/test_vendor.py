@@ -13,9 +13,9 @@ from aiohttp import web
 
 from loadtest.clients.group import running, settled
 from loadtest.clients.identity import Identity
-from loadtest.clients.ping import Ping
 from loadtest.clients.target import Target
-from loadtest.clients.vendor import Vendor
+from loadtest.clients.vendor import Ping, Vendor
+from loadtest.clients.websocket import Close
 from loadtest.errors import RunFailed
 from loadtest.measure.histogram import Histogram
 from tests.support.loadtest_stand_in import standing_in
@@ -156,7 +156,7 @@ async def test_a_final_close_is_final(code: int) -> None:
     async with standing_in({"/v1/vendor": refuse}) as target:
         app = vendor(target)
         await asyncio.wait_for(app.run(), 10)
-        assert app.ended == (code, "go away")
+        assert app.ended == Close(code, "go away")
         assert app.connections == 1
 
 

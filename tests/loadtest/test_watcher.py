@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from loadtest.clients.counting_watcher import Spectator
+from loadtest.clients.counting_watcher import CountingWatcher
 from loadtest.clients.group import running
 from loadtest.clients.watcher import Watcher
 from loadtest.measure.histogram import Histogram
@@ -76,7 +76,7 @@ async def test_a_watcher_asks_once_a_connection_and_starts_over_after_a_reconnec
         assert app.closes == {4508: 1}
         assert app.violations == []
         assert delays.summary()["count"] == 2
-        assert 248 <= delays.summary()["p50_ms"] <= 251
+        assert 248 <= (delays.summary(strict=False)["p50_ms"] or 0) <= 251
 
 
 async def test_what_contradicts_the_view_is_kept_as_a_violation() -> None:
@@ -94,14 +94,14 @@ async def test_what_contradicts_the_view_is_kept_as_a_violation() -> None:
         app = Watcher(target, AREA, None, Random(0))
         async with running([app]):
             await eventually(lambda: len(app.violations) == 3, "three violations")
-        assert [line.split(", ")[0] for line in app.violations] == [
+        assert [line.partition(" ")[2].split(", ")[0] for line in app.violations] == [
             "/v1/watch: vendor b moved",
             "/v1/watch: vendor c left",
             "/v1/watch: vendor a went back in time from 5 to 4",
         ]
 
 
-async def test_a_spectator_counts_every_position_once_and_no_snapshot() -> None:
+async def test_a_counting_watcher_counts_every_position_once_and_no_snapshot() -> None:
     """The CPU for one delivered position is the server's CPU divided by this count."""
     stamp = int(NOW * 1000)
 
@@ -115,7 +115,7 @@ async def test_a_spectator_counts_every_position_once_and_no_snapshot() -> None:
 
     delays = Histogram()
     async with standing_in({"/v1/watch": talk}) as target:
-        app = Spectator(target, AREA, None, Random(0), delays, clock=lambda: NOW + 0.1)
+        app = CountingWatcher(target, AREA, None, Random(0), delays, clock=lambda: NOW + 0.1)
         async with running([app]):
             await eventually(lambda: app.frames == 3, "three frames")
         assert app.positions == 4

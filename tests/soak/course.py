@@ -18,12 +18,11 @@ import psutil
 import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.clients.counting_watcher import Spectator
-from loadtest.clients.group import minting, running
-from loadtest.clients.identity import Identity
-from loadtest.clients.ping import Ping
+from loadtest.clients.counting_watcher import CountingWatcher
+from loadtest.clients.group import running
+from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
-from loadtest.clients.vendor import Vendor
+from loadtest.clients.vendor import Ping, Vendor
 from loadtest.measure.histogram import Histogram
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.storage import migrate, seed
@@ -95,7 +94,7 @@ class Soak:
         self._delays = Histogram()
         self._acks = Histogram()
         self._vendors: list[Vendor] = []
-        self._watchers: list[Spectator] = []
+        self._watchers: list[CountingWatcher] = []
         self._sent = 0
         self._violations: list[str] = []
 
@@ -191,8 +190,8 @@ class Soak:
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(1 / max(0.1, CHURN * (len(self._vendors) + len(self._watchers))))
-                gone: Vendor | Spectator
-                come: Vendor | Spectator
+                gone: Vendor | CountingWatcher
+                come: Vendor | CountingWatcher
                 if random.random() < 0.5:
                     at = random.randrange(len(self._watchers))
                     gone, come = self._watchers[at], self._watcher()
@@ -213,10 +212,10 @@ class Soak:
     def _vendor(self, identity: Identity) -> Vendor:
         return Reporter(self._target, identity, minting(identity, SECRET), self._random, delays=self._acks)
 
-    def _watcher(self) -> Spectator:
+    def _watcher(self) -> CountingWatcher:
         random = self._random
         center = {"lat": LAT + random.uniform(-SPREAD, SPREAD), "long": LONG + random.uniform(-SPREAD, SPREAD)}
-        watcher = Spectator(self._target, {"center": center, "radius": RADIUS}, None, random)
+        watcher = CountingWatcher(self._target, {"center": center, "radius": RADIUS}, None, random)
         watcher.delays = self._delays if random.random() < 0.2 else None
         return watcher
 

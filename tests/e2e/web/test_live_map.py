@@ -21,11 +21,10 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from loadtest.clients.group import minting, running, settled
-from loadtest.clients.identity import Identity
-from loadtest.clients.ping import Ping
+from loadtest.clients.group import running, settled
+from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
-from loadtest.clients.vendor import Vendor
+from loadtest.clients.vendor import Ping, Vendor
 from streamer.accounts.tokens import make_token
 from streamer.geo.shapes import Circle
 from streamer.storage import seed

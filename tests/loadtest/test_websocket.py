@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.clients.target import Target
-from loadtest.clients.websocket import GUID, PING, TEXT, Socket, connect, frame
+from loadtest.clients.websocket import GUID, PING, TEXT, Close, WebSocket, connect, frame
 from tests.support.loadtest_stand_in import standing_in
 from venta_client.errors import Refused, Violation
 
@@ -114,7 +114,7 @@ async def test_the_close_code_and_reason_are_kept() -> None:
 
     async with standing_in({"/": refuse}) as target:
         socket = await connect(target, "/", lambda message: None)
-        assert await socket.closed == (4403, "not your vendor")
+        assert await socket.closed == Close(4403, "not your vendor")
 
 
 async def test_an_end_without_a_close_frame_is_1006() -> None:
@@ -285,7 +285,7 @@ def test_messages_do_not_depend_on_how_the_network_cuts_them(stream: tuple[list[
     async def receive() -> list[bytes]:
         got: list[bytes] = []
         accept = base64.b64encode(hashlib.sha1(b"key" + GUID).digest())
-        socket = Socket(b"", accept, got.append, None)
+        socket = WebSocket(b"", accept, got.append, None)
         socket.connection_made(Sink())
         for chunk in chunks:
             if chunk:

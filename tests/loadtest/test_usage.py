@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loadtest.errors import WrongUse
-from loadtest.measure.process import Processes, kind, parent, per, spent
+from loadtest.measure.usage import Processes, kind, parent, parse
 
 SPIN = """
 import time
@@ -23,15 +23,15 @@ input()
 def test_a_child_counts_while_it_runs_and_after_it_ended() -> None:
     """PostgreSQL's backends come and go: what they used must not vanish with them."""
     mine = Processes([os.getpid()])
-    before = mine.cpu()
+    before = mine.look()[0]["all"]
     with subprocess.Popen([sys.executable, "-c", SPIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        running = spent(before, mine.cpu())
-        assert running["server"] >= 0.25
-        assert mine.resident()["all"] > Processes([child.pid]).resident()["all"] > 1_000_000
-    ended = spent(before, mine.cpu())
-    assert ended["all"] >= running["all"] - 0.02
+        cpu, resident = mine.look()
+        running = cpu["all"] - before
+        assert running >= 0.25
+        assert resident["all"] > Processes([child.pid]).look()[1]["all"] > 1_000_000
+    assert mine.look()[0]["all"] - before >= running - 0.02
 
 
 def test_a_process_that_is_not_there_is_wrong_use() -> None:
@@ -47,7 +47,13 @@ def test_kinds_are_told_by_name() -> None:
     assert parent(os.getpid(), "postgres") is None
 
 
-def test_costs_for_one_and_for_none() -> None:
-    """Nothing delivered has no cost each, rather than an infinite one."""
-    assert per({"all": 0.5}, 1000) == {"all": 500.0}
-    assert per({"all": 0.5}, 0) is None
+def test_metrics_of_several_workers_add_up() -> None:
+    """CPU and memory as any Prometheus client library names them; a page without them is no zero."""
+    text = (
+        "# TYPE process_cpu_seconds_total counter\n"
+        'process_cpu_seconds_total{worker="1"} 1.5\nprocess_cpu_seconds_total{worker="2"} 2.5e0\n'
+        "process_resident_memory_bytes 1e8\nother_total 7\n"
+    )
+    assert parse(text) == ({"server": 4.0, "all": 4.0}, {"server": 1e8, "all": 1e8})
+    assert parse("other_total 7\n") is None
+    assert parse("process_cpu_seconds_total x\n") is None

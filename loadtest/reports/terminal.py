@@ -14,11 +14,14 @@ DELAYS = (
     ("snapshot", "connect → snapshot"),
     ("pan", "pan → snapshot"),
     ("slow", "ping → slow phone"),
+    ("recovery", "cut → ready again"),
+    ("freshness", "freshness gap"),
 )
+COMPARED = ("rows", "vendors", "watchers", "cards", "observations")
 
 
 def summarise(report: dict[str, Any], console: Console) -> None:
-    """Print what matters."""
+    """Prints what matters."""
     if report["kind"] == "find-max":
         search(report, console)
     else:
@@ -26,45 +29,59 @@ def summarise(report: dict[str, Any], console: Console) -> None:
 
 
 def one_run(report: dict[str, Any], console: Console) -> None:
-    """What one run was like."""
+    """Prints one run."""
     figures, totals = report["figures"], report["totals"]
     delays = Table("delay in ms", "p50", "p90", "p99", "p99.9", "max", "count", title=report["settings"]["title"])
     for column in delays.columns[1:]:
         column.justify = "right"
     for name, text in DELAYS:
         if found := report["delays"].get(name):
-            values = [f"{found[f'{point}_ms']:,.1f}" for point in ("p50", "p90", "p99", "p999", "max")]
+            points = [found.get(f"{point}_ms") for point in ("p50", "p90", "p99", "p999", "max")]
+            values = ["-" if value is None else f"{value:,.1f}" for value in points]
             delays.add_row(text, *values, f"{found['count']:,}")
     console.print(delays)
     lines = [
-        f"{totals['sent']:,} pings sent, {totals['acked']:,} acked, {figures['lost']:,} lost,"
-        f" {figures['rejected']:,} rejected; {figures['errors']:,} errors",
+        f"{totals['sent']:,} pings sent, {totals['acked']:,} acked, {count(figures['lost'])} lost,"
+        f" {figures['rejected']:,} rejected; {figures['errors']:,} errors and closes, {totals['refused']:,} refused",
         f"{rate(figures['pings_per_s'])} pings/s, {rate(figures['positions_per_s'])} positions/s to watchers,"
         f" over {report['seconds']:.0f} s",
     ]
     if report["server"] is not None:
         lines.append(
-            f"server: {figures['server_cores']} cores, {figures['server_us_per_ping']} µs per ping,"
-            f" {figures['server_us_per_position']} µs per position, {figures['server_mb']:,} MB"
+            f"server: {figures['server_cores']} cores, {cost(figures, 'server')}, {figures['server_mb']:,} MB"
             f" (by its {report['server']['source']})"
         )
-    lines.append(
-        f"load generator: {figures['own_cores']} cores, {figures['own_us_per_ping']} µs per ping,"
-        f" {figures['own_us_per_position']} µs per position, late by {figures['late_p99_ms']} ms at p99"
-    )
+    late = figures["late_p99_ms"] or 0.0
+    lines.append(f"load generator: {figures['own_cores']} cores, {cost(figures, 'own')}, late by {late} ms at p99")
+    if (bare := report.get("bare_copy")) is not None:
+        lines.append(
+            f"without the server: COPY {bare['rows_per_s']:,} rows/s (acks: {figures['acks_to_bare_copy']} of it),"
+            f" a commit of one row {bare['commit_p50_ms']:g} ms at p50, {bare['commit_p99_ms']:g} ms at p99"
+        )
     for line in lines:
         console.print(Text(line))
     for name, check in report["checks"].items():
-        extra = ", ".join(f"{check[key]:,} {key}" for key in ("rows", "watchers", "cards") if key in check)
-        said = "as it must be" if check["ok"] else f"{check['differences']} differences"
+        extra = ", ".join(f"{check[key]:,} {key}" for key in COMPARED if key in check)
+        said = "no difference" if check["ok"] else f"{check['differences']} differences"
         console.print(Text(f"{name}: {said}{f' ({extra})' if extra else ''}", style="" if check["ok"] else "red"))
-    for promise in report["promises"]:
-        style = "green" if promise["ok"] else "red"
-        console.print(Text(f"promise {promise['name']} ≤ {promise['limit']:g}: {promise['value']}", style=style))
+    for one in report["thresholds"]:
+        style = {True: "green", False: "red", None: "dim"}[one["ok"]]
+        console.print(Text(f"threshold {one['threshold']}: {one['said']}", style=style))
+    for line in report["incidents"][:5] if figures["errors"] else []:
+        console.print(Text(line, style="yellow"))
+    for note in report["notes"]:
+        console.print(Text(f"note: {note}", style="dim"))
+    compared = report["compared"]
+    console.print(
+        f"verified: {compared['vendors']} of {compared['vendors_of']} vendors,"
+        f" {compared['customers']} of {compared['customers_of']} customers"
+    )
+    passed = "PASSED: all thresholds and checks met" if report["ok"] else "FAILED"
+    console.print(Text(passed, style="bold green" if report["ok"] else "bold red"))
 
 
 def search(report: dict[str, Any], console: Console) -> None:
-    """What a search found."""
+    """Prints a search for the highest load."""
     steps = Table("scale", "vendors", "customers", "pings/s", "positions/s", "watch p99", "ack p99", "cores", "")
     for column in steps.columns[:-1]:
         column.justify = "right"
@@ -76,7 +93,7 @@ def search(report: dict[str, Any], console: Console) -> None:
             f"{step['customers']:,}",
             *(rate(figures[name]) for name in ("pings_per_s", "positions_per_s")),
             *(str(figures.get(name) or "-") for name in ("watch_p99_ms", "ack_p99_ms", "server_cores")),
-            Text("kept" if step["ok"] else "broken", style="green" if step["ok"] else "red"),
+            Text("kept" if step["ok"] else "not kept", style="green" if step["ok"] else "red"),
         )
     console.print(steps)
     for step in report["steps"]:
@@ -89,13 +106,13 @@ def search(report: dict[str, Any], console: Console) -> None:
 
 
 def show_changes(report: dict[str, Any], console: Console) -> None:
-    """Before and after, figure by figure."""
+    """Prints before and after, figure by figure."""
     table = Table(
         "figure", "before", "after", "change", "noise", "", title=f"{report['runs'][0]} and {report['runs'][1]} runs"
     )
     for column in table.columns[1:5]:
         column.justify = "right"
-    styles = {"better": "green", "worse": "red", "noise": "yellow", "unknown": "yellow", "same": "dim"}
+    styles = {"better": "green", "worse": "red", "noise": "yellow", "unknown": "yellow", "same": "dim", "small": "dim"}
     for one in report["changes"]:
         table.add_row(
             one["name"],
@@ -106,10 +123,22 @@ def show_changes(report: dict[str, Any], console: Console) -> None:
             Text(one["verdict"], style=styles[one["verdict"]]),
         )
     console.print(table)
-    for line in report["different"]:
-        console.print(Text(f"the scenarios differ: {line}", style="yellow"))
+    for line in (*report["advice"], *(f"differs: {line}" for line in report["different"])):
+        console.print(Text(line, style="yellow"))
 
 
 def rate(value: float | None) -> str:
-    """A rate as people read it."""
+    """Returns a rate for people."""
     return "-" if value is None else f"{value:,.0f}"
+
+
+def count(value: float | None) -> str:
+    """Returns a count for people; `unknown` numbers are those that were not compared."""
+    return "unknown" if value is None else f"{value:,}"
+
+
+def cost(figures: dict[str, Any], of: str) -> str:
+    """Returns CPU per ping and per position for people."""
+    values = [figures.get(f"{of}_us_per_{what}") for what in ("ping", "position")]
+    ping, position = ("-" if value is None else f"{value:g}" for value in values)
+    return f"{ping} µs per ping, {position} µs per position"

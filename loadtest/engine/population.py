@@ -1,0 +1,159 @@
+"""What the vendors and the customers of a worker have in common: they come and go with the stages."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from random import Random
+from typing import Generic, TypeVar
+
+from loadtest.clients.app import App
+from loadtest.clients.group import stop
+from loadtest.engine.scenario import Phones, Stage
+from loadtest.engine.share import SILVER, Share, spread
+from loadtest.engine.stages import Course
+from loadtest.measure.recorder import Recorder
+
+ADJUST_EVERY = 100.0
+CONNECTED_AT_ONCE = 25
+"""Connections opened in 100 ms at most: under the server's admission limit, so that a ramp is no storm of its own."""
+
+AppT = TypeVar("AppT", bound=App)
+
+
+class Population(Generic[AppT]):
+    """The apps of one worker, as tasks of `group`; `clock` is the server's time in epoch ms.
+
+    `active` is how many of them take part, those asleep or without a network too. `turns` grows for an app when it
+    comes or goes, so that what was planned for it before is void.
+    """
+
+    kind: str
+    apps: list[AppT]
+
+    def __init__(
+        self, share: Share, course: Course, recorder: Recorder, clock: Callable[[], float], group: asyncio.TaskGroup
+    ) -> None:
+        self.active = 0
+        self._share, self._course, self._recorder, self._now, self._group = share, course, recorder, clock, group
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._faults = 0
+        self._refused = 0
+        self._phones: list[tuple[float, int, int]] = []
+
+    def _prepare(self, count: int, phones: Phones) -> None:
+        """Chooses this worker's part of `count` apps."""
+        self.indices = self._share.indices(count)
+        self.randoms = [Random(f"{self._share.seed} {self.kind} {index}") for index in self.indices]
+        self.turns = [0] * len(self.indices)
+        self._habits = phones
+        self._flapping = [spread(index, SILVER) < phones.lossy for index in self.indices]
+
+    async def run(self, start: float, stopping: asyncio.Event) -> None:
+        """Drives the apps from `start` (epoch ms) until the stages are over or `stopping` is set."""
+        self._begin(start)
+        storms = self._course.storms()
+        adjusted = 0.0
+        while not stopping.is_set():
+            now = self._now()
+            at = (now - start) / 1000
+            if at >= self._course.total:
+                break
+            if now - adjusted >= ADJUST_EVERY:
+                adjusted = now
+                self._adjust(now, at)
+                self._flap(now)
+            if storms and at >= storms[0][0]:
+                self._storm(storms.pop(0)[1])
+            await self._act(now)
+        self._finish()
+
+    def count(self) -> None:
+        """Adds what is counted in the apps to the recorder, and looks for half-open connections."""
+        faults, refused = sum(app.faults for app in self.apps), sum(app.refused for app in self.apps)
+        self._recorder.counts["faults"] += faults - self._faults
+        self._recorder.counts["refused"] += refused - self._refused
+        self._faults, self._refused = faults, refused
+        if heartbeat := self._share.scenario.heartbeat:
+            now = time.monotonic()
+            for app in self.apps[: self.active]:
+                app.check_alive(now, heartbeat)
+
+    async def stop(self, within: float) -> None:
+        """Closes all connections; gives up on what has not ended within `within` s."""
+        await stop(self.apps, self._tasks.values(), within)
+
+    # for subclasses
+
+    def _begin(self, start: float) -> None:
+        """Called once, at the beginning."""
+
+    @abstractmethod
+    async def _act(self, now: float) -> None:
+        """Does what is due, and sleeps for a moment."""
+
+    @abstractmethod
+    def _come(self, place: int, now: float) -> None:
+        """An app takes part from now on."""
+
+    def _leave(self, place: int, now: float) -> None:
+        """An app takes no part any more."""
+
+    def _finish(self) -> None:
+        """Called when the stages are over."""
+
+    def _may_flap(self, app: AppT) -> bool:
+        """Whether a phone may lose its network now, or get it back."""
+        return True
+
+    # inside
+
+    def _adjust(self, now: float, at: float) -> None:
+        """Has as many apps take part as the stage wants."""
+        scenario = getattr(self._share.scenario, self.kind)
+        wanted = round(scenario.count * getattr(self._course.levels(at), self.kind))
+        target = sum(1 for index in self.indices if index < wanted)
+        for place in range(self.active, min(target, self.active + CONNECTED_AT_ONCE)):
+            self.active = place + 1
+            self.turns[place] += 1
+            self.apps[place].reconnect()
+            if place not in self._tasks:
+                self._tasks[place] = self._group.create_task(self.apps[place].run())
+            self._come(place, now)
+            if self._flapping[place]:
+                self._plan_flap(now, place, self._habits.up)
+        for place in range(self.active - 1, target - 1, -1):
+            self.turns[place] += 1
+            self.active = place
+            self._leave(place, now)
+
+    def _plan_flap(self, now: float, place: int, mean: float) -> None:
+        due = now + 1000 * self.randoms[place].expovariate(1 / mean)
+        heapq.heappush(self._phones, (due, place, self.turns[place]))
+
+    def _flap(self, now: float) -> None:
+        """Takes the network from phones whose time it is, or gives it back."""
+        while self._phones and self._phones[0][0] <= now:
+            _, place, turn = heapq.heappop(self._phones)
+            app = self.apps[place]
+            if turn != self.turns[place]:
+                continue
+            if not self._may_flap(app):
+                heapq.heappush(self._phones, (now + ADJUST_EVERY, place, turn))
+            elif app.reachable:
+                app.disconnect()
+                self._recorder.counts["losses"] += 1
+                self._plan_flap(now, place, self._habits.down)
+            else:
+                app.reconnect()
+                self._plan_flap(now, place, self._habits.up)
+
+    def _storm(self, stage: Stage) -> None:
+        if stage.who in ("all", self.kind):
+            for place in range(self.active):
+                if self.randoms[place].random() < stage.share:
+                    self.apps[place].cut()
+                    self._recorder.counts["cuts"] += 1

@@ -1,0 +1,137 @@
+"""The judge is judged: a proxy breaks what the server promises, and the load test must find it and name it.
+
+What breaks if these fail: a server that loses, delays or misplaces something passes for a good one, or a good one is
+accused of what it did not do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tests.conftest import Serve
+from tests.support.apps import SECRET
+from tests.support.faulty_proxy import Faults, FaultyProxy
+from tests.support.paths import ROOT
+
+# a small town in which vendors enter and leave circles all the time, seen by forty customers
+TOWN = (
+    *("quiet-town", "--vendors", "60", "--customers", "40", "--sampled", "40", "--seed", "7", "--warmup", "1"),
+    *("--set", "vendors.movements=[{kind='driving', every=0.25}]", "--set", "city.radius=600"),
+    *("--set", "customers.radius=[250, 400]", "--set", "customers.pan=0", "--set", "customers.follow=0"),
+    *("--set", "customers.sleep=0", "--set", "late_ms=60000"),
+    *("--stage", "ramp:1:1", "--stage", "hold:9"),
+)
+
+
+async def judged(url: str, database_url: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, report and messages of one run."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "run", *TOWN, *arguments),
+        *("--url", url, "--database", database_url, "--secret", SECRET, "--json"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 100)
+    assert process.returncode is not None
+    return process.returncode, json.loads(out) if out else {}, err.decode()
+
+
+async def double_a_row(database_url: str) -> str:
+    """Stores one row of the run a second time, under another id; returns its vendor."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                row = await connection.fetchrow(
+                    'INSERT INTO locations (id, "vendorId", lat, long, timestamp)'
+                    " SELECT left(id, 20) || 'twice', \"vendorId\", lat, long, timestamp FROM locations"
+                    ' WHERE "vendorId" LIKE \'cloadtest%\' ORDER BY timestamp DESC LIMIT 1 RETURNING "vendorId"'
+                )
+                if row is not None:
+                    return str(row[0])
+                await asyncio.sleep(0.2)
+    finally:
+        await connection.close()
+
+
+def shown(report: dict[str, Any], check: str) -> str:
+    """All that a check shows."""
+    return "\n".join(report["checks"][check]["shown"])
+
+
+async def test_an_honest_server_is_accused_of_nothing(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """The proxy without a fault: every check holds, and the share that was verified is stated."""
+    running = await serve()
+    async with FaultyProxy(running.url, Faults()).running() as target:
+        code, report, said = await judged(
+            f"http://{target.authority}", database_url, "--threshold", "freshness_max_ms=false"
+        )
+    assert code == 0, said
+    assert report["compared"] == {"vendors": 60, "vendors_of": 60, "customers": 40, "customers_of": 40}
+    assert report["checks"]["live views"]["observations"] > 100
+    assert report["delays"]["freshness"]["count"] > 1000
+    assert report["checks"]["stored"]["rows"] == report["totals"]["acked"] > 1000
+
+
+async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, database_url: str) -> None:
+    """One ping in 500 acked and dropped, a row twice, an older position, no `left`, a circle too large, closed sockets.
+
+    Each is named with the vendor, the time and what was expected.
+    """
+    running = await serve()
+    faults = Faults(
+        drop_every=500,
+        settle_after=7.0,
+        frozen=frozenset(range(0, 8)),
+        never_left=frozenset(range(8, 16)),
+        outside=frozenset(range(16, 24)),
+        cut=frozenset({30}),
+        malformed=frozenset({32}),
+    )
+    async with FaultyProxy(running.url, faults).running() as target:
+        doubling = asyncio.create_task(double_a_row(database_url))
+        code, report, said = await judged(f"http://{target.authority}", database_url)
+        doubled = await doubling
+    assert code == 1, said
+    stored = shown(report, "stored")
+    assert faults.done["dropped"]
+    for vendor_id, _ in faults.done["dropped"]:
+        assert f"vendor {vendor_id}" in stored
+    assert "was acked, but is not stored; it was sent as" in stored
+    assert f"vendor {doubled} at" in stored
+    assert "is stored 2 times, expected once" in stored
+    assert report["figures"]["lost"] == len(faults.done["dropped"]) + 1
+    live = shown(report, "live views")
+    stale = [line for line in live.splitlines() if "; expected" in line and "it should have left" not in line]
+    assert any(victim in line for victim in faults.done["frozen"] for line in stale), live
+    assert "outside: it should have left" in live
+    assert "outside of the watched area" in live
+    assert report["figures"]["errors"] == 1
+    assert any("customer" in line and "ended with 1006" in line for line in report["incidents"]), report["incidents"]
+    assert "a malformed message" in shown(report, "protocol")
+
+
+async def test_lateness_of_few_and_for_a_moment_is_found(serve: Serve, database_url: str) -> None:
+    """150 ms for one customer of forty, 2 s for all now and then, and a connection that is open and silent."""
+    running = await serve()
+    faults = Faults(late=frozenset({5}), stalls=(3.0, 6.5), half_open=frozenset({9}), cut_at=2.0)
+    async with FaultyProxy(running.url, faults).running() as target:
+        code, report, said = await judged(
+            f"http://{target.authority}", database_url, "--set", "heartbeat=2", "--set", "settle=10"
+        )
+    assert code == 1, said
+    assert report["figures"]["freshness_max_ms"] > 1500
+    assert "threshold freshness_max_ms <= 1500 was not kept" in said
+    even = shown(report, "even")
+    assert "later than the median customer" in even
+    assert report["checks"]["even"]["differences"] == 1, even
+    late = report["customers"]["slowest"][0]
+    assert f"customer {late['customer']} " in even
+    assert any("4408: half-open" in line for line in report["incidents"]), report["incidents"]

@@ -1,0 +1,200 @@
+"""A proxy before a real server that breaks its promises one fault at a time, so that a judge can be judged."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import WSMsgType, web
+from aiohttp.test_utils import TestServer
+
+from loadtest.clients.target import Target
+
+STALL = 2.0
+LATE = 0.15
+
+
+@dataclass(slots=True)
+class Faults:
+    """What the proxy does wrong, and `done`: what it did, for comparison with what was found.
+
+    Connections are numbered by kind in the order of their coming. Times are seconds since the first connection.
+    """
+
+    drop_every: int | None = None
+    """Acks and drops one ping in so many."""
+    late: frozenset[int] = frozenset()
+    """Customers that get everything 150 ms late."""
+    frozen: frozenset[int] = frozenset()
+    """Customers that are shown an older position of one vendor."""
+    never_left: frozenset[int] = frozenset()
+    """Customers that are never told that a vendor left."""
+    outside: frozenset[int] = frozenset()
+    """Customers that are shown vendors outside of their circle."""
+    stalls: tuple[float, ...] = ()
+    """When nothing is passed on for 2 s."""
+    cut: frozenset[int] = frozenset()
+    """Customers whose connection ends without a close frame, and when."""
+    cut_at: float = 3.0
+    half_open: frozenset[int] = frozenset()
+    """Customers whose connection stays open in silence."""
+    malformed: frozenset[int] = frozenset()
+    """Customers that get one update without its members."""
+    settle_after: float = 1e9
+    """From when on no ping is dropped: an ack that covers it must follow."""
+    done: dict[str, list[Any]] = field(default_factory=dict)
+
+    def note(self, name: str, what: Any) -> None:
+        """Remembers what was done."""
+        self.done.setdefault(name, []).append(what)
+
+
+class FaultyProxy:
+    """Passes WebSockets and GET requests on to `upstream`, with faults."""
+
+    def __init__(self, upstream: str, faults: Faults) -> None:
+        self._upstream = upstream
+        self._faults = faults
+        self._began: float | None = None
+        self._numbers = {"vendor": itertools.count(), "watch": itertools.count()}
+        self._pings = 0
+        self._session: aiohttp.ClientSession
+
+    @property
+    def _now(self) -> float:
+        return time.monotonic() - self._began if self._began is not None else 0.0
+
+    async def get(self, request: web.Request) -> web.Response:
+        async with self._session.get(f"{self._upstream}{request.path_qs}") as answer:
+            return web.Response(status=answer.status, body=await answer.read())
+
+    async def socket(self, request: web.Request) -> web.StreamResponse:
+        kind = request.path.rsplit("/", 1)[1]
+        number = next(self._numbers[kind])
+        if self._began is None:
+            self._began = time.monotonic()
+        headers = {"Authorization": request.headers["Authorization"]} if "Authorization" in request.headers else {}
+        faulty = not (kind == "watch" and number in self._faults.half_open)
+        down = web.WebSocketResponse(max_msg_size=0, autoping=faulty)
+        async with self._session.ws_connect(
+            f"{self._upstream}{request.path_qs}", headers=headers, max_msg_size=0
+        ) as up:
+            await down.prepare(request)
+            tasks = [
+                asyncio.create_task(self._upward(kind, number, request, down, up)),
+                asyncio.create_task(self._downward(kind, number, request, down, up)),
+            ]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return down
+
+    async def _upward(
+        self,
+        kind: str,
+        number: int,
+        request: web.Request,
+        down: web.WebSocketResponse,
+        up: aiohttp.ClientWebSocketResponse,
+    ) -> None:
+        faults = self._faults
+        async for message in down:
+            if message.type is not WSMsgType.TEXT:
+                continue
+            await self._stalled()
+            text = message.data
+            if kind == "vendor" and text.startswith('{"type":"ping"'):
+                self._pings += 1
+                if faults.drop_every and self._pings % faults.drop_every == 0 and self._now < faults.settle_after:
+                    faults.note("dropped", (request.query["vendorId"], orjson.loads(text)["timestamp"]))
+                    continue
+            elif kind == "watch" and number in faults.outside:
+                watch = orjson.loads(text)
+                if "area" in watch:
+                    watch["area"]["radius"] *= 1.5
+                text = orjson.dumps(watch).decode()
+            await up.send_str(text)
+
+    async def _downward(
+        self,
+        kind: str,
+        number: int,
+        request: web.Request,
+        down: web.WebSocketResponse,
+        up: aiohttp.ClientWebSocketResponse,
+    ) -> None:
+        faults = self._faults
+        watching = kind == "watch"
+        late: asyncio.Queue[tuple[float, str]] = asyncio.Queue()
+        sending = asyncio.create_task(self._send_late(late, down)) if watching and number in faults.late else None
+        victim: str | None = None
+        try:
+            async for message in up:
+                if message.type is not WSMsgType.TEXT:
+                    continue
+                await self._stalled()
+                text = message.data
+                if watching and self._now > faults.cut_at:
+                    if number in faults.cut:
+                        faults.note("cut", number)
+                        assert request.transport is not None
+                        request.transport.abort()
+                        return
+                    if number in faults.half_open:
+                        faults.note("half-open", number)
+                        await asyncio.sleep(3600)
+                    if number in faults.malformed and "malformed" not in faults.done:
+                        faults.note("malformed", number)
+                        text = '{"type":"update","id":"map","moved":[{"vendorId":7}]}'
+                if watching and number in faults.never_left and '"left"' in text:
+                    update = orjson.loads(text)
+                    if update.pop("left", None):
+                        faults.note("left", number)
+                    text = orjson.dumps(update).decode()
+                if watching and number in faults.frozen and '"moved"' in text and self._now > faults.cut_at:
+                    update = orjson.loads(text)
+                    if victim is None:
+                        victim = update["moved"][0]["vendorId"]
+                        faults.note("frozen", victim)
+                    update["moved"] = [fix for fix in update["moved"] if fix["vendorId"] != victim]
+                    text = orjson.dumps(update).decode()
+                if sending is not None:
+                    late.put_nowait((time.monotonic() + LATE, text))
+                else:
+                    await down.send_str(text)
+            await down.close(code=up.close_code or 1000)
+        finally:
+            if sending is not None:
+                sending.cancel()
+
+    async def _stalled(self) -> None:
+        now = self._now
+        for at in self._faults.stalls:
+            if at <= now < at + STALL:
+                await asyncio.sleep(at + STALL - now)
+
+    @staticmethod
+    async def _send_late(late: asyncio.Queue[tuple[float, str]], down: web.WebSocketResponse) -> None:
+        while True:
+            due, text = await late.get()
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await down.send_str(text)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Target]:
+        """Listens while the block runs."""
+        app = web.Application()
+        app.router.add_get("/v1/vendor", self.socket)
+        app.router.add_get("/v1/watch", self.socket)
+        app.router.add_get("/{path:.*}", self.get)
+        async with aiohttp.ClientSession() as self._session, TestServer(app, host="127.0.0.1") as server:
+            assert server.port is not None
+            yield Target("127.0.0.1", server.port, False)
