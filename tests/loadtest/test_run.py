@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 import time
@@ -274,18 +275,9 @@ async def test_full_batches_are_sent_as_fast_as_acks_allow(serve: Serve, databas
     assert report["figures"]["bare_copy_rows_per_s"] > 0
 
 
-OWN = """
-from loadtest.behaviour import CustomerBehaviour, Spot, VendorBehaviour
-
-class Tram(VendorBehaviour):
-    every = 0.2
-
-    def on_start(self):
-        self.step = 0
-
-    def on_tick(self, seconds):
-        self.step += 1
-        return Spot(52.2297, round(21.0122 + self.step * 1e-5, 6), 90, 5.0)
+TRAM = re.findall(r"```python behaviour\n(.*?)```", (ROOT / "docs/load-testing.md").read_text("utf-8"), re.S)[0]
+WAITING = """
+from loadtest.behaviour import CustomerBehaviour
 
 class Waiting(CustomerBehaviour):
     seen = 0
@@ -308,7 +300,7 @@ async def test_vendors_and_customers_behave_as_your_own_class_says(
     serve: Serve, database_url: str, tmp_path: Path
 ) -> None:
     """A scenario beside a Python file: the tram drives, those who wait see it and follow it."""
-    (tmp_path / "tram.py").write_text(OWN)
+    (tmp_path / "tram.py").write_text(TRAM + WAITING)
     (tmp_path / "tram.toml").write_text(
         'title = "Tram"\nwarmup = 0\nvendors = { count = 2, behaviour = "tram.py:Tram" }\n'
         'customers = { count = 3, behaviour = "tram.py:Waiting" }\nstages = [{ kind = "hold", seconds = 4 }]\n'

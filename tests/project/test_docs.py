@@ -32,7 +32,7 @@ from tests.support.paths import ROOT
 PAGES = (
     "docs/vendor-app.md",
     "docs/customer-app.md",
-    "docs/load-test.md",
+    "docs/load-testing.md",
     "docs/feed.md",
     "docs/from-nestjs.md",
     "docs/architecture.md",
@@ -78,8 +78,8 @@ SAYS: dict[tuple[str, int], str] = {
     ("docs/customer-app.md", 2): "moved Test Vendor",
     ("docs/customer-app.md", 7): '"distance":',
     ("docs/customer-app.md", 8): '"type":"update"',
-    ("docs/load-test.md", 1): "quiet-town",
-    ("docs/load-test.md", 2): "quiet-town.json",
+    ("docs/load-testing.md", 1): "quiet-town",
+    ("docs/load-testing.md", 2): "quiet-town.json",
     ("docs/feed.md", 0): "ctestvendor",
     ("docs/feed.md", 1): "search-index misses 0",
     ("docs/from-nestjs.md", 4): 'vendor_location_changed {"vendorId":"ctestvendor',
@@ -176,6 +176,8 @@ async def run(snippet: Snippet, running: Running, services: dict[str, str], toke
                 messages.decode_watch(snippet.code, Bounds())
         elif snippet.language == "json gateway":
             assert set(orjson.loads(snippet.code)) == {"event", "data"}  # the other server's, for comparison
+        elif snippet.language == "python behaviour":
+            assert snippet.page == "docs/load-testing.md"  # a run of the load test in test_run.py uses it
         elif snippet.language == "mermaid":
             assert snippet.page == "docs/architecture.md"  # held against the code below
         elif snippet.language == "sh" and any(snippet.code.startswith(known) for known in ELSEWHERE):
