@@ -35,7 +35,7 @@ def main() -> None:
 
 
 async def run(folder: Path, rounds: int, seed: int, within: float, keep_going: bool) -> int:
-    """Play rounds and tell of each; the exit status."""
+    """Runs rounds, prints each, and returns the exit status."""
     failed: list[int] = []
     kinds = Counter[str]()
     slowest = 0.0

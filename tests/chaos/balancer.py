@@ -1,4 +1,4 @@
-"""What stands before the servers: each connection goes to the one that has fewest, or to another if that refuses it."""
+"""A TCP load balancer: each connection goes to the server with the fewest, or to another if that refuses it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Address = tuple[str | None, int | None]
 
 
 class Balancer(Proxy):
-    """Carries TCP to several servers."""
+    """Forwards TCP connections to several servers."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         super().__init__(urls[0])
@@ -28,7 +28,7 @@ class Balancer(Proxy):
         raise ConnectionRefusedError("no server takes connections")
 
     def even(self) -> None:
-        """Cut connections of a server that has more than its share; who comes back goes to another."""
+        """Cuts connections of a server that has more than its share; reconnecting clients go to another."""
         by_target = self._by_target()
         share = -(-sum(map(len, by_target.values())) // len(by_target))
         for writers in by_target.values():

@@ -1,4 +1,4 @@
-"""Vendors that move all the time and watchers of them all, and how late each watcher's view is."""
+"""Vendors that move all the time, watchers of all of them, and how late each watcher's view is."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from streamer.geo.shapes import Circle
 CENTER = (52.2297, 21.0122)
 RADIUS = 60_000.0
 SPREAD = 0.3
-"""Degrees from the centre in which vendors jump about: over many cells of the bus, all of it inside the circle."""
+"""Degrees around the centre in which vendors move: over many Redis cells, all of them inside the circle."""
 PARTLY = 12_000.0
-"""Metres that every third watcher sees: vendors enter and leave all the time."""
+"""The radius in metres of every third watcher: vendors enter and leave all the time."""
 COMES_BACK = 1.0
-"""Longest wait in seconds of an app before it tries again."""
+"""The longest wait in seconds of an app before it reconnects."""
 
 
 class Mover:
-    """A vendor's app and what it reported: `due[i]` is when `pings[i]` was handed to the app (monotonic)."""
+    """A vendor's app and its pings: `due[i]` is when the app got `pings[i]` (monotonic)."""
 
     def __init__(self, app: Vendor, random: Random) -> None:
         self.app = app
@@ -38,7 +38,7 @@ class Mover:
         self._stamp = 0
 
     def move(self) -> None:
-        """Report a new position."""
+        """Reports a new position."""
         self._stamp = max(self._stamp + 1, time.time_ns() // 1_000_000)
         lat = round(CENTER[0] + self._random.uniform(-SPREAD, SPREAD), 6)
         long = round(CENTER[1] + self._random.uniform(-SPREAD, SPREAD), 6)
@@ -48,25 +48,25 @@ class Mover:
         self.app.ping(ping)
 
     def late(self, shown: int, now: float) -> float:
-        """Seconds since the first report that a view at timestamp `shown` does not know of; 0 if it knows all."""
+        """Returns the seconds since the first ping that a view at timestamp `shown` lacks; 0 if it lacks none."""
         unknown = bisect_right(self.pings, shown, key=lambda ping: ping.timestamp)
         return now - self.due[unknown] if unknown < len(self.due) else 0.0
 
 
 class Customer(Watcher):
-    """A watcher that goes on showing what it last knew until a new connection's snapshot is there."""
+    """A watcher that shows its last view until a new connection's snapshot has arrived."""
 
     def __init__(self, target: Target, circle: Circle, random: Random) -> None:
         area = {"center": {"lat": circle.lat, "long": circle.long}, "radius": circle.radius}
         super().__init__(target, area, None, random)
         self.circle = circle
         self.known: dict[str, int] = {}
-        """The newest timestamp of each vendor that was ever on the map."""
+        """Returns the newest timestamp of each vendor that was ever on the map."""
         self._before: dict[str, dict[str, Any]] = {}
 
     @property
     def shown(self) -> dict[str, dict[str, Any]]:
-        """What is on the customer's map."""
+        """The vendors on the customer's map."""
         return self.view if self.snapshots else self._before
 
     def opened(self) -> None:
@@ -75,7 +75,7 @@ class Customer(Watcher):
 
 
 class Crowd:
-    """Vendors and watchers on a server or balancer."""
+    """Vendors and watchers of a server or load balancer."""
 
     def __init__(
         self, target: Target, identities: Sequence[Identity], watchers: int, secret: str, random: Random, hz: float
@@ -90,14 +90,14 @@ class Crowd:
         ]
         self.moving = True
         self.latest = 0.0
-        """Seconds by which the latest view was late, since this was last set to 0."""
+        """The seconds by which the latest view was late, since this was last set to 0."""
         self._hz = hz
         for app in (*self.watchers, *(mover.app for mover in self.movers)):
             app.longest_wait = COMES_BACK
 
     @asynccontextmanager
     async def about(self) -> AsyncIterator[None]:
-        """All are connected, move and watch."""
+        """Runs all apps; vendors move."""
         async with running([*self.watchers, *(mover.app for mover in self.movers)]):
             tasks = [asyncio.create_task(self._move()), asyncio.create_task(self._measure())]
             try:
@@ -112,7 +112,7 @@ class Crowd:
                     await asyncio.gather(*tasks)
 
     async def ready(self, within: float) -> None:
-        """Wait until all are connected, and a moment more, so that those who were not on the map are."""
+        """Waits until all are connected, and a moment longer, so that every vendor is on the map."""
         await asyncio.sleep(0.1)
         for app in (*self.watchers, *(mover.app for mover in self.movers)):
             await app.wait_ready(within)
@@ -120,11 +120,11 @@ class Crowd:
 
     @property
     def violations(self) -> list[str]:
-        """What the server did against the contract."""
+        """The protocol violations of the server."""
         return [line for app in (*self.watchers, *(mover.app for mover in self.movers)) for line in app.violations]
 
     def late(self, watcher: Customer) -> float:
-        """Seconds by which a watcher's view is late."""
+        """Returns the seconds by which a watcher's view is late."""
         now, view = time.monotonic(), watcher.shown
         late = 0.0
         for mover in self.movers:
@@ -136,7 +136,7 @@ class Crowd:
         return late
 
     def late_now(self) -> float:
-        """Seconds by which the latest view is late, of those that see all."""
+        """Returns the seconds by which the latest view is late, of the watchers of all vendors."""
         return max(self.late(watcher) for watcher in self.watchers if watcher.circle.radius == RADIUS)
 
     async def _move(self) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in a round, worked out from its seed alone. Pure."""
+"""The faults of a round, derived from its seed alone. Pure."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ KINDS = {
     "migration": ("kill", "let run"),
 }
 LEAD = 0.5
-"""Latest second at which a round's first fault begins."""
+"""The latest second at which a round's first fault begins."""
 LATEST = 2.0
-"""Latest second at which any does."""
+"""The latest second at which any fault begins."""
 LONGEST = 2.5
 LONG = 14.0
-"""Longest in seconds of most faults, and of one in eight: longer than vendors without a connection stay on the map."""
+"""The longest duration in seconds of most faults, and of one in eight: longer than offline vendors stay on the map."""
 
 
 class Fault(NamedTuple):
-    """One thing that goes wrong: seconds from the round's start, and how long until it is healed."""
+    """One fault: when it begins, in seconds from the round's start, and how long it lasts."""
 
     at: float
     lasts: float
@@ -43,7 +43,7 @@ class Fault(NamedTuple):
 
 
 def plan(seed: int) -> list[Fault]:
-    """The faults of a round, by their beginning; no target has two."""
+    """Returns the faults of a round in the order of their beginning; no target has two."""
     random = Random(seed)
     targets = [*SERVERS, *SERVERS, *SERVICES, *WIRES, "migration"]
     faults: list[Fault] = []

@@ -1,4 +1,4 @@
-"""Whether all is as it must be, seen from outside: what the apps hold, what is stored, what the processes hold."""
+"""Judges from outside: what the apps hold, what is stored, and what the processes hold."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.chaos.crowd import Crowd
 from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
 
 GHOST_SLACK = 5.0
-"""Seconds beyond what the settings say for which a vendor that went away may still be shown."""
+"""Seconds beyond the settings for which a vendor that went away may still be shown."""
 MORE_FILES = POOL_SIZE + 6
 MORE_BYTES = 48 << 20
-"""How much more than at its first look a process may hold: open files beside its clients', resident memory."""
+"""How much more than at first a process may hold: open files without its clients' sockets, resident bytes."""
 BUSY = 0.75
-"""Share of a core that a server may use in a round; more is a loop that spins."""
+"""The share of a core that a server may use in a round; more means a spinning loop."""
 
 
 class Held(NamedTuple):
-    """What a process holds: open files without its clients' sockets, resident bytes; and CPU seconds used."""
+    """What a process holds: open files without its clients' sockets, resident bytes, CPU seconds used."""
 
     files: int
     resident: int
@@ -33,7 +33,7 @@ class Held(NamedTuple):
 
 
 class Judge:
-    """Judges a crowd on a stage; `gone` are vendors that went away, and when (monotonic)."""
+    """Judges the clients of a system under test; `gone` maps vendors that went away to when (monotonic)."""
 
     def __init__(self, stage: Stage, crowd: Crowd) -> None:
         self.gone: dict[str, float] = {}
@@ -42,7 +42,7 @@ class Judge:
         self._first: dict[int, Held] = {}
 
     def apps(self) -> list[str]:
-        """What is wrong with what the apps hold."""
+        """Returns what is wrong with what the apps hold."""
         found = list(self._crowd.violations)
         for mover in self._crowd.movers:
             app = mover.app
@@ -71,13 +71,13 @@ class Judge:
                 if card is None:
                     continue
                 if now - since > OFFLINE_AFTER + LEAVE_AFTER + GHOST_SLACK:
-                    found.append(f"watcher {number}: {vendor_id} is a ghost, gone for {now - since:.1f} s")
+                    found.append(f"watcher {number}: {vendor_id} should have left, gone for {now - since:.1f} s")
                 elif now - since > OFFLINE_AFTER + GHOST_SLACK and card["online"]:
                     found.append(f"watcher {number}: {vendor_id} is online, but gone for {now - since:.1f} s")
         return found
 
     async def storage(self, since: int) -> list[str]:
-        """What is wrong with what is stored of the pings from `since` (epoch ms) on, and with vendors' positions."""
+        """Returns what is wrong with the pings stored since `since` (epoch ms), and with vendors' positions."""
         acked: Mapping[str, Sequence[Ping]] = {m.app.identity.vendor_id: m.app.acked for m in self._crowd.movers}
         recent = {id: [ping for ping in pings if ping.timestamp >= since] for id, pings in acked.items()}
         try:
@@ -90,7 +90,7 @@ class Judge:
             return [f"PostgreSQL can't be asked: {failed!r}"]
 
     def held(self) -> dict[int, Held]:
-        """What each server process holds now."""
+        """Returns what each server process holds now."""
         found = {}
         for server in self._stage.servers.values():
             try:
@@ -104,7 +104,7 @@ class Judge:
         return found
 
     def resources(self) -> list[str]:
-        """What the processes hold more than at their first look."""
+        """Returns what the processes hold more than at first."""
         found = []
         for pid, held in self.held().items():
             first = self._first.setdefault(pid, held)
@@ -115,7 +115,7 @@ class Judge:
         return found
 
     def busy(self, before: Mapping[int, Held], seconds: float) -> list[str]:
-        """Processes that used more CPU since then than any work explains."""
+        """Returns the processes that used more CPU since then than any load explains."""
         return [
             f"process {pid} used {held.cpu - before[pid].cpu:.1f} s of CPU in {seconds:.1f} s"
             for pid, held in self.held().items()

@@ -1,4 +1,4 @@
-"""Rounds: the crowd is about, something fails and is healed, and the judge looks."""
+"""Rounds of chaos: clients are connected, something fails and is healed, and the judge compares."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ WATCHERS = 6
 GUESTS = 8
 HZ = 4.0
 TRUE_WITHIN = 5.0
-"""Seconds from healing to when everything must be true."""
+"""Seconds after healing within which every check must hold."""
 POSITIONS_WITHIN = 5.0
-"""Seconds more for what the server merges over a while: vendors.lat and long."""
+"""Seconds more for vendors.lat and long, which the server merges over time."""
 
 
 class Verdict(NamedTuple):
-    """How a round went: what failed, how long healing took, how long after it all was true, and what was not."""
+    """The outcome of a round: its faults, how long healing took, how long until every check held, and which did not."""
 
     seed: int
     faults: list[Fault]
@@ -53,7 +53,7 @@ class Verdict(NamedTuple):
 
 
 class Chaos:
-    """The whole: an async context in which rounds are played."""
+    """An async context manager in which rounds are run."""
 
     def __init__(self, folder: Path, *, true_within: float = TRUE_WITHIN) -> None:
         self.stage = Stage(folder)
@@ -81,12 +81,12 @@ class Chaos:
         await self._stack.aclose()
 
     async def play(self, seed: int, faults: Sequence[Fault] | None = None) -> Verdict:
-        """One round, with the faults of its seed or with given ones."""
+        """Runs one round, with the faults of its seed or with given ones."""
         faults = list(plan(seed) if faults is None else faults)
         crowd, judge, stage = self.crowd, self.judge, self.stage
         since = int(time.time() * 1000)
         crowd.moving = True
-        # After some rounds all would be on the server that failed least, and the other's faults hit nobody.
+        # After some rounds all clients would be on the server that failed least.
         balancer = stage.wires["wire clients"]
         assert isinstance(balancer, Balancer)
         balancer.even()
@@ -106,7 +106,7 @@ class Chaos:
         return Verdict(seed, faults, healed - began, true_in, crowd.latest, wrong)
 
     async def settled(self) -> list[str]:
-        """What is wrong with all that was stored since the beginning."""
+        """Returns what is wrong with what was stored since the beginning."""
         return await self.judge.storage(self._began)
 
     async def _judged(self, healed: float, since: int) -> list[str]:
@@ -123,12 +123,12 @@ class Chaos:
             if time.monotonic() - healed > self._true_within + POSITIONS_WITHIN:
                 return wrong
             await asyncio.sleep(0.2)
-        # It must not only have become true but stay so.
+        # It must stay true, too.
         return judge.apps()
 
     @asynccontextmanager
     async def _guest(self, identity: Identity, random: Random) -> AsyncIterator[None]:
-        """A vendor that shows itself during the round, and then is gone without a word."""
+        """Has a vendor report during the round and then disappear without a close frame."""
         app = Vendor(self._target, identity, minting(identity, SECRET), random)
         app.longest_wait = COMES_BACK
         self.judge.gone.pop(identity.vendor_id, None)

@@ -1,4 +1,4 @@
-"""All that may fail: two server processes, PostgreSQL, Valkey, the ways between them, and a migration."""
+"""The system under test and its faults: two servers, PostgreSQL, Valkey, their connections, a migration."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ LEAVE_AFTER = 6.0
 DRAIN_TIMEOUT = 3.0
 POOL_SIZE = 4
 RESPAWN = 0.2
-"""Seconds after which a server that ended is started again, as whoever runs it would."""
+"""Seconds after which a server that ended is restarted, as a service manager would."""
 SLOW = 20_000.0
-"""Bytes a second through a slow wire."""
+"""Bytes a second through a slow connection."""
 HEALED_WITHIN = 90.0
 
 
 class Stage:
-    """Everything, in one folder; `fail` does one fault and undoes it, `healed` waits until all is up again."""
+    """All processes, in one folder; `fail` causes one fault and undoes it, `healed` waits until all are up again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Stage:
         self.servers: dict[str, ServerProcess] = {}
         self.wires: dict[str, Proxy] = {}
         self.starts = 0
-        """How often a server process was started."""
+        """The number of times a server process was started."""
         self.migrations = 0
         self._held: set[str] = set()
         self._stack = AsyncExitStack()
@@ -83,11 +83,11 @@ class Stage:
 
     @property
     def url(self) -> str:
-        """Where the apps connect."""
+        """The URL to which the apps connect."""
         return self.wires["wire clients"].url
 
     async def fail(self, fault: Fault) -> None:
-        """Wait for its time, do it, and undo it at its end."""
+        """Waits for the fault's time, causes it, and undoes it at its end."""
         await asyncio.sleep(fault.at)
         if fault.target in self.servers:
             await self._fail_server(fault)
@@ -99,7 +99,7 @@ class Stage:
             await self._fail_service(fault)
 
     async def healed(self) -> None:
-        """Return when both servers answer; what they stand on is up since its fault was undone."""
+        """Returns when both servers answer; PostgreSQL and Valkey are up since their faults were undone."""
 
         async def alive(session: aiohttp.ClientSession, url: str) -> bool:
             try:
@@ -111,11 +111,11 @@ class Stage:
         async with asyncio.timeout(HEALED_WITHIN):
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session:
                 for server in self.servers.values():
-                    while not await alive(session, server.url):  # noqa: ASYNC110  # another process tells nobody
+                    while not await alive(session, server.url):  # noqa: ASYNC110  # another process can't be awaited
                         await asyncio.sleep(0.02)
 
     async def unready(self) -> list[str]:
-        """What the servers say stands in their way."""
+        """Returns what the servers' health checks complain of."""
         found = []
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session:
             for name, server in self.servers.items():
@@ -130,7 +130,7 @@ class Stage:
     # inside
 
     async def _keep(self, name: str, server: ServerProcess) -> None:
-        """Start a server again whenever it ended, as whoever runs it would."""
+        """Restarts a server whenever it ended, as a service manager would."""
         while True:
             if name not in self._held:
                 await server.spawn()
@@ -158,7 +158,7 @@ class Stage:
             if fault.kind == "drain":
                 server.send(signal.SIGTERM)
                 await server.wait()
-                if server.status not in (0, -signal.SIGTERM):  # the latter: it was only starting
+                if server.status not in (0, -signal.SIGTERM):  # SIGTERM: it was still starting
                     raise AssertionError(f"{fault.target} ended with {server.status} after SIGTERM")
             elif fault.kind == "kill while draining":
                 server.send(signal.SIGTERM)
@@ -214,7 +214,7 @@ class Stage:
             wire.rate = None
 
     async def _migrate(self, fault: Fault) -> None:
-        """Migrate a fresh database, killed amidst it or not; a second run must bring it to the newest schema."""
+        """Migrates a fresh database, killed in the middle or not; a second run must bring it to the newest schema."""
         self.migrations += 1
         name = f"migrated_{self.migrations}"
         url = self.postgres.url.rsplit("/", 1)[0] + f"/{name}"
@@ -254,7 +254,7 @@ class Stage:
             await connection.close(timeout=2)
 
     async def _insist(self, act: Callable[[], Any]) -> None:
-        """Do it, again while PostgreSQL has a fault of its own."""
+        """Calls it, again while PostgreSQL has a fault of its own."""
         last: Exception | None = None
         for _ in range(40):
             try:
@@ -267,7 +267,7 @@ class Stage:
 
 
 def through(wire: Proxy, url: str) -> str:
-    """The URL by way of a wire."""
+    """Returns the URL through a proxy."""
     parts = urlsplit(url)
     credentials = parts.netloc.rpartition("@")[0]
     there = wire.url.removeprefix("http://")

@@ -1,4 +1,4 @@
-"""Some rounds of chaos, and that its judge finds what is wrong. `make chaos` plays a hundred."""
+"""Some rounds of chaos, and a proof that its judge finds faults. `make chaos` runs a hundred rounds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.chaos.rounds import Chaos
 from tests.support.apps import eventually
 
 WITHIN = 30.0
-"""Seconds to the truth: what is short on a quiet machine can be long on one that runs other tests beside."""
+"""Seconds within which every check must hold: generous, as other tests run on the machine too."""
 
 
 def test_a_seed_is_its_faults() -> None:
-    """A round that failed can be played again, and every kind of fault comes up."""
+    """A round that failed can be repeated from its seed, and every kind of fault occurs."""
     entitlements = [plan(seed) for seed in range(2000)]
     assert entitlements == [plan(seed) for seed in range(2000)]
     kinds = {(fault.target.split()[0], fault.kind) for faults in entitlements for fault in faults}
@@ -30,13 +30,13 @@ def test_a_seed_is_its_faults() -> None:
 
 @pytest.fixture
 async def chaos(tmp_path: Path) -> AsyncIterator[Chaos]:
-    """The stage and a crowd on it."""
+    """The system under test with its clients."""
     async with Chaos(tmp_path, true_within=WITHIN) as chaos:
         yield chaos
 
 
 async def test_nothing_acked_is_lost_and_every_map_becomes_true(chaos: Chaos) -> None:
-    """Servers, PostgreSQL and Valkey killed, the network cut: all is as it must be after. And if not, it is seen."""
+    """Servers, PostgreSQL and Valkey are killed, the network is cut: every check holds afterwards."""
     rounds = [
         [Fault(0.2, 0.1, "server 1", "kill"), Fault(0.4, 0.8, "postgresql", "stop")],
         [Fault(0.1, 0.3, "valkey", "kill"), Fault(0.3, 0.2, "wire clients", "cut")],
@@ -53,7 +53,7 @@ async def test_nothing_acked_is_lost_and_every_map_becomes_true(chaos: Chaos) ->
 
 
 async def finds_what_is_wrong(chaos: Chaos) -> None:
-    """A judge that can't find a lost ping, one stored twice, a wrong view or a ghost is none."""
+    """The judge finds a lost ping, one stored twice, a wrong view and a vendor that should have left."""
     mover = chaos.crowd.movers[0]
     vendor_id, ping = mover.app.identity.vendor_id, mover.app.acked[len(mover.app.acked) // 2]
     connection = await asyncpg.connect(chaos.stage.postgres.url)

@@ -1,1 +1,1 @@
-"""Hours under load: `python -m tests.soak`."""
+"""A soak test of hours: `python -m tests.soak`."""

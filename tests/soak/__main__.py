@@ -15,7 +15,7 @@ from tests.soak.course import BOUNDS, Course, Run, Soak
 from tests.soak.trend import trends
 
 SLACK = 6.0
-"""Files and tasks that may be left more than there were before the first client: pools that filled."""
+"""How many files and tasks more than before the first client may remain: connection pools filled up."""
 
 
 def main() -> None:
@@ -45,14 +45,14 @@ def main() -> None:
 
 
 async def soaked(course: Course, folder: Path) -> Run:
-    """Run a course."""
+    """Runs the soak test."""
     soak = Soak(course, folder)
     async with soak.prepared():
         return await soak.run()
 
 
 def told(run: Run) -> list[str]:
-    """Print what a run showed; what was not flat."""
+    """Prints the trends and returns what was not flat."""
     wrong = []
     lasted = run.times[-1] if run.times else 0.0
     print(f"{lasted:.0f} s, {run.rate:.0f} pings/s, {run.share:.2f} cores of the server")

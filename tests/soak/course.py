@@ -1,4 +1,4 @@
-"""A server under steady load for long, with clients that come and go: vendors that report, customers that watch."""
+"""A server under steady load for a long time, with vendors and customers that connect and disconnect."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from tests.support.process import ServerProcess
 LAT, LONG, SPREAD = 52.2297, 21.0122, 0.05
 RADIUS = 1500.0
 CHURN = 0.004
-"""Share of the clients that leave each second, and as many come."""
+"""The share of the clients that disconnect each second; as many connect."""
 STEPS = 4
 LATE_MS = 400.0
-"""Nine acks of ten come within that, or it is too much for this machine: a busy server commits every 120 ms."""
+"""The highest p90 of acks: above it the load is too much for this machine."""
 POOL_SIZE = 4
 BOUNDS = {
     "resident_mb": Bound(6.0, 0.01),
@@ -52,7 +52,7 @@ BOUNDS = {
 
 
 class Course(NamedTuple):
-    """What to run: `share` of a core is what the server shall use; `every` so many seconds a sample is taken."""
+    """What to run: the server is to use `share` of a core; a sample is taken every `every` seconds."""
 
     seconds: float
     share: float = 0.5
@@ -64,7 +64,7 @@ class Course(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a course showed: samples over time, pings a second, and what was left when all clients had gone."""
+    """The outcome: samples over time, pings a second, and what was left when all clients had disconnected."""
 
     times: list[float]
     samples: list[dict[str, float]]
@@ -76,14 +76,14 @@ class Run(NamedTuple):
 
 
 class Reporter(Vendor):
-    """A vendor's app that forgets what is stored: an hour of it is much."""
+    """A vendor's app that does not keep acked pings: an hour of them would fill memory."""
 
     def stored(self, pings: list[Ping]) -> None:
-        """Some pings are."""
+        """Drops acked pings."""
 
 
 class Soak:
-    """One server with all it stands on, and its clients."""
+    """One server with its PostgreSQL and Valkey, and its clients."""
 
     def __init__(self, course: Course, folder: Path) -> None:
         self._course = course
@@ -100,7 +100,7 @@ class Soak:
 
     @asynccontextmanager
     async def prepared(self) -> AsyncIterator[None]:
-        """The server is up."""
+        """Starts the server."""
         course = self._course
         async with AsyncExitStack() as stack:
             postgres = await stack.enter_async_context(PostgresServer(self._folder))
@@ -120,7 +120,7 @@ class Soak:
             yield
 
     async def run(self) -> Run:
-        """The whole course."""
+        """Runs the whole soak test."""
         course = self._course
         await asyncio.sleep(1.0)
         before = await self._held()
@@ -156,7 +156,7 @@ class Soak:
     # the load
 
     async def _calibrate(self) -> None:
-        """Report so often that the server uses its share of a core, less where machine or apps can't keep up."""
+        """Raises the rate until the server uses its share of a core, or machine or apps can't keep up."""
         for _ in range(STEPS):
             cpu, began = self._cpu(), time.monotonic()
             self._renew()
@@ -185,7 +185,7 @@ class Soak:
             await asyncio.sleep(0.005)
 
     async def _churn(self) -> None:
-        """Clients come and go, in good order and without a word; nothing of those who went may stay."""
+        """Replaces clients all the time, closed in good order or cut; nothing of them may remain."""
         random = self._random
         async with asyncio.TaskGroup() as group:
             while True:
@@ -219,7 +219,7 @@ class Soak:
         watcher.delays = self._delays if random.random() < 0.2 else None
         return watcher
 
-    # what is looked at
+    # samples
 
     def _cpu(self) -> float:
         times = psutil.Process(self._server.pid).cpu_times()
@@ -254,7 +254,7 @@ class Soak:
         return sample
 
     def _renew(self) -> None:
-        """Begin to measure delays anew."""
+        """Starts new histograms."""
         self._delays, self._acks = Histogram(), Histogram()
         for watcher in self._watchers:
             watcher.delays = self._delays if watcher.delays is not None else None

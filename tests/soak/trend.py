@@ -1,4 +1,4 @@
-"""Whether what was sampled over time stays as it is. Pure."""
+"""Trends of sampled values. Pure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from statistics import median
 from typing import NamedTuple
 
 WARM_UP = 0.2
-"""Share of the samples at the beginning that don't count: pools, caches and allocators fill up."""
+"""The share of the first samples that don't count: pools, caches and allocators fill up."""
 MOST = 150
-"""Samples that are looked at; of more, every second, third … one."""
+"""The number of samples used; of more, every second, third and so on."""
 
 
 class Bound(NamedTuple):
-    """How much a value may grow over the whole run: so much, and such a share of its median."""
+    """How much a value may grow over the whole run: absolutely, or as a share of its median."""
 
     by: float
     share: float
 
 
 class Trend(NamedTuple):
-    """A value over the run: its median, by how much it grew from one end to the other, and what it may."""
+    """A value over the run: its median, its growth from beginning to end, and the growth allowed."""
 
     middle: float
     growth: float
@@ -29,12 +29,12 @@ class Trend(NamedTuple):
 
     @property
     def flat(self) -> bool:
-        """Whether it stays as it is."""
+        """Whether the growth is allowed."""
         return self.growth <= self.most
 
 
 def trend(times: Sequence[float], values: Sequence[float], bound: Bound) -> Trend:
-    """The growth by the median of the slopes between all pairs (Theil-Sen): a spike does not count, a leak does."""
+    """Returns the growth by the median slope between all pairs (Theil-Sen): a spike does not count, a leak does."""
     first = int(len(values) * WARM_UP)
     step = -(-(len(values) - first) // MOST) or 1
     points = list(zip(times, values, strict=True))[first::step]
@@ -47,5 +47,5 @@ def trend(times: Sequence[float], values: Sequence[float], bound: Bound) -> Tren
 def trends(
     times: Sequence[float], samples: Sequence[Mapping[str, float]], bounds: Mapping[str, Bound]
 ) -> dict[str, Trend]:
-    """The trend of each value that has a bound."""
+    """Returns the trend of each value that has a bound."""
     return {name: trend(times, [sample[name] for sample in samples], bound) for name, bound in bounds.items()}

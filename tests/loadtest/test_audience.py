@@ -1,0 +1,66 @@
+"""Customers against a stand-in: what a zoomed-out map holds is compared with a fresh snapshot of the same box."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from loadtest.clients.identity import Identity
+from loadtest.engine import scenario as scenarios
+from loadtest.engine.audience import Audience
+from loadtest.engine.city import City
+from loadtest.engine.share import Share
+from loadtest.engine.stages import Course
+from loadtest.engine.verification import Live
+from loadtest.measure.recorder import Recorder
+from tests.support.loadtest_stand_in import standing_in
+
+
+def groups(count: int) -> list[dict[str, Any]]:
+    """One group of so many vendors."""
+    return [{"group": "g1", "lat": 52.0, "long": 21.0, "count": count, "open": count, "online": count}]
+
+
+@pytest.mark.parametrize("skipping", [False, True])
+async def test_a_skipped_update_of_counts_is_named(skipping: bool) -> None:
+    """The third of the counts' updates is never sent to the first watch: the map is wrong from then on."""
+
+    async def serve(socket: web.WebSocketResponse) -> None:
+        count = 5
+        async for message in socket:
+            watch = orjson.loads(message.data)
+            assert watch["as"] == "counts"
+            assert set(watch["area"]) == {"ne", "sw"}
+            await socket.send_json({"type": "snapshot", "id": watch["id"], "groups": groups(count)})
+            if watch["id"] == "counts":
+                for count in (6, 7, 8):
+                    if not (skipping and count == 8):
+                        await socket.send_json({"type": "update", "id": "counts", "groups": groups(count)})
+
+    scenario = scenarios.load(
+        "quiet-town",
+        [
+            *(("customers.count", 2), ("customers.zoomed", 1), ("customers.dwell", 3600), ("warmup", 0)),
+            ("stages", [{"kind": "hold", "seconds": 0.5}]),
+        ],
+    )
+    async with standing_in({"/v1/watch": serve}) as target, asyncio.TaskGroup() as group:
+        share = Share("customers", 0, 1, target, "s" * 32, scenario, [Identity("v", "c", "")], sampled=2)
+        city = City(52.2297, 21.0122, 500.0, 100.0)
+        course = Course(scenario.stages)
+        audience = Audience(share, city, course, Recorder(), lambda: time.time() * 1000, group)
+        await audience.run(time.time() * 1000, asyncio.Event())
+        checks = await audience.verify(Live({}, set()), set())
+        await audience.stop(5.0)
+    assert [customer.violations for customer in audience.apps] == [[], []]
+    assert checks["counts"]["watchers"] == 2
+    if skipping:
+        assert checks["counts"]["differences"] == 2
+        assert "group g1 is held as 7 vendors, expected 8 as in a fresh snapshot" in checks["counts"]["shown"][0]
+    else:
+        assert checks["counts"]["ok"], checks["counts"]
