@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from loadtest.measure.histogram import Histogram
 from loadtest.reports.plot import Band, Line, Plot, draw
+
+Report = dict[str, Any]
 
 NAMES = {
     "watch": "Ping → watcher",
@@ -24,261 +26,292 @@ NAMES = {
 }
 NINES = ((50.0, "50"), (90.0, "90"), (99.0, "99"), (99.9, "99.9"), (99.99, "99.99"), (99.999, "99.999"))
 PARTS = ("all", "server", "postgres", "redis")
+DELAY_NOTES = {
+    "watch": "From when a ping was due until a customer's app had it, for those that arrived in that second.",
+    "ack": "From when a ping was due until the server acknowledged that it is stored.",
+    "freshness": "How old the position is that sampled customers see, beyond the newest one; weighted by time.",
+}
+CHECKS = {
+    "stored": "Every acked ping is stored exactly once, as it was sent",
+    "positions": "vendors.lat and long are the newest fix",
+    "views": "At the end, the views of sampled customers are the truth, vendor for vendor",
+    "live views": "During the run, what sampled customers saw was the truth",
+    "counts": "Counts of a zoomed-out map equal a fresh snapshot",
+    "even": "No customer is served much later than the others",
+    "protocol": "Every message follows the protocol",
+}
+TOTALS = {
+    "sent": "pings sent",
+    "acked": "pings acked",
+    "resent": "sent again after a reconnect",
+    "backlog": "collected without a network",
+    "unanswered": "never answered",
+    "dropped": "dropped by a full outbox",
+    "connections": "connections",
+    "refused": "connections refused by admission control",
+    "positions": "positions to watchers",
+    "frames": "frames with them",
+    "snapshots": "snapshots",
+    "pans": "pans",
+    "follows": "follows",
+    "sleeps": "phones put away",
+    "losses": "networks lost",
+    "cuts": "connections cut by storms",
+    "rejected": "rejected pings",
+    "errors": "errors",
+    "closes": "closes by code",
+    "gave_up": "gave up",
+}
+TILES = {
+    "watch_p99_ms": ("ping → watcher, p99", "ms"),
+    "ack_p99_ms": ("ping → ack, p99", "ms"),
+    "snapshot_p99_ms": ("connect → snapshot, p99", "ms"),
+    "pings_per_s": ("pings a second", ""),
+    "positions_per_s": ("positions a second to watchers", ""),
+    "freshness_max_ms": ("freshness gap, longest", "ms"),
+    "lost": ("pings lost", ""),
+    "errors": ("errors and closes", ""),
+    "server_cores": ("CPU cores of the server", ""),
+    "server_us_per_position": ("server CPU per position", "µs"),
+    "server_mb": ("server memory, highest", "MB"),
+}
+COST = {
+    "own_cores": ("cores", ""),
+    "own_us_per_ping": ("CPU per ping", "µs"),
+    "own_us_per_position": ("CPU per received position", "µs"),
+    "late_p99_ms": ("pings sent late, p99", "ms"),
+    "lag_p99_ms": ("frames read late, p99", "ms"),
+}
 
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-
 SCRIPT = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
 
 
-def page(report: dict[str, Any], refresh: int | None = None) -> str:
+def page(report: Report, refresh: int | None = None) -> str:
     """Returns the whole page; a run that is still under way reloads itself every `refresh` seconds."""
-    if report["kind"] == "compare":
-        body, title = comparison(report), "Comparison"
-    else:
-        body = found_maximum(report) if report["kind"] == "find-max" else one_run(report)
-        title = escape(report["settings"]["title"])
+    parts = {"find-max": found_maximum, "compare": comparison}.get(report["kind"], one_run)(report)
+    title = escape(report.get("settings", {}).get("title", "Comparison"))
     reload = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">{reload}'
         f"<title>{title}: load test</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main><script>{SCRIPT}</script></body></html>\n"
+        f"<body><main>{''.join(parts)}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 
-def one_run(report: dict[str, Any]) -> str:
-    """Returns the page of one run, or of the merged run of several machines."""
-    return heading(report) + verdict(report) + details(report)
+def one_run(report: Report) -> Iterable[str]:
+    """Yields the page of one run, or of the merged run of several machines."""
+    yield heading(report)
+    yield verdict(report)
+    yield from details(report)
 
 
-def details(report: dict[str, Any]) -> str:
-    """Returns all of a run below its verdict."""
-    return "".join(
-        (
-            tiles(report),
-            f'<h2>Over time</h2><div class="plots">{"".join(draw(plot) for plot in over_time(report))}</div>',
-            "<h2>Latency by percentile</h2>",
-            f'<div class="plots">{draw(percentiles(report))}<div class="card wide">{delay_table(report)}</div></div>',
-            thresholds(report),
-            checks(report),
-            customers(report),
-            f'<h2>Totals</h2><div class="card">{pairs(totals(report))}</div>',
-            f'<h2>The load generator itself</h2><div class="card">{pairs(generator(report))}</div>',
-            settings(report),
-            environment(report),
+def details(report: Report) -> Iterable[str]:
+    """Yields all of a run below its verdict."""
+    figures, own = report["figures"], report["generator"]
+    tiles = [(number(figures[name], unit), text) for name, (text, unit) in TILES.items() if name in figures]
+    yield f'<div class="tiles">{"".join(f"<div class=tile><b>{v}</b><span>{n}</span></div>" for v, n in tiles)}</div>'
+    yield f'<h2>Over time</h2><div class="plots">{"".join(draw(plot) for plot in over_time(report))}</div>'
+    points = ("p50", "p90", "p99", "p999", "max")
+    delays = [
+        [text, *(number(found.get(f"{point}_ms")) for point in points), number(found["count"])]
+        for name, text in NAMES.items()
+        if (found := report["delays"].get(name)) and found["count"]
+    ]
+    shown = table(["ms", "p50", "p90", "p99", "p99.9", "max", "count"], delays)
+    yield f'<h2>Latency by percentile</h2><div class="plots">{draw(percentiles(report))}{card(shown)}</div>'
+    limits = [
+        [escape(one["threshold"]), escape(one["said"]), yes(one["ok"], "kept", "not kept")]
+        for one in report["thresholds"]
+    ]
+    yield f"<h2>Thresholds</h2>{card(table(['threshold', 'measured', ''], limits) + listed(report['notes']))}"
+    yield verification(report)
+    if slowest := report["customers"]["slowest"]:
+        names = ("customer", "p50_ms", "p90_ms", "later_ms", "frames")
+        rows = [[number(one[name]) for name in names] for one in slowest]
+        found = table(["customer", "p50 ms", "p90 ms", "later than the median", "frames"], rows)
+        highest = number(report["customers"]["p50_p99_ms"], "ms")
+        note = f"99 % of {report['customers']['timed']:,} customers had a median of at most {highest}."
+        yield f"<h2>Slowest customers</h2>{card(f'{found}<p class=note>{note}</p>')}"
+    yield f"<h2>Totals</h2>{card(pairs((text, total(report['totals'][name])) for name, text in TOTALS.items()))}"
+    costs = [(text, number(figures[name], unit)) for name, (text, unit) in COST.items()]
+    clock = f"{own['clock_offset_ms']:g} ms ±{own['clock_error_ms']:g}"
+    costs += [("processes", number(report["workers"])), ("clock against the server's", clock)]
+    yield f"<h2>The load generator itself</h2>{card(pairs(costs))}"
+    for title, values in (("The scenario in full", report["settings"]), ("Environment", report["environment"])):
+        rows_ = pairs((name, escape(value)) for name, value in flat(values) if name not in ("title", "about"))
+        yield f"<details><summary>{title}</summary>{card(rows_)}</details>"
+
+
+def found_maximum(report: Report) -> Iterable[str]:
+    """Yields the page of a search for the highest load."""
+    yield heading(report)
+    yield verdict(report)
+    yield f'<div class="plots">{"".join(draw(plot) for plot in knee(report))}</div>'
+    names = ("pings_per_s", "positions_per_s", "watch_p99_ms", "ack_p99_ms", "server_cores")
+    rows = [
+        [
+            f"{step['scale']:.3g}&nbsp;times",
+            *(number(step[name]) for name in ("vendors", "customers")),
+            *(number(step["figures"].get(name)) for name in names),
+            yes(step["ok"], "kept", escape("; ".join(step["reasons"])[:160])),
+        ]
+        for step in report["steps"]
+    ]
+    heads = ["scale", "vendors", "customers", "pings/s", "positions/s", "watch p99", "ack p99", "cores", ""]
+    yield f"<h2>Steps</h2>{card(table(heads, rows))}"
+    if (best := report["best"]) is not None:
+        yield "<hr><h2>The highest load that kept its thresholds</h2>"
+        yield f'<p class="soft">{escape(circumstances(best))}</p>'
+        yield from details(best)
+
+
+def comparison(report: Report) -> Iterable[str]:
+    """Yields two runs side by side."""
+    classes = {"better": "yes", "worse": "no"}
+    rows = [
+        [
+            escape(one["name"]),
+            number(one["before"]),
+            number(one["after"]),
+            "-" if one["change"] is None else f"{one['change']:+.1%}",
+            "unknown" if one["noise"] is None else f"±{one['noise']:.1%}",
+            f'<span class="{classes.get(one["verdict"], "soft")}">{one["verdict"]}</span>',
+        ]
+        for one in report["changes"]
+    ]
+    lines = [*report["reasons"], *report["advice"], *(f"differs: {line}" for line in report["different"])]
+    said = "Nothing got worse" if report["ok"] else "Worse"
+    yield f"<h1>Comparison</h1><p class=soft>{report['runs'][0]} and {report['runs'][1]} runs</p>"
+    yield f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{said}.</b>{listed(lines)}</div>'
+    yield card(table(["figure", "before", "after", "change", "noise", ""], rows))
+    plots = [
+        Plot(
+            NAMES[name],
+            [delay_line(one, name, "p99", text, hue) for hue, text, one in sides],
+            "seconds",
+            "ms",
+            note="p99",
         )
-    )
+        for name in ("watch", "ack")
+        for sides in [[(1, "before", report["series"][0]), (2, "after", report["series"][1])]]
+    ]
+    yield f'<div class="plots">{"".join(draw(plot) for plot in plots)}</div>'
 
 
-def found_maximum(report: dict[str, Any]) -> str:
-    """Returns the page of a search for the highest load."""
-    best = report["best"]
-    inside = f'<p class="soft">{escape(settings_line(best))}</p>{details(best)}' if best is not None else ""
-    return "".join(
-        (
-            heading(report),
-            verdict(report),
-            f'<div class="plots">{"".join(draw(plot) for plot in knee(report))}</div>',
-            f'<h2>Steps</h2><div class="card wide">{step_table(report)}</div>',
-            f"<hr><h2>The highest load that kept its thresholds</h2>{inside}" if inside else "",
-        )
-    )
-
-
-def heading(report: dict[str, Any]) -> str:
+def heading(report: Report) -> str:
     """Returns what was run, where and when."""
+    settings = report["settings"]
     return (
-        f"<h1>{escape(report['settings']['title'])}</h1>"
-        f'<p class="soft">{escape(report["settings"]["about"])}</p>'
-        f'<p class="soft">{escape(settings_line(report))}</p>'
+        f'<h1>{escape(settings["title"])}</h1><p class="soft">{escape(settings["about"])}</p>'
+        f'<p class="soft">{escape(circumstances(report))}</p>'
     )
 
 
-def settings_line(report: dict[str, Any]) -> str:
-    """Returns one line on the circumstances."""
+def circumstances(report: Report) -> str:
+    """Returns one line on where, when and how long a run was made."""
     found = [f"{report['target']}, {report['started'][:19].replace('T', ' ')} UTC"]
     if report["kind"] != "find-max":
-        found.append(
-            f"{report['seconds']:g} s measured of {report['planned_seconds']:g} s"
-            f" (warm-up {report['warmup']:g} s left out)"
-        )
+        warmup = f"(warm-up {report['warmup']:g} s left out)"
+        found.append(f"{report['seconds']:g} s measured of {report['planned_seconds']:g} s {warmup}")
         found.append(f"{report['machines']} load machine{'s' if report['machines'] > 1 else ''}")
-        if report["trace"]:
-            found.append(f"driven by {report['trace']}")
+        found += [f"driven by {report['trace']}"] if report["trace"] else []
         found += [f"{name}: {value}" for name, value in report["tags"].items()]
     return " · ".join(found)
 
 
-def verdict(report: dict[str, Any]) -> str:
+def verdict(report: Report) -> str:
     """Returns whether the run passed, and every reason why not."""
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report["reasons"])
+    said = "Failed"
     if report["kind"] == "find-max":
         said = report["said"]
     elif report["ok"]:
-        said = "Passed: all thresholds and checks met"
-        said += "" if report["verified"] else " (stored rows and views not verified)"
-    else:
-        said = "Failed"
-    if report.get("interrupted"):
-        said += "; stopped early"
-    return (
-        f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{escape(said)}.</b>'
-        f"{f'<ul>{reasons}</ul>' if reasons else ''}</div>"
-    )
+        verified = "" if report["verified"] else " (stored rows and views not verified)"
+        said = f"Passed: all thresholds and checks met{verified}"
+    said += "; stopped early" if report.get("interrupted") else ""
+    reasons = listed(report["reasons"])
+    return f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{escape(said)}.</b>{reasons}</div>'
 
 
-def tiles(report: dict[str, Any]) -> str:
-    """Returns the most wanted figures."""
-    figures = report["figures"]
-    shown = [
-        (number(figures["watch_p99_ms"], "ms"), "ping → watcher, p99"),
-        (number(figures["ack_p99_ms"], "ms"), "ping → ack, p99"),
-        (number(figures["snapshot_p99_ms"], "ms"), "connect → snapshot, p99"),
-        (number(figures["pings_per_s"]), "pings a second"),
-        (number(figures["positions_per_s"]), "positions a second to watchers"),
-        (number(figures["freshness_max_ms"], "ms"), "freshness gap, longest"),
-        (number(figures["lost"]), "pings lost"),
-        (number(figures["errors"]), "errors and closes"),
-    ]
-    if report["server"] is not None:
-        shown += [
-            (number(figures["server_cores"]), "CPU cores of the server"),
-            (number(figures["server_us_per_position"], "µs"), "server CPU per position"),
-            (number(figures["server_mb"], "MB"), "server memory, highest"),
-        ]
-    each = "".join(f"<div class=tile><b>{value}</b><span>{name}</span></div>" for value, name in shown)
-    return f'<div class="tiles">{each}</div>'
+def verification(report: Report) -> str:
+    """Returns what was compared with the truth, and the errors and closes there were."""
+    rows = []
+    for name, check in report["checks"].items():
+        keys = ("rows", "vendors", "watchers", "cards", "observations")
+        compared = ", ".join(f"{check[key]:,} {key}" for key in keys if key in check)
+        text = CHECKS.get(name, escape(name)) + (f"<br><small>{compared} compared</small>" if compared else "")
+        rows.append([text, yes(check["ok"], "yes", f"{check['differences']:,} differences")])
+    lines = [line for check in report["checks"].values() for line in check["shown"]]
+    return f"<h2>Verification</h2>{card(table(['', ''], rows) + listed([*lines, *report['incidents']]))}"
 
 
-def bands(report: dict[str, Any]) -> list[Band]:
-    """Returns the stages and the warm-up."""
-    found = [Band(0, report["warmup"], "warm-up", shaded=True)] if report["warmup"] else []
-    return found + [Band(leg["t"], leg["t"] + leg["seconds"], leg["kind"]) for leg in report["timeline"]]
-
-
-def over_time(report: dict[str, Any]) -> Iterable[Plot]:
+def over_time(report: Report) -> Iterable[Plot]:
     """Yields the plots over time: delays, rates, apps, CPU and memory."""
-    series, stages = report["series"], bands(report)
+    series = report["series"]
+    bands = [Band(0, report["warmup"], "warm-up", shaded=True)] if report["warmup"] else []
+    bands += [Band(leg["t"], leg["t"] + leg["seconds"], leg["kind"]) for leg in report["timeline"]]
     span = (0.0, max([entry["t"] + entry["seconds"] for entry in series], default=1.0))
     limits = {one["name"]: one["limit"] for one in report["thresholds"]}
 
-    def delays(name: str, colour: int) -> list[Line]:
-        return [
-            Line(
-                point,
-                [(middle(entry), entry["delays"].get(name, {}).get(f"{key}_ms")) for entry in series],
-                hue,
-                dashed,
-            )
-            for point, key, hue, dashed in (
-                ("p50", "p50", colour, True),
-                ("p90", "p90", 3, False),
-                ("p99", "p99", 2, False),
-            )
-        ]
-
-    def rates(*names: tuple[str, str, int]) -> list[Line]:
-        return [
-            Line(text, [(middle(entry), entry["counts"].get(name, 0) / entry["seconds"]) for entry in series], colour)
-            for name, text, colour in names
-        ]
-
     def plot(title: str, lines: Sequence[Line], unit: str, note: str, limit: float | None = None) -> Plot:
-        return Plot(title, lines, "seconds", unit, stages, limit=limit, note=note, x_span=span)
+        return Plot(title, lines, "seconds", unit, bands, limit=limit, note=note, x_span=span)
 
+    def line(text: str, colour: int, value: Callable[[Report], float | None], dashed: bool = False) -> Line:
+        return Line(text, [(middle(entry), value(entry)) for entry in series], colour, dashed)
+
+    def rate(name: str, text: str, colour: int) -> Line:
+        return line(text, colour, lambda entry: entry["counts"].get(name, 0) / entry["seconds"])
+
+    for name, note in DELAY_NOTES.items():
+        lines = [delay_line(series, name, "p50", "p50", 1, True)]
+        lines += [delay_line(series, name, point, point, hue) for point, hue in (("p90", 3), ("p99", 2))]
+        yield plot(NAMES[name], lines, "ms", note, limits.get(f"{name}_p99_ms"))
     yield plot(
-        "Ping → watcher",
-        delays("watch", 1),
-        "ms",
-        "From when a ping was due until a customer's app had it, for those that arrived in that second.",
-        limits.get("watch_p99_ms"),
-    )
-    yield plot(
-        "Ping → ack",
-        delays("ack", 1),
-        "ms",
-        "From when a ping was due until the server acknowledged that it is stored.",
-        limits.get("ack_p99_ms"),
-    )
-    if any("freshness" in entry["delays"] for entry in series):
-        yield plot(
-            "Freshness gap",
-            delays("freshness", 1),
-            "ms",
-            "How old the position is that sampled customers see, beyond the newest one; weighted by time.",
-        )
-    yield plot(
-        "Pings", rates(("sent", "sent", 1), ("acked", "acked", 2)), "a second", "Acked below sent: pings are queued."
+        "Pings", [rate("sent", "sent", 1), rate("acked", "acked", 2)], "a second", "Acked below sent: pings are queued."
     )
     yield plot(
         "Positions to watchers",
-        rates(("positions", "positions", 1), ("snapshot_positions", "in snapshots", 4)),
+        [rate("positions", "positions", 1), rate("snapshot_positions", "in snapshots", 4)],
         "a second",
         "Several of one vendor may be merged into the newest, so fewer do not mean lost ones.",
     )
     if any(entry["counts"].get("faults") for entry in series):
-        yield plot(
-            "Errors and closes",
-            rates(("faults", "errors, refusals, closes", 5)),
-            "a second",
-            "Those that the load generator did not cause.",
-        )
-    yield plot(
-        "Apps",
-        [
-            Line(name, [(middle(entry), float(entry[name])) for entry in series], colour)
-            for name, colour in (("vendors", 1), ("customers", 2))
-        ],
-        "apps",
-        "Those asleep or offline are counted too.",
-    )
-    with_server = [entry for entry in series if "server" in entry]
-    if with_server:
-        named = [name for name in PARTS if any(name in entry["server"]["cores"] for entry in with_server)]
-        if len(named) == 2:
-            named = named[1:]
-        yield plot(
-            "CPU",
-            [
-                *(
-                    Line(
-                        "total" if name == "all" else name,
-                        [(middle(entry), entry["server"]["cores"].get(name)) for entry in with_server],
-                        1 + PARTS.index(name),
-                    )
-                    for name in named
-                ),
-                Line(
-                    "load generator",
-                    [(middle(entry), entry["own_cpu"] / entry["seconds"]) for entry in series],
-                    5,
-                    True,
-                ),
-            ],
-            "cores",
-            f"From the server's {report['server']['source'] if report['server'] else 'processes'}.",
-        )
-        yield plot(
-            "Memory",
-            [
-                Line(
-                    "total" if name == "all" else name,
-                    [(middle(entry), entry["server"]["resident_mb"].get(name)) for entry in with_server],
-                    1 + PARTS.index(name),
-                )
-                for name in named
-            ],
-            "MB",
-            "Resident; pages that PostgreSQL's processes share count in each of them.",
-        )
+        faults = [rate("faults", "errors, closes, violations", 5)]
+        yield plot("Errors and closes", faults, "a second", "Those that the load generator did not cause.")
+    apps = [line("vendors", 1, lambda entry: entry["vendors"]), line("customers", 2, lambda entry: entry["customers"])]
+    yield plot("Apps", apps, "apps", "Those asleep or offline are counted too.")
+    named = [name for name in PARTS if any(name in entry.get("server", {}).get("cores", {}) for entry in series)]
+    named = named[1:] if len(named) == 2 else named
+    for title, key, unit, note in (
+        ("CPU", "cores", "cores", f"From the server's {(report['server'] or {}).get('source', 'processes')}."),
+        ("Memory", "resident_mb", "MB", "Resident; pages that PostgreSQL's processes share count in each of them."),
+    ):
+        lines = [
+            line(
+                "total" if name == "all" else name,
+                1 + PARTS.index(name),
+                lambda entry, name=name, key=key: entry.get("server", {}).get(key, {}).get(name),  # type: ignore[misc]
+            )
+            for name in named
+        ]
+        if lines and key == "cores":
+            lines.append(line("load generator", 5, lambda entry: entry["own_cpu"] / entry["seconds"], True))
+        yield plot(title, lines, unit, note)
 
 
-def middle(entry: dict[str, Any]) -> float:
+def delay_line(series: Sequence[Report], name: str, point: str, text: str, hue: int, dashed: bool = False) -> Line:
+    """Returns a percentile of one delay over time."""
+    points = [(middle(entry), entry["delays"].get(name, {}).get(f"{point}_ms")) for entry in series]
+    return Line(text, points, hue, dashed)
+
+
+def middle(entry: Report) -> float:
     """Returns where a bucket is drawn."""
     return float(entry["t"] + entry["seconds"] / 2)
 
 
-def percentiles(report: dict[str, Any]) -> Plot:
+def percentiles(report: Report) -> Plot:
     """Returns the plot of delay against percentile, each nine as wide as the one before."""
     lines = []
     for colour, name in enumerate(("watch", "ack", "snapshot", "pan"), 1):
@@ -287,17 +320,16 @@ def percentiles(report: dict[str, Any]) -> Plot:
             continue
         histogram = Histogram()
         histogram.add(found["hdr"])
-        most = 100 * (1 - 1 / found["count"]) if found["count"] > 1 else 0.0
+        most = 100 * (1 - 1 / found["count"])
         points = [percent for step in range(41) if (percent := 100 * (1 - 10 ** (-step / 8))) <= most]
         values = histogram.curve(points)
         lines.append(Line(NAMES[name], [(nines(p), v) for p, v in zip(points, values, strict=True)], colour))
-    ticks = [(nines(percent), text) for percent, text in NINES]
     return Plot(
         "Latency by percentile",
         lines,
         "percentile",
         "ms",
-        ticks=ticks,
+        ticks=[(nines(percent), text) for percent, text in NINES],
         note="Drawn as far to the right as there were enough samples.",
         x_span=(0.0, max([x for line in lines for x, _ in line.points], default=3.0) or 3.0),
     )
@@ -308,166 +340,33 @@ def nines(percent: float) -> float:
     return -math.log10(max(1e-9, 1 - percent / 100))
 
 
-def delay_table(report: dict[str, Any]) -> str:
-    """Returns all delays in numbers."""
-    rows = [
-        [
-            NAMES[name],
-            *(number(found.get(f"{key}_ms")) for key in ("p50", "p90", "p99", "p999", "max")),
-            number(found["count"]),
-        ]
-        for name in NAMES
-        if (found := report["delays"].get(name)) and found["count"]
-    ]
-    return table(["ms", "p50", "p90", "p99", "p99.9", "max", "count"], rows)
+def knee(report: Report) -> Iterable[Plot]:
+    """Yields delay and cost against the offered load, as the delivered load falls when it is too much."""
+    steps = sorted(report["steps"], key=lambda step: float(step["scale"]))
+    limits = {one["name"]: one["limit"] for step in steps[:1] for one in step["thresholds"]}
+    watched = any(step["figures"].get("watch_p99_ms") is not None for step in steps)
+    slow = "watch" if watched else "ack"
+    vendors, customers = report["settings"]["vendors"]["count"], report["settings"]["customers"]["count"]
+    span = (0.0, max([step["scale"] for step in steps], default=1.0))
+    marks = [Band(report["knee"]["scale"], span[1], "knee")] if report["knee"] is not None else []
 
+    def against(name: str, colour: int, text: str, ok: bool | None = None) -> Line:
+        points = [(step["scale"], step["figures"].get(name)) for step in steps if ok is None or step["ok"] == ok]
+        return Line(text, points, colour, dots=True, bare=ok is False)
 
-def thresholds(report: dict[str, Any]) -> str:
-    """Returns the thresholds and what was measured."""
-    rows = [
-        [
-            escape(one["threshold"]),
-            escape(one["said"]),
-            "not measured" if one["ok"] is None else yes(one["ok"], "kept", "not kept"),
-        ]
-        for one in report["thresholds"]
-    ]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
-    return (
-        f'<h2>Thresholds</h2><div class="card wide">{table(["threshold", "measured", ""], rows)}'
-        f"{f'<ul>{notes}</ul>' if notes else ''}</div>"
+    def plot(title: str, lines: Sequence[Line], unit: str, note: str = "", limit: float | None = None) -> Plot:
+        load = f"times {vendors:,} vendors and {customers:,} customers"
+        return Plot(title, lines, load, unit, marks, limit=limit, note=note, x_span=span)
+
+    figure = f"{slow}_p99_ms"
+    delays = [against(figure, 1, "thresholds kept", True), against(figure, 5, "broken", False)]
+    note = "At the knee, more load begins to cost much more delay."
+    yield plot(f"{NAMES[slow]}, p99, against load", delays, "ms", note, limits.get(figure))
+    yield plot(
+        "CPU against load", [against("server_cores", 1, "server"), against("own_cores", 2, "load generator")], "cores"
     )
-
-
-def customers(report: dict[str, Any]) -> str:
-    """Returns the customers that were served latest, so that a few who suffer can be seen."""
-    found = report["customers"]
-    if not found["slowest"]:
-        return ""
-    rows = [
-        [str(one["customer"]), *(number(one[name]) for name in ("p50_ms", "p90_ms", "later_ms", "frames"))]
-        for one in found["slowest"]
-    ]
-    heads = ["customer", "p50 ms", "p90 ms", "later than the median", "frames"]
-    note = f"99 % of {found['timed']:,} customers had a median of at most {number(found['p50_p99_ms'], 'ms')}."
-    return f'<h2>Slowest customers</h2><div class="card wide">{table(heads, rows)}<p class="note">{note}</p></div>'
-
-
-def environment(report: dict[str, Any]) -> str:
-    """Returns where the load generator ran."""
-    rows = [(name, escape(value)) for name, value in flat(report["environment"])]
-    return f'<details><summary>Environment</summary><div class="card">{pairs(rows)}</div></details>'
-
-
-def comparison(report: dict[str, Any]) -> str:
-    """Returns two runs side by side."""
-    rows = [
-        [
-            escape(one["name"]),
-            number(one["before"]),
-            number(one["after"]),
-            "-" if one["change"] is None else f"{one['change']:+.1%}",
-            "unknown" if one["noise"] is None else f"±{one['noise']:.1%}",
-            f'<span class="{ {"better": "yes", "worse": "no"}.get(one["verdict"], "soft") }">{one["verdict"]}</span>',
-        ]
-        for one in report["changes"]
-    ]
-    lines = [*report["reasons"], *report["advice"], *(f"differs: {line}" for line in report["different"])]
-    plots = [
-        Plot(title, [line(before, name, 1, "before"), line(after, name, 2, "after")], "seconds", "ms", note="p99")
-        for title, name in (("Ping → watcher", "watch"), ("Ping → ack", "ack"))
-        for before, after in [report["series"]]
-    ]
-    said = "Nothing got worse" if report["ok"] else "Worse"
-    return (
-        f"<h1>Comparison</h1><p class=soft>{report['runs'][0]} and {report['runs'][1]} runs</p>"
-        f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{said}.</b>'
-        f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in lines)}</ul></div>"
-        f'<div class="card wide">{table(["figure", "before", "after", "change", "noise", ""], rows)}</div>'
-        f'<div class="plots">{"".join(draw(plot) for plot in plots)}</div>'
-    )
-
-
-def line(series: Sequence[dict[str, Any]], name: str, colour: int, text: str) -> Line:
-    """Returns the p99 of one delay over time."""
-    return Line(text, [(middle(entry), entry["delays"].get(name, {}).get("p99_ms")) for entry in series], colour)
-
-
-def checks(report: dict[str, Any]) -> str:
-    """Returns what was compared with the truth, and the errors and closes there were."""
-    texts = {
-        "stored": "Every acked ping is stored exactly once, as it was sent",
-        "positions": "vendors.lat and long are the newest fix",
-        "views": "At the end, the views of sampled customers are the truth, vendor for vendor",
-        "live views": "During the run, what sampled customers saw was the truth",
-        "counts": "Counts of a zoomed-out map equal a fresh snapshot",
-        "even": "No customer is served much later than the others",
-        "protocol": "Every message follows the protocol",
-    }
-    rows, shown = [], []
-    for name, check in report["checks"].items():
-        looked = ", ".join(
-            f"{check[key]:,} {key}" for key in ("rows", "vendors", "watchers", "cards", "observations") if key in check
-        )
-        text = texts.get(name, escape(name)) + (f"<br><small>{looked} compared</small>" if looked else "")
-        rows.append([text, yes(check["ok"], "yes", f"{check['differences']:,} differences")])
-        shown += check["shown"]
-    listed = "".join(f"<li>{escape(line)}</li>" for line in [*shown, *report["incidents"]])
-    listed = f"<ul>{listed}</ul>" if listed else ""
-    return f'<h2>Verification</h2><div class="card wide">{table(["", ""], rows)}{listed}</div>'
-
-
-def totals(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the counts of the whole run, warm-up and end included."""
-    found = report["totals"]
-    texts = {
-        "sent": "pings sent",
-        "acked": "pings acked",
-        "resent": "sent again after a reconnect",
-        "backlog": "collected without a network",
-        "unanswered": "never answered",
-        "refused": "connections refused by admission control",
-        "dropped": "dropped by a full outbox",
-        "connections": "connections",
-        "positions": "positions to watchers",
-        "frames": "frames with them",
-        "snapshots": "snapshots",
-        "pans": "pans",
-        "follows": "follows",
-        "sleeps": "phones put away",
-        "losses": "networks lost",
-        "cuts": "connections cut by storms",
-    }
-    rows = [(text, number(found[name])) for name, text in texts.items()]
-    for name, text in (
-        ("rejected", "rejected pings"),
-        ("errors", "errors"),
-        ("closes", "closes by code"),
-        ("gave_up", "gave up"),
-    ):
-        counted = ", ".join(f"{escape(str(key))}: {count:,}" for key, count in sorted(found[name].items()))
-        rows.append((text, counted or "none"))
-    return rows
-
-
-def generator(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns what the load generator itself cost."""
-    figures, own = report["figures"], report["generator"]
-    return [
-        ("cores", number(figures["own_cores"])),
-        ("CPU per ping", number(figures["own_us_per_ping"], "µs")),
-        ("CPU per received position", number(figures["own_us_per_position"], "µs")),
-        ("pings sent late, p99", number(figures["late_p99_ms"], "ms")),
-        ("frames read late, p99", number(figures["lag_p99_ms"], "ms")),
-        ("processes", number(report["workers"])),
-        ("clock against the server's", f"{own['clock_offset_ms']:g} ms, ±{own['clock_error_ms']:g}"),
-    ]
-
-
-def settings(report: dict[str, Any]) -> str:
-    """Returns the scenario as it was run."""
-    rows = [(name, escape(value)) for name, value in flat(report["settings"]) if name not in ("title", "about")]
-    return f'<details><summary>The scenario in full</summary><div class="card">{pairs(rows)}</div></details>'
+    note = "Where this stops growing, positions are merged or late."
+    yield plot("Delivered against load", [against("positions_per_s", 1, "positions to watchers")], "a second", note)
 
 
 def flat(found: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -482,68 +381,6 @@ def flat(found: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
         yield prefix, str(found)
 
 
-def knee(report: dict[str, Any]) -> Iterable[Plot]:
-    """Yields delay and cost against the offered load, as the delivered load falls when it is too much."""
-    steps = sorted(report["steps"], key=lambda step: step["scale"])
-    limits = {one["name"]: one["limit"] for step in steps[:1] for one in step["thresholds"]}
-    watched = any(step["figures"].get("watch_p99_ms") is not None for step in steps)
-    slow, of, name = (
-        ("watch_p99_ms", "Ping → watcher", "watch_p99_ms") if watched else ("ack_p99_ms", "Ping → ack", "ack_p99_ms")
-    )
-    vendors, customers = report["settings"]["vendors"]["count"], report["settings"]["customers"]["count"]
-    load = f"times {vendors:,} vendors and {customers:,} customers"
-    span = (0.0, max([step["scale"] for step in steps], default=1.0))
-    marks = [Band(report["knee"]["scale"], span[1], "knee")] if report["knee"] is not None else []
-
-    def against(name: str, colour: int, text: str, wanted: bool | None) -> Line:
-        points = [
-            (step["scale"], step["figures"].get(name)) for step in steps if wanted is None or step["ok"] == wanted
-        ]
-        return Line(text, points, colour, dots=True, bare=wanted is False)
-
-    def plot(title: str, lines: Sequence[Line], unit: str, note: str = "", limit: float | None = None) -> Plot:
-        return Plot(title, lines, load, unit, marks, limit=limit, note=note, x_span=span)
-
-    yield plot(
-        f"{of}, p99, against load",
-        [against(slow, 1, "thresholds kept", True), against(slow, 5, "broken", False)],
-        "ms",
-        "At the knee, more load begins to cost much more delay.",
-        limits.get(name),
-    )
-    if any(step["figures"].get("server_cores") is not None for step in steps):
-        yield plot(
-            "CPU against load",
-            [against("server_cores", 1, "server", None), against("own_cores", 2, "load generator", None)],
-            "cores",
-        )
-    yield plot(
-        "Delivered against load",
-        [against("positions_per_s", 1, "positions to watchers", None)],
-        "a second",
-        "Where this stops growing, positions are merged or late.",
-    )
-
-
-def step_table(report: dict[str, Any]) -> str:
-    """Returns every step that was tried."""
-    rows = [
-        [
-            f"{step['scale']:.3g}&nbsp;times",
-            number(step["vendors"]),
-            number(step["customers"]),
-            number(step["figures"]["pings_per_s"]),
-            number(step["figures"]["positions_per_s"]),
-            number(step["figures"]["watch_p99_ms"]),
-            number(step["figures"]["ack_p99_ms"]),
-            number(step["figures"].get("server_cores")),
-            yes(step["ok"], "kept", escape("; ".join(step["reasons"])[:160])),
-        ]
-        for step in report["steps"]
-    ]
-    return table(["scale", "vendors", "customers", "pings/s", "positions/s", "watch p99", "ack p99", "cores", ""], rows)
-
-
 def number(value: float | None, unit: str = "") -> str:
     """Returns a number for people; a dash for none."""
     if value is None:
@@ -555,9 +392,27 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{text} <small>{unit}</small>" if unit else text
 
 
-def yes(ok: bool, good: str, bad: str) -> str:
+def total(value: int | dict[str, int]) -> str:
+    """Returns a count, or counts by name."""
+    if isinstance(value, int):
+        return number(value)
+    return ", ".join(f"{escape(name)}: {count:,}" for name, count in sorted(value.items())) or "none"
+
+
+def yes(ok: bool | None, good: str, bad: str) -> str:
     """Returns a word in the colour of its meaning."""
-    return f'<span class="{"yes" if ok else "no"}">{good if ok else bad}</span>'
+    return "not measured" if ok is None else f'<span class="{"yes" if ok else "no"}">{good if ok else bad}</span>'
+
+
+def card(inside: str) -> str:
+    """Returns a box around HTML."""
+    return f'<div class="card wide">{inside}</div>'
+
+
+def listed(lines: Iterable[str]) -> str:
+    """Returns lines of text as a list; nothing for none."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> str:
