@@ -20,7 +20,6 @@ import orjson
 import typer
 from rich.console import Console
 
-from loadtest.benchmarks.bare_copy import measure as measure_bare_copy
 from loadtest.benchmarks.capacity import Costs, need, table
 from loadtest.benchmarks.capacity import Plan as Capacity
 from loadtest.benchmarks.find_max import Wanted, find
@@ -38,15 +37,14 @@ from loadtest.cli.options import (
     vendors_needed,
 )
 from loadtest.engine import scenario as scenarios
-from loadtest.engine.database import Database
-from loadtest.engine.event_loop import first_cause, raise_file_limit, run_loop
-from loadtest.engine.run import SCHEMA, Plan, Run
+from loadtest.engine.database import Database, measure_copy
+from loadtest.engine.run import SCHEMA, Run
 from loadtest.engine.scenario import Scenario
+from loadtest.engine.worker import first_cause, raise_file_limit, run_loop
 from loadtest.engine.worker import remote as work_remotely
 from loadtest.engine.worker_pool import Coordinator
 from loadtest.errors import LoadtestError, WrongUse
 from loadtest.reports.compare import compare
-from loadtest.reports.environment import environment
 from loadtest.reports.html import page
 from loadtest.reports.merge import merge
 from loadtest.reports.outputs import FORMATS, as_json, targets
@@ -82,31 +80,18 @@ def run(
                 f"--remote is {run_options.remote}; --workers {options.workers} makes {2 * options.workers} workers"
             )
         server = Server(server_options)
-        verify = server.verifies(options)
+        server.verifies(options)
         if parts > 1 and server_options.vendors_file is None:
             raise WrongUse("several machines need the same vendors: give each the same --vendors-file")
         done: list[dict[str, Any]] = []
         async with server.vendors(vendors_needed(scenario)) as identities, coordinating(run_options) as coordinator:
-            plan = Plan(
-                target=server.target,
-                secret=server.secret,
-                scenario=scenario,
-                name=Path(options.name).stem,
-                identities=identities,
-                meter=await server.meter(),
-                database=server.database_url,
-                own=server.own,
-                verify=verify,
+            plan = replace(
+                server.plan(options, scenario, identities, await server.meter()),
                 trace=trace,
-                workers=options.workers,
                 remote=run_options.remote,
-                sampled=options.sampled,
-                seed=options.seed,
                 part=number,
                 parts=parts,
                 start_at=run_options.start_at,
-                tags=options.tags(),
-                environment=environment(),
             )
             while len(done) < run_options.repeat and not (done and done[-1]["interrupted"]):
                 many = f", run {len(done) + 1} of {run_options.repeat}" if run_options.repeat > 1 else ""
@@ -118,7 +103,7 @@ def run(
                 plan = replace(plan, seed=plan.seed + 1)
             if run_options.bare_copy and server.database_url is not None:
                 async with Database(server.database_url, server.own) as database:
-                    bare = await measure_bare_copy(database, identities, run_options.bare_copy)
+                    bare = await measure_copy(database, identities, run_options.bare_copy)
                 done = [judge(report | {"bare_copy": bare}) for report in done]
         return median_run(done)
 
@@ -149,28 +134,14 @@ def find_max(
             raise WrongUse(f"--vary is {search.vary!r}; it must be both, vendors or customers")
         vary: Literal["both", "vendors", "customers"] = search.vary  # type: ignore[assignment]
         server = Server(server_options)
-        verify, meter, about = server.verifies(options), await server.meter(), environment()
+        server.verifies(options)
+        meter = await server.meter()
         say = (lambda text: None) if output.json else (lambda text: typer.echo(text, err=True))
 
         async def step(wanted: Scenario, scale: float) -> dict[str, Any]:
             nonlocal interrupted
             async with server.vendors(vendors_needed(wanted)) as identities:
-                plan = Plan(
-                    target=server.target,
-                    secret=server.secret,
-                    scenario=wanted,
-                    name=Path(options.name).stem,
-                    identities=identities,
-                    meter=meter,
-                    database=server.database_url,
-                    own=server.own,
-                    verify=verify,
-                    workers=options.workers,
-                    sampled=options.sampled,
-                    seed=options.seed,
-                    tags=options.tags(),
-                    environment=about,
-                )
+                plan = server.plan(options, wanted, identities, meter)
                 with Dashboard(f"{wanted.title}, {scale:.3g} times", quiet=output.json) as dashboard:
                     report = await Run(plan, dashboard.show).carry_out()
             interrupted = interrupted or report["interrupted"]

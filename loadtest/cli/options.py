@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from loadtest.clients.identity import Identity, check_secret, enough, read
 from loadtest.clients.target import Target, check_host
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database
+from loadtest.engine.run import Plan
 from loadtest.engine.scenario import Scenario
 from loadtest.engine.share import Trace
 from loadtest.engine.stages import Course
@@ -26,6 +27,7 @@ from loadtest.engine.trace_file import beginning, surroundings
 from loadtest.engine.trace_file import read as read_trace
 from loadtest.errors import WrongUse
 from loadtest.measure.usage import Meter, Processes, meter, parent, runs_here
+from loadtest.reports.environment import environment
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
@@ -222,6 +224,27 @@ class Server:
         if self.database_url is None:
             raise WrongUse("only the database shows whether pings are lost; give --database or --data, or --no-verify")
         return True
+
+    def plan(
+        self, options: ScenarioOptions, scenario: Scenario, identities: Sequence[Identity], meter: Meter | None
+    ) -> Plan:
+        """Returns the plan of a run of a scenario on this server."""
+        return Plan(
+            target=self.target,
+            secret=self.secret,
+            scenario=scenario,
+            name=Path(options.name).stem,
+            identities=identities,
+            meter=meter,
+            database=self.database_url,
+            own=self.own,
+            verify=self.verifies(options),
+            workers=options.workers,
+            sampled=options.sampled,
+            seed=options.seed,
+            tags=options.tags(),
+            environment=environment(),
+        )
 
     @asynccontextmanager
     async def vendors(self, wanted: int) -> AsyncIterator[list[Identity]]:

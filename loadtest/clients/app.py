@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -13,7 +13,6 @@ import orjson
 
 from loadtest.clients.target import Target
 from loadtest.clients.websocket import ABNORMAL, Close, WebSocket, connect
-from loadtest.errors import RunFailed
 from venta_client import reconnect
 from venta_client.errors import Refused, Violation
 
@@ -184,14 +183,6 @@ class App:
         elif now - self._silent_since > heartbeat:
             socket.ping()
 
-    async def wait_ready(self, within: float) -> None:
-        """Waits until the app is ready; raises RunFailed with what the server said when it isn't in `within` s."""
-        try:
-            await asyncio.wait_for(self.ready.wait(), within)
-        except TimeoutError:
-            last = self.ended or f"closes {dict(self.closes)}, errors {dict(self.errors)}, refused {self.refused}"
-            raise RunFailed(f"{self.path} was not ready within {within:g} s ({last}); is the server up?") from None
-
     async def _connection(self) -> Close:
         self.connecting_since = time.perf_counter()
         try:
@@ -250,6 +241,17 @@ class App:
             if socket.received == heard and not socket.held:
                 return Close(HALF_OPEN, f"nothing heard from the server for {SILENCE:g} s")
             heard = socket.received
+
+
+async def stop(apps: Iterable[App], tasks: Iterable[asyncio.Task[None]], within: float) -> None:
+    """Closes all connections; cancels what has not ended within `within` s."""
+    for app in apps:
+        app.stop()
+    # a connect that is under way does not notice stop(); it gets a moment
+    if waiting := list(tasks):
+        await asyncio.wait(waiting, timeout=within)
+    for task in waiting:
+        task.cancel()
 
 
 def stamp() -> str:

@@ -11,13 +11,12 @@ from contextlib import suppress
 from typing import Any
 
 from loadtest import behaviour
-from loadtest.behaviour import CustomerBehaviour, LookAround
+from loadtest.behaviour import City, CustomerBehaviour, LookAround
 from loadtest.clients.customer import CHECK, COUNTS, MAP, ONE, Customer
 from loadtest.clients.identity import minting
 from loadtest.clients.vendor import Ping
 from loadtest.engine import verification
 from loadtest.engine.auditor import CountsAuditor, Observation, ViewAuditor, Whole
-from loadtest.engine.city import City
 from loadtest.engine.population import Population
 from loadtest.engine.share import SILVER, Share, spread
 from loadtest.engine.stages import Course

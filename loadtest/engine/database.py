@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from loadtest.clients.identity import Identity
 from loadtest.clients.target import check_host
 from loadtest.clients.vendor import Ping
 from loadtest.errors import RunFailed, WrongUse
+from loadtest.measure.histogram import Histogram
 
 EPOCH = datetime(1970, 1, 1)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -33,6 +35,8 @@ UNDERSTOOD = {
     "sslkey",
 }
 TIMEOUT = 60.0
+COMMITS = 200
+PAST = 590_000
 
 # a user has the id of its vendor, as both live and die together
 ADD_USERS = """
@@ -142,6 +146,29 @@ class Database:
     async def backend(self) -> int:
         """Returns the process id of this connection's backend; useful only when PostgreSQL runs on this machine."""
         return int(self.connection.get_server_pid())
+
+
+async def measure_copy(database: Database, vendors: Sequence[Identity], count: int) -> dict[str, float]:
+    """Copies `count` rows in one transaction, commits 200 single ones, and returns the rate and the commit delays."""
+    each = max(1, count // len(vendors))
+    first = int(time.time() * 1000) - PAST
+    pings = [
+        (vendor.vendor_id, Ping(first + step, 52.2 + step * 1e-6, 21.0, 0))
+        for vendor in vendors
+        for step in range(each)
+    ]
+    ready = sorted(rows(pings))
+    began = time.perf_counter()
+    await database.copy(ready)
+    rate = len(ready) / (time.perf_counter() - began)
+    commits = Histogram()
+    single = rows((vendors[0].vendor_id, Ping(first - 1 - step, 52.2, 21.0, 0)) for step in range(COMMITS))
+    for row in single:
+        start = time.perf_counter()
+        await database.copy([row])
+        commits.record(time.perf_counter() - start)
+    p50, p99 = commits.curve([50, 99])
+    return {"rows_per_s": round(rate), "commit_p50_ms": p50, "commit_p99_ms": p99}
 
 
 def rows(pings: Iterable[tuple[str, Ping]]) -> list[Row]:

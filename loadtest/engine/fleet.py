@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import behaviour
-from loadtest.behaviour import VendorBehaviour
+from loadtest.behaviour import City, VendorBehaviour
 from loadtest.clients.identity import minting
 from loadtest.clients.simulated_vendor import GRID, Acked, BulkVendor, SimulatedVendor, on_grid, route
 from loadtest.clients.vendor import Ping
 from loadtest.engine import verification
-from loadtest.engine.city import City
 from loadtest.engine.database import Database
 from loadtest.engine.movement import MOVEMENTS
 from loadtest.engine.population import Population

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from random import Random
 
-from loadtest.behaviour import Spot, VendorBehaviour
-from loadtest.engine.city import City
+from loadtest.behaviour import City, Spot, VendorBehaviour
 
 GPS_ERROR = 2.5
 WALK = (0.8, 1.7)

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Generic, TypeVar
 
-from loadtest.clients.app import App
-from loadtest.clients.group import stop
+from loadtest.clients.app import App, stop
 from loadtest.engine.scenario import Phones, Stage
 from loadtest.engine.share import SILVER, Share, spread
 from loadtest.engine.stages import Course

@@ -11,19 +11,19 @@ coordinator (`python -m loadtest worker`). The end of the orders is the end of t
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 
+from loadtest.behaviour import City
 from loadtest.engine.audience import Audience, live_of
-from loadtest.engine.city import City
-from loadtest.engine.event_loop import first_cause, raise_file_limit, run_loop
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.share import Share
 from loadtest.engine.stages import Course
@@ -39,6 +39,7 @@ MAX_QUOTED = 20
 
 Message = dict[str, Any]
 Tell = Callable[[Message], None]
+T = TypeVar("T")
 
 
 class Worker:
@@ -242,6 +243,29 @@ def failure_report(failure: BaseException) -> Message:
     """Returns the report of a failure."""
     cause = first_cause(failure)
     return {"is": "failed", "cause": str(cause) if isinstance(cause, LoadtestError | ClientError) else repr(cause)}
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine, on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def first_cause(failure: BaseException) -> BaseException:
+    """Returns the first error of a group that is no group itself."""
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
+def raise_file_limit() -> None:
+    """Raises the limit of open files to the highest allowed: every connection is a file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
-from loadtest.clients.group import running
 from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Ping, Vendor
-from loadtest.clients.watcher import Watcher
 from streamer.geo.shapes import Circle
+from tests.support.running import ready, running
+from tests.support.watchers import Watcher
 
 CENTER = (52.2297, 21.0122)
 RADIUS = 60_000.0
@@ -115,7 +115,7 @@ class Crowd:
         """Waits until all are connected, and a moment longer, so that every vendor is on the map."""
         await asyncio.sleep(0.1)
         for app in (*self.watchers, *(mover.app for mover in self.movers)):
-            await app.wait_ready(within)
+            await ready(app, within)
         await asyncio.sleep(0.3)
 
     @property

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from loadtest.clients.group import settled
 from loadtest.clients.identity import Identity
 from loadtest.clients.target import Target
 from loadtest.engine import verification as truth
@@ -20,6 +19,7 @@ from tests.chaos.crowd import Crowd
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.support.process import ServerProcess
+from tests.support.running import settled
 
 AREA = circle(52.2297, 21.0122, 5000)
 

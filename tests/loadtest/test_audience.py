@@ -10,10 +10,10 @@ import orjson
 import pytest
 from aiohttp import web
 
+from loadtest.behaviour import City
 from loadtest.clients.identity import Identity
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
-from loadtest.engine.city import City
 from loadtest.engine.share import Share
 from loadtest.engine.stages import Course
 from loadtest.engine.verification import Live

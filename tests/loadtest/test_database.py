@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.benchmarks.bare_copy import measure
 from loadtest.clients.identity import Identity
 from loadtest.clients.vendor import Ping
-from loadtest.engine.database import Database, Stored, base36, location_id, milliseconds, moment, rows
+from loadtest.engine.database import Database, Stored, base36, location_id, measure_copy, milliseconds, moment, rows
 from loadtest.errors import RunFailed, WrongUse
 from loadtest.measure.usage import parent
 
@@ -89,7 +88,7 @@ async def test_a_run_has_vendors_of_its_own_and_takes_them_away(database_url: st
 async def test_postgresql_alone_is_measured(database_url: str, vendor_id: str) -> None:
     """The server's rate is compared with this one: rows of the same table, really committed."""
     async with Database(database_url) as database:
-        found = await measure(database, [Identity(vendor_id, "clerk", "")], 500)
+        found = await measure_copy(database, [Identity(vendor_id, "clerk", "")], 500)
         assert await database.connection.fetchval("SELECT count(*) FROM locations") == 700
     assert found["rows_per_s"] > 0
     assert 0 < found["commit_p50_ms"] <= found["commit_p99_ms"]

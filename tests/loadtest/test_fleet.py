@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from loadtest.behaviour import LookAround
+from loadtest.behaviour import City, LookAround
 from loadtest.clients.customer import Customer
 from loadtest.clients.identity import Identity
 from loadtest.clients.simulated_vendor import Ledger
@@ -18,7 +18,6 @@ from loadtest.clients.target import Target
 from loadtest.clients.vendor import Ping
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
-from loadtest.engine.city import City
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.scenario import Customers, Scenario
 from loadtest.engine.share import Share

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.behaviour import City
 from loadtest.clients.simulated_vendor import GRID, on_grid
 from loadtest.engine import scenario as scenarios
-from loadtest.engine.city import City
 from loadtest.engine.movement import DRIVE, Driving, Parked, Walking
 from loadtest.engine.scenario import Stage
 from loadtest.engine.share import pick

@@ -11,7 +11,6 @@ import orjson
 import pytest
 from aiohttp import web
 
-from loadtest.clients.group import running, settled
 from loadtest.clients.identity import Identity
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Ping, Vendor
@@ -19,6 +18,7 @@ from loadtest.clients.websocket import Close
 from loadtest.errors import RunFailed
 from loadtest.measure.histogram import Histogram
 from tests.support.loadtest_stand_in import standing_in
+from tests.support.running import ready, running, settled
 
 IDENTITY = Identity("v 1", "clerk", "Ice cream")
 Answer = Callable[[web.WebSocketResponse, list[dict[str, Any]]], Any]
@@ -200,7 +200,7 @@ async def test_a_server_that_is_not_there_ends_in_a_message() -> None:
     app = vendor(Target("127.0.0.1", 1, False))
     task = asyncio.create_task(app.run())
     with pytest.raises(RunFailed, match=r"was not ready within 0\.2 s .*; is the server up"):
-        await app.wait_ready(0.2)
+        await ready(app, 0.2)
     app.stop()
     await asyncio.wait_for(task, 10)
 

@@ -9,12 +9,11 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from loadtest.clients.counting_watcher import CountingWatcher
-from loadtest.clients.group import running
-from loadtest.clients.watcher import Watcher
 from loadtest.measure.histogram import Histogram
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
+from tests.support.running import running
+from tests.support.watchers import CountingWatcher, Watcher
 
 AREA = {"center": {"lat": 52.2, "long": 21.0}, "radius": 5000}
 NOW = 1_732_467_600.0

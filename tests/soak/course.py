@@ -18,8 +18,6 @@ import psutil
 import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.clients.counting_watcher import CountingWatcher
-from loadtest.clients.group import running
 from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Ping, Vendor
@@ -29,6 +27,8 @@ from streamer.storage import migrate, seed
 from tests.soak.trend import Bound
 from tests.support.apps import SECRET
 from tests.support.process import ServerProcess
+from tests.support.running import running
+from tests.support.watchers import CountingWatcher
 
 LAT, LONG, SPREAD = 52.2297, 21.0122, 0.05
 RADIUS = 1500.0

@@ -21,7 +21,6 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from loadtest.clients.group import running, settled
 from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Ping, Vendor
@@ -33,6 +32,7 @@ from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, circle, eventually, now_ms
 from tests.support.browser import EXECUTABLE, PHONE, SKIP, Chromium, Tab, browsing
 from tests.support.network import Proxy
+from tests.support.running import running, settled
 from tests.support.world import WARSAW, World
 
 pytestmark = [pytest.mark.skipif(EXECUTABLE is None, reason=SKIP), pytest.mark.timeout(300)]

@@ -1,4 +1,4 @@
-"""Many apps that run together."""
+"""Many apps of the load test that run while a test does."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from loadtest.clients.app import App
+from loadtest.clients.app import App, stop
 from loadtest.clients.vendor import Vendor
+from loadtest.errors import RunFailed
 
 READY_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
@@ -27,21 +28,19 @@ async def running(apps: Sequence[App], at_once: int = AT_ONCE) -> AsyncIterator[
                 some = apps[first : first + at_once]
                 tasks += [group.create_task(app.run()) for app in some]
                 for app in some:
-                    await app.wait_ready(READY_TIMEOUT)
+                    await ready(app, READY_TIMEOUT)
             yield
         finally:
             await stop(apps, tasks, STOP_TIMEOUT)
 
 
-async def stop(apps: Iterable[App], tasks: Iterable[asyncio.Task[None]], within: float) -> None:
-    """Closes all connections; cancels what has not ended within `within` s."""
-    for app in apps:
-        app.stop()
-    # a connect that is under way does not notice stop(); it gets a moment
-    if waiting := list(tasks):
-        await asyncio.wait(waiting, timeout=within)
-    for task in waiting:
-        task.cancel()
+async def ready(app: App, within: float) -> None:
+    """Waits until an app is ready; raises RunFailed with what the server said when it isn't in `within` s."""
+    try:
+        await asyncio.wait_for(app.ready.wait(), within)
+    except TimeoutError:
+        last = app.ended or f"closes {dict(app.closes)}, errors {dict(app.errors)}, refused {app.refused}"
+        raise RunFailed(f"{app.path} was not ready within {within:g} s ({last}); is the server up?") from None
 
 
 async def settled(vendors: Iterable[Vendor], within: float) -> int:
