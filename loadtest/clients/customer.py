@@ -27,6 +27,7 @@ SLOW_BUFFER = 8192
 STALLED_BUFFER = 4096
 STEPS_PER_MS = STEPS_PER_S // 1000
 EXCESS_STEP_MS = 5
+LATER_MS = 100.0
 STALLED_CLOSES = frozenset({4508, 1006})
 
 Groups = dict[str, dict[str, Any]]
@@ -76,6 +77,9 @@ class Customer(App):
         """Whether the map was moved and its snapshot has not arrived."""
         self.excess: Counter[int] = Counter()
         self.delays: Counter[int] = Counter()
+        self.seconds = 0
+        self.later_seconds = 0
+        self._seconds: dict[int, list[float]] = {}
         self._habits = habits
         self._recorder = recorder
         self._now = clock
@@ -257,6 +261,15 @@ class Customer(App):
             self.delays[int(middle) // EXCESS_STEP_MS] += 1
             if baseline is not None:
                 self.excess[int(middle - baseline) // EXCESS_STEP_MS] += 1
+                self._seconds.setdefault(int(now / 1000), []).append(middle - baseline)
+                if len(self._seconds) > 1:
+                    self._close_second()
+
+    def _close_second(self) -> None:
+        """Counts the oldest second, and whether its frames came much later than those of other customers."""
+        excess = sorted(self._seconds.pop(min(self._seconds)))
+        self.seconds += 1
+        self.later_seconds += excess[len(excess) // 2] >= LATER_MS
 
     def _send(self, message: dict[str, Any]) -> None:
         if self.socket is not None:
@@ -279,5 +292,6 @@ class Customer(App):
             "p50_ms": (percentile(self.delays, 50) or 0) * EXCESS_STEP_MS,
             "p90_ms": (percentile(self.delays, 90) or 0) * EXCESS_STEP_MS,
             "later_ms": (percentile(self.excess, 50) or 0) * EXCESS_STEP_MS,
-            "compared": self.excess.total(),
+            "seconds": self.seconds,
+            "later_seconds": self.later_seconds,
         }

@@ -13,6 +13,8 @@ ENOUGH = 1000
 IDLE_CORES = 0.1
 LATER_MS = 100
 COMPARED = 20
+LONG, MOSTLY = 5, 0.8
+"""A customer is served late when it was so for most of at least 5 seconds, and not for a moment only."""
 DELAYS = ("watch", "ack", "snapshot", "pan", "slow", "recovery", "freshness")
 NEEDS_DATABASE = "lost"
 
@@ -153,9 +155,10 @@ def uneven(summaries: list[dict[str, Any]]) -> list[str]:
     """Returns the customers whose positions came much later than those of all customers at the same time."""
     return [
         f"customer {one['customer']} saw positions {one['later_ms']} ms later than the median customer did at the same"
-        f" time (median of {one['compared']} frames; its own p50 {one['p50_ms']} ms); expected less than {LATER_MS} ms"
+        f" time, in {one['later_seconds']} of {one['seconds']} seconds (its own p50 {one['p50_ms']} ms);"
+        f" expected less than {LATER_MS} ms"
         for one in summaries
-        if one["compared"] >= COMPARED and one["later_ms"] >= LATER_MS
+        if one["seconds"] >= LONG and one["later_seconds"] >= MOSTLY * one["seconds"]
     ]
 
 

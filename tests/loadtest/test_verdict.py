@@ -106,7 +106,7 @@ def test_costs_of_too_few_are_left_out() -> None:
     assert any("nearly idle" in note for note in idle["notes"])
 
 
-def customer(number: int, later: int, compared: int = 50) -> dict[str, Any]:
+def customer(number: int, later: int, seconds: int = 9) -> dict[str, Any]:
     """One customer's summary."""
     return {
         "customer": number,
@@ -114,7 +114,8 @@ def customer(number: int, later: int, compared: int = 50) -> dict[str, Any]:
         "p50_ms": 20 + later,
         "p90_ms": 40,
         "later_ms": later,
-        "compared": compared,
+        "seconds": seconds,
+        "later_seconds": seconds if later else 1,
     }
 
 
@@ -123,6 +124,6 @@ def test_the_few_who_suffer_are_named() -> None:
     summaries = [customer(number, 0) for number in range(99)] + [customer(99, 150)]
     (line,) = uneven(summaries)
     assert line.startswith("customer 99 saw positions 150 ms later")
-    assert uneven([customer(1, 150, compared=3)]) == []
+    assert uneven([customer(1, 150, seconds=3)]) == []
     found = per_customer(summaries)
     assert (found["timed"], found["slowest"][0]["customer"], found["p50_p99_ms"]) == (100, 99, 20)
