@@ -22,10 +22,9 @@ from loadtest.clients.target import Target
 from loadtest.engine.run import Plan, Run
 from loadtest.errors import RunFailed
 from loadtest.reports.merge import merge
-from streamer.accounts.tokens import make_token
 from streamer.storage import seed
 from tests.conftest import Serve
-from tests.support.apps import SECRET, now_ms
+from tests.support.apps import SECRET
 from tests.support.paths import DATA, ROOT
 
 
@@ -82,24 +81,8 @@ async def test_a_run_with_storms_and_lossy_phones_is_stored_once_and_shown_truly
     assert report["checks"]["views"]["watchers"] >= 20
     assert report["checks"]["views"]["cards"] > 100
     assert report["delays"]["watch"]["count"] > 0
-    assert report["figures"]["own_us_per_ping"] > 0
-    assert report["figures"]["own_us_per_position"] > 0
-
-
-async def test_a_wrong_view_fails_the_run(serve: Serve, database_url: str) -> None:
-    """A vendor is moved behind the run's back: its customers are then shown what the run did not send."""
-    running = await serve()
-    load = Load(
-        *(running.url, database_url, "quiet-town", "--vendors", "3", "--customers", "3", *SHORT),
-        *("--set", "vendors.movements=[{kind='parked', every=0.5}]", "--set", "customers.radius=[5000, 6000]"),
-    )
-    await load.start()
-    await meddle(running.url, database_url)
-    code, report, said = await load.ended()
-    assert code == 1
-    assert not report["checks"]["views"]["ok"]
-    assert "its newest fix is" in report["checks"]["views"]["shown"][0] or "is not shown" in said
-    assert "Error: views: " in said
+    assert report["generator"]["cpu"]["vendors"] > 0
+    assert report["generator"]["cpu"]["customers"] > 0
 
 
 async def test_ctrl_c_ends_with_the_report_so_far(serve: Serve, database_url: str) -> None:
@@ -353,17 +336,3 @@ async def first_vendor(database_url: str) -> tuple[str, str]:
                 await asyncio.sleep(0.05)
     finally:
         await connection.close()
-
-
-async def meddle(url: str, database_url: str) -> None:
-    """As soon as the run's first vendor is there, report it elsewhere, 50 s ahead of its own phone."""
-    vendor_id, owner = await first_vendor(database_url)
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(
-            f"{url}/v1/vendors/{vendor_id}/locations",
-            json={"lat": 52.2297, "long": 21.0122, "timestamp": now_ms() + 50_000},
-            headers={"Authorization": f"Bearer {make_token(SECRET, owner, 600)}"},
-        ) as answer,
-    ):
-        assert answer.status == 200, await answer.text()
