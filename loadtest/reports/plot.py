@@ -58,7 +58,7 @@ class Plot:
 
 def nice(highest: float, count: int = TICKS) -> list[float]:
     """Returns round numbers from 0 to at least `highest`, about `count` steps."""
-    if not highest > 0 or not math.isfinite(highest):
+    if not highest > 1e-300 or not math.isfinite(highest):
         return [0.0, 1.0]
     raw = highest / count
     power = 10.0 ** math.floor(math.log10(raw))
