@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from streamer import settings
-from streamer.dev.development import developing
+from streamer.dev.development import dev_server
 from tests.support.paths import ROOT
 
 
@@ -20,7 +20,7 @@ async def test_the_guide_passes_beside_the_simulated_vendors_of_make_run(
     page = (ROOT / "docs/load-testing.md").read_text(encoding="utf-8")
     (command,) = (code for code in re.findall(r"```sh\n(.*?)```", page, re.S) if "loadtest run" in code)
     given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
-    async with developing(given, tmp_path, 200, lambda text: None):
+    async with dev_server(given, tmp_path, 200, lambda text: None):
         process = await asyncio.create_subprocess_exec(
             *("sh", "-euc", command.replace("python -m", f"{sys.executable} -m")),
             cwd=ROOT,
