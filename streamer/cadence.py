@@ -1,8 +1,9 @@
 """Decides how often repeated work may run: live ticks, commits and publishes. Pure.
 
 While a process has headroom, everything goes out as fast as it can. When it is busy, rounds merge: each kind of round
-may use a share of the thread's CPU time, as measured over the rounds before, so its interval grows with its cost. When
-the event loop is busy for more than half of the time, whatever with, all intervals are stretched too.
+may use a share of the thread's CPU time, as measured over the rounds before, so its interval grows with its cost. The
+share is small while intervals are short, as nobody notices such a delay, and grows with them. When the event loop is
+busy for more than half of the time, whatever with, all intervals are stretched too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
-from math import exp, inf
+from math import exp, inf, sqrt
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -31,7 +32,8 @@ class Pace:
     """Bounds of one kind of round.
 
     Args:
-        share: The share of the thread's CPU time that the rounds may use.
+        share: The share of the thread's CPU time that rounds may use when they are `ceiling` apart; proportionally less
+            when they are closer.
         floor: Seconds from the start of one round to the next that pass at least.
         ceiling: Seconds that pass at most, whatever the rounds cost.
     """
@@ -41,18 +43,19 @@ class Pace:
     ceiling: float
 
 
-TICKS = Pace(share=1 / 6, floor=0.002, ceiling=0.18)
+TICKS = Pace(share=0.6, floor=0.002, ceiling=0.18)
 """Writing updates to watchers. The setting `frame_interval` replaces the ceiling."""
-COMMITS = Pace(share=1 / 6, floor=0.015, ceiling=0.25)
+COMMITS = Pace(share=0.6, floor=0.015, ceiling=0.25)
 """Storing pings. The floor bounds what PostgreSQL spends on commits, which this process can't measure."""
-PUBLISHES = Pace(share=1 / 10, floor=0.03, ceiling=0.25)
+PUBLISHES = Pace(share=0.3, floor=0.03, ceiling=0.25)
 """Telling other processes. The floor bounds what Redis and the other processes spend on messages."""
 
 
 def interval(cost: float, utilisation: float, pace: Pace) -> float:
     """Returns the seconds from the start of a round to the next, for rounds that cost so many seconds of CPU time."""
     headroom = min(1.0, (1.0 - utilisation) / (1.0 - BUSY))
-    wanted = max(pace.floor, cost / pace.share)
+    # Rounds so far apart use `share * interval / ceiling` of the CPU time: the least sum of CPU time and delay.
+    wanted = max(pace.floor, sqrt(cost * pace.ceiling / pace.share))
     return pace.ceiling if wanted >= pace.ceiling * headroom else wanted / headroom
 
 

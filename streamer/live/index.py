@@ -507,7 +507,10 @@ class LiveIndex:
                     if not view.changed:
                         view.begin_tick()
                         changed_views.append(view)
-                    (view.left if not now else view.moved if was else view.entered).append(vendor)
+                    if now and was:
+                        view.moved.append(vendor)
+                    else:
+                        view.note(vendor, was=was, now=now)
 
     def _note(self, view: View, vendor: Vendor, before: Before, changed_views: list[View]) -> None:
         was, now = view.held(vendor, before), view.holds(vendor)
@@ -516,14 +519,7 @@ class LiveIndex:
         if not view.changed:
             view.begin_tick()
             changed_views.append(view)
-        if not now:
-            view.left.append(vendor)
-        elif not was:
-            view.entered.append(vendor)
-        elif vendor.card_changed:
-            view.card_changed.append(vendor)
-        else:
-            view.moved.append(vendor)
+        view.note(vendor, was=was, now=now)
 
     def _deliver(self, view: View, now: int) -> int:
         """Writes the view's update to each watch that can take it; the others fall behind. Returns the frames."""

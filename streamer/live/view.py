@@ -67,7 +67,25 @@ class View:
     def begin_tick(self) -> None:
         """Prepares for changes of the tick."""
         self.changed = True
-        self.moved_cells, self.moved, self.entered, self.card_changed, self.left = [], [], [], [], []
+        self.moved_cells, self.moved = [], []
+
+    def note(self, vendor: Vendor, *, was: bool, now: bool) -> None:
+        """Notes a change of a vendor that belonged to the view before, belongs to it now, or both."""
+        # Lists of what is rare are made when they are needed: a tick serves thousands of views.
+        if was and now and not vendor.card_changed:
+            self.moved.append(vendor)
+        elif not now:
+            if self.left is EMPTY_LIST:
+                self.left = []
+            self.left.append(vendor)
+        elif not was:
+            if self.entered is EMPTY_LIST:
+                self.entered = []
+            self.entered.append(vendor)
+        else:
+            if self.card_changed is EMPTY_LIST:
+                self.card_changed = []
+            self.card_changed.append(vendor)
 
     def holds(self, vendor: Vendor) -> bool:
         """Returns whether a vendor belongs to the view now."""
