@@ -51,6 +51,7 @@ from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
 from streamer.transport.http_search import VendorSearch
 from streamer.transport.problem import MAX_BODY, answering
+from streamer.transport.read_limits import limiting_reads
 from streamer.transport.slow_clients import SlowClients
 from streamer.transport.sse import EventStreams
 from streamer.transport.websocket_server import WebSocketServer
@@ -212,7 +213,8 @@ class Server:
             ]
         )
         self.app = web.Application(
-            middlewares=[self.slow_clients.through, answering(counters, self.process)], client_max_size=MAX_BODY
+            middlewares=[self.slow_clients.through, answering(counters, self.process), limiting_reads(self.admission)],
+            client_max_size=MAX_BODY,
         )
         self.app.add_routes(
             [

@@ -182,6 +182,14 @@ class Settings(BaseSettings):
         "messages/s",
         gt=0,
     )
+    connection_cost: float = _setting(
+        20.0, "CPU time that one connection's messages may take, and five times as much at once", "ms/s", gt=0
+    )
+    user_cost: float = _setting(60.0, "CPU time that all messages and reads of one user may take", "ms/s", gt=0)
+    address_cost: float = _setting(300.0, "CPU time that the messages and reads of one address may take", "ms/s", gt=0)
+    heavy_cost: float = _setting(
+        100.0, "CPU time that all clients together may take who each use over half of what they may", "ms/s", gt=0
+    )
     frame_interval: float = _setting(
         180.0, "longest time between two updates of a watch; the busier the process, the nearer it comes", "ms", ge=0
     )

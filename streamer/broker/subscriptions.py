@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 from streamer.broker.broker import Broker
 from streamer.geo.grid import bus_cover
+from streamer.geo.shapes import Polygon
 from streamer.live import watch as live_watch
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Vendor
@@ -24,14 +26,15 @@ class Needs(NamedTuple):
 
 def needs_of(wanted: messages.Watch) -> Needs:
     """What a watch needs to be true."""
-    cells = bus_cover(wanted.area) if wanted.area is not None else frozenset[int]()
-    return shared_needs(cells, wanted.vendors or frozenset())
+    if wanted.area is None:
+        return Needs(frozenset(), wanted.vendors or frozenset())
+    return shared_needs(bus_cover(wanted.area))
 
 
 @lru_cache(1024)
-def shared_needs(cells: frozenset[int], listed: frozenset[str]) -> Needs:
-    """The same object for the same needs: all watches in a town have the same few cells."""
-    return Needs(cells, listed)
+def shared_needs(cells: frozenset[int]) -> Needs:
+    """The same object for the same cells: all watches in a town have the same few."""
+    return Needs(cells, frozenset())
 
 
 class Subscriptions:
@@ -54,6 +57,9 @@ class Subscriptions:
         try:
             # What is not heard in time comes as updates once it is.
             await self._broker.ready(*needs)
+            if isinstance(wanted.area, Polygon):
+                # Its other cover and the snapshot may take some milliseconds more.
+                await asyncio.sleep(0)
         except BaseException:
             self._broker.release(*needs)
             raise

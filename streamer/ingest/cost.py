@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.rate_limit import Meter
 
 BURST = 5.0
 """Seconds of a budget that may be used at once."""
+PREPAID = 0.001
+"""Seconds of CPU that work which is about to start is charged for, so that not everybody starts at once."""
 MIN_PRUNE = 1000
 """Users or addresses that are remembered before idle ones are looked for."""
 
@@ -63,6 +66,19 @@ class ClientCost:
                 self._meters.pop()
             self.user = user
             self._meters.append(self._budgets.users.of(user, now))
+
+    def check(self, now: float) -> None:
+        """Raise ProtocolError when the client has to wait."""
+        if wait := self.wait(now):
+            raise ProtocolError(ErrorCode.RATE_LIMITED, self.warning, retry_after_ms=round(wait * 1000))
+
+    @property
+    def warning(self) -> str:
+        """Tells a client that has to wait why."""
+        return (
+            f"your requests take more of the server's CPU time than {self._budgets.limits.connection * 1000:g} ms a"
+            " second: send fewer of them, or watch fewer and simpler areas"
+        )
 
     def charge(self, seconds: float, now: float) -> None:
         """Add CPU time that was used for this client."""

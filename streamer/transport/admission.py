@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 
 from streamer.errors import ErrorCode, ProtocolError
+from streamer.ingest.cost import ClientCost, CostBudgets, CostLimits
 from streamer.settings import Settings
 from streamer.transport.client_address import client_address, is_loopback
 from streamer.transport.connection import ConnectionRegistry
@@ -27,6 +28,14 @@ class Admission:
     def __init__(self, settings: Settings, connections: ConnectionRegistry, lag: Callable[[], float]) -> None:
         self.rate = ConnectionRate(settings.admission_rate, settings.admission_wait)
         self.limits = ConnectionLimits(settings.user_connections, settings.address_connections)
+        self._costs = CostBudgets(
+            CostLimits(
+                settings.connection_cost / 1000,
+                settings.user_cost / 1000,
+                settings.address_cost / 1000,
+                settings.heavy_cost / 1000,
+            )
+        )
         self._settings = settings
         self._connections = connections
         self._lag = lag
@@ -51,6 +60,13 @@ class Admission:
 
     def open_slot(self, request: web.Request) -> ConnectionSlot:
         """Count a client's connection; the caller must release it."""
+        return self.limits.open(self._address(request), self.cost(request))
+
+    def cost(self, request: web.Request) -> ClientCost:
+        """Return what a client's new connection or request is charged to."""
+        return self._costs.client(self._address(request), asyncio.get_running_loop().time())
+
+    def _address(self, request: web.Request) -> str | None:
         forwarded = request.headers.getall("X-Forwarded-For", ())
         if forwarded and not self._settings.trusted_hops and not self._warned and is_loopback(request.remote):
             self._warned = True
@@ -58,7 +74,7 @@ class Admission:
                 "a proxy on this machine sends X-Forwarded-For, but STREAMER_TRUSTED_HOPS is 0: all its clients count"
                 " as this machine, without limits per address; set it to the number of your proxies"
             )
-        return self.limits.open(client_address(request.remote, forwarded, self._settings.trusted_hops))
+        return client_address(request.remote, forwarded, self._settings.trusted_hops)
 
     async def _wait(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from streamer.errors import CloseCode, Disconnect, ErrorCode
+from streamer.ingest.cost import ClientCost
 
 
 class ConnectionLimits:
@@ -16,17 +17,18 @@ class ConnectionLimits:
         self.users: Counter[str] = Counter()
         self.addresses: Counter[str] = Counter()
 
-    def open(self, address: str | None) -> ConnectionSlot:
+    def open(self, address: str | None, cost: ClientCost) -> ConnectionSlot:
         """Count a connection; the caller must `release` it. Without an address only its user is counted."""
-        return ConnectionSlot(self, address)
+        return ConnectionSlot(self, address, cost)
 
 
 class ConnectionSlot:
     """One connection as it is counted."""
 
-    __slots__ = ("_address", "_limits", "_user")
+    __slots__ = ("_address", "_limits", "_user", "cost")
 
-    def __init__(self, limits: ConnectionLimits, address: str | None) -> None:
+    def __init__(self, limits: ConnectionLimits, address: str | None, cost: ClientCost) -> None:
+        self.cost = cost
         self._limits = limits
         self._address = address
         self._user: str | None = None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from streamer.accounts.tokens import Authenticator, Identity
 from streamer.errors import ErrorCode, ProtocolError
+from streamer.ingest.cost import ClientCost
 from streamer.protocol.messages import BEARER
 
 NO_TOKEN = "a token is needed, as Authorization: Bearer or ?token="
+COST = web.RequestKey("cost", ClientCost)
+"""What a request that is limited by its CPU time is charged to."""
 
 
 def token_of(request: web.Request) -> str | None:
@@ -34,7 +39,13 @@ async def identify(request: web.Request, authenticator: Authenticator, token: st
     token = token_of(request) or token
     if not token:
         raise ProtocolError(ErrorCode.UNAUTHORIZED, NO_TOKEN)
-    return await authenticator.check(token)
+    identity = await authenticator.check(token)
+    cost = request.get(COST)
+    if cost is not None:
+        now = asyncio.get_running_loop().time()
+        cost.set_user(identity.clerk_id, now)
+        cost.check(now)
+    return identity
 
 
 async def identify_watcher(request: web.Request, authenticator: Authenticator, *, required: bool) -> Identity | None:

@@ -32,6 +32,7 @@ from streamer.transport.aiohttp_compat import Handover
 from streamer.transport.connection import Connection, ConnectionRegistry
 from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.identify import identify_watcher
+from streamer.transport.measured import Measured
 from streamer.transport.writer import Writer, bound_unsent, event_chunk, event_lines
 
 log = structlog.get_logger()
@@ -136,11 +137,14 @@ class EventStreams:
         identity = await identify_watcher(request, self._authenticator, required=required)
         await self._admission.admit(request)
         slot = self._admission.open_slot(request)
+        now = asyncio.get_running_loop().time()
         opened: list[EventStream] = []
         try:
             slot.check_address()
             if identity is not None:
                 slot.set_user(identity.clerk_id)
+                slot.cost.set_user(identity.clerk_id, now)
+            slot.cost.check(now)
             response = Handover(status=200, headers=HEADERS)
             response.force_close()
             chunked = request.version >= HttpVersion11
@@ -177,7 +181,8 @@ class EventStreams:
 
     async def _open(self, stream: EventStream, watch: Watch, wanted: messages.Watch) -> None:
         try:
-            await self._subscriptions.open(watch, wanted)
+            opening = self._subscriptions.open(watch, wanted)
+            await Measured(opening, stream.slot.cost, self._connections.now)
         except (ProtocolError, Unavailable) as failed:
             log.debug("an event stream could not be served", connection=stream.name, cause=str(failed))
             stream.end(CloseCode.INTERNAL)

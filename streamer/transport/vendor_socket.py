@@ -34,6 +34,7 @@ class VendorSocket(WebSocket):
 
     __slots__ = ("_allowance", "_asked_for", "_producer", "_row", "_session")
     kind = "vendor"
+    free_size = 1024
     _allowance: Allowance | None
     _row: VendorRow
     _session: VendorSession

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from streamer.accounts.tokens import Identity
 from streamer.errors import ErrorCode, ProtocolError
+from streamer.ingest.cost import PREPAID
 from streamer.ingest.rate_limit import Limit
 from streamer.ingest.session import BadMessageLimit
 from streamer.live.watch import Watch
@@ -45,6 +46,7 @@ class WatchSocket(WebSocket):
         try:
             message = messages.decode_watch(data, self.server.bounds, self._watches)
             if type(message) is messages.Watch:
+                self.slot.cost.charge(PREPAID, self.heard)
                 self.wait(self._watch, message)
             elif type(message) is messages.Unwatch:
                 self._unwatch(message.id)
@@ -64,6 +66,8 @@ class WatchSocket(WebSocket):
     async def _watch(self, wanted: messages.Watch) -> None:
         """Open a watch, or move the one with this id."""
         try:
+            while self.server.turn.over():  # noqa: ASYNC110  # a turn ends with the iteration of the loop
+                await asyncio.sleep(0)
             watch = self._watches.get(wanted.id)
             if watch is None:
                 watch = self._watches[wanted.id] = Watch(wanted.id, self.writer)
@@ -72,6 +76,8 @@ class WatchSocket(WebSocket):
             self._bad_messages.good()
         except ProtocolError as wrong:
             self._reply(wrong, wanted.id)
+        finally:
+            self.slot.cost.charge(-PREPAID, self.registry.now())
 
     def _unwatch(self, id: str) -> None:
         watch = self._watches.pop(id, None)

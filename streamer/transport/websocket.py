@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
-from time import perf_counter
+from collections.abc import Callable, Coroutine
+from math import ceil
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -34,6 +35,7 @@ from streamer.protocol.frames import (
 )
 from streamer.transport.connection import NO_STATUS, Connection
 from streamer.transport.connection_limits import ConnectionSlot
+from streamer.transport.measured import Measured
 from streamer.transport.writer import Writer
 
 if TYPE_CHECKING:
@@ -104,6 +106,8 @@ class WebSocket(Connection):
         "limit",
         "server",
     )
+    free_size = 0
+    """Bytes up to which a message is not charged by its CPU time: the limit on messages bounds it well enough."""
     limit: Limit
     _auth_timer: asyncio.TimerHandle | None
     _close_timer: asyncio.TimerHandle | None
@@ -174,7 +178,7 @@ class WebSocket(Connection):
         else:
             self.wait(self.open, None)
 
-    def wait(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def wait(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Have a task do something that takes time; messages are held back until it is done."""
         self._task = asyncio.create_task(self._run(work, args), name=self.kind)
 
@@ -194,6 +198,7 @@ class WebSocket(Connection):
             raise Disconnect(CloseCode.UNAUTHORIZED, invalid.code, invalid.message) from None
         self.expires, self.clerk_id = identity.expires, identity.clerk_id
         self.slot.set_user(identity.clerk_id)
+        self.slot.cost.set_user(identity.clerk_id, self.registry.now())
         return identity
 
     def refuse(self, refused: Disconnect) -> None:
@@ -285,7 +290,13 @@ class WebSocket(Connection):
                     if frame is None:
                         break
                 if not (frame[0] == CONTINUATION and len(frame[1]) >= SMALL_FRAGMENT) and self.limit.over(self.heard):
-                    self._slow_down(frame)
+                    self._slow_down(frame, PAUSE, self.limit.warning[1])
+                elif (
+                    len(frame[1]) > self.free_size
+                    and frame[0] in (TEXT, BINARY)
+                    and (pause := self.slot.cost.wait(self.heard))
+                ):
+                    self._slow_down(frame, pause, self.slot.cost.warning)
                 else:
                     self._handle(*frame)
                 if (self._ahead or reader.buffered) and self.server.turn.over():
@@ -304,11 +315,21 @@ class WebSocket(Connection):
     def _handle(self, opcode: int, payload: bytes) -> None:
         if opcode in (TEXT, BINARY):
             if self._auth_timer is None:
-                self.receive(payload)
+                self._receive(payload)
             else:
                 self._first_message(payload)
         else:
             self._control(opcode, payload)
+
+    def _receive(self, payload: bytes) -> None:
+        if len(payload) <= self.free_size:
+            self.receive(payload)
+            return
+        began = thread_time()
+        try:
+            self.receive(payload)
+        finally:
+            self.slot.cost.charge(thread_time() - began, self.heard)
 
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == PING:
@@ -333,14 +354,19 @@ class WebSocket(Connection):
         self._yielded = False
         self._process()
 
-    def _slow_down(self, frame: tuple[int, bytes]) -> None:
-        self.writer.send(messages.encode_error(*self.limit.warning, retry_after_ms=int(PAUSE * 1000)))
-        self._pause = self.server.loop.call_later(PAUSE, self._resume, frame)
+    def _slow_down(self, frame: tuple[int, bytes], pause: float, warning: str) -> None:
+        retry_after_ms = ceil(pause * 1000)
+        self.writer.send(messages.encode_error(ErrorCode.RATE_LIMITED, warning, retry_after_ms=retry_after_ms))
+        self._pause = self.server.loop.call_later(pause, self._resume, frame)
 
     def _resume(self, frame: tuple[int, bytes]) -> None:
         self._pause = None
         self.heard = self.registry.now()
         if self._closing:
+            return
+        if len(frame[1]) > self.free_size and (pause := self.slot.cost.wait(self.heard)):
+            # Others of the same user or address used up what there was meanwhile.
+            self._pause = self.server.loop.call_later(pause, self._resume, frame)
             return
         try:
             self._handle(*frame)
@@ -352,11 +378,11 @@ class WebSocket(Connection):
             self._crash(error)
         self._process()
 
-    async def _run(self, work: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+    async def _run(self, work: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
         bind_contextvars(connection=self.name)
         refused: Disconnect | None = None
         try:
-            await work(*args)
+            await Measured(work(*args), self.slot.cost, self.registry.now)
         except Disconnect as disconnect:
             refused = disconnect
         except Unavailable as unavailable:

@@ -1,0 +1,37 @@
+"""Limits the CPU time that a client's reads over HTTP take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from streamer.transport.admission import Admission
+from streamer.transport.identify import COST
+from streamer.transport.measured import Measured
+
+READS = "/v1/vendors/"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def limiting_reads(admission: Admission) -> Middleware:
+    """Return a middleware that charges reads to their address and user, and refuses those of heavy ones for a while."""
+
+    @web.middleware
+    async def limited(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method != "GET" or not request.path.startswith(READS):
+            return await handler(request)
+        cost = admission.cost(request)
+        clock = asyncio.get_running_loop().time
+        cost.check(clock())
+        request[COST] = cost  # `identify` adds the user
+
+        async def handled() -> web.StreamResponse:
+            return await handler(request)
+
+        return await Measured(handled(), cost, clock)
+
+    return limited
