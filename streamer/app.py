@@ -178,6 +178,7 @@ class Server:
             allowances,
             clock,
             lambda vendor_id: self.vendors_deleted((vendor_id,)),
+            counters,
         )
         self.search = VendorSearch(store, self.http.authorize)
         self.sign_in = SignInEndpoints(

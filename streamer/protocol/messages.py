@@ -169,6 +169,9 @@ def decode_vendor(data: str | bytes, now: int, last_seq: int | None, bounds: Bou
 def decode_pings(items: Sequence[Any], now: int, last_seq: int | None, bounds: Bounds) -> Pings:
     """Validates each ping by itself: one that cannot be accepted is rejected by its seq, the others are unaffected.
 
+    Args:
+        items: Objects, or a ProtocolError in place of what could not become one.
+
     Raises:
         ProtocolError: A seq is no integer or does not rise, so there is no number to answer to.
     """
@@ -179,7 +182,9 @@ def decode_pings(items: Sequence[Any], now: int, last_seq: int | None, bounds: B
     for item in items:
         if type(item) is not dict:
             last = 1 if last is None else last + 1
-            rejected.append(Reject(last, ErrorCode.INVALID_MESSAGE, f"a ping must be an object, not {shown(item)}"))
+            if not isinstance(item, ProtocolError):
+                item = ProtocolError(ErrorCode.INVALID_MESSAGE, f"a ping must be an object, not {shown(item)}")
+            rejected.append(Reject(last, item.code, item.message))
             continue
         get = item.get
         seq = get("seq")

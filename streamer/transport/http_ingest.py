@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
+import structlog
 from aiohttp import web
 
 from streamer.accounts.dataloader import DataLoader, card_of
 from streamer.accounts.permissions import owned_vendor
 from streamer.accounts.tokens import Authenticator, Identity
+from streamer.counters import Counters
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder
@@ -27,6 +29,8 @@ from streamer.settings import Settings
 from streamer.storage.store import VendorRow
 from streamer.transport.identify import identify
 from streamer.transport.problem import json_response, problem
+
+log = structlog.get_logger()
 
 ROOM_WAIT = 3.0
 """Seconds a request waits for room in a full buffer."""
@@ -63,7 +67,9 @@ class HttpIngest:
         allowances: Allowances,
         clock: Callable[[], int],
         gone: Callable[[str], None],
+        counters: Counters,
     ) -> None:
+        self._counters = counters
         self._dataloader = dataloader
         self._batcher = batcher
         self._local_vendors = local_vendors
@@ -91,7 +97,7 @@ class HttpIngest:
         return refusal(outcome) or json_response(body, headers={"Cache-Control": "no-store"})
 
     async def owntracks(self, request: web.Request) -> web.Response:
-        """`POST /v1/owntracks`: what the OwnTracks apps send in HTTP mode; `[]` when it is stored or of no interest.
+        """`POST /v1/owntracks`: the OwnTracks apps in HTTP mode; answers `[]`.
 
         The token is the password of Basic auth, the user name may be a vendorId; `?vendorId=` names it too.
         """
@@ -100,41 +106,61 @@ class HttpIngest:
         items = trackers.owntracks(await request.read())
         asked = self._clock()
         row = await self._vendor(identity, request.query.get("vendorId"), user)
-        return refusal(await self._take(row, asked, items)) or json_response([])
+        await self._take_tracked(row, asked, items)
+        return json_response([])
 
     async def osmand(self, request: web.Request) -> web.Response:
-        """`GET` or `POST /v1/osmand`: the OsmAnd protocol by query, form or JSON; an empty 200 when it is stored.
+        """`GET` or `POST /v1/osmand`: the OsmAnd protocol by query or form, or the JSON of several apps.
 
         The token is `?token=`, the password of Basic auth, or, for an app that can set nothing else, its device
         identifier. Otherwise that identifier may be a vendorId, as `?vendorId=` is.
         """
         body = await request.read()
-        if body.lstrip()[:1] == b"{":
-            items, device_id = trackers.osmand_json(body)
+        is_json = body.lstrip()[:1] in (b"{", b"[")
+        if is_json:
+            items, device_id = trackers.tracker_json(body)
         else:
-            parameters = {**form_of(body), **request.query}
-            items = trackers.osmand_form(parameters)
-            device_id = parameters.get("id", parameters.get("deviceid"))
+            parameters = {**request.query}
+            try:
+                parameters = {**form_of(body), **parameters}
+                items = trackers.osmand_form(parameters)
+            except ProtocolError as wrong:
+                items = [wrong]
+            device_id = next((parameters[name] for name in ("id", "deviceid", "device") if name in parameters), None)
         user, password = trackers.basic(request.headers.get("Authorization", "")) or (None, None)
         if password is None and trackers.is_token(device_id):
             password, device_id = device_id, None
         identity = await identify(request, self._authenticator, password)
         asked = self._clock()
         row = await self._vendor(identity, request.query.get("vendorId"), device_id or user)
-        return refusal(await self._take(row, asked, items)) or web.Response()
+        await self._take_tracked(row, asked, items)
+        return json_response({"result": "ok"}) if is_json and trackers.is_overland(body) else web.Response()
 
     async def _vendor(self, identity: Identity, named: str | None, called: str | None) -> VendorRow:
-        """The vendor that is named; else the one that an app's identifier happens to name; else the user's only one."""
-        if named is None and called is not None:
-            row = await self._dataloader.vendor(called)
-            if row is not None and row.clerk_id == identity.clerk_id:
-                return row
+        """The vendor that is named, or that the identifier of an app names; else the user's only one."""
+        if named is None and called is not None and await self._dataloader.vendor(called) is not None:
+            named = called
         return await owned_vendor(self._dataloader, identity, named)
 
-    async def _take(self, row: VendorRow, asked: int, items: Sequence[Any]) -> Outcome:
-        """Show the newest ping if it is fresh, have all of them stored, and tell what became of each.
+    async def _take_tracked(self, row: VendorRow, asked: int, items: Sequence[Any]) -> None:
+        """Store what can be stored. A refused ping must not block the app's queue, so it is only counted and logged."""
+        for start in range(0, len(items), self._bounds.max_batch):
+            outcome = await self._take(row, asked, items[start : start + self._bounds.max_batch])
+            if outcome.rejected:
+                first = outcome.rejected[0]
+                log.info(
+                    "pings of a tracker refused",
+                    vendor=row.vendor_id,
+                    count=len(outcome.rejected),
+                    code=first["code"],
+                    reason=first["message"],
+                )
 
-        `asked` is when the row was asked for: a vendor that opened or closed since then is not put back.
+    async def _take(self, row: VendorRow, asked: int, items: Sequence[Any]) -> Outcome:
+        """Show the newest ping if it is fresh, and store all of them.
+
+        Args:
+            asked: When the row was read: a vendor that opened or closed since then is not set back.
         """
         now = self._clock()
         allowance = self._allowances.of(row.vendor_id, asyncio.get_running_loop().time())
@@ -142,11 +168,12 @@ class HttpIngest:
         if wait > 0:
             raise ProtocolError(
                 ErrorCode.RATE_LIMITED,
-                f"vendor {row.vendor_id!r} sends more than the others can spare and {allowance.unsettled} of its pings"
+                f"vendor {row.vendor_id!r} exceeds its rate and {allowance.unsettled} of its pings"
                 " wait to be stored: send the same again later",
                 retry_after_ms=max(1000, round(wait * 1000)),
             )
         pings = decode_pings(items, now, None, self._bounds)
+        self._counters.reject(reject.code for reject in pings.rejected)
         refused: Rejected = {}
         if pings.accepted:
             newest = max(pings.accepted, key=lambda ping: ping.timestamp)

@@ -12,7 +12,7 @@ from streamer.transport.admission import Admission
 from streamer.transport.identify import COST
 from streamer.transport.measured import Measured
 
-READS = "/v1/vendors/"
+READS = "/v1/vendors"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

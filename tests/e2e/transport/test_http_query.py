@@ -387,21 +387,49 @@ async def test_owntracks(client: Client, direct: Any) -> None:
     ]
 
 
-async def test_owntracks_refusals(client: Client, vendors: list[SeededVendor]) -> None:
-    """What its user has to mend in the app's settings is said in words."""
+async def test_owntracks_refusals(client: Client, running: Running, direct: Any, vendors: list[SeededVendor]) -> None:
+    """A wrong token or vendor is refused. What can never be stored is not, or the app would send it again for ever."""
 
     async def post(message: bytes, headers: dict[str, str]) -> Answer:
         return await client.ask("POST", "/v1/owntracks", data=message, headers=headers)
 
     (await post(OWNTRACKS_BOOKLET, {})).refused(401, "ERR_UNAUTHORIZED")
     (await post(OWNTRACKS_BOOKLET, basic("jane", "wrong"))).refused(401, "ERR_INVALID_TOKEN")
-    encrypted = await post(b'{"_type":"encrypted","data":"6fW+"}', basic("jane", client.token))
-    assert "encryption key" in encrypted.refused(400, "ERR_INVALID_MESSAGE")["detail"]
     far = orjson.dumps({"_type": "location", "lat": 1.0, "lon": 2.0, "tst": int(time.time()) + 3600})
-    (await post(far, basic("jane", client.token))).refused(400, "ERR_TIMESTAMP_IN_FUTURE")
+    for never in (b'{"_type":"encrypted","data":"6fW+"}', b"{", b'{"_type":"location"}', far):
+        answer = await post(never, basic("jane", client.token))
+        assert (answer.status, answer.body) == (200, b"[]")
+    assert running.server.counters.rejected["ERR_TIMESTAMP_IN_FUTURE"] == 1
+    assert await stored(direct, client.vendor) == []
     other = f"/v1/owntracks?vendorId={vendors[1].vendor_id}"
     answer = await client.ask("POST", other, data=OWNTRACKS_BOOKLET, headers=basic("jane", client.token))
     answer.refused(403, "ERR_FORBIDDEN")
+
+
+async def test_an_app_that_names_another_users_vendor(client: Client, direct: Any, vendors: list[SeededVendor]) -> None:
+    """A device set up for another's truck is refused; stored, its positions would put the user's own truck there."""
+    another = vendors[1].vendor_id
+    answer = await client.ask("POST", "/v1/owntracks", data=OWNTRACKS_BOOKLET, headers=basic(another, client.token))
+    answer.refused(403, "ERR_FORBIDDEN")
+    (await client.ask("GET", f"/v1/osmand?token={client.token}&lat=1&lon=2&id={another}")).refused(403, "ERR_FORBIDDEN")
+    assert await stored(direct, client.vendor) == []
+
+
+async def test_a_long_offline_batch(client: Client, direct: Any) -> None:
+    """A day without network comes in one request; refused whole, it would block all that comes after it."""
+    start = now_ms() - 2_000_000
+    one = {"coords": {"latitude": LAT, "longitude": LONG}}
+    batch: list[Any] = [{**one, "timestamp": start + number * 1000} for number in range(1200)]
+    batch[700] = {}
+    path = f"/v1/osmand?token={client.token}"
+    answer = await client.ask("POST", path, data=orjson.dumps({"location": batch}), headers={"Content-Type": JSON})
+    assert (answer.status, answer.body) == (200, b"")
+    assert [row[0] for row in await stored(direct, client.vendor)] == [
+        start + number * 1000 for number in range(1200) if number != 700
+    ]
+    feature = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [LONG, LAT]}, "properties": {}}
+    answer = await client.ask("POST", path, data=orjson.dumps({"locations": [feature]}))
+    assert answer.json == {"result": "ok"}, "Overland keeps what is answered otherwise"
 
 
 async def test_an_app_names_one_of_several_vendors(client: Client, direct: Any) -> None:
@@ -487,11 +515,12 @@ async def test_osmand_json(client: Client, direct: Any) -> None:
 
 
 async def test_osmand_without_a_position(client: Client, direct: Any) -> None:
-    """An app that is refused sends the same for ever: no fix is no error, a wrong template is."""
+    """An app that is refused sends the same for ever, ahead of all that came later."""
     path = f"/v1/osmand?token={client.token}"
-    assert (await client.ask("GET", f"{path}&id=1&lat=0&lon=0&valid=false")).status == 200
-    (await client.ask("GET", f"{path}&id=1")).refused(400, "ERR_MISSING_FIELD")
-    (await client.ask("POST", path, data=b"\xff\xfe")).refused(400, "ERR_INVALID_MESSAGE")
+    ahead = f"lat=1&lon=2&timestamp={now_ms() + 120_000}"
+    for query in ("id=1&lat=0&lon=0&valid=false", "id=1&lat=0&lon=0", "id=1", ahead, "lat=1&lon=2&timestamp=x"):
+        assert (await client.ask("GET", f"{path}&{query}")).status == 200, query
+    assert (await client.ask("POST", path, data=b"\xff\xfe")).status == 200
     (await client.ask("GET", "/v1/osmand?id=1&lat=1&lon=2")).refused(401, "ERR_UNAUTHORIZED")
     assert (await client.ask("HEAD", f"{path}&lat=1&lon=2")).status == 405
     assert await stored(direct, client.vendor) == []
