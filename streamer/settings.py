@@ -131,6 +131,7 @@ class Settings(BaseSettings):
         "folder of `db backup`; the server exports the age of the newest backup and of its last restore test",
         "folder",
     )
+    retention: int = _setting(90, "days of locations that `db prune` keeps", "days", ge=1, le=36_500)
     partitions_ahead: int = _setting(7, "daily partitions of locations created in advance", "days", ge=1, le=366)
 
     # vendors

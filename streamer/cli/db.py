@@ -22,7 +22,7 @@ from streamer.cli import config
 from streamer.cli.process import Steps
 from streamer.errors import DatabaseError, SettingsError
 from streamer.operations import backup as backups
-from streamer.operations import maintenance
+from streamer.operations import maintenance, privacy
 from streamer.settings import Settings
 from streamer.storage import adopt as adoption
 from streamer.storage import audit as audits
@@ -210,13 +210,15 @@ def prove(
 
 @db.command()
 def prune(
-    older_than: Annotated[str, typer.Option(help="Days or weeks: 30d, 12w.")],
-    audit_older_than: Annotated[str, typer.Option(help="Of who changed what, which is kept longer.")] = "365d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be dropped.")] = False,
+    older_than: Annotated[str | None, typer.Option(help="As 30d or 12w; STREAMER_RETENTION otherwise.")] = None,
+    audit_older_than: Annotated[str, typer.Option(help="The same for entries of the audit.")] = "365d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Drop nothing; list what would be dropped.")] = False,
 ) -> None:
-    """Forget locations: drop the days that are older; and old entries of the audit."""
-    days, audit_days = maintenance.days_of(older_than), maintenance.days_of(audit_older_than, "--audit-older-than")
-    pruned = asyncio.run(maintenance.prune(_database_url(), days, audit_days, dry_run=dry_run))
+    """Drop the days of locations that are older, and old entries of the audit."""
+    configured = config.load(NEEDS_DATABASE)
+    days = configured.retention if older_than is None else maintenance.days_of(older_than)
+    audit_days = maintenance.days_of(audit_older_than, "--audit-older-than")
+    pruned = asyncio.run(maintenance.prune(_database_url(configured), days, audit_days, dry_run=dry_run))
     verb = "would drop" if dry_run else "dropped"
     for partition in pruned.partitions:
         typer.echo(f"{verb} {partition.name}: about {partition.rows:,} rows, {partition.bytes:,} bytes")
@@ -226,6 +228,63 @@ def prune(
         typer.echo(f"{verb} {pruned.entries:,} entries of the audit")
     if not pruned.partitions and not pruned.rows and not pruned.entries:
         typer.echo(f"there is nothing from before {pruned.before}")
+
+
+@db.command()
+def thin(
+    older_than: Annotated[str, typer.Option(help="As 7d or 4w; at least 3d.")] = "7d",
+    keep: Annotated[int, typer.Option(help="Seconds for which one location stays.", min=1, max=3600)] = 60,
+) -> None:
+    """Keep one location a minute of older days. For a schedule: days that are thinned already are skipped."""
+    days = maintenance.days_of(older_than)
+    if days < 3:
+        raise SettingsError(f"--older-than must be at least 3d, not {older_than!r}: pings arrive late")
+    thinned = asyncio.run(maintenance.thin(_database_url(), days, keep))
+    for day in thinned:
+        typer.echo(f"thinned {day.name}: {day.rows:,} rows went")
+    if not thinned:
+        typer.echo("there is no day to thin")
+
+
+@db.command()
+def erase(
+    id: Annotated[str, typer.Argument(help="vendors.id, users.id or users.clerkId.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase a vendor, or a user with all vendors, for ever: rows, locations, audit, Redis, the position stream."""
+    configured = config.load(NEEDS_DATABASE)
+    if not yes:
+        typer.confirm(f"erase everything stored of {id}? It can't be undone", abort=True)
+    redis_url = None if configured.redis_url is None else configured.redis_url.get_secret_value()
+    with Steps(Console(stderr=True, soft_wrap=True)) as steps:
+        done = asyncio.run(
+            privacy.erase(
+                _database_url(configured),
+                redis_url,
+                id,
+                stream_key=configured.feed_key,
+                backup_dir=configured.backup_dir,
+                progress=steps,
+            )
+        )
+    typer.echo("erased " + ", ".join(f"{rows:,} rows of {table}" for table, rows in done.rows.items()))
+    if redis_url is None:
+        typer.echo("REDIS_URL is not set: Redis was not looked at, it forgets by itself within a day", err=True)
+    for one in done.backups:
+        typer.echo(f"note: the backup {one.path} of {one.at:%Y-%m-%d} still contains it, until it is deleted")
+    if not done.backups:
+        typer.echo("note: backups elsewhere contain it until they are deleted")
+
+
+@db.command()
+def export(
+    vendor: Annotated[str, typer.Argument(help="vendors.id.")],
+    to: Annotated[Path | None, typer.Option(help="The archive; VENDOR.zip otherwise.")] = None,
+) -> None:
+    """Write everything stored of a vendor into a ZIP archive: JSON, GeoJSON, GPX."""
+    archive = to or Path(f"{re.sub(r'[^A-Za-z0-9_-]', '_', vendor)}.zip")
+    count = asyncio.run(privacy.export(_database_url(), vendor, archive))
+    typer.echo(f"{archive}: {count:,} locations")
 
 
 @db.command()

@@ -43,6 +43,7 @@ def serve(
     config.warn_of_unknown_variables()
     logs.configure(form=configured.log_form, level=configured.log_level)
     faulthandler.enable()
+    log.info("locations are kept until `streamer db prune` drops them", retention_days=configured.retention)
     if not configured.origins:
         log.warning("STREAMER_ORIGINS is not set: pages of every origin may open sockets and read answers")
     if configured.workers > 1:

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from sqlalchemy.exc import SAWarning
 
 from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.ingest.copy_rows import id_floor
 from streamer.storage import audit, connections, models, partitions, queries, revisions
 from streamer.storage.connections import connected
 from streamer.storage.drift import drift
-from streamer.storage.dsn import parse_url, quoted
+from streamer.storage.dsn import literal, parse_url, quoted
 
 PRUNING = 0x76656E74610003
 """The advisory lock of who prunes."""
@@ -29,6 +30,8 @@ MOST_TRIES = 60
 TRY_AGAIN = 0.5
 ROWS_AT_ONCE = 10_000
 DAY = re.compile(r"locations_(\d{8})")
+THINNED = re.compile(r"thinned to (\d+) s")
+HOUR_MS = 3_600_000
 AGE = re.compile(r"(\d{1,5})([dw])")
 
 # Forgetting
@@ -125,6 +128,45 @@ async def _drop(connection: Any, name: str) -> None:
 
 def _count(status: str) -> int:
     return int(status.rsplit(" ", 1)[-1])
+
+
+# Thinning
+
+
+class Thinned(NamedTuple):
+    """A day of `locations` that was thinned, and the rows that went."""
+
+    name: str
+    rows: int
+
+
+async def thin(url: str, days: int, seconds: int = 60, *, today: date | None = None) -> list[Thinned]:
+    """Keeps one location of each vendor per so many seconds in the days that are older; needs the tables' owner.
+
+    Each hour of a day is one transaction. A day that is done is marked by a comment on its partition, so a run that was
+    interrupted continues, and the next one looks at new days only. Rows of the default partition stay.
+    """
+    before = (today or datetime.now(UTC).date()) - timedelta(days=days)
+    done = []
+    async with connected(url, STATEMENT) as connection:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", PRUNING):
+            raise Unavailable(
+                f"{parse_url(url).masked()} is being pruned or thinned by another process: wait for its end"
+            )
+        for name, comment in await connection.fetch(queries.PARTITION_COMMENTS):
+            named, marked = DAY.fullmatch(name), THINNED.fullmatch(comment)
+            if named is None or (marked is not None and int(marked[1]) >= seconds):
+                continue
+            day = datetime.strptime(named[1], "%Y%m%d").replace(tzinfo=UTC)
+            if day.date() >= before:
+                continue
+            start, rows = int(day.timestamp()) * 1000, 0
+            for hour in range(24):
+                bounds = id_floor(start + hour * HOUR_MS), id_floor(start + (hour + 1) * HOUR_MS)
+                rows += _count(await connection.execute(queries.THIN, *bounds, seconds))
+            await connection.execute(f"COMMENT ON TABLE {quoted(name)} IS {literal(f'thinned to {seconds} s')}")
+            done.append(Thinned(name, rows))
+    return done
 
 
 # Looking

@@ -412,3 +412,60 @@ SEEDED = """
 SELECT v."id", u."clerkId", v."name" FROM "vendors" v JOIN "users" u ON u."id" = v."userId"
 WHERE v."id" = ANY($1::text[]) ORDER BY v."id"
 """
+
+# Erasure and export
+
+WHOM_TO_ERASE = """
+WITH u AS (SELECT "id", "clerkId" FROM "users" WHERE "id" = $1 OR "clerkId" = $1),
+    v AS (SELECT "id" FROM "vendors" WHERE "id" = $1 OR "userId" IN (SELECT "id" FROM u))
+SELECT ARRAY(SELECT "id" FROM v) AS "vendors", ARRAY(SELECT "id" FROM u) AS "users",
+    ARRAY(SELECT "clerkId" FROM u) AS "clerkIds", ARRAY(
+        SELECT "id" FROM "subscriptions" WHERE "userId" IN (SELECT "id" FROM u)
+        UNION SELECT "id" FROM "integrations"
+            WHERE "internalId" IN (SELECT "id" FROM u UNION SELECT "id" FROM v)
+    ) AS "others"
+"""
+MARK_DELETED = """
+WITH v AS (
+    UPDATE "vendors" SET "deletedAt" = now() AT TIME ZONE 'UTC', "updatedAt" = now() AT TIME ZONE 'UTC'
+    WHERE "id" = ANY($1::text[]) AND "deletedAt" IS NULL
+)
+UPDATE "users" SET "deletedAt" = now() AT TIME ZONE 'UTC', "updatedAt" = now() AT TIME ZONE 'UTC'
+WHERE "id" = ANY($2::text[]) AND "deletedAt" IS NULL
+"""
+ERASE_LOCATIONS = """
+DELETE FROM "locations" WHERE "id" = ANY(ARRAY(
+    SELECT "id" FROM "locations" WHERE "vendorId" = ANY($1::text[]) LIMIT $2
+))
+"""
+# Subscriptions go with their user.
+ERASE_ROWS = {
+    "integrations": 'DELETE FROM "integrations" WHERE "internalId" = ANY($1::text[])',
+    "vendors": 'DELETE FROM "vendors" WHERE "id" = ANY($1::text[])',
+    "users": 'DELETE FROM "users" WHERE "id" = ANY($1::text[])',
+}
+ERASE_AUDIT = """
+DELETE FROM "streamer_audit" WHERE "rowId" = ANY($1::text[])
+    OR coalesce("before", '{}')->>'clerkId' = ANY($2::text[]) OR coalesce("after", '{}')->>'clerkId' = ANY($2::text[])
+"""
+ERASE_ACTOR = 'UPDATE "streamer_audit" SET "actor" = NULL WHERE "actor" = ANY($1::text[])'
+
+EXPORT_VENDOR = 'SELECT to_jsonb(v)::text FROM "vendors" v WHERE v."id" = $1'
+EXPORT_LOCATIONS = """
+SELECT "id", "timestamp", (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint AS "ms", "lat", "long" FROM "locations"
+WHERE "vendorId" = $1 AND ($2::timestamp IS NULL OR ("timestamp", "id") > ($2, $3::text))
+ORDER BY "timestamp", "id" LIMIT $4
+"""
+
+# Thinning: of each vendor and span of time the first fix stays. $1 and $2 are the ids between which rows are looked at.
+THIN = """
+DELETE FROM "locations" WHERE "id" >= $1 AND "id" < $2 AND "id" NOT IN (
+    SELECT DISTINCT ON ("vendorId", floor(EXTRACT(EPOCH FROM "timestamp") / $3)) "id" FROM "locations"
+    WHERE "id" >= $1 AND "id" < $2
+    ORDER BY "vendorId", floor(EXTRACT(EPOCH FROM "timestamp") / $3), "timestamp", "id"
+)
+"""
+PARTITION_COMMENTS = """
+SELECT c.relname, coalesce(obj_description(c.oid, 'pg_class'), '')
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('locations') ORDER BY 1
+"""

@@ -28,6 +28,7 @@ KNOWN = {
     ("adopt.py", "row"): "one of two constants, quoted",
     ("adopt.py", "statement"): "one of two constants, quoted, or of the lists in adopt_sql",
     ("adopt.py", "hold_ms"): "a number of the same file",
+    ("privacy.py", "statement"): "of the table ERASE_ROWS in queries.py",
     ("migrate.py", "signature"): "regprocedure's text, which PostgreSQL has quoted",
 }
 

@@ -1,0 +1,141 @@
+"""Erasure leaves nothing behind, and an export has everything."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from streamer.errors import DatabaseError
+from streamer.ingest.copy_rows import location_id
+from streamer.operations import maintenance, privacy
+from streamer.storage import partitions, seed
+from streamer.storage.queries import ALL_TABLES
+from tests.conftest import Serve, connected
+from tests.support.apps import CustomerApp, VendorApp, circle, eventually
+
+LAT, LONG = 52.123456, 21.654321
+FEED = "test:feed"
+
+
+async def rows_with(url: str, *texts: str) -> list[str]:
+    """Every row of every table in which one of the texts is."""
+    found = []
+    async with connected(url) as connection:
+        for space, name in await connection.fetch(ALL_TABLES, None):
+            for row in await connection.fetch(f'SELECT t::text FROM "{space}"."{name}" t'):
+                found += [f"{name}: {row[0]}" for text in texts if text in row[0]]
+    return found
+
+
+async def redis_with(url: str, *texts: str) -> list[str]:
+    """Every key of Redis in whose name or contents one of the texts is."""
+    client = redis.asyncio.Redis.from_url(url, decode_responses=True)
+    found = []
+    try:
+        async for key in client.scan_iter():
+            kind = str(await client.type(key))
+            held: Any = {
+                "hash": client.hgetall,
+                "stream": client.xrange,
+                "set": client.smembers,
+                "string": client.get,
+            }.get(kind, client.dump)
+            contents = f"{key} {await held(key)}" if kind != "zset" else f"{key} {await client.zrange(key, 0, -1)}"
+            found += [contents for text in texts if text in contents]
+    finally:
+        await client.aclose()
+    return found
+
+
+@pytest.mark.parametrize("what", ["vendor", "user"])
+async def test_nothing_is_left(serve: Serve, database_url: str, redis_url: str, what: str) -> None:
+    """Whoever asks to be forgotten has a right to it: no row, no key, no coordinate is left anywhere."""
+    gone, stays = await seed.seed(database_url, 2)
+    running = await serve(feed="on", feed_key=FEED, feed_interval=0.1, position_interval=0.1)
+    async with CustomerApp(running.url) as customer:
+        await customer.watch("w", circle(52, 21, 100_000))
+        async with VendorApp(running.url, gone.clerk_id) as app, VendorApp(running.url, stays.clerk_id) as other:
+            await app.ping(LAT, LONG)
+            await other.ping(52.3, 21.2)
+            await app.acked(1)
+            await other.acked(1)
+            await app.send({"type": "status", "open": False})
+
+            async def everywhere() -> bool:
+                return bool(await redis_with(redis_url, gone.vendor_id)) and any(
+                    "streamer_audit" in row for row in await rows_with(database_url, gone.vendor_id)
+                )
+
+            await eventually(everywhere, "the vendor in Redis and in the audit")
+            done = await privacy.erase(
+                database_url,
+                redis_url,
+                gone.vendor_id if what == "vendor" else gone.clerk_id,
+                stream_key=FEED,
+                noticed_within=4.0,
+            )
+    assert done.rows["locations"] == 1
+    assert done.rows["vendors"] == 1
+    texts = [gone.vendor_id, str(LAT), str(LONG)]
+    if what == "user":
+        texts += [gone.clerk_id, "seed_000001@example.com"]
+    assert await rows_with(database_url, *texts) == []
+    assert await redis_with(redis_url, *texts) == []
+    assert await rows_with(database_url, stays.vendor_id) != []
+    with pytest.raises(DatabaseError, match="no vendor and no user"):
+        await privacy.erase(database_url, redis_url, gone.vendor_id, stream_key=FEED, noticed_within=0)
+
+
+async def add(url: str, vendor_id: str, start: datetime, count: int, step: timedelta) -> None:
+    rows = []
+    for n in range(count):
+        at = start + n * step
+        id = location_id(vendor_id, int(at.timestamp() * 1000))
+        rows.append((id, vendor_id, LAT, LONG, at.replace(tzinfo=None)))
+    async with connected(url) as connection:
+        await connection.copy_records_to_table(
+            "locations", records=rows, columns=["id", "vendorId", "lat", "long", "timestamp"]
+        )
+
+
+async def test_an_export_has_every_location(database_url: str, tmp_path: Path) -> None:
+    """A vendor who asks for their data gets all of it, in forms that other programs read."""
+    (vendor,) = await seed.seed(database_url, 1)
+    start = datetime.now(UTC) - timedelta(hours=30)
+    await add(database_url, vendor.vendor_id, start, 12_000, timedelta(seconds=5))
+    archive = tmp_path / "vendor.zip"
+    assert await privacy.export(database_url, vendor.vendor_id, archive) == 12_000
+    with zipfile.ZipFile(archive) as made:
+        assert json.loads(made.read("vendor.json"))["id"] == vendor.vendor_id
+        assert len(json.loads(made.read("locations.json"))["locations"]) == 12_000
+        assert len(json.loads(made.read("locations.geojson"))["features"]) == 12_000
+        assert made.read("locations.gpx").count(b"<trkpt") == 12_000
+    with pytest.raises(DatabaseError, match="can't be written"):
+        await privacy.export(database_url, vendor.vendor_id, archive)
+    with pytest.raises(DatabaseError, match="no vendor"):
+        await privacy.export(database_url, "nobody", tmp_path / "other.zip")
+
+
+async def test_older_days_keep_one_location_a_minute(database_url: str) -> None:
+    """History of months is kept for where a vendor was, not for each second; recent days stay as they are."""
+    first, second = await seed.seed(database_url, 2)
+    today = datetime.now(UTC).date()
+    async with connected(database_url) as connection:
+        await partitions.ensure_partitions(connection, today - timedelta(days=10), 1)
+    old = datetime.combine(today - timedelta(days=10), datetime.min.time(), UTC)
+    recent = datetime.combine(today - timedelta(days=1), datetime.min.time(), UTC)
+    for vendor in (first, second):
+        await add(database_url, vendor.vendor_id, old, 1800, timedelta(seconds=2))
+        await add(database_url, vendor.vendor_id, recent, 100, timedelta(seconds=2))
+    thinned = await maintenance.thin(database_url, 7)
+    assert sum(day.rows for day in thinned) == 2 * (1800 - 60)
+    async with connected(database_url) as connection:
+        assert await connection.fetchval('SELECT count(*) FROM "locations"') == 2 * (60 + 100)
+    assert await maintenance.thin(database_url, 7) == []
+    assert sum(day.rows for day in await maintenance.thin(database_url, 7, 600)) == 2 * (60 - 6)
