@@ -24,7 +24,7 @@ CHECK_SLICES = 20
 """The check is spread over this time in slices: with ten thousand connections the whole takes many milliseconds."""
 SPREAD_SHARE = 0.5
 SETTLE_SHARE = 0.8
-"""Shares of a drain's time: until the last client is told to go, until what clients sent must be stored."""
+"""Shares of a drain's time: until the last client is asked to leave, until what clients sent must be stored."""
 SETTLE_POLL = 0.01
 """Seconds between two looks at whether a departing vendor has all its acks."""
 NO_STATUS = 1005
@@ -176,7 +176,7 @@ class ConnectionRegistry:
     # long-lived
 
     async def heartbeat(self) -> None:
-        """Ping connections, and end those that are silent, stalled or past their token, for ever."""
+        """Ping connections, and end those that are silent, stalled or past their token; runs until cancelled."""
         while True:
             connections, slow, unread = tuple(self._connections), 0, 0
             for number in range(CHECK_SLICES):

@@ -19,7 +19,7 @@ MAX_RETRY = 60.0
 
 
 class Departure(NamedTuple):
-    """When a client is told to go, seconds from now, and after how many milliseconds it should come back."""
+    """When a client is asked to leave, seconds from now, and after how many milliseconds it should come back."""
 
     after: float
     reconnect_ms: int
@@ -28,8 +28,8 @@ class Departure(NamedTuple):
 def departures(count: int, rate: float, within: float) -> Iterator[Departure]:
     """Spread the departure of `count` clients so that `rate` a second arrive elsewhere.
 
-    Each client is served until its turn. Clients whose turn comes after `within` seconds are told to go then, and to
-    come back in their turn.
+    Each client is served until its turn. Clients whose turn comes after `within` seconds are asked to leave
+    then, and to come back in their turn.
     """
     for number in range(count):
         turn = number / rate

@@ -120,7 +120,7 @@ class HttpQuery:
         return web.Response(body=body, content_type=form, headers=headers)
 
     async def _past(self, request: web.Request, vendor_id: str) -> VendorRow:
-        """The vendor whose history may be read: by its owner, or by whoever may watch."""
+        """Returns the vendor whose history is read, by its owner or by anyone who may watch."""
         if self._settings.history_access == "owner":
             return await owned_vendor(self._dataloader, await identify(request, self._authenticator), vendor_id)
         await self.authorize(request)

@@ -53,7 +53,7 @@ class SlowClients:
             self._served.discard(connection)
 
     async def watch(self, connections: Callable[[], Collection[RequestHandler]]) -> None:
-        """Check all connections, for ever."""
+        """Check all connections until cancelled."""
         while True:
             await asyncio.sleep(CHECK_EVERY)
             self.check(connections(), asyncio.get_running_loop().time())

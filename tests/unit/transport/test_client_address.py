@@ -13,7 +13,7 @@ from streamer.transport.client_address import client_address
     ("peer", "forwarded", "hops", "address"),
     [
         ("203.0.113.7", [], 0, "203.0.113.7"),
-        ("203.0.113.7", ["198.51.100.1"], 0, "203.0.113.7"),  # nobody asked for that header: it may be a lie
+        ("203.0.113.7", ["198.51.100.1"], 0, "203.0.113.7"),  # the header is not trusted without a proxy
         ("10.0.0.1", ["198.51.100.1"], 1, "198.51.100.1"),
         ("10.0.0.1", ["6.6.6.6, 198.51.100.1"], 1, "198.51.100.1"),  # what the client wrote itself
         ("10.0.0.1", ["6.6.6.6", "198.51.100.1"], 1, "198.51.100.1"),

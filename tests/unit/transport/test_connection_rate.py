@@ -1,4 +1,4 @@
-"""How fast clients come in and go. What breaks if these fail: a restart whose clients fall upon the others at once."""
+"""The rate of arrivals and departures: without it a restart becomes a reconnect storm on the other processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_clients_that_are_sent_away_arrive_evenly(count: int, rate: float, withi
 
 
 def test_each_is_served_to_its_turn() -> None:
-    """With time enough a client is away for the shortest time only, not until all the others were told."""
+    """With time enough a client is away for the shortest time only, not until all the others have left."""
     assert [leave.reconnect_ms for leave in departures(600, 300, 5)] == [MIN_RECONNECT_MS] * 600
     assert list(departures(3, 1, 1)) == [(0, 100), (1, 100), (1, 1100)]
 
@@ -53,15 +53,15 @@ def test_nobody_waits_where_nobody_is() -> None:
 
 
 def test_who_is_in_comes_first() -> None:
-    """A process that is late already lets fewer in, but never nobody."""
+    """A process that is late already lets fewer in, but always some."""
     for late, rate in ((0.0, 100.0), (0.05, 100.0), (0.1, 50.0), (0.25, 20.0), (5.0, 10.0)):
         admission = ConnectionRate(100, 60)
         waits = [admission.wait(0.0, late) or 0.0 for _ in range(101)]
         assert (waits[-1] - waits[-51]) * rate == pytest.approx(50)
 
 
-def test_a_herd_is_told_to_come_in_turn() -> None:
-    """5,000 at once: those who would wait too long get times of their own, so they do not come back as a herd."""
+def test_a_reconnect_storm_is_spread() -> None:
+    """5,000 at once: those who would wait too long get times of their own, so they do not come back all at once."""
     admission = ConnectionRate(300, 5)
     waits = [admission.wait(0.0) for _ in range(5000)]
     inside = [wait for wait in waits if wait is not None]
