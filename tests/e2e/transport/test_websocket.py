@@ -232,7 +232,7 @@ async def test_a_new_token_of_another_user(serve: Serve, vendors: list[SeededVen
 @pytest.fixture
 async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
     """A server of small patience."""
-    return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=0.4, vendor_messages=50)
+    return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=2.0, vendor_messages=50)
 
 
 async def test_a_message_too_large(running: Running, vendors: list[SeededVendor]) -> None:
