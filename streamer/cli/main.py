@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamer import __version__
-from streamer.cli import client, config, db, dev, link, redis, serve
+from streamer.cli import client, config, db, dev, doctor, link, redis, serve
 from streamer.cli.process import report
 from streamer.errors import SettingsError, StreamerError
 
@@ -20,6 +20,7 @@ cli = typer.Typer(
 )
 cli.command()(serve.serve)
 cli.command()(dev.dev)
+cli.command()(doctor.doctor)
 cli.command()(config.config)
 cli.command()(dev.token)
 cli.command()(link.link)

@@ -19,8 +19,10 @@ import psutil
 import pytest
 import typer.main
 
+from streamer import __version__
 from streamer.cli.main import cli
 from streamer.operations.embedded import PostgresServer
+from streamer.storage import seed
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
 from tests.support.commands import Command, run
 
@@ -479,3 +481,29 @@ async def test_dev_says_where_the_data_is_when_it_is_elsewhere(tmp_path: Path) -
         finally:
             if elsewhere.parent.name == "venta-streamer":
                 shutil.rmtree(elsewhere)
+
+
+async def test_version(tmp_path: Path) -> None:
+    """A report of a problem begins with the version."""
+    done = await run("--version", folder=tmp_path)
+    assert (done.status, done.out) == (0, f"streamer {__version__}\n")
+
+
+async def test_completion(tmp_path: Path) -> None:
+    """A shell completes the commands once its user has asked for it."""
+    done = await run("--show-completion", folder=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert "--show-completion" not in done.err
+    completed = await run(folder=tmp_path, _STREAMER_COMPLETE="complete_bash", COMP_WORDS="streamer do", COMP_CWORD="1")
+    assert "doctor" in completed.out.split()
+
+
+async def test_a_token_for_nobody_is_warned_of(tmp_path: Path, database_url: str) -> None:
+    """A mistyped user would be let in to watch, and wonder why its vendor is not there."""
+    (vendor,) = await seed.seed(database_url, 1)
+    for clerk_id, warned in ((vendor.clerk_id, False), ("clerk_nobody", True)):
+        done = await run("token", clerk_id, folder=tmp_path, STREAMER_JWT_SECRET=SECRET, DATABASE_URL=database_url)
+        assert done.status == 0
+        assert done.out.count(".") == 2
+        assert ("has no user 'clerk_nobody'" in done.err) == warned
+    away = await run("token", "x", folder=tmp_path, STREAMER_JWT_SECRET=SECRET, DATABASE_URL=NOWHERE)
+    assert (away.status, away.err) == (0, "")

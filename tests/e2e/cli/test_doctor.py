@@ -1,0 +1,93 @@
+"""`streamer doctor`: an operator learns what is wrong before the first client does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from streamer.cli.doctor import MAX_SKEW, _check_clock, open_files
+from streamer.errors import StreamerError
+from streamer.storage import dsn
+from tests.support.apps import SECRET
+from tests.support.commands import run
+from tests.support.process import free_port
+
+NOWHERE = "127.0.0.1:9"
+
+
+async def test_everything_is_in_order(tmp_path: Path, database_url: str, redis_url: str) -> None:
+    """A server that would start is not called ill."""
+    done = await run(
+        "doctor",
+        folder=tmp_path,
+        DATABASE_URL=database_url,
+        REDIS_URL=redis_url,
+        STREAMER_JWT_SECRET=SECRET,
+        STREAMER_PORT=str(free_port()),
+        STREAMER_MAX_CONNECTIONS="100",
+    )
+    assert done.status == 0, done
+    for what in ("PostgreSQL", "migrations", "database rights", "Redis", "token keys", "port", "open files"):
+        assert f"ok     {what}: " in done.out
+    assert "its clock agrees" in done.out
+    assert SECRET not in done.out
+
+
+async def test_each_fault_is_named_with_its_remedy(tmp_path: Path, empty_database_url: str) -> None:
+    """All at once, so that nobody mends one and meets the next."""
+    done = await run(
+        "doctor",
+        folder=tmp_path,
+        DATABASE_URL=empty_database_url,
+        REDIS_URL=f"redis://:hidden@{NOWHERE}",
+        STREAMER_JWKS_URL=f"http://{NOWHERE}/jwks",
+        STREAMER_HOST="203.0.113.1",
+        STREAMER_MAX_CONNECTIONS="1000000000",
+    )
+    assert done.status == 1
+    assert "ok     PostgreSQL" in done.out
+    for what, remedy in (
+        ("migrations", "streamer db upgrade"),
+        ("Redis", "ConnectionError"),
+        ("token keys", "try again"),
+        ("port", "--host"),
+        ("open files", "ulimit"),
+    ):
+        (line,) = (line for line in done.out.splitlines() if line.startswith(f"FAILED {what}"))
+        assert remedy in line
+    assert "hidden" not in done.out
+
+
+async def test_nothing_is_set(tmp_path: Path) -> None:
+    """A first look without any setting names what to set."""
+    done = await run("doctor", folder=tmp_path)
+    assert done.status == 1
+    for variable in ("DATABASE_URL", "REDIS_URL", "STREAMER_JWT_SECRET"):
+        assert f"{variable} is not set" in done.out
+
+
+@pytest.mark.parametrize(("offset", "word"), [(60.0, "ahead of"), (-60.0, "behind")])
+def test_a_clock_that_differs(offset: float, word: str) -> None:
+    """Timestamps decide which position is newest: clocks that differ show old places."""
+    now = time.time()
+    with pytest.raises(StreamerError, match=f"60.. s {word} this machine's"):
+        _check_clock("PostgreSQL", now + offset, now)
+    _check_clock("PostgreSQL", now + MAX_SKEW / 2, now)
+
+
+def test_open_files() -> None:
+    """A server that runs out of file handles refuses clients that its settings allow."""
+    assert open_files(800, 1024).ok
+    found = open_files(50_000, 1024)
+    assert not found.ok
+    assert "set STREAMER_MAX_CONNECTIONS to 824" in found.detail
+
+
+async def test_a_database_that_is_down(tmp_path: Path) -> None:
+    """Each of the three checks that need PostgreSQL says why it could not be made."""
+    done = await run("doctor", folder=tmp_path, DATABASE_URL=f"postgresql://u:hidden@{NOWHERE}/d")
+    assert done.out.count("FAILED PostgreSQL: ") == 1
+    assert "hidden" not in done.out
+    assert dsn.parse_url(f"postgresql://u:hidden@{NOWHERE}/d").masked() in done.out
