@@ -32,6 +32,7 @@ from streamer.ingest.position_writer import PositionWriter
 from streamer.ingest.rate_limit import Allowances
 from streamer.live.index import LiveIndex
 from streamer.live.ticker import Ticker
+from streamer.live.visibility import Visibility
 from streamer.operations.admin import operators_only
 from streamer.operations.backup import Backups
 from streamer.operations.health import Health
@@ -94,6 +95,7 @@ class Server:
             self.process,
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
+            visibility=Visibility(closed=settings.show_closed == "yes", offline=settings.show_offline == "yes"),
         )
         ticks = replace(TICKS, ceiling=max(TICKS.floor, settings.frame_interval / 1000))
         self.ticker = Ticker(self.index, clock, Cadence(ticks))

@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     watch_auth: Literal["required", "optional"] = _setting(
         "required", "`optional` lets customers watch without a token"
     )
+    show_closed: Literal["yes", "no"] = _setting("yes", "`no` hides vendors that are closed from customers")
+    show_offline: Literal["yes", "no"] = _setting(
+        "yes", "`no` hides vendors from customers as soon as they are offline, instead of STREAMER_LEAVE_AFTER later"
+    )
     history_access: Literal["owner", "public"] = _setting(
         "owner", "`public` lets everyone who may watch read a vendor's stored history"
     )

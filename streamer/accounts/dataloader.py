@@ -101,4 +101,4 @@ class DataLoader:
 
 def card_of(row: VendorRow, read_at: int) -> Card:
     """Return a vendor's card as it was read at `read_at`, epoch ms."""
-    return Card(read_at, row.name, row.open, row.primary_image)
+    return Card(read_at, row.name, row.open, row.primary_image, row.hidden)

@@ -22,6 +22,7 @@ from streamer.live.cell import Cell
 from streamer.live.fix import Fix
 from streamer.live.vendor import NO_FIX, Before, Card, Owner, Presence, Vendor
 from streamer.live.view import View, ViewKey
+from streamer.live.visibility import Visibility
 from streamer.live.watch import FrameKind, Watch
 from streamer.protocol.messages import encode_snapshot
 
@@ -36,8 +37,16 @@ class Ticked(NamedTuple):
 class LiveIndex:
     """Vendors and views of one process; `me` is its own name among the owners. Times are epoch milliseconds."""
 
-    def __init__(self, me: str, *, offline_after: int = 60_000, leave_after: int = 600_000) -> None:
+    def __init__(
+        self,
+        me: str,
+        *,
+        offline_after: int = 60_000,
+        leave_after: int = 600_000,
+        visibility: Visibility | None = None,
+    ) -> None:
         self.me = me
+        self.visibility = visibility or Visibility()
         self.offline_after = offline_after
         self.leave_after = leave_after
         self.vendors: dict[str, Vendor] = {}
@@ -315,7 +324,7 @@ class LiveIndex:
             offline_at, leave_at = 0, vendor.born + self.offline_after
         online = connected or now < offline_at
         known = vendor.fix.timestamp >= 0 and vendor.card.version >= 0 and offline_at > 0
-        live = known and (online or now < leave_at)
+        live = known and (online or now < leave_at) and self.visibility.allows(vendor.card, online)
         if live != vendor.live or online != vendor.online:
             self._touch(vendor)
             if online != vendor.online:

@@ -19,6 +19,8 @@ class Card(NamedTuple):
     name: str
     open: bool
     primary_image: str | None
+    hidden: bool = False
+    """Off every map while it is closed, at its own request."""
 
 
 class Presence(NamedTuple):

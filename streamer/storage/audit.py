@@ -19,7 +19,7 @@ from streamer.storage.revisions import require_newest
 
 AUDITED = ("users", "vendors", "subscriptions", "integrations")
 
-UNAUDITED = {"vendors": frozenset({"lat", "long", "locatedAt", "updatedAt"})}
+UNAUDITED = {"vendors": frozenset({"hidden", "lat", "long", "locatedAt", "updatedAt"})}
 """Columns whose change alone is no entry, by table; `updatedAt` in all of them."""
 
 PRUNE_CHUNK = 10_000

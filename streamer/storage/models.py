@@ -131,6 +131,7 @@ class Vendor(Base):
     updated_at: Mapped[Time] = mapped_column("updatedAt")
     located_at: Mapped[Time | None] = mapped_column("locatedAt")
     deleted_at: Mapped[Time | None] = mapped_column("deletedAt")
+    hidden: Mapped[bool | None]
 
 
 class Location(Base):

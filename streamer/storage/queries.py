@@ -88,7 +88,7 @@ SELECT max("id") FROM (SELECT "id" FROM "vendors" WHERE "id" > $1 ORDER BY "id" 
 
 VENDORS = """
 SELECT v."id", u."clerkId", v."name", v."open", v."primaryImage", v."lat", v."long",
-    (EXTRACT(EPOCH FROM v."locatedAt") * 1000)::bigint
+    (EXTRACT(EPOCH FROM v."locatedAt") * 1000)::bigint, coalesce(v."hidden", false)
 FROM "vendors" v JOIN "users" u ON u."id" = v."userId"
 WHERE v."deletedAt" IS NULL AND u."deletedAt" IS NULL AND
 """
@@ -139,9 +139,9 @@ SELECT v."id" FROM "vendors" v WHERE v."id" = ANY($1::text[]) AND EXISTS (
 
 # For whom it is done is for the audit's trigger, and holds as long as this statement.
 SET_OPEN = """
-UPDATE "vendors" SET "open" = $2, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
+UPDATE "vendors" SET "open" = $2, "hidden" = $4, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
 FROM (SELECT set_config('streamer.actor', $3, true) AS "actor") AS said
-WHERE "id" = $1 AND "open" <> $2 AND said."actor" = $3
+WHERE "id" = $1 AND ("open" <> $2 OR coalesce("hidden", false) <> $4) AND said."actor" = $3
 """
 
 # vendors."locatedAt" lags by a second or so: only what is newer is looked for among all locations.

@@ -37,13 +37,13 @@ RIGHTS = (
     Right(
         "vendors",
         "SELECT",
-        ("id", "userId", "name", "open", "primaryImage", "lat", "long", "locatedAt", "deletedAt"),
+        ("id", "userId", "name", "open", "primaryImage", "lat", "long", "locatedAt", "deletedAt", "hidden"),
         "a vendor's card and owner",
     ),
     Right(
         "vendors",
         "UPDATE",
-        ("open", "lat", "long", "locatedAt", "updatedAt"),
+        ("open", "hidden", "lat", "long", "locatedAt", "updatedAt"),
         "a vendor's position and status; to lock a vendor while its pings are stored",
     ),
     Right(

@@ -76,6 +76,7 @@ class VendorRow:
     lat: float | None
     long: float | None
     located_at: int | None
+    hidden: bool = False
 
 
 class LocationRow(NamedTuple):
@@ -362,11 +363,11 @@ class Store:
         rows = await self._answer(lambda connection: connection.fetch(queries.LOCATIONS, *arguments), "history")
         return [LocationRow(*row) for row in rows]
 
-    async def set_open(self, vendor_id: str, open: bool, clerk_id: str) -> None:
+    async def set_open(self, vendor_id: str, open: bool, hidden: bool, clerk_id: str) -> None:
         """Open or close a vendor for business; the audit has it that this user did."""
         if _can_be_text(vendor_id) and _can_be_text(clerk_id):
             await self._answer(
-                lambda connection: connection.execute(queries.SET_OPEN, vendor_id, open, clerk_id), "open"
+                lambda connection: connection.execute(queries.SET_OPEN, vendor_id, open, clerk_id, hidden), "open"
             )
 
     async def ping(self) -> None:

@@ -16,7 +16,7 @@ from streamer.ingest.session import Pending, VendorSession
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card
 from streamer.protocol import messages
-from streamer.protocol.messages import Reject
+from streamer.protocol.messages import Reject, Status
 from streamer.storage.store import VendorRow
 from streamer.transport.admission import RETRY_AFTER_MS
 from streamer.transport.connection_limits import ConnectionSlot
@@ -95,7 +95,7 @@ class VendorSocket(WebSocket):
             elif self._producer.excessive:
                 self.wait(self._producer.rest)
         elif received.status is not None:
-            self.wait(self._set_open, received.status.open)
+            self.wait(self._set_status, received.status)
         elif received.auth is not None:
             self.wait(self._authenticate_again, received.auth.token)
 
@@ -130,23 +130,23 @@ class VendorSocket(WebSocket):
         if self._producer.excessive:
             await self._producer.rest()
 
-    async def _set_open(self, open: bool) -> None:
+    async def _set_status(self, status: Status) -> None:
         """Open or close the vendor for business; the app is asked to send a status again that could not be saved."""
         assert self._allowance is not None
-        server, row = self.server, self._row
+        server, row, open = self.server, self._row, status.open
         if (wait := self._allowance.change(self.registry.now())) > 0:
             message = f"Status not saved (open: {str(open).lower()}): it changed too often; send it again later"
             retry = max(1000, round(wait * 1000))
             self.writer.send(messages.encode_error(ErrorCode.RATE_LIMITED, message, retry_after_ms=retry))
             return
         try:
-            await server.store.set_open(row.vendor_id, open, row.clerk_id)
+            await server.store.set_open(row.vendor_id, open, status.hidden, row.clerk_id)
         except Unavailable as away:
             message = f"Status not saved (open: {str(open).lower()}); send it again: {away.told}"
             self.writer.send(messages.encode_error(ErrorCode.OVERLOADED, message, retry_after_ms=RETRY_AFTER_MS))
         else:
             now = server.clock()
-            server.local_vendors.card(row.vendor_id, Card(now, row.name, open, row.primary_image), now)
+            server.local_vendors.card(row.vendor_id, Card(now, row.name, open, row.primary_image, status.hidden), now)
 
     async def _authenticate_again(self, token: str) -> None:
         before = self.clerk_id

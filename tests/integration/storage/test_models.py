@@ -75,7 +75,7 @@ PRISMA_COLUMNS: dict[str, list[Column]] = {
 }
 ADDED_COLUMNS: dict[str, list[Column]] = {
     "users": [("deletedAt", TIME, True, None)],
-    "vendors": [("locatedAt", TIME, True, None), ("deletedAt", TIME, True, None)],
+    "vendors": [("locatedAt", TIME, True, None), ("deletedAt", TIME, True, None), ("hidden", "boolean", True, None)],
 }
 
 CASCADE = "ON UPDATE CASCADE ON DELETE CASCADE"

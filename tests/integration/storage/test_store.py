@@ -547,7 +547,7 @@ async def test_vendors_and_cards(store: Store, direct: Any) -> None:
     """Whose vendor it is decides who may speak for it; a deleted one must be nobody's."""
     row = VendorRow(VENDOR, "clerk", "Truck 0", True, None, None, None, None)
     assert await vendor(store, VENDOR) == row
-    await store.set_open(VENDOR, False, "clerk")
+    await store.set_open(VENDOR, False, False, "clerk")
     await store.update_positions([(VENDOR, T0 + 7, 52.5, 21.5)])
     moved = VendorRow(VENDOR, "clerk", "Truck 0", False, None, 52.5, 21.5, T0 + 7)
     assert await vendor(store, VENDOR) == moved
@@ -565,7 +565,7 @@ async def test_vendors_and_cards(store: Store, direct: Any) -> None:
         assert await store.vendors_of([impossible]) == []
         assert await store.newest_stored([(impossible, None)]) == {}
         assert await store.locations(impossible, 0, T0 * 2, 10) == []
-        await store.set_open(impossible, True, "clerk")
+        await store.set_open(impossible, True, False, "clerk")
 
 
 async def test_durable_is_the_newest_stored_ping(store: Store) -> None:

@@ -1,0 +1,187 @@
+"""What strangers, customers and vendors learn of a vendor: each row of docs/privacy.md."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from streamer.accounts.tokens import make_token
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
+from tests.conftest import Running, Serve
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
+
+LAT, LONG = 52.2297, 21.0122
+HERE = circle(LAT, LONG, 1000)
+SHOWN = (LAT, LONG)
+
+
+@pytest.fixture
+async def vendors(database_url: str) -> list[SeededVendor]:
+    return await seed.seed(database_url, 2)
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def bearer(vendor: SeededVendor) -> dict[str, str]:
+    return {"Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 600)}"}
+
+
+async def asked(session: aiohttp.ClientSession, url: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    async with session.get(url, headers=headers) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def sees_nothing(session: aiohttp.ClientSession, running: Running, vendor: SeededVendor) -> None:
+    """No endpoint shows the vendor to a customer."""
+    nearby = f"{running.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=1000"
+
+    async def gone() -> bool:
+        status, _ = await asked(session, f"{running.url}/v1/vendors/{vendor.vendor_id}")
+        return status == 404 and (await asked(session, nearby))[1]["vendors"] == []
+
+    await eventually(gone, "a vendor that no endpoint shows")
+
+
+async def test_a_vendor_hides_itself(serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession) -> None:
+    """One that closes with `hidden` leaves every map of every process at once, stays off it through pings, reconnects
+    and restarts, and is back when it opens; its pings are stored all the time."""
+    (vendor, _), near, far = vendors, await serve(), await serve()
+    async with CustomerApp(near.url) as one, CustomerApp(far.url) as two:
+        async with VendorApp(near.url, vendor.clerk_id) as app:
+            await app.ping(LAT, LONG)
+            await app.acked(1)
+            for customer in (one, two):
+                await customer.watch("area", HERE)
+                await customer.watch("list", vendors=[vendor.vendor_id])
+                await customer.sees("area", {vendor.vendor_id: SHOWN})
+            await app.send({"type": "status", "open": False, "hidden": True})
+            for customer in (one, two):
+                await customer.sees("area", {})
+                await customer.sees("list", {})
+            await app.ping(LAT, LONG + 0.001)
+            await app.acked(2)
+        for running in (near, far):
+            await sees_nothing(session, running, vendor)
+        later = await serve()
+        async with VendorApp(later.url, vendor.clerk_id) as app:
+            await app.ping(LAT, LONG)
+            await app.acked(1)
+            for running in (near, far, later):
+                await sees_nothing(session, running, vendor)
+            for customer in (one, two):
+                assert customer.views == {"area": {}, "list": {}}
+            url = f"{near.url}/v1/vendors/{vendor.vendor_id}/locations"
+            _, history = await asked(session, url, bearer(vendor))
+            assert len(history["locations"]) == 3
+            await app.send({"type": "status", "open": True})
+            for customer in (one, two):
+                await customer.sees("area", {vendor.vendor_id: SHOWN})
+                await customer.sees("list", {vendor.vendor_id: SHOWN})
+
+
+async def test_closed_vendors_can_be_left_out(
+    serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
+) -> None:
+    """With STREAMER_SHOW_CLOSED=no a truck that drives home is on no map."""
+    (vendor, _), running = vendors, await serve(show_closed="no")
+    async with CustomerApp(running.url) as customer, VendorApp(running.url, vendor.clerk_id) as app:
+        await customer.watch("w", HERE)
+        await app.ping(LAT, LONG)
+        await customer.sees("w", {vendor.vendor_id: SHOWN})
+        await app.send({"type": "status", "open": False})
+        await customer.sees("w", {})
+        await app.ping(LAT, LONG + 0.001)
+        await app.acked(2)
+        await sees_nothing(session, running, vendor)
+        await app.send({"type": "status", "open": True})
+        await customer.sees("w", {vendor.vendor_id: (LAT, LONG + 0.001)})
+
+
+async def test_offline_vendors_can_be_left_out(
+    serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
+) -> None:
+    """With STREAMER_SHOW_OFFLINE=no a vendor leaves when it is offline, and comes back with its socket."""
+    (vendor, _), running = vendors, await serve(show_offline="no", offline_after=0.5)
+    async with CustomerApp(running.url) as customer:
+        await customer.watch("w", HERE)
+        async with VendorApp(running.url, vendor.clerk_id) as app:
+            await app.ping(LAT, LONG)
+            await customer.sees("w", {vendor.vendor_id: SHOWN})
+        await customer.sees("w", {})
+        await sees_nothing(session, running, vendor)
+        async with VendorApp(running.url, vendor.clerk_id):
+            await customer.sees("w", {vendor.vendor_id: SHOWN})
+
+
+async def test_by_default_closed_and_offline_vendors_are_shown(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """The contract: `open` and `online` are false on the card, and the vendor stays."""
+    (vendor, _), running = vendors, await serve(offline_after=0.5)
+    async with CustomerApp(running.url) as customer:
+
+        def card() -> dict[str, Any]:
+            return customer.views["w"].get(vendor.vendor_id, {})
+
+        await customer.watch("w", HERE)
+        async with VendorApp(running.url, vendor.clerk_id) as app:
+            await app.ping(LAT, LONG)
+            await app.send({"type": "status", "open": False})
+            await eventually(lambda: card().get("open") is False, "a card of a closed vendor")
+        await eventually(lambda: card().get("online") is False, "a card of a vendor that is offline")
+        assert card()["open"] is False
+
+
+async def test_one_vendor_needs_what_an_area_needs(
+    serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
+) -> None:
+    """Whoever may not watch an area learns nothing by a vendor's id either: on no endpoint, and without a hint whether
+    the vendor exists."""
+    (vendor, other), running = vendors, await serve(watch_auth="required")
+    area = f"lat={LAT}&long={LONG}&radius=1000"
+    async with VendorApp(running.url, vendor.clerk_id) as app:
+        await app.ping(LAT, LONG)
+        await app.acked(1)
+        for path in (f"vendors/nearby?{area}", f"vendors/{vendor.vendor_id}", "vendors/nobody", "vendors?query=truck"):
+            assert (await asked(session, f"{running.url}/v1/{path}"))[0] == 401
+        for query in (area, f"vendors={vendor.vendor_id}"):
+            assert (await asked(session, f"{running.url}/v1/watch/events?{query}"))[0] == 401
+        for wanted in ({"area": HERE}, {"vendors": [vendor.vendor_id]}):
+            async with CustomerApp(running.url) as stranger:
+                await stranger.send({"type": "watch", "id": "w", **wanted})
+                assert await stranger.closed() == 4401
+                assert [m["type"] for m in stranger.messages] == ["error"]
+        async with CustomerApp(running.url, other.clerk_id) as customer:
+            await customer.watch("area", HERE)
+            await customer.watch("list", vendors=[vendor.vendor_id])
+            await asyncio.gather(*(customer.sees(id, {vendor.vendor_id: SHOWN}) for id in ("area", "list")))
+
+
+async def test_history_is_the_owners(serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession) -> None:
+    """Where a vendor was, it alone can read; another vendor or a customer cannot, unless the operator says so."""
+    (vendor, other), running = vendors, await serve()
+    path = f"/v1/vendors/{vendor.vendor_id}/locations"
+    assert (await asked(session, running.url + path, bearer(vendor)))[0] == 200
+    assert (await asked(session, running.url + path, bearer(other)))[0] == 403
+    assert (await asked(session, running.url + path))[0] == 401
+    public = await serve(history_access="public")
+    assert (await asked(session, public.url + path))[0] == 200
+
+
+async def test_a_card_has_nothing_of_the_owner(
+    serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
+) -> None:
+    """Customers get the card's fields: no user, phone, e-mail or accuracy."""
+    (vendor, _), running = vendors, await serve()
+    async with VendorApp(running.url, vendor.clerk_id) as app:
+        await app.ping(LAT, LONG, accuracy=3)
+        await app.acked(1)
+        _, card = await asked(session, f"{running.url}/v1/vendors/{vendor.vendor_id}")
+    assert set(card) == {"vendorId", "name", "open", "primaryImage", "lat", "long", "timestamp", "online"}
