@@ -1,6 +1,6 @@
-"""How much a vendor may send: what goes ahead of others, when it is read slower, when it is refused. Pure.
+"""Rate limits of messages and pings: what is prompt, what is read more slowly, what is refused. Pure.
 
-Times are seconds of any clock that only goes forward, and are passed in.
+Times are seconds of a monotonic clock and are passed in.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 from streamer.errors import CloseCode, Disconnect, ErrorCode
 
 AHEAD = 1000
-"""Pings above its rate that a vendor may have sent and still be counted among the prompt: two full messages."""
+"""Pings above its rate that a vendor may send and still be prompt: two full messages."""
 PAUSE = 1.0
 """Seconds for which a connection that sends too many messages is not read."""
 MOST_WARNINGS = 5
-"""So many pauses, each within FORGET of the one before, and the connection is ended."""
+"""Pauses, each within FORGET of the one before, after which the connection is closed."""
 FORGET = 10.0
 CHANGES_AHEAD = 10
-"""So many times a vendor may open or close at once; each is a write, an audit entry, and news to all who watch."""
+"""Times a vendor may open or close at once; each is a write, an audit entry, and an update to all who watch."""
 
 
 class Meter:
-    """A leaky bucket: adds up what came, and lets `rate` of it go each second."""
+    """A leaky bucket: adds up what arrives, and drains `rate` of it each second."""
 
     __slots__ = ("_at", "_level", "rate")
 
@@ -29,11 +29,11 @@ class Meter:
         self._at = now
 
     def level(self, now: float) -> float:
-        """What came and has not gone yet."""
+        """Returns what has not drained yet."""
         return max(0.0, self._level - self.rate * max(0.0, now - self._at))
 
     def add(self, count: float, now: float) -> float:
-        """Count what came now; gives the level with it."""
+        """Add what arrived now; returns the level with it."""
         self._level = self.level(now) + count
         self._at = max(self._at, now)
         return self._level
@@ -42,9 +42,9 @@ class Meter:
 class Allowance:
     """One vendor's share of this process, over all its connections.
 
-    Within `rate` pings a second, and AHEAD at once, its pings are prompt: they go ahead of what others send in bulk.
-    `burst` more are taken at full speed. Beyond that it is read at `rate` while the buffer is contended, and it never
-    has more than `burst` pings waiting to be stored.
+    Within `rate` pings a second, and AHEAD at once, its pings are prompt: they go ahead of the backlogs of others.
+    `burst` more are read at full speed. Beyond that the vendor is read at `rate` while the buffer is contended, and it
+    never has more than `burst` pings waiting to be stored.
     """
 
     __slots__ = ("_burst", "_changes", "_meter", "connections", "unsettled")
@@ -58,11 +58,11 @@ class Allowance:
         """Its pings that are neither stored nor rejected yet."""
 
     def take(self, pings: int, now: float) -> bool:
-        """Count pings that came; whether they are prompt."""
+        """Count pings that arrived; returns whether they are prompt."""
         return self._meter.add(pings, now) <= AHEAD
 
     def wait(self, now: float, contended: bool) -> float:
-        """Seconds for which to read no more of it, then to ask again; 0 when it may be read."""
+        """Returns seconds after which to ask again whether the vendor may be read; 0 when it may be now."""
         if self.unsettled > self._burst:
             return (self.unsettled - self._burst) / self._meter.rate
         if contended:
@@ -70,7 +70,7 @@ class Allowance:
         return 0.0
 
     def change(self, now: float) -> float:
-        """Count an opening or closing; or, when it is one too many, seconds after which to say it again."""
+        """Count an opening or closing, or return the seconds after which to try again when it is one too many."""
         excess = self._changes.level(now) + 1 - CHANGES_AHEAD
         if excess > 0:
             return excess / self._changes.rate
@@ -84,7 +84,7 @@ class Allowance:
 
 
 class Allowances:
-    """The allowance of each vendor that is heard or was heard lately, so that a reconnect makes no new one."""
+    """The allowances of vendors that are or were lately connected, so that a reconnect does not reset them."""
 
     def __init__(self, rate: float, burst: int, changes: float = 0.5) -> None:
         self._rate = rate
@@ -97,7 +97,7 @@ class Allowances:
         return len(self._of)
 
     def of(self, vendor_id: str, now: float) -> Allowance:
-        """This vendor's."""
+        """Returns the allowance of a vendor."""
         allowance = self._of.get(vendor_id)
         if allowance is None:
             if len(self._of) >= self._look_at:
@@ -108,10 +108,10 @@ class Allowances:
 
 
 class Limit:
-    """The hard bound on a connection's messages: `rate` a second, and a second's worth at once.
+    """The hard limit on a connection's messages: `rate` a second, and a second's worth at once.
 
-    Nothing that was sent is dropped, or an ack of what follows would be a lie: the connection is warned and paused, and
-    ended when it goes on.
+    Nothing that was sent is dropped, or an ack of what follows would be false: the connection is warned and paused, and
+    closed when it goes on.
     """
 
     __slots__ = ("_calm_at", "_hint", "_meter", "_warnings")
@@ -124,15 +124,15 @@ class Limit:
 
     @property
     def warning(self) -> tuple[ErrorCode, str]:
-        """What to tell who is over it."""
+        """The code and message for a client that exceeds it."""
         return (
             ErrorCode.RATE_LIMITED,
-            f"more than {self._meter.rate:g} messages a second: nothing of yours is lost, but you are read slower;"
+            f"more than {self._meter.rate:g} messages a second: nothing is lost, but you are read more slowly;"
             f" {self._hint}",
         )
 
     def over(self, now: float) -> bool:
-        """Count a message; whether the connection has to be told and not read for PAUSE. Closing when it goes on."""
+        """Count a message; returns whether to warn and pause the connection. Raises Disconnect when it goes on."""
         if self._meter.add(1, now) <= self._meter.rate:
             return False
         self._warnings = self._warnings + 1 if now < self._calm_at else 1

@@ -1,4 +1,4 @@
-"""One vendor's connection as rules: order of seq, what is live, what may be acked. Pure; the clock is passed in."""
+"""The rules of one vendor connection: the order of seq, what is live, what may be acked. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLOCK_ERRORS = (ErrorCode.TIMESTAMP_IN_FUTURE, ErrorCode.TIMESTAMP_TOO_OLD)
 
 
 class Pending:
-    """The pings of one message on their way to the disk; acked up to `last_seq` once settled and all before it are."""
+    """The pings of one message; `last_seq` is acked once these and all before them are stored or rejected."""
 
     __slots__ = ("last_seq", "settled")
 
@@ -35,7 +35,7 @@ class Pending:
 
 @dataclass(slots=True)
 class Received:
-    """What one message asks for: answers to write, pings to store, the fix to show, a status or token to take."""
+    """What to do about one message: replies to send, pings to store, the fix to show, a status or token to apply."""
 
     replies: Sequence[bytes] = ()
     pings: Sequence[Ping] = ()
@@ -46,7 +46,7 @@ class Received:
 
 
 class BadMessageLimit:
-    """How many bad messages in a row a connection may send before it is taken not to speak this protocol."""
+    """Ends a connection after too many consecutive bad messages: it does not speak this protocol."""
 
     __slots__ = ("_bad", "_most")
 
@@ -55,11 +55,11 @@ class BadMessageLimit:
         self._bad = 0
 
     def good(self) -> None:
-        """A message could be used."""
+        """Count a valid message."""
         self._bad = 0
 
     def bad(self, cause: ProtocolError) -> None:
-        """A message could not; Closing when it was one too many."""
+        """Count a bad message; raise Disconnect when it was one too many."""
         self._bad += 1
         if self._bad >= self._most:
             raise Disconnect(
@@ -70,7 +70,7 @@ class BadMessageLimit:
 
 
 class VendorSession:
-    """The rules of one vendor connection. Whoever stores the pings calls `settled` when they are."""
+    """The rules of one vendor connection. The caller stores the pings and then calls `settled`."""
 
     def __init__(
         self, bounds: Bounds, *, live_max_age: int, max_bad_messages: int, counters: Counters | None = None
@@ -84,11 +84,11 @@ class VendorSession:
 
     @property
     def unsettled(self) -> int:
-        """Messages whose pings are not all stored or rejected yet."""
+        """The number of messages whose pings are not all stored or rejected yet."""
         return len(self._pending)
 
     def receive(self, data: str | bytes, now: int) -> Received:
-        """Take a message that came at `now` (epoch ms); Closing when the connection has to end."""
+        """Handle a message that arrived at `now` (epoch ms); raise Disconnect when the connection has to end."""
         try:
             message = decode_vendor(data, now, self.last_seq, self._bounds)
         except ProtocolError as wrong:
@@ -111,8 +111,8 @@ class VendorSession:
             received.replies = [encode_reject(reject) for reject in message.rejected]
         if not (message.accepted or message.rejected):
             self._bad_messages.good()
-            return received  # an empty list uses up no seq
-        # A wrong clock is a phone's fault, not its app's: hello.time lets it mend that.
+            return received  # an empty list uses no seq
+        # A wrong clock is the phone's fault, not its app's: hello.time lets the app correct it.
         if not message.accepted and message.rejected[-1].code not in CLOCK_ERRORS:
             self._bad_messages.bad(ProtocolError(message.rejected[-1].code, message.rejected[-1].message))
         else:
@@ -132,13 +132,13 @@ class VendorSession:
         return received
 
     def join(self, pending: Pending) -> None:
-        """The newest message's pings joined those of `pending`, the one before that has any: one settling for both."""
+        """Merge the newest message's pings into `pending`, the message before it: both are settled together."""
         pending.last_seq = self._pending[-1].last_seq
         while self._pending[-1] is not pending:
             self._pending.pop()
 
     def settled(self, pending: Pending, rejected: Sequence[Reject] = ()) -> list[bytes]:
-        """These pings are committed or rejected: what to tell the client now."""
+        """Returns the replies to send once these pings are committed or rejected."""
         replies = [encode_reject(reject) for reject in rejected] if rejected else []
         pending.settled = True
         settled = 0
@@ -151,5 +151,5 @@ class VendorSession:
 
 
 def timestamp_of(ping: Ping) -> int:
-    """When a ping was taken."""
+    """Returns when a ping was taken."""
     return ping.timestamp

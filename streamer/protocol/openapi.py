@@ -43,6 +43,7 @@ REPORTED = (
     ErrorCode.INVALID_COORDINATES,
     ErrorCode.INVALID_TIMESTAMP,
     ErrorCode.TIMESTAMP_IN_FUTURE,
+    ErrorCode.TIMESTAMP_TOO_OLD,
     ErrorCode.UNAUTHORIZED,
     ErrorCode.INVALID_TOKEN,
     ErrorCode.FORBIDDEN,
@@ -51,6 +52,16 @@ REPORTED = (
     ErrorCode.OVERLOADED,
 )
 """What a request with pings may be refused with."""
+TRACKED = (
+    ErrorCode.MISSING_FIELD,
+    ErrorCode.UNAUTHORIZED,
+    ErrorCode.INVALID_TOKEN,
+    ErrorCode.FORBIDDEN,
+    ErrorCode.VENDOR_NOT_FOUND,
+    ErrorCode.RATE_LIMITED,
+    ErrorCode.OVERLOADED,
+)
+"""What a tracker's request may be refused with; a position that can never be stored is no reason."""
 SIGN_IN = (
     ErrorCode.INVALID_JSON,
     ErrorCode.INVALID_MESSAGE,
@@ -90,6 +101,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     ErrorCode.INVALID_MESSAGE,
                     ErrorCode.UNAUTHORIZED,
                     ErrorCode.INVALID_TOKEN,
+                    ErrorCode.RATE_LIMITED,
                     ErrorCode.OVERLOADED,
                 ],
             )
@@ -139,6 +151,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     ErrorCode.AREA_TOO_LARGE,
                     ErrorCode.UNAUTHORIZED,
                     ErrorCode.INVALID_TOKEN,
+                    ErrorCode.RATE_LIMITED,
                     ErrorCode.OVERLOADED,
                 ],
             )
@@ -151,7 +164,13 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 watch_auth,
                 {"200": answer("The card.", ref("Card"))},
                 [vendor],
-                [ErrorCode.UNAUTHORIZED, ErrorCode.INVALID_TOKEN, ErrorCode.VENDOR_NOT_FOUND, ErrorCode.OVERLOADED],
+                [
+                    ErrorCode.UNAUTHORIZED,
+                    ErrorCode.INVALID_TOKEN,
+                    ErrorCode.VENDOR_NOT_FOUND,
+                    ErrorCode.RATE_LIMITED,
+                    ErrorCode.OVERLOADED,
+                ],
             )
         },
         "/v1/watch/events": {
@@ -187,6 +206,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     ErrorCode.UNAUTHORIZED,
                     ErrorCode.INVALID_TOKEN,
                     ErrorCode.FORBIDDEN,
+                    ErrorCode.RATE_LIMITED,
                     ErrorCode.OVERLOADED,
                 ],
             )
@@ -242,6 +262,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     ErrorCode.INVALID_TOKEN,
                     ErrorCode.FORBIDDEN,
                     ErrorCode.VENDOR_NOT_FOUND,
+                    ErrorCode.RATE_LIMITED,
                     ErrorCode.OVERLOADED,
                 ],
                 statuses=(406,),
@@ -255,7 +276,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 any_way,
                 {"200": answer("Stored, or of no interest.", items({}, maxItems=0))},
                 [query("vendorId", VENDOR_ID, "which of the user's vendors, if there are several")],
-                REPORTED,
+                TRACKED,
                 body=json_body(
                     {
                         "type": "object",
@@ -276,7 +297,10 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         "/v1/osmand": {
             "get": osmand("reportOsmAndQuery", "Traccar Client, OsmAnd, GPSLogger: a ping in the query", any_way),
             "post": osmand(
-                "reportOsmAnd", "Traccar Client, OsmAnd, GPSLogger: in the query, a form or JSON", any_way, form=True
+                "reportOsmAnd",
+                "Tracker apps: a ping in the query or a form, or pings as JSON",
+                any_way,
+                form=True,
             ),
         },
         "/livez": {
@@ -403,7 +427,11 @@ def osmand(operation_id: str, summary: str, security: Ways, *, form: bool = Fals
             "content": {
                 "application/x-www-form-urlencoded": {"schema": {"type": "object", "properties": members}},
                 "application/json": {
-                    "schema": thing("As Traccar Client posts it.", {"location": {}}, {"device_id": text()})
+                    "schema": thing(
+                        "As Traccar Client, Overland or a background-geolocation plugin posts it, or an array.",
+                        {},
+                        {"location": {}, "locations": items({}), "device_id": text()},
+                    )
                 },
             },
         }
@@ -417,7 +445,7 @@ def osmand(operation_id: str, summary: str, security: Ways, *, form: bool = Fals
             query("vendorId", VENDOR_ID, "which of the user's vendors, if there are several"),
             *(query(name, schema, "") for name, schema in members.items()),
         ],
-        REPORTED,
+        TRACKED,
         body=body,
     )
 

@@ -1,4 +1,4 @@
-"""Positions reported over HTTP, by our own clients and by existing tracker apps: answered after they are committed."""
+"""Pings over HTTP, of our own clients and of existing tracker apps: answered after they are committed."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ ROOM_WAIT = 3.0
 SETTLE_GRACE = 5.0
 """Seconds beyond a statement's timeout that a request waits for its commit."""
 RETRY_AFTER_MS = 2000
-MOST_WAITING = 1000
-"""Requests that may wait for room; more are refused at once."""
-MOST_FIELDS = 100
-"""Fields of a form."""
+MAX_WAITING = 1000
+"""Requests that may wait for room in the buffer; others are refused at once."""
+MAX_FIELDS = 100
+"""Maximum number of fields of a form."""
 
 
 class Outcome(NamedTuple):
-    """What became of a request's pings: `stored` of them are, now or since an earlier request.
+    """The result of a request: how many pings are stored (now or by an earlier request), and which never will be.
 
-    The others never will be; a rejected one is {"index", "code", "message"}. `time`: when it was taken, epoch ms.
+    A rejected ping is {"index", "code", "message"}; `time` is when the request was handled, epoch ms.
     """
 
     stored: int
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 class HttpIngest:
-    """The handlers that take pings over HTTP; `gone` is told of a vendor that turned out to be deleted."""
+    """The handlers of pings over HTTP; `gone` is called with a vendor that turns out to be deleted."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class HttpIngest:
         self._waiting = 0
 
     async def locations(self, request: web.Request) -> web.Response:
-        """`POST /v1/vendors/{id}/locations`: a ping, an array of pings or {"pings":[…]}; which of them are stored."""
+        """`POST /v1/vendors/{id}/locations`: a ping, an array of pings or {"pings":[…]}."""
         identity = await identify(request, self._authenticator)
         items = ping_items(await request.read())
         if len(items) > self._bounds.max_batch:
@@ -189,7 +189,7 @@ class HttpIngest:
         return Outcome(len(items) - len(rejected), rejected, now)
 
     async def _stored(self, vendor_id: str, allowance: Allowance, pings: list[Ping], now: int) -> Rejected:
-        """Wait until all are committed, but those that never will be; ProtocolError when that takes too long."""
+        """Wait until all pings are committed or rejected; ProtocolError when that takes too long."""
         settled: asyncio.Future[Rejected] = asyncio.get_running_loop().create_future()
 
         def settle(_: Chunk, rejected: Rejected) -> None:
@@ -214,18 +214,18 @@ class HttpIngest:
             raise ProtocolError(
                 ErrorCode.OVERLOADED,
                 f"not known to be stored after {self._settle_wait:g} s: {self._cause};"
-                " the pings may be stored yet: send them again, each is stored once however often it comes",
+                " send the pings again, each is stored once however often it is sent",
                 retry_after_ms=RETRY_AFTER_MS,
             ) from None
 
     @property
     def _cause(self) -> str:
-        """Why pings wait, for strangers: an outage's own words name hosts."""
+        """Why pings wait, without the details of an outage, which name hosts."""
         return "too many wait" if self._batcher.outage is None else "the database does not answer"
 
     async def _put(self, chunk: Chunk) -> None:
-        """Wait for room in the buffer, not for long and not with too many others."""
-        if self._waiting < MOST_WAITING:
+        """Wait for room in the buffer, for a bounded time and with a bounded number of others."""
+        if self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
                 async with asyncio.timeout(ROOM_WAIT):
@@ -244,7 +244,7 @@ class HttpIngest:
 
 
 def ping_items(data: bytes) -> list[Any]:
-    """The ping objects of a body: one, an array of them, or {"pings":[…]}."""
+    """Returns the ping objects of a body: one, an array of them, or {"pings":[…]}."""
     try:
         body = orjson.loads(data)
     except (orjson.JSONDecodeError, RecursionError) as bad:
@@ -269,15 +269,15 @@ def ping_items(data: bytes) -> list[Any]:
 
 
 def form_of(body: bytes) -> dict[str, str]:
-    """The fields of an urlencoded form."""
+    """Returns the fields of an urlencoded form."""
     try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS))
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
     except ValueError as bad:
         raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the body is no urlencoded form: {bad}") from None
 
 
 def rejections(pings: Pings, refused: Mapping[int, tuple[ErrorCode, str]]) -> list[dict[str, Any]]:
-    """The rejected pings by their index in the request; every ping has its seq, and seqs rise with the index."""
+    """Returns the rejected pings by their index in the request: each ping has a seq, and seqs rise with the index."""
     reasons = {reject.seq: (reject.code, reject.message) for reject in pings.rejected} | dict(refused)
     seqs = sorted([ping.seq for ping in pings.accepted] + [reject.seq for reject in pings.rejected])
     return [
@@ -288,7 +288,7 @@ def rejections(pings: Pings, refused: Mapping[int, tuple[ErrorCode, str]]) -> li
 
 
 def refusal(outcome: Outcome) -> web.Response | None:
-    """The problem document for a request of which nothing could be stored; it has the first ping's code."""
+    """Returns the problem document when nothing of a request can be stored, with the code of its first ping."""
     if outcome.stored or not outcome.rejected:
         return None
     first, count = outcome.rejected[0], len(outcome.rejected)

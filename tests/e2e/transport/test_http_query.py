@@ -353,7 +353,7 @@ async def test_no_room(
 ) -> None:
     """A full buffer refuses after a moment, and never holds more requests than it has room to remember."""
     monkeypatch.setattr(http_ingest, "ROOM_WAIT", 0.3)
-    monkeypatch.setattr(http_ingest, "MOST_WAITING", 1)
+    monkeypatch.setattr(http_ingest, "MAX_WAITING", 1)
     running.server.batcher._max_pings = 1
     now = now_ms()
     first = asyncio.create_task(client.report(ping(now - 2)))
