@@ -253,6 +253,7 @@ async def test_the_bounds_of_a_watch(serve: Serve) -> None:
         error = await customer.expect("error", id="c")
         assert error["code"] == "ERR_TOO_MANY_WATCHES"
         assert "2" in error["message"]
+        await customer.send({"type": "unwatch", "id": "b"})
         for number, (setting, wanted) in enumerate(BOUNDS):
             await customer.send({"type": "watch", "id": f"d{number}", **wanted})
             error = await customer.expect("error", id=f"d{number}")
