@@ -232,6 +232,7 @@ class Server:
                 *self.sign_in.routes(),
                 web.get("/v1/vendors", self.search.search),
                 web.get("/v1/vendors/nearby", self.http.nearby),
+                web.get("/v1/vendors/counts", self.http.counts),
                 web.get("/v1/vendors/{id}", self.http.card),
                 web.get("/v1/vendors/{id}/locations", self.http.history),
                 web.post("/v1/vendors/{id}/locations", self.reports.locations),

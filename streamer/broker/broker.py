@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from streamer.broker.context import BrokerConfig, BrokerEventHandler, Context
+from streamer.broker.counts import ASK, SUMS, Counts
 from streamer.broker.membership import Membership
 from streamer.broker.publisher import Publisher
 from streamer.broker.redis_address import RedisAddress
@@ -61,6 +62,7 @@ class Broker:
         self.membership = Membership(context)
         self.publisher = Publisher(context, self.membership)
         self.subscriber = Subscriber(context, self.membership, self.publisher)
+        self.counts = Counts(context)
 
     @property
     def up(self) -> bool:
@@ -148,6 +150,7 @@ class Broker:
             "broker-subscriber": self.subscriber.run,
             "broker-heartbeat": lambda: self.membership.send_heartbeats(self._republish),
             "broker-reaper": self.membership.reap,
+            "broker-counts": self.counts.run,
         }
 
     async def close(self) -> None:
@@ -170,7 +173,14 @@ class Broker:
 
     def on_message(self, channel: bytes, data: bytes) -> None:
         """Takes a message in."""
-        self.subscriber.on_message(channel, data)
+        if channel == ASK:
+            self.counts.on_ask(data)
+        elif channel == SUMS:
+            self.counts.on_sums(data)
+        else:
+            self.subscriber.on_message(channel, data)
+            if channel == BROADCAST:
+                self.counts.on_broadcast(data)
 
     def on_subscribed(self, channel: bytes) -> None:
         """Has a cell read once its channel is heard."""
@@ -191,6 +201,7 @@ class Broker:
         self.membership.wake()
         self._republish()
         self.subscriber.want_all()
+        self.counts.want_all()
 
     def on_subscription(self, node: Node, up: bool) -> None:
         """Notes a gap when a node is no longer heard."""
@@ -206,6 +217,7 @@ class Broker:
     def on_slots_moved(self) -> None:
         """Subscribes, reads and places again on the nodes that serve the slots now."""
         self.subscriber.want_all()
+        self.counts.want_all()
         self.subscriber.wake()
         self.publisher.place_again()
 

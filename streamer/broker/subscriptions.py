@@ -11,6 +11,7 @@ from streamer.broker.broker import Broker
 from streamer.geo.grid import bus_cover
 from streamer.geo.shapes import Polygon
 from streamer.live import watch as live_watch
+from streamer.live.counts import CountsKey, counts_key
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Vendor
 from streamer.live.view import ViewKey
@@ -37,6 +38,13 @@ def shared_needs(cells: frozenset[int]) -> Needs:
     return Needs(cells, frozenset())
 
 
+def key_of(wanted: messages.Watch) -> CountsKey:
+    """What a `counts` watch counts."""
+    assert wanted.area is not None
+    assert wanted.detail is not None
+    return counts_key(wanted.area, wanted.detail, wanted.open)
+
+
 class Subscriptions:
     """All watches of this process, by the bus cells or vendors they need."""
 
@@ -45,12 +53,16 @@ class Subscriptions:
         self._broker = broker
         self._clock = clock
         self._needs: dict[live_watch.Watch, Needs] = {}
+        self._counted: dict[live_watch.Watch, CountsKey] = {}
 
     def __len__(self) -> int:
-        return len(self._needs)
+        return len(self._needs) + len(self._counted)
 
     async def open(self, watch: live_watch.Watch, wanted: messages.Watch) -> None:
         """Start a watch or move it; its snapshot is written as soon as its cells are heard."""
+        if wanted.detail is not None:
+            await self._open_counts(watch, wanted)
+            return
         needs = needs_of(wanted)
         # Held before the old ones are released: what both need is heard without a break.
         self._broker.hold(*needs)
@@ -67,11 +79,33 @@ class Subscriptions:
         self._needs[watch] = needs
         if before is not None:
             self._broker.release(*before)
+        if (counted := self._counted.pop(watch, None)) is not None:
+            self._broker.counts.close(watch, counted)
         watch.interval = wanted.interval
         self._index.watch(watch, ViewKey(wanted.area, wanted.vendors, wanted.open), self._clock())
 
+    async def _open_counts(self, watch: live_watch.Watch, wanted: messages.Watch) -> None:
+        key = key_of(wanted)
+        await self._broker.counts.open(watch, key, wanted.interval)
+        before = self._counted.get(watch)
+        self._counted[watch] = key
+        if before is not None:
+            self._broker.counts.close(watch, before, moved=before == key)
+        needs = self._needs.pop(watch, None)
+        if needs is not None:
+            self._broker.release(*needs)
+            self._index.unwatch(watch)
+
+    async def groups(self, wanted: messages.Watch) -> list[messages.Group]:
+        """The groups that a `counts` watch would show now."""
+        return await self._broker.counts.groups(key_of(wanted))
+
     def close(self, watch: live_watch.Watch) -> None:
         """End a watch."""
+        counted = self._counted.pop(watch, None)
+        if counted is not None:
+            self._broker.counts.close(watch, counted)
+            return
         needs = self._needs.pop(watch, None)
         if needs is not None:
             self._broker.release(*needs)

@@ -13,7 +13,7 @@ states then, so nothing is remembered per watch and vendor:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streamer.geo.grid import BUS_LEVEL, LEVELS, cover, cover_level, parent
@@ -60,6 +60,8 @@ class LiveIndex:
         """Bytes of updates and snapshots written."""
         self.delivered = 0
         """Positions in them."""
+        self.recount: dict[int, set[int]] = {}
+        """For each level whose cells are counted, the cells in which counts may have changed."""
         self.frozen = False
         """While Redis is away nothing is heard of other processes, so none of them counts as lost."""
         # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
@@ -124,6 +126,7 @@ class LiveIndex:
         if held.owner in self.owners:
             self.owners[held.owner].vendors.discard(vendor)
         vendor.presence = presence
+        self.note_count(vendor)
         if presence.ended == 0:
             self._owner(presence.owner).vendors.add(vendor)
         self._settle(vendor, now)
@@ -278,6 +281,16 @@ class LiveIndex:
                 watch.snapshot_due = True
                 self._waiting[watch] = None
 
+    def cells(self, level: int) -> Mapping[int, Cell]:
+        """Returns the cells of a level in which vendors are, or which are watched."""
+        return self._grids[level]
+
+    def note_count(self, vendor: Vendor) -> None:
+        """Has the cell of a vendor counted again."""
+        if self.recount and vendor.cell >= 0:
+            for level, cells in self.recount.items():
+                cells.add(parent(vendor.cell, level))
+
     def in_bus_cell(self, id: int) -> tuple[Vendor, ...]:
         """Returns the live vendors in a cell of the grid that names Redis channels."""
         cell = self._grids[BUS_LEVEL].get(id)
@@ -302,6 +315,7 @@ class LiveIndex:
         return owner
 
     def _touch(self, vendor: Vendor) -> None:
+        self.note_count(vendor)
         if vendor not in self._changed:
             self._changed[vendor] = (vendor.live, vendor.fix, vendor.cell, vendor.card.open)
 
@@ -367,6 +381,8 @@ class LiveIndex:
                 break  # so are all coarser ones
             self._take_out(vendor, level, old)
             self._cell(level, new).add(vendor)
+            if level in self.recount:
+                self.recount[level].update((old, new))
         vendor.cell = to
 
     def _take_out(self, vendor: Vendor, level: int, id: int) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
-from streamer.live.vendor import Card, Presence
+from streamer.live.vendor import Card, Presence, Vendor
 
 
 class Part:
@@ -89,6 +89,17 @@ class LocalVendors:
         """Forgets a vendor that another process serves now, or none."""
         self.sockets.pop(vendor_id, None)
         self._reported.pop(vendor_id, None)
+        if (vendor := self.index.vendors.get(vendor_id)) is not None:
+            self.index.note_count(vendor)
+
+    def serves(self, vendor: Vendor) -> bool:
+        """Returns whether of all processes it is this one that counts a vendor: the one with its last sign of life."""
+        presence = vendor.presence
+        if presence.owner and not presence.ended:
+            return presence.owner == self.index.me
+        if vendor.http > presence.ended:
+            return vendor.http <= self._reported.get(vendor.vendor_id, 0)
+        return presence.owner == self.index.me
 
     def claim(self, vendor_id: str, now: int) -> None:
         """Makes this process the vendor's newest owner, even if its clock is behind that of the owner before."""
@@ -131,6 +142,8 @@ class LocalVendors:
         self.index.put_card(vendor_id, card, now)
         self.index.put_http(vendor_id, now, now)
         self._reported[vendor_id] = now
+        if first:
+            self.index.note_count(self.index.vendors[vendor_id])
         self._mark(vendor_id, Part.ALL if first else Part.HTTP)
         self._changed()
 

@@ -130,6 +130,34 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 body=json_body(thing("", {"code": text("what follows `#code=` in the link")})),
             )
         },
+        "/v1/vendors/counts": {
+            "get": operation(
+                "countVendors",
+                "How many vendors are where, in groups, for maps that are zoomed out",
+                "customers",
+                watch_auth,
+                {"200": answer("Groups; their counts add up to the vendors in the area.", ref("Counts"))},
+                [
+                    query("area", text(), "an area as in a `watch` message, as JSON; any box, the world included"),
+                    query("lat", LAT, "or the centre of a circle"),
+                    query("long", LONG, "the centre of a circle"),
+                    query("radius", number(minimum=0, maximum=settings.max_radius), "metres"),
+                    query("open", flag(), "only those open for business"),
+                    query("detail", integer(minimum=16, maximum=1000, default=200), "about how many groups at most"),
+                ],
+                [
+                    ErrorCode.INVALID_JSON,
+                    ErrorCode.INVALID_MESSAGE,
+                    ErrorCode.INVALID_COORDINATES,
+                    ErrorCode.MISSING_FIELD,
+                    ErrorCode.INVALID_AREA,
+                    ErrorCode.AREA_TOO_LARGE,
+                    ErrorCode.UNAUTHORIZED,
+                    ErrorCode.INVALID_TOKEN,
+                    ErrorCode.OVERLOADED,
+                ],
+            )
+        },
         "/v1/vendors/nearby": {
             "get": operation(
                 "listNearbyVendors",
@@ -194,6 +222,8 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("vendors", text(), "vendorIds with commas between"),
                     query("open", flag(), "only those open for business"),
                     query("interval", integer(minimum=0, maximum=3_600_000), "no more often than this, ms"),
+                    query("as", {"const": "counts"}, "groups of vendors with their counts in place of vendors"),
+                    query("detail", integer(minimum=16, maximum=1000, default=200), "about how many groups at most"),
                     query("id", text(), "the `id` of the messages"),
                 ],
                 [

@@ -280,6 +280,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             "A token that a sign-in link was exchanged for.",
             {"token": text("a JWT"), "vendorId": VENDOR_ID, "expiresAt": integer("epoch milliseconds")},
         ),
+        "Counts": thing("How many vendors are where.", {"groups": items(ref("Group"))}),
         "Nearby": thing(
             "The nearest vendors, the nearest first.",
             {

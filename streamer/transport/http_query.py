@@ -21,6 +21,7 @@ from streamer.settings import Settings
 from streamer.storage.store import Store, VendorRow
 from streamer.transport.identify import identify, identify_watcher
 from streamer.transport.problem import json_response, problem
+from streamer.transport.sse import message_of
 
 SLICE_ROWS = 500
 """Rows of history that are read and encoded at once; more would hold the event loop for many milliseconds."""
@@ -41,6 +42,7 @@ class HttpQuery:
         clock: Callable[[], int],
     ) -> None:
         self._settings = settings
+        self._bounds = messages.Bounds.of(settings)
         self._store = store
         self._dataloader = dataloader
         self._watches = watches
@@ -76,6 +78,13 @@ class HttpQuery:
             await asyncio.sleep(0)
         cards = [{**v.card_fields(), "distance": d} for d, _, v in found]
         return json_response({"vendors": cards}, headers={"Cache-Control": "no-store"})
+
+    async def counts(self, request: web.Request) -> web.Response:
+        """`GET /v1/vendors/counts?area&open&detail`: groups of vendors, as a `counts` watch has them."""
+        await self.authorize(request)
+        wanted = messages.watch_of({**message_of(request.query), "as": "counts"}, self._bounds)
+        groups = await self._watches.groups(wanted)
+        return json_response({"groups": groups}, headers={"Cache-Control": "no-store"})
 
     async def card(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/{id}`: the card of a vendor that is on the map."""

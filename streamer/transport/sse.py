@@ -212,8 +212,11 @@ def message_of(query: MultiMapping[str]) -> dict[str, Any]:
         message["vendors"] = list(_listed(query))
     if "open" in query:
         message["open"] = {"true": True, "1": True, "false": False, "0": False}.get(query["open"], query["open"])
-    if "interval" in query:
-        message["interval"] = number_or_text(query["interval"])
+    if "as" in query:
+        message["as"] = query["as"]
+    for name in ("interval", "detail"):
+        if name in query:
+            message[name] = number_or_text(query[name])
     return message
 
 

@@ -1,0 +1,422 @@
+"""Counts of vendors over all processes: each counts its own vendors, and they exchange sums while somebody asks.
+
+A process with a `counts` watch asks all others every round; they answer with the sums of their vendors by group, for as
+long as they are asked. A process that answers no more (killed, stopped, cut off) still has vendors on the map: their
+registers are read from Redis and counted here until they expire, or until another process claims them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import structlog
+
+from streamer.broker.context import HEARTBEAT, MISSED_HEARTBEATS, Context
+from streamer.broker.redis_connections import Command, refused
+from streamer.broker.redis_schema import (
+    BROADCAST,
+    PROCESSES,
+    SCAN,
+    Reading,
+    Registers,
+    cells_key,
+    parse_place,
+    place_key,
+    positions_key,
+)
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.geo.grid import named_cell
+from streamer.geo.shapes import Area, Box, Circle, Polygon
+from streamer.live.counts import CellSums, Counter, CountsKey, CountsView, Sums, add
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Vendor
+from streamer.live.watch import Watch
+from streamer.protocol.messages import Group, groups_body, snapshot_head
+
+log = structlog.get_logger()
+
+ASK = BROADCAST + b":ask"
+SUMS = BROADCAST + b":sums"
+
+ROUND = 0.75
+"""Seconds between two rounds of questions and answers."""
+LONGEST_ROUND = 1.5
+SHARE = 0.015
+"""The share of a core that counting may take: rounds become longer, up to LONGEST_ROUND."""
+ROUNDS_OF_UPDATE = 2
+"""Watchers get an update every so many rounds."""
+MISSED_ROUNDS = 2.4
+"""After so many rounds without an answer a process's vendors are read from Redis."""
+ASKED_FOR = 4.0
+"""Seconds for which a process answers a question that is not repeated."""
+READY_TIMEOUT = 2.0
+MOST_KEYS = 512
+"""Different counts of one process, and questions that it answers for the others."""
+
+
+class Counted:
+    """One key that is watched here: what the other processes answered, and what the watchers were sent."""
+
+    def __init__(self, key: CountsKey, id: str) -> None:
+        self.key = key
+        self.id = id
+        self.counter = Counter(key)
+        self.view = CountsView(key)
+        self.answers: dict[str, Mapping[int, Sums]] = {}
+        self.watches: dict[Watch, None] = {}
+        self.refs = 0
+        self.ready = asyncio.Event()
+
+
+class Counts:
+    """This process's part in counting."""
+
+    def __init__(self, context: Context) -> None:
+        self._nodes = context.nodes
+        self._index = context.index
+        self._local_vendors = context.local_vendors
+        self._clock = context.clock
+        self._keys: dict[CountsKey, Counted] = {}
+        self._by_id: dict[str, Counted] = {}
+        self._asked: dict[str, tuple[Counter, float]] = {}
+        """What other processes ask, and the loop's time until which it is answered."""
+        self._heard: dict[str, float] = {}
+        """The loop's time until which the last answer of a process counts."""
+        self._processes: dict[str, int] = {}
+        """Processes whose vendors may be on the map, and their last heartbeat."""
+        self._processes_read = False
+        self._asking_since = 0.0
+        self._orphans = LiveIndex("", offline_after=context.index.offline_after, leave_after=context.index.leave_after)
+        """The vendors of processes that do not answer."""
+        self._own_sums = CellSums(context.index, context.local_vendors.serves)
+        self._orphan_sums = CellSums(self._orphans, _all)
+        self._orphaned: dict[str, set[str]] = {}
+        self._claimed: set[str] = set()
+        self._round = ROUND
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    # watches
+
+    async def open(self, watch: Watch, key: CountsKey, interval: int = 0) -> None:
+        """Starts a watch; its snapshot is written once all processes answered, or after READY_TIMEOUT."""
+        counted = await self._hold(key)
+        watch.interval = interval
+        counted.watches[watch] = None
+        self._merge(counted)
+        self._snapshot(counted, watch)
+
+    def close(self, watch: Watch, key: CountsKey, *, moved: bool = False) -> None:
+        """Ends a watch; `moved`: one that was opened again for the same key goes on."""
+        counted = self._keys[key]
+        if not moved:
+            counted.watches.pop(watch, None)
+        self._release(counted)
+
+    async def groups(self, key: CountsKey) -> list[Group]:
+        """The groups now."""
+        counted = await self._hold(key)
+        try:
+            self._merge(counted)
+            return counted.view.groups()
+        finally:
+            self._release(counted)
+
+    def resnapshot(self) -> None:
+        """Has every watch sent a snapshot."""
+        for counted in self._keys.values():
+            for watch in counted.watches:
+                watch.snapshot_due = True
+
+    async def _hold(self, key: CountsKey) -> Counted:
+        counted = self._keys.get(key)
+        if counted is None:
+            if len(self._keys) >= MOST_KEYS:
+                raise ProtocolError(
+                    ErrorCode.OVERLOADED,
+                    f"this server already counts vendors in {MOST_KEYS} different areas: ask for one again later",
+                    retry_after_ms=5000,
+                )
+            if not self._keys:
+                self._asking_since = asyncio.get_running_loop().time()
+                self._nodes.want(SUMS)
+            id = _encode_key(key)
+            counted = self._keys[key] = self._by_id[id] = Counted(key, id)
+            self._wake.set()
+        counted.refs += 1
+        try:
+            await counted.counter.warm_up(self._own_sums)
+            if self._nodes.answers(BROADCAST):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(READY_TIMEOUT):
+                        await counted.ready.wait()
+        except BaseException:
+            self._release(counted)
+            raise
+        return counted
+
+    def _release(self, counted: Counted) -> None:
+        counted.refs -= 1
+        if counted.refs:
+            return
+        del self._keys[counted.key], self._by_id[counted.id]
+        if not self._keys:
+            self._nodes.drop(SUMS)
+            self._heard.clear()
+            self._processes.clear()
+            self._processes_read = False
+            for process in tuple(self._orphaned):
+                self._forget_orphans(process)
+
+    def _merge(self, counted: Counted) -> list[Group]:
+        """Adds up all processes; returns the groups that changed."""
+        groups = counted.counter.count(self._own_sums)
+        answers = [sums for process, sums in counted.answers.items() if process not in self._orphaned]
+        if self._orphans.vendors:
+            answers.append(counted.counter.count(self._orphan_sums))
+        for answer in answers:
+            for group, sums in answer.items():
+                held = groups.get(group)
+                groups[group] = list(sums) if held is None else add(held, sums)
+        return counted.view.update(groups)
+
+    def _snapshot(self, counted: Counted, watch: Watch) -> None:
+        if watch.writer.ready():
+            body = snapshot_head(watch.id) + groups_body(counted.view.groups())
+            watch.writer.write(watch.writer.framing(body))
+            watch.snapshot_due = False
+            watch.due = self._clock() + watch.interval
+        else:
+            watch.snapshot_due = True
+
+    # messages
+
+    def want_all(self) -> None:
+        """Subscribes wherever the node of the channels is now."""
+        self._nodes.want(ASK)
+        if self._keys:
+            self._nodes.want(SUMS)
+
+    def on_ask(self, data: bytes) -> None:
+        """Another process asks for sums."""
+        origin, ids = orjson.loads(data)
+        if origin == self._index.me:
+            return
+        until = asyncio.get_running_loop().time() + ASKED_FOR
+        for id in ids:
+            known = self._asked.get(id)
+            if known is not None:
+                self._asked[id] = (known[0], until)
+            elif len(self._asked) < MOST_KEYS * 4:
+                self._asked[id] = (Counter(_decode_key(id)), until)
+                self._wake.set()
+
+    def on_sums(self, data: bytes) -> None:
+        """Another process answers."""
+        process, interval, answers = orjson.loads(data)
+        if process == self._index.me:
+            return
+        self._heard[process] = asyncio.get_running_loop().time() + interval * MISSED_ROUNDS
+        if process in self._orphaned:
+            self._forget_orphans(process)
+        for id, groups in answers:
+            counted = self._by_id.get(id)
+            if counted is not None:
+                counted.answers[process] = {int(group): sums for group, *sums in groups}
+        self._check_ready()
+
+    def on_broadcast(self, data: bytes) -> None:
+        """A process claimed vendors, or found some deleted: they are no orphans."""
+        if not self._keys:
+            return
+        origin, _, _, presences, https, gone = orjson.loads(data)
+        if origin in self._orphaned:
+            return
+        for id in (*(presence[0] for presence in presences), *(http[0] for http in https), *gone):
+            self._claimed.add(id)
+            self._orphans.remove(id)
+
+    # its task
+
+    async def run(self) -> None:
+        """Asks, answers and updates watchers, for ever, while somebody asks."""
+        loop = asyncio.get_running_loop()
+        self._nodes.want(ASK)
+        number = 0
+        while True:
+            if not (self._keys or self._asked):
+                self._own_sums.stop()
+                await self._wake.wait()
+            self._wake.clear()
+            started, cpu = loop.time(), time.thread_time()
+            self._asked = {id: asked for id, asked in self._asked.items() if asked[1] > started}
+            self._own_sums.refresh()
+            self._orphan_sums.refresh()
+            await self._exchange()
+            if self._keys:
+                await self._adopt_orphans()
+                number += 1
+                if number % ROUNDS_OF_UPDATE == 0:
+                    self._update()
+                self._check_ready()
+            self._round = min(max(ROUND, (time.thread_time() - cpu) / SHARE), LONGEST_ROUND)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(self._round - (loop.time() - started), 0.05)):
+                    await self._wake.wait()
+
+    async def _exchange(self) -> None:
+        """Publishes what is asked here and the answers to what others ask, and reads which processes there are."""
+        commands: list[Command] = []
+        if self._keys:
+            ask = orjson.dumps((self._index.me, list(self._by_id)))
+            commands.append(Command(BROADCAST, ("SPUBLISH", ASK, ask)))
+            earliest = self._clock() - self._index.offline_after - self._index.leave_after
+            commands.append(Command(BROADCAST, ("ZRANGEBYSCORE", PROCESSES, earliest, "+inf", "WITHSCORES")))
+        if self._asked:
+            answers = []
+            for id, (counter, _) in self._asked.items():
+                await counter.warm_up(self._own_sums)
+                groups = counter.count(self._own_sums)
+                answers.append((id, [(group, *sums) for group, sums in groups.items()]))
+            sums = orjson.dumps((self._index.me, self._round, answers))
+            commands.append(Command(BROADCAST, ("SPUBLISH", SUMS, sums)))
+        found = await self._nodes.run(commands) if commands else []
+        if self._keys and len(found) > 1 and not refused(found[1]):
+            pairs = iter(found[1])
+            self._processes = {name.decode(): int(float(at)) for name, at in zip(pairs, pairs, strict=True)}
+            self._processes.pop(self._index.me, None)
+            self._processes_read = True
+
+    def _update(self) -> None:
+        """Writes what changed to the watchers: the same bytes for all of one key."""
+        now = self._clock()
+        for counted in self._keys.values():
+            changed = self._merge(counted)
+            frames: dict[Any, bytes] = {}
+            body = groups_body(changed)
+            for watch in counted.watches:
+                if not watch.snapshot_due and (watch.due > now or not watch.writer.ready()):
+                    watch.snapshot_due = bool(changed)  # instead of keeping what it missed
+                elif watch.snapshot_due:
+                    if watch.due <= now:
+                        self._snapshot(counted, watch)
+                elif changed:
+                    frame = frames.get(watch.kind) or frames.setdefault(watch.kind, watch.kind.frame(body))
+                    watch.writer.write(frame)
+                    watch.due = now + watch.interval
+
+    def _check_ready(self) -> None:
+        """Lets those who wait for a first answer go on, when all processes that can answer have."""
+        if not self._processes_read:
+            return
+        for counted in self._keys.values():
+            if not counted.ready.is_set() and all(p in counted.answers or p in self._orphaned for p in self._processes):
+                counted.ready.set()
+
+    # vendors of processes that do not answer
+
+    async def _adopt_orphans(self) -> None:
+        """Reads the vendors of processes that do not answer, and drops those that expired or are served again."""
+        now, loop_now = self._clock(), asyncio.get_running_loop().time()
+        for id in [id for id in self._orphans.vendors if id in self._local_vendors]:
+            self._orphans.remove(id)
+        self._orphans.frozen = self._index.frozen
+        self._orphans.expire(now)
+        self._orphans.tick(now)
+        if self._index.frozen:
+            return
+        silent_before = now - HEARTBEAT * MISSED_HEARTBEATS * 1000
+        first = self._asking_since + ROUND * MISSED_ROUNDS
+        lost = {
+            process: at
+            for process, at in self._processes.items()
+            if process not in self._orphaned
+            and (self._heard[process] < loop_now if process in self._heard else at < silent_before or first < loop_now)
+        }
+        if lost:
+            await self._read_orphans(lost, now)
+
+    async def _read_orphans(self, lost: Mapping[str, int], now: int) -> None:
+        self._claimed.clear()
+        keys = [Command(BROADCAST, ("SMEMBERS", cells_key(process))) for process in lost]
+        names = [name for answer in await self._nodes.run(keys, "read") if not refused(answer) for name in answer]
+        for process, at in lost.items():
+            self._orphans.owner_heard(process, min(at, now), now)
+        owned: dict[str, set[str]] = {process: set() for process in lost}
+        for name in dict.fromkeys(names):
+            found = await self._read_cell(named_cell(name.decode()))
+            places = await self._places([id for id, registers in found.items() if _by_place(registers)])
+            for id, registers in found.items():
+                counted_by = places.get(id) or registers.process()
+                if counted_by in owned and id not in self._claimed and id not in self._local_vendors:
+                    registers.put(self._orphans, now)
+                    owned[counted_by].add(id)
+        self._orphaned |= owned
+        for process in [process for process in lost if self._heard.get(process, 0) > asyncio.get_running_loop().time()]:
+            self._forget_orphans(process)  # it answered meanwhile
+        counts = {process: len(ids) for process, ids in owned.items()}
+        log.info("counting the vendors of processes that do not answer", vendors=counts)
+
+    async def _read_cell(self, at: int) -> dict[str, Registers]:
+        key, reading = positions_key(at), Reading()
+        while True:
+            (part,) = await self._nodes.run([Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN))], "read")
+            if refused(part) or reading.take(part):
+                return reading.found
+            await asyncio.sleep(0)
+
+    async def _places(self, vendor_ids: Iterable[str]) -> dict[str, str]:
+        """The processes that wrote the places of vendors which report over HTTP."""
+        ids = list(vendor_ids)
+        commands = [Command(place_key(id), ("GET", place_key(id))) for id in ids]
+        values = await self._nodes.run(commands, "read") if commands else []
+        places = {id: parse_place(value) for id, value in zip(ids, values, strict=True) if not refused(value)}
+        return {id: place.process for id, place in places.items() if place is not None}
+
+    def _forget_orphans(self, process: str) -> None:
+        for id in self._orphaned.pop(process):
+            vendor = self._orphans.vendors.get(id)
+            if vendor is not None:
+                self._orphans.remove(id)
+
+
+def _all(_: Vendor) -> bool:
+    return True
+
+
+def _by_place(registers: Registers) -> bool:
+    """Whether a vendor's last sign of life is a ping over HTTP, which does not name its process."""
+    if registers.presence is None:
+        return True
+    ended = orjson.loads(registers.presence[13:])[3]
+    return bool(ended) and registers.http is not None and int(registers.http[:13]) > ended
+
+
+def _encode_key(key: CountsKey) -> str:
+    area = key.area
+    if isinstance(area, Box):
+        shape: list[Any] = ["box", area.south, area.west, area.north, area.east]
+    elif isinstance(area, Circle):
+        shape = ["circle", area.lat, area.long, area.radius]
+    else:
+        shape = ["polygon", area.points]
+    return orjson.dumps([key.level, key.open, *shape]).decode()
+
+
+def _decode_key(id: str) -> CountsKey:
+    level, only_open, kind, *shape = orjson.loads(id)
+    area: Area
+    if kind == "box":
+        area = Box(*shape)
+    elif kind == "circle":
+        area = Circle(*shape)
+    else:
+        area = Polygon(tuple((long, lat) for long, lat in shape[0]))
+    return CountsKey(area, level, only_open)

@@ -1,0 +1,260 @@
+"""How many vendors there are where: groups of vendors over an area, for maps that are zoomed out.
+
+A group is a square of 180°/2^k, cut along the cells of the grid: a cell belongs to the group of its centre. So a cell
+wholly inside the area is counted at once, and only vendors in cells at the area's boundary are tested one by one.
+Processes that count with the same key use the same groups, so their sums add up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple
+
+from streamer.geo.grid import cell_bounds, cover
+from streamer.geo.shapes import Area, Box
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Vendor
+from streamer.protocol.messages import Group
+
+DEFAULT_DETAIL = 200
+FINEST = 12
+"""The smallest groups: 180°/2^12, 5 km."""
+COARSEST = 5
+"""The coarsest level whose cells are counted: a change in a cell has all its vendors counted again."""
+CELLS_IN_GROUP = 4
+"""A group is at least so many cells high, where the grid has cells that small."""
+MOST_COVERED = 2_048
+"""Cells up to which the cover of an area is kept; for a larger one all cells with vendors are compared with the box."""
+AT_ONCE = 2_000
+"""Vendors that are added up before the event loop gets its turn, and again each round."""
+SETTLED = 1 / 64
+"""The share of a group's height by which its mean must move to be sent again."""
+
+_SLACK = 1e-9
+_COLUMNS = 1 << 20
+
+Sums = list[float]
+"""Of one group: vendors, open ones, online ones, and the sums of lat and long."""
+
+
+class CountsKey(NamedTuple):
+    """What makes two watches see the same groups."""
+
+    area: Area
+    level: int
+    """Groups are 180°/2^level high and wide."""
+    open: bool
+
+    def name(self, group: int) -> str:
+        """A group as the wire has it."""
+        return f"{self.level}.{group // _COLUMNS}.{group % _COLUMNS}"
+
+
+def counts_key(area: Area, detail: int, only_open: bool) -> CountsKey:
+    """The key for about `detail` groups at most: the finest level at which the area's box has no more."""
+    bounds = area.bounds()
+    width = bounds.east - bounds.west if bounds.west <= bounds.east else bounds.east - bounds.west + 360.0
+    level = FINEST
+    while level > 1 and _groups(bounds.north - bounds.south, level) * _groups(width, level) > detail:
+        level -= 1
+    return CountsKey(area, level, only_open)
+
+
+def _groups(degrees: float, level: int) -> float:
+    return degrees * (1 << level) / 180.0 + 1
+
+
+class CellSums:
+    """Sums of whole cells of an index, kept until something but a vendor's place in its cell changes.
+
+    `mine` tells which vendors are counted. Means of places lag behind: AT_ONCE vendors are added up again each round.
+    """
+
+    def __init__(self, index: LiveIndex, mine: Callable[[Vendor], bool]) -> None:
+        self.index = index
+        self.mine = mine
+        self._grids: dict[tuple[int, bool], dict[int, Sums | None]] = {}
+
+    def of(self, level: int, only_open: bool) -> dict[int, Sums | None]:
+        """The known sums of a level's cells."""
+        self.index.recount.setdefault(level, set())
+        return self._grids.setdefault((level, only_open), {})
+
+    def refresh(self) -> None:
+        """Forgets the sums of cells that changed, and those that were not added up for longest."""
+        for (level, _), sums in self._grids.items():
+            for at in self.index.recount[level]:
+                sums.pop(at, None)
+            budget = AT_ONCE
+            for at, known in list(islice(sums.items(), AT_ONCE)):
+                budget -= int(known[0]) if known is not None else 1
+                if budget < 0:
+                    break
+                del sums[at]
+        for changed in self.index.recount.values():
+            changed.clear()
+
+    def stop(self) -> None:
+        """Counts no more."""
+        self.index.recount.clear()
+        self._grids.clear()
+
+
+class Counter:
+    """Counts the vendors of an index for one key."""
+
+    def __init__(self, key: CountsKey) -> None:
+        self._key = key
+        step = 180.0 / (1 << key.level)
+        self._step = step
+        self._level = 0
+        while self._level < COARSEST and 0.01 * (1 << (self._level + 1)) * CELLS_IN_GROUP <= step:
+            self._level += 1
+        area = key.area
+        self._located: dict[int, tuple[bool | None, int]] = {}
+        """Of cells in which vendors were: whether it is wholly inside (None: outside), and its group."""
+        self._whole: frozenset[int] | None = None
+        self._boundary: frozenset[int] = frozenset()
+        if not isinstance(area, Box) or self._estimate(area) <= MOST_COVERED:
+            self._whole, self._boundary = cover(area, self._level)
+
+    def _estimate(self, box: Box) -> float:
+        size = 0.01 * (1 << self._level)
+        width = box.east - box.west if box.west <= box.east else box.east - box.west + 360.0
+        return ((box.north - box.south) / size + 1) * (width / size + 1)
+
+    def count(self, cells: CellSums) -> dict[int, Sums]:
+        """The sums by group."""
+        groups: dict[int, Sums] = {}
+        only_open, contains = self._key.open, self._key.area.contains
+        whole = cells.of(self._level, only_open)
+        for at, vendors, inside, group in self._cells(cells.index):
+            if inside:
+                sums = whole.get(at, _UNKNOWN)
+                if sums is _UNKNOWN:
+                    sums = whole[at] = sum_of(vendors, cells.mine, only_open)
+            else:
+                sums = sum_of([v for v in vendors if contains(v.fix.lat, v.fix.long)], cells.mine, only_open)
+            if sums is not None:
+                held = groups.get(group)
+                groups[group] = sums.copy() if held is None else add(held, sums)
+        return groups
+
+    async def warm_up(self, cells: CellSums) -> None:
+        """Counts the whole cells that are not known yet, a few at a time."""
+        whole, counted = cells.of(self._level, self._key.open), 0
+        for at, vendors, inside, _ in tuple(self._cells(cells.index)):
+            if inside and at not in whole:
+                counted += len(vendors)
+                if counted > AT_ONCE:
+                    counted = 0
+                    await asyncio.sleep(0)
+                whole[at] = sum_of(vendors, cells.mine, self._key.open)
+
+    def _cells(self, index: LiveIndex) -> Iterator[tuple[int, Collection[Vendor], bool, int]]:
+        """Each cell with vendors that the area touches: its vendors, whether it is wholly inside, and its group."""
+        cells, located = index.cells(self._level), self._located
+        if self._whole is not None:
+            for inside, covered in ((True, self._whole), (False, self._boundary)):
+                for at in covered:
+                    spot = cells.get(at)
+                    if spot is not None and spot.vendors:
+                        if at not in located:
+                            located[at] = (inside, self._group(at))
+                        yield at, spot.vendors, inside, located[at][1]
+            return
+        box = self._key.area
+        assert isinstance(box, Box)
+        for at, spot in cells.items():
+            if spot.vendors:
+                if at not in located:
+                    located[at] = (_inside(box, *cell_bounds(at, self._level)), self._group(at))
+                inside_or_out, group = located[at]
+                if inside_or_out is not None:
+                    yield at, spot.vendors, inside_or_out, group
+
+    def _group(self, at: int) -> int:
+        south, west, north, east = cell_bounds(at, self._level)
+        row = int(((south + north) / 2 + 90.0) / self._step)
+        return row * _COLUMNS + int(((west + east) / 2 + 180.0) / self._step)
+
+
+_UNKNOWN: Sums = []
+
+
+def _inside(box: Box, south: float, west: float, north: float, east: float) -> bool | None:
+    """Whether a cell is wholly inside a box; None if it is surely outside."""
+    if north < box.south - _SLACK or south > box.north + _SLACK:
+        return None
+    rows = (south > box.south + _SLACK or box.south <= -90.0) and (north < box.north - _SLACK or box.north >= 90.0)
+    after_west = west > box.west + _SLACK or box.west <= -180.0
+    before_east = east < box.east - _SLACK or box.east >= 180.0
+    if box.west <= box.east:
+        if box.east - box.west < 360.0 and (east < box.west - _SLACK or west > box.east + _SLACK):
+            # The first and last meridian are the same.
+            return False if (west <= -180.0 and box.east >= 180.0) or (east >= 180.0 and box.west <= -180.0) else None
+        return rows and after_west and before_east
+    if east < box.west - _SLACK and west > box.east + _SLACK:
+        return None
+    return rows and (after_west or before_east)
+
+
+def sum_of(vendors: Iterable[Vendor], mine: Callable[[Vendor], bool], only_open: bool) -> Sums | None:
+    count = opened = online = 0
+    lat = long = 0.0
+    for vendor in vendors:
+        if not mine(vendor):
+            continue
+        if vendor.card.open:
+            opened += 1
+        elif only_open:
+            continue
+        count += 1
+        online += vendor.online
+        lat += vendor.fix.lat
+        long += vendor.fix.long
+    return [count, opened, online, lat, long] if count else None
+
+
+def add(held: Sums, more: Iterable[float]) -> Sums:
+    """Adds sums to those held, in place."""
+    for number, value in enumerate(more):
+        held[number] += value
+    return held
+
+
+class CountsView:
+    """The groups that all watches of one key were sent last."""
+
+    def __init__(self, key: CountsKey) -> None:
+        self._key = key
+        self._shown: dict[int, Group] = {}
+        self._settled = SETTLED * 180.0 / (1 << key.level)
+
+    def update(self, groups: Mapping[int, Sums]) -> list[Group]:
+        """Takes new sums in; returns the groups that changed enough to be sent, a count of 0 for those now empty."""
+        changed: list[Group] = []
+        for number, (count, opened, online, lat, long) in groups.items():
+            held = self._shown.get(number)
+            lat, long = lat / count, long / count
+            if (
+                held is None
+                or (held.count, held.open, held.online) != (count, opened, online)
+                or abs(held.lat - lat) > self._settled
+                or abs(held.long - long) > self._settled
+            ):
+                group = Group(
+                    self._key.name(number), round(lat, 5), round(long, 5), int(count), int(opened), int(online)
+                )
+                self._shown[number] = group
+                changed.append(group)
+        for number in [number for number in self._shown if number not in groups]:
+            gone = self._shown.pop(number)
+            changed.append(Group(gone.group, gone.lat, gone.long, 0, 0, 0))
+        return changed
+
+    def groups(self) -> list[Group]:
+        """All groups."""
+        return list(self._shown.values())

@@ -1,0 +1,210 @@
+"""Counts over processes and Redis: the bubbles of a map must add up to its vendors, whichever process serves whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+import redis.asyncio
+
+from streamer.errors import ProtocolError
+from streamer.live import watch as live_watch
+from streamer.protocol import messages
+from tests.support.apps import eventually
+from tests.support.peers import Peer
+from tests.support.proxy import Proxy
+
+WORLD = {"sw": {"lat": -90, "long": -180}, "ne": {"lat": 90, "long": 180}}
+HALF = {"sw": {"lat": 52.0, "long": 20.0}, "ne": {"lat": 53.0, "long": 21.5}}
+HERE = (52.23, 21.01)
+EAST = (52.23, 21.9)
+AFAR = (-33.9, 151.2)
+
+
+class Bubbles:
+    """A customer's map that is zoomed out: applies frames as the protocol says."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, dict[str, Any]] = {}
+        self.frames: list[bytes] = []
+        self.room = True
+
+    @staticmethod
+    def framing(payload: bytes) -> bytes:
+        return payload
+
+    def ready(self) -> bool:
+        return self.room
+
+    def write(self, frame: bytes) -> None:
+        self.frames.append(frame)
+        message = orjson.loads(frame)
+        if message["type"] == "snapshot":
+            self.groups = {}
+        for group in message["groups"]:
+            self.groups[group["group"]] = group
+            if not group["count"]:
+                del self.groups[group["group"]]
+
+    @property
+    def totals(self) -> tuple[int, int, int]:
+        """Vendors, open ones, online ones."""
+        groups = self.groups.values()
+        return sum(g["count"] for g in groups), sum(g["open"] for g in groups), sum(g["online"] for g in groups)
+
+    async def shows(self, *totals: int, within: float = 8.0) -> None:
+        """Wait until the sums are these."""
+        await eventually(lambda: self.totals == totals, f"{totals}, only {self.totals}", within)
+
+
+async def look(peer: Peer, area: dict[str, Any] = WORLD, **more: Any) -> Bubbles:
+    """A customer of a process who watches counts."""
+    bubbles = Bubbles()
+    watch = live_watch.Watch("z", bubbles)
+    fields = {"type": "watch", "id": "z", "area": area, "as": "counts", **more}
+    await peer.watches.open(watch, messages.watch_of(fields, messages.Bounds()))
+    return bubbles
+
+
+def close(peer: Peer, number: int, at: tuple[float, float]) -> None:
+    """So many vendors of a process near a place."""
+    for n in range(number):
+        peer.serve(f"{peer.index.me}-{n}", (at[0] + n / 1000, at[1]))
+
+
+@pytest.mark.timeout(60)
+async def test_the_vendors_of_all_processes(redis_url: str) -> None:
+    """A customer of any process sees all vendors, once each; none is asked to hear what is not watched."""
+    async with Peer(redis_url, "one") as one, Peer(redis_url, "other") as other:
+        close(one, 3, HERE)
+        close(other, 4, EAST)
+        other.open("other-0", False)
+        for peer in (one, other):
+            world = await look(peer)
+            await world.shows(7, 6, 7)
+            await (await look(peer, HALF)).shows(3, 3, 3)
+            await (await look(peer, open=True)).shows(6, 6, 6)
+        assert not one.broker.cells
+        other.ping("other-1", AFAR)
+        await world.shows(7, 6, 7)
+        await eventually(lambda: len(world.groups) == 2, "a bubble in Australia")
+        other.part("other-1")
+        one.serve("other-1", AFAR)
+        await world.shows(7, 6, 7)
+        one.delete("other-1")
+        await world.shows(6, 5, 6)
+
+
+@pytest.mark.timeout(60)
+async def test_a_process_that_is_killed(redis_url: str) -> None:
+    """Its vendors stay on the map until they come back elsewhere or expire, so they stay in the bubbles."""
+    times = {"offline_after": 60_000, "leave_after": 600_000}
+    async with Peer(redis_url, "one", **times) as one, Peer(redis_url, "other", **times) as other:
+        dying = Peer(redis_url, "dying", **times)
+        await dying.start()
+        close(one, 2, HERE)
+        close(dying, 5, EAST)
+        world = await look(one)
+        await world.shows(7, 7, 7)
+        await dying.kill()
+        other.serve("dying-0", HERE)
+        one.serve("dying-1", AFAR)
+        await world.shows(7, 7, 7)
+        await eventually(lambda: "dying" in one.broker.counts._orphaned, "the silence noticed")
+        await world.shows(7, 7, 7)
+        other.serve("dying-2", HERE)
+        await world.shows(7, 7, 7)
+        await (await look(other)).shows(7, 7, 7)
+        other.delete("dying-2")
+        await world.shows(6, 6, 6)
+
+
+@pytest.mark.timeout(60)
+async def test_redis_away_and_emptied(redis_url: str) -> None:
+    """Whatever happens to Redis: afterwards the bubbles add up again."""
+    async with Proxy(redis_url) as way, Peer(way.url, "one") as one, Peer(redis_url, "other") as other:
+        close(one, 2, HERE)
+        close(other, 3, EAST)
+        world = await look(one)
+        await world.shows(5, 5, 5)
+        way.refusing = True
+        way.cut()
+        await eventually(lambda: not one.broker.up, "Redis found away")
+        other.serve("new", AFAR)
+        way.refusing = False
+        await one.joined()
+        await world.shows(6, 6, 6)
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            await client.flushall()
+        one.serve("newer", AFAR)
+        await world.shows(7, 7, 7)
+
+
+async def test_customers_of_one_area_share_bytes(redis_url: str) -> None:
+    """A thousand overviews must cost what one costs; a client that takes nothing gets a snapshot once it does."""
+    async with Peer(redis_url, "one") as one:
+        close(one, 2, HERE)
+        first, second, slow = [await look(one) for _ in range(3)]
+        slow.room = False
+        assert len(one.broker.counts) == 1
+        one.serve("new", AFAR)
+        for each in (first, second):
+            await each.shows(3, 3, 3)
+        assert first.frames[-1] is second.frames[-1]
+        assert slow.totals == (2, 2, 2)
+        slow.room = True
+        await slow.shows(3, 3, 3)
+
+
+async def test_nobody_asks(redis_url: str) -> None:
+    """Processes without overviews exchange nothing."""
+    async with Peer(redis_url, "one") as one, Peer(redis_url, "other") as other:
+        close(other, 1, HERE)
+        bubbles, watch = Bubbles(), live_watch.Watch("z", Bubbles())
+        fields = {"type": "watch", "id": "z", "area": WORLD, "as": "counts"}
+        wanted = messages.watch_of(fields, messages.Bounds())
+        await one.watches.open(watch, wanted)
+        assert bubbles.frames == []
+        one.watches.close(watch)
+        assert len(one.broker.counts) == 0
+        await eventually(lambda: not other.broker.counts._asked, "the answers ended", 8)
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            channels = await client.execute_command("PUBSUB", "SHARDCHANNELS", "*sums*")  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+        assert channels == []
+
+
+async def test_too_many_different_areas(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every further area costs every process: a client learns that it is too many."""
+    monkeypatch.setattr("streamer.broker.counts.MOST_KEYS", 1)
+    async with Peer(redis_url, "one") as one:
+        await look(one)
+        with pytest.raises(ProtocolError, match="ask for one again later"):
+            await look(one, HALF)
+
+
+async def test_a_watch_turns_from_vendors_to_counts_and_back(redis_url: str) -> None:
+    """Whoever zooms out and in keeps one watch: each form replaces the other."""
+    async with Peer(redis_url, "one") as one:
+        close(one, 2, HERE)
+        bubbles = Bubbles()
+        watch = live_watch.Watch("z", bubbles)
+        plain: Callable[..., messages.Watch] = lambda **more: messages.watch_of(  # noqa: E731
+            {"type": "watch", "id": "z", "area": {"center": {"lat": 52.23, "long": 21.01}, "radius": 5000}, **more},
+            messages.Bounds(),
+        )
+        await one.watches.open(watch, plain(**{"as": "counts"}))
+        assert bubbles.totals == (2, 2, 2)
+        await one.watches.open(watch, plain(**{"as": "counts", "detail": 16}))
+        assert len(one.broker.counts) == 1
+        bubbles.write = lambda frame: bubbles.frames.append(frame)  # type: ignore[method-assign]  # it holds vendors now
+        await one.watches.open(watch, plain())
+        assert len(orjson.loads(bubbles.frames[-1])["vendors"]) == 2
+        assert (len(one.broker.counts), len(one.watches)) == (0, 1)
+        await one.watches.open(watch, plain(**{"as": "counts"}))
+        assert orjson.loads(bubbles.frames[-1])["groups"]
+        one.watches.close(watch)
+        assert (len(one.broker.counts), len(one.watches)) == (0, 0)
+        await asyncio.sleep(0)

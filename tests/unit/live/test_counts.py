@@ -1,0 +1,150 @@
+"""Counts of vendors: a map whose bubbles do not add up to the vendors in its view is wrong at every zoom."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamer.geo.shapes import Area, Box, Circle, Polygon
+from streamer.live.counts import CellSums, Counter, CountsView, Sums, add, counts_key
+from streamer.live.fix import Fix
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Card, Presence
+
+NOW = 1_790_000_000_000
+WORLD = Box(-90.0, -180.0, 90.0, 180.0)
+
+lats = st.floats(-90, 90) | st.sampled_from([-90.0, 0.0, 52.24, 89.99, 90.0])
+longs = st.floats(-180, 180) | st.sampled_from([-180.0, 0.0, 21.12, 179.999, 180.0])
+boxes = st.builds(lambda a, b, west, east: Box(min(a, b), west, max(a, b), east), lats, lats, longs, longs)
+areas: st.SearchStrategy[Area] = (
+    boxes
+    | st.just(WORLD)
+    | st.builds(Circle, lats, longs, st.sampled_from([500.0, 20_000.0, 100_000.0]))
+    | st.just(Polygon(((20.0, 52.0), (22.0, 52.1), (21.0, 53.0))))
+)
+
+
+def put(index: LiveIndex, id: str, lat: float, long: float, owner: str = "me", is_open: bool = True) -> None:
+    """A vendor that is connected."""
+    index.put_card(id, Card(NOW, id, is_open, None), NOW)
+    index.owner_heard(owner, NOW, NOW)
+    index.put_presence(id, Presence(NOW, owner, 0), NOW)
+    index.put_fix(id, Fix(NOW, lat, long), NOW)
+
+
+def fleet(seed: int, count: int = 300) -> LiveIndex:
+    """Vendors everywhere, most of them in one town, some at the edges of the world."""
+    chance, index = random.Random(seed), LiveIndex("me")
+    for number in range(count):
+        if number % 3:
+            at = 52.0 + chance.random(), 21.0 + chance.random()
+        else:
+            at = chance.uniform(-90, 90), chance.uniform(-180, 180)
+        at = chance.choice([at, at, at, (90.0, at[1]), (at[0], 180.0), (at[0], -180.0)])
+        put(index, f"v{number}", *at, owner=chance.choice(["me", "you"]), is_open=chance.random() < 0.7)
+    return index
+
+
+@settings(deadline=None)
+@given(st.integers(0, 5), areas, st.sampled_from([16, 200, 1000]), st.booleans())
+def test_the_sum_is_what_a_watch_of_the_area_shows(seed: int, area: Area, detail: int, only_open: bool) -> None:
+    """Whoever zooms from bubbles to vendors must not find more or fewer of them."""
+    index = fleet(seed)
+    key = counts_key(area, detail, only_open)
+    groups: dict[int, Sums] = {}
+    for mine in (lambda v: v.presence.owner == "me", lambda v: v.presence.owner == "you"):  # two processes
+        for group, sums in Counter(key).count(CellSums(index, mine)).items():
+            groups[group] = add(groups.get(group, [0, 0, 0, 0, 0]), sums)
+    shown = [
+        v for v in index.vendors.values() if area.contains(v.fix.lat, v.fix.long) and (v.card.open or not only_open)
+    ]
+    assert sum(sums[0] for sums in groups.values()) == len(shown)
+    assert sum(sums[1] for sums in groups.values()) == sum(vendor.card.open for vendor in shown)
+    assert sum(sums[2] for sums in groups.values()) == len(shown)
+    for count, _, _, lat, long in groups.values():
+        assert -90 <= lat / count <= 90
+        assert -180 <= long / count <= 180
+
+
+@settings(deadline=None)
+@given(areas, st.integers(16, 1000))
+def test_there_are_at_most_about_so_many_groups(area: Area, detail: int) -> None:
+    """A phone asks for as many bubbles as it can draw."""
+    assert len(Counter(counts_key(area, detail, False)).count(CellSums(fleet(1), lambda _: True))) <= detail * 1.3 + 4
+
+
+def test_whole_cells_are_counted_once_for_all_who_share_a_grid() -> None:
+    """A thousand maps of different boxes must not cost a thousand walks over all vendors."""
+    index = fleet(2)
+    looked = 0
+
+    def mine(_: object) -> bool:
+        nonlocal looked
+        looked += 1
+        return True
+
+    cells = CellSums(index, mine)
+    first = Counter(counts_key(WORLD, 200, False)).count(cells)
+    looked = 0
+    box = Counter(counts_key(Box(-89.0, -170.0, 89.0, 170.0), 200, False))
+    assert sum(sums[0] for sums in box.count(cells).values()) < sum(sums[0] for sums in first.values())
+    assert looked < len(index.vendors) / 2
+
+
+def test_only_what_changed_is_sent() -> None:
+    """An overview must not cost a customer more than the changes in it."""
+    index, key = LiveIndex("me"), counts_key(WORLD, 200, False)
+    view, counter, cells = CountsView(key), Counter(key), CellSums(index, lambda _: True)
+    put(index, "a", 10.0, 10.0)
+    put(index, "b", 10.2, 10.2)
+    put(index, "c", -40.0, -40.0)
+
+    def update() -> dict[tuple[float, float], tuple[int, int, int]]:
+        cells.refresh()
+        groups = view.update(counter.count(cells))
+        return {(group.lat, group.long): (group.count, group.open, group.online) for group in groups}
+
+    assert update() == {(10.1, 10.1): (2, 2, 2), (-40.0, -40.0): (1, 1, 1)}
+    index.put_fix("a", Fix(NOW + 1, 10.01, 10.0), NOW + 1)
+    assert update() == {}, "a mean that moved a little"
+    index.put_card("a", Card(NOW + 2, "a", False, None), NOW + 2)
+    assert update() == {(10.105, 10.1): (2, 1, 2)}
+    index.remove("c")
+    assert update() == {(-40.0, -40.0): (0, 0, 0)}
+    assert [group.count for group in view.groups()] == [2]
+
+
+@pytest.mark.parametrize(("detail", "level"), [(16, 1), (200, 3), (1000, 4)])
+def test_the_world_at_each_detail(detail: int, level: int) -> None:
+    """The level is part of a group's name: apps keep bubbles by it."""
+    key = counts_key(WORLD, detail, False)
+    assert key.level == level
+    assert key.name(3 * (1 << 20) + 5) == f"{level}.3.5"
+
+
+def test_sums_that_are_kept_stay_true() -> None:
+    """A vendor that comes, goes, opens, closes, moves or changes its process must be counted anew, with its cell."""
+    chance, index = random.Random(5), fleet(5)
+    cells = CellSums(index, lambda vendor: vendor.presence.owner == "me")
+    counter = Counter(counts_key(WORLD, 200, False))
+    for step in range(1, 400):
+        id, now = f"v{chance.randrange(320)}", NOW + step
+        act = chance.randrange(5)
+        if act == 0:
+            index.remove(id)
+        elif act == 1:
+            put(index, id, chance.uniform(-90, 90), chance.uniform(-180, 180))
+        elif act == 2:
+            index.put_card(id, Card(now, id, chance.random() < 0.5, None), now)
+        elif act == 3 and id in index.vendors:
+            index.put_presence(id, Presence(now, chance.choice(["me", "you"]), chance.choice([0, now])), now)
+        else:
+            index.put_fix(id, Fix(now, chance.uniform(-90, 90), chance.uniform(-180, 180)), now)
+        cells.refresh()
+        kept = [sums[:3] for _, sums in sorted(counter.count(cells).items())]
+        anew = [sums[:3] for _, sums in sorted(counter.count(CellSums(index, cells.mine)).items())]
+        assert kept == anew
