@@ -152,6 +152,7 @@ def test_what_the_manifests_set_and_ask_is_there() -> None:
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert {probe["port"] for probe in probes.values()} <= set(ports)
     assert str(ports["http"]) == configured["STREAMER_PORT"]
+    assert str(ports["admin"]) == configured["STREAMER_ADMIN_PORT"]
     labels = of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert of_kind("Service")["spec"]["selector"].items() <= labels.items()
     assert (
