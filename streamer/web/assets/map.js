@@ -557,16 +557,30 @@ function extend(card) {
 
 // all vendors
 
+/** Degrees around the groups of each step in which their vendors are: about a cell of a watch with 1,000 groups. */
+const STEPS = [8, 0.6, 0.06];
+
 /** Moves the map so that it shows the watched area, or all vendors of the world. */
 function fit() {
   if (tool.area !== null) return map.fitBounds(tool.shape.getBounds().pad(0.2));
   if (!counting) return fitTo([...fleet.movers.values()].map(({ card }) => card));
+  fitCounts(WORLD, 0);
+}
+
+/** Fits the vendors of an area by their counts; where they are few cells wide it looks closer first. */
+function fitCounts(box, step) {
   const all = client.watch(
-    { area: WORLD, as: "counts", detail: 1_000 },
+    { area: box, as: "counts", detail: 1_000 },
     {
       onCounts: (groups) => {
         all.close();
-        fitTo([...groups.values()]);
+        const positions = [...groups.values()];
+        if (positions.length === 0) return;
+        const { south, west, north, east } = boundsOf(positions);
+        const margin = STEPS[step];
+        if (margin === undefined || Math.max(north - south, east - west) > 4 * margin) return fitTo(positions);
+        const ne = { lat: Math.min(90, north + margin), long: wrapped(east + margin) };
+        fitCounts({ ne, sw: { lat: Math.max(-90, south - margin), long: wrapped(west - margin) } }, step + 1);
       },
       onError: (error) => {
         all.close();
@@ -576,15 +590,20 @@ function fit() {
   );
 }
 
-/** Fits positions into the view, over the antimeridian where that is the shorter way. */
-function fitTo(positions) {
-  if (positions.length === 0) return;
+/** The bounds of positions, over the antimeridian where that is the shorter way. */
+function boundsOf(positions) {
   const longs = positions.map(({ long }) => long).sort((a, b) => a - b);
   const gaps = longs.map((long, at) => (at === 0 ? long + 360 - longs.at(-1) : long - longs[at - 1]));
   const west = longs[gaps.indexOf(Math.max(...gaps))];
   const lats = positions.map(({ lat }) => lat);
   const east = Math.max(...longs.map((long) => (long < west ? long + 360 : long)));
-  map.fitBounds([[Math.min(...lats), west], [Math.max(...lats), east]], { padding: [60, 60], maxZoom: 15 });
+  return { south: Math.min(...lats), west, north: Math.max(...lats), east };
+}
+
+function fitTo(positions) {
+  if (positions.length === 0) return;
+  const { south, west, north, east } = boundsOf(positions);
+  map.fitBounds([[south, west], [north, east]], { padding: [60, 60], maxZoom: 15 });
 }
 
 // where the customer is

@@ -258,6 +258,20 @@ async def test_bubbles_join_and_open(endpoint: Chromium, serve: Serve) -> None:
         await tab.until(f"liveMap.map.getZoom() > {zoom}", "closer")
 
 
+async def test_zoomed_out_the_map_counts(endpoint: Chromium, serve: Serve, database_url: str) -> None:
+    """At world level the map shows how many vendors there are and where, and leads to all of them by one click."""
+    server = await serve()
+    async with world_of(server.url, database_url, 12) as world:
+        await world.move(world.vendors[0], FAR)
+        async with opened(endpoint, server.url + "/#3/30/0") as tab:
+            await tab.until("document.getElementById('count-view').textContent === '12'", "all counted")
+            await tab.until("liveMap.bubbles.bubbles.reduce((sum, { count }) => sum + count, 0) === 12", "in bubbles")
+            await tab.page.click("#tool-fit")
+            await tab.until("liveMap.map.getZoom() > 5", "closer")
+            await tab.until("document.getElementById('count-view').textContent === '12'", "with all of them in view")
+            assert tab.errors == []
+
+
 async def test_another_site_embeds_the_map(endpoint: Chromium, serve: Serve, database_url: str) -> None:
     """A site with one script and one element has the live map; attributes and the event work across origins."""
     server = await serve()
