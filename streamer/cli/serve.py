@@ -19,6 +19,7 @@ from streamer.cli.options import Host, Port
 from streamer.cli.process import interrupts, report, run, tune_collector
 from streamer.errors import SettingsError, StreamerError
 from streamer.operations import logs
+from streamer.operations.file_limits import fit_to_descriptors
 from streamer.operations.watchdog import Watchdog
 from streamer.operations.workers.manager import Workers, reserve
 from streamer.operations.workers.peers import Peers
@@ -46,6 +47,7 @@ def serve(
     log.info("locations are kept until `streamer db prune` drops them", retention_days=configured.retention)
     if not configured.origins:
         log.warning("STREAMER_ORIGINS is not set: pages of every origin may open sockets and read answers")
+    configured = fit_to_descriptors(configured)
     if configured.workers > 1:
         sys.exit(_serve_with_workers(configured))
     run(_serve(configured))

@@ -14,6 +14,8 @@ from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import asyncpg
+
 from streamer.errors import DatabaseError, SettingsError
 from streamer.storage import queries
 from streamer.storage.connections import connected
@@ -117,7 +119,13 @@ async def grant_on(connection: Any, role: str, password: str | None = None) -> G
                 "not be there yet"
             )
         if found is None:
-            await connection.execute(f"CREATE ROLE {quoted(role)} LOGIN {ATTRIBUTES}")
+            try:
+                await connection.execute(f"CREATE ROLE {quoted(role)} LOGIN {ATTRIBUTES}")
+            except asyncpg.InsufficientPrivilegeError:
+                raise DatabaseError(
+                    "the owner of the tables may not create roles, it lacks CREATEROLE: let a superuser run "
+                    f"CREATE ROLE {quoted(role)} LOGIN PASSWORD '…', then run `streamer db grant {role}` again"
+                ) from None
         if verifier is not None:
             # not the password: statements get into logs
             await connection.execute(f"ALTER ROLE {quoted(role)} PASSWORD '{verifier}'")

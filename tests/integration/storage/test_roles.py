@@ -179,6 +179,21 @@ async def test_a_role_is_made_with_nothing_but_its_rights(owner: Any, database_u
     assert await roles.holders(owner) == sorted([role, SERVING_ROLE])
 
 
+async def test_an_owner_who_may_not_create_roles_learns_what_is_missing(
+    owner: Any, database_url: str, role: str
+) -> None:
+    """A managed PostgreSQL often gives no CREATEROLE; the administrator must know what to ask for."""
+    name = f"{role}_owner"
+    await owner.execute(f"CREATE ROLE {quoted(name)} LOGIN PASSWORD 'secret'")
+    try:
+        await owner.execute(f'GRANT SELECT ON "alembic_version" TO {quoted(name)}')
+        place = database_url.rpartition("@")[2]
+        with pytest.raises(DatabaseError, match=f"lacks CREATEROLE.*CREATE ROLE .*{role}"):
+            await roles.grant(f"postgresql://{name}:secret@{place}", role)
+    finally:
+        await owner.execute(f"DROP OWNED BY {quoted(name)}; DROP ROLE {quoted(name)}")
+
+
 async def test_rights_too_many_are_taken_away(owner: Any, database_url: str, role: str) -> None:
     """Somebody helped himself with GRANT ALL at night; the next `db grant` mends it."""
     await roles.grant(database_url, role)
