@@ -123,8 +123,8 @@ async def grant_on(connection: Any, role: str, password: str | None = None) -> G
                 await connection.execute(f"CREATE ROLE {quoted(role)} LOGIN {ATTRIBUTES}")
             except asyncpg.InsufficientPrivilegeError:
                 raise DatabaseError(
-                    "the owner of the tables may not create roles, it lacks CREATEROLE: let a superuser run "
-                    f"CREATE ROLE {quoted(role)} LOGIN PASSWORD '…', then run `streamer db grant {role}` again"
+                    "the role of DATABASE_URL lacks CREATEROLE: use the role that owns the tables, or let "
+                    f"a superuser run CREATE ROLE {quoted(role)} LOGIN PASSWORD '…' and repeat this"
                 ) from None
         if verifier is not None:
             # not the password: statements get into logs
