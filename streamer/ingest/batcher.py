@@ -204,6 +204,7 @@ class Batcher:
         self.settled_pings = 0
         self.rejected_pings = 0
         self.retries = 0
+        self._outage_at: float | None = None
         self.outage: str | None = None
         """Why nothing can be stored just now, None when it can."""
         self.fault: str | None = None
@@ -389,13 +390,19 @@ class Batcher:
             try:
                 rejected = await self._store(batch, retry)
             except Unavailable as away:
+                if self.outage is None:
+                    self._outage_at = self._clock()
+                    log.warning("storing failed; pings wait and are tried again", cause=str(away), pings=self.pings)
                 self.outage = str(away)
             except Exception as error:
                 # Not known to be stored, so kept; logged as an error, as only a change of code or database can mend it.
                 self.outage = f"storing {len(batch)} chunks failed with {error!r}; they are kept and tried again"
                 self._fail(error)
             else:
-                self.outage = self.fault = None
+                if self._outage_at is not None:
+                    seconds = round(self._clock() - self._outage_at, 1)
+                    log.info("storing works again", seconds=seconds, pings=self.pings)
+                self.outage = self.fault = self._outage_at = None
                 return rejected
             retry = True
             for chunk in batch:

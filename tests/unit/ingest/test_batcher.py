@@ -279,6 +279,22 @@ async def test_the_oldest_wait_is_seen() -> None:
 # outages and faults
 
 
+async def test_an_outage_leaves_two_lines_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for each attempt fills the disk in a night; no line at all leaves nobody a cause."""
+    monkeypatch.setattr(batcher_module, "backoff", lambda attempt, chance: 0.001)
+    storage = Storage()
+    storage.errors = [Unavailable(f"away {n}") for n in range(5)]
+    with capture_logs() as logged:
+        async with running(storage) as batcher:
+            batcher.offer(chunk(3))
+            assert await batcher.drain(10)
+            batcher.offer(chunk())
+            assert await batcher.drain(10)
+    first, second = [line for line in logged if line["log_level"] in ("info", "warning")]
+    assert (first["log_level"], first["cause"], first["pings"]) == ("warning", "away 0", 3)
+    assert (second["log_level"], second["pings"]) == ("info", 3)
+
+
 async def test_an_outage_settles_nothing_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An ack before the commit is known is a lie; a batch dropped is a hole in the history."""
     monkeypatch.setattr(batcher_module, "backoff", lambda attempt, chance: 0.001)
