@@ -1,4 +1,4 @@
-"""Backups: pg_dump's custom format with a note of what is in it; restored only where nothing is; proved by restoring.
+"""Backups: pg_dump's custom format with a manifest; restored into empty databases only; verified by restoring.
 
 A backup is two files: `venta_db-20310101T030000Z.dump`, or `….dump.age` when encrypted (age, for those who hold the
 key), and the same with `.json` after it: the manifest, with the count and a checksum of the rows of each table, taken
@@ -50,7 +50,7 @@ ABANDONED = timedelta(days=1)
 
 
 class Counted(NamedTuple):
-    """A table's rows and their checksum."""
+    """The number of a table's rows, and their checksum."""
 
     rows: int
     checksum: str
@@ -58,7 +58,7 @@ class Counted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is in a backup. Times are ISO 8601 in UTC; `tables` by `schema.name`."""
+    """The contents of a backup. Times are ISO 8601 in UTC; `tables` is by `schema.name`."""
 
     database: str
     schema: str | None
@@ -92,7 +92,7 @@ class Found(NamedTuple):
 
 
 def found(folder: Path) -> list[Found]:
-    """The backups in a folder, the oldest first. OSError when it can't be read."""
+    """Returns the backups in a folder, the oldest first; raises OSError if it can't be read."""
     backups = []
     for path in folder.iterdir():
         if (name := NAME.fullmatch(path.name)) is not None and manifest_of(path).exists():
@@ -101,7 +101,7 @@ def found(folder: Path) -> list[Found]:
 
 
 def newest(folder: Path) -> Found:
-    """The newest backup in a folder; DatabaseError where there is none."""
+    """Returns the newest backup in a folder; raises DatabaseError if there is none."""
     try:
         backups = found(folder)
     except OSError as wrong:
@@ -112,12 +112,12 @@ def newest(folder: Path) -> Found:
 
 
 def manifest_of(dump: Path) -> Path:
-    """Where a backup's manifest is."""
+    """Returns the path of a backup's manifest."""
     return dump.with_name(dump.name + ".json")
 
 
 def proof_of(dump: Path) -> Path:
-    """Where it is said that a backup was proved."""
+    """Returns the path of the note that a backup was verified."""
     return dump.with_name(dump.name + ".proven.json")
 
 
@@ -125,7 +125,7 @@ def proof_of(dump: Path) -> Path:
 
 
 async def backup(url: str, folder: Path, *, recipient: str | None = None, now: datetime | None = None) -> Path:
-    """Write a backup of the database (or of the URL's schema) into a folder; whole or not at all. Gives its path.
+    """Writes a backup of the database (or of the URL's schema) into a folder, complete or not at all; returns its path.
 
     `recipient` is an age public key (`age1…`) or an SSH one (`ssh-ed25519 …`): then only its holder can read it.
     """
@@ -163,7 +163,7 @@ async def backup(url: str, folder: Path, *, recipient: str | None = None, now: d
 
 
 def remove_old(folder: Path, days: int, *, now: datetime | None = None) -> list[Path]:
-    """Remove backups that are older than so many days, never the newest, and what was abandoned; gives the backups."""
+    """Deletes backups older than so many days, never the newest, and unfinished files; returns the deleted backups."""
     oldest = (now or datetime.now(UTC)) - timedelta(days=days)
     removed = []
     for backup in found(folder)[:-1]:
@@ -182,7 +182,7 @@ def remove_old(folder: Path, days: int, *, now: datetime | None = None) -> list[
 
 
 async def restore(url: str, dump: Path, *, identity: Path | None = None) -> Manifest:
-    """Restore a backup into an empty database, whole or not at all, and see that every row is there.
+    """Restores a backup into an empty database, complete or not at all, and compares every row.
 
     `identity` is the file with the private key of an encrypted one. DatabaseError when the database holds anything, or
     the backup is damaged.
@@ -211,7 +211,7 @@ async def restore(url: str, dump: Path, *, identity: Path | None = None) -> Mani
 
 
 def compared(wanted: dict[str, Counted], present: dict[str, Counted]) -> list[str]:
-    """Where tables differ, in words."""
+    """Returns a line for each table that differs."""
     said = []
     for name in sorted(wanted.keys() | present.keys()):
         if name not in present:
@@ -226,13 +226,13 @@ def compared(wanted: dict[str, Counted], present: dict[str, Counted]) -> list[st
 
 
 class Proof(NamedTuple):
-    """A backup that was restored and had all that it should."""
+    """A backup that was restored and is complete."""
 
     path: Path
     manifest: Manifest
     seconds: float
     differences: list[str]
-    """Where its schema is not what this version needs: no fault of the backup."""
+    """Differences of its schema from what this version needs; the backup is good all the same."""
 
 
 async def prove(
@@ -243,7 +243,7 @@ async def prove(
     scratch: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Proof:
-    """Restore a backup into a scratch database, compare every table with what was dumped, and throw it away.
+    """Restores a backup into a scratch database, compares every table with the manifest, and drops the database.
 
     On a PostgreSQL of its own in the folder `scratch`; or, where `on` names a server whose role may create databases,
     there. Notes the proof beside the backup.
@@ -289,7 +289,7 @@ async def _scratch_database(on: str) -> AsyncIterator[str]:
 
 
 class Backups:
-    """Looks from time to time at the folder into which backups are made; times are seconds since 1970, 0 for never."""
+    """Looks at the folder of the backups from time to time; times are seconds since 1970, 0 for never."""
 
     def __init__(self, folder: Path) -> None:
         self.last = 0.0
@@ -298,14 +298,14 @@ class Backups:
         self._folder = folder
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Looks once a minute, for ever."""
         while True:
             # In a thread: a folder on a network may not answer.
             await asyncio.to_thread(self.look)
             await asyncio.sleep(LOOK_EVERY)
 
     def look(self) -> None:
-        """Look once."""
+        """Looks once."""
         try:
             backups = found(self._folder)
             proofs = [json.loads(proof_of(b.path).read_bytes())["at"] for b in backups if proof_of(b.path).exists()]
@@ -321,7 +321,7 @@ class Backups:
 
 
 def program_of(name: str, major: int) -> str:
-    """The path of one of PostgreSQL's programs that is not older than the server; SettingsError where there is none."""
+    """Returns the path of a PostgreSQL program that is not older than the server, or raises SettingsError."""
     tried = []
     for path in _candidates(name):
         try:
@@ -347,7 +347,7 @@ def _candidates(name: str) -> Iterator[Path]:
 
 
 def _environment(parsed: DatabaseUrl) -> dict[str, str]:
-    """How libpq connects to the same place; the password is in no command line, which all on the machine can read."""
+    """Returns the environment for libpq: a password in a command line could be read by everybody on the machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return kept | parsed.libpq_environment() | {"PGAPPNAME": "streamer db", "LC_ALL": "C.UTF-8"}
 
@@ -360,7 +360,7 @@ def _conninfo(value: str) -> str:
 
 
 class Digest:
-    """A file that is written or read through here: how many bytes, and their SHA-256."""
+    """Counts the bytes that are read from or written to a file, and computes their SHA-256."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.bytes = 0
@@ -368,23 +368,23 @@ class Digest:
         self._sha = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """Write all of it."""
+        """Writes data."""
         self._file.write(data)
         self._count(data)
         return len(data)
 
     def read(self, size: int = -1) -> bytes:
-        """Read some."""
+        """Reads data."""
         data = self._file.read(size)
         self._count(data)
         return data
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flushes the file."""
         self._file.flush()
 
     def hexdigest(self) -> str:
-        """Of what went through."""
+        """Returns the SHA-256."""
         return self._sha.hexdigest()
 
     def _count(self, data: bytes) -> None:
@@ -456,7 +456,7 @@ async def _restored(command: Sequence[str], parsed: DatabaseUrl, dump: Path, man
 
 
 async def _pumped(program: Program, pump: Pump, source: Any, sink: Any, counted: Digest) -> None:
-    """Move all bytes between a program and a file, and see the program end well; given up when nothing moves."""
+    """Moves all bytes between a program and a file and waits for its end; gives up when nothing moves."""
     process, what = program.process, program.name
 
     def move() -> None:
@@ -501,7 +501,7 @@ async def _pumped(program: Program, pump: Pump, source: Any, sink: Any, counted:
 
 
 class Program:
-    """One of PostgreSQL's programs at work."""
+    """A running program of PostgreSQL."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         self.name = Path(str(process.args[0])).name if isinstance(process.args, list) else "the program"
@@ -509,7 +509,7 @@ class Program:
         self._errors = errors
 
     def last_words(self) -> str:
-        """What it said last, on one line."""
+        """Returns the last lines of its error output as one line."""
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
         return "; ".join(lines[-4:])
@@ -548,7 +548,7 @@ def _make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _complete(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name when all is in it and on the disk; for nobody else to read."""
+    """Opens a file of the owner that gets its name once it is complete and on the disk."""
     handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
     unfinished = Path(name)
     try:
@@ -583,13 +583,13 @@ def _write(path: Path, value: object) -> None:
 
 @contextlib.asynccontextmanager
 async def _snapshot(connection: Any) -> AsyncIterator[str]:
-    """A transaction that sees what the dump sees."""
+    """Opens a transaction whose snapshot the dump uses."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         yield await connection.fetchval("SELECT pg_export_snapshot()")
 
 
 async def _counted(connection: Any, schema: str | None) -> dict[str, Counted]:
-    """Rows and checksum of every table, as the connection sees them."""
+    """Returns rows and checksum of every table, as the connection sees them."""
     await connection.execute("SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET extra_float_digits = 1")
     tables = {}
     for space, name in await connection.fetch(queries.ALL_TABLES, schema):

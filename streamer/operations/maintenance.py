@@ -1,6 +1,6 @@
-"""What an operator does to the database now and then: forget old days, look at sizes and costs, find what is wrong.
+"""Maintenance of the database: retention, thinning, statistics, and a check of the schema.
 
-Each function takes the URL as Prisma writes it. Unavailable: try again later; DatabaseError: something must be mended.
+Unavailable: try again later. DatabaseError: something must be repaired first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamer.storage.drift import drift
 from streamer.storage.dsn import literal, parse_url, quoted
 
 PRUNING = 0x76656E74610003
-"""The advisory lock of who prunes."""
+"""The advisory lock of pruning and thinning."""
 STATEMENT = 3_600.0
 LOCK_TIMEOUT_MS = 500
 """How long a drop waits for its locks: while it waits, all that want the tables after it wait too."""
@@ -34,11 +34,11 @@ THINNED = re.compile(r"thinned to (\d+) s")
 HOUR_MS = 3_600_000
 AGE = re.compile(r"(\d{1,5})([dw])")
 
-# Forgetting
+# Retention
 
 
 class Partition(NamedTuple):
-    """A day of `locations`; rows, about, and bytes."""
+    """A partition of `locations`: estimated rows, and bytes."""
 
     name: str
     rows: int
@@ -47,9 +47,7 @@ class Partition(NamedTuple):
 
 @dataclass(slots=True)
 class Pruned:
-    """What was forgotten, or would be: whole days, rows of the default partition, whose ids carry no time, and entries
-    of the audit.
-    """
+    """What was dropped, or would be: whole days, rows of the default partition, and entries of the audit."""
 
     before: date
     partitions: list[Partition] = field(default_factory=list)
@@ -58,7 +56,7 @@ class Pruned:
 
 
 def days_of(age: str, option: str = "--older-than") -> int:
-    """The days in an age like `30d` or `12w`."""
+    """Returns the days of an age like `30d` or `12w`; raises SettingsError for anything else."""
     found = AGE.fullmatch(age.strip().lower())
     if found is None or (days := int(found[1]) * (7 if found[2] == "w" else 1)) < 1:
         raise SettingsError(f"{option} is a number of days or weeks, as 30d or 12w, not {age!r}")
@@ -68,11 +66,9 @@ def days_of(age: str, option: str = "--older-than") -> int:
 async def prune(
     url: str, days: int, audit_days: int | None = None, *, dry_run: bool = False, today: date | None = None
 ) -> Pruned:
-    """Drop the partitions whose whole day is older than so many days; needs the tables' owner.
+    """Drops partitions whose whole day is older, and audit entries older than `audit_days`; needs the tables' owner.
 
-    So are entries of the audit that are older than `audit_days`, if given.
-
-    Ingest waits for at most half a second at a time. Of two at once the second is refused.
+    Ingest waits for at most half a second at a time. Of two runs at once the second is refused.
     """
     pruned = Pruned((today or datetime.now(UTC).date()) - timedelta(days=days))
     cutoff = datetime(pruned.before.year, pruned.before.month, pruned.before.day)
@@ -111,8 +107,8 @@ async def _drop(connection: Any, name: str) -> None:
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                # Dropping takes its foreign key off vendors too. In the order in which ingest locks these: the other
-                # way round each has what the other waits for, and under a steady load no day could be dropped.
+                # The drop removes a foreign key on vendors too. The locks are taken in the order in which ingest takes
+                # them: in the other order the two deadlock, and under a steady load no day could be dropped.
                 await connection.execute('LOCK TABLE ONLY "locations" IN ACCESS EXCLUSIVE MODE')
                 await connection.execute('LOCK TABLE "vendors" IN ACCESS EXCLUSIVE MODE')
                 await connection.execute(f"DROP TABLE {quoted(name)}")
@@ -169,11 +165,11 @@ async def thin(url: str, days: int, seconds: int = 60, *, today: date | None = N
     return done
 
 
-# Looking
+# Statistics
 
 
 class TableStats(NamedTuple):
-    """A table with its partitions; rows and dead rows, about; bytes."""
+    """A table with its partitions: estimated rows and dead rows, and bytes."""
 
     table: str
     rows: int
@@ -185,7 +181,7 @@ class TableStats(NamedTuple):
 
 
 class IndexStats(NamedTuple):
-    """An index, those of partitions added up; `scans` since the statistics were reset."""
+    """An index, summed over partitions; `scans` are those since the statistics were reset."""
 
     table: str
     name: str
@@ -194,7 +190,7 @@ class IndexStats(NamedTuple):
 
 
 class StatementStats(NamedTuple):
-    """What a kind of statement cost since the statistics were reset; milliseconds."""
+    """The cost of a kind of statement since the statistics were reset, in milliseconds."""
 
     query: str
     calls: int
@@ -205,11 +201,11 @@ class StatementStats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the database is like just now."""
+    """The state of the database."""
 
     bytes: int
     cache_hits: float | None
-    """The share of blocks that were found in PostgreSQL's own cache; None when none was asked for."""
+    """The share of blocks found in PostgreSQL's own cache; None if none was read."""
     connections: int
     commits: int
     rollbacks: int
@@ -226,7 +222,7 @@ class Stats:
 
 
 async def stats(url: str, *, statements: int = 10) -> Stats:
-    """Look at sizes, dead rows, cache, indexes and expensive statements."""
+    """Returns sizes, dead rows, cache hits, indexes and expensive statements."""
     async with connected(url) as connection:
         size, hit, read, backends, commits, rollbacks, deadlocks, temporary, since = await connection.fetchrow(
             queries.DATABASE_STATS
@@ -258,7 +254,7 @@ async def _statements(connection: Any, most: int) -> list[StatementStats] | None
 
 
 async def check(url: str, *, today: date | None = None) -> list[str]:
-    """Where the database is not as this version needs it, a line each with what to do; empty when all is well."""
+    """Returns a line with its remedy for each difference from what this version needs; empty when there is none."""
     today = today or datetime.now(UTC).date()
     async with connected(url) as connection:
         condition = await revisions.condition(connection, today)
@@ -275,7 +271,7 @@ async def check(url: str, *, today: date | None = None) -> list[str]:
         for table, constraint in await connection.fetch(queries.UNVALIDATED):
             said.append(f"{table}: constraint {constraint} was never validated: ALTER TABLE … VALIDATE CONSTRAINT")
     with warnings.catch_warnings():
-        # SQLAlchemy does not know all that PostgreSQL can say of a constraint, and says so.
+        # SQLAlchemy warns of properties of constraints that it does not know.
         warnings.simplefilter("ignore", SAWarning)
         return said + await drift(url)
 

@@ -1,7 +1,7 @@
-"""Who changed users, vendors, subscriptions and integrations, when, from what to what: the entries that triggers write.
+"""The audit of users, vendors, subscriptions and integrations: entries that triggers write for each change.
 
-Connections are asyncpg's, of the tables' owner. A vendor's position is no change (`UNAUDITED`): the way of a ping pays
-nothing. Entries hold what was deleted too, so they are pruned like all else that tells of people.
+Reading needs a connection of the tables' owner. A vendor's position is not audited (`UNAUDITED`), so pings cost nothing
+here. Entries contain personal data of deleted rows, so they are pruned.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ NAMES = ("zz_streamer_audit", "zz_streamer_audit_truncate", "zz_streamer_audit_u
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change; `before` and `after` have an update's changed columns only, else the whole row or None.
+    """One change. `before` and `after` are the changed columns of an update, else the whole row or None.
 
-    `user` is the role that logged in, `actor` whom it said it acts for; `at` is UTC and the transaction's begin.
+    `user` is the role that logged in, `actor` the person it acted for; `at` is the start of the transaction, in UTC.
     """
 
     id: int
@@ -48,7 +48,7 @@ class Entry:
     address: str | None
 
     def fields(self) -> dict[str, Any]:
-        """For JSON, with the table's names."""
+        """Returns the entry for JSON, with the names of the table's columns."""
         return {
             "id": self.id,
             "at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -64,7 +64,7 @@ class Entry:
         }
 
     def line(self) -> str:
-        """For people, without a character that could steer a terminal."""
+        """Returns one line of text without control characters."""
         who = f"by {self.user}" + "".join(
             f" {word} {said}"
             for word, said in (("for", self.actor), ("in", self.application), ("from", self.address))
@@ -80,7 +80,7 @@ class Entry:
 
 
 def audited_columns(table: str) -> set[str]:
-    """The columns of a table whose change is an entry."""
+    """Returns the columns of a table whose change makes an entry."""
     left_out = UNAUDITED.get(table, frozenset({"updatedAt"}))
     return {column.name for column in Base.metadata.tables[table].columns} - left_out
 
@@ -107,7 +107,7 @@ async def entries(
 
 
 async def prune(connection: Any, before: datetime, *, dry_run: bool = False) -> int:
-    """Forget the entries from before a time, some at once; how many those are."""
+    """Deletes the entries from before a time in batches; returns their number."""
     until = before.astimezone(UTC).replace(tzinfo=None)
     if dry_run:
         return int(await connection.fetchval(queries.COUNT_AUDIT, until))
@@ -118,7 +118,7 @@ async def prune(connection: Any, before: datetime, *, dry_run: bool = False) -> 
 
 
 async def gaps(connection: Any) -> list[str]:
-    """Changes that would leave no entry, as triggers are missing, switched off or know too few columns."""
+    """Returns a line for each trigger that is missing, disabled, or watches too few columns."""
     found = {
         (table, name): (on, set(columns)) for table, name, on, columns in await connection.fetch(queries.AUDIT_TRIGGERS)
     }
@@ -140,7 +140,7 @@ def _shown(value: Any) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Characters that steer (Cc, Cf, line and paragraph separators) as JSON escapes; the rest as it is."""
+    """Replaces control and format characters by JSON escapes."""
     steering = ("Cc", "Cf", "Zl", "Zp", "Cs")
     return "".join(
         json.dumps(character)[1:-1] if unicodedata.category(character) in steering else character for character in text

@@ -1,8 +1,7 @@
-"""What `serve` may do in PostgreSQL, and a role that may do just that.
+"""The database role of `serve`: its rights, and how they are granted and checked.
 
-`RIGHTS` is the whole of it: `streamer db grant` gives these, `serve` looks for them when it starts, and the tests run
-the server under such a role, so that a query which needs more fails there first. Connections are asyncpg's; those that
-give rights are the tables' owner's.
+`RIGHTS` is the complete list. `streamer db grant` grants it, `serve` checks it at the start, and the tests run servers
+under such a role, so that a query which needs more fails there first. Granting needs a connection of the tables' owner.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ ITERATIONS = 4096
 
 
 class Granted(NamedTuple):
-    """What `grant` did: whether it made the role, whether the role can log in, and what it may beyond `RIGHTS`."""
+    """What `grant` did: whether it created the role, whether that can log in, and its privileges beyond `RIGHTS`."""
 
     created: bool
     login: bool
@@ -104,10 +103,7 @@ async def grant(url: str, role: str, password: str | None = None) -> Granted:
 
 
 async def grant_on(connection: Any, role: str, password: str | None = None) -> Granted:
-    """Give a role the rights of `serve` and take all others on our tables from it; make it when there is none.
-
-    All or nothing, and without a moment in between. DatabaseError for a role that is too powerful anyway.
-    """
+    """Does the work of `grant` on a connection, in one transaction."""
     if not role or len(role.encode()) > 63 or "\0" in role:
         raise SettingsError(f"the role {role!r} can't be: PostgreSQL takes names of 1 to 63 bytes")
     verifier = None if password is None else scram_verifier(password)
@@ -140,10 +136,7 @@ async def grant_on(connection: Any, role: str, password: str | None = None) -> G
 
 
 async def renew(connection: Any) -> list[str]:
-    """Give what is missing to the roles that were given rights before; those to which something was given.
-
-    For after a migration: a new version may need more.
-    """
+    """Grants the rights that a new version needs to the roles that had rights before; returns these roles."""
     renewed = []
     for role in await holders(connection):
         if await missing(connection, role):
@@ -154,12 +147,12 @@ async def renew(connection: Any) -> list[str]:
 
 
 async def holders(connection: Any) -> list[str]:
-    """The roles to which the rights of `serve` were given."""
+    """Returns the roles that have the rights of `serve`."""
     return [row[0] for row in await connection.fetch(queries.RIGHTS_HOLDERS, ADD_PARTITION)]
 
 
 async def missing(connection: Any, role: str | None = None) -> list[str]:
-    """What a role, or who is connected, needs for `serve` and may not do."""
+    """Returns the rights of `serve` that a role lacks; by default the role of the connection."""
     if role is None:
         role = await connection.fetchval("SELECT current_user")
     each = [(right.table, right.privilege, column) for right in RIGHTS for column in right.columns]
@@ -168,9 +161,9 @@ async def missing(connection: Any, role: str | None = None) -> list[str]:
 
 
 def scram_verifier(password: str, salt: bytes | None = None) -> str:
-    """What PostgreSQL keeps of a password (SCRAM-SHA-256, RFC 5803), from which it can't be had back."""
+    """Returns the SCRAM-SHA-256 verifier (RFC 5803) that PostgreSQL stores in place of a password."""
     if not password or not password.isascii() or not password.isprintable():
-        # others would have to be brought into a normal form first
+        # Other characters would need SASLprep normalization.
         raise SettingsError("the password must be of printable ASCII characters, at least one")
     salt = salt or secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, ITERATIONS)
@@ -189,7 +182,7 @@ async def _give(connection: Any, role: str) -> None:
         await connection.execute(f"GRANT {right.privilege} ({columns}) ON TABLE {quoted(right.table)} TO {to}")
     await connection.execute(f"GRANT EXECUTE ON FUNCTION {ADD_PARTITION} TO {to}")
     schema, database = await connection.fetchrow("SELECT current_schema(), current_database()")
-    # PUBLIC often has these, and who owns the tables need not own the database
+    # PUBLIC often has these, and the owner of the tables need not own the database.
     if not await connection.fetchval("SELECT has_schema_privilege($1::name, $2, 'USAGE')", role, schema):
         await connection.execute(f"GRANT USAGE ON SCHEMA {quoted(schema)} TO {to}")
     for privilege in ("CONNECT", "TEMPORARY"):
@@ -198,7 +191,7 @@ async def _give(connection: Any, role: str) -> None:
 
 
 async def _tables(connection: Any) -> Sequence[str]:
-    """Those of our tables that are there."""
+    """Returns the tables of the models that exist."""
     names = [*Base.metadata.tables, "alembic_version"]
     rows = await connection.fetch(
         "SELECT n FROM unnest($1::text[]) n WHERE to_regclass(quote_ident(n)) IS NOT NULL", names
