@@ -175,7 +175,7 @@ async def _missing_columns(connection: Any) -> list[Obstacle]:
         f"{table}.{column.name}"
         for table in sql.PRISMA_TABLES
         for column in Base.metadata.tables[table].columns
-        if (table, column.name) not in there and (table, column.name) not in sql.ADDED
+        if (table, column.name) not in there and (table, column.name) not in sql.ADDED | sql.ADDED_LATER
     ]
     if not missing:
         return []

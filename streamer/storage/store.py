@@ -1,4 +1,4 @@
-"""PostgreSQL: the pool, and all SQL of the server.
+"""The connection pool, and what the server reads and writes.
 
 Timestamps are epoch milliseconds, positions degrees. Every wait is bounded. Unavailable means that PostgreSQL can't be
 reached, does not answer, or refuses for a reason that is not in the data: what was to be stored may be stored or not,
@@ -119,7 +119,7 @@ class Changes(NamedTuple):
 
 
 class Store:
-    """The database as the server sees it; made by `Store.open`."""
+    """The database of the server; opened by `Store.open`."""
 
     def __init__(
         self, pool: Any, where: str, pool_timeout: float, statement_timeout: float, counters: Counters | None = None
@@ -179,7 +179,7 @@ class Store:
         return cls(pool, where, pool_timeout, statement_timeout, counters)
 
     async def close(self) -> None:
-        """Let running statements end, for a moment, and close all connections."""
+        """Waits a moment for running statements, and closes all connections."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._pool.close()
@@ -189,7 +189,7 @@ class Store:
     # storing pings
 
     async def store_chunks(self, chunks: Sequence[Chunk], retry: bool = False) -> Mapping[Chunk, Rejected]:
-        """Commit every ping that can be stored, once; give those that never can be, by chunk and seq.
+        """Commits every ping that can be stored, once; returns those that never can be, by chunk and seq.
 
         `retry` says that an earlier attempt may have stored some. Raises Unavailable: some may be stored.
         """
@@ -222,7 +222,7 @@ class Store:
                     chunk.corrected = True
 
     async def _stage(self, parts: list[_Part], rejected: dict[Chunk, dict[int, tuple[ErrorCode, str]]]) -> None:
-        """Store what can be stored of these, halving around a row that PostgreSQL does not take."""
+        """Stores what can be stored, and isolates a row that PostgreSQL refuses by halving."""
         rows = bytearray().join([COPY_HEADER, *[part.rows for part in parts], COPY_TRAILER])
         try:
             missing = await self._run(lambda connection: _store_staged(connection, rows), "staging")
@@ -244,7 +244,7 @@ class Store:
     # vendors' positions
 
     async def update_positions(self, fixes: Sequence[tuple[str, int, float, float]]) -> None:
-        """Bring vendors.lat/long to these (vendor_id, timestamp, lat, long); an older fix never replaces a newer."""
+        """Updates vendors.lat/long to these (vendor_id, timestamp, lat, long); an older fix never replaces a newer."""
         if not fixes:
             return
         newest: dict[str, tuple[str, int, float, float]] = {}
@@ -256,7 +256,7 @@ class Store:
         await self._answer(lambda connection: connection.execute(queries.UPDATE_POSITIONS, *columns), "positions")
 
     async def reconcile_positions(self, since_ms: int) -> int:
-        """Bring vendors.lat/long to the newest stored ping since then; how many vendors were behind.
+        """Updates vendors.lat/long to the newest stored ping since then; returns how many vendors were behind.
 
         For the start: the process before may have ended between a commit and the merged update.
         """
@@ -277,12 +277,12 @@ class Store:
     # reading
 
     async def vendors_of(self, clerk_ids: Sequence[str]) -> list[VendorRow]:
-        """The vendors of the users with these `clerkId`s, by their ids."""
+        """Returns the vendors of the users with these `clerkId`s, ordered by id."""
         asked = [clerk_id for clerk_id in clerk_ids if _can_be_text(clerk_id)]
         return await self._vendors(queries.VENDORS_OF, asked) if asked else []
 
     async def cards(self, vendor_ids: Sequence[str]) -> list[VendorRow]:
-        """Those of these vendors that there are, in no order."""
+        """Returns those of these vendors that exist, in no order."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
         return await self._vendors(queries.CARDS, asked) if asked else []
 
@@ -301,30 +301,30 @@ class Store:
         return [VendorRow(*row) for row in rows]
 
     async def paying(self, vendor_ids: Sequence[str]) -> set[str]:
-        """Those of these vendors whose user has an active subscription now."""
+        """Returns those of these vendors whose user has an active subscription now."""
         asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
         if not asked:
             return set()
         return {row[0] for row in await self._answer(lambda connection: connection.fetch(queries.PAYING, asked))}
 
     async def changes(self, after: int, since: int, limit: int) -> Changes:
-        """Changes of users and vendors with an id above `after`, by transactions from `since` on."""
+        """Returns changes of users and vendors with an id above `after`, by transactions from `since` on."""
         rows = await self._answer(lambda connection: connection.fetch(queries.CHANGES, after, since, limit))
         oldest, following, newest = rows[0][:3]
         return Changes(oldest, following, newest, [Change(*row[3:]) for row in rows if row[3] is not None])
 
     async def users(self, user_ids: Sequence[str]) -> list[tuple[str, str | None]]:
-        """(clerkId, vendorId) for each vendor of these users, deleted or not; a user without one has None."""
+        """Returns (clerkId, vendorId) for each vendor of these users, deleted or not; None for a user without one."""
         rows = await self._answer(lambda connection: connection.fetch(queries.USERS, user_ids))
         return [(row[0], row[1]) for row in rows]
 
     async def living_users(self, clerk_ids: Sequence[str]) -> set[str]:
-        """Those of these who are users and not deleted."""
+        """Returns those of these `clerkId`s that are users and not deleted."""
         rows = await self._answer(lambda connection: connection.fetch(queries.LIVING_USERS, clerk_ids))
         return {row[0] for row in rows}
 
     async def deleted_users(self) -> list[str]:
-        """The `clerkId` of all who are marked as deleted, and of those who were deleted within a day."""
+        """Returns the `clerkId` of users marked as deleted, and of those deleted within a day."""
         rows = await self._answer(lambda connection: connection.fetch(queries.DELETED_USERS))
         return [row[0] for row in rows]
 
@@ -364,22 +364,22 @@ class Store:
         return [LocationRow(*row) for row in rows]
 
     async def set_open(self, vendor_id: str, open: bool, hidden: bool, clerk_id: str) -> None:
-        """Open or close a vendor for business; the audit has it that this user did."""
+        """Sets whether a vendor is open for business; the audit names this user as the actor."""
         if _can_be_text(vendor_id) and _can_be_text(clerk_id):
             await self._answer(
                 lambda connection: connection.execute(queries.SET_OPEN, vendor_id, open, clerk_id, hidden), "open"
             )
 
     async def ping(self) -> None:
-        """Whether PostgreSQL answers, soon; raises Unavailable when it does not."""
+        """Raises Unavailable unless PostgreSQL answers soon."""
         await self._soon(lambda connection: connection.execute("SELECT 1"), "ping")
 
     async def condition(self, today: date) -> Condition:
-        """What the database is like, beyond that it answers: soon, or Unavailable."""
+        """Returns the state of the schema soon, or raises Unavailable."""
         return await self._soon(lambda connection: revisions.condition(connection, today), "condition")
 
     async def table_sizes(self) -> list[TableSize]:
-        """How large our tables are: soon, or Unavailable, as a table locked for a change can't be measured."""
+        """Returns the sizes of the tables soon, or raises Unavailable: a locked table can't be measured."""
         rows = await self._soon(lambda connection: connection.fetch(queries.TABLE_SIZES, list(TABLES)), "sizes")
         return [TableSize(*row) for row in rows]
 
@@ -428,8 +428,8 @@ class Store:
             connection = await self._pool.acquire(timeout=self._pool_timeout)
         except TimeoutError:
             raise Unavailable(
-                f"no connection to PostgreSQL at {self._where} was to be had within {self._pool_timeout:g} s:"
-                f" all {self._pool.get_max_size()} are at work or it does not answer"
+                f"no connection to PostgreSQL at {self._where} within {self._pool_timeout:g} s:"
+                f" all {self._pool.get_max_size()} are in use, or it does not answer"
             ) from None
         except _CONNECTION_ERRORS as error:
             failed = tls.trouble(error, "DATABASE_URL", "sslrootcert")
@@ -542,12 +542,12 @@ async def _store_staged(connection: Any, rows: bytearray) -> frozenset[str]:
 
 
 async def _keep_commits_durable(connection: Any) -> None:
-    # An ack is a promise: a database that is told to forget its newest commits in a crash is told otherwise by us.
+    # Override synchronous_commit=off: an ack promises durability.
     await connection.execute(queries.KEEP_COMMITS_DURABLE)
 
 
 async def _nothing_to_reset(_: Any) -> None:
-    """Our statements leave nothing behind in a session, so the round trip that resets it can go."""
+    """Saves a round trip: the statements of this module leave nothing behind in a session."""
 
 
 def _is_in_the_data(error: Any) -> bool:
@@ -568,7 +568,7 @@ def _is_closed(connection: Any) -> bool:
 
 
 def _can_be_text(value: str) -> bool:
-    """Whether PostgreSQL can hold this text at all."""
+    """Returns whether PostgreSQL can store this text."""
     return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
