@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from loadtest.benchmarks.capacity import Costs, need, table
 from loadtest.benchmarks.capacity import Plan as Capacity
-from loadtest.benchmarks.find_max import Wanted, find
+from loadtest.benchmarks.find_max import Vary, Wanted, find
 from loadtest.cli.dashboard import Dashboard
 from loadtest.cli.options import (
     OutputOptions,
@@ -98,7 +99,7 @@ def run(
                 with Dashboard(scenario.title + many, quiet=output.json) as dashboard:
                     one = Run(plan, dashboard.show)
                     if coordinator is not None:
-                        coordinator.page = lambda one=one: page(one.report(), REFRESH)  # type: ignore[misc]
+                        coordinator.page = partial(live_page, one)
                     done.append(await one.carry_out(coordinator))
                 plan = replace(plan, seed=plan.seed + 1)
             if run_options.bare_copy and server.database_url is not None:
@@ -114,7 +115,7 @@ def run(
 class SearchOptions:
     """How the highest load is searched for."""
 
-    vary: Annotated[str, typer.Option(help="what grows: both, vendors or customers")] = "both"
+    vary: Annotated[Vary, typer.Option(help="what grows")] = "both"
     first: Annotated[float, typer.Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
     up_to: Annotated[float, typer.Option(help="the highest scale to try", min=0.001, max=10_000)] = 10_000
     steps: Annotated[int, typer.Option(help="the most scales to try", min=1, max=40)] = 12
@@ -130,9 +131,6 @@ def find_max(
 
     async def main() -> dict[str, Any]:
         scenario = scenarios.load(options.name, options.changes())
-        if search.vary not in ("both", "vendors", "customers"):
-            raise WrongUse(f"--vary is {search.vary!r}; it must be both, vendors or customers")
-        vary: Literal["both", "vendors", "customers"] = search.vary  # type: ignore[assignment]
         server = Server(server_options)
         server.verifies(options)
         meter = await server.meter()
@@ -148,7 +146,7 @@ def find_max(
             return report
 
         wanted = Wanted(
-            scenario, Path(options.name).stem, vary, search.first, search.steps, search.up_to, search.seconds
+            scenario, Path(options.name).stem, search.vary, search.first, search.steps, search.up_to, search.seconds
         )
         return await find(wanted, step, say, lambda: interrupted)
 
@@ -277,6 +275,11 @@ async def coordinating(options: RunOptions) -> AsyncIterator[Coordinator | None]
         if options.remote and options.key is None:
             typer.echo(f"start each worker with --key {key}", err=True)
         yield coordinator
+
+
+def live_page(run: Run) -> str:
+    """Returns the page of a run under way, which reloads itself."""
+    return page(run.report(), REFRESH)
 
 
 def executed(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def takes(app: typer.Typer, name: str, *configs: type) -> Callable[[Callable[...
 
         command.__doc__ = function.__doc__
         command.__annotations__ = hints
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__dict__["__signature__"] = inspect.Signature(parameters)
         app.command(name)(command)
         return function
 

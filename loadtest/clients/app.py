@@ -95,7 +95,7 @@ class App:
     # for the owner
 
     async def run(self) -> None:
-        """Connects, listens and reconnects until stopped or told not to return."""
+        """Connects, listens and reconnects until it is stopped, or the server says not to return."""
         fruitless = 0
         while not self._stopping.is_set():
             await self._network.wait()  # stop() ends this wait too

@@ -61,7 +61,7 @@ class SimulatedVendor(Vendor):
 
     The `timestamp` of a ping that was due while the phone had a network is even, that of a backlog is odd. So every
     watcher can tell from a position alone whether its delay is the server's. `unreported` collects what was acked
-    since the auditor was last told, when `audited`.
+    since it was last reported to the auditor, when `audited`.
     """
 
     def __init__(

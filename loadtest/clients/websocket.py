@@ -52,7 +52,7 @@ class WebSocket(asyncio.Protocol):
     """One connection: calls `on_message` with each whole message, `on_writable` when a full transport has room again.
 
     `opened` and `closed` are futures. An exception from a callback, or a Violation, ends the connection, and `closed`
-    raises it. `received` counts bytes, `messages` counts messages.
+    raises it. `received` counts bytes.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class WebSocket(asyncio.Protocol):
         self.writable = True
         self.held = False
         self.received = 0
-        self.messages = 0
         self._request = request
         self._accept = accept
         self._on_message = on_message
@@ -246,7 +245,6 @@ class WebSocket(asyncio.Protocol):
             payload = data[at + head : end]
             at = end
             if first in (FINAL | TEXT, FINAL | BINARY) and not self._parts:
-                self.messages += 1
                 self._on_message(payload)
             else:
                 self._other(first, payload)
@@ -269,7 +267,6 @@ class WebSocket(asyncio.Protocol):
             if first & FINAL:
                 whole = b"".join(self._parts)
                 self._parts, self._parts_size = [], 0
-                self.messages += 1
                 self._on_message(whole)
         elif opcode in (TEXT, BINARY) and not self._parts and not first & FINAL:
             self._parts, self._parts_size = [payload], len(payload)

@@ -111,8 +111,8 @@ class Worker:
         self.population.count()
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
-        told = {"is": "second", "second": second, "active": self.population.active, "cpu": used}
-        self._tell(told | self.recorder.take())
+        report = {"is": "second", "second": second, "active": self.population.active, "cpu": used}
+        self._tell(report | self.recorder.take())
 
     def _totals(self) -> Message:
         """Returns what is left of the counts, and how the connections ended."""

@@ -51,11 +51,11 @@ async def hello(target: Target, identity: Identity, secret: str) -> Offset:
     token = mint(identity.clerk_id, secret, time.time())
     socket = await connect(target, f"/v1/vendor?vendorId={quote(identity.vendor_id, safe='')}", received, token=token)
     try:
-        told, now = await asyncio.wait_for(heard, WITHIN)
+        server, now = await asyncio.wait_for(heard, WITHIN)
     finally:
         socket.close()
         await asyncio.wait({socket.closed}, timeout=WITHIN)
-    return Offset(told - (asked + now) / 2, (now - asked) / 2)
+    return Offset(server - (asked + now) / 2, (now - asked) / 2)
 
 
 async def unready(target: Target) -> str | None:

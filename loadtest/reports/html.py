@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -288,16 +289,18 @@ def over_time(report: Report) -> Iterable[Plot]:
         ("Memory", "resident_mb", "MB", "Resident; pages that PostgreSQL's processes share count in each of them."),
     ):
         lines = [
-            line(
-                "total" if name == "all" else name,
-                1 + PARTS.index(name),
-                lambda entry, name=name, key=key: entry.get("server", {}).get(key, {}).get(name),  # type: ignore[misc]
-            )
+            line("total" if name == "all" else name, 1 + PARTS.index(name), partial(server_value, key, name))
             for name in named
         ]
         if lines and key == "cores":
             lines.append(line("load generator", 5, lambda entry: entry["own_cpu"] / entry["seconds"], True))
         yield plot(title, lines, unit, note)
+
+
+def server_value(key: str, name: str, entry: Report) -> float | None:
+    """Returns what one kind of the server's processes used in an entry of the series."""
+    found = entry.get("server", {}).get(key, {}).get(name)
+    return None if found is None else float(found)
 
 
 def delay_line(series: Sequence[Report], name: str, point: str, text: str, hue: int, dashed: bool = False) -> Line:

@@ -118,7 +118,7 @@ def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
     if totals["sent"] < totals["due"] * (1 - SLACK):
         reasons.append(f"only {totals['sent']} of {totals['due']} pings that were due were sent; the rest waits")
     if totals["gave_up"]:
-        reasons.append(f"apps were told not to reconnect, by close code: {totals['gave_up']}")
+        reasons.append(f"the server closed connections for good, by close code: {totals['gave_up']}")
     if not totals["due"]:
         reasons.append("not one ping was due: the stages are shorter than the time between two pings")
     elif not totals["acked"]:

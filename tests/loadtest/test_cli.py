@@ -57,7 +57,7 @@ def run(*arguments: str, stdin: str | None = None) -> tuple[int, str]:
         (["run", "festival", "--secret", SECRET, "--stage", "jump:3"], "'ramp', 'hold', 'spike' or 'storm'"),
         (["run", "festival", "--secret", SECRET, "--set", "city.x=1"], "city.x"),
         (["run", "festival", "--secret", SECRET, "--trace", "nowhere.csv"], "nowhere.csv"),
-        (["find-max", "festival", "--secret", SECRET, "--vary", "all"], "both, vendors or customers"),
+        (["find-max", "festival", "--secret", SECRET, "--vary", "all"], "is not one of 'both', 'vendors', 'customers'"),
         (["find-max", *TWO[1:]], "needs a threshold on a delay"),
         (["capacity", "--vendors", "9000000", "--customers", "1", "--moving", "1"], "more regions are needed"),
         (["compare", "nowhere.json", "nowhere.json"], "nowhere.json"),
