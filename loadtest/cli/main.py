@@ -35,7 +35,6 @@ from loadtest.cli.options import (
     chosen,
     part_of,
     takes,
-    vendors_needed,
 )
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database, measure_copy
@@ -85,7 +84,7 @@ def run(
         if parts > 1 and server_options.vendors_file is None:
             raise WrongUse("several machines need the same vendors: give each the same --vendors-file")
         done: list[dict[str, Any]] = []
-        async with server.vendors(vendors_needed(scenario)) as identities, coordinating(run_options) as coordinator:
+        async with server.vendors(scenario) as identities, coordinating(run_options) as coordinator:
             plan = replace(
                 server.plan(options, scenario, identities, await server.meter()),
                 trace=trace,
@@ -138,7 +137,7 @@ def find_max(
 
         async def step(wanted: Scenario, scale: float) -> dict[str, Any]:
             nonlocal interrupted
-            async with server.vendors(vendors_needed(wanted)) as identities:
+            async with server.vendors(wanted) as identities:
                 plan = server.plan(options, wanted, identities, meter)
                 with Dashboard(f"{wanted.title}, {scale:.3g} times", quiet=output.json) as dashboard:
                     report = await Run(plan, dashboard.show).carry_out()

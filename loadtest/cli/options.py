@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from loadtest.reports.environment import environment
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
+CUSTOMERS_OF_A_USER = 100
 EPILOG = f"SCENARIO is a .toml file or one of: {', '.join(scenarios.names())}."
 
 
@@ -247,8 +249,15 @@ class Server:
         )
 
     @asynccontextmanager
-    async def vendors(self, wanted: int) -> AsyncIterator[list[Identity]]:
-        """Yields as many vendors as wanted: from a file, or of this run alone, which are removed at the end."""
+    async def vendors(self, scenario: Scenario) -> AsyncIterator[list[Identity]]:
+        """Yields a scenario's vendors: from a file, or of this run alone, which are removed at the end.
+
+        A vendor's owner stands for customers too. There are more of them than vendors where many customers look, as
+        the server limits the connections of one user.
+        """
+        peak = Course(scenario.stages).peak()
+        wanted = math.ceil(scenario.vendors.count * peak.vendors)
+        customers = math.ceil(scenario.customers.count * peak.customers / CUSTOMERS_OF_A_USER)
         source = self._options.vendors_file
         if source is not None:
             yield enough(read(source), wanted, "standard input" if source == "-" else source)
@@ -256,7 +265,7 @@ class Server:
         if self.database_url is None:
             raise WrongUse("the server must know the vendors; give --vendors-file, or --database or --data to add some")
         async with Database(self.database_url, self.own) as database:
-            made = await database.add_vendors(secrets.token_hex(4), wanted)
+            made = await database.add_vendors(secrets.token_hex(4), max(wanted, customers))
         try:
             yield made
         finally:
@@ -329,11 +338,6 @@ def chosen(options: ScenarioOptions, run: RunOptions) -> tuple[Scenario, Trace |
         given.append(("stages", [{"kind": "hold", "seconds": seconds}]))
     scenario = scenarios.load(options.name, [*given, *changes])
     return scenario, Trace(str(run.trace.resolve()), zero, run.speedup)
-
-
-def vendors_needed(scenario: Scenario) -> int:
-    """Returns how many vendors a scenario has at its peak."""
-    return -int(-scenario.vendors.count * Course(scenario.stages).peak().vendors // 1)
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -76,8 +76,9 @@ class Audience(Population[Customer]):
         lat, long = city.lat + habits.offset[0], city.long + habits.offset[1]
         where = City(lat, long, city.radius, city.block)
         self._first: list[float] = []
+        reporting = self._vendor_ids[: round(share.scenario.vendors.count * course.peak().vendors)]
         for customer, random in zip(self.apps, self.randoms, strict=True):
-            self._first.append(customer.start(kind(customer, where, random, self._vendor_ids, habits)))
+            self._first.append(customer.start(kind(customer, where, random, reporting, habits)))
             if habits.shared:
                 customer.circle = (lat, long, habits.radius[1])
         self.sampled = [customer for customer in self.apps if customer.full and not customer.stalled]
