@@ -35,6 +35,7 @@ from streamer.live.ticker import Ticker
 from streamer.live.visibility import Visibility
 from streamer.operations.admin import operators_only
 from streamer.operations.backup import Backups
+from streamer.operations.clock_check import ClockCheck
 from streamer.operations.health import Health
 from streamer.operations.loop_lag import LoopLag
 from streamer.operations.metrics import Metrics
@@ -197,6 +198,7 @@ class Server:
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.loop_lag = LoopLag(counters)
+        self.clock_check = ClockCheck({"postgresql": store.now, "redis": self.broker.now}, clock)
         self.backups = Backups(settings.backup_dir) if settings.backup_dir is not None else None
         self.health = Health(self)
         self.metrics = Metrics(self, self.health)
@@ -263,6 +265,7 @@ class Server:
                 **({} if self.keys is None else {"jwks": self.keys.run}),
                 **({} if self.entitlements is None else {"entitlements": self.entitlements.run}),
                 "loop-lag": self.loop_lag.run,
+                "clock": self.clock_check.run,
                 "database-condition": self.health.watch,
                 **({} if self.feed is None else {"feed": self.feed.run}),
                 **({} if self.backups is None else {"backups": self.backups.run}),

@@ -165,6 +165,13 @@ class Broker:
         if (cause := self.nodes.cause) is not None:
             raise Unavailable(f"Redis can't be used: {cause}")
 
+    async def now(self) -> int:
+        """Redis's time, epoch ms; raises Unavailable."""
+        (answer,) = await self.nodes.run([Command(BROADCAST, ("TIME",))], "read")
+        if isinstance(answer, Exception):
+            raise Unavailable(str(answer)) from answer
+        return int(answer[0]) * 1000 + int(answer[1]) // 1000
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """Carries out another part's commands; an exception for each answer that did not come."""
         return await self.nodes.run(commands)

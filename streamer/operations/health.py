@@ -180,6 +180,8 @@ class Health:
             causes["redis"] = parts.broker.cause or "down"
         if (cause := storing_failure(parts.batcher)) is not None:
             causes["storing"] = cause
+        if (cause := parts.clock_check.cause) is not None:
+            causes["clock"] = cause
         return causes
 
 

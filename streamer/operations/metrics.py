@@ -24,7 +24,7 @@ from streamer.operations.health import Health
 from streamer.operations.parts import Parts
 from streamer.transport.connection import OTHER_CODE
 
-UNREADY_PARTS = ("postgresql", "redis", "storing", "server")
+UNREADY_PARTS = ("postgresql", "redis", "storing", "clock", "server")
 """Parts that always have a series in `streamer_unready`; a failed task gets one when it fails."""
 
 OWN = "own"
@@ -139,6 +139,8 @@ class ServerCollector(Collector):
         parts = self._parts
         broker, index, ticker = parts.broker, parts.index, parts.ticker
         yield gauge("streamer_redis_up", "1: Redis is connected for writing and for subscriptions.", float(broker.up))
+        offsets = {(name,): offset for name, offset in parts.clock_check.offsets.items()}
+        yield gauges("streamer_clock_offset_seconds", "Seconds the clock is ahead of a reference.", ("of",), offsets)
         yield timed("streamer_redis_seconds", "Redis round trips.", "lane", parts.counters.redis)
         yield counter("streamer_bus_gaps", "Times that updates of other processes were missed.", broker.gaps)
         yield gauge("streamer_bus_pending", "Vendors with changes to publish.", broker.pending)

@@ -13,6 +13,7 @@ from streamer.ingest.position_writer import PositionWriter
 from streamer.live.index import LiveIndex
 from streamer.live.ticker import Ticker
 from streamer.operations.backup import Backups
+from streamer.operations.clock_check import ClockCheck
 from streamer.operations.loop_lag import LoopLag
 from streamer.operations.workers.peers import Peers
 from streamer.storage.store import Store
@@ -36,6 +37,7 @@ class Parts(Protocol):
     admission: Admission
     supervisor: Supervisor
     loop_lag: LoopLag
+    clock_check: ClockCheck
     backups: Backups | None
     feed: Feed | None
     peers: Peers | None

@@ -36,6 +36,8 @@ SELECT DISTINCT s."vendorId" FROM pg_temp."streamer_staging" s
 WHERE NOT EXISTS (SELECT FROM existing WHERE existing."id" = s."vendorId")
 """
 
+NOW = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
+
 STORED = """SELECT "id", "lat", "long" FROM "locations" WHERE "id" = ANY($1::text[])"""
 
 # A held position ahead of the clock yields to every other: it would hide all that comes until that time.

@@ -374,6 +374,10 @@ class Store:
         """Raises Unavailable unless PostgreSQL answers soon."""
         await self._soon(lambda connection: connection.execute("SELECT 1"), "ping")
 
+    async def now(self) -> int:
+        """PostgreSQL's time, epoch ms; raises Unavailable."""
+        return int(await self._soon(lambda connection: connection.fetchval(queries.NOW), "clock"))
+
     async def condition(self, today: date) -> Condition:
         """Returns the state of the schema soon, or raises Unavailable."""
         return await self._soon(lambda connection: revisions.condition(connection, today), "condition")
