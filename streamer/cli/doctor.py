@@ -19,6 +19,7 @@ from streamer.cli import config
 from streamer.cli.dev import DATA
 from streamer.dev.development import check_port, read_services
 from streamer.errors import StreamerError
+from streamer.operations import logs
 from streamer.settings import Settings
 from streamer.storage import dsn, revisions, roles
 from streamer.storage.lookup import clock_and_version
@@ -42,6 +43,7 @@ def doctor(
     data: Annotated[Path, typer.Option(help="Folder of `streamer dev`, for its PostgreSQL and Redis.")] = DATA,
 ) -> None:
     """Check PostgreSQL, migrations, rights, Redis, TLS, clocks, token keys and limits; exit status 1 names a fault."""
+    logs.configure(level="error")
     running = read_services(data)
     given = config.load()
     overrides = {

@@ -41,7 +41,7 @@ async def test_each_fault_is_named_with_its_remedy(tmp_path: Path, empty_databas
         "doctor",
         folder=tmp_path,
         DATABASE_URL=empty_database_url,
-        REDIS_URL=f"redis://:hidden@{NOWHERE}",
+        REDIS_URL=f"redis://:dont-tell@{NOWHERE}",
         STREAMER_JWKS_URL=f"http://{NOWHERE}/jwks",
         STREAMER_HOST="203.0.113.1",
         STREAMER_MAX_CONNECTIONS="1000000000",
@@ -57,7 +57,7 @@ async def test_each_fault_is_named_with_its_remedy(tmp_path: Path, empty_databas
     ):
         (line,) = (line for line in done.out.splitlines() if line.startswith(f"FAILED {what}"))
         assert remedy in line
-    assert "hidden" not in done.out
+    assert "dont-tell" not in done.out
 
 
 async def test_nothing_is_set(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_open_files() -> None:
 
 async def test_a_database_that_is_down(tmp_path: Path) -> None:
     """Each of the three checks that need PostgreSQL says why it could not be made."""
-    done = await run("doctor", folder=tmp_path, DATABASE_URL=f"postgresql://u:hidden@{NOWHERE}/d")
+    done = await run("doctor", folder=tmp_path, DATABASE_URL=f"postgresql://u:dont-tell@{NOWHERE}/d")
     assert done.out.count("FAILED PostgreSQL: ") == 1
-    assert "hidden" not in done.out
-    assert dsn.parse_url(f"postgresql://u:hidden@{NOWHERE}/d").masked() in done.out
+    assert "dont-tell" not in done.out
+    assert dsn.parse_url(f"postgresql://u:dont-tell@{NOWHERE}/d").masked() in done.out
