@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from streamer.live.fix import Fix
+from streamer.live.fix import CLOCK_TOLERANCE, Fix
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Card, Presence, Vendor
 
@@ -109,7 +109,7 @@ class LocalVendors:
 
     def fix(self, vendor_id: str, fix: Fix, now: int) -> None:
         """Shows the newest fix of a vendor served here, if its plan allows it."""
-        if fix.timestamp > now:
+        if fix.timestamp > now + CLOCK_TOLERANCE:  # less may be the clock of a server
             fix = fix._replace(ahead=fix.timestamp - now)
         if self.shows is None or self.shows(vendor_id, fix):
             self.show(vendor_id, fix, now)

@@ -11,7 +11,7 @@ from streamer.accounts.dataloader import MAX_KEYS, BatchLoader
 from streamer.errors import Unavailable
 from streamer.storage import seed
 from tests.conftest import Serve
-from tests.support.apps import VendorApp, eventually
+from tests.support.apps import VendorApp, eventually, now_ms
 
 
 class Numbers:
@@ -75,12 +75,13 @@ async def test_an_outage_is_everyone_s() -> None:
 async def test_a_herd_of_vendors_is_a_few_queries(serve: Serve, database_url: str) -> None:
     """A hundred vendors that come at once: all greeted with their own newest ping, and PostgreSQL asked a few times."""
     vendors = await seed.seed(database_url, 100)
+    began = now_ms() - 3_600_000
     running = await serve(admission_rate=10_000.0)
     apps = [VendorApp(running.url, vendor.clerk_id) for vendor in vendors]
     await asyncio.gather(*[app.__aenter__() for app in apps])
     try:
         for number, app in enumerate(apps):
-            await app.ping(52.0, 21.0 + number / 1000, timestamp=1_700_000_000_000 + number)
+            await app.ping(52.0, 21.0 + number / 1000, timestamp=began + number)
         await asyncio.gather(*[app.acked(1) for app in apps])
     finally:
         await asyncio.gather(*[app.close() for app in apps])
@@ -89,7 +90,7 @@ async def test_a_herd_of_vendors_is_a_few_queries(serve: Serve, database_url: st
     await asyncio.gather(*[app.__aenter__() for app in apps])
     try:
         hellos = await asyncio.gather(*[app.expect("hello") for app in apps])
-        assert [hello["durable"] for hello in hellos] == [1_700_000_000_000 + number for number in range(100)]
+        assert [hello["durable"] for hello in hellos] == [began + number for number in range(100)]
         assert running.server.dataloader.queries - before < 100
     finally:
         await asyncio.gather(*[app.close() for app in apps])

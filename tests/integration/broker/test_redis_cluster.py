@@ -12,6 +12,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
+from streamer.broker.counts import ASK
 from streamer.broker.redis_schema import BROADCAST, channel, positions_key
 from streamer.broker.stream import Feed
 from streamer.geo.grid import bus_cell, bus_cover
@@ -107,7 +108,7 @@ async def test_on_three_nodes(cluster: Cluster) -> None:
         wanted = {channel(cell) for at in spots for cell in bus_cover(Circle(*at, 5_000))}
         for number in range(3):
             heard = set(await cluster.ask(number, "PUBSUB", "SHARDCHANNELS"))
-            assert heard - {BROADCAST} == {name for name in wanted if await cluster.serving(name) == number}
+            assert heard - {BROADCAST, ASK} == {name for name in wanted if await cluster.serving(name) == number}
         one.delete("truck")
         await followed.sees({"bus": spots[2]})
         for number in range(3):

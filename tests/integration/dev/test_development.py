@@ -26,7 +26,7 @@ async def test_what_it_waits_for_in_vain(database_url: str, tmp_path: Path, monk
         async with dev_server(given, tmp_path, 0, steps.append):
             raise AssertionError("it is not ready")
     assert "dont-tell" not in str(away.value)
-    assert steps == ["bringing the schema up to date", "starting the server"]
+    assert steps == ["migrating the database", "starting the server"]
     assert not (tmp_path / development.SERVICES).exists()
 
 

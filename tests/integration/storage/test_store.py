@@ -347,8 +347,12 @@ async def test_an_exhausted_pool_is_an_outage_of_bounded_length(url: str, direct
     async with opened(url + limits, pool_size=9, pool_timeout=99) as store, direct.transaction():
         await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
         storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0])]))
-        await asyncio.sleep(0.05)
-        with pytest.raises(Unavailable, match=r"within 1 s: all 1 are at work"):
+
+        async def blocked() -> bool:
+            return bool(await direct.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await eventually(blocked, "the only connection waits for the lock")
+        with pytest.raises(Unavailable, match=r"within 1 s: all 1 are in use"):
             await vendor(store, VENDOR)
         storing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
