@@ -15,7 +15,7 @@ from streamer.errors import SettingsError
 from streamer.operations.tracing import Tracing
 from streamer.storage import seed
 from tests.conftest import Serve
-from tests.support.apps import VendorApp, eventually
+from tests.support.apps import VendorApp, eventually, now_ms
 
 
 class Collector:
@@ -59,7 +59,7 @@ async def test_one_span_for_each_batch(serve: Serve, database_url: str, collecto
             await app.ping(52, 21)
             await app.acked(seq)
         await app.send(
-            {"type": "pings", "pings": [{"lat": 52, "long": 21, "timestamp": 1_900_000_000_000 - 10**12}] * 1}
+            {"type": "pings", "pings": [{"lat": 52, "long": 21, "timestamp": now_ms() - 3_600_000}] * 1}
         )
         await app.acked(6)
     spans = collector[0].spans
