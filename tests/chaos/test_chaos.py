@@ -85,4 +85,4 @@ async def finds_what_is_wrong(chaos: Chaos) -> None:
     watcher.view[vendor_id]["online"] = True
     watcher.view["ghost"] = {**watcher.view[vendor_id], "vendorId": "ghost"}
     chaos.judge.gone["ghost"] = 0.0
-    assert [line for line in chaos.judge.apps() if "ghost is a ghost" in line]
+    assert [line for line in chaos.judge.apps() if "ghost should have left" in line]
