@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from streamer.accounts.tokens import make_token
+from streamer.broker.redis_acl import PREFIX
 from streamer.broker.redis_connections import Command
 from streamer.errors import ErrorCode, ProtocolError, Unavailable
 
@@ -90,7 +91,7 @@ class SignInLinks:
         if expires < now:
             raise ProtocolError(ErrorCode.INVALID_TOKEN, "this sign-in link has expired: ask for a new one")
         owner = await self.owner_of(vendor_id)
-        key = b"v1:sign-in:" + signature.encode()
+        key = f"{PREFIX}sign-in:{signature}".encode()
         (answer,) = await self._run([Command(key, ("SET", key, b"1", "NX", "EX", max(1, int(expires - now) + 60)))])
         if isinstance(answer, Exception):
             raise answer if isinstance(answer, Unavailable) else Unavailable(f"Redis refused SET: {answer}")

@@ -147,7 +147,7 @@ class Tab:
     async def live(self, within: float = WITHIN) -> None:
         """Wait until the map is live."""
         await self.until(
-            "globalThis.liveMap?.view.fresh && document.getElementById('status').dataset.state === 'live'",
+            "globalThis.liveMap?.view?.fresh && document.getElementById('status').dataset.state === 'live'",
             "live",
             within,
         )

@@ -58,9 +58,7 @@ async def test_one_span_for_each_batch(serve: Serve, database_url: str, collecto
         for seq in range(1, 6):
             await app.ping(52, 21)
             await app.acked(seq)
-        await app.send(
-            {"type": "pings", "pings": [{"lat": 52, "long": 21, "timestamp": now_ms() - 3_600_000}] * 1}
-        )
+        await app.send({"type": "pings", "pings": [{"lat": 52, "long": 21, "timestamp": now_ms() - 3_600_000}] * 1})
         await app.acked(6)
     spans = collector[0].spans
     batcher = running.server.batcher
