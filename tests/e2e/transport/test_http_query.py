@@ -285,23 +285,24 @@ async def test_an_old_ping_is_history_only(client: Client, running: Running, dir
 
 async def test_a_vendor_deleted_on_the_way(client: Client, running: Running, direct: Any) -> None:
     """Between the check of the token and the commit a vendor may go: the app is told, and nobody sees it any more."""
-    admission = asyncio.Event()
+    found, deleted = asyncio.Event(), asyncio.Event()
     look_up = running.server.dataloader.vendor
 
     async def held(vendor_id: str) -> Any:
         row = await look_up(vendor_id)
-        await admission.wait()
+        found.set()
+        await deleted.wait()
         return row
 
     running.server.dataloader.vendor = held  # type: ignore[method-assign]  # holds the request where the deletion meets it
     reporting = asyncio.create_task(client.report(ping(now_ms())))
-    await asyncio.sleep(0.1)
+    await eventually(found.is_set, "the vendor is found")
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', client.vendor.vendor_id)
-    admission.set()
+    deleted.set()
     (await reporting).refused(404, "ERR_VENDOR_NOT_FOUND")
     async with CustomerApp(running.url) as customer:
         await customer.watch("w", circle(LAT, LONG, 1000))
-        assert customer.views["w"] == {}
+        await eventually(lambda: customer.views["w"] == {}, "nobody on the map")
 
 
 # a database that does not keep up
