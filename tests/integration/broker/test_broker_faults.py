@@ -13,6 +13,7 @@ import redis.asyncio
 
 from streamer.broker.redis_schema import parse_place, place_key
 from streamer.geo.grid import bus_cell
+from streamer.live.fix import fix_of_register
 from streamer.protocol import messages
 from tests.support.apps import circle, eventually
 from tests.support.peers import Look, Peer, Position
@@ -134,8 +135,8 @@ class Chaos:
         for key in await client.keys("v2:{*}:now"):
             for field, value in (await client.hgetall(key)).items():
                 if field[:1] == b"f":
-                    id, _, lat, long, *_ = orjson.loads(value[13:])
-                    found.setdefault(id, []).append((lat, long))
+                    id, fix = fix_of_register(orjson.loads(value[13:]))
+                    found.setdefault(id, []).append((fix.lat, fix.long))
         places = {id: parse_place(await client.get(place_key(id))) for id in self.positions}
         return found == {id: [at] for id, at in self.positions.items()} and all(
             (spot := places[id]) is not None and spot.cell == bus_cell(*at) for id, at in self.positions.items()
