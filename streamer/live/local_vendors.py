@@ -110,9 +110,18 @@ class LocalVendors:
     def fix(self, vendor_id: str, fix: Fix, now: int) -> None:
         """Shows the newest fix of a vendor served here, if its plan allows it."""
         if fix.timestamp > now + CLOCK_TOLERANCE:  # less may be the clock of a server
-            fix = fix._replace(ahead=fix.timestamp - now)
+            fix = fix._replace(ahead=fix.timestamp - self._version(vendor_id, fix.timestamp, now))
         if self.shows is None or self.shows(vendor_id, fix):
             self.show(vendor_id, fix, now)
+
+    def _version(self, vendor_id: str, timestamp: int, now: int) -> int:
+        """Returns the version of a fix that is ahead: its arrival, and not before that of an older fix held."""
+        vendor = self.index.vendors.get(vendor_id)
+        if vendor is None or vendor.fix.timestamp >= timestamp:
+            return now
+        # The older fix may have been just within the tolerance, so that its version is its timestamp.
+        held = vendor.fix.version
+        return held if now < held <= now + CLOCK_TOLERANCE else now
 
     def show(self, vendor_id: str, fix: Fix, now: int) -> None:
         """Shows a fix of a vendor served here; of two of one timestamp the first to arrive."""

@@ -247,7 +247,7 @@ async def test_phones_that_read_nothing_and_storms_are_told_from_faults(serve: S
 
 async def test_full_batches_are_sent_as_fast_as_acks_allow(serve: Serve, database_url: str) -> None:
     """The closed loop: every ping of every batch is stored, and PostgreSQL alone is measured beside it."""
-    running = await serve()
+    running = await serve(connection_cost=1000.0, user_cost=1000.0, heavy_cost=1000.0)
     load = Load(
         *(running.url, database_url, "ingest", "--vendors", "4", "--stage", "hold:3", "--warmup", "0.5"),
         *("--bare-copy", "1000"),

@@ -149,6 +149,8 @@ async def test_no_label_grows_with_what_clients_send(
                     assert response.status >= 400
 
     await scan(range(3))
+    async with scraper.session.get(f"{running.url}/health") as response:
+        assert response.status == 200  # which has looked at all that the metrics of PostgreSQL tell
     await scraper.scrape()
     before = set(await scraper.scrape())
     await scan(range(3, 30))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from streamer.live.fix import Fix
+from streamer.live.fix import CLOCK_TOLERANCE, Fix
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors, Part
 from streamer.live.vendor import Card, Presence
@@ -107,6 +109,22 @@ def test_another_process_has_the_vendor_now(process: Process) -> None:
     assert process.marked() == []
     process.index.owner_heard("other", START + 100_000, START + 100_000)
     assert process.online(START + 100_000)
+
+
+@given(
+    ahead=st.integers(CLOCK_TOLERANCE - 400, CLOCK_TOLERANCE + 400),
+    pings=st.lists(st.tuples(st.integers(0, 2_000), st.integers(-200, 200)), min_size=2, max_size=20),
+)
+def test_a_phone_that_is_ahead_by_about_the_tolerance(ahead: int, pings: list[tuple[int, int]]) -> None:
+    """Each newer ping of a phone whose clock is five seconds ahead is shown, on both sides of the tolerance."""
+    process = Process()
+    process.connect(START)
+    now = timestamp = START
+    for gap, jitter in pings:
+        now += gap
+        timestamp = max(timestamp + 1, now + ahead + jitter)
+        process.local_vendors.fix("v", Fix(timestamp, 52.0, 21.0), now)
+        assert process.index.vendors["v"].fix.timestamp == timestamp
 
 
 @pytest.mark.parametrize("ahead", [0, 700])
