@@ -297,10 +297,6 @@ class Server:
         await self.broker.close()
         await self.store.close()
 
-    async def unready(self) -> dict[str, str]:
-        """What stands in the way of serving, by part; empty when nothing does."""
-        return await self.health.unready()
-
     async def beat(self) -> None:
         """Tell the other workers that this one goes on, and what it can't do, for ever."""
         assert self.peers is not None

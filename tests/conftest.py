@@ -247,10 +247,7 @@ async def serve(serving_url: str, serving_redis_url: str) -> AsyncIterator[Serve
             }
             running = Running(*await stack.enter_async_context(app.serving(settings.load(**values))))
 
-            async def ready() -> bool:
-                return not await running.server.unready()
-
-            await eventually(ready, "a server that is ready")
+            await eventually(lambda: not running.server.health.unready(), "a server that is ready")
             return running
 
         yield start

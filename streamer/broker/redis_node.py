@@ -74,6 +74,8 @@ class Node:
         self.answers = False
         """Whether the last request was answered; a node that does not answer is only probed."""
         self.cause: str | None = "not connected yet"
+        self.failures = 0
+        """Requests and probes that failed since the node answered last."""
         self.probe_key = b""
         """A key that this node serves."""
         self.requests = {"write": RequestConnection(connect, timeout), "read": RequestConnection(connect, timeout)}
@@ -84,7 +86,6 @@ class Node:
         self._counters = counters
         self._failed = asyncio.Event()
         self._down_since = time.monotonic()
-        self._failures = 0
 
     @property
     def up(self) -> bool:
@@ -109,13 +110,13 @@ class Node:
     def lost(self, cause: str) -> None:
         """A request failed: closes all connections and has the node probed until it can be used again."""
         self.cause = cause
-        self._failures += 1
+        self.failures += 1
         for requests in self.requests.values():
             requests.cut()
         if self.answers:
             self.answers = False
             self._down_since = time.monotonic()
-            self._failures = 1
+            self.failures = 1
             self.subscription.disconnect(cause)
             self._failed.set()
             log.warning("redis unavailable; this process serves its own vendors only", node=self.name, cause=cause)
@@ -140,7 +141,7 @@ class Node:
                     "redis available",
                     node=self.name,
                     after_seconds=round(time.monotonic() - self._down_since, 1),
-                    failures=self._failures,
+                    failures=self.failures,
                 )
                 self._handler.on_answering(self)
             with suppress(TimeoutError):

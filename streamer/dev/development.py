@@ -122,7 +122,7 @@ async def check_port(host: str, port: int) -> None:
 async def until_ready(server: Server) -> None:
     """Returns when a server is ready; raises Unavailable with the causes when that takes too long."""
     until = time.monotonic() + READY_TIMEOUT
-    while causes := await server.unready():
+    while causes := server.health.unready():
         if time.monotonic() > until:
             listed = "; ".join(f"{part}: {cause}" for part, cause in causes.items())
             raise Unavailable(f"the server is not ready after {READY_TIMEOUT:g} s: {listed}")

@@ -1,9 +1,10 @@
 """Health endpoints: `/livez`, `/readyz` and `/health`.
 
-`/livez` is the liveness probe: the event loop answers. `/readyz` is the readiness probe: vendors and customers can be
-served here. `/health` reports every part, including what needs attention soon, such as missing partitions. Queries are
-shared by all callers and cached briefly, so that frequent probes cost PostgreSQL nothing; Redis is probed all the time
-anyway. Causes may name hosts and databases, but no user, password or token.
+`/livez` is the liveness probe: the event loop answers. `/readyz` is the readiness probe: customers can be served here.
+It asks no other server, and PostgreSQL's absence does not fail it: every process would be unready at once, while all of
+them still serve customers. `/health` reports every part, including what needs attention soon, such as missing
+partitions. Queries are shared by all callers and cached briefly, so that frequent probes cost PostgreSQL nothing; Redis
+is probed all the time anyway. Causes may name hosts and databases, but no user, password or token.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -32,13 +34,13 @@ T = TypeVar("T")
 
 MAX_COMMIT_WAIT = 10.0
 """Seconds a ping may wait for its commit before storing counts as broken."""
-PING_TTL = 1.0
+PATIENCE = 0.8
+"""Seconds that an answer waits for PostgreSQL."""
 CONDITION_TTL = 5.0
 SIZES_TTL = 60.0
 """Seconds for which a good result is cached."""
 FAILURE_TTL = 0.25
 """Seconds for which a failure is cached."""
-CONDITION_INTERVAL = 30.0
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -51,32 +53,32 @@ class Result(NamedTuple, Generic[T]):
 
 
 class Probe(Generic[T]):
-    """Caches the result of a query for `ttl` seconds; callers that arrive while it runs share it."""
+    """Caches the result of a query for `ttl` seconds; callers that arrive while it runs share it.
+
+    `latest` is the newest result, however old.
+    """
 
     def __init__(self, query: Callable[[], Awaitable[T]], ttl: float) -> None:
         self.runs = 0
+        self.latest: Result[T] = Result(None, "it has not answered yet", 0.0)
         self._query = query
         self._ttl = ttl
-        self._latest: Result[T] | None = None
         self._fresh_until = 0.0
         self._flight = SingleFlight(self._run, "probe")
 
-    @property
-    def latest(self) -> T | None:
-        """The last value, however old; None when the last run failed."""
-        return None if self._latest is None else self._latest.value
-
     async def result(self) -> Result[T]:
-        """Returns the cached result while it is fresh, else a new one."""
-        if self._latest is not None and time.monotonic() < self._fresh_until:
-            return self._latest
-        return await self._flight.result()
+        """Returns the cached result while it is fresh, else a new one; the one before when that takes too long."""
+        if time.monotonic() >= self._fresh_until:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._flight.result()
+        return self.latest
 
     async def close(self) -> None:
         """Cancels the running query."""
         await self._flight.close()
 
-    async def _run(self) -> Result[T]:
+    async def _run(self) -> None:
         self.runs += 1
         began = time.monotonic()
         value, cause = None, None
@@ -88,9 +90,8 @@ class Probe(Generic[T]):
             log.exception("unexpected error in a health probe", error=repr(error))
             cause = repr(error)
         now = time.monotonic()
-        self._latest = Result(value, cause, now - began)
+        self.latest = Result(value, cause, now - began)
         self._fresh_until = now + (self._ttl if cause is None else min(FAILURE_TTL, self._ttl))
-        return self._latest
 
 
 class Health:
@@ -100,7 +101,6 @@ class Health:
         self._parts = parts
         self._started = time.monotonic()
         store = parts.store
-        self.ping: Probe[None] = Probe(store.ping, PING_TTL)
         self.condition: Probe[Condition] = Probe(lambda: store.condition(today()), CONDITION_TTL)
         self.sizes: Probe[list[TableSize]] = Probe(store.table_sizes, SIZES_TTL)
 
@@ -108,11 +108,11 @@ class Health:
         """Keeps the database's condition current for `/metrics`, forever."""
         while True:
             await self.condition.result()
-            await asyncio.sleep(CONDITION_INTERVAL)
+            await asyncio.sleep(CONDITION_TTL)
 
     async def close(self) -> None:
         """Cancels running queries."""
-        for probe in (self.ping, self.condition, self.sizes):
+        for probe in (self.condition, self.sizes):
             await probe.close()
 
     async def livez(self, _: web.Request) -> web.Response:
@@ -120,15 +120,15 @@ class Health:
         return json_response({"status": "ok"}, headers=NO_STORE)
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """`GET /readyz`: 200 when clients can be served, else 503 with each cause."""
-        causes = await self.unready()
+        """`GET /readyz`: 200 when customers can be served, else 503 with each cause."""
+        causes = self.unready()
         answer = {"status": "unready", "causes": causes} if causes else {"status": "ready"}
         return json_response(answer, 503 if causes else 200, NO_STORE)
 
     async def health(self, _: web.Request) -> web.Response:
         """`GET /health`: 200 `healthy`, else 503 `unhealthy` with `error` and causes; every check and table size."""
-        condition, sizes, causes = await asyncio.gather(self.condition.result(), self.sizes.result(), self.unready())
-        causes |= shortcomings(condition)
+        condition, sizes = await asyncio.gather(self.condition.result(), self.sizes.result())
+        causes = self.causes()
         found, parts = condition.value, self._parts
         broker, batcher, supervisor = parts.broker, parts.batcher, parts.supervisor
         answer: dict[str, Any] = {
@@ -163,25 +163,23 @@ class Health:
             answer["causes"] = causes
         return json_response(answer, 503 if causes else 200, NO_STORE)
 
-    async def unready(self) -> dict[str, str]:
-        """Returns why this process cannot serve, by part; empty when it can."""
-        causes = self.known_causes()
-        if (cause := (await self.ping.result()).cause) is not None:
-            causes["postgresql"] = cause
-        return causes
-
-    def known_causes(self) -> dict[str, str]:
-        """Returns the causes that are known without a query."""
+    def unready(self) -> dict[str, str]:
+        """Returns why this process cannot serve customers, by part; empty when it can."""
         parts = self._parts
         causes = {**parts.supervisor.failures, **(parts.peers.failures() if parts.peers is not None else {})}
         if parts.connections.draining:
             causes["server"] = "stopping"
         if not parts.broker.up:
             causes["redis"] = parts.broker.cause or "down"
-        if (cause := storing_failure(parts.batcher)) is not None:
-            causes["storing"] = cause
         if (cause := parts.clock_check.cause) is not None:
             causes["clock"] = cause
+        return causes
+
+    def causes(self) -> dict[str, str]:
+        """Returns all that needs attention, by part, as far as it is known by now."""
+        causes = {**self.unready(), **shortcomings(self.condition.latest)}
+        if (cause := storing_failure(self._parts.batcher)) is not None:
+            causes["storing"] = cause
         return causes
 
 

@@ -24,8 +24,9 @@ from streamer.operations.health import Health
 from streamer.operations.parts import Parts
 from streamer.transport.connection import OTHER_CODE
 
-UNREADY_PARTS = ("postgresql", "redis", "storing", "clock", "server")
-"""Parts that always have a series in `streamer_unready`; a failed task gets one when it fails."""
+UNREADY_PARTS = ("redis", "clock", "server")
+UNHEALTHY_PARTS = (*UNREADY_PARTS, "postgresql", "storing", "migration", "partitions")
+"""Parts that always have a series; a failed task gets one when it fails."""
 
 OWN = "own"
 """Query parameter: only the metrics of the process that answers."""
@@ -99,9 +100,11 @@ class ServerCollector(Collector):
 
     def _state(self) -> Iterator[Metric]:
         parts = self._parts
-        supervisor, causes = parts.supervisor, self._health.known_causes()
-        unready = {(part,): float(part in causes) for part in (*UNREADY_PARTS, *causes)}
-        yield gauges("streamer_unready", "1: this part keeps the process from serving.", ("part",), unready)
+        supervisor, unready, unhealthy = parts.supervisor, self._health.unready(), self._health.causes()
+        found = {(part,): float(part in unready) for part in (*UNREADY_PARTS, *unready)}
+        yield gauges("streamer_unready", "1: this part keeps the process from serving customers.", ("part",), found)
+        found = {(part,): float(part in unhealthy) for part in (*UNHEALTHY_PARTS, *unhealthy)}
+        yield gauges("streamer_unhealthy", "1: this part needs attention, as `/health` reports.", ("part",), found)
         refused, deaths = parts.admission.rate.refused, supervisor.deaths
         yield counter("streamer_handshakes_refused", "Connections refused by admission control.", refused)
         yield gauge("streamer_tasks", "Tasks on the event loop.", task_count())
@@ -109,11 +112,11 @@ class ServerCollector(Collector):
         yield gauge("streamer_tasks_given_up", "Long-lived tasks that failed for good.", len(supervisor.failures))
         yield histogram("streamer_loop_delay_seconds", "Event-loop lag.", parts.counters.loop)
         yield gauge("streamer_loop_delay_last_seconds", "Newest event-loop lag.", parts.loop_lag.late)
-        if (found := self._health.condition.latest) is not None:
-            behind = float(found.revision is None or (found.known and not found.newest))
+        if (condition := self._health.condition.latest.value) is not None:
+            behind = float(condition.revision is None or (condition.known and not condition.newest))
             yield gauge("streamer_migration_behind", "1: the database is older than this version needs.", behind)
             ahead = "Days after today that have a partition; -1: today has none."
-            yield gauge("streamer_partitions_days_ahead", ahead, found.days_ahead)
+            yield gauge("streamer_partitions_days_ahead", ahead, condition.days_ahead)
 
     def _storage(self) -> Iterator[Metric]:
         batcher, positions, counters = self._parts.batcher, self._parts.positions, self._parts.counters

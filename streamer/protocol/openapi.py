@@ -349,7 +349,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 "operators",
                 [],
                 {
-                    "200": answer("The server can serve vendors and customers.", thing("", {"status": text()})),
+                    "200": answer("The server can serve customers.", thing("", {"status": text()})),
                     "503": answer(
                         "The server is not ready; `causes` says why.",
                         thing("", {"status": text(), "causes": {"type": "object", "additionalProperties": text()}}),

@@ -36,7 +36,7 @@ SELECT DISTINCT s."vendorId" FROM pg_temp."streamer_staging" s
 WHERE NOT EXISTS (SELECT FROM existing WHERE existing."id" = s."vendorId")
 """
 
-NOW = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
+CLOCK = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
 
 STORED = """SELECT "id", "lat", "long" FROM "locations" WHERE "id" = ANY($1::text[])"""
 

@@ -370,13 +370,9 @@ class Store:
                 lambda connection: connection.execute(queries.SET_OPEN, vendor_id, open, clerk_id, hidden), "open"
             )
 
-    async def ping(self) -> None:
-        """Raises Unavailable unless PostgreSQL answers soon."""
-        await self._soon(lambda connection: connection.execute("SELECT 1"), "ping")
-
     async def now(self) -> int:
-        """PostgreSQL's time, epoch ms; raises Unavailable."""
-        return int(await self._soon(lambda connection: connection.fetchval(queries.NOW), "clock"))
+        """Returns PostgreSQL's time soon, epoch ms, or raises Unavailable."""
+        return int(await self._soon(lambda connection: connection.fetchval(queries.CLOCK), "clock"))
 
     async def condition(self, today: date) -> Condition:
         """Returns the state of the schema soon, or raises Unavailable."""

@@ -79,7 +79,7 @@ async def test_a_certificate_of_the_authority_is_taken(
         assert await revisions.revision(url) == revisions.head()
         assert await drift.drift(url) == []
         store = await Store.open(url)
-        await store.ping()
+        await store.now()
         await store.close()
         assert front.served >= 4
 

@@ -21,6 +21,12 @@ AWAY = (52.2400, 21.0200)
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="libfaketime is not installed (Debian: faketime)")
 
 
+async def test_both_references_are_asked(serve: Serve) -> None:
+    """With one of them only, a server whose clock is right would be unready because of a wrong clock elsewhere."""
+    running = await serve()
+    await eventually(lambda: running.server.clock_check.offsets.keys() == {"postgresql", "redis"}, "both offsets")
+
+
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize(("shift", "way"), [("+3600s", "ahead of"), ("-3600s", "behind")])
 async def test_an_hour_off(

@@ -106,7 +106,8 @@ async def test_the_way_of_a_ping_is_counted(running: Running, scraper: Scraper, 
         assert samples["streamer_watches", none] == 1
         assert samples["streamer_connections", frozenset({("kind", "vendor")})] == 1
         assert samples["streamer_connections", frozenset({("kind", "watch")})] == 1
-        assert samples["streamer_unready", frozenset({("part", "postgresql")})] == 0
+        assert samples["streamer_unready", frozenset({("part", "redis")})] == 0
+        assert samples["streamer_unhealthy", frozenset({("part", "storing")})] == 0
         assert samples["streamer_redis_up", none] == 1
         assert samples["streamer_loop_delay_seconds_count", none] >= 0
         assert samples["process_resident_memory_bytes", none] > 1e7
@@ -186,9 +187,11 @@ async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, lo
     async with aiohttp.ClientSession() as session, VendorApp(running.url, vendor.clerk_id) as app:
         scraper = Scraper(session, running)
         await app.expect("hello")
+        await scraper.shows(0, "streamer_unhealthy", part="postgresql")
         postgres_server.kill()
+        await scraper.shows(1, "streamer_unhealthy", part="postgresql")  # also while no vendor sends anything
         await app.ping(LAT, LONG)
-        await scraper.shows(1, "streamer_unready", part="storing")
+        await scraper.shows(1, "streamer_unhealthy", part="storing")
         samples: dict[Any, float] = await scraper.scrape()
         none: frozenset[tuple[str, str]] = frozenset()
         assert samples["streamer_buffer_pings", none] == 1
@@ -196,7 +199,8 @@ async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, lo
         assert 0 < samples["streamer_buffer_fill_ratio", none] < 0.01
         await postgres_server.restart()
         await app.acked(1, within=30)
-        await scraper.shows(0, "streamer_unready", part="storing")
+        await scraper.shows(0, "streamer_unhealthy", part="storing")
+        await scraper.shows(0, "streamer_unhealthy", part="postgresql")
         assert await scraper.value("streamer_store_retries_total") >= 1
     loop_errors.messages[:] = [m for m in loop_errors.messages if "ConnectionDoesNotExistError" not in m]
 

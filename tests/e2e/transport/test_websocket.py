@@ -107,7 +107,7 @@ async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[Seede
             assert "azp" in await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
         async with app(server.url, "/v1/vendor", token_of(vendors[0])) as phone:
             assert "HS256" in await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
-        assert not await server.server.unready()
+        assert not server.server.health.unready()
 
 
 async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendors: list[SeededVendor]) -> None:

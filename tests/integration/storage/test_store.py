@@ -413,7 +413,7 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
         acked_before = len(acked)
         assert 0 < acked_before < 300 * len(VENDORS)
         with pytest.raises(Unavailable):
-            await store.ping()
+            await store.now()
         await postgres_server.restart()
         total = await reporting
         assert await batcher.drain(30)
@@ -422,7 +422,7 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
         assert len(acked) == total
         assert batcher.retries > 0
         assert batcher.fault is None
-        await store.ping()
+        await store.now()
     async with connected(postgres_server.url) as direct:
         assert await stored(direct) == [p for vendor_id in VENDORS for p in pings(vendor_id, range(T0, T0 + 300))]
     # A COPY on a session that the server had just ended leaves a future of asyncpg's behind; no caller can get at it.
@@ -449,7 +449,7 @@ async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
                 with pytest.raises(Unavailable):
                     await vendor(store, VENDOR)
                 with pytest.raises(Unavailable):
-                    await store.ping()
+                    await store.now()
             finally:
                 postgres_server.resume()
             postgres_server.pause()
