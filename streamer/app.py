@@ -360,7 +360,7 @@ class Server:
         """These pings are committed."""
         self.positions.note(chunk.vendor_id, chunk.newest)
         if chunk.corrected:
-            self.broker.correct(chunk.vendor_id, *chunk.newest)
+            self.broker.correct(chunk.vendor_id, *chunk.newest[:3])
         if self.feed is not None:
             self.feed.position(chunk.vendor_id, chunk.newest)
 

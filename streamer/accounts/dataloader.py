@@ -81,8 +81,7 @@ class DataLoader:
 
     async def durable(self, row: VendorRow) -> int | None:
         """Returns the timestamp (epoch ms) of a vendor's newest stored ping; `row` must have been read just before."""
-        stored = await self._stored.get((row.vendor_id, row.located_at))
-        return row.located_at if stored is None else max(stored, row.located_at or 0)
+        return await self._stored.get((row.vendor_id, row.located_at))
 
     @property
     def queries(self) -> int:

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from streamer.clocks import CLOCK_TOLERANCE
 from streamer.geo.grid import cell_name, named_cell
-from streamer.live.fix import CLOCK_TOLERANCE, fix_of_register
+from streamer.live.fix import fix_of_register
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence, Vendor

@@ -15,6 +15,7 @@ import structlog
 
 from streamer.broker.redis_connections import Command
 from streamer.errors import Unavailable
+from streamer.ingest.position import Position
 
 log = structlog.get_logger()
 
@@ -65,9 +66,10 @@ class Feed:
         self._writers = b"{%s}:writers" % self._key
         self._length = length
         self._interval = interval
-        self._position_writer: dict[str, tuple[int, float, float]] = {}
+        self._positions: dict[str, Position] = {}
         self._told: dict[str, tuple[bool, bool]] = {}
         self._newest: dict[str, int] = {}
+        """The versions of what was written."""
         self._beaten: int | None = None
         """The time that Redis holds for this process, as far as is known."""
         self._looked = 0
@@ -75,14 +77,15 @@ class Feed:
     @property
     def pending(self) -> int:
         """Vendors whose position is still to be written."""
-        return len(self._position_writer)
+        return len(self._positions)
 
-    def position(self, vendor_id: str, fix: tuple[int, float, float]) -> None:
-        """A committed fix: (timestamp ms, lat, long)."""
-        known = self._position_writer.get(vendor_id)
-        newest = self._newest.get(vendor_id, -1) if known is None else known[0]
-        if fix[0] > newest:
-            self._position_writer[vendor_id] = fix
+    def position(self, vendor_id: str, position: Position) -> None:
+        """Takes a committed position."""
+        held = self._positions.get(vendor_id)
+        if held is not None:
+            self._positions[vendor_id] = position.after(held) or held
+        elif position.timestamp > self._newest.get(vendor_id, -1):
+            self._positions[vendor_id] = position
 
     async def run(self) -> None:
         """Write for ever."""
@@ -103,9 +106,9 @@ class Feed:
         """Write what is merged; what can't be written is kept under anything newer. Whether nothing is left."""
         now = self._clock()
         statuses = self._new_statuses()
-        if not (self._position_writer or statuses or self._beaten is None or now - self._beaten >= BEAT * 1000):
+        if not (self._positions or statuses or self._beaten is None or now - self._beaten >= BEAT * 1000):
             return True
-        positions, self._position_writer = self._position_writer, {}
+        positions, self._positions = self._positions, {}
         try:
             await self._look_back(now)
             await self._write_positions(positions)
@@ -123,9 +126,9 @@ class Feed:
                 log.info("the feed is written again")
             self.outage = None
         finally:
-            for vendor_id, fix in positions.items():
-                self.position(vendor_id, fix)
-        return self.outage is None and not self._position_writer
+            for vendor_id, position in positions.items():
+                self.position(vendor_id, position)
+        return self.outage is None and not self._positions
 
     def _new_statuses(self) -> list[Status]:
         served = {vendor_id: (open, online) for vendor_id, open, online in self._statuses()}
@@ -133,20 +136,20 @@ class Feed:
             del self._told[vendor_id]  # another process serves it, or none
         return [(vendor_id, *status) for vendor_id, status in served.items() if self._told.get(vendor_id) != status]
 
-    async def _write_positions(self, positions: dict[str, tuple[int, float, float]]) -> None:
+    async def _write_positions(self, positions: dict[str, Position]) -> None:
         """Write them slice by slice; those that are written are taken out."""
         while positions:
             some = list(positions.items())[:SLICE]
             await self._add(
                 [
                     ("type", "location", "vendorId", vendor_id, "lat", repr(lat), "long", repr(long), "timestamp", at)
-                    for vendor_id, (at, lat, long) in some
+                    for vendor_id, (at, lat, long, _) in some
                 ]
             )
-            for vendor_id, (at, _, _) in some:
+            for vendor_id, position in some:
                 del positions[vendor_id]
                 self._newest.pop(vendor_id, None)
-                self._newest[vendor_id] = at
+                self._newest[vendor_id] = position.version
             while len(self._newest) > MOST_KNOWN:
                 del self._newest[next(iter(self._newest))]
 

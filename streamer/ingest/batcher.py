@@ -20,6 +20,7 @@ import structlog
 from streamer.cadence import COMMITS, Cadence, Meter
 from streamer.counters import Counters
 from streamer.errors import ErrorCode, Unavailable
+from streamer.ingest.position import Position
 
 log = structlog.get_logger()
 
@@ -51,7 +52,7 @@ class Chunk:
         seqs: One seq per ping.
         rows: Rows of equal size (copy_rows.RowEncoder), in the order of `seqs`.
         live: Whether these are fresh pings, which go ahead of a backlog.
-        newest: The (timestamp ms, lat, long) that counts for the vendor's position.
+        newest: What counts for the vendor's position.
         settled: Called exactly once, in the event loop, when every ping is committed or rejected.
     """
 
@@ -79,7 +80,7 @@ class Chunk:
         seqs: Sequence[int],
         rows: bytes | bytearray,
         live: bool,
-        newest: tuple[int, float, float],
+        newest: Position,
         settled: Callable[[Chunk, Rejected], None],
     ) -> None:
         self.vendor_id = vendor_id
@@ -104,7 +105,7 @@ class Chunk:
         self.after: Chunk | None = None
         """A live chunk that it must not overtake."""
 
-    def join(self, seqs: Sequence[int], rows: bytes, newest: tuple[int, float, float]) -> None:
+    def join(self, seqs: Sequence[int], rows: bytes, newest: Position) -> None:
         """Takes in later pings of the same session."""
         # Lists and bytearrays grow in place, with an eighth to spare.
         if not isinstance(self.rows, bytearray):
@@ -114,8 +115,7 @@ class Chunk:
         self.rows += rows
         self.count += len(seqs)
         self.cost += joined_cost(len(seqs), len(rows))
-        if newest[0] > self.newest[0]:  # of one timestamp the first is stored
-            self.newest = newest
+        self.newest = newest.after(self.newest) or self.newest  # of one timestamp the first is stored
 
 
 def joined_cost(pings: int, row_bytes: int) -> int:
@@ -217,7 +217,7 @@ class Batcher:
         self._admit(chunk)
         return True
 
-    def join(self, chunk: Chunk, seqs: Sequence[int], rows: bytes, newest: tuple[int, float, float]) -> bool:
+    def join(self, chunk: Chunk, seqs: Sequence[int], rows: bytes, newest: Position) -> bool:
         """Adds pings to a waiting chunk of their session, for a fifth of the memory of a chunk of their own.
 
         Returns False when that is not possible: then `offer` them.

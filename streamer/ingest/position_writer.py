@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from streamer.errors import StreamerError, Unavailable
+from streamer.ingest.position import Position
 
 log = structlog.get_logger()
 
-StoredPosition = tuple[str, int, float, float]
-"""vendor_id, timestamp ms, lat, long."""
+StoredPosition = tuple[str, Position]
+"""vendor_id and where it was."""
 
 SLICE = 2000
 """Vendors in one statement at most, so that none holds its locks for long."""
@@ -32,24 +32,22 @@ class PositionWriter:
         update: Callable[[list[StoredPosition]], Awaitable[None]],
         *,
         interval: float = 1.0,
-        clock: Callable[[], float] = lambda: time.time() * 1000,
     ) -> None:
         self._update = update
         self._interval = interval
-        self._clock = clock
-        self._newest: dict[str, tuple[int, float, float]] = {}
+        self._newest: dict[str, Position] = {}
         self._noted = asyncio.Event()
         self.outage: str | None = None
         """Why positions can't be written just now, None when they can."""
         self.written = 0
         """Positions that were written."""
 
-    def note(self, vendor_id: str, fix: tuple[int, float, float]) -> None:
-        """Takes a committed position: (timestamp ms, lat, long)."""
-        known = self._newest.get(vendor_id)
-        # One ahead of the clock yields to every other: it would hide all that comes until that time.
-        if known is None or known[0] < fix[0] or known[0] > self._clock():
-            self._newest[vendor_id] = fix
+    def note(self, vendor_id: str, position: Position) -> None:
+        """Takes a committed position."""
+        held = self._newest.get(vendor_id)
+        newest = position if held is None else position.after(held)
+        if newest is not None:
+            self._newest[vendor_id] = newest
             self._noted.set()
 
     @property
@@ -60,7 +58,7 @@ class PositionWriter:
     async def flush(self) -> None:
         """Writes what is merged; what can't be written is kept unless a newer position came. Raises Unavailable."""
         taken, self._newest = self._newest, {}
-        fixes = [(vendor_id, *fix) for vendor_id, fix in taken.items()]
+        fixes = list(taken.items())
         written = 0
         try:
             for start in range(0, len(fixes), SLICE):
@@ -68,8 +66,8 @@ class PositionWriter:
                 written = start + SLICE
                 self.written += min(SLICE, len(fixes) - start)
         finally:
-            for vendor_id, timestamp, lat, long in fixes[written:]:
-                self.note(vendor_id, (timestamp, lat, long))
+            for vendor_id, position in fixes[written:]:
+                self.note(vendor_id, position)
 
     async def run(self) -> None:
         """Writes what is noted, for ever."""

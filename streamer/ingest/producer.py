@@ -8,6 +8,7 @@ from functools import partial
 
 from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder
+from streamer.ingest.position import Position, arrived
 from streamer.ingest.rate_limit import Allowance
 from streamer.ingest.session import Pending, VendorSession, timestamp_of
 from streamer.protocol.messages import Ping
@@ -49,7 +50,7 @@ class Producer:
         """Have pings stored that came at `now` (epoch ms); a chunk is given back when there is no room: `put` it."""
         count = len(pings)
         prompt = self._allowance.take(count, self._clock())
-        seqs, rows, newest = encoded(self._encoder, pings)
+        seqs, rows, newest = encoded(self._encoder, pings, now)
         # What waits among the backlog is not overtaken by what the same connection sent after it.
         live = prompt and not self._behind and newest[0] >= now - self._live_max_age
         self._allowance.unsettled += count
@@ -101,10 +102,11 @@ class Producer:
             self._behind -= chunk.count
 
 
-def encoded(encoder: RowEncoder, pings: Sequence[Ping]) -> tuple[Sequence[int], bytes, tuple[int, float, float]]:
-    """Pings as a chunk has them: seqs, rows, and the newest fix."""
+def encoded(encoder: RowEncoder, pings: Sequence[Ping], now: int) -> tuple[Sequence[int], bytes, Position]:
+    """Pings that arrived at `now` as a chunk has them: seqs, rows, and the newest position."""
     if len(pings) == 1:
         seq, timestamp, lat, long, _, _ = pings[0]
-        return (seq,), encoder.row(timestamp, lat, long), (timestamp, lat, long)
+        return (seq,), encoder.row(timestamp, lat, long), arrived(timestamp, lat, long, now)
     newest = max(pings, key=timestamp_of)
-    return [ping.seq for ping in pings], encoder.encode([ping[1:4] for ping in pings]), newest[1:4]
+    seqs, rows = [ping.seq for ping in pings], encoder.encode([ping[1:4] for ping in pings])
+    return seqs, rows, arrived(*newest[1:4], now)

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-CLOCK_TOLERANCE = 5_000
-"""Milliseconds by which clocks of servers may differ. A fix whose version is further ahead yields to every other."""
+from streamer.clocks import CLOCK_TOLERANCE
 
 
 class Fix(NamedTuple):

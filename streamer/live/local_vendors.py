@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from streamer.live.fix import CLOCK_TOLERANCE, Fix
+from streamer.clocks import CLOCK_TOLERANCE
+from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Card, Presence, Vendor
 

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
+from streamer.clocks import CLOCK_TOLERANCE
 from streamer.errors import Unavailable
 
 log = structlog.get_logger()
 
 CHECK_EVERY = 10.0
-TOLERANCE = 5.0
+TOLERANCE = CLOCK_TOLERANCE / 1000
 """Seconds by which clocks may differ."""
 
 

@@ -98,9 +98,9 @@ class Subscription(Base):
 
 
 class Vendor(Base):
-    """Somebody who sells, and where: `lat`, `long` are degrees, `located_at` is the timestamp of that fix.
+    """Somebody who sells, and where: `lat`, `long` are degrees, `located_at` is the timestamp of that position.
 
-    `deleted_at` set: deleted, but kept.
+    `located_at` of one whose timestamp was ahead of the clock is when it arrived. `deleted_at` set: deleted, but kept.
     """
 
     __tablename__ = "vendors"

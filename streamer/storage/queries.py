@@ -5,6 +5,8 @@ Parameters are asyncpg's ($1). Timestamps in the tables are TIMESTAMP(3), in UTC
 
 from __future__ import annotations
 
+from streamer.clocks import CLOCK_TOLERANCE
+
 # The server (store.py)
 
 KEEP_COMMITS_DURABLE = """
@@ -40,43 +42,51 @@ CLOCK = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
 
 STORED = """SELECT "id", "lat", "long" FROM "locations" WHERE "id" = ANY($1::text[])"""
 
-# A held position ahead of the clock yields to every other: it would hide all that comes until that time.
+# The rules of `ingest/position.py`; "locatedAt" is the version of the position. A held one of a server whose clock is
+# wrong yields to every other: it would hide all that comes until that time.
+TOLERANCE = f"INTERVAL '{CLOCK_TOLERANCE} milliseconds'"
+LATEST = f"(now() AT TIME ZONE 'UTC' + {TOLERANCE})"
+DUE = f"""(
+    v."locatedAt" IS NULL OR v."locatedAt" < newest."at" OR v."locatedAt" > {LATEST}
+    OR (newest."ahead" AND v."locatedAt" <= newest."at" + {TOLERANCE})
+)"""
+
 # The rows are locked in the order of their ids first, so that two such statements can't wait for each other.
-WRITE_NEWEST = """
+WRITE_NEWEST = f"""
 , due AS MATERIALIZED (
     SELECT v."id" FROM "vendors" v JOIN newest ON newest."id" = v."id"
-    WHERE v."locatedAt" IS NULL OR v."locatedAt" < newest."at" OR v."locatedAt" > now() AT TIME ZONE 'UTC'
+    WHERE {DUE}
     ORDER BY v."id" FOR NO KEY UPDATE OF v
 )
 UPDATE "vendors" v
-SET "lat" = newest."lat", "long" = newest."long", "locatedAt" = newest."at",
+SET "lat" = newest."lat", "long" = newest."long",
+    "locatedAt" = CASE WHEN newest."ahead" AND v."locatedAt" <= newest."at" + {TOLERANCE}
+        THEN greatest(v."locatedAt", newest."at") ELSE newest."at" END,
     "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
 FROM newest JOIN due ON due."id" = newest."id"
-WHERE v."id" = newest."id"
-    AND (v."locatedAt" IS NULL OR v."locatedAt" < newest."at" OR v."locatedAt" > now() AT TIME ZONE 'UTC')
+WHERE v."id" = newest."id" AND {DUE}
 """
 
 UPDATE_POSITIONS = (
     """
 WITH newest AS MATERIALIZED (
-    SELECT n."id", TIMESTAMP 'epoch' + n."ms" * INTERVAL '1 millisecond' AS "at", n."lat", n."long"
-    FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[]) AS n("id", "ms", "lat", "long")
+    SELECT n."id", TIMESTAMP 'epoch' + n."ms" * INTERVAL '1 millisecond' AS "at", n."lat", n."long", n."ahead"
+    FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[], $5::boolean[])
+        AS n("id", "ms", "lat", "long", "ahead")
 )"""
     + WRITE_NEWEST
 )
 
 # By vendor and index, some vendors at a time: read by time, a busy hour's pings would take longer than a statement may.
 RECONCILE_POSITIONS = (
-    """
+    f"""
 WITH newest AS MATERIALIZED (
-    SELECT v."id", l."at", l."lat", l."long"
+    SELECT v."id", l."at", l."lat", l."long", false AS "ahead"
     FROM "vendors" v, LATERAL (
         SELECT l."timestamp" AS "at", l."lat", l."long" FROM "locations" l
         WHERE l."vendorId" = v."id" AND l."id" >= $1 AND l."id" < 'd'
           AND l."timestamp" <= now() AT TIME ZONE 'UTC'
-          AND (
-            v."locatedAt" IS NULL OR l."timestamp" > v."locatedAt" OR v."locatedAt" > now() AT TIME ZONE 'UTC'
-          )
+          AND (v."locatedAt" IS NULL OR l."timestamp" > v."locatedAt" OR v."locatedAt" > {LATEST})
         ORDER BY l."timestamp" DESC, l."id" DESC LIMIT 1
     ) l
     WHERE v."id" > $2 AND v."id" <= $3

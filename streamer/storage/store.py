@@ -22,6 +22,7 @@ from streamer.counters import Counters
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
 from streamer.ingest.batcher import Chunk, Rejected
 from streamer.ingest.copy_rows import COLUMNS, COPY_HEADER, COPY_TRAILER, decode_rows, id_floor, location_id
+from streamer.ingest.position import Position
 from streamer.storage import partitions, queries, revisions
 from streamer.storage.connections import Connector, explanation, unreachable
 from streamer.storage.dsn import parse_url
@@ -37,6 +38,9 @@ RECONCILE_VENDORS = 2000
 
 ID_SLACK_MS = 3_600_000
 """How far the time in an id that Prisma made may be from the row's timestamp."""
+
+LOCATED_AHEAD = 60_000
+"""How far, in ms, before `vendors.locatedAt` the newest ping that is not in the future is looked for."""
 
 STAGING_AFTER_DUPLICATE = 1.0
 """Seconds: a resend seldom comes alone, and each COPY that fails leaves its rows as garbage in the table."""
@@ -66,7 +70,7 @@ LATEST_MS = 253_402_300_800_000
 
 @dataclass(frozen=True, slots=True)
 class VendorRow:
-    """A vendor that is not deleted; `located_at` is the timestamp of the fix in lat and long."""
+    """A vendor that is not deleted; `located_at` is the version of the position in lat and long."""
 
     vendor_id: str
     clerk_id: str
@@ -217,8 +221,8 @@ class Store:
             lambda connection: connection.fetch(queries.STORED, list(by_id)), "stored"
         ):
             for chunk in by_id[id]:
-                if chunk.newest[1:] != (lat, long):
-                    chunk.newest = (chunk.newest[0], lat, long)
+                if chunk.newest[1:3] != (lat, long):
+                    chunk.newest = chunk.newest._replace(lat=lat, long=long)
                     chunk.corrected = True
 
     async def _stage(self, parts: list[_Part], rejected: dict[Chunk, dict[int, tuple[ErrorCode, str]]]) -> None:
@@ -243,16 +247,12 @@ class Store:
 
     # vendors' positions
 
-    async def update_positions(self, fixes: Sequence[tuple[str, int, float, float]]) -> None:
-        """Updates vendors.lat/long to these (vendor_id, timestamp, lat, long); an older fix never replaces a newer."""
-        if not fixes:
+    async def update_positions(self, positions: Sequence[tuple[str, Position]]) -> None:
+        """Updates vendors.lat/long to these, one for each vendor; an older position never replaces a newer."""
+        if not positions:
             return
-        newest: dict[str, tuple[str, int, float, float]] = {}
-        for fix in fixes:
-            known = newest.get(fix[0])
-            if known is None or known[1] < fix[1]:
-                newest[fix[0]] = fix
-        columns = [list(column) for column in zip(*newest.values(), strict=True)]
+        rows = [(vendor_id, at.version, at.lat, at.long, at.ahead > 0) for vendor_id, at in positions]
+        columns = [list(column) for column in zip(*rows, strict=True)]
         await self._answer(lambda connection: connection.execute(queries.UPDATE_POSITIONS, *columns), "positions")
 
     async def reconcile_positions(self, since_ms: int) -> int:
@@ -331,12 +331,13 @@ class Store:
     async def newest_stored(self, located: Sequence[tuple[str, int | None]]) -> dict[tuple[str, int | None], int]:
         """The timestamps of vendors' newest stored pings, for each (vendor_id, located_at) whose row was just read.
 
-        One that has none newer than `located_at` may be left out.
+        A vendor without any may be left out, and one whose newest is long before `located_at`.
         """
         located = [(vendor_id, at) for vendor_id, at in located if _can_be_text(vendor_id)]
         if not located:
             return {}
-        floors = ["" if at is None else id_floor(at) for _, at in located]
+        # That of a phone whose clock is ahead is in the future: its newest ping until now is a little older.
+        floors = ["" if at is None else id_floor(at - LOCATED_AHEAD) for _, at in located]
         columns = [[id for id, _ in located], [at for _, at in located], floors]
         rows = await self._answer(lambda connection: connection.fetch(queries.NEWEST_STORED, *columns), "durable")
         return {(row[0], row[1]): row[2] for row in rows}

@@ -198,7 +198,7 @@ class HttpIngest:
                 settled.set_result(rejected)
 
         prompt = allowance.take(len(pings), asyncio.get_running_loop().time())
-        seqs, rows, newest = encoded(RowEncoder(vendor_id), pings)
+        seqs, rows, newest = encoded(RowEncoder(vendor_id), pings, now)
         chunk = Chunk(vendor_id, seqs, rows, prompt and newest[0] >= now - self._live_max_age, newest, settle)
         allowance.unsettled += len(pings)
         if not self._batcher.offer(chunk):

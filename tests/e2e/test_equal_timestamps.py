@@ -7,9 +7,14 @@ from typing import Any
 
 import aiohttp
 import asyncpg
+import orjson
 import pytest
+import redis.asyncio
 
 from streamer.accounts.tokens import make_token
+from streamer.broker.redis_schema import positions_key
+from streamer.geo.grid import bus_cell
+from streamer.live.fix import fix_of_register
 from streamer.storage import seed
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
@@ -40,6 +45,17 @@ async def stored(url: str, vendor_id: str, timestamp: int) -> tuple[float, float
         return row["lat"], row["long"]
     finally:
         await connection.close()
+
+
+async def in_redis(url: str, vendor_id: str, position: tuple[float, float]) -> None:
+    """Wait until Redis has this position for snapshots."""
+    async with redis.asyncio.Redis.from_url(url) as client:
+
+        async def there() -> bool:
+            held = await client.hget(positions_key(bus_cell(*position)), f"f{vendor_id}")
+            return held is not None and fix_of_register(orjson.loads(held[13:]))[1][1:3] == position
+
+        await eventually(there, f"Redis at {position}")
 
 
 async def in_vendors(url: str, vendor_id: str, position: tuple[float, float]) -> None:
@@ -91,6 +107,22 @@ async def test_one_after_the_other_on_two_processes(serve: Serve, database_url: 
         await late.sees("w", {vendor.vendor_id: HERE})
 
 
+async def test_a_backlog_after_a_live_ping_of_a_phone_ahead(serve: Serve, database_url: str) -> None:
+    """Half of all phones are ahead by some milliseconds: their backlog must not put the vendor back."""
+    (vendor,) = await seed.seed(database_url, 1)
+    running = await serve(position_interval=0.1)
+    async with CustomerApp(running.url) as customer:
+        await customer.watch("w", AROUND)
+        at = now_ms()
+        await post(running, vendor, [{"lat": HERE[0], "long": HERE[1], "timestamp": at + 4_000}])
+        await in_vendors(database_url, vendor.vendor_id, HERE)
+        backlog = [{"lat": 52.2 + n / 1000, "long": 21.0, "timestamp": at - 1000 * n} for n in range(1, 20)]
+        await post(running, vendor, backlog)
+        await eventually(lambda: not running.server.positions.pending, "positions that are written")
+        await in_vendors(database_url, vendor.vendor_id, HERE)
+        await customer.sees("w", {vendor.vendor_id: HERE})
+
+
 @pytest.mark.timeout(60)
 async def test_two_phones_at_once_on_two_processes(serve: Serve, database_url: str, redis_url: str) -> None:
     """Ten vendors, each with two phones that report the same second: every map ends with what was stored."""
@@ -130,17 +162,37 @@ async def test_two_phones_at_once_on_two_processes(serve: Serve, database_url: s
                 await phone.close()
 
 
-async def test_a_ping_ahead_of_its_time_yields(serve: Serve, database_url: str) -> None:
+@pytest.mark.parametrize("ahead", [5_100, 59_000])
+@pytest.mark.parametrize("over", [(0, 0), (0, 1)], ids=["one process", "two processes"])
+async def test_a_ping_ahead_of_its_time_yields(
+    serve: Serve, database_url: str, redis_url: str, ahead: int, over: tuple[int, int]
+) -> None:
     """One ping of a clock 59 s ahead must not hide the true ones for a minute, here and elsewhere."""
     (vendor,) = await seed.seed(database_url, 1)
     servers = [await serve(), await serve()]
-    async with CustomerApp(servers[1].url) as customer, VendorApp(servers[0].url, vendor.clerk_id) as app:
-        await customer.watch("w", AROUND)
-        await app.ping(HERE[0] + 0.01, HERE[1], timestamp=now_ms() + 50_000)
-        await customer.sees("w", {vendor.vendor_id: (HERE[0] + 0.01, HERE[1])})
-        await app.ping(*HERE, timestamp=now_ms())
-        await customer.sees("w", {vendor.vendor_id: HERE})
+    first, second = (servers[number] for number in over)
+    async with (
+        CustomerApp(servers[0].url) as one,
+        CustomerApp(servers[1].url) as other,
+        VendorApp(first.url, vendor.clerk_id) as app,
+        VendorApp(second.url, vendor.clerk_id) as later,
+    ):
+        wrong = (HERE[0] + 0.01, HERE[1])
+        for customer in (one, other):
+            await customer.watch("w", AROUND)
+        await app.ping(*wrong, timestamp=(ahead_at := now_ms() + ahead))
+        for customer in (one, other):
+            await customer.sees("w", {vendor.vendor_id: wrong})
+        await in_vendors(database_url, vendor.vendor_id, wrong)
+        await later.ping(*HERE, timestamp=now_ms())
+        for customer in (one, other):
+            await customer.sees("w", {vendor.vendor_id: HERE})
         await in_vendors(database_url, vendor.vendor_id, HERE)
+        await in_redis(redis_url, vendor.vendor_id, HERE)
+        assert await stored(database_url, vendor.vendor_id, ahead_at) == wrong, "what was sent is kept as it was sent"
+    async with CustomerApp(servers[0].url) as late:
+        await late.watch("w", AROUND)
+        await late.sees("w", {vendor.vendor_id: HERE})
     async with VendorApp(servers[1].url, vendor.clerk_id) as again:
         hello = await again.expect("hello")
         assert hello["durable"] <= now_ms(), "an app would take its true pings for stored"

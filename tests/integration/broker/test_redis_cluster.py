@@ -17,6 +17,7 @@ from streamer.broker.redis_schema import BROADCAST, channel, positions_key
 from streamer.broker.stream import Feed
 from streamer.geo.grid import bus_cell, bus_cover
 from streamer.geo.shapes import Circle
+from streamer.ingest import position
 from streamer.operations.embedded import ValkeyServer
 from tests.integration.broker.test_broker import written
 from tests.support.apps import circle, eventually, now_ms
@@ -192,7 +193,7 @@ async def test_the_feed_is_one_stream(cluster: Cluster) -> None:
             one.broker.run, lambda: [("truck", True, True)], "one", now_ms, key="venta:feed", length=1000, interval=1.0
         )
         for number in range(3):
-            feed.position(f"truck-{number}", (number, *await cluster.place_on(number)))
+            feed.position(f"truck-{number}", position.Position(number, *await cluster.place_on(number)))
         assert await feed.flush(), feed.outage
         await feed.close()
         there = await cluster.serving(b"venta:feed")

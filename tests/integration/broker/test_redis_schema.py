@@ -21,8 +21,9 @@ from streamer.broker.redis_schema import (
     place_value,
     positions_key,
 )
+from streamer.clocks import CLOCK_TOLERANCE
 from streamer.geo.grid import bus_cell
-from streamer.live.fix import CLOCK_TOLERANCE, Fix
+from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence

@@ -13,6 +13,7 @@ import redis.asyncio
 from streamer.broker.redis_connections import Command
 from streamer.broker.stream import BEAT, DEAD, LOOK, MOST_KNOWN, Feed
 from streamer.errors import Unavailable
+from streamer.ingest.position import Position
 from streamer.operations.embedded import ValkeyServer
 from streamer.storage import seed
 from tests.conftest import Serve
@@ -90,11 +91,11 @@ async def test_changes_are_merged_per_vendor(client: Client) -> None:
     """A consumer gets one entry a vendor and interval, the newest, and never an older one after it."""
     one, statuses = feed(Wire(client), Clock())
     for at in (5, 7, 6):
-        one.position("v", (at, LAT, LONG + at))
-    one.position("w", (1, -0.1, 1e-7))
+        one.position("v", Position(at, LAT, LONG + at))
+    one.position("w", Position(1, -0.1, 1e-7))
     statuses["v"] = (True, True)
     assert await one.flush()
-    one.position("v", (6, 0.0, 0.0))  # of a backlog
+    one.position("v", Position(6, 0.0, 0.0))  # of a backlog
     assert await one.flush()
     found = await entries(client)
     assert [(e["type"], e["vendorId"]) for e in found] == [("location", "v"), ("location", "w"), ("status", "v")]
@@ -117,13 +118,13 @@ async def test_while_redis_is_away_changes_wait_one_a_vendor(client: Client) -> 
     await one.flush()
     wire.cut_after = 0
     for at in range(500):
-        one.position(f"v{at % 5}", (at, LAT, float(at)))
+        one.position(f"v{at % 5}", Position(at, LAT, float(at)))
         clock.forward(1)
         assert not await one.flush()
     assert one.pending == 5
     assert one.outage == "cut"
     wire.cut_after = None
-    one.position("v0", (1000, LAT, 1000.0))
+    one.position("v0", Position(1000, LAT, 1000.0))
     assert await one.flush()
     assert one.outage is None
     found = await entries(client)
@@ -144,7 +145,7 @@ async def test_a_cut_in_the_middle_loses_nothing(client: Client, after: int) -> 
     one, statuses = feed(wire, Clock())
     await one.flush()
     for vendor_id in "abc":
-        one.position(vendor_id, (1, LAT, LONG))
+        one.position(vendor_id, Position(1, LAT, LONG))
         statuses[vendor_id] = (True, True)
     wire.cut_after = after
     await one.flush()
@@ -162,7 +163,7 @@ async def test_a_process_that_died_is_told_of_as_a_gap_once(client: Client) -> N
     since = clock.now
     for each in (dead, one, two):
         await each.flush()
-    dead.position("v", (1, LAT, LONG))  # and then it is killed
+    dead.position("v", Position(1, LAT, LONG))  # and then it is killed
     for _ in range(int((DEAD + LOOK + BEAT) / BEAT) + 1):
         clock.forward(BEAT)
         await one.flush()
@@ -179,7 +180,7 @@ async def test_an_orderly_end_is_no_gap(client: Client) -> None:
     wire, clock = Wire(client), Clock()
     (ended, _), (one, _) = feed(wire, clock, "ended"), feed(wire, clock, "one")
     await ended.flush()
-    ended.position("v", (1, LAT, LONG))
+    ended.position("v", Position(1, LAT, LONG))
     await ended.close()
     for _ in range(20):
         clock.forward(BEAT)
@@ -192,12 +193,12 @@ async def test_what_redis_lost_is_told_as_a_gap(client: Client) -> None:
     clock = Clock()
     one, statuses = feed(Wire(client), clock)
     statuses["v"] = (True, True)
-    one.position("v", (1, LAT, LONG))
+    one.position("v", Position(1, LAT, LONG))
     await one.flush()
     old = clock.now
     await client.flushall()
     clock.forward(BEAT)
-    one.position("v", (2, LAT, LONG))
+    one.position("v", Position(2, LAT, LONG))
     await one.flush()
     gap, location = await entries(client)
     assert (gap["type"], gap["since"], location["timestamp"]) == ("gap", "0", "2")
@@ -215,7 +216,7 @@ async def test_the_stream_is_bounded(client: Client) -> None:
     one, _ = feed(Wire(client), Clock(), length=500)
     for at in range(20):
         for n in range(100):
-            one.position(f"v{n}", (at, LAT, LONG))
+            one.position(f"v{n}", Position(at, LAT, LONG))
         await one.flush()
     assert one.written == 2000
     assert 500 <= await client.xlen(KEY) <= 700  # whole blocks are dropped
@@ -225,7 +226,7 @@ async def test_what_is_known_of_vendors_is_bounded(client: Client) -> None:
     """A year of vendors must not be a year of memory."""
     one, _ = feed(Wire(client), Clock())
     one._newest = {f"v{n}": n for n in range(MOST_KNOWN)}
-    one.position("v", (1, LAT, LONG))
+    one.position("v", Position(1, LAT, LONG))
     await one.flush()
     assert len(one._newest) == MOST_KNOWN
     assert "v0" not in one._newest

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from streamer.ingest.position import Position
 from streamer.storage import audit, drift
 from streamer.storage.models import Base
 from streamer.storage.store import Store
@@ -201,7 +202,7 @@ async def test_the_way_of_a_ping_leaves_none(connection: Any, serving_url: str) 
     """A city's vendors move each second: an entry for each would cost more than the pings."""
     store = await Store.open(serving_url)
     try:
-        await store.update_positions([("v1", 1_732_467_600_000, 52.0, 21.0)])
+        await store.update_positions([("v1", Position(1_732_467_600_000, 52.0, 21.0))])
         assert await connection.fetchval('SELECT "lat" FROM "vendors"') == 52.0
         assert await entries(connection) == []
     finally:

@@ -17,6 +17,7 @@ import pytest
 from streamer.errors import Unavailable
 from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder, location_id
+from streamer.ingest.position import Position
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, revisions, seed
 from streamer.storage.seed import SeededVendor
@@ -100,15 +101,15 @@ class Load:
         while not self._until:
             seq += 1
             for vendor_id in self._vendors:
-                ping = (start + seq, 52.0, 21.0)
-                id = location_id(vendor_id, ping[0])
+                ping = Position(start + seq, 52.0, 21.0)
+                id = location_id(vendor_id, ping.timestamp)
 
                 def settled(chunk: Chunk, rejected: Rejected, id: str = id) -> None:
                     assert not rejected
                     self.acked.append(id)
 
                 self.sent.append(id)
-                rows = RowEncoder(vendor_id).encode([ping])
+                rows = RowEncoder(vendor_id).encode([ping[:3]])
                 await self.batcher.put(Chunk(vendor_id, range(seq, seq + 1), rows, True, ping, settled))
             await asyncio.sleep(0.005)
 

@@ -10,6 +10,7 @@ import pytest
 from streamer.errors import DatabaseError, Unavailable
 from streamer.ingest.batcher import Chunk
 from streamer.ingest.copy_rows import RowEncoder
+from streamer.ingest.position import Position
 from streamer.storage import migrate, revisions, roles, seed
 from streamer.storage.drift import drift
 from streamer.storage.store import Store, _session_settings
@@ -43,11 +44,11 @@ async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> No
         start = now_ms()
         for retry in (False, True, True):
             for n in range(20):
-                ping = (start + n, 52.0, 21.0)
-                rows = RowEncoder(vendor.vendor_id).encode([ping])
+                ping = Position(start + n, 52.0, 21.0)
+                rows = RowEncoder(vendor.vendor_id).encode([ping[:3]])
                 chunk = Chunk(vendor.vendor_id, range(1, 2), rows, True, ping, lambda *_: None)
                 assert await store.store_chunks([chunk], retry) == {}
-        await store.update_positions([(vendor.vendor_id, start, 52.0, 21.0)])
+        await store.update_positions([(vendor.vendor_id, Position(start, 52.0, 21.0))])
         (row,) = await store.cards([vendor.vendor_id])
         assert row.located_at == start
         assert len(await store.locations(vendor.vendor_id, start, start + 100, 100)) == 20

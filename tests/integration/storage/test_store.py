@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import struct
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
+from itertools import cycle
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,9 +19,11 @@ import asyncpg
 import pytest
 
 from streamer.accounts.dataloader import DataLoader
+from streamer.clocks import CLOCK_TOLERANCE
 from streamer.errors import DatabaseError, ErrorCode, Unavailable
 from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder, id_floor, location_id
+from streamer.ingest.position import Position, arrived
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate
 from streamer.storage import store as store_module
@@ -90,7 +95,7 @@ def nobody(chunk: Chunk, rejected: Rejected) -> None:
 def chunk(vendor_id: str, timestamps: Sequence[int], lat: float = 52.0, settled: Any = nobody, seq: int = 1) -> Chunk:
     pings = [(timestamp, lat, 21.0) for timestamp in timestamps]
     rows = RowEncoder(vendor_id).encode(pings)
-    return Chunk(vendor_id, range(seq, seq + len(pings)), rows, True, max(pings), settled)
+    return Chunk(vendor_id, range(seq, seq + len(pings)), rows, True, Position(*max(pings)), settled)
 
 
 def poison(vendor_id: str, timestamps: Sequence[int], bad: int, seq: int = 1) -> Chunk:
@@ -471,7 +476,7 @@ async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
 # vendors' positions
 
 
-async def position(direct: Any, vendor_id: str) -> tuple[float, float, datetime]:
+async def position_of(direct: Any, vendor_id: str) -> tuple[float, float, datetime]:
     row = await direct.fetchrow('SELECT "lat", "long", "locatedAt" FROM "vendors" WHERE "id" = $1', vendor_id)
     return row[0], row[1], row[2]
 
@@ -482,26 +487,49 @@ async def test_an_older_fix_never_replaces_a_newer(store: Store, url: str, direc
         # each server has the newest fix of every second vendor, and gives them in the opposite order
         for n in range(20):
             fixes = [
-                [(v, T0 + 10 * n + (i + side) % 2, 1.0 * n, 1.0 * ((i + side) % 2)) for i, v in enumerate(VENDORS)]
-                for side in (0, 1)
+                [(v, Position(T0 + 10 * n + late, 1.0 * n, 1.0 * late)) for v, late in zip(VENDORS, cycle(lates))]
+                for lates in ((0, 1), (1, 0))
             ]
             await asyncio.gather(store.update_positions(fixes[0]), another.update_positions(fixes[1][::-1]))
             for vendor_id in VENDORS[:4]:
-                assert await position(direct, vendor_id) == (
+                assert await position_of(direct, vendor_id) == (
                     n,
                     1.0,
                     datetime(2024, 11, 24, 17, 0, 0, (10 * n + 1) * 1000),
                 )
-        await another.update_positions([(VENDOR, T0, 50.0, 50.0)])
+        await another.update_positions([(VENDOR, Position(T0, 50.0, 50.0))])
         await another.update_positions([])
-        await another.update_positions([("nobody", T0, 50.0, 50.0)])
-    assert (await position(direct, VENDOR))[:2] == (19.0, 1.0)
+        await another.update_positions([("nobody", Position(T0, 50.0, 50.0))])
+    assert (await position_of(direct, VENDOR))[:2] == (19.0, 1.0)
     behind = await direct.fetchval(
         """SELECT max(abs(EXTRACT(EPOCH FROM now() AT TIME ZONE 'UTC' - "updatedAt"))) FROM "vendors" """
         """WHERE "id" = $1""",
         VENDOR,
     )
     assert behind < 3600  # UTC, whatever the session's zone
+
+
+async def test_positions_are_ordered_as_customers_see_them(store: Store, direct: Any) -> None:
+    """A phone some seconds ahead would be put back by its backlog, or one with a wrong clock would stay there."""
+    now, chance = int(time.time() * 1000), random.Random(3)
+    phones = ((-3_000, 0, 1, 2_000), (-1_000, *range(CLOCK_TOLERANCE - 2, CLOCK_TOLERANCE + 3)), (-3_000, 0, 59_000))
+    for ahead in phones * 10:
+        await direct.execute('UPDATE "vendors" SET "lat" = NULL, "long" = NULL, "locatedAt" = NULL')
+        held: Position | None = None
+        for n in range(6):
+            at = now + n
+            position = arrived(at + chance.choice(ahead), float(n), 0.0, at)
+            held = position if held is None else position.after(held) or held
+            await store.update_positions([(VENDOR, position)])
+            assert (await position_of(direct, VENDOR))[0] == held.lat, f"{position} after {held}"
+
+
+async def test_a_position_of_a_wrong_server_yields(store: Store, direct: Any) -> None:
+    """A server an hour ahead would keep a truck where it was for an hour, in the table that other services read."""
+    now = int(time.time() * 1000)
+    await store.update_positions([(VENDOR, Position(now + 3_600_000, 1.0, 1.0))])
+    await store.update_positions([(VENDOR, Position(now, 2.0, 2.0))])
+    assert (await position_of(direct, VENDOR))[:2] == (2.0, 2.0)
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2, 1000])
@@ -511,12 +539,12 @@ async def test_positions_behind_are_brought_up_after_a_crash(
     """A process killed between a commit and the merged update would leave a parked truck where it was before."""
     monkeypatch.setattr(store_module, "RECONCILE_VENDORS", at_a_time)
     await store.store_chunks([chunk(VENDOR, [T0 + 1, T0 + 9, T0 + 5], lat=7.0), chunk(OTHER, [T0 - 5000], lat=7.0)])
-    await store.update_positions([(VENDORS[2], T0, 1.0, 1.0)])
+    await store.update_positions([(VENDORS[2], Position(T0, 1.0, 1.0))])
     await store.store_chunks([chunk(VENDORS[2], [T0 - 1], lat=7.0)])
     assert await store.reconcile_positions(T0 - 1000) == 1
-    assert await position(direct, VENDOR) == (7.0, 21.0, datetime(2024, 11, 24, 17, 0, 0, 9000))
-    assert (await position(direct, OTHER))[0] is None
-    assert (await position(direct, VENDORS[2]))[:2] == (1.0, 1.0)
+    assert await position_of(direct, VENDOR) == (7.0, 21.0, datetime(2024, 11, 24, 17, 0, 0, 9000))
+    assert (await position_of(direct, OTHER))[0] is None
+    assert (await position_of(direct, VENDORS[2]))[:2] == (1.0, 1.0)
     assert await store.reconcile_positions(T0 - 1000) == 0
     await direct.execute("""UPDATE "vendors" SET "locatedAt" = NULL""")
     assert await store.reconcile_positions(T0 - 1000) == 2
@@ -552,7 +580,7 @@ async def test_vendors_and_cards(store: Store, direct: Any) -> None:
     row = VendorRow(VENDOR, "clerk", "Truck 0", True, None, None, None, None)
     assert await vendor(store, VENDOR) == row
     await store.set_open(VENDOR, False, False, "clerk")
-    await store.update_positions([(VENDOR, T0 + 7, 52.5, 21.5)])
+    await store.update_positions([(VENDOR, Position(T0 + 7, 52.5, 21.5))])
     moved = VendorRow(VENDOR, "clerk", "Truck 0", False, None, 52.5, 21.5, T0 + 7)
     assert await vendor(store, VENDOR) == moved
     assert [each.vendor_id for each in await store.vendors_of(["clerk"])] == VENDORS
@@ -577,7 +605,7 @@ async def test_durable_is_the_newest_stored_ping(store: Store) -> None:
     assert await durable(store) is None
     await store.store_chunks([chunk(VENDOR, [T0, T0 + 60_000]), chunk(OTHER, [T0 + 90_000])])
     assert await durable(store) == T0 + 60_000
-    await store.update_positions([(VENDOR, T0 + 60_000, 1.0, 1.0)])
+    await store.update_positions([(VENDOR, Position(T0 + 60_000, 1.0, 1.0))])
     assert await durable(store) == T0 + 60_000
     await store.store_chunks([chunk(VENDOR, [T0 + 70_000, T0 + 30_000])])
     assert await durable(store) == T0 + 70_000
@@ -626,7 +654,7 @@ async def test_position_updates_stay_on_their_page(store: Store, direct: Any) ->
     if direct.get_server_version().major < 16:
         pytest.skip("BRIN indexes do not prevent HOT updates from PostgreSQL 16 on")
     for n in range(20):
-        await store.update_positions([(vendor_id, T0 + n, 52.0 + n / 1000, 21.0) for vendor_id in VENDORS])
+        await store.update_positions([(vendor_id, Position(T0 + n, 52.0 + n / 1000, 21.0)) for vendor_id in VENDORS])
     await store.close()  # a session sends its statistics at its end at the latest
     statistics = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'vendors'"
 

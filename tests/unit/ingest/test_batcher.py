@@ -18,6 +18,7 @@ from streamer.errors import ErrorCode, Unavailable
 from streamer.ingest import batcher as batcher_module
 from streamer.ingest.batcher import WORTHWHILE, Batcher, Chunk, Rejected, backoff
 from streamer.ingest.copy_rows import RowEncoder
+from streamer.ingest.position import Position
 from streamer.supervisor import Supervisor
 
 T0 = 1732467600000
@@ -64,7 +65,7 @@ def chunk(
 ) -> Chunk:
     encoder = RowEncoder("vendor")
     rows = encoder.encode([(T0 + n, 52.0, 21.0) for n in range(count)])
-    return Chunk("vendor", range(1, count + 1), rows, live, (T0 + count - 1, 52.0, 21.0), settled)
+    return Chunk("vendor", range(1, count + 1), rows, live, Position(T0 + count - 1, 52.0, 21.0), settled)
 
 
 @asynccontextmanager
@@ -250,7 +251,7 @@ def test_memory_stays_within_the_bound(count: int) -> None:
         while True:
             pings = [(T0 + n * 1000, 52.0 + n, 21.0 + n) for n in range(count)]
             seqs = [10**6 + n for n in range(count)]
-            each = Chunk(encoder.vendor_id, seqs, encoder.encode(pings), True, pings[-1], settled.__call__)
+            each = Chunk(encoder.vendor_id, seqs, encoder.encode(pings), True, Position(*pings[-1]), settled.__call__)
             if not batcher.offer(each):
                 break
         used = tracemalloc.get_traced_memory()[0]

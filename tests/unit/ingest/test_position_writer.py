@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from streamer.errors import Unavailable
 from streamer.ingest import position_writer as positions_module
+from streamer.ingest.position import Position
 from streamer.ingest.position_writer import PositionWriter, StoredPosition
 from streamer.supervisor import Supervisor
 
@@ -38,10 +39,10 @@ async def test_the_newest_fix_of_each_vendor_is_written_once() -> None:
     table = Table()
     positions = PositionWriter(table)
     for vendor_id, timestamp in (("a", 2), ("a", 1), ("b", 5), ("a", 3), ("a", 3)):
-        positions.note(vendor_id, (timestamp, 1.0 * timestamp, 0.0))
+        positions.note(vendor_id, Position(timestamp, 1.0 * timestamp, 0.0))
     assert positions.pending == 2
     await positions.flush()
-    assert table.written == [("a", 3, 3.0, 0.0), ("b", 5, 5.0, 0.0)]
+    assert table.written == [("a", Position(3, 3.0, 0.0)), ("b", Position(5, 5.0, 0.0))]
     assert positions.pending == 0
 
 
@@ -50,16 +51,16 @@ async def test_an_update_that_fails_is_kept_under_what_is_newer() -> None:
     table = Table()
     table.errors = [Unavailable("away")]
     positions = PositionWriter(table)
-    positions.note("a", (1, 1.0, 1.0))
-    positions.note("b", (9, 1.0, 1.0))
+    positions.note("a", Position(1, 1.0, 1.0))
+    positions.note("b", Position(9, 1.0, 1.0))
     flush = asyncio.create_task(positions.flush())
     await asyncio.sleep(0)
-    positions.note("a", (2, 2.0, 2.0))
-    positions.note("b", (8, 2.0, 2.0))
+    positions.note("a", Position(2, 2.0, 2.0))
+    positions.note("b", Position(8, 2.0, 2.0))
     with pytest.raises(Unavailable):
         await flush
     await positions.flush()
-    assert table.written == [("a", 2, 2.0, 2.0), ("b", 9, 1.0, 1.0)]
+    assert table.written == [("a", Position(2, 2.0, 2.0)), ("b", Position(9, 1.0, 1.0))]
 
 
 async def test_a_flush_is_cut_into_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +69,11 @@ async def test_a_flush_is_cut_into_slices(monkeypatch: pytest.MonkeyPatch) -> No
     table = Table()
     positions = PositionWriter(table)
     for n in range(5):
-        positions.note(f"v{n}", (1, 0.0, 0.0))
+        positions.note(f"v{n}", Position(1, 0.0, 0.0))
     await positions.flush()
     assert [len(update) for update in table.updates] == [2, 2, 1]
     for n in range(5):
-        positions.note(f"v{n}", (2, 0.0, 0.0))
+        positions.note(f"v{n}", Position(2, 0.0, 0.0))
     table.updated.clear()
     task = asyncio.create_task(positions.flush())
     await table.updated.wait()
@@ -89,15 +90,15 @@ async def test_it_goes_on_through_outages_and_faults_and_flushes_at_the_end() ->
     positions = PositionWriter(table, interval=0.01)
     with capture_logs() as logged:
         supervisor.start({"positions": positions.run})
-        positions.note("a", (1, 1.0, 1.0))
+        positions.note("a", Position(1, 1.0, 1.0))
         await table.updated.wait()
         await asyncio.sleep(0)
     assert [line["error"] for line in logged] == ["KeyError('bug')"]
     assert positions.outage is None
     await supervisor.stop()
-    positions.note("a", (2, 2.0, 2.0))
+    positions.note("a", Position(2, 2.0, 2.0))
     assert await positions.close()
-    assert table.written == [("a", 1, 1.0, 1.0), ("a", 2, 2.0, 2.0)]
+    assert table.written == [("a", Position(1, 1.0, 1.0)), ("a", Position(2, 2.0, 2.0))]
 
 
 async def test_the_last_flush_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ async def test_the_last_flush_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         await asyncio.sleep(3600)
 
     positions = PositionWriter(hang)
-    positions.note("a", (1, 1.0, 1.0))
+    positions.note("a", Position(1, 1.0, 1.0))
     assert not await positions.close()
     assert positions.pending == 1
     assert positions.outage

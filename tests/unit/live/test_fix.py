@@ -8,7 +8,8 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.live.fix import CLOCK_TOLERANCE, Fix, fix_of_register
+from streamer.clocks import CLOCK_TOLERANCE
+from streamer.live.fix import Fix, fix_of_register
 from streamer.live.index import LiveIndex
 
 NOW = 1_790_000_000_000

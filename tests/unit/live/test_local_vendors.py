@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.live.fix import CLOCK_TOLERANCE, Fix
+from streamer.clocks import CLOCK_TOLERANCE
+from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors, Part
 from streamer.live.vendor import Card, Presence

@@ -1,0 +1,6 @@
+"""How far clocks may differ. Pure."""
+
+from __future__ import annotations
+
+CLOCK_TOLERANCE = 5_000
+"""Milliseconds by which clocks of servers may differ. What is further ahead yields to what comes after it."""

@@ -1,0 +1,36 @@
+"""A stored position of a vendor, and which of two counts as the newer one. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+from streamer.clocks import CLOCK_TOLERANCE
+
+
+class Position(NamedTuple):
+    """Where a vendor was: epoch ms and degrees. Ordered as the fixes that customers see are (`live/fix.py`)."""
+
+    timestamp: int
+    lat: float
+    long: float
+    ahead: int = 0
+    """Milliseconds by which the timestamp was beyond the tolerance of clocks when the ping arrived, 0 if it was not."""
+
+    @property
+    def version(self) -> int:
+        """What the newest wins by: the timestamp, or the arrival of a ping whose timestamp was ahead."""
+        return self.timestamp - self.ahead
+
+    def after(self, held: Position) -> Self | None:
+        """Returns this position as it replaces the held one; None when it does not."""
+        if self.version > held.version:
+            return self
+        if self.ahead and held.version - self.version <= CLOCK_TOLERANCE and self.timestamp > held.timestamp:
+            # The held one was just within the tolerance, so that its version is its timestamp.
+            return self._replace(ahead=self.timestamp - held.version)
+        return None
+
+
+def arrived(timestamp: int, lat: float, long: float, now: int) -> Position:
+    """Returns the position of a ping that arrived at `now`, epoch ms."""
+    return Position(timestamp, lat, long, timestamp - now if timestamp > now + CLOCK_TOLERANCE else 0)
