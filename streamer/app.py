@@ -20,6 +20,7 @@ from streamer.accounts.entitlements import Entitlements
 from streamer.accounts.jwks import IssuerKeys
 from streamer.accounts.sign_in import SignInLinks
 from streamer.accounts.tokens import Authenticator, rules_of
+from streamer.alerts.signing import Vault
 from streamer.broker.broker import Broker
 from streamer.broker.context import BrokerConfig
 from streamer.broker.stream import Feed, Status
@@ -44,11 +45,13 @@ from streamer.operations.workers.peers import Peers
 from streamer.protocol.messages import Bounds
 from streamer.settings import Settings
 from streamer.storage import revisions, roles
+from streamer.storage.alerts import AlertStore
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
 from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.cors import Cors
+from streamer.transport.http_alerts import HttpAlerts
 from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
 from streamer.transport.http_search import VendorSearch
@@ -183,6 +186,12 @@ class Server:
             lambda vendor_id: self.vendors_deleted((vendor_id,)),
             counters,
         )
+        keys = [key.get_secret_value() for key in (settings.alert_key, settings.alert_key_previous) if key is not None]
+        vault = Vault(keys) if settings.alert_key is not None else None
+        self.alert_store = AlertStore(store)
+        self.alerts_api = HttpAlerts(
+            settings, self.alert_store, self.authenticator, clock, vault, lambda: None, lambda: None
+        )
         self.search = VendorSearch(store, self.http.authorize)
         self.sign_in = SignInEndpoints(
             settings,
@@ -238,6 +247,7 @@ class Server:
                 web.get("/v1/vendors/{id}", self.http.card),
                 web.get("/v1/vendors/{id}/locations", self.http.history),
                 web.post("/v1/vendors/{id}/locations", self.reports.locations),
+                *self.alerts_api.routes(),
                 web.post("/v1/owntracks", self.reports.owntracks),
                 # A HEAD would store a ping.
                 web.get("/v1/osmand", self.reports.osmand, allow_head=False),

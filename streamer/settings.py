@@ -207,6 +207,29 @@ class Settings(BaseSettings):
     feed_interval: float = _setting(1.0, "changes of one vendor are merged over this time", "s", gt=0, le=60)
     feed_length: int = _setting(100_000, "approximate length of the stream", "entries", ge=1)
 
+    # alerts
+    alert_key: SecretStr | None = _setting(
+        None, "key that encrypts the signing secrets of alerts; unset: alerts are off", min_length=32
+    )
+    alert_key_previous: SecretStr | None = _setting(
+        None, "previous key, so that secrets encrypted with it can still be used", min_length=32
+    )
+    alert_development_hosts: Names = _setting(
+        (),
+        "hosts that alerts may use by plain HTTP and in private networks, as localhost:9000, separated by commas; "
+        "for development only",
+    )
+    alerts_per_user: int = _setting(100, "alerts of one user", "alerts", ge=1)
+    alert_extent: float = _setting(20_000.0, "largest width and height of an alert's area", "m", gt=0)
+    alert_vendors: int = _setting(200, "vendors in an alert's list", "vendors", ge=1)
+    alert_deliveries: int = _setting(64, "webhooks sent at once by a process", "requests", ge=1, le=10_000)
+    alert_host_deliveries: int = _setting(8, "webhooks sent at once by a process to one host", "requests", ge=1)
+    alert_timeout: float = _setting(10.0, "longest time a receiver may take to answer a webhook", "s", gt=0, le=60)
+    alert_disable_after: float = _setting(
+        5.0, "an alert whose every webhook failed for this long is disabled", "days", gt=0
+    )
+    alert_retention: int = _setting(30, "days of webhooks that `db prune` keeps", "days", ge=2, le=36_500)
+
     # the map
     tiles_url: str | None = _setting(
         None,

@@ -34,6 +34,7 @@ PARTS = {
     "pool_size": "Storage",
     "max_batch": "Vendors",
     "max_watches": "Customers",
+    "alert_key": "Alerts",
     "tiles_url": "Map",
     "max_message": "Connections",
 }

@@ -73,6 +73,20 @@ SIGN_IN = (
     ErrorCode.OVERLOADED,
 )
 """What a request about sign-in links may be refused with."""
+OWN_ALERTS = (ErrorCode.UNAUTHORIZED, ErrorCode.INVALID_TOKEN, ErrorCode.FORBIDDEN, ErrorCode.OVERLOADED)
+"""What every request about alerts may be refused with."""
+ONE_ALERT = (*OWN_ALERTS, ErrorCode.ALERT_NOT_FOUND)
+WRITTEN_ALERT = (
+    ErrorCode.INVALID_JSON,
+    ErrorCode.INVALID_MESSAGE,
+    ErrorCode.MISSING_FIELD,
+    ErrorCode.INVALID_COORDINATES,
+    ErrorCode.INVALID_TIMESTAMP,
+    ErrorCode.INVALID_AREA,
+    ErrorCode.AREA_TOO_LARGE,
+    ErrorCode.INVALID_URL,
+)
+"""What a request that writes an alert may be refused with besides."""
 
 
 def openapi(settings: Settings, version: str) -> dict[str, Any]:
@@ -83,6 +97,11 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
     any_way: Ways = [*own, {"basic": []}]
     reports = items(ref("PositionReport"), maxItems=settings.max_batch)
     vendor = path("id", "`vendors.id`")
+    alert = path("id", "`id` of the alert")
+    paging = [
+        query("limit", integer(minimum=1, maximum=100, default=20), "most entries"),
+        query("cursor", text(), "`next` of the page before"),
+    ]
     paths: dict[str, Any] = {
         "/v1/vendors": {
             "get": operation(
@@ -298,6 +317,79 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 statuses=(406,),
             ),
         },
+        "/v1/alerts": {
+            "post": operation(
+                "createAlert",
+                "Create an alert: events of vendors go to a URL as signed webhooks",
+                "alerts",
+                own,
+                {"201": answer("The alert, with its secret.", ref("NewAlert"))},
+                [header("Idempotency-Key", "a second request with it finds what the first created")],
+                [*OWN_ALERTS, *WRITTEN_ALERT, ErrorCode.TOO_MANY_ALERTS],
+                body=json_body(ref("AlertRequest")),
+            ),
+            "get": operation(
+                "listAlerts",
+                "The user's own alerts",
+                "alerts",
+                own,
+                {"200": answer('The oldest first; `Link: …; rel="next"` when there is another page.', ref("Alerts"))},
+                paging,
+                [*OWN_ALERTS, ErrorCode.INVALID_MESSAGE],
+            ),
+        },
+        "/v1/alerts/{id}": {
+            "get": operation(
+                "getAlert",
+                "One alert",
+                "alerts",
+                own,
+                {"200": answer("The alert.", ref("Alert"))},
+                [alert],
+                ONE_ALERT,
+            ),
+            "patch": operation(
+                "changeAlert",
+                "Change an alert, disable it or enable it again",
+                "alerts",
+                own,
+                {"200": answer("The alert.", ref("Alert"))},
+                [alert],
+                [*ONE_ALERT, *WRITTEN_ALERT],
+                body=json_body(ref("AlertPatch")),
+            ),
+            "delete": operation(
+                "deleteAlert",
+                "End an alert; what waits to be sent is not sent any more",
+                "alerts",
+                own,
+                {"204": {"description": "It is deleted."}},
+                [alert],
+                ONE_ALERT,
+            ),
+        },
+        "/v1/alerts/{id}/deliveries": {
+            "get": operation(
+                "listDeliveries",
+                "What was sent for an alert, and what was answered",
+                "alerts",
+                own,
+                {"200": answer("The newest first.", ref("Deliveries"))},
+                [alert, *paging],
+                [*ONE_ALERT, ErrorCode.INVALID_MESSAGE],
+            )
+        },
+        "/v1/alerts/{id}/test": {
+            "post": operation(
+                "testAlert",
+                "Send a webhook of the type `alert.test`",
+                "alerts",
+                own,
+                {"202": answer("It is on its way.", ref("TestSent"))},
+                [alert],
+                [*ONE_ALERT, ErrorCode.INVALID_MESSAGE],
+            )
+        },
         "/v1/owntracks": {
             "post": operation(
                 "reportOwnTracks",
@@ -388,8 +480,27 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             "The sockets are described by AsyncAPI beside this.",
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": name} for name in ("vendors", "customers", "trackers", "backends", "operators")],
+        "tags": [{"name": name} for name in ("vendors", "customers", "alerts", "trackers", "backends", "operators")],
         "paths": paths,
+        "webhooks": {
+            "alert": {
+                "post": {
+                    "operationId": "onAlert",
+                    "summary": "What is posted to the URL of an alert",
+                    "tags": ["alerts"],
+                    "parameters": [
+                        header("webhook-id", "the same for each attempt", required=True),
+                        header("webhook-timestamp", "of this attempt, epoch seconds", required=True),
+                        header("webhook-signature", "`v1,` and the signature in base64", required=True),
+                    ],
+                    "requestBody": json_body(ref("Webhook")),
+                    "responses": {
+                        "2XX": {"description": "It is taken. Any other answer has it sent again."},
+                        "410": {"description": "It is not wanted any more: the alert is disabled."},
+                    },
+                }
+            }
+        },
         "components": {
             "schemas": schemas(settings),
             "securitySchemes": {
@@ -508,6 +619,11 @@ def query(name: str, schema: Schema, description: str, *, required: bool = False
 def path(name: str, description: str) -> dict[str, Any]:
     """A parameter of the path."""
     return {"name": name, "in": "path", "required": True, "schema": VENDOR_ID, "description": description}
+
+
+def header(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
+    """A header of a request."""
+    return {"name": name, "in": "header", "required": required, "schema": text(), "description": description}
 
 
 def health() -> Schema:

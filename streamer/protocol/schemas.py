@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamer.errors import ErrorCode
+from streamer.protocol.alerts import EVENTS, MAX_METADATA, MAX_QUIET, MAX_URL
 from streamer.protocol.fields import LAST_TIMESTAMP
 from streamer.protocol.messages import MAX_DETAIL, MAX_ID, MAX_INTERVAL, MAX_SEQ, MIN_DETAIL
 from streamer.settings import Settings
@@ -98,6 +99,36 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         "interval": integer("no more often than this, ms", minimum=0, maximum=MAX_INTERVAL),
     }
     listed = items(VENDOR_ID, maxItems=settings.max_listed)
+    cursor: Schema = {"type": ["string", "null"], "description": "`cursor` of the next page; null: the last one"}
+    looked_at: dict[str, Schema] = {
+        "area": ref("Area") | {"description": f"at most {settings.alert_extent:.0f} m either way"},
+        "vendors": items(VENDOR_ID, minItems=1, maxItems=settings.alert_vendors),
+        "open": flag("only vendors that are open"),
+        "metadata": {"type": "object", "description": f"comes with each webhook; at most {MAX_METADATA} bytes"},
+    }
+    alert_common: dict[str, Schema] = {
+        "on": items(text(enum=list(EVENTS)), minItems=1),
+        "url": text("https://, on the public internet", maxLength=MAX_URL),
+        "quiet": integer("the same vendor and event is not told again for so many ms", minimum=0, maximum=MAX_QUIET),
+    }
+    alert_members: dict[str, Schema] = {
+        **looked_at,
+        **alert_common,
+        "expires": when | {"description": "when the alert ends"},
+        "disabled": flag("true: no events until it is false again"),
+    }
+    alert_shown: dict[str, Schema] = {
+        "id": text(),
+        **alert_common,
+        "createdAt": integer("epoch milliseconds"),
+        "updatedAt": integer("epoch milliseconds"),
+    }
+    alert_optional: dict[str, Schema] = {
+        **looked_at,
+        "expires": integer("epoch milliseconds"),
+        "failingSince": integer("no webhook was delivered since, epoch milliseconds"),
+        "disabled": thing("No events are sent.", {"at": integer("epoch milliseconds"), "reason": text()}),
+    }
     return {
         "ErrorCode": text("what was wrong", enum=[str(code) for code in ErrorCode]),
         "Position": thing("A position of an area.", {"lat": LAT, "long": WRAPPED_LONG}),
@@ -301,6 +332,57 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                     "description": "`cursor` of the next page; null at the last",
                 },
             },
+        ),
+        "AlertRequest": {
+            "description": "An alert: a watch without a connection, whose events go to a URL.",
+            "type": "object",
+            "properties": alert_members,
+            "required": ["on", "url"],
+            "oneOf": [{"required": ["area"]}, {"required": ["vendors"]}],
+        },
+        "AlertPatch": {
+            "description": "What to change (RFC 7386); null removes a member.",
+            "type": "object",
+            "properties": {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in alert_members.items()},
+            "minProperties": 1,
+        },
+        "Alert": thing("An alert as its owner sees it.", alert_shown, alert_optional),
+        "NewAlert": thing(
+            "An alert just created.",
+            {**alert_shown, "secret": text("signs its webhooks (Standard Webhooks); it is not told again")},
+            alert_optional,
+        ),
+        "Alerts": thing("A page of alerts, the oldest first.", {"alerts": items(ref("Alert")), "next": cursor}),
+        "Delivery": thing(
+            "A webhook and the answers to it.",
+            {
+                "id": text("its `webhook-id`"),
+                "type": text("as in its body"),
+                "at": integer("when it happened, epoch milliseconds"),
+                "state": text(enum=["waiting", "delivered", "given up"]),
+                "attempts": items(
+                    thing(
+                        "One request.",
+                        {"at": integer("epoch milliseconds"), "ms": integer("how long it took")},
+                        {"status": integer("of the answer"), "error": text("why there was none")},
+                    )
+                ),
+            },
+            {"vendorId": VENDOR_ID, "nextAttempt": integer("epoch milliseconds")},
+        ),
+        "Deliveries": thing(
+            "A page of webhooks, the newest first.", {"deliveries": items(ref("Delivery")), "next": cursor}
+        ),
+        "TestSent": thing("A test on its way.", {"id": text("its `webhook-id`")}),
+        "Webhook": thing(
+            "What is posted to the URL of an alert, signed after the Standard Webhooks specification.",
+            {
+                "type": text(enum=[f"vendor.{event}" for event in EVENTS]),
+                "alertId": text(),
+                "vendor": ref("Card"),
+                "at": integer("when it happened, epoch milliseconds"),
+            },
+            {"metadata": {"type": "object", "description": "of the alert, if it has any"}},
         ),
         "FeatureCollection": thing(
             "GeoJSON (RFC 7946).",

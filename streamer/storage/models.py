@@ -3,7 +3,7 @@
 Names of tables, columns and constraints are Prisma's own, so that a Prisma client reads and writes the same database.
 Timestamps are TIMESTAMP(3) without a zone, holding UTC. `id` and "updatedAt" have no default in the database: the
 writer supplies them. Added are the indexes `idx_…`, the checks, the nullable columns "locatedAt" and "deletedAt",
-and the table of the audit.
+the table of the audit, and those of alerts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from sqlalchemy import (
     BIGINT,
+    SMALLINT,
     CheckConstraint,
     ForeignKeyConstraint,
     Identity,
@@ -21,7 +22,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TEXT, TIMESTAMP
+from sqlalchemy.dialects.postgresql import BYTEA, DOUBLE_PRECISION, JSONB, TEXT, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Text = Annotated[str, mapped_column(TEXT())]
@@ -33,6 +34,8 @@ NOW = text("CURRENT_TIMESTAMP")
 # NaN sorts above every number in PostgreSQL, so BETWEEN refuses it too.
 LAT_CHECK = '"lat" BETWEEN -90 AND 90'
 LONG_CHECK = '"long" BETWEEN -180 AND 180'
+
+UNDONE = text('"nextAttempt" IS NOT NULL')
 
 
 class Base(DeclarativeBase):
@@ -198,6 +201,101 @@ class AuditEntry(Base):
     application: Mapped[Text | None]
     address: Mapped[Text | None]
     transaction: Mapped[int] = mapped_column(BIGINT())
+
+
+class Alert(Base):
+    """What a user wants to be told of. The secret is encrypted; `deleted_at` set: ended, and removed by `db prune`.
+
+    `slot` is what processes share alerts by; `revision` counts the changes of what is looked at.
+    """
+
+    __tablename__ = "streamer_alerts"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        _cascading("userId", "users.id"),
+        Index("idx_streamer_alerts_user_id", "userId", "id"),
+        Index("streamer_alerts_userId_idempotencyKey_key", "userId", "idempotencyKey", unique=True),
+        Index("idx_streamer_alerts_updated_at", "updatedAt"),
+    )
+
+    id: Mapped[Text]
+    user_id: Mapped[Text] = mapped_column("userId")
+    slot: Mapped[int] = mapped_column(SMALLINT())
+    revision: Mapped[int] = mapped_column(BIGINT())
+    definition: Mapped[Any] = mapped_column(JSONB())
+    quiet: Mapped[int]
+    url: Mapped[Text]
+    host: Mapped[Text]
+    secret: Mapped[bytes] = mapped_column(BYTEA())
+    expires_at: Mapped[Time | None] = mapped_column("expiresAt")
+    started_at: Mapped[Time | None] = mapped_column("startedAt")
+    failing_since: Mapped[Time | None] = mapped_column("failingSince")
+    disabled_at: Mapped[Time | None] = mapped_column("disabledAt")
+    disabled_reason: Mapped[Text | None] = mapped_column("disabledReason")
+    deleted_at: Mapped[Time | None] = mapped_column("deletedAt")
+    idempotency_key: Mapped[Text | None] = mapped_column("idempotencyKey")
+    request_hash: Mapped[Text | None] = mapped_column("requestHash")
+    created_at: Mapped[Time] = mapped_column("createdAt", server_default=NOW)
+    updated_at: Mapped[Time] = mapped_column("updatedAt")
+
+
+class AlertState(Base):
+    """What a vendor was to an alert when it was last looked at; each change counts `version` up."""
+
+    __tablename__ = "streamer_alert_states"
+    __table_args__ = (
+        PrimaryKeyConstraint("alertId", "vendorId"),
+        _cascading("alertId", "streamer_alerts.id"),
+        Index("idx_streamer_alert_states_vendor_id", "vendorId"),
+    )
+
+    alert_id: Mapped[Text] = mapped_column("alertId")
+    vendor_id: Mapped[Text] = mapped_column("vendorId")
+    version: Mapped[int] = mapped_column(BIGINT())
+    inside: Mapped[bool]
+    open: Mapped[bool]
+    online: Mapped[bool]
+    told: Mapped[Any] = mapped_column(JSONB())
+    card: Mapped[Any] = mapped_column(JSONB())
+    event_at: Mapped[int] = mapped_column("eventAt", BIGINT())
+    quiet_until: Mapped[Time] = mapped_column("quietUntil")
+
+
+class AlertEvent(Base):
+    """One webhook; the id is its `webhook-id` and begins with its time. `next_attempt` unset: it is done."""
+
+    __tablename__ = "streamer_alert_events"
+    __table_args__ = (
+        PrimaryKeyConstraint("id"),
+        _cascading("alertId", "streamer_alerts.id"),
+        Index("idx_streamer_alert_events_alert_id", "alertId", "id"),
+        Index("idx_streamer_alert_events_vendor_id", "vendorId"),
+        Index("idx_streamer_alert_events_next_attempt", "nextAttempt", postgresql_where=UNDONE),
+        Index("idx_streamer_alert_events_order", "alertId", "vendorId", "id", postgresql_where=UNDONE),
+        {"postgresql_partition_by": 'RANGE ("id")'},
+    )
+
+    id: Mapped[str] = mapped_column(TEXT(collation="C"))
+    alert_id: Mapped[Text] = mapped_column("alertId")
+    vendor_id: Mapped[Text] = mapped_column("vendorId")
+    type: Mapped[Text]
+    body: Mapped[Text]
+    at: Mapped[Time]
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    next_attempt: Mapped[Time | None] = mapped_column("nextAttempt")
+    delivered_at: Mapped[Time | None] = mapped_column("deliveredAt")
+    gave_up_at: Mapped[Time | None] = mapped_column("gaveUpAt")
+    log: Mapped[Any] = mapped_column(JSONB(), server_default=text("'[]'"))
+
+
+class AlertProcess(Base):
+    """When a server process was last there to look at alerts."""
+
+    __tablename__ = "streamer_alert_processes"
+    __table_args__ = (PrimaryKeyConstraint("id"),)
+
+    id: Mapped[Text]
+    seen_at: Mapped[Time] = mapped_column("seenAt")
 
 
 TABLES = tuple(Base.metadata.tables)

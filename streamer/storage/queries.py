@@ -227,8 +227,8 @@ UNION ALL SELECT 'USAGE on schema ' || current_schema()
 UNION ALL SELECT privilege || ' on database ' || current_database()
     FROM unnest(ARRAY['CONNECT', 'TEMPORARY']) AS privilege
     WHERE NOT has_database_privilege($1::name, current_database(), privilege)
-UNION ALL SELECT 'EXECUTE on function ' || $5
-    WHERE NOT coalesce(has_function_privilege($1::name, to_regprocedure($5), 'EXECUTE'), false)
+UNION ALL SELECT 'EXECUTE on function ' || name FROM unnest($5::text[]) AS name
+    WHERE NOT coalesce(has_function_privilege($1::name, to_regprocedure(name), 'EXECUTE'), false)
 ORDER BY 1
 """
 

@@ -32,7 +32,7 @@ class Right(NamedTuple):
     why: str
 
 
-RIGHTS = (
+RIGHTS: tuple[Right, ...] = (
     Right("alembic_version", "SELECT", ("version_num",), "to refuse a schema of another version"),
     Right("users", "SELECT", ("id", "clerkId", "deletedAt"), "who owns a vendor, and whether the user still exists"),
     Right(
@@ -63,8 +63,56 @@ RIGHTS = (
     Right("locations", "SELECT", ("id", "vendorId", "lat", "long", "timestamp"), "history, and a vendor's newest ping"),
 )
 
+_ALERT = [
+    "id",
+    "userId",
+    "slot",
+    "revision",
+    "definition",
+    "quiet",
+    "url",
+    "host",
+    "secret",
+    "expiresAt",
+    "startedAt",
+    "failingSince",
+    "disabledAt",
+    "disabledReason",
+    "deletedAt",
+    "idempotencyKey",
+    "requestHash",
+    "createdAt",
+    "updatedAt",
+]
+_STATE = ["alertId", "vendorId", "version", "inside", "open", "online", "told", "card", "eventAt", "quietUntil"]
+_EVENT = [
+    "id",
+    "alertId",
+    "vendorId",
+    "type",
+    "body",
+    "at",
+    "attempts",
+    "nextAttempt",
+    "deliveredAt",
+    "gaveUpAt",
+    "log",
+]
+_WRITTEN = {
+    "streamer_alerts": (_ALERT, _ALERT[3:], "alerts"),
+    "streamer_alert_states": (_STATE, _STATE[2:], "what alerts know of vendors"),
+    "streamer_alert_events": (_EVENT, _EVENT[6:], "the webhooks of alerts"),
+    "streamer_alert_processes": (["id", "seenAt"], ["seenAt"], "which processes look at alerts"),
+}
+RIGHTS += tuple(
+    Right(table, privilege, tuple(columns), why)
+    for table, (all_columns, changed, why) in _WRITTEN.items()
+    for privilege, columns in (("SELECT", all_columns), ("INSERT", all_columns), ("UPDATE", changed))
+)
+
 ADD_PARTITION = "streamer_add_partition(date)"
 """The function, with its owner's rights, that makes the partition of a day: it takes that day and nothing else."""
+FUNCTIONS = (ADD_PARTITION, "streamer_add_alert_partition(date)")
 
 TABLE_PRIVILEGES = ("DELETE", "TRUNCATE", "TRIGGER")
 COLUMN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "REFERENCES")
@@ -157,7 +205,7 @@ async def missing(connection: Any, role: str | None = None) -> list[str]:
         role = await connection.fetchval("SELECT current_user")
     each = [(right.table, right.privilege, column) for right in RIGHTS for column in right.columns]
     arguments = [list(values) for values in zip(*each, strict=True)]
-    return [row[0] for row in await connection.fetch(queries.MISSING_RIGHTS, role, *arguments, ADD_PARTITION)]
+    return [row[0] for row in await connection.fetch(queries.MISSING_RIGHTS, role, *arguments, list(FUNCTIONS))]
 
 
 def scram_verifier(password: str, salt: bytes | None = None) -> str:
@@ -180,7 +228,8 @@ async def _give(connection: Any, role: str) -> None:
     for right in RIGHTS:
         columns = ", ".join(map(quoted, right.columns))
         await connection.execute(f"GRANT {right.privilege} ({columns}) ON TABLE {quoted(right.table)} TO {to}")
-    await connection.execute(f"GRANT EXECUTE ON FUNCTION {ADD_PARTITION} TO {to}")
+    for function in FUNCTIONS:
+        await connection.execute(f"GRANT EXECUTE ON FUNCTION {function} TO {to}")
     schema, database = await connection.fetchrow("SELECT current_schema(), current_database()")
     # PUBLIC often has these, and the owner of the tables need not own the database.
     if not await connection.fetchval("SELECT has_schema_privilege($1::name, $2, 'USAGE')", role, schema):

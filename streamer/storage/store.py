@@ -278,12 +278,12 @@ class Store:
 
     async def vendors_of(self, clerk_ids: Sequence[str]) -> list[VendorRow]:
         """Returns the vendors of the users with these `clerkId`s, ordered by id."""
-        asked = [clerk_id for clerk_id in clerk_ids if _can_be_text(clerk_id)]
+        asked = [clerk_id for clerk_id in clerk_ids if can_be_text(clerk_id)]
         return await self._vendors(queries.VENDORS_OF, asked) if asked else []
 
     async def cards(self, vendor_ids: Sequence[str]) -> list[VendorRow]:
         """Returns those of these vendors that exist, in no order."""
-        asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
+        asked = [vendor_id for vendor_id in vendor_ids if can_be_text(vendor_id)]
         return await self._vendors(queries.CARDS, asked) if asked else []
 
     async def search(
@@ -302,7 +302,7 @@ class Store:
 
     async def paying(self, vendor_ids: Sequence[str]) -> set[str]:
         """Returns those of these vendors whose user has an active subscription now."""
-        asked = [vendor_id for vendor_id in vendor_ids if _can_be_text(vendor_id)]
+        asked = [vendor_id for vendor_id in vendor_ids if can_be_text(vendor_id)]
         if not asked:
             return set()
         return {row[0] for row in await self._answer(lambda connection: connection.fetch(queries.PAYING, asked))}
@@ -333,7 +333,7 @@ class Store:
 
         A vendor without any may be left out, and one whose newest is long before `located_at`.
         """
-        located = [(vendor_id, at) for vendor_id, at in located if _can_be_text(vendor_id)]
+        located = [(vendor_id, at) for vendor_id, at in located if can_be_text(vendor_id)]
         if not located:
             return {}
         # That of a phone whose clock is ahead is in the future: its newest ping until now is a little older.
@@ -349,7 +349,7 @@ class Store:
         from_ms, to_ms = min(max(from_ms, 0), LATEST_MS), min(max(to_ms, 0), LATEST_MS)
         after_ms, after_id = after or (from_ms - 1, "")
         from_ms = max(from_ms, min(after_ms, LATEST_MS))
-        if from_ms >= to_ms or limit <= 0 or not _can_be_text(vendor_id) or not _can_be_text(after_id):
+        if from_ms >= to_ms or limit <= 0 or not can_be_text(vendor_id) or not can_be_text(after_id):
             return []
         arguments = (
             vendor_id,
@@ -366,7 +366,7 @@ class Store:
 
     async def set_open(self, vendor_id: str, open: bool, hidden: bool, clerk_id: str) -> None:
         """Sets whether a vendor is open for business; the audit names this user as the actor."""
-        if _can_be_text(vendor_id) and _can_be_text(clerk_id):
+        if can_be_text(vendor_id) and can_be_text(clerk_id):
             await self._answer(
                 lambda connection: connection.execute(queries.SET_OPEN, vendor_id, open, clerk_id, hidden), "open"
             )
@@ -402,6 +402,10 @@ class Store:
         return [VendorRow(*row) for row in rows]
 
     # connections
+
+    async def answer(self, work: Callable[[Any], Awaitable[T]], what: str) -> T:
+        """Returns what `work` returns on a pooled connection; for the statements of other modules of this package."""
+        return await self._answer(work, what)
 
     async def _answer(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
         """`_run` for what PostgreSQL has no reason to refuse."""
@@ -568,7 +572,7 @@ def _is_closed(connection: Any) -> bool:
         return True
 
 
-def _can_be_text(value: str) -> bool:
+def can_be_text(value: str) -> bool:
     """Returns whether PostgreSQL can store this text."""
     return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 API = "/v1/"
-REQUEST_HEADERS = "Authorization, Content-Type"
+REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key"
 EXPOSED_HEADERS = "Link, Retry-After, WWW-Authenticate"
 """Headers of an answer that a page may read beside the safelisted ones."""
 MAX_AGE = 7200

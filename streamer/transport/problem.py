@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body, uncompressed."""
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

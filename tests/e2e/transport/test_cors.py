@@ -99,7 +99,7 @@ async def test_asking_beforehand(serve: Serve, http: aiohttp.ClientSession, path
     async with http.options(url + path, headers={"Origin": APP, **asks}) as response:
         assert (response.status, response.headers[ALLOW]) == (204, "*")
         assert response.headers["Access-Control-Allow-Methods"] == methods
-        assert response.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type"
+        assert response.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type, Idempotency-Key"
     async with http.options(f"{url}/v1/nothing", headers={"Origin": APP, **asks}) as response:
         assert response.status == 404
 

@@ -90,7 +90,7 @@ async def test_what_is_served_is_described_and_the_other_way_round(serve: Serve)
 async def test_the_http_api_does_what_its_description_says(serve: Serve, database_url: str, tmp_path: Path) -> None:
     """Generated requests, right and wrong ones: statuses, types and shapes are the described ones, and no 500."""
     (one,) = await seed.seed(database_url, 1)
-    server = await serve(watch_auth="required")
+    server = await serve(watch_auth="required", alert_key=SECRET)
     token = make_token(SECRET, one.clerk_id, 3600)
     async with VendorApp(server.url, one.clerk_id) as app:
         await app.ping(52.2297, 21.0122)

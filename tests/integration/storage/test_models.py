@@ -124,7 +124,7 @@ INDEXES = {
 # the audit's table is no matter of Prisma's: tests/integration/storage/test_audit.py
 OURS = (
     "relnamespace = 'public'::regnamespace AND NOT relispartition "
-    "AND relname NOT LIKE 'alembic_version%' AND relname NOT LIKE '%streamer_audit%'"
+    "AND relname NOT LIKE 'alembic_version%' AND relname !~ 'streamer_(audit|alert)'"
 )
 
 
@@ -217,7 +217,7 @@ def test_the_models_have_prismas_columns() -> None:
     found = {
         name: {column.name: str(column.type.compile(dialect)).split(" COLLATE")[0].lower() for column in table.columns}
         for name, table in Base.metadata.tables.items()
-        if name != "streamer_audit"
+        if not name.startswith("streamer_")
     }
     assert found == {
         name: {column: type_ for column, type_, *_ in columns + ADDED_COLUMNS.get(name, [])}

@@ -22,6 +22,7 @@ KNOWN = {
     ("store.py", "statement"): "Store._vendors: one of the constants beside it",
     ("roles.py", "right.privilege"): "of the table RIGHTS in the same file",
     ("roles.py", "privilege"): "one of two words in the same function",
+    ("roles.py", "function"): "of the table FUNCTIONS in the same file",
     ("roles.py", "verifier"): "base64 of our own making",
     ("adopt.py", "query"): "of the table OBSTACLES in adopt_sql",
     ("adopt.py", "row[0]"): "made by PostgreSQL's format() with quoted identifiers",

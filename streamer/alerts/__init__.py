@@ -1,0 +1,1 @@
+"""Alerts: watches without a connection, whose events go out as signed webhooks."""

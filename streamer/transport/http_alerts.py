@@ -1,0 +1,240 @@
+"""`/v1/alerts`: a user's alerts, and what became of their webhooks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+from aiohttp import web
+
+from streamer.accounts.tokens import Authenticator
+from streamer.alerts.signing import Vault, new_secret
+from streamer.alerts.url_check import check_url, host_of
+from streamer.errors import ErrorCode, ProtocolError
+from streamer.protocol import alerts
+from streamer.protocol.fields import decode_json, shown
+from streamer.settings import Settings
+from streamer.storage.alerts import AlertRow, AlertStore, DeliveryRow, NewAlert
+from streamer.transport.http_query import number
+from streamer.transport.identify import identify
+from streamer.transport.problem import json_response
+
+MAX_LIMIT = 100
+MAX_KEY = 255
+BY_OWNER = "by its owner"
+TEST = "alert.test"
+
+
+class HttpAlerts:
+    """The handlers of `/v1/alerts`.
+
+    Args:
+        changed: Called when an alert was created or changed; this process looks for it at once.
+        due: Called when a webhook is waiting.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: AlertStore,
+        authenticator: Authenticator,
+        clock: Callable[[], int],
+        vault: Vault | None,
+        changed: Callable[[], None],
+        due: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._authenticator = authenticator
+        self._clock = clock
+        self._vault = vault
+        self._changed = changed
+        self._due = due
+        self._bounds = alerts.bounds_of(settings)
+        self._limit = settings.alerts_per_user
+        self._development = settings.alert_development_hosts
+
+    def routes(self) -> list[web.RouteDef]:
+        """Returns the routes."""
+        return [
+            web.post("/v1/alerts", self.create),
+            web.get("/v1/alerts", self.list),
+            web.get("/v1/alerts/{id}", self.get),
+            web.patch("/v1/alerts/{id}", self.change),
+            web.delete("/v1/alerts/{id}", self.delete),
+            web.get("/v1/alerts/{id}/deliveries", self.deliveries),
+            web.post("/v1/alerts/{id}/test", self.test),
+        ]
+
+    async def create(self, request: web.Request) -> web.Response:
+        """`POST /v1/alerts`: creates an alert; the answer alone has its signing secret."""
+        user, vault = await self._user(request)
+        raw = await request.read()
+        asked = alerts.decode_alert(_object(raw), self._bounds, self._clock())
+        check_url(asked.url, self._development)
+        key = request.headers.get("Idempotency-Key")
+        if key is not None and not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
+            raise ProtocolError(
+                ErrorCode.INVALID_MESSAGE, f"Idempotency-Key must be 1 to {MAX_KEY} printable ASCII characters"
+            )
+        secret = new_secret()
+        hashed = None if key is None else hashlib.sha256(raw).hexdigest()
+        new = _new(asked, vault.encrypt(secret), key=key, request_hash=hashed)
+        row, created = await self._store.create(user, new, self._limit, self._clock())
+        if not created:
+            if row.request_hash != hashed:
+                raise ProtocolError(
+                    ErrorCode.INVALID_MESSAGE,
+                    "this Idempotency-Key was used with another body: use a new key for another alert",
+                )
+            secret = vault.decrypt(row.secret)
+        self._changed()
+        headers = {"Cache-Control": "no-store", "Location": f"/v1/alerts/{row.id}"}
+        return json_response({**described(row), "secret": secret}, status=201, headers=headers)
+
+    async def list(self, request: web.Request) -> web.Response:
+        """`GET /v1/alerts?limit&cursor`: a page of the user's alerts, the oldest first."""
+        user, _ = await self._user(request)
+        limit, cursor = _page(request.query)
+        rows = await self._store.list_of(user, cursor, limit + 1)
+        following = rows[limit - 1].id if len(rows) > limit else None
+        return _paged(request, "alerts", [described(row) for row in rows[:limit]], following)
+
+    async def get(self, request: web.Request) -> web.Response:
+        """`GET /v1/alerts/{id}`."""
+        user, _ = await self._user(request)
+        row = await self._store.get(user, request.match_info["id"])
+        return json_response(described(row), headers={"Cache-Control": "no-store"})
+
+    async def change(self, request: web.Request) -> web.Response:
+        """`PATCH /v1/alerts/{id}`: a JSON merge patch."""
+        user, _ = await self._user(request)
+        patch = _object(await request.read())
+        row = await self._store.get(user, request.match_info["id"])
+        before = written(row)
+        # A time that has passed since is no mistake of this request.
+        now = self._clock() if "expires" in patch else 0
+        asked = alerts.decode_alert(alerts.merged(before, patch), self._bounds, now)
+        if asked.url != row.url:
+            check_url(asked.url, self._development)
+        reason = (row.reason or BY_OWNER) if asked.disabled else None
+        new = _new(asked, row.secret, reason=reason)
+        watched = ("area", "vendors", "open", "on")
+        same = all(new.source.get(name) == row.source.get(name) for name in watched) and row.disabled is None
+        row = await self._store.change(row.id, new, same=same, revive=reason is None)
+        self._changed()
+        return json_response(described(row), headers={"Cache-Control": "no-store"})
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """`DELETE /v1/alerts/{id}`: what waits to be sent is not sent any more."""
+        user, _ = await self._user(request)
+        await self._store.delete(user, request.match_info["id"])
+        self._changed()
+        return web.Response(status=204)
+
+    async def deliveries(self, request: web.Request) -> web.Response:
+        """`GET /v1/alerts/{id}/deliveries?limit&cursor`: a page of webhooks and their answers, the newest first."""
+        user, _ = await self._user(request)
+        row = await self._store.get(user, request.match_info["id"])
+        limit, cursor = _page(request.query)
+        rows = await self._store.deliveries(row.id, cursor, limit + 1)
+        following = rows[limit - 1].id if len(rows) > limit else None
+        return _paged(request, "deliveries", [delivery(each) for each in rows[:limit]], following)
+
+    async def test(self, request: web.Request) -> web.Response:
+        """`POST /v1/alerts/{id}/test`: sends one webhook that is about no vendor."""
+        user, _ = await self._user(request)
+        row = await self._store.get(user, request.match_info["id"])
+        if row.disabled is not None:
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the alert is disabled, {row.reason}: enable it first")
+        now = self._clock()
+        event: dict[str, Any] = {"type": TEST, "alertId": row.id, "at": now}
+        if (metadata := row.source.get("metadata")) is not None:
+            event["metadata"] = metadata
+        id = await self._store.add_event(row.id, TEST, orjson.dumps(event).decode(), now)
+        self._due()
+        return json_response({"id": id}, status=202, headers={"Cache-Control": "no-store"})
+
+    async def _user(self, request: web.Request) -> tuple[str, Vault]:
+        if self._vault is None:
+            raise ProtocolError(ErrorCode.FORBIDDEN, "alerts are off: set STREAMER_ALERT_KEY")
+        return (await identify(request, self._authenticator)).clerk_id, self._vault
+
+
+def described(row: AlertRow) -> dict[str, Any]:
+    """Returns an alert as its owner sees it."""
+    seen = written(row)
+    seen.pop("disabled", None)
+    seen = {"id": row.id, **seen, "createdAt": row.created, "updatedAt": row.updated}
+    if row.failing is not None:
+        seen["failingSince"] = row.failing
+    if row.disabled is not None:
+        seen["disabled"] = {"at": row.disabled, "reason": row.reason}
+    return seen
+
+
+def written(row: AlertRow) -> dict[str, Any]:
+    """Returns an alert as its owner could have written it."""
+    members = {**row.source, "url": row.url, "quiet": row.quiet}
+    if row.expires is not None:
+        members["expires"] = row.expires
+    if row.disabled is not None:
+        members["disabled"] = True
+    return members
+
+
+def delivery(row: DeliveryRow) -> dict[str, Any]:
+    """Returns a webhook as the alert's owner sees it."""
+    state = "delivered" if row.delivered is not None else "given up" if row.gave_up is not None else "waiting"
+    seen: dict[str, Any] = {"id": row.id, "type": row.kind, "at": row.at, "state": state, "attempts": row.log}
+    if row.vendor_id:
+        seen["vendorId"] = row.vendor_id
+    if row.next is not None:
+        seen["nextAttempt"] = row.next
+    return seen
+
+
+def _new(
+    asked: alerts.Request,
+    secret: bytes,
+    *,
+    key: str | None = None,
+    request_hash: str | None = None,
+    reason: str | None = None,
+) -> NewAlert:
+    return NewAlert(
+        source=asked.source,
+        quiet=asked.definition.quiet,
+        url=asked.url,
+        host=host_of(asked.url),
+        secret=secret,
+        expires=asked.expires,
+        reason=reason or (BY_OWNER if asked.disabled else None),
+        key=key,
+        request_hash=request_hash,
+    )
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    body = decode_json(raw, "the body")
+    if type(body) is not dict:
+        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the body must be a JSON object, not {shown(body)}")
+    return body
+
+
+def _page(query: Mapping[str, str]) -> tuple[int, str]:
+    limit = number("limit", query.get("limit", "20"))
+    if not (1 <= limit <= MAX_LIMIT and limit.is_integer()):
+        raise ProtocolError(
+            ErrorCode.INVALID_MESSAGE, f"limit must be a whole number from 1 to {MAX_LIMIT}, not {limit:g}"
+        )
+    return int(limit), query.get("cursor", "")
+
+
+def _paged(request: web.Request, name: str, page: list[dict[str, Any]], following: str | None) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    if following is not None:
+        headers["Link"] = f'<{request.path}?{urlencode({**request.query, "cursor": following})}>; rel="next"'
+    return json_response({name: page, "next": following}, headers=headers)
