@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
+import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
@@ -27,6 +28,7 @@ from tests.support.apps import SECRET, eventually
 
 if TYPE_CHECKING:
     from streamer.app import Server
+    from streamer.storage.seed import SeededVendor
     from tests.support.browser import Chromium
 
 TEMPLATE = "venta_template"
@@ -128,6 +130,35 @@ async def database_url(postgres: PostgresServer, template: str, numbers: Iterato
 def serving_url(database_url: str) -> str:
     """The database of `database_url` for the role under which servers run, which has the rights in `roles.RIGHTS`."""
     return as_serving(database_url)
+
+
+@pytest.fixture
+async def vendors(database_url: str) -> list[SeededVendor]:
+    """Five vendors in `database_url`, each of a user of its own."""
+    from streamer.storage import seed
+
+    return await seed.seed(database_url, 5)
+
+
+@pytest.fixture
+def vendor(vendors: list[SeededVendor]) -> SeededVendor:
+    """The first of `vendors`."""
+    return vendors[0]
+
+
+@pytest.fixture
+async def direct(database_url: str) -> AsyncIterator[Any]:
+    """A connection to the test's database as another service has one."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """An HTTP client."""
+    async with aiohttp.ClientSession() as session:
+        yield session
 
 
 @pytest.fixture

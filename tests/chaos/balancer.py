@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from tests.support.network import Proxy
+from tests.support.proxy import Proxy
 
 Address = tuple[str | None, int | None]
 

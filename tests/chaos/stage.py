@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 import asyncpg
@@ -19,8 +18,8 @@ from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.storage import migrate, revisions
 from tests.chaos.balancer import Balancer
 from tests.chaos.faults import Fault
-from tests.support.network import Proxy
 from tests.support.process import ServerProcess
+from tests.support.proxy import Proxy
 
 OFFLINE_AFTER = 6.0
 LEAVE_AFTER = 6.0
@@ -60,8 +59,8 @@ class Stage:
                 await self._stack.enter_async_context(postgres)
                 await self._stack.enter_async_context(valkey)
                 server = self.servers[name] = ServerProcess(
-                    through(postgres, self.postgres.url),
-                    through(valkey, self.valkey.url),
+                    postgres.url,
+                    valkey.url,
                     log=self.folder / f"{name.replace(' ', '-')}.log",
                     offline_after=OFFLINE_AFTER,
                     leave_after=LEAVE_AFTER,
@@ -201,9 +200,9 @@ class Stage:
             await asyncio.sleep(fault.lasts)
             wire.cut()
         elif fault.kind == "refuse":
-            await wire.down()
+            wire.down()
             await asyncio.sleep(fault.lasts)
-            await wire.up()
+            wire.up()
         elif fault.kind == "freeze":
             wire.freeze()
             await asyncio.sleep(fault.lasts)
@@ -264,11 +263,3 @@ class Stage:
                 last = error
                 await asyncio.sleep(0.3)
         raise AssertionError(f"not possible for long: {last!r}") from last
-
-
-def through(wire: Proxy, url: str) -> str:
-    """Returns the URL through a proxy."""
-    parts = urlsplit(url)
-    credentials = parts.netloc.rpartition("@")[0]
-    there = wire.url.removeprefix("http://")
-    return urlunsplit(parts._replace(netloc=f"{credentials}@{there}" if credentials else there))

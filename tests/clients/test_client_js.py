@@ -19,9 +19,9 @@ from streamer.accounts.tokens import make_token
 from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
-from tests.support.network import Proxy
 from tests.support.paths import ROOT
 from tests.support.process import ServerProcess
+from tests.support.proxy import Proxy
 
 HERE = ROOT / "tests" / "js"
 LAT, LONG = 52.2297, 21.0122
@@ -183,10 +183,10 @@ async def test_the_newest_position_goes_first_after_a_time_offline(serve: Serve,
     now = now_ms()
     async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
         await customer.watch("w", circle(LAT, LONG, 5000))
-        await proxy.down()
+        proxy.down()
         async with NodeApp("vendor", proxy.url, one.clerk_id) as app:
             await app.do("ping", fixes=pings(0, 3000, at=now - 3_000_000))
-            await proxy.up()
+            proxy.up()
             await app.do("flushed")
         await customer.sees("w", {one.vendor_id: (LAT + 2999 / 1e5, LONG)})
         first = next(m for m in customer.messages if m["type"] == "update")["entered"][0]
@@ -201,10 +201,10 @@ async def test_a_wrong_clock_is_mended_before_anything_is_sent(serve: Serve, dat
     for vendor, wrong in ((first, 18_000_000), (second, -18_000_000)):
         before = now_ms()
         async with Proxy(server.url) as proxy:
-            await proxy.down()
+            proxy.down()
             async with NodeApp("vendor", proxy.url, vendor.clerk_id, clock=wrong) as app:
                 await app.do("ping", fixes=[{"lat": LAT, "long": LONG}] * 5)
-                await proxy.up()
+                proxy.up()
                 await app.do("flushed")
                 await app.do("ping", fixes=[{"lat": LAT, "long": LONG}] * 5)
                 await app.do("flushed")
@@ -241,10 +241,10 @@ async def test_open_and_closed_survive_a_cut(serve: Serve, database_url: str) ->
         async with NodeApp("vendor", proxy.url, one.clerk_id) as app:
             await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
             await app.do("flushed")
-            await proxy.down()
+            proxy.down()
             await app.happens("state", state="waiting")
             await app.do("open", open=False)
-            await proxy.up()
+            proxy.up()
             await eventually(
                 lambda: customer.views["w"].get(one.vendor_id, {}).get("open") is False, "closed, as the customer sees"
             )

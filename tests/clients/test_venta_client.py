@@ -18,8 +18,8 @@ from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
-from tests.support.network import Proxy
 from tests.support.process import ServerProcess
+from tests.support.proxy import Proxy
 from venta_client import (
     Card,
     Circle,
@@ -172,11 +172,11 @@ async def test_the_newest_position_goes_first_after_a_time_offline(serve: Serve,
     now = now_ms()
     async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
         await customer.watch("w", circle(LAT, LONG, 5000))
-        await proxy.down()
+        proxy.down()
         async with VendorClient(proxy.url, token=token(one.clerk_id)) as client:
             for n in range(3000):
                 await client.ping(LAT + n / 1e5, LONG, timestamp=now - 3_000_000 + n * 1000)
-            await proxy.up()
+            proxy.up()
             client.retry()
             await asyncio.wait_for(client.stored(), 30)
         await customer.sees("w", {one.vendor_id: (LAT + 2999 / 1e5, LONG)})
@@ -195,10 +195,10 @@ async def test_a_wrong_clock_is_mended_before_anything_is_sent(serve: Serve, dat
         Proxy(server.url) as proxy,
         VendorClient(proxy.url, token=token(one.clerk_id), clock=lambda: now_ms() / 1000 + wrong) as client,
     ):
-        await proxy.down()
+        proxy.down()
         for _ in range(5):
             await client.ping(LAT, LONG)
-        await proxy.up()
+        proxy.up()
         client.retry()
         await asyncio.wait_for(client.stored(), 30)
         for _ in range(5):
@@ -247,10 +247,10 @@ async def test_open_and_closed_survive_a_cut(serve: Serve, database_url: str) ->
         async with VendorClient(proxy.url, token=token(one.clerk_id)) as client:
             await client.ping(LAT, LONG)
             await asyncio.wait_for(client.stored(), 30)
-            await proxy.down()
+            proxy.down()
             await eventually(lambda: client.state != "open", "the cut")
             client.set_open(False)
-            await proxy.up()
+            proxy.up()
             await eventually(
                 lambda: customer.views["w"].get(one.vendor_id, {}).get("open") is False,
                 "closed, as the customer sees",
@@ -449,10 +449,10 @@ async def test_a_server_that_is_away_is_not_asked_all_the_time(serve: Serve) -> 
     server = await serve()
     states: list[str] = []
     async with Proxy(server.url) as proxy:
-        await proxy.down()
+        proxy.down()
         async with CustomerClient(proxy.url, on_state=states.append) as customer:
             await asyncio.sleep(2.0)
             assert 1 <= states.count("connecting") <= 6
-            await proxy.up()
+            proxy.up()
             customer.retry()
             await eventually(lambda: customer.state == "open", "a connection")

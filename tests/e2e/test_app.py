@@ -19,18 +19,11 @@ import structlog
 
 from streamer.accounts.tokens import make_token
 from streamer.operations import logs
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET, App, circle, eventually, now_ms
 
 LAT, LONG = 52.229711, 21.012233
-
-
-@pytest.fixture
-async def vendor(database_url: str) -> SeededVendor:
-    (one,) = await seed.seed(database_url, 1)
-    return one
 
 
 @pytest.fixture(params=["json", "people"])

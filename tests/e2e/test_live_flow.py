@@ -91,8 +91,8 @@ async def test_every_view_is_the_truth(serve: Serve, database_url: str, redis_ur
     A way to Redis that lags brings what is heard and what is read in any order.
     """
     async with AsyncExitStack() as stack:
-        ways = [await stack.enter_async_context(Proxy(redis_url, lag=lag, seed=seed)) for _ in range(2)]
-        servers = [await serve(redis_url=way.url) for way in ways]
+        proxies = [await stack.enter_async_context(Proxy(redis_url, lag=lag, seed=seed)) for _ in range(2)]
+        servers = [await serve(redis_url=proxy.url) for proxy in proxies]
         world = await stack.enter_async_context(World(seed, [server.url for server in servers]))
         await world.populate(database_url, 48)
         customers = [await world.customer(server.url) for server in servers for _ in range(3)]

@@ -58,8 +58,8 @@ async def test_killed(serve: Serve, database_url: str, redis_url: str) -> None:
 async def test_redis_away(serve: Serve, database_url: str, redis_url: str) -> None:
     """One process without Redis: its vendors and customers go on, pings are stored; then all is whole."""
     one, two = await seed.seed(database_url, 2)
-    async with Proxy(redis_url) as way:
-        cut, whole = await serve(redis_url=way.url), await serve()
+    async with Proxy(redis_url) as proxy:
+        cut, whole = await serve(redis_url=proxy.url), await serve()
         async with (
             CustomerApp(cut.url) as own,
             CustomerApp(whole.url) as other,
@@ -69,8 +69,7 @@ async def test_redis_away(serve: Serve, database_url: str, redis_url: str) -> No
             await other.watch("w", AROUND)
             await vendor.ping(*HERE)
             await other.sees("w", {one.vendor_id: HERE})
-            way.refusing = True
-            way.cut()
+            proxy.down()
             await eventually(lambda: not cut.server.broker.up, "Redis found away")
             async with aiohttp.ClientSession() as session, session.get(f"{cut.url}/readyz") as answer:
                 assert answer.status == 503
@@ -91,7 +90,7 @@ async def test_redis_away(serve: Serve, database_url: str, redis_url: str) -> No
                 finally:
                     await connection.close()
                 assert other.views["w"][one.vendor_id]["timestamp"] < stamp
-                way.refusing = False
+                proxy.up()
                 for each in (own, late, other):
                     await each.sees("w", {one.vendor_id: NEAR, two.vendor_id: HERE})
                 await asyncio.sleep(0)

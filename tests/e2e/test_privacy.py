@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
@@ -18,17 +15,6 @@ from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventuall
 LAT, LONG = 52.2297, 21.0122
 HERE = circle(LAT, LONG, 1000)
 SHOWN = (LAT, LONG)
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 2)
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 def bearer(vendor: SeededVendor) -> dict[str, str]:
@@ -54,7 +40,7 @@ async def sees_nothing(session: aiohttp.ClientSession, running: Running, vendor:
 async def test_a_vendor_hides_itself(serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession) -> None:
     """One that closes with `hidden` leaves every map of every process at once, stays off it through pings, reconnects
     and restarts, and is back when it opens; its pings are stored all the time."""
-    (vendor, _), near, far = vendors, await serve(), await serve()
+    (vendor, *_), near, far = vendors, await serve(), await serve()
     async with CustomerApp(near.url) as one, CustomerApp(far.url) as two:
         async with VendorApp(near.url, vendor.clerk_id) as app:
             await app.ping(LAT, LONG)
@@ -92,7 +78,7 @@ async def test_closed_vendors_can_be_left_out(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
     """With STREAMER_SHOW_CLOSED=no a truck that drives home is on no map."""
-    (vendor, _), running = vendors, await serve(show_closed="no")
+    (vendor, *_), running = vendors, await serve(show_closed="no")
     async with CustomerApp(running.url) as customer, VendorApp(running.url, vendor.clerk_id) as app:
         await customer.watch("w", HERE)
         await app.ping(LAT, LONG)
@@ -110,7 +96,7 @@ async def test_offline_vendors_can_be_left_out(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
     """With STREAMER_SHOW_OFFLINE=no a vendor leaves when it is offline, and comes back with its socket."""
-    (vendor, _), running = vendors, await serve(show_offline="no", offline_after=0.5)
+    (vendor, *_), running = vendors, await serve(show_offline="no", offline_after=0.5)
     async with CustomerApp(running.url) as customer:
         await customer.watch("w", HERE)
         async with VendorApp(running.url, vendor.clerk_id) as app:
@@ -124,7 +110,7 @@ async def test_offline_vendors_can_be_left_out(
 
 async def test_by_default_closed_and_offline_vendors_are_shown(serve: Serve, vendors: list[SeededVendor]) -> None:
     """The contract: `open` and `online` are false on the card, and the vendor stays."""
-    (vendor, _), running = vendors, await serve(offline_after=0.5)
+    (vendor, *_), running = vendors, await serve(offline_after=0.5)
     async with CustomerApp(running.url) as customer:
 
         def card() -> dict[str, Any]:
@@ -144,7 +130,7 @@ async def test_one_vendor_needs_what_an_area_needs(
 ) -> None:
     """Whoever may not watch an area learns nothing by a vendor's id either: on no endpoint, and without a hint whether
     the vendor exists."""
-    (vendor, other), running = vendors, await serve(watch_auth="required")
+    (vendor, other, *_), running = vendors, await serve(watch_auth="required")
     area = f"lat={LAT}&long={LONG}&radius=1000"
     async with VendorApp(running.url, vendor.clerk_id) as app:
         await app.ping(LAT, LONG)
@@ -166,7 +152,7 @@ async def test_one_vendor_needs_what_an_area_needs(
 
 async def test_history_is_the_owners(serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession) -> None:
     """Where a vendor was, it alone can read; another vendor or a customer cannot, unless the operator says so."""
-    (vendor, other), running = vendors, await serve()
+    (vendor, other, *_), running = vendors, await serve()
     path = f"/v1/vendors/{vendor.vendor_id}/locations"
     assert (await asked(session, running.url + path, bearer(vendor)))[0] == 200
     assert (await asked(session, running.url + path, bearer(other)))[0] == 403
@@ -179,7 +165,7 @@ async def test_a_card_has_nothing_of_the_owner(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
     """Customers get the card's fields: no user, phone, e-mail or accuracy."""
-    (vendor, _), running = vendors, await serve()
+    (vendor, *_), running = vendors, await serve()
     async with VendorApp(running.url, vendor.clerk_id) as app:
         await app.ping(LAT, LONG, accuracy=3)
         await app.acked(1)

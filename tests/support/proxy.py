@@ -1,100 +1,132 @@
-"""A way to Redis that can be cut, stalled or made slow."""
+"""A TCP proxy that a test may cut, close, freeze, slow down or lead elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
+from typing import Self
 from urllib.parse import urlsplit, urlunsplit
+
+CHUNK = 16 << 10
+SMALL_CHUNK = 1 << 10
 
 
 class Proxy:
-    """Passes bytes to and fro. `lag`: each piece waits up to so many seconds, by chance, in its order."""
+    """Forwards TCP connections to the server at `url`; its own `url` differs in host and port only.
+
+    It listens all the time, also while it is down, so that no other process takes its port.
+    """
 
     def __init__(self, url: str, *, lag: float = 0.0, seed: int = 0) -> None:
-        self.lag = lag
-        self.refusing = False
-        self.connections = 0
         self._parts = urlsplit(url)
         self._random = random.Random(seed)
+        self._lag = lag
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._flows = asyncio.Event()
-        self._flows.set()
         self._stranded: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._down = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.url = url
+        self.rate: float | None = None
+        """Bytes per second towards the client; None: unlimited."""
+        self.cut_request: bytes | None = None
+        """Cut the connection once, in place of forwarding data from the client that contains this."""
+        self.cut_answer: bytes | None = None
+        """Likewise for data from the server."""
 
-    async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        credentials, at, _ = self._parts.netloc.rpartition("@")
         port = self._server.sockets[0].getsockname()[1]
-        self.url = urlunsplit(self._parts._replace(netloc=f"127.0.0.1:{port}"))
+        self.url = urlunsplit(self._parts._replace(netloc=f"{credentials}{at}127.0.0.1:{port}"))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._flows.set()
         self._server.close()
         self.cut()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=10)
-        await self._server.wait_closed()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def lead_to(self, url: str) -> None:
-        """New connections go there; those of now stay where they are."""
-        self._parts = urlsplit(url)
+    def down(self) -> None:
+        """Resets all connections, and new ones as soon as they are made."""
+        self._down = True
+        self.cut()
+
+    def up(self) -> None:
+        """Takes connections again."""
+        self._down = False
 
     def cut(self) -> None:
-        """End all connections."""
+        """Resets all connections; new ones are taken."""
         for writer in tuple(self._writers):
             writer.transport.abort()
 
-    def stall(self) -> None:
-        """Pass nothing on, without a word, until `resume`."""
-        self._flows.clear()
+    def freeze(self) -> None:
+        """Forwards nothing and closes nothing, as a dead link does, until `thaw`."""
+        self._flowing.clear()
 
-    def resume(self) -> None:
-        """Pass on again, also what was held."""
-        self._flows.set()
+    def thaw(self) -> None:
+        """Forwards again, also what was held."""
+        self._flowing.set()
 
     def strand(self) -> None:
-        """Pass nothing on in the connections of now, without a word and for ever; new ones work."""
+        """Drops all data of the present connections, without closing them; new connections work."""
         self._stranded |= self._writers
 
+    def lead_to(self, url: str) -> None:
+        """Forwards new connections to another server; present ones stay."""
+        self._parts = urlsplit(url)
+
+    async def reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connects to the server."""
+        return await asyncio.open_connection(self._parts.hostname, self._parts.port)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        own = asyncio.current_task()
-        assert own is not None
-        self._tasks.add(own)
-        own.add_done_callback(self._tasks.discard)
         ends = {writer}
-        self._writers |= ends
+        self._writers.add(writer)
         try:
-            if self.refusing:
+            if self._down:
                 return
-            try:
-                there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
-            except OSError:
-                return
-            ends.add(back)
-            self._writers.add(back)
-            await asyncio.gather(self._pump(reader, back, ends), self._pump(there, writer, ends))
+            answers, server = await self.reach()
+            ends.add(server)
+            self._writers.add(server)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._forward(reader, server, "cut_request"))
+                both.create_task(self._forward(answers, writer, "cut_answer"))
+        except (OSError, ExceptionGroup):
+            pass  # one side has reset the connection: so does the other
         finally:
             self._writers -= ends
             self._stranded -= ends
             for end in ends:
                 end.transport.abort()
 
-    async def _pump(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, ends: set[asyncio.StreamWriter]
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(1 << 16):
-                if self.lag:
-                    await asyncio.sleep(self._random.uniform(0, self.lag))
-                await self._flows.wait()
-                if target in self._stranded:
-                    continue
-                if source.exception() is not None:
-                    break  # reset while this was held: a network would have lost it
-                target.write(data)
-                await target.drain()
-        for end in ends:
-            end.transport.abort()
+    async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, cut: str) -> None:
+        def rate() -> float | None:
+            return self.rate if cut == "cut_answer" else None
+
+        while data := await source.read(SMALL_CHUNK if rate() else CHUNK):
+            if self._lag:
+                await asyncio.sleep(self._random.uniform(0, self._lag))
+            await self._flowing.wait()
+            if target in self._stranded:
+                continue
+            if (error := source.exception()) is not None:
+                raise error  # reset while this was held: a network would have lost it
+            piece = getattr(self, cut)
+            if piece is not None and piece in data:
+                setattr(self, cut, None)
+                raise ConnectionResetError
+            target.write(data)
+            await target.drain()
+            if slow := rate():
+                await asyncio.sleep(len(data) / slow)
+        if target.can_write_eof():
+            target.write_eof()

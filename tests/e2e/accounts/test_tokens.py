@@ -13,18 +13,12 @@ import aiohttp
 import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET
 from tests.support.issuer import EC, RSA, Issuer, public, signed
 
 NEARBY = "/v1/vendors/nearby?lat=52.2297&long=21.0122&radius=1000"
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 1)
 
 
 async def asked(url: str, token: str) -> tuple[int, str]:

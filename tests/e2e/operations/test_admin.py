@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import aiohttp
 import pytest
 import structlog
@@ -14,12 +12,6 @@ from tests.support.apps import eventually
 
 ELSEWHERE = {"X-Forwarded-For": "203.0.113.9"}
 TOKEN = "an operator's own token"
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def status(session: aiohttp.ClientSession, url: str, headers: dict[str, str] | None = None) -> int:

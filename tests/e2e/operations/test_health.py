@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,12 +21,6 @@ from streamer.storage.models import Base
 from streamer.storage.revisions import Condition
 from tests.conftest import Collected, Running, Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def ask(session: aiohttp.ClientSession, running: Running, path: str) -> tuple[int, dict[str, Any]]:

@@ -59,11 +59,6 @@ class Scraper:
 
 
 @pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 2)
-
-
-@pytest.fixture
 async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
     return await serve()
 

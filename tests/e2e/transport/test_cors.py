@@ -10,7 +10,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET, VendorApp
@@ -23,63 +22,51 @@ NEARBY = f"/v1/vendors/nearby?{AROUND}"
 ALLOW, EXPOSE, VARY = "Access-Control-Allow-Origin", "Access-Control-Expose-Headers", "Vary"
 
 
-@pytest.fixture
-async def vendor(database_url: str) -> SeededVendor:
-    (vendor,) = await seed.seed(database_url, 1)
-    return vendor
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
-
-
-async def answered(http: aiohttp.ClientSession, url: str, origin: str | None = APP) -> tuple[int, str | None]:
+async def answered(session: aiohttp.ClientSession, url: str, origin: str | None = APP) -> tuple[int, str | None]:
     """The status of an answer, and whose pages may read it."""
-    async with http.get(url, headers={"Origin": origin} if origin else {}) as response:
+    async with session.get(url, headers={"Origin": origin} if origin else {}) as response:
         return response.status, response.headers.get(ALLOW)
 
 
-async def test_everyones_pages(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_everyones_pages(serve: Serve, session: aiohttp.ClientSession) -> None:
     """A web app on a host of its own reads answers, refusals and streams alike, as long as nothing else is set."""
     url = (await serve()).url
-    assert await answered(http, url + NEARBY) == (200, "*")
-    assert await answered(http, url + "/v1/vendors/nobody") == (404, "*")
-    assert await answered(http, url + "/v1/nothing") == (404, "*")
-    assert await answered(http, url + NEARBY + "&token=nonsense") == (401, "*")
-    assert await answered(http, f"{url}/v1/watch/events?{AROUND}") == (200, "*")
-    async with http.get(url + NEARBY, headers={"Origin": APP}) as response:
+    assert await answered(session, url + NEARBY) == (200, "*")
+    assert await answered(session, url + "/v1/vendors/nobody") == (404, "*")
+    assert await answered(session, url + "/v1/nothing") == (404, "*")
+    assert await answered(session, url + NEARBY + "&token=nonsense") == (401, "*")
+    assert await answered(session, f"{url}/v1/watch/events?{AROUND}") == (200, "*")
+    async with session.get(url + NEARBY, headers={"Origin": APP}) as response:
         assert "Retry-After" in response.headers[EXPOSE]
         assert VARY not in response.headers
 
 
-async def test_some_pages(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_some_pages(serve: Serve, session: aiohttp.ClientSession) -> None:
     """Where origins are named, the pages of others read nothing, and get no stream; a cache keeps the answers apart."""
     url = (await serve(origins=APP)).url
-    assert await answered(http, url + NEARBY) == (200, APP)
-    assert await answered(http, url + NEARBY, url) == (200, url)
-    assert await answered(http, url + NEARBY, EVIL) == (200, None)
-    assert await answered(http, f"{url}/v1/watch/events?{AROUND}", EVIL) == (403, None)
-    async with http.get(url + NEARBY, headers={"Origin": EVIL}) as response:
+    assert await answered(session, url + NEARBY) == (200, APP)
+    assert await answered(session, url + NEARBY, url) == (200, url)
+    assert await answered(session, url + NEARBY, EVIL) == (200, None)
+    assert await answered(session, f"{url}/v1/watch/events?{AROUND}", EVIL) == (403, None)
+    async with session.get(url + NEARBY, headers={"Origin": EVIL}) as response:
         assert response.headers[VARY] == "Origin"
 
 
-async def test_history_varies_by_both(serve: Serve, http: aiohttp.ClientSession, vendor: SeededVendor) -> None:
+async def test_history_varies_by_both(serve: Serve, session: aiohttp.ClientSession, vendor: SeededVendor) -> None:
     """What depends on Accept still says so."""
     url = (await serve(origins=APP)).url
     headers = {"Origin": APP, "Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 600)}"}
-    async with http.get(f"{url}/v1/vendors/{vendor.vendor_id}/locations", headers=headers) as response:
+    async with session.get(f"{url}/v1/vendors/{vendor.vendor_id}/locations", headers=headers) as response:
         assert (response.status, response.headers.getall(VARY)) == (200, ["Accept", "Origin"])
 
 
-async def test_what_is_not_the_api(serve: Serve, http: aiohttp.ClientSession) -> None:
+async def test_what_is_not_the_api(serve: Serve, session: aiohttp.ClientSession) -> None:
     """An operator's figures are nothing for web pages; what is no browser is told nothing about any of this."""
     url = (await serve()).url
     for path in ("/health", "/metrics", "/"):
-        assert (await answered(http, url + path))[1] is None, path
-    assert await answered(http, url + NEARBY, None) == (200, None)
-    async with http.options(url + NEARBY) as response:
+        assert (await answered(session, url + path))[1] is None, path
+    assert await answered(session, url + NEARBY, None) == (200, None)
+    async with session.options(url + NEARBY) as response:
         assert (response.status, response.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
         assert "Access-Control-Allow-Methods" not in response.headers
 
@@ -92,15 +79,15 @@ async def test_what_is_not_the_api(serve: Serve, http: aiohttp.ClientSession) ->
         ("/v1/watch/events", "GET, OPTIONS"),
     ],
 )
-async def test_asking_beforehand(serve: Serve, http: aiohttp.ClientSession, path: str, methods: str) -> None:
+async def test_asking_beforehand(serve: Serve, session: aiohttp.ClientSession, path: str, methods: str) -> None:
     """A browser asks before it sends a token or JSON, without either; it must not be turned away for that."""
     url = (await serve(watch_auth="required")).url
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
-    async with http.options(url + path, headers={"Origin": APP, **asks}) as response:
+    async with session.options(url + path, headers={"Origin": APP, **asks}) as response:
         assert (response.status, response.headers[ALLOW]) == (204, "*")
         assert response.headers["Access-Control-Allow-Methods"] == methods
         assert response.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type, Idempotency-Key"
-    async with http.options(f"{url}/v1/nothing", headers={"Origin": APP, **asks}) as response:
+    async with session.options(f"{url}/v1/nothing", headers={"Origin": APP, **asks}) as response:
         assert response.status == 404
 
 

@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import aiohttp
-import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 
 LAT, LONG = 52.2297, 21.0122
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 3)
 
 
 def zigzag(move: int) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from yarl import URL
 
 from streamer.accounts.tokens import make_token
 from streamer.errors import ErrorCode
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
@@ -26,11 +25,6 @@ from tests.support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 LAT, LONG = 52.2297, 21.0122
 CODES = frozenset(code.value for code in ErrorCode)
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 2)
 
 
 @pytest.fixture

@@ -13,14 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
-import asyncpg
 import orjson
 import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.errors import Unavailable
 from streamer.ingest.copy_rows import id_floor
-from streamer.storage import seed
 from streamer.storage.queries import LOCATIONS
 from streamer.storage.seed import SeededVendor
 from streamer.storage.store import ID_SLACK_MS
@@ -91,11 +89,6 @@ async def client_of(running: Running, vendor: SeededVendor) -> AsyncIterator[Cli
 
 
 @pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 2)
-
-
-@pytest.fixture
 async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
     return await serve(max_age=1e5)  # the payloads of the apps' documentation are years old
 
@@ -104,14 +97,6 @@ async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
 async def client(running: Running, vendors: list[SeededVendor]) -> AsyncIterator[Client]:
     async with client_of(running, vendors[0]) as client:
         yield client
-
-
-@pytest.fixture
-async def direct(database_url: str) -> AsyncIterator[Any]:
-    """A connection beside the server's."""
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def stored(direct: Any, vendor: SeededVendor) -> list[tuple[int, float, float]]:

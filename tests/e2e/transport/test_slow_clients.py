@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import time
 import zlib
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,9 +16,7 @@ import psutil
 import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
-from streamer.transport import slow_clients
 from tests.conftest import Serve
 from tests.support.apps import SECRET, App, CustomerApp, VendorApp, circle, eventually, now_ms
 
@@ -31,16 +28,6 @@ HANDSHAKE = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
 """Of a WebSocket, so that its refusal can be read: aiohttp's own client keeps the body to itself."""
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 3)
-
-
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow_clients, "CHECK_EVERY", 0.05)
 
 
 class Raw:
@@ -171,7 +158,7 @@ async def turned_away(app: App) -> str:
 async def test_the_most_connections_of_a_user(serve: Serve, vendors: list[SeededVendor]) -> None:
     """An app that opens sockets in a loop, or a token that was passed around, keeps nobody else out."""
     server = await serve(user_connections=2)
-    one, other, _ = vendors
+    one, other, *_ = vendors
     async with VendorApp(server.url, one.clerk_id) as vendor, CustomerApp(server.url, one.clerk_id) as customer:
         await vendor.expect("hello")
         await customer.watch("w", circle(LAT, LONG, 1000))
@@ -263,12 +250,6 @@ async def test_the_bounds_of_a_watch(serve: Serve) -> None:
 
 
 # bombs
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def test_a_message_that_inflates_to_much(serve: Serve, session: aiohttp.ClientSession) -> None:

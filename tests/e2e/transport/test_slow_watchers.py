@@ -9,19 +9,13 @@ import pytest
 
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card
-from streamer.transport import connection, websocket
+from streamer.transport import websocket
 from tests.conftest import Running, Serve
 from tests.support.apps import CustomerApp, circle, eventually, now_ms
 
 LAT, LONG = 52.23, 21.01
 VENDORS = [f"vendor-{number:03}" for number in range(300)]
 AROUND = circle(LAT, LONG, 5_000)
-
-
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The heartbeat looks often, so that no test waits for seconds."""
-    monkeypatch.setattr(connection, "CHECK_EVERY", 0.05)
 
 
 class Town:

@@ -14,7 +14,6 @@ import orjson
 import pytest
 
 from streamer.accounts.tokens import make_token
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from streamer.transport.connection import Connection
 from tests.conftest import Running, Serve
@@ -83,11 +82,6 @@ class EventSource(CustomerApp):
                 data.append(value)
             elif field == b"retry":
                 self.retry = int(value)
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 2)
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from streamer.accounts.tokens import make_token
 from streamer.ingest import rate_limit
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
-from streamer.transport import connection, websocket
+from streamer.transport import websocket
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, App, circle, now_ms
 from tests.support.issuer import EC, Issuer, signed
@@ -25,17 +24,6 @@ LAT, LONG = 52.2297, 21.0122
 WATCH = {"type": "watch", "id": "w", "area": circle(LAT, LONG, 1000)}
 WAYS = ("header", "query", "subprotocol", "message")
 PATHS = ("/v1/vendor", "/v1/watch")
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 2)
-
-
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The heartbeat looks often, so that no test waits for seconds."""
-    monkeypatch.setattr(connection, "CHECK_EVERY", 0.05)
 
 
 def app(url: str, path: str, token: str | None = None, way: str = "header", **params: str) -> App:
@@ -155,7 +143,7 @@ async def test_watching_without_a_token(serve: Serve, vendors: list[SeededVendor
 
 async def test_the_owner_only(serve: Serve, vendors: list[SeededVendor]) -> None:
     """Nobody reports, opens or closes for another: the code tells the app not to come back like that."""
-    one, other = vendors
+    one, other, *_ = vendors
     server = await serve()
     async with app(server.url, "/v1/vendor", token_of(one), vendorId=other.vendor_id) as phone:
         assert repr(other.vendor_id) in await turned_away(phone, 4403, "ERR_FORBIDDEN")

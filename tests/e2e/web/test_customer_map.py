@@ -16,7 +16,7 @@ from tests.conftest import Serve
 from tests.e2e.web.test_live_map import LAT, LONG, as_sent, opened, shows, world_of
 from tests.support.apps import SECRET, eventually, now_ms
 from tests.support.browser import EXECUTABLE, PHONE, SKIP, Chromium, Tab, browsing
-from tests.support.network import Proxy
+from tests.support.proxy import Proxy
 
 pytestmark = [pytest.mark.skipif(EXECUTABLE is None, reason=SKIP), pytest.mark.timeout(300)]
 
@@ -228,11 +228,11 @@ async def test_a_vendor_signs_in_by_a_link(endpoint: Chromium, serve: Serve, dat
     async with Proxy(server.url) as proxy, browsing(endpoint, viewport=PHONE) as context:
         tab = Tab(await context.new_page())
         await tab.page.goto(proxy.url + "/vendor")
-        await proxy.down()
+        proxy.down()
         again = make_link(SECRET, vendor.vendor_id, proxy.url, now_ms() / 1000).url
         await tab.run("(hash) => { location.hash = hash; }", again.partition("#")[2])
         await tab.until("document.getElementById('sign-in-problem').textContent.includes('cannot be reached')", "why")
-        await proxy.up()
+        proxy.up()
         await tab.until("document.getElementById('status').dataset.state === 'open'", "the link stayed valid")
 
 

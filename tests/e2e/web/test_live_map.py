@@ -31,7 +31,7 @@ from streamer.web import basemap
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, circle, eventually, now_ms
 from tests.support.browser import EXECUTABLE, PHONE, SKIP, Chromium, Tab, browsing
-from tests.support.network import Proxy
+from tests.support.proxy import Proxy
 from tests.support.running import running, settled
 from tests.support.world import WARSAW, World
 
@@ -222,7 +222,7 @@ async def test_a_cut_network_is_said_and_mended(endpoint: Chromium, serve: Serve
             await tab.live()
             await shows(tab, as_sent(world))
             before = as_sent(world)
-            await proxy.down()
+            proxy.down()
             await tab.until("document.getElementById('status').dataset.state === 'stale'", "stale")
             assert "Offline" in await tab.text("status-text")
             assert "last known positions" in await tab.text("offline")
@@ -231,7 +231,7 @@ async def test_a_cut_network_is_said_and_mended(endpoint: Chromium, serve: Serve
                 await world.move(vendor, world.near(WARSAW, 0.012))
             await asyncio.sleep(0.3)
             await shows(tab, before)  # what was last known stays
-            await proxy.up()
+            proxy.up()
             await tab.live(within=30)
             await shows(tab, as_sent(world))
             assert not await tab.run("document.body.classList.contains('stale-map')")
@@ -723,7 +723,7 @@ async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_
         before = await tab.run("document.getElementById('open').checked")
         await eventually(lambda: _is(is_open, before), "open or closed, as the switch says")
 
-        await proxy.down()
+        proxy.down()
         await tab.until("document.getElementById('status').dataset.state === 'stale'", "offline")
         await drive(6)
         await tab.until("document.getElementById('waiting').textContent === '6'", "six wait, and it is shown")
@@ -733,7 +733,7 @@ async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_
         )
         assert "6 positions kept on this device" in await tab.text("queue-text")
         await tab.page.close()  # the phone is switched off; the queue is not
-        await proxy.up()
+        proxy.up()
         tab = Tab(await context.new_page())
         await tab.page.goto(proxy.url + "/vendor")
         await eventually(all_stored, "what was kept over the end of the page")
@@ -834,7 +834,7 @@ async def test_the_pictures(endpoint: Chromium, serve: Serve, database_url: str,
             for step in range(9):
                 if step == 4:
                     await tab.until("document.getElementById('waiting').textContent === '0'", "all stored")
-                    await proxy.down()
+                    proxy.down()
                     await tab.until("document.getElementById('status').dataset.state === 'stale'", "offline")
                 await context.set_geolocation({"latitude": LAT + step / 2000, "longitude": LONG, "accuracy": 9})
                 await tab.until(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -21,19 +20,6 @@ from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventuall
 LAT, LONG = 52.2297, 21.0122
 HERE = circle(LAT, LONG, 1000)
 SOFT = """UPDATE "{}" SET "deletedAt" = now() WHERE "{}" = $1"""
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 3)
-
-
-@pytest.fixture
-async def direct(database_url: str) -> AsyncIterator[Any]:
-    """A connection as another service has one."""
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture
@@ -150,7 +136,7 @@ async def test_who_is_restored_is_back(servers: list[Running], vendors: list[See
 
 async def test_a_process_knows_from_its_start(serve: Serve, vendors: list[SeededVendor], direct: Any) -> None:
     """Who was deleted while no process ran is out all the same."""
-    marked, deleted, stays = vendors
+    marked, deleted, stays, *_ = vendors
     await direct.execute(SOFT.format("users", "clerkId"), marked.clerk_id)
     await direct.execute('DELETE FROM "users" WHERE "clerkId" = $1', deleted.clerk_id)
     server = await serve(watch_auth="required", change_poll_interval=0.05)
@@ -194,7 +180,7 @@ async def test_a_changed_card_is_seen(servers: list[Running], vendors: list[Seed
 
 async def test_a_vendor_that_changes_hands(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
     """Who sold the truck must not drive it on the map any more."""
-    one, other, _ = vendors
+    one, other, *_ = vendors
     async with VendorApp(servers[0].url, one.clerk_id) as before:
         await on_the_map(before)
         await direct.execute(
@@ -211,7 +197,7 @@ async def test_transactions_that_commit_out_of_order(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, database_url: str
 ) -> None:
     """A deletion in a long transaction counts when it is committed, though later changes were seen before it."""
-    slow, quick, watching = vendors
+    slow, quick, watching, *_ = vendors
     long_lasting = await asyncpg.connect(database_url)
     async with (
         VendorApp(servers[0].url, slow.clerk_id) as first,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import asyncpg
 import pytest
 
 from streamer.accounts import entitlements
 from streamer.accounts.tokens import make_token
 from streamer.errors import Unavailable
-from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from streamer.storage.store import Store
 from tests.conftest import Running, Serve
@@ -21,13 +18,6 @@ from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, now_ms
 
 LAT, LONG = 52.2297, 21.0122
 HERE = circle(LAT, LONG, 5000)
-
-
-@pytest.fixture
-async def direct(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def subscribe(
@@ -47,11 +37,6 @@ async def subscribe(
         start,
         end,
     )
-
-
-@pytest.fixture
-async def vendors(database_url: str) -> list[SeededVendor]:
-    return await seed.seed(database_url, 5)
 
 
 @pytest.fixture

@@ -27,22 +27,22 @@ AFAR = (53.4300, 14.5500)
 
 
 @pytest.fixture
-async def way(redis_url: str) -> AsyncIterator[Proxy]:
-    """The first process's way to Redis."""
+async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
+    """The proxy between the first process and Redis."""
     async with Proxy(redis_url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def one(way: Proxy) -> AsyncIterator[Peer]:
-    """A process on the way that can be cut."""
-    async with Peer(way.url, "one") as peer:
+async def one(proxy: Proxy) -> AsyncIterator[Peer]:
+    """A process whose connection to Redis can be cut."""
+    async with Peer(proxy.url, "one") as peer:
         yield peer
 
 
 @pytest.fixture
 async def other(redis_url: str) -> AsyncIterator[Peer]:
-    """Another process, on a way of its own that stays."""
+    """Another process, connected to Redis directly."""
     async with Peer(redis_url, "other") as peer:
         yield peer
 
@@ -65,14 +65,13 @@ async def test_the_only_process_says_little_until_another_one_comes(redis_url: s
 
 
 @pytest.mark.timeout(30)
-async def test_crossing_cells_while_redis_is_away(way: Proxy, one: Peer, other: Peer) -> None:
+async def test_crossing_cells_while_redis_is_away(proxy: Proxy, one: Peer, other: Peer) -> None:
     """What can't be written is tried again, but not at once and for ever: the process must go on serving."""
     one.serve("truck", HERE)
     there = await other.watch(area=circle(*AFAR, 5_000))
     await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
     own = await one.watch(area=circle(*AFAR, 5_000))
-    way.refusing = True
-    way.cut()
+    proxy.down()
     await eventually(lambda: not one.broker.up, "Redis found away")
     flushes = 0
     flush = one.broker.publisher.flush
@@ -89,7 +88,7 @@ async def test_crossing_cells_while_redis_is_away(way: Proxy, one: Peer, other: 
     await own.sees({"truck": AFAR})
     await asyncio.sleep(0.5)
     assert flushes < 20
-    way.refusing = False
+    proxy.up()
     await there.sees({"truck": AFAR})
 
 
@@ -168,24 +167,23 @@ async def test_redis_emptied_right_after_writing(redis_url: str, one: Peer, othe
         await (await other.watch(vendors=["truck"])).sees({"truck": HERE})
 
 
-async def left_unsaid(way: Proxy, one: Peer, other: Peer) -> Look:
+async def left_unsaid(proxy: Proxy, one: Peer, other: Peer) -> Look:
     """A truck's last fix came to one process while it had no Redis, and its socket ended; the map of the other."""
     one.serve("truck", HERE)
     look = await other.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})
-    way.refusing = True
-    way.cut()
+    proxy.down()
     await eventually(lambda: not one.broker.up, "Redis found away")
     one.ping("truck", NEAR)
     one.part("truck")
     return look
 
 
-async def test_the_last_fix_on_a_process_that_lost_redis(way: Proxy, one: Peer, other: Peer) -> None:
+async def test_the_last_fix_on_a_process_that_lost_redis(proxy: Proxy, one: Peer, other: Peer) -> None:
     """A truck reports on a process that lost Redis, comes back on another and parks: its last place is not lost."""
-    look = await left_unsaid(way, one, other)
+    look = await left_unsaid(proxy, one, other)
     other.serve("truck")
-    way.refusing = False
+    proxy.up()
     await look.sees({"truck": NEAR})
     assert look.view["truck"]["online"]
     await written(other, "truck")
@@ -193,10 +191,10 @@ async def test_the_last_fix_on_a_process_that_lost_redis(way: Proxy, one: Peer, 
 
 
 async def test_the_last_fix_for_a_process_that_hears_nothing_yet(
-    redis_url: str, way: Proxy, one: Peer, other: Peer
+    redis_url: str, proxy: Proxy, one: Peer, other: Peer
 ) -> None:
     """As above, when the other process does not hear at the very moment the truck is left to it."""
-    look = await left_unsaid(way, one, other)
+    look = await left_unsaid(proxy, one, other)
     deaf = False
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         ears = [known["id"] for known in await client.client_list("pubsub")]
@@ -214,7 +212,7 @@ async def test_the_last_fix_for_a_process_that_hears_nothing_yet(
 
         once(one, leaves, before=deafen)
         other.serve("truck")
-        way.refusing = False
+        proxy.up()
         await look.sees({"truck": NEAR})
         assert deaf
 
@@ -238,15 +236,15 @@ async def test_taken_over_while_another_process_writes(one: Peer, other: Peer) -
     await (await other.watch(area=circle(*HERE, 5_000))).sees({})
 
 
-async def test_a_list_watched_while_redis_stalls(way: Proxy, one: Peer, other: Peer) -> None:
+async def test_a_list_watched_while_redis_stalls(proxy: Proxy, one: Peer, other: Peer) -> None:
     """Who asks for a vendor in a bad moment sees it as soon as the moment is over."""
     other.serve("truck", HERE)
     await written(other, "truck")
     gaps = one.broker.gaps
-    way.stall()
+    proxy.freeze()
     watching = asyncio.create_task(one.watch(vendors=["truck"]))
     await eventually(watching.done, "an answer without Redis")
-    way.resume()
+    proxy.thaw()
     await watching.result().sees({"truck": HERE})
     assert one.broker.gaps - gaps <= 1
 
@@ -313,7 +311,7 @@ async def test_a_watch_moved_while_its_snapshot_is_read(redis_url: str, other: P
     other.serve("afar", AFAR)
     await written(other, "here")
     await written(other, "afar")
-    async with Proxy(redis_url, lag=0.2, seed=1) as way, Peer(way.url, "slow") as slow:
+    async with Proxy(redis_url, lag=0.2, seed=1) as proxy, Peer(proxy.url, "slow") as slow:
         look = slow.looks()
         for number in range(6):
             panning = asyncio.create_task(look.watch(area=circle(*(AFAR, HERE)[number % 2], 5_000)))
@@ -396,7 +394,7 @@ async def test_no_flicker_on_reconnect(one: Peer, other: Peer) -> None:
 # when something fails
 
 
-async def test_a_connection_cut(way: Proxy, one: Peer, other: Peer) -> None:
+async def test_a_connection_cut(proxy: Proxy, one: Peer, other: Peer) -> None:
     """What happened meanwhile is made good by a snapshot: a truck that moved, one that came, one that left."""
     for name in ("moves", "leaves", "stays"):
         other.serve(name, HERE)
@@ -405,27 +403,26 @@ async def test_a_connection_cut(way: Proxy, one: Peer, other: Peer) -> None:
     await look.sees(dict.fromkeys(("moves", "leaves", "stays"), HERE))
     await elsewhere.sees({"moves": HERE})
     look.client.kinds.clear()
-    way.refusing = True
-    way.cut()
+    proxy.down()
     await eventually(lambda: not one.broker.up, "the cut noticed")
     other.ping("moves", NEAR)
     other.ping("leaves", AFAR)
     other.serve("comes", HERE)
     await written(other, "comes")
-    way.refusing = False
+    proxy.up()
     await look.sees({"moves": NEAR, "stays": HERE, "comes": HERE})
     await elsewhere.sees({"moves": NEAR})
     assert look.snapshots >= 1
     assert one.broker.gaps == 1
 
 
-async def test_a_silent_stall(way: Proxy, one: Peer, other: Peer) -> None:
+async def test_a_silent_stall(proxy: Proxy, one: Peer, other: Peer) -> None:
     """A connection over which nothing comes any more, without a word, is found out within 3 s and replaced."""
     other.serve("truck", HERE)
     look = await one.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})
     gaps, began = one.broker.gaps, time.monotonic()
-    way.strand()
+    proxy.strand()
     other.ping("truck", NEAR)
     await eventually(lambda: one.broker.gaps > gaps, "the stall noticed")
     noticed = time.monotonic() - began
@@ -447,9 +444,9 @@ async def test_the_process_itself_stood_still(one: Peer, other: Peer) -> None:
 
 async def test_without_redis(redis_url: str) -> None:
     """From the start or from now on: trucks and customers of one process see each other, and all is made good."""
-    async with Proxy(redis_url) as way:
-        way.refusing = True
-        lonely = Peer(way.url, "lonely")
+    async with Proxy(redis_url) as proxy:
+        proxy.down()
+        lonely = Peer(proxy.url, "lonely")
         await lonely.start(wait=False)
         try:
             lonely.serve("truck", HERE)
@@ -462,7 +459,7 @@ async def test_without_redis(redis_url: str) -> None:
                 far = await other.watch(area=circle(*HERE, 5_000))
                 other.serve("bus", HERE)
                 await far.sees({"bus": HERE})
-                way.refusing = False
+                proxy.up()
                 await lonely.joined()
                 for each in (look, far):
                     await each.sees({"truck": NEAR, "bus": HERE})

@@ -43,11 +43,11 @@ class Chaos:
         """One more process."""
         self.started += 1
         name = f"p{self.started}"
-        way = await self.stack.enter_async_context(
+        proxy = await self.stack.enter_async_context(
             Proxy(self.url, lag=self.random.choice((0, 0.01)), seed=self.started)
         )
-        peer = Peer(way.url, name, grace=1.0, linger=0.5)
-        self.peers[name] = (peer, way)
+        peer = Peer(proxy.url, name, grace=1.0, linger=0.5)
+        self.peers[name] = (peer, proxy)
         await peer.start()
         return name
 
@@ -117,9 +117,9 @@ class Chaos:
 
     async def rest(self) -> None:
         """All is mended: wait until all is true."""
-        for _, way in self.peers.values():
-            way.refusing = False
-            way.resume()
+        for _, proxy in self.peers.values():
+            proxy.up()
+            proxy.thaw()
         for peer, _ in self.peers.values():
             await peer.joined()
         async with redis.asyncio.Redis.from_url(self.url) as client:
@@ -146,18 +146,17 @@ class Chaos:
         """Something fails."""
         chance = self.random
         name = chance.choice(list(self.peers))
-        way = self.peers[name][1]
+        proxy = self.peers[name][1]
         kind = chance.choice(("cut", "refuse", "strand", "stall", "flush", "cut all"))
         self.log.append(f"{kind} {name}")
         if kind == "cut":
-            way.cut()
+            proxy.cut()
         elif kind == "refuse":
-            way.refusing = True
-            way.cut()
+            proxy.down()
         elif kind == "strand":
-            way.strand()
+            proxy.strand()
         elif kind == "stall":
-            way.stall()
+            proxy.freeze()
         elif kind == "flush":
             async with redis.asyncio.Redis.from_url(self.url) as client:
                 await client.flushall()

@@ -125,16 +125,15 @@ async def test_a_process_that_is_killed(redis_url: str) -> None:
 @pytest.mark.timeout(60)
 async def test_redis_away_and_emptied(redis_url: str) -> None:
     """Whatever happens to Redis: afterwards the bubbles add up again."""
-    async with Proxy(redis_url) as way, Peer(way.url, "one") as one, Peer(redis_url, "other") as other:
+    async with Proxy(redis_url) as proxy, Peer(proxy.url, "one") as one, Peer(redis_url, "other") as other:
         close(one, 2, HERE)
         close(other, 3, EAST)
         world = await look(one)
         await world.shows(5, 5, 5)
-        way.refusing = True
-        way.cut()
+        proxy.down()
         await eventually(lambda: not one.broker.up, "Redis found away")
         other.serve("new", AFAR)
-        way.refusing = False
+        proxy.up()
         await one.joined()
         await world.shows(6, 6, 6)
         async with redis.asyncio.Redis.from_url(redis_url) as client:

@@ -74,8 +74,8 @@ async def test_a_primary_demoted_with_its_sessions_kept(pair: tuple[ValkeyServer
     """A load balancer that keeps sessions leaves the server on a replica; nobody else cuts the connection."""
     old, new = pair
     async with AsyncExitStack() as stack:
-        ways = [await stack.enter_async_context(Proxy(old.url)) for _ in range(2)]
-        one, other = await stack.enter_async_context(two_processes(*(way.url for way in ways)))
+        proxies = [await stack.enter_async_context(Proxy(old.url)) for _ in range(2)]
+        one, other = await stack.enter_async_context(two_processes(*(proxy.url for proxy in proxies)))
         one.serve("truck", HERE)
         other.serve("cart", HERE)
         look = await other.watch(area=circle(*HERE, 5_000))
@@ -85,8 +85,8 @@ async def test_a_primary_demoted_with_its_sessions_kept(pair: tuple[ValkeyServer
         await eventually(lambda: not one.broker.up and not other.broker.up, "the refused writes noticed")
         assert "read only" in str(one.broker.cause)
         assert one.index.frozen, "others may be given up as silent"
-        for way in ways:
-            way.lead_to(new.url)
+        for proxy in proxies:
+            proxy.lead_to(new.url)
         await one.joined()
         await other.joined()
         one.ping("truck", NEAR)

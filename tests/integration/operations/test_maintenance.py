@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from streamer.errors import SettingsError, Unavailable
@@ -19,13 +17,6 @@ from streamer.storage import drift, models, partitions, seed
 from tests.support.commands import run
 
 TODAY = date(2031, 3, 31)
-
-
-@pytest.fixture
-async def direct(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,13 @@ from streamer.ingest.copy_rows import id_floor, location_id
 from streamer.storage import migrate, partitions, revisions, seed
 from streamer.storage.drift import drift
 from tests.conftest import connected
+from tests.integration.storage.conftest import DAY_MS, TODAY, days, partition_names, without_days
 from tests.support.paths import ROOT
-
-TODAY = date(2026, 11, 24)
-DAY_MS = 86_400_000
 
 
 @pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[Any]:
-    """A connection to a fresh database with one vendor and without any day's partition."""
-    async with connected(database_url) as opened:
-        for name in await partition_names(opened):
-            if name != "locations_default":
-                await opened.execute(f'DROP TABLE "{name}"')
-        await opened.execute(
-            """
-            INSERT INTO "users" ("id", "clerkId", "email", "updatedAt")
-            VALUES ('u1', 'clerk_1', '1@example.com', now());
-            INSERT INTO "vendors" ("id", "name", "userId", "updatedAt") VALUES ('v1', 'One', 'u1', now());
-            """
-        )
-        yield opened
-
-
-async def partition_names(connection: Any) -> list[str]:
-    rows = await connection.fetch(
-        "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'locations'::regclass "
-        "ORDER BY relname"
-    )
-    return [row[0] for row in rows]
-
-
-def days(first: int, last: int) -> list[str]:
-    return [f"locations_{TODAY + timedelta(days=n):%Y%m%d}" for n in range(first, last + 1)]
+async def connection(connection: Any) -> Any:
+    return await without_days(connection)
 
 
 async def add_ping(connection: Any, timestamp: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from math import inf, nan
 from typing import Any
@@ -126,20 +125,6 @@ OURS = (
     "relnamespace = 'public'::regnamespace AND NOT relispartition "
     "AND relname NOT LIKE 'alembic_version%' AND relname !~ 'streamer_(audit|alert)'"
 )
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[Any]:
-    """A connection to a fresh database with one user and one vendor."""
-    opened = await asyncpg.connect(database_url)
-    await opened.execute(
-        """
-        INSERT INTO "users" ("id", "clerkId", "email", "updatedAt") VALUES ('u1', 'clerk_1', '1@example.com', now());
-        INSERT INTO "vendors" ("id", "name", "userId", "updatedAt") VALUES ('v1', 'One', 'u1', now());
-        """
-    )
-    yield opened
-    await opened.close()
 
 
 async def add_location(connection: Any, id: str, lat: float = 52.2, long: float = 21.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -13,43 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.errors import DatabaseError, Unavailable
-from streamer.ingest.copy_rows import LAST_TIMESTAMP, id_floor, location_id
+from streamer.ingest.copy_rows import id_floor, location_id
+from streamer.protocol.fields import LAST_TIMESTAMP
 from streamer.storage import partitions
 from streamer.storage.drift import drift
 from streamer.storage.partitions import partition_bounds
 from tests.conftest import connected
-
-TODAY = date(2026, 11, 24)
-DAY_MS = 86_400_000
+from tests.integration.storage.conftest import DAY_MS, TODAY, days, partition_names, without_days
 
 
 @pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[Any]:
-    """A connection to a fresh database with one vendor and without any day's partition."""
-    async with connected(database_url) as opened:
-        for name in await partition_names(opened):
-            if name != "locations_default":
-                await opened.execute(f'DROP TABLE "{name}"')
-        await opened.execute(
-            """
-            INSERT INTO "users" ("id", "clerkId", "email", "updatedAt")
-            VALUES ('u1', 'clerk_1', '1@example.com', now());
-            INSERT INTO "vendors" ("id", "name", "userId", "updatedAt") VALUES ('v1', 'One', 'u1', now());
-            """
-        )
-        yield opened
-
-
-async def partition_names(connection: Any) -> list[str]:
-    rows = await connection.fetch(
-        "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'locations'::regclass "
-        "ORDER BY relname"
-    )
-    return [row[0] for row in rows]
-
-
-def days(first: int, last: int) -> list[str]:
-    return [f"locations_{TODAY + timedelta(days=n):%Y%m%d}" for n in range(first, last + 1)]
+async def connection(connection: Any) -> Any:
+    return await without_days(connection)
 
 
 def noon(day: date) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,20 +9,6 @@ import pytest
 from streamer.errors import DatabaseError
 from streamer.storage import seed
 from tests.conftest import connected
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[Any]:
-    """A connection to a fresh database with one vendor."""
-    async with connected(database_url) as opened:
-        await opened.execute(
-            """
-            INSERT INTO "users" ("id", "clerkId", "email", "updatedAt")
-            VALUES ('u1', 'clerk_1', '1@example.com', now());
-            INSERT INTO "vendors" ("id", "name", "userId", "updatedAt") VALUES ('v1', 'One', 'u1', now());
-            """
-        )
-        yield opened
 
 
 async def everything(connection: Any) -> list[Any]:
