@@ -1,4 +1,4 @@
-"""The one place where the parts are put together, started and stopped."""
+"""Creates, starts and stops all parts of a server process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from streamer.counters import Counters
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.batcher import Batcher, Chunk
 from streamer.ingest.position_writer import PositionWriter
-from streamer.ingest.rate_limit import Allowances
 from streamer.live.index import LiveIndex
 from streamer.live.ticker import Ticker
 from streamer.live.visibility import Visibility
@@ -42,7 +41,6 @@ from streamer.operations.loop_lag import LoopLag
 from streamer.operations.metrics import Metrics
 from streamer.operations.tracing import Tracing
 from streamer.operations.workers.peers import Peers
-from streamer.protocol.messages import Bounds
 from streamer.settings import Settings
 from streamer.storage import revisions, roles
 from streamer.storage.alerts import AlertStore
@@ -57,6 +55,7 @@ from streamer.transport.http_query import HttpQuery
 from streamer.transport.http_search import VendorSearch
 from streamer.transport.problem import MAX_BODY, answering
 from streamer.transport.read_limits import limiting_reads
+from streamer.transport.services import Services
 from streamer.transport.slow_clients import SlowClients
 from streamer.transport.sse import EventStreams
 from streamer.transport.websocket_server import WebSocketServer
@@ -70,22 +69,22 @@ log = structlog.get_logger()
 PARTITION_CHECK = 3600.0
 RECONCILE_BACK = 3600 * 1000
 BEAT = 0.5
-"""Seconds between two signs of life of a worker."""
+"""Seconds between two heartbeats of a worker."""
 OTHER_CONNECTIONS = 2000
-"""Connections beside the sockets; beyond these, one that does not ask at once is cut."""
+"""Connections beside WebSockets and streams; above this, one that sends no request at once is closed."""
 KEEPALIVE = 75.0
-"""Seconds an HTTP connection is kept for the next request: longer than proxies do, so that it is they who end it."""
+"""Seconds an idle HTTP connection is kept: longer than proxies keep theirs, so that the proxy closes it."""
 MOST_HURRIED = 0.5
-"""Seconds that pings which came over HTTP are given to be stored in, however long the clients took to leave."""
+"""Minimum number of seconds of a drain in which buffered pings are stored, however long the clients took to leave."""
 
 
 def clock() -> int:
-    """Now, epoch milliseconds."""
+    """Returns the time in epoch milliseconds."""
     return time.time_ns() // 1_000_000
 
 
 class Server:
-    """One server process: `start` it, `stop` it; `app` is what aiohttp serves."""
+    """One server process; `app` is its aiohttp application."""
 
     def __init__(
         self, settings: Settings, store: Store, counters: Counters | None = None, peers: Peers | None = None
@@ -149,13 +148,10 @@ class Server:
             rules_of(settings),
             self.change_poller.deleted_users,
         )
-        allowances = Allowances(settings.vendor_rate, settings.vendor_burst, settings.vendor_changes)
         self.dataloader = DataLoader(store)
         self.admission = Admission(settings, self.connections, lag=lambda: self.loop_lag.late)
-        bounds = Bounds.of(settings)
-        self.sockets = WebSocketServer(
+        services = Services(
             settings=settings,
-            bounds=bounds,
             connections=self.connections,
             admission=self.admission,
             authenticator=self.authenticator,
@@ -166,26 +162,14 @@ class Server:
             batcher=self.batcher,
             local_vendors=self.broker.local_vendors,
             change_poller=self.change_poller,
-            allowances=allowances,
             vendors_deleted=self.vendors_deleted,
             subscriptions=self.watches,
             changed=self.ticker.changed,
         )
-        self.events = EventStreams(
-            settings, bounds, self.connections, self.admission, self.watches, self.authenticator, self.ticker.changed
-        )
-        self.http = HttpQuery(settings, store, self.dataloader, self.watches, self.authenticator, clock)
-        self.reports = HttpIngest(
-            settings,
-            self.dataloader,
-            self.batcher,
-            self.broker.local_vendors,
-            self.authenticator,
-            allowances,
-            clock,
-            lambda vendor_id: self.vendors_deleted((vendor_id,)),
-            counters,
-        )
+        self.sockets = WebSocketServer(services)
+        self.events = EventStreams(services)
+        self.http = HttpQuery(services)
+        self.reports = HttpIngest(services)
         keys = [key.get_secret_value() for key in (settings.alert_key, settings.alert_key_previous) if key is not None]
         vault = Vault(keys) if settings.alert_key is not None else None
         self.alert_store = AlertStore(store)
@@ -262,7 +246,7 @@ class Server:
             served.on_response_prepare.append(_hide_server)
 
     async def start(self) -> None:
-        """Start the long-lived tasks."""
+        """Starts the long-lived tasks."""
         self.supervisor.start(
             {
                 "batcher": self.batcher.run,
@@ -284,16 +268,18 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Let nobody in, send every client away, acked and with a time to be back at, store what is left; bounded."""
+        """Stops admission, closes connections after acks and `bye`, stores what is buffered; within a time limit."""
         until = asyncio.get_running_loop().time() + self.settings.drain_timeout
         self.connections.draining = True
         await self.connections.drain(self.settings.drain_timeout)
         left = until - asyncio.get_running_loop().time()
         if not await self.batcher.drain(max(MOST_HURRIED, left)):
-            log.error("pings were left unstored and unacked; their apps send them again", pings=self.batcher.pings)
+            log.error(
+                "stopped with pings not stored and not acked; their apps will resend them", pings=self.batcher.pings
+            )
 
     async def stop(self) -> None:
-        """End everything, after `drain`."""
+        """Stops everything, after `drain`."""
         self.batcher.close()
         await self.supervisor.stop()
         if not await self.positions.close():
@@ -308,7 +294,7 @@ class Server:
         await self.store.close()
 
     async def beat(self) -> None:
-        """Tell the other workers that this one goes on, and what it can't do, for ever."""
+        """Sends heartbeats to the other workers, with the tasks that failed, until cancelled."""
         assert self.peers is not None
         while True:
             self.peers.beat("; ".join(f"{task}: {why}" for task, why in self.supervisor.failures.items()))
@@ -320,14 +306,14 @@ class Server:
             try:
                 created = await self.store.ensure_partitions(datetime.now(UTC).date(), self.settings.partitions_ahead)
                 if created:
-                    log.info("made partitions", partitions=created)
+                    log.info("created partitions", partitions=created)
                 if not reconciled:
                     # A process killed between a commit and the merged update left vendors.lat/long behind.
                     await self.store.reconcile_positions(clock() - RECONCILE_BACK)
                     reconciled = True
                 wait = PARTITION_CHECK
             except (Unavailable, DatabaseError) as away:
-                log.warning("partitions could not be looked after; trying again", cause=str(away))
+                log.warning("partitions could not be created; trying again", cause=str(away))
                 wait = 5.0
             await asyncio.sleep(wait)
 
@@ -367,7 +353,7 @@ class Server:
         return None if row is None else row.clerk_id
 
     def _stored(self, chunk: Chunk) -> None:
-        """These pings are committed."""
+        """Called with committed pings."""
         self.positions.note(chunk.vendor_id, chunk.newest)
         if chunk.corrected:
             self.broker.correct(chunk.vendor_id, *chunk.newest[:3])
@@ -375,7 +361,7 @@ class Server:
             self.feed.position(chunk.vendor_id, chunk.newest)
 
     def _statuses(self) -> Iterator[Status]:
-        """Those of the vendors that this process serves and that are on the map."""
+        """Returns the statuses of the vendors that this process serves and that are on the map."""
         vendors = self.index.vendors
         for vendor_id in self.broker.local_vendors.sockets:
             vendor = vendors.get(vendor_id)
@@ -399,7 +385,7 @@ def not_listening(host: str, port: int, error: OSError, option: str = "--port") 
 
 
 async def open_server(settings: Settings, peers: Peers | None = None) -> Server:
-    """A server on the database and Redis of the settings; refuses another migration, and too few rights."""
+    """Returns a server for these settings. Raises DatabaseError for another migration or missing privileges."""
     if settings.database_url is None or settings.redis_url is None:
         raise SettingsError("DATABASE_URL and REDIS_URL are needed")
     url = settings.database_url.get_secret_value()

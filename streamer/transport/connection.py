@@ -37,7 +37,7 @@ KNOWN_CODES = frozenset({*CloseCode, NO_STATUS, ABNORMAL})
 
 
 class Connection(asyncio.Protocol):
-    """One open connection: who it belongs to, how it is written to, and why it ended."""
+    """One open connection: its user, its writer, and why it ended."""
 
     __slots__ = (
         "clerk_id",
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def say_goodbye(self, reconnect_ms: int) -> None:
-        """Tell the client when to come back, then close."""
+        """Tells the client when to reconnect, then closes."""
         if self.writer.ready():
             self.writer.send(messages.encode_bye(reconnect_ms))
         self.end(CloseCode.RESTART, "the server restarts")
@@ -201,11 +201,11 @@ class ConnectionRegistry:
             connection.ping()
 
     async def drain(self, within: float) -> None:
-        """Send every client away within so many seconds, spread over time, its pings stored and acked before."""
+        """Closes all connections within this many seconds, spread over time, their pings stored and acked before."""
         started, rate = self.now(), self._settings.admission_rate
         spread_until, settled_by = started + within * SPREAD_SHARE, started + within * SETTLE_SHARE
         leaves: set[asyncio.Task[None]] = set()
-        # Again for those whose handshake was under way.
+        # Again for those whose handshake was in progress.
         while (connections := [one for one in self if not one.leaving]) and self.now() < settled_by:
             begun = self.now()
             schedule = departures(len(connections), rate, max(0.0, spread_until - begun))

@@ -13,7 +13,7 @@ BURST = 0.2
 LATE = 0.05
 """Seconds of event-loop lag up to which clients are let in at the full rate."""
 MAX_SLOWDOWN = 10.0
-"""At most so many times slower are clients let in while the event loop is late."""
+"""Maximum factor by which admission slows down while the event loop is late."""
 MAX_RETRY = 60.0
 """Longest time, in seconds, that a refused client is asked to stay away."""
 
@@ -38,7 +38,7 @@ def departures(count: int, rate: float, within: float) -> Iterator[Departure]:
 
 
 class ConnectionRate:
-    """Lets `rate` clients a second in, in the order of arrival; nobody waits longer than `max_wait` seconds.
+    """Admits `rate` clients per second in the order of arrival; none waits longer than `max_wait` seconds.
 
     While the event loop is late it lets fewer in, down to a tenth: clients that are connected come first.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -11,24 +11,22 @@ import orjson
 import structlog
 from aiohttp import web
 
-from streamer.accounts.dataloader import DataLoader, card_of
+from streamer.accounts.dataloader import card_of
 from streamer.accounts.permissions import owned_vendor
-from streamer.accounts.tokens import Authenticator, Identity
-from streamer.counters import Counters
+from streamer.accounts.tokens import Identity
 from streamer.errors import ErrorCode, ProtocolError
-from streamer.ingest.batcher import Batcher, Chunk, Rejected
+from streamer.ingest.batcher import Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder
 from streamer.ingest.producer import encoded
-from streamer.ingest.rate_limit import Allowance, Allowances
+from streamer.ingest.rate_limit import Allowance
 from streamer.live.fix import Fix
-from streamer.live.local_vendors import LocalVendors
 from streamer.protocol import trackers
 from streamer.protocol.fields import missing_or_invalid, shown
-from streamer.protocol.messages import Bounds, Ping, Pings, decode_pings
-from streamer.settings import Settings
+from streamer.protocol.messages import Ping, Pings, decode_pings
 from streamer.storage.store import VendorRow
 from streamer.transport.identify import identify
 from streamer.transport.problem import json_response, problem
+from streamer.transport.services import Services
 
 log = structlog.get_logger()
 
@@ -55,29 +53,19 @@ class Outcome(NamedTuple):
 
 
 class HttpIngest:
-    """The handlers of pings over HTTP; `gone` is called with a vendor that turns out to be deleted."""
+    """The handlers of pings over HTTP."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        dataloader: DataLoader,
-        batcher: Batcher,
-        local_vendors: LocalVendors,
-        authenticator: Authenticator,
-        allowances: Allowances,
-        clock: Callable[[], int],
-        gone: Callable[[str], None],
-        counters: Counters,
-    ) -> None:
-        self._counters = counters
-        self._dataloader = dataloader
-        self._batcher = batcher
-        self._local_vendors = local_vendors
-        self._authenticator = authenticator
-        self._allowances = allowances
-        self._clock = clock
-        self._gone = gone
-        self._bounds = Bounds.of(settings)
+    def __init__(self, services: Services) -> None:
+        settings = services.settings
+        self._counters = services.counters
+        self._dataloader = services.dataloader
+        self._batcher = services.batcher
+        self._local_vendors = services.local_vendors
+        self._authenticator = services.authenticator
+        self._allowances = services.allowances
+        self._clock = services.clock
+        self._vendors_deleted = services.vendors_deleted
+        self._bounds = services.bounds
         self._live_max_age = int(settings.live_max_age * 1000)
         self._settle_wait = settings.statement_timeout + SETTLE_GRACE
         self._waiting = 0
@@ -183,7 +171,7 @@ class HttpIngest:
             refused = await self._stored(row.vendor_id, allowance, pings.accepted, now)
             for code, message in refused.values():
                 if code is ErrorCode.VENDOR_NOT_FOUND:
-                    self._gone(row.vendor_id)
+                    self._vendors_deleted((row.vendor_id,))
                     raise ProtocolError(code, message)
         rejected = rejections(pings, refused)
         return Outcome(len(items) - len(rejected), rejected, now)

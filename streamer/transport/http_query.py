@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
 from heapq import nsmallest
 
 from aiohttp import web
 
-from streamer.accounts.dataloader import DataLoader
 from streamer.accounts.permissions import owned_vendor
-from streamer.accounts.tokens import Authenticator
-from streamer.broker.subscriptions import Subscriptions
 from streamer.errors import ErrorCode, ProtocolError, Unavailable
 from streamer.geo.shapes import Circle, distance
 from streamer.live.vendor import Vendor
 from streamer.protocol import fields, history, messages
-from streamer.settings import Settings
-from streamer.storage.store import Store, VendorRow
+from streamer.storage.store import VendorRow
 from streamer.transport.identify import identify, identify_watcher
 from streamer.transport.problem import json_response, problem
+from streamer.transport.services import Services
 from streamer.transport.sse import message_of
 
 SLICE_ROWS = 500
@@ -32,22 +28,10 @@ SLICE_VENDORS = 500
 class HttpQuery:
     """The handlers of GET requests."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        dataloader: DataLoader,
-        watches: Subscriptions,
-        authenticator: Authenticator,
-        clock: Callable[[], int],
-    ) -> None:
-        self._settings = settings
-        self._bounds = messages.Bounds.of(settings)
-        self._store = store
-        self._dataloader = dataloader
-        self._watches = watches
-        self._authenticator = authenticator
-        self._clock = clock
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._settings = services.settings
+        self._subscriptions = services.subscriptions
 
     async def nearby(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/nearby?lat&long&radius&limit`: cards with `distance` in metres, the nearest first."""
@@ -67,7 +51,7 @@ class HttpQuery:
                 f"radius is 0 to {self._settings.max_radius:.0f} m, not {radius}",
             )
         wanted = messages.Watch("nearby", Circle(lat, long, radius), None, False, 0)
-        members, _ = await self._watches.members(wanted)
+        members, _ = await self._subscriptions.members(wanted)
         found: list[tuple[float, str, Vendor]] = []
         for start in range(0, len(members), SLICE_VENDORS):
             found += [
@@ -82,8 +66,8 @@ class HttpQuery:
     async def counts(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/counts?area&open&detail`: groups of vendors, as a `counts` watch has them."""
         await self.authorize(request)
-        wanted = messages.watch_of({**message_of(request.query), "as": "counts"}, self._bounds)
-        groups = await self._watches.groups(wanted)
+        wanted = messages.watch_of({**message_of(request.query), "as": "counts"}, self._services.bounds)
+        groups = await self._subscriptions.groups(wanted)
         return json_response({"groups": groups}, headers={"Cache-Control": "no-store"})
 
     async def card(self, request: web.Request) -> web.Response:
@@ -91,11 +75,11 @@ class HttpQuery:
         await self.authorize(request)
         vendor_id = request.match_info["id"]
         wanted = messages.Watch("card", None, frozenset((vendor_id,)), False, 0)
-        members, complete = await self._watches.members(wanted)
+        members, complete = await self._subscriptions.members(wanted)
         for vendor in members:
             return json_response(vendor.card_fields(), headers={"Cache-Control": "no-store"})
         if not complete:
-            message = f"vendor {vendor_id!r} is not on this process, and the others can't be asked just now"
+            message = f"vendor {vendor_id!r} is not on this process, and the others can't be asked"
             raise Unavailable(message, message)
         raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"vendor {vendor_id!r} is not on the map")
 
@@ -109,12 +93,12 @@ class HttpQuery:
             message = f"history comes as {offered}; none of these is in Accept: {accept}"
             return problem(ErrorCode.INVALID_MESSAGE, message, status=406)
         tolerance = int(self._settings.future_tolerance * 1000)
-        asked = history.decode_range(request.query, self._clock(), tolerance)
+        asked = history.decode_range(request.query, self._services.clock(), tolerance)
         slices: list[bytes] = []
         left, after = asked.limit, asked.after
         while True:
             size = min(left, SLICE_ROWS)
-            found = await self._store.locations(row.vendor_id, asked.from_ms, asked.to_ms, size + 1, after)
+            found = await self._services.store.locations(row.vendor_id, asked.from_ms, asked.to_ms, size + 1, after)
             rows, cursor = history.cut(found, size)
             if rows:
                 slices.append(history.encode_rows(form, row.vendor_id, rows))
@@ -131,17 +115,19 @@ class HttpQuery:
     async def _past(self, request: web.Request, vendor_id: str) -> VendorRow:
         """Returns the vendor whose history is read, by its owner or by anyone who may watch."""
         if self._settings.history_access == "owner":
-            return await owned_vendor(self._dataloader, await identify(request, self._authenticator), vendor_id)
+            return await owned_vendor(
+                self._services.dataloader, await identify(request, self._services.authenticator), vendor_id
+            )
         await self.authorize(request)
-        row = await self._dataloader.vendor(vendor_id)
+        row = await self._services.dataloader.vendor(vendor_id)
         if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
         return row
 
     async def authorize(self, request: web.Request) -> None:
-        """Check the token of a customer's request; ProtocolError says why it is refused."""
+        """Checks the token of a customer's request. Raises ProtocolError if it is rejected."""
         required = self._settings.watch_auth == "required"
-        await identify_watcher(request, self._authenticator, required=required)
+        await identify_watcher(request, self._services.authenticator, required=required)
 
 
 def number(name: str, value: str) -> float:

@@ -26,7 +26,7 @@ SPECIAL = str.maketrans("łøđ", "lod")
 class VendorSearch:
     """Finds vendors by the beginnings of the words of their names, without case and accents.
 
-    The answer has no positions: where a vendor is, if it is on the map, a watch of its id tells.
+    The answer has no positions: watch the ids for those.
     """
 
     def __init__(self, store: Store, authorize: Callable[[web.Request], Awaitable[None]]) -> None:

@@ -49,7 +49,7 @@ async def identify(request: web.Request, authenticator: Authenticator, token: st
 
 
 async def identify_watcher(request: web.Request, authenticator: Authenticator, *, required: bool) -> Identity | None:
-    """Return the user who watches; None without a token where none is `required`. A token given must be valid."""
+    """Returns the user of a customer's request; None without a token if none is `required`."""
     if required or token_of(request) is not None:
         return await identify(request, authenticator)
     return None

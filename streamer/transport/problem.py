@@ -51,17 +51,17 @@ def failure(request: web.Request, error: Exception) -> web.Response:
         return problem(error.code, error.message, error.retry_after_ms)
     if isinstance(error, Unavailable):
         log.debug("a request could not be served", path=request.rel_url.raw_path, cause=str(error))
-        return problem(ErrorCode.OVERLOADED, error.told, retry_after_ms=1000)
+        return problem(ErrorCode.OVERLOADED, error.public_message, retry_after_ms=1000)
     if isinstance(error, web.HTTPException):
         return refusal(request, error)
     if isinstance(error, web.RequestPayloadError):
         what = type(error.__cause__ or error).__name__
         return problem(ErrorCode.INVALID_MESSAGE, f"the body can't be read, as its encoding is broken: {what}")
     if isinstance(error, ConnectionError):
-        # The client went away and nobody reads this. Raised again, it would be a traceback in the log.
+        # The client is gone. Raised again, this would be a traceback in the log.
         return web.Response(status=400)
     log.error("a request failed", path=request.rel_url.raw_path, error=repr(error), exc_info=error)
-    return problem(ErrorCode.INTERNAL, "the server failed on this request; its log says why")
+    return problem(ErrorCode.INTERNAL, "internal error; see the server's log")
 
 
 def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:

@@ -19,20 +19,18 @@ import structlog
 from aiohttp import HttpVersion11, web
 from multidict import MultiMapping
 
-from streamer.accounts.tokens import Authenticator, Identity
-from streamer.broker.subscriptions import Subscriptions
+from streamer.accounts.tokens import Identity
 from streamer.errors import CloseCode, Disconnect, ErrorCode, ProtocolError, Unavailable
 from streamer.live.watch import Watch
 from streamer.protocol import messages
 from streamer.protocol.fields import COORDINATES, shown
-from streamer.protocol.messages import Bounds
-from streamer.settings import Settings
-from streamer.transport.admission import RETRY_AFTER_MS, Admission
+from streamer.transport.admission import RETRY_AFTER_MS
 from streamer.transport.aiohttp_compat import Handover
 from streamer.transport.connection import Connection, ConnectionRegistry
 from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.identify import identify_watcher
 from streamer.transport.measured import Measured
+from streamer.transport.services import Services
 from streamer.transport.writer import Writer, bound_unsent, event_chunk, event_lines
 
 log = structlog.get_logger()
@@ -62,7 +60,7 @@ class EventStream(Connection):
         self, registry: ConnectionRegistry, transport: asyncio.Transport, slot: ConnectionSlot, *, chunked: bool
     ) -> None:
         super().__init__(registry, Writer(transport, event_chunk if chunked else event_lines), slot)
-        self.heard = inf  # a client never says anything; the kernel notices when it is gone
+        self.heard = inf  # a client sends nothing; the kernel notices when it is gone
         self._transport = transport
         self._chunked = chunked
         self._ended = False
@@ -112,31 +110,16 @@ class EventStream(Connection):
 class EventStreams:
     """The event-stream endpoint: `GET /v1/watch/events`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        bounds: Bounds,
-        connections: ConnectionRegistry,
-        admission: Admission,
-        subscriptions: Subscriptions,
-        authenticator: Authenticator,
-        changed: Callable[[], None],
-    ) -> None:
-        self._settings = settings
-        self._bounds = bounds
-        self._connections = connections
-        self._admission = admission
-        self._subscriptions = subscriptions
-        self._authenticator = authenticator
-        self._changed = changed
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/watch/events?lat&long&radius` (or `?area`, `?vendors`): a snapshot, then updates without end."""
-        wanted = messages.watch_of(message_of(request.query), self._bounds)
-        required = self._settings.watch_auth == "required"
-        identity = await identify_watcher(request, self._authenticator, required=required)
-        await self._admission.admit(request)
-        slot = self._admission.open_slot(request)
+        wanted = messages.watch_of(message_of(request.query), self._services.bounds)
+        required = self._services.settings.watch_auth == "required"
+        identity = await identify_watcher(request, self._services.authenticator, required=required)
+        await self._services.admission.admit(request)
+        slot = self._services.admission.open_slot(request)
         now = asyncio.get_running_loop().time()
         opened: list[EventStream] = []
         try:
@@ -152,7 +135,7 @@ class EventStreams:
                 response.enable_chunked_encoding()
 
             def stream(transport: asyncio.Transport) -> EventStream:
-                opened.append(EventStream(self._connections, transport, slot, chunked=chunked))
+                opened.append(EventStream(self._services.connections, transport, slot, chunked=chunked))
                 self._start(opened[0], identity, wanted, transport)
                 return opened[0]
 
@@ -168,29 +151,29 @@ class EventStreams:
         self, stream: EventStream, identity: Identity | None, wanted: messages.Watch, transport: asyncio.Transport
     ) -> None:
         bound_unsent(transport)
-        set_user_timeout(transport, self._settings.silence)
+        set_user_timeout(transport, self._services.settings.silence)
         watch = Watch(wanted.id, stream.writer)
         opening = asyncio.create_task(self._open(stream, watch, wanted), name="events")
         stream.end_watch = partial(self._end_watch, watch, opening)
-        self._connections.add(stream)
+        self._services.connections.add(stream)
         stream.send_lines(b"retry: %d\n\n" % random.randrange(MIN_RETRY_MS, MAX_RETRY_MS))
         if identity is not None:
             stream.clerk_id, stream.expires = identity.clerk_id, identity.expires
-            if self._authenticator.deleted(identity.clerk_id):  # while it waited for its turn
+            if self._services.authenticator.deleted(identity.clerk_id):  # while it waited for its turn
                 stream.end(CloseCode.UNAUTHORIZED, "the user was deleted")
 
     async def _open(self, stream: EventStream, watch: Watch, wanted: messages.Watch) -> None:
         try:
-            opening = self._subscriptions.open(watch, wanted)
-            await Measured(opening, stream.slot.cost, self._connections.now)
+            opening = self._services.subscriptions.open(watch, wanted)
+            await Measured(opening, stream.slot.cost, self._services.connections.now)
         except (ProtocolError, Unavailable) as failed:
             log.debug("an event stream could not be served", connection=stream.name, cause=str(failed))
             stream.end(CloseCode.INTERNAL)
-        self._changed()
+        self._services.changed()
 
     def _end_watch(self, watch: Watch, opening: asyncio.Task[None]) -> None:
         opening.cancel()
-        self._subscriptions.close(watch)
+        self._services.subscriptions.close(watch)
 
 
 def message_of(query: MultiMapping[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from streamer.accounts.dataloader import card_of
 from streamer.accounts.permissions import owned_vendor
@@ -20,11 +19,9 @@ from streamer.protocol.messages import Reject, Status
 from streamer.storage.store import VendorRow
 from streamer.transport.admission import RETRY_AFTER_MS
 from streamer.transport.connection_limits import ConnectionSlot
+from streamer.transport.services import Services
 from streamer.transport.websocket import WebSocket
 from streamer.transport.writer import Writer
-
-if TYPE_CHECKING:
-    from streamer.transport.websocket_server import WebSocketServer
 
 CLOSE_CODES = {ErrorCode.VENDOR_NOT_FOUND: CloseCode.NOT_FOUND, ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN}
 
@@ -42,7 +39,7 @@ class VendorSocket(WebSocket):
 
     def __init__(
         self,
-        server: WebSocketServer,
+        services: Services,
         transport: asyncio.Transport,
         writer: Writer,
         slot: ConnectionSlot,
@@ -50,44 +47,44 @@ class VendorSocket(WebSocket):
         *,
         vendor_id: str | None,
     ) -> None:
-        super().__init__(server, transport, writer, slot, deflate)
-        self.limit = Limit(server.settings.vendor_messages, self.since)
+        super().__init__(services, transport, writer, slot, deflate)
+        self.limit = Limit(services.settings.vendor_messages, self.since)
         self._asked_for = vendor_id
         self._allowance = None
         """Held while the vendor is connected."""
 
     async def open(self, identity: Identity | None) -> None:
         assert identity is not None
-        server = self.server
-        settings, clock = server.settings, server.clock
-        read_at, known = clock(), server.change_poller.generation
+        services = self.services
+        settings, clock = services.settings, services.clock
+        read_at, known = clock(), services.change_poller.generation
         self._row = row = await self._owned(identity, self._asked_for)
-        durable = await server.dataloader.durable(row)
+        durable = await services.dataloader.durable(row)
         self.writer.send(messages.encode_hello(row.vendor_id, clock(), durable, settings.max_batch))
         live_max_age = int(settings.live_max_age * 1000)
         self._session = VendorSession(
-            server.bounds,
+            services.bounds,
             live_max_age=live_max_age,
             max_bad_messages=settings.max_bad_messages,
-            counters=server.counters,
+            counters=services.counters,
         )
-        self._allowance = allowance = server.allowances.of(row.vendor_id, self.registry.now())
+        self._allowance = allowance = services.allowances.of(row.vendor_id, self.registry.now())
         self._producer = Producer(
-            server.batcher, self._session, allowance, row.vendor_id, live_max_age, self._settled, self.registry.now
+            services.batcher, self._session, allowance, row.vendor_id, live_max_age, self._settled, self.registry.now
         )
         self.vendor_id = row.vendor_id
         allowance.connections += 1
-        server.local_vendors.connect(row.vendor_id, card_of(row, read_at), clock())
-        if server.change_poller.generation != known:
+        services.local_vendors.connect(row.vendor_id, card_of(row, read_at), clock())
+        if services.change_poller.generation != known:
             await self._owned(identity, row.vendor_id)  # it may have been deleted since it was read
 
     def receive(self, data: bytes) -> None:
-        now = self.server.clock()
+        now = self.services.clock()
         received = self._session.receive(data, now)
         for reply in received.replies:
             self.writer.send(reply)
         if (newest := received.newest) is not None:
-            self.server.local_vendors.fix(self._row.vendor_id, Fix(*newest[1:]), now)
+            self.services.local_vendors.fix(self._row.vendor_id, Fix(*newest[1:]), now)
         if received.pending is not None:
             chunk = self._producer.take(received.pings, received.pending, now)
             if chunk is not None:
@@ -103,7 +100,7 @@ class VendorSocket(WebSocket):
         if self._allowance is not None:
             self._allowance.connections -= 1
             self._allowance = None
-            self.server.local_vendors.disconnect(self._row.vendor_id, self.server.clock())
+            self.services.local_vendors.disconnect(self._row.vendor_id, self.services.clock())
 
     @property
     def settled(self) -> bool:
@@ -111,7 +108,7 @@ class VendorSocket(WebSocket):
 
     async def _owned(self, identity: Identity, vendor_id: str | None) -> VendorRow:
         try:
-            return await owned_vendor(self.server.dataloader, identity, vendor_id)
+            return await owned_vendor(self.services.dataloader, identity, vendor_id)
         except ProtocolError as wrong:
             code = CLOSE_CODES.get(wrong.code, CloseCode.NOT_THIS_PROTOCOL)
             raise Disconnect(code, wrong.code, wrong.message) from None
@@ -122,7 +119,7 @@ class VendorSocket(WebSocket):
         for reply in self._session.settled(pending, rejects):
             self.writer.send(reply)
         if rejects and any(reject.code is ErrorCode.VENDOR_NOT_FOUND for reject in rejects):
-            self.server.vendors_deleted((self._row.vendor_id,))
+            self.services.vendors_deleted((self._row.vendor_id,))
 
     async def _put(self, chunk: Chunk) -> None:
         """Wait for room in the buffer. When the client goes away first its pings count as never sent."""
@@ -133,20 +130,20 @@ class VendorSocket(WebSocket):
     async def _set_status(self, status: Status) -> None:
         """Open or close the vendor for business; the app is asked to send a status again that could not be saved."""
         assert self._allowance is not None
-        server, row, open = self.server, self._row, status.open
+        services, row, open = self.services, self._row, status.open
         if (wait := self._allowance.change(self.registry.now())) > 0:
             message = f"Status not saved (open: {str(open).lower()}): it changed too often; send it again later"
             retry = max(1000, round(wait * 1000))
             self.writer.send(messages.encode_error(ErrorCode.RATE_LIMITED, message, retry_after_ms=retry))
             return
         try:
-            await server.store.set_open(row.vendor_id, open, status.hidden, row.clerk_id)
+            await services.store.set_open(row.vendor_id, open, status.hidden, row.clerk_id)
         except Unavailable as away:
-            message = f"Status not saved (open: {str(open).lower()}); send it again: {away.told}"
+            message = f"Status not saved (open: {str(open).lower()}); send it again: {away.public_message}"
             self.writer.send(messages.encode_error(ErrorCode.OVERLOADED, message, retry_after_ms=RETRY_AFTER_MS))
         else:
-            now = server.clock()
-            server.local_vendors.card(row.vendor_id, Card(now, row.name, open, row.primary_image, status.hidden), now)
+            now = services.clock()
+            services.local_vendors.card(row.vendor_id, Card(now, row.name, open, row.primary_image, status.hidden), now)
 
     async def _authenticate_again(self, token: str) -> None:
         before = self.clerk_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from streamer.accounts.tokens import Identity
 from streamer.errors import ErrorCode, ProtocolError
@@ -13,11 +12,9 @@ from streamer.ingest.session import BadMessageLimit
 from streamer.live.watch import Watch
 from streamer.protocol import messages
 from streamer.transport.connection_limits import ConnectionSlot
+from streamer.transport.services import Services
 from streamer.transport.websocket import WebSocket
 from streamer.transport.writer import Writer
-
-if TYPE_CHECKING:
-    from streamer.transport.websocket_server import WebSocketServer
 
 
 class WatchSocket(WebSocket):
@@ -28,23 +25,23 @@ class WatchSocket(WebSocket):
     _watches: dict[str, Watch]
 
     def __init__(
-        self, server: WebSocketServer, transport: asyncio.Transport, writer: Writer, slot: ConnectionSlot, deflate: bool
+        self, services: Services, transport: asyncio.Transport, writer: Writer, slot: ConnectionSlot, deflate: bool
     ) -> None:
-        super().__init__(server, transport, writer, slot, deflate)
-        self.limit = Limit(server.settings.watch_messages, self.since, "one message moves a whole watch")
-        self._bad_messages = BadMessageLimit(server.settings.max_bad_messages)
+        super().__init__(services, transport, writer, slot, deflate)
+        self.limit = Limit(services.settings.watch_messages, self.since, "one message moves a whole watch")
+        self._bad_messages = BadMessageLimit(services.settings.max_bad_messages)
         self._watches = {}
 
     @property
     def token_required(self) -> bool:
-        return self.server.settings.watch_auth == "required"
+        return self.services.settings.watch_auth == "required"
 
     async def open(self, identity: Identity | None) -> None:
         """Nothing is sent before the first watch."""
 
     def receive(self, data: bytes) -> None:
         try:
-            message = messages.decode_watch(data, self.server.bounds, self._watches)
+            message = messages.decode_watch(data, self.services.bounds, self._watches)
             if type(message) is messages.Watch:
                 self.slot.cost.charge(PREPAID, self.heard)
                 self.wait(self._watch, message)
@@ -60,19 +57,19 @@ class WatchSocket(WebSocket):
 
     def release(self) -> None:
         for watch in self._watches.values():
-            self.server.subscriptions.close(watch)
+            self.services.subscriptions.close(watch)
         self._watches = {}
 
     async def _watch(self, wanted: messages.Watch) -> None:
         """Open a watch, or move the one with this id."""
         try:
-            while self.server.turn.over():  # noqa: ASYNC110  # a turn ends with the iteration of the loop
+            while self.services.time_slice.over():  # noqa: ASYNC110  # a turn ends with the iteration of the loop
                 await asyncio.sleep(0)
             watch = self._watches.get(wanted.id)
             if watch is None:
                 watch = self._watches[wanted.id] = Watch(wanted.id, self.writer)
-            await self.server.subscriptions.open(watch, wanted)
-            self.server.changed()
+            await self.services.subscriptions.open(watch, wanted)
+            self.services.changed()
             self._bad_messages.good()
         except ProtocolError as wrong:
             self._reply(wrong, wanted.id)
@@ -83,7 +80,7 @@ class WatchSocket(WebSocket):
         watch = self._watches.pop(id, None)
         if watch is None:
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"there is no watch {id!r} to end")
-        self.server.subscriptions.close(watch)
+        self.services.subscriptions.close(watch)
         self.writer.send(messages.encode_unwatched(id))
 
     async def _authenticate_again(self, token: str) -> None:
@@ -92,5 +89,5 @@ class WatchSocket(WebSocket):
     def _reply(self, wrong: ProtocolError, id: str | None) -> None:
         """Answer a message that can't be served; Disconnect after too many in a row."""
         self._bad_messages.bad(wrong)
-        self.server.counters.refused[wrong.code] += 1
+        self.services.counters.refused[wrong.code] += 1
         self.writer.send(messages.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))

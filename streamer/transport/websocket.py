@@ -1,6 +1,6 @@
 """One open WebSocket: a protocol object on its transport that reads frames and calls the rules of its kind.
 
-aiohttp answers the handshake and then lets go of the connection. From there on nothing waits on behalf of a connection
+aiohttp answers the handshake and then releases the connection. From there on nothing waits on behalf of a connection
 but for a task where something really takes time: a token, a status, a full buffer.
 """
 
@@ -10,8 +10,8 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from math import ceil
-from time import perf_counter, thread_time
-from typing import TYPE_CHECKING, Any
+from time import thread_time
+from typing import Any
 
 import structlog
 from structlog.contextvars import bind_contextvars
@@ -36,53 +36,22 @@ from streamer.protocol.frames import (
 from streamer.transport.connection import NO_STATUS, Connection
 from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.measured import Measured
+from streamer.transport.services import Services
 from streamer.transport.writer import Writer
-
-if TYPE_CHECKING:
-    from streamer.transport.websocket_server import WebSocketServer
 
 log = structlog.get_logger()
 
-MAX_UNREAD = 64 << 10
-"""Bytes of answers that a client may leave unread before its messages are not handled either."""
 READ_AHEAD = 16 << 10
 """Bytes that are read of a client whose messages wait, so that its pings are answered and its pongs heard."""
 FRAME_OVERHEAD = 200
 """Bytes that a frame which waits takes in memory beside its payload, about."""
 SMALL_FRAGMENT = 1024
 """Bytes below which a fragment counts as a message for the rate limit."""
-TURN = 0.005
-"""Seconds for which messages are handled before the event loop goes on."""
 CLOSE_TIMEOUT = 3.0
 """Seconds a client gets to answer a Close frame, and then to take what waits for it."""
 TOKEN_RATE = 0.2
 TOKEN_BURST = 20
 """Tokens a second, and at once, that one connection may send: checking a signature costs as much as storing pings."""
-
-
-class Turn:
-    """The time that messages may take before the event loop goes on, shared by all connections of a process.
-
-    A connection that sends a flood gives way to the others, and many that do so together hold the loop no longer than
-    one: whoever has more to handle when the time is over continues after the others were read.
-    """
-
-    __slots__ = ("_ends", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._ends = 0.0
-
-    def over(self) -> bool:
-        """Return whether a connection that has handled a message must give way."""
-        now = perf_counter()
-        if not self._ends:
-            self._ends = now + TURN
-            self._loop.call_soon(self._end)
-        return now >= self._ends
-
-    def _end(self) -> None:
-        self._ends = 0.0
 
 
 class WebSocket(Connection):
@@ -104,7 +73,7 @@ class WebSocket(Connection):
         "_transport",
         "_yielded",
         "limit",
-        "server",
+        "services",
     )
     free_size = 0
     """Bytes up to which a message is not charged by its CPU time: the limit on messages bounds it well enough."""
@@ -118,12 +87,12 @@ class WebSocket(Connection):
     _reader: FrameReader | None
 
     def __init__(
-        self, server: WebSocketServer, transport: asyncio.Transport, writer: Writer, slot: ConnectionSlot, deflate: bool
+        self, services: Services, transport: asyncio.Transport, writer: Writer, slot: ConnectionSlot, deflate: bool
     ) -> None:
-        super().__init__(server.connections, writer, slot)
-        self.server = server
+        super().__init__(services.connections, writer, slot)
+        self.services = services
         self._transport = transport
-        self._reader = FrameReader(server.settings.max_message, deflate=deflate)
+        self._reader = FrameReader(services.settings.max_message, deflate=deflate)
         self._task = None
         """Waits for something on behalf of the connection; messages wait with it."""
         self._pause = None
@@ -173,8 +142,8 @@ class WebSocket(Connection):
         if token is not None:
             self.wait(self._open, token)
         elif self.token_required:
-            timeout = self.server.settings.auth_timeout
-            self._auth_timer = self.server.loop.call_later(timeout, self._no_token, timeout)
+            timeout = self.services.settings.auth_timeout
+            self._auth_timer = self.services.loop.call_later(timeout, self._no_token, timeout)
         else:
             self.wait(self.open, None)
 
@@ -193,7 +162,7 @@ class WebSocket(Connection):
                 f"more than {TOKEN_BURST} tokens at once: a token that has not expired need not be sent again",
             )
         try:
-            identity = await self.server.authenticator.check(token)
+            identity = await self.services.authenticator.check(token)
         except ProtocolError as invalid:
             raise Disconnect(CloseCode.UNAUTHORIZED, invalid.code, invalid.message) from None
         self.expires, self.clerk_id = identity.expires, identity.clerk_id
@@ -202,11 +171,11 @@ class WebSocket(Connection):
         return identity
 
     def refuse(self, refused: Disconnect) -> None:
-        """Tell the client why, then close."""
+        """Sends the client an `error`, then closes."""
         if self._closing:
             return
         log.debug("closing", connection=self.name, code=int(refused.close), error=refused.code, reason=refused.message)
-        self.server.counters.refused[refused.code] += 1
+        self.services.counters.refused[refused.code] += 1
         self.writer.send(messages.encode_error(refused.code, refused.message))
         self.end(refused.close, refused.message)
 
@@ -234,7 +203,7 @@ class WebSocket(Connection):
         self._close(code, reason)
         # What comes until the client's own Close is read and dropped; otherwise the kernel would reset the connection,
         # and the client might never see why.
-        self._close_timer = self.server.loop.call_later(CLOSE_TIMEOUT, self._shut)
+        self._close_timer = self.services.loop.call_later(CLOSE_TIMEOUT, self._shut)
         self._update_reading()
 
     # asyncio.Protocol
@@ -299,9 +268,9 @@ class WebSocket(Connection):
                     self._slow_down(frame, pause, self.slot.cost.warning)
                 else:
                     self._handle(*frame)
-                if (self._ahead or reader.buffered) and self.server.turn.over():
+                if (self._ahead or reader.buffered) and self.services.time_slice.over():
                     self._yielded = True
-                    self.server.loop.call_soon(self._continue)
+                    self.services.loop.call_soon(self._continue)
                     break
         except Disconnect as refused:
             self.refuse(refused)
@@ -357,7 +326,7 @@ class WebSocket(Connection):
     def _slow_down(self, frame: tuple[int, bytes], pause: float, warning: str) -> None:
         retry_after_ms = ceil(pause * 1000)
         self.writer.send(messages.encode_error(ErrorCode.RATE_LIMITED, warning, retry_after_ms=retry_after_ms))
-        self._pause = self.server.loop.call_later(pause, self._resume, frame)
+        self._pause = self.services.loop.call_later(pause, self._resume, frame)
 
     def _resume(self, frame: tuple[int, bytes]) -> None:
         self._pause = None
@@ -366,7 +335,7 @@ class WebSocket(Connection):
             return
         if len(frame[1]) > self.free_size and (pause := self.slot.cost.wait(self.heard)):
             # Others of the same user or address used up what there was meanwhile.
-            self._pause = self.server.loop.call_later(pause, self._resume, frame)
+            self._pause = self.services.loop.call_later(pause, self._resume, frame)
             return
         try:
             self._handle(*frame)
@@ -387,7 +356,7 @@ class WebSocket(Connection):
             refused = disconnect
         except Unavailable as unavailable:
             log.debug("a connection could not be served", cause=str(unavailable))
-            refused = Disconnect(CloseCode.INTERNAL, ErrorCode.OVERLOADED, unavailable.told)
+            refused = Disconnect(CloseCode.INTERNAL, ErrorCode.OVERLOADED, unavailable.public_message)
         except Exception as error:
             self._task = None
             self._crash(error)
@@ -454,7 +423,7 @@ class WebSocket(Connection):
 
     def _crash(self, error: Exception) -> None:
         log.error("a connection failed", connection=self.name, error=repr(error), exc_info=error)
-        self.end(CloseCode.INTERNAL, "the server failed; its log says why")
+        self.end(CloseCode.INTERNAL, "internal error; see the server's log")
 
     def _shut(self) -> None:
         """Close the transport once the client has taken what waits; cut a client that does not take it in time."""
@@ -463,7 +432,7 @@ class WebSocket(Connection):
             self._close_timer.cancel()
         self.writer.close()
         if self.writer.held:
-            self._close_timer = self.server.loop.call_later(CLOSE_TIMEOUT, self.writer.abort)
+            self._close_timer = self.services.loop.call_later(CLOSE_TIMEOUT, self.writer.abort)
 
     def _update_reading(self) -> None:
         wanted = self._closing or not (

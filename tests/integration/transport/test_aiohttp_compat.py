@@ -17,7 +17,6 @@ import trustme
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from streamer.transport import aiohttp_compat
 from streamer.transport.aiohttp_compat import Handover
 from tests.support.apps import eventually
 
@@ -104,10 +103,9 @@ async def serving(
 Served = Callable[[], AbstractAsyncContextManager[Site]]
 
 
-@pytest.fixture(params=["plain", "TLS", "plain, aiohttp stays", "TLS, aiohttp stays"])
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Served:
-    monkeypatch.setattr(aiohttp_compat, "LETS_GO", "stays" not in request.param)
-    if "TLS" not in request.param:
+@pytest.fixture(params=["plain", "TLS"])
+def served(request: pytest.FixtureRequest) -> Served:
+    if request.param == "plain":
         return serving
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()

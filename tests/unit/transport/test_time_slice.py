@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
-from streamer.transport import websocket
-from streamer.transport.websocket import Turn
+from streamer.transport import time_slice
+from streamer.transport.time_slice import TimeSlice
 
 
 async def test_a_turn_ends_by_time() -> None:
     """Many cheap messages fit into a turn, and it ends however many there are."""
-    turn = Turn(asyncio.get_running_loop())
+    turn = TimeSlice(asyncio.get_running_loop())
     assert not turn.over()
     while not turn.over():
         pass
@@ -22,7 +22,7 @@ async def test_a_turn_ends_by_time() -> None:
 
 async def test_all_connections_share_it() -> None:
     """Forty connections that flood hold the loop no longer than one: each but the first handles one message."""
-    turn, loop = Turn(asyncio.get_running_loop()), asyncio.get_running_loop()
+    turn, loop = TimeSlice(asyncio.get_running_loop()), asyncio.get_running_loop()
     handled = [0] * 40
     going = True
 
@@ -30,7 +30,7 @@ async def test_all_connections_share_it() -> None:
         while going:
             handled[number] += 1
             began = time.perf_counter()
-            while time.perf_counter() - began < websocket.TURN / 5:
+            while time.perf_counter() - began < time_slice.SECONDS / 5:
                 pass
             if turn.over():
                 loop.call_soon(flood, number)

@@ -1,0 +1,33 @@
+"""How long messages are handled before the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+
+SECONDS = 0.005
+
+
+class TimeSlice:
+    """The time for which a process handles messages within one iteration of the event loop, shared by all connections.
+
+    A connection that sends a flood gives way to the others, and many that do so together hold the loop no longer than
+    one: each with more to handle continues after the others were read.
+    """
+
+    __slots__ = ("_ends", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ends = 0.0
+
+    def over(self) -> bool:
+        """Returns whether a connection that has handled a message must give way."""
+        now = perf_counter()
+        if not self._ends:
+            self._ends = now + SECONDS
+            self._loop.call_soon(self._end)
+        return now >= self._ends
+
+    def _end(self) -> None:
+        self._ends = 0.0
