@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +18,7 @@ from loadtest.clients.vendor import Ping
 from loadtest.engine import verification
 from loadtest.engine.auditor import CountsAuditor, Observation, ViewAuditor, Whole
 from loadtest.engine.population import Population
-from loadtest.engine.share import SILVER, Share, spread
-from loadtest.engine.stages import Course
-from loadtest.measure.recorder import Recorder
+from loadtest.engine.share import SILVER, spread
 from streamer.geo.shapes import Circle
 
 SLEEP = 0.02
@@ -38,18 +36,10 @@ class Audience(Population[Customer]):
 
     kind = "customers"
 
-    def __init__(
-        self,
-        share: Share,
-        city: City,
-        course: Course,
-        recorder: Recorder,
-        clock: Callable[[], float],
-        group: asyncio.TaskGroup,
-    ) -> None:
-        super().__init__(share, course, recorder, clock, group)
+    def _make_apps(self) -> None:
+        share, recorder, clock, city = self._share, self._recorder, self._now, self._city
         habits = share.scenario.customers
-        count = round(habits.count * course.peak().customers)
+        count = round(habits.count * self._course.peak().customers)
         self._prepare(count, habits.phones)
         self._vendor_ids = [identity.vendor_id for identity in share.identities]
         known = frozenset(self._vendor_ids)
@@ -76,7 +66,7 @@ class Audience(Population[Customer]):
         lat, long = city.lat + habits.offset[0], city.long + habits.offset[1]
         where = City(lat, long, city.radius, city.block)
         self._first: list[float] = []
-        reporting = self._vendor_ids[: round(share.scenario.vendors.count * course.peak().vendors)]
+        reporting = self._vendor_ids[: round(share.scenario.vendors.count * self._course.peak().vendors)]
         for customer, random in zip(self.apps, self.randoms, strict=True):
             self._first.append(customer.start(kind(customer, where, random, reporting, habits)))
             if habits.shared:

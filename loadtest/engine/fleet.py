@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from loadtest import behaviour
-from loadtest.behaviour import City, VendorBehaviour
+from loadtest.behaviour import VendorBehaviour
 from loadtest.clients.identity import minting
 from loadtest.clients.simulated_vendor import GRID, Acked, BulkVendor, SimulatedVendor, on_grid, route
 from loadtest.clients.vendor import Ping
@@ -18,10 +18,8 @@ from loadtest.engine import verification
 from loadtest.engine.database import Database
 from loadtest.engine.movement import MOVEMENTS
 from loadtest.engine.population import Population
-from loadtest.engine.share import Share, pick
-from loadtest.engine.stages import Course
+from loadtest.engine.share import pick
 from loadtest.engine.trace_file import by_vehicle, read
-from loadtest.measure.recorder import Recorder
 
 LONGEST_SLEEP = 0.02
 SHORTEST_SLEEP = 0.001
@@ -37,19 +35,10 @@ class Fleet(Population[SimulatedVendor]):
 
     kind = "vendors"
 
-    def __init__(
-        self,
-        share: Share,
-        city: City,
-        course: Course,
-        recorder: Recorder,
-        clock: Callable[[], float],
-        group: asyncio.TaskGroup,
-    ) -> None:
-        super().__init__(share, course, recorder, clock, group)
+    def _make_apps(self) -> None:
+        share, recorder, clock = self._share, self._recorder, self._now
         vendors = share.scenario.vendors
-        self._prepare(min(round(vendors.count * course.peak().vendors), len(share.identities)), vendors.phones)
-        self._bulk = vendors.bulk
+        self._prepare(min(round(vendors.count * self._course.peak().vendors), len(share.identities)), vendors.phones)
         self.apps = [
             (BulkVendor if vendors.bulk else SimulatedVendor)(
                 share.target,
@@ -69,10 +58,10 @@ class Fleet(Population[SimulatedVendor]):
             if isinstance(app, BulkVendor) and vendors.bulk is not None:
                 app.batch, app.window = vendors.bulk.batch, vendors.bulk.window
             elif own is not None:
-                app.behaviour = own(city, random, app.index)
+                app.behaviour = own(self._city, random, app.index)
             else:
                 movement = vendors.movements[pick(app.index, [one.share for one in vendors.movements])]
-                app.behaviour = MOVEMENTS[movement.kind](city, random, app.index)
+                app.behaviour = MOVEMENTS[movement.kind](self._city, random, app.index)
                 app.behaviour.every = movement.every
         self._due: list[tuple[int, int, int, Ping, Iterator[Ping]]] = []
         self._counted = (0, 0)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Generic, TypeVar
 
+from loadtest.behaviour import City
 from loadtest.clients.app import App, stop
 from loadtest.engine.scenario import Phones, Stage
 from loadtest.engine.share import SILVER, Share, spread
@@ -33,15 +34,18 @@ class Population(Generic[AppT]):
     kind: str
     apps: list[AppT]
 
-    def __init__(
-        self, share: Share, course: Course, recorder: Recorder, clock: Callable[[], float], group: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, share: Share, recorder: Recorder, clock: Callable[[], float], group: asyncio.TaskGroup) -> None:
+        scenario = share.scenario
+        place = scenario.city
         self.active = 0
-        self._share, self._course, self._recorder, self._now, self._group = share, course, recorder, clock, group
+        self._city = City(place.lat, place.long, place.size(scenario.vendors.count), place.block)
+        self._course = Course(scenario.stages)
+        self._share, self._recorder, self._now, self._group = share, recorder, clock, group
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._faults = 0
         self._refused = 0
         self._phones: list[tuple[float, int, int]] = []
+        self._make_apps()
 
     def _prepare(self, count: int, phones: Phones) -> None:
         """Chooses this worker's part of `count` apps."""
@@ -86,6 +90,10 @@ class Population(Generic[AppT]):
         await stop(self.apps, self._tasks.values(), within)
 
     # for subclasses
+
+    @abstractmethod
+    def _make_apps(self) -> None:
+        """Makes `apps`, after `_prepare`."""
 
     def _begin(self, start: float) -> None:
         """Called once, at the beginning."""

@@ -22,11 +22,9 @@ from typing import Any, TypeVar
 import aiohttp
 import orjson
 
-from loadtest.behaviour import City
 from loadtest.engine.audience import Audience, live_of
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.share import Share
-from loadtest.engine.stages import Course
 from loadtest.errors import LoadtestError, RunFailed
 from loadtest.measure.clock import offset
 from loadtest.measure.recorder import Recorder
@@ -46,15 +44,11 @@ class Worker:
     """The apps of one share, from `start` to `end`."""
 
     def __init__(self, share: Share, group: asyncio.TaskGroup, tell: Tell) -> None:
-        scenario = share.scenario
-        course = Course(scenario.stages)
-        place = scenario.city
-        city = City(place.lat, place.long, place.size(scenario.vendors.count), place.block)
         self.recorder = Recorder()
         self.share = share
         self.stopping = asyncio.Event()
         made = Fleet if share.kind == "vendors" else Audience
-        self.population: Fleet | Audience = made(share, city, course, self.recorder, self.now, group)
+        self.population: Fleet | Audience = made(share, self.recorder, self.now, group)
         self._tell = tell
         self._cpu = 0.0
 

@@ -10,12 +10,10 @@ import orjson
 import pytest
 from aiohttp import web
 
-from loadtest.behaviour import City
 from loadtest.clients.identity import Identity
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
 from loadtest.engine.share import Share
-from loadtest.engine.stages import Course
 from loadtest.engine.verification import Live
 from loadtest.measure.recorder import Recorder
 from tests.support.loadtest_stand_in import standing_in
@@ -51,9 +49,7 @@ async def test_a_skipped_update_of_counts_is_named(skipping: bool) -> None:
     )
     async with standing_in({"/v1/watch": serve}) as target, asyncio.TaskGroup() as group:
         share = Share("customers", 0, 1, target, "s" * 32, scenario, [Identity("v", "c", "")], sampled=2)
-        city = City(52.2297, 21.0122, 500.0, 100.0)
-        course = Course(scenario.stages)
-        audience = Audience(share, city, course, Recorder(), lambda: time.time() * 1000, group)
+        audience = Audience(share, Recorder(), lambda: time.time() * 1000, group)
         await audience.run(time.time() * 1000, asyncio.Event())
         checks = await audience.verify(Live({}, set()), set())
         await audience.stop(5.0)

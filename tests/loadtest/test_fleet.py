@@ -21,7 +21,6 @@ from loadtest.engine.audience import Audience
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.scenario import Customers, Scenario
 from loadtest.engine.share import Share
-from loadtest.engine.stages import Course
 from loadtest.measure.recorder import Recorder
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
@@ -72,7 +71,7 @@ async def test_a_server_that_stops_makes_every_ping_due_meanwhile_late() -> None
     scenario = scenarios.load("quiet-town", [*wanted, ("warmup", 0)])
     recorder = Recorder()
     async with standing_in({"/v1/vendor": stalled}) as target, asyncio.TaskGroup() as group:
-        fleet = Fleet(share(target, scenario), CITY, Course(scenario.stages), recorder, now, group)
+        fleet = Fleet(share(target, scenario), recorder, now, group)
         await fleet.run(now(), asyncio.Event())
         settled = await fleet.settle(10.0)
         await fleet.stop(5.0)
@@ -108,7 +107,7 @@ async def test_backlogs_are_sent_and_not_timed() -> None:
     )
     recorder = Recorder()
     async with standing_in({"/v1/vendor": acking}) as target, asyncio.TaskGroup() as group:
-        fleet = Fleet(share(target, scenario), CITY, Course(scenario.stages), recorder, now, group)
+        fleet = Fleet(share(target, scenario), recorder, now, group)
         await fleet.run(now(), asyncio.Event())
         await fleet.settle(10.0)
         fleet.count()
@@ -200,7 +199,7 @@ async def test_customers_look_around() -> None:
     )
     recorder = Recorder()
     async with standing_in({"/v1/watch": answer}) as target, asyncio.TaskGroup() as group:
-        audience = Audience(share(target, scenario, "customers"), CITY, Course(scenario.stages), recorder, now, group)
+        audience = Audience(share(target, scenario, "customers"), recorder, now, group)
         await audience.run(now(), asyncio.Event())
         assert audience.active == 0
         await audience.stop(5.0)
