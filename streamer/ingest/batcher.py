@@ -185,7 +185,7 @@ class Batcher:
         self._ready = 0
         self._took_at = self._live_at = -inf
         self._attempts = 0
-        # So many ready pings wake the storing task.
+        # Ready pings that wake the storing task.
         self._wake_at: float = inf
         self._wake = asyncio.Event()
         self._settled_all = asyncio.Event()
@@ -197,8 +197,6 @@ class Batcher:
         """Pings held: waiting and in flight."""
         self.bytes = 0
         """Bytes they take."""
-        self.last_batch = 0
-        """Pings of the newest batch that was stored."""
         self.batches = 0
         self.settled_chunks = 0
         self.settled_pings = 0
@@ -206,7 +204,7 @@ class Batcher:
         self.retries = 0
         self._outage_at: float | None = None
         self.outage: str | None = None
-        """Why nothing can be stored just now, None when it can."""
+        """Why nothing can be stored, None while it can."""
         self.fault: str | None = None
         """The newest error that is no outage; None after the next batch that is stored."""
 
@@ -264,7 +262,7 @@ class Batcher:
 
     @property
     def contended(self) -> bool:
-        """Whether so much waits that vendors that send most must be slowed down."""
+        """Whether the buffer is so full that the vendors that send most must be slowed down."""
         return self.fill > CONTENDED
 
     @property
@@ -280,7 +278,7 @@ class Batcher:
         return max(0.0, self._clock() - min(held)) if held else 0.0
 
     async def run(self) -> None:
-        """Stores what is taken in, for ever. May be started again after it died: nothing is lost."""
+        """Stores what is taken in, until cancelled. May be restarted after an error: nothing is lost."""
         # What was in flight may be stored or not: it goes first again, through the duplicate-safe path.
         for chunk in reversed(self._in_flight):
             chunk.tried = True
@@ -395,7 +393,7 @@ class Batcher:
                     log.warning("storing failed; pings wait and are tried again", cause=str(away), pings=self.pings)
                 self.outage = str(away)
             except Exception as error:
-                # Not known to be stored, so kept; logged as an error, as only a change of code or database can mend it.
+                # Not known to be stored, so kept; logged as an error, as only a change of code or database can fix it.
                 self.outage = f"storing {len(batch)} chunks failed with {error!r}; they are kept and tried again"
                 self._fail(error)
             else:
@@ -434,7 +432,6 @@ class Batcher:
         self.rejected_pings += refusals
         self.settled_chunks += len(batch)
         self.settled_pings += count
-        self.last_batch = count
         self.batches += 1
         self._counters.batches.observe(count)
         if self._traced is not None:

@@ -1,4 +1,4 @@
-"""The live index: which vendors are on the map, who watches them, and what entered, moved or left. Pure.
+"""The live index: the vendors on the map, their watchers, and what entered, moved or left. Pure.
 
 Changes go in (`put_fix`, `put_card`, `put_presence`, `put_http`, `remove`, `expire`); `tick` turns all changes since
 the last tick into one frame per watch. What a client holds is the state of its last frame, a function of the vendors'
@@ -160,13 +160,13 @@ class LiveIndex:
                 self._settle(vendor, now)
 
     def pardon(self, now: int) -> None:
-        """Counts every process that is not lost yet as heard just now: for a while none could be heard."""
+        """Counts every process that is not lost yet as heard now: none could be heard for a while."""
         for name, owner in tuple(self.owners.items()):
             if not owner.lost:
                 self.owner_heard(name, now, now)
 
     def expire(self, now: int) -> list[str]:
-        """Lets vendors go offline and leave by time; looks only at those that are due. Returns the ids of who left."""
+        """Lets vendors go offline and leave by time; checks only those that are due. Returns the ids that left."""
         if not self.frozen:
             for name, owner in tuple(self.owners.items()):
                 if name != self.me and owner.heard + self.offline_after <= now:
@@ -183,10 +183,6 @@ class LiveIndex:
                 self._settle(vendor, now)
         departed, self._departed = self._departed, []
         return departed
-
-    def next_deadline(self) -> int | None:
-        """Returns when `expire` may next have something to do for a vendor whose end is known."""
-        return self._deadlines[0][0] if self._deadlines else None
 
     def watch(self, watch: Watch, key: ViewKey, now: int) -> None:
         """Starts a watch, or moves it: a snapshot replaces what the client holds for it."""
@@ -334,7 +330,7 @@ class LiveIndex:
             offline_at = last + self.offline_after
             leave_at = offline_at + self.leave_after
         else:
-            # Its presence comes with the next register; one that never does is waited for only so long.
+            # Its presence comes with the next register; one that never comes is waited for only until then.
             offline_at, leave_at = 0, vendor.born + self.offline_after
         online = connected or now < offline_at
         known = vendor.fix.timestamp >= 0 and vendor.card.version >= 0 and offline_at > 0

@@ -158,7 +158,6 @@ let view = null;
 /** The counts of the vendors in view; null while there are few. */
 let overview = null;
 /** Whether the server knows `counts` watches. */
-let counting = true;
 
 /** The view and a little around it; `clipped` when one watch of vendors can't hold it. */
 function viewArea() {
@@ -178,7 +177,7 @@ function showVendors() {
     wanted({ area: box }),
     handlers("view", {
       onSnapshot: (vendors) => {
-        if (counting && vendors.size > MANY) return showCounts();
+        if (vendors.size > MANY) return showCounts();
         overview?.close();
         overview = null;
         bubbles.show(new Map());
@@ -217,19 +216,10 @@ function showCounts() {
         status();
         refreshSoon();
       },
-      onSnapshot: withoutCounts,
-      onError: (error) => (["ERR_INVALID_MESSAGE", "ERR_AREA_TOO_LARGE"].includes(error.code) ? withoutCounts() : notice(error.message)),
+      onError: (error) => notice(error.message),
     },
     "overview",
   );
-}
-
-/** A server that has no counts: the middle of the view, vendor by vendor. */
-function withoutCounts() {
-  counting = false;
-  overview?.close();
-  overview = null;
-  showVendors();
 }
 
 function sum(groups, name) {
@@ -257,7 +247,7 @@ function look() {
   moving = setTimeout(() => {
     const near = map.getZoom() >= STREET && !viewArea().clipped;
     const few = view !== null && view.vendors.size <= FEW && !viewArea().clipped;
-    if (!counting || few || (near && overview === null)) showVendors();
+    if (few || (near && overview === null)) showVendors();
     else showCounts();
     status();
     keep();
@@ -563,7 +553,6 @@ const STEPS = [8, 0.6, 0.06];
 /** Moves the map so that it shows the watched area, or all vendors of the world. */
 function fit() {
   if (tool.area !== null) return map.fitBounds(tool.shape.getBounds().pad(0.2));
-  if (!counting) return fitTo([...fleet.movers.values()].map(({ card }) => card));
   fitCounts(WORLD, 0);
 }
 
