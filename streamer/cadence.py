@@ -2,7 +2,7 @@
 
 While a process has headroom, everything goes out as fast as it can. When it is busy, rounds merge: each kind of round
 may use a share of the thread's CPU time, as measured over the rounds before, so its interval grows with its cost. The
-share is small while intervals are short, as nobody notices such a delay, and grows with them. When the event loop is
+share is small while intervals are short, as such a delay goes unnoticed, and grows with them. When the event loop is
 busy for more than half of the time, whatever with, all intervals are stretched too.
 """
 

@@ -1,11 +1,11 @@
-"""Everything that can go wrong, as one closed table: error codes, close codes, and the exceptions that carry them.
+"""Error codes, close codes, and the exceptions that carry them.
 
 StreamerError
-├── ProtocolError      what a client sent or asked for can't be; carries a wire code
-├── SettingsError      the configuration can't work; every mistake named at once
+├── ProtocolError      a client's message or request is invalid; carries an error code
+├── SettingsError      the configuration is invalid; names every mistake
 ├── DatabaseError      PostgreSQL's schema or contents are not what this version needs
-├── Unavailable        PostgreSQL or Redis can't be reached just now; trying again may help
-└── EmbeddedError      a PostgreSQL or Valkey of our own did not start
+├── Unavailable        PostgreSQL or Redis can't be reached; trying again may help
+└── EmbeddedError      an embedded PostgreSQL or Valkey did not start
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class StreamerError(Exception):
 
 
 class ProtocolError(StreamerError):
-    """What a client sent can't be accepted; the message names the value that was wrong."""
+    """A client's message or request is rejected; the message names the wrong value."""
 
     def __init__(self, code: ErrorCode, message: str, *, retry_after_ms: int | None = None) -> None:
         super().__init__(message)
@@ -98,30 +98,32 @@ class ProtocolError(StreamerError):
 
 
 class SettingsError(StreamerError):
-    """The configuration can't work; the message names every mistake and its mend."""
+    """The configuration is invalid; the message names every mistake and its remedy."""
 
 
 class DatabaseError(StreamerError):
-    """PostgreSQL's schema or contents are not what this version needs; the message says how to mend it."""
+    """PostgreSQL's schema or contents are not what this version needs; the message names the remedy."""
 
 
 class Unavailable(StreamerError):
     """PostgreSQL or Redis can't be reached or does not answer in time; nothing is known to be lost.
 
-    The message is for operators: it may name hosts, roles and what PostgreSQL said. `told` is what strangers may know.
+    The message is for operators: it may contain hosts, roles and PostgreSQL's words. Clients get `public_message`.
     """
 
-    def __init__(self, message: str, told: str = "the server can't reach what this needs just now: try again") -> None:
+    def __init__(
+        self, message: str, public_message: str = "a service that this needs is unavailable: try again"
+    ) -> None:
         super().__init__(message)
-        self.told = told
+        self.public_message = public_message
 
 
 class EmbeddedError(StreamerError):
-    """A PostgreSQL or Valkey of our own could not be started; the message ends with what it logged."""
+    """An embedded PostgreSQL or Valkey did not start; the message ends with its log."""
 
 
 class FrameError(Exception):
-    """A client broke the WebSocket protocol; the connection must be failed with `close`."""
+    """A client violated the WebSocket protocol; the connection must be closed with `close`."""
 
     def __init__(self, close: CloseCode, message: str) -> None:
         super().__init__(message)
@@ -129,7 +131,7 @@ class FrameError(Exception):
 
 
 class Disconnect(Exception):
-    """The connection must end with this code; `message` is told to the client first."""
+    """The connection must be closed with this code, after an `error` with `message`."""
 
     def __init__(self, close: CloseCode, code: ErrorCode, message: str) -> None:
         super().__init__(message)

@@ -1,1 +1,1 @@
-"""Who may do what: tokens, permissions, entitlements."""
+"""Authentication and authorization: tokens, permissions, entitlements."""

@@ -1,1 +1,1 @@
-"""What processes tell each other through Redis."""
+"""Exchange of live state between processes, through Redis."""

@@ -1,11 +1,11 @@
-"""Redis between the processes: publishes what this one's vendors do, hears of the others', keeps where all are now.
+"""Redis between the processes: publishes this one's vendors, receives the others', keeps all current positions.
 
 What makes every map true, whatever fails:
 
 - Stored, then published; subscribed, then read: no change falls between. A vendor that left during a read stays away.
 - After a gap cells are read again and their watchers get snapshots; this process's vendors are written again.
-- A vendor is in one cell. A process that takes it over or moves it drops the old entry; one that hears of a newer
-  connection elsewhere lets go of it.
+- A vendor is in one cell. A process that takes it over or moves it drops the old entry; one that learns of a newer
+  connection elsewhere releases it.
 - What is not done yet (an entry to drop, a vendor to write) is kept until it is; a node that is away stops only what
   is on it.
 """
@@ -81,7 +81,7 @@ class Broker:
 
     @property
     def cells(self) -> frozenset[int]:
-        """The broker cells that this process hears."""
+        """The broker cells that this process is subscribed to."""
         return self.subscriber.cells
 
     # what this process's vendors do

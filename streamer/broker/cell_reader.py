@@ -24,7 +24,7 @@ PAUSE = 0.1
 
 
 class CellReader:
-    """Reads the cells it is told to; sets `wake` when there is one to be read.
+    """Reads cells on request; sets `wake` when there is one to be read.
 
     `followed`: the cells of the vendors that are watched by id.
     """
@@ -33,7 +33,7 @@ class CellReader:
         self, context: Context, membership: Membership, followed: Mapping[str, int], wake: asyncio.Event
     ) -> None:
         self.readings: dict[int, Reading] = {}
-        """The reads under way, by cell."""
+        """The reads in progress, by cell."""
         self._context = context
         self._nodes = context.nodes
         self._index = context.index
@@ -53,7 +53,7 @@ class CellReader:
         self._recheck: dict[int, float] = {}
 
     def read(self, at: int) -> None:
-        """Has a cell read, again if it was read before: its channel was subscribed just now."""
+        """Has a cell read, again if it was read before: its channel has just been subscribed."""
         if self._cells[at].loaded:
             self._gapped.add(at)
         self._to_read.add(at)

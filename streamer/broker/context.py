@@ -32,9 +32,9 @@ class BrokerConfig:
     alone_gap: float = 2.0
     """Between two flushes while no other process is there: only processes that start later read what is flushed."""
     alone_after: float = MISSED_HEARTBEATS * HEARTBEAT
-    """After so long without a message from another process, this one takes itself for the only one."""
+    """After so long without a message from another process, this one assumes to be the only one."""
     linger: float = 30.0
-    """How long a cell stays subscribed that nobody watches any more: customers pan back."""
+    """How long a cell stays subscribed after its last watch ended: customers pan back."""
     grace: float = 10.0
     """How long the other processes may take to write their vendors again after Redis lost its data."""
 
@@ -53,7 +53,7 @@ class BrokerEventHandler(Protocol):
 
 
 class SubscribedCell:
-    """A broker cell that this process hears."""
+    """A broker cell that this process is subscribed to."""
 
     __slots__ = ("doubtful", "early", "idle_since", "loaded", "mark", "ready", "refs")
 
@@ -82,7 +82,7 @@ class Context:
     cells: dict[int, SubscribedCell] = field(default_factory=dict)
 
     def remove_unheard(self, vendor: Vendor) -> None:
-        """Removes a vendor from the index if it is in a cell that this process does not hear."""
+        """Removes a vendor from the index if it is in a cell that this process is not subscribed to."""
         if parent(vendor.cell, BUS_LEVEL) not in self.cells:
             self.index.remove(vendor.vendor_id)
             self.handler.on_index_changed()

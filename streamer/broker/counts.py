@@ -49,9 +49,9 @@ LONGEST_ROUND = 1.5
 SHARE = 0.015
 """The share of a core that counting may take: rounds become longer, up to LONGEST_ROUND."""
 ROUNDS_OF_UPDATE = 2
-"""Watchers get an update every so many rounds."""
+"""Rounds between two updates of a watcher."""
 MISSED_ROUNDS = 2.4
-"""After so many rounds without an answer a process's vendors are read from Redis."""
+"""Rounds without an answer after which a process's vendors are read from Redis."""
 ASKED_FOR = 4.0
 """Seconds for which a process answers a question that is not repeated."""
 READY_TIMEOUT = 2.0
@@ -246,7 +246,7 @@ class Counts:
     # its task
 
     async def run(self) -> None:
-        """Asks, answers and updates watchers, for ever, while somebody asks."""
+        """Requests and answers counts and updates watchers, until cancelled."""
         loop = asyncio.get_running_loop()
         self._nodes.want(ASK)
         number = 0
@@ -313,7 +313,7 @@ class Counts:
                     watch.due = now + watch.interval
 
     def _check_ready(self) -> None:
-        """Lets those who wait for a first answer go on, when all processes that can answer have."""
+        """Resumes those waiting for a first answer, once every process that can answer has."""
         if not self._processes_read:
             return
         for counted in self._keys.values():

@@ -16,7 +16,7 @@ KEY = "venta:doctor"
 
 
 class RedisState(NamedTuple):
-    """What a Redis says of itself; `clock` is epoch seconds."""
+    """The state that a Redis reports; `clock` is epoch seconds."""
 
     version: str
     clock: float

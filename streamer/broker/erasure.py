@@ -22,7 +22,7 @@ PAGE = 1000
 
 
 class _Ignore:
-    """Hears what nodes report, and needs none of it."""
+    """A handler of node events that ignores them."""
 
     def on_message(self, channel: bytes, data: bytes) -> None: ...
     def on_subscribed(self, channel: bytes) -> None: ...

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 REWRITE_EVERY = 3600.0
 """Seconds between two full rewrites of this process's vendors; below every TTL of what they keep alive."""
 REAP_EVERY = 30.0
-"""Seconds between two looks for processes that are dead, at most."""
+"""Maximum number of seconds between two checks for dead processes."""
 
 
 class Membership:
@@ -55,13 +55,13 @@ class Membership:
         self._wake = asyncio.Event()
 
     def heard_other(self) -> None:
-        """Another process was heard, or may be there without being heard."""
+        """Another process was heard, or may exist without being heard."""
         self._others_until = asyncio.get_running_loop().time() + self._alone_after
         self._other_heard.set()
 
     @property
     def alone(self) -> bool:
-        """Whether no other process is there, as far as this one hears."""
+        """Whether no other process has been heard recently."""
         return asyncio.get_running_loop().time() > self._others_until
 
     async def wait_for_other(self, timeout: float) -> None:
@@ -79,7 +79,7 @@ class Membership:
             self.known = not refused(added)
 
     async def learn(self, processes: Iterable[str]) -> None:
-        """Asks for the last heartbeat of processes not heard yet; without an answer they count as heard just now."""
+        """Asks for the last heartbeat of processes not heard yet; without an answer they count as heard now."""
         unknown = [name for name in processes if name != self._index.me and name not in self._index.owners]
         if not unknown:
             return
@@ -113,7 +113,7 @@ class Membership:
         self._wake.set()
 
     async def send_heartbeats(self, republish: Callable[[], None]) -> None:
-        """Sends heartbeats for ever; calls `republish` when Redis lost this process, and before its data expires."""
+        """Sends heartbeats until cancelled; calls `republish` after Redis lost its data, and before that expires."""
         loop = asyncio.get_running_loop()
         rewritten = loop.time()
         hello = CellBatch().message(self._index.me)
@@ -143,7 +143,7 @@ class Membership:
             self._wake.clear()
 
     async def reap(self) -> None:
-        """Cleans up, for ever, after processes that are dead for so long that all their vendors left the map."""
+        """Cleans up after processes that have been dead until all their vendors left the map; until cancelled."""
         while True:
             await asyncio.sleep(min(REAP_EVERY, self.vendor_ttl / 4000))
             latest = self._clock() - self.vendor_ttl - 1000
@@ -151,7 +151,7 @@ class Membership:
             (dead,) = await self._nodes.run([Command(BROADCAST, command)])
             if refused(dead) or not dead:
                 continue
-            # Whoever removes it cleans up.
+            # The process that removes it cleans up.
             (removed,) = await self._nodes.run([Command(BROADCAST, ("ZREM", PROCESSES, dead[0]))])
             if not refused(removed) and removed:
                 await self._reap(dead[0].decode())

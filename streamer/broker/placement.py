@@ -139,7 +139,7 @@ class Placement:
                 continue
             registers.put(index, now)
             if local_vendors.sockets[id] > 0 and index.vendors[id].presence.owner != index.me:
-                # Its newest connection is here, whatever the other process's clock says.
+                # Its newest connection is here, regardless of the other process's clock.
                 local_vendors.claim(id, now)
 
     async def place(self, vendors: Mapping[str, Vendor], found: Mapping[str, bytes]) -> dict[str, int]:
@@ -165,7 +165,7 @@ class Placement:
         for id, answer in zip(vendors, answers, strict=True):
             place = None
             if refused(answer):
-                # Written once that node can be used; those who watch the cell need not wait for it.
+                # Written once that node is available; watchers of the cell need not wait for it.
                 self.unplaced.add(id)
             else:
                 place = parse_place(answer)

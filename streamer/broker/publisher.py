@@ -1,4 +1,4 @@
-"""Writes and publishes what this process's vendors do. Hears nothing.
+"""Writes and publishes the changes of this process's vendors. Receives nothing.
 
 What is not done yet, an entry to drop or a vendor to write, is kept until it is; a node that can't be used stops only
 what is on it.
@@ -117,7 +117,7 @@ class Publisher:
         self._context.remove_unheard(vendor)
 
     def broadcast_fix(self, vendor_id: str, fix: Fix) -> None:
-        """Tells the process that serves a vendor of a fix that came to this one."""
+        """Broadcasts a fix that arrived here, for the process that serves the vendor."""
         self._handed_over[vendor_id] = (fix, asyncio.get_running_loop().time() + HANDOVER)
         self._wake.set()
 
@@ -143,7 +143,7 @@ class Publisher:
     # its task
 
     async def run(self) -> None:
-        """Flushes what is marked, for ever."""
+        """Flushes what is marked, until cancelled."""
         loop = asyncio.get_running_loop()
         config, placement = self._context.config, self.placement
         self._membership.heard_other()
@@ -229,7 +229,7 @@ class Publisher:
         return await self.placement.place(moved, found)
 
     def _collect(self, flush: Flush, vendor_id: str, parts: int, placed: dict[str, int]) -> None:
-        """Has a flush write a vendor, or a later one; `placed`: the cells that were written just now."""
+        """Has a flush write a vendor, or a later one; `placed`: the cells written in this flush."""
         vendor = self._publishable(vendor_id)
         if vendor is None:
             return
@@ -273,7 +273,7 @@ class Publisher:
                     if at in failed:
                         self._keep(id, parts)
                 else:
-                    # Released, departed or deleted while this was on its way.
+                    # Released, departed or deleted while this was being written.
                     self.placement.drop(at, id, Dropping(versions))
         for at, entries in flush.dropping.items():
             if at not in failed:

@@ -36,7 +36,7 @@ SENTINEL_EVERY = 2.0
 
 
 class Nodes:
-    """All nodes of a Redis, as `handler` hears of them."""
+    """All nodes of a Redis; events go to `handler`."""
 
     def __init__(
         self, address: RedisAddress, handler: RedisHandler, *, timeout: float = 2.0, counters: Counters | None = None
@@ -154,7 +154,7 @@ class Nodes:
     # its task
 
     async def keep(self) -> None:
-        """Keeps all nodes probed and heard and the map current, for ever; raises what a node's task died of."""
+        """Probes nodes, keeps subscriptions and the slot map, until cancelled; raises the error of a failed task."""
         loop = asyncio.get_running_loop()
         looked = loop.time() - MAP_EVERY_IDLE
         try:

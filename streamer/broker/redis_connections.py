@@ -29,7 +29,7 @@ log = structlog.get_logger()
 PING_EVERY = 0.5
 """Seconds between two pings of a subscription."""
 SILENCE_LIMIT = 2.0
-"""A subscription that is silent for so long is made anew; with PING_EVERY below the contract's 3 s."""
+"""Seconds of silence after which a subscription is opened again; with PING_EVERY below the contract's 3 s."""
 PIPELINE = 500
 """Commands written before their answers are read."""
 
@@ -57,7 +57,7 @@ def refused(answer: Answer) -> bool:
 
 
 def is_fault(answer: Answer) -> bool:
-    """Whether a refusal says that the whole server can't take writes now."""
+    """Whether an error means that the whole server can't take writes."""
     if isinstance(answer, ClusterDownError):
         return "Hash slot" not in str(answer)  # the other slots of this node are served
     return isinstance(answer, FAULTS) or (isinstance(answer, ResponseError) and str(answer).startswith(FAULT_PREFIXES))
@@ -169,7 +169,7 @@ class SubscriptionConnection:
         self._wake.set()
 
     async def run(self) -> None:
-        """Keeps the subscriptions while the node can be used, for ever."""
+        """Keeps the subscriptions while the node is available, until cancelled."""
         delay = 0.05
         while True:
             await self._usable.wait()

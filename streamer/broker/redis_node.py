@@ -1,7 +1,7 @@
 """One Redis server and the probe that decides whether it can be used.
 
 A server that refuses writes (demoted to a replica, out of memory, loading, without enough replicas) is as unusable as
-one that does not answer: its connections are closed and made anew, because a proxy or a host name may lead to another
+one that does not answer: its connections are closed and opened again, as a proxy or a host name may lead to another
 server by then. Subscriptions connect only after the probe succeeded, so that both reach a server that takes writes.
 """
 
@@ -122,7 +122,7 @@ class Node:
             log.warning("redis unavailable; this process serves its own vendors only", node=self.name, cause=cause)
 
     async def probe(self) -> None:
-        """Asks regularly whether the node would take a write, for ever."""
+        """Probes whether the node takes writes, until cancelled."""
         delay = 0.1
         while True:
             try:

@@ -8,7 +8,7 @@ Everything of a broker cell shares a hash tag, so the same code runs on one Redi
     v2:at:{vendorId}     a vendor's place: version of its fix (13 digits), broker cell, space, process that wrote it
     v2:{roam}            sharded channel for all: heartbeats, and the state of vendors that changed cell or process
     v2:{roam}:owners     sorted set: process -> its last heartbeat, epoch ms
-    v2:{roam}:of:PROCESS set: the broker cells a process wrote to, for whoever cleans up when it is dead
+    v2:{roam}:of:PROCESS set: the broker cells a process wrote to, for cleaning up when it is dead
     v2:probe             a key that is never written: the probe of a node names it
     v2:once:{vendorId}   set while a vendor without a plan may not go live again
 
@@ -198,7 +198,7 @@ ANY_VERSION = Versions(ALWAYS, ALWAYS, ALWAYS)
 
 
 class CellBatch:
-    """What one flush says of one cell: its message and the fields of its hash, each register encoded once for both."""
+    """One cell's part of a flush: its message and the fields of its hash, each register encoded once for both."""
 
     def __init__(self) -> None:
         self.fixes: list[bytes] = []

@@ -1,8 +1,8 @@
-"""What other services follow: a Redis Stream of committed positions and of statuses, merged per vendor.
+"""A Redis Stream of committed positions and of statuses, for other services.
 
-Each vendor's newest change goes into the stream once an interval, a position after it is committed in PostgreSQL. While
-Redis is away changes are kept, merged, one a vendor, and written when it is back. What may be missing in the stream is
-said in it, by an entry of type `gap`: when a process died with changes unwritten, and when Redis lost what it had.
+Changes are merged per vendor and written once per interval, a position after its commit in PostgreSQL. While Redis is
+away the newest change of each vendor is kept, and written when Redis is back. An entry of type `gap` marks where
+entries may be missing: after a process died with changes unwritten, and after Redis lost data.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from streamer.ingest.position import Position
 log = structlog.get_logger()
 
 SLICE = 200
-"""Commands sent at once: between two slices the live path has its turn."""
-BEAT = 5.0
-"""Seconds after which a process without news says that it lives."""
-DEAD = 30.0
-"""Seconds of silence after which a process is taken for dead, and others say what may be missing."""
-LOOK = 10.0
-"""Seconds between two looks for the dead."""
+"""Commands sent at once; the live path's commands go between two slices."""
+HEARTBEAT_EVERY = 5.0
+"""Seconds after which a process without changes writes a heartbeat."""
+DEAD_AFTER = 30.0
+"""Seconds without heartbeat after which a process counts as dead, and another one writes a gap for it."""
+CHECK_EVERY = 10.0
+"""Seconds between two checks for dead processes."""
 CLOSE_TIMEOUT = 3.0
 MOST_KNOWN = 100_000
-"""Vendors whose newest written time is kept, so that a backlog does not follow a newer position."""
+"""Vendors whose newest written timestamp is kept, so that a backlog is not written after a newer position."""
 
 Run = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 Status = tuple[str, bool, bool]
-"""vendor_id, open for business, online."""
+"""Vendor id, open for business, online."""
 
 
 class Feed:
-    """Collects changes and writes them to the stream `key`, about `length` entries long, every `interval` seconds.
+    """Collects changes and writes them to the stream `key`, of about `length` entries, every `interval` seconds.
 
-    `run` carries out Redis commands and gives an exception in place of an answer that did not come. `statuses` gives
-    those of the vendors that this process serves; each is written when it differs from what was written before.
+    `run` executes Redis commands; an answer that did not come is an exception in its result. `statuses` returns those
+    of the vendors that this process serves; a status is written when it differs from the one written before.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Feed:
         interval: float,
     ) -> None:
         self.written = 0
-        """Entries that Redis has taken."""
+        """Entries written."""
         self.outage: str | None = None
-        """Why the stream can't be written just now, None when it can."""
+        """Why the stream can't be written, None while it can."""
         self._run = run
         self._statuses = statuses
         self._process = process
@@ -67,16 +67,16 @@ class Feed:
         self._length = length
         self._interval = interval
         self._positions: dict[str, Position] = {}
-        self._told: dict[str, tuple[bool, bool]] = {}
+        self._written_statuses: dict[str, tuple[bool, bool]] = {}
         self._newest: dict[str, int] = {}
         """The versions of what was written."""
-        self._beaten: int | None = None
-        """The time that Redis holds for this process, as far as is known."""
-        self._looked = 0
+        self._heartbeat: int | None = None
+        """The newest heartbeat that Redis has acknowledged, epoch ms."""
+        self._checked = 0
 
     @property
     def pending(self) -> int:
-        """Vendors whose position is still to be written."""
+        """The number of vendors with a position to be written."""
         return len(self._positions)
 
     def position(self, vendor_id: str, position: Position) -> None:
@@ -88,42 +88,46 @@ class Feed:
             self._positions[vendor_id] = position
 
     async def run(self) -> None:
-        """Write for ever."""
+        """Writes until cancelled."""
         while True:
             await asyncio.sleep(self._interval)
             await self.flush()
 
     async def close(self) -> None:
-        """Write what is left and say goodbye; bounded. What can't be written is told as a gap by whoever looks next."""
+        """Writes what is left, and removes this process. If that fails, another process will write a gap."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 if await self.flush():
                     await self._run([Command(self._key, ("HDEL", self._writers, self._process))])
         except TimeoutError:
-            log.warning("the feed was left unfinished; a gap will be told in it", pending=self.pending)
+            log.warning("the position stream is incomplete; a gap entry will follow", pending=self.pending)
 
     async def flush(self) -> bool:
-        """Write what is merged; what can't be written is kept under anything newer. Whether nothing is left."""
+        """Writes the merged changes, and returns whether none are left; newer ones replace those that failed."""
         now = self._clock()
         statuses = self._new_statuses()
-        if not (self._positions or statuses or self._beaten is None or now - self._beaten >= BEAT * 1000):
+        if not (
+            self._positions or statuses or self._heartbeat is None or now - self._heartbeat >= HEARTBEAT_EVERY * 1000
+        ):
             return True
         positions, self._positions = self._positions, {}
         try:
-            await self._look_back(now)
+            await self._detect_loss(now)
             await self._write_positions(positions)
             await self._write_statuses(statuses, now)
-            await self._beat(now)
-            if now - self._looked >= LOOK * 1000:
-                await self._bury(now)
-                self._looked = now
+            await self._send_heartbeat(now)
+            if now - self._checked >= CHECK_EVERY * 1000:
+                await self._report_dead(now)
+                self._checked = now
         except Unavailable as away:
             if self.outage is None:
-                log.warning("the feed can't be written; changes are kept, merged per vendor", cause=str(away))
+                log.warning(
+                    "the position stream can't be written; changes are kept, merged per vendor", cause=str(away)
+                )
             self.outage = str(away)
         else:
             if self.outage is not None:
-                log.info("the feed is written again")
+                log.info("the position stream is written again")
             self.outage = None
         finally:
             for vendor_id, position in positions.items():
@@ -132,12 +136,16 @@ class Feed:
 
     def _new_statuses(self) -> list[Status]:
         served = {vendor_id: (open, online) for vendor_id, open, online in self._statuses()}
-        for vendor_id in [vendor_id for vendor_id in self._told if vendor_id not in served]:
-            del self._told[vendor_id]  # another process serves it, or none
-        return [(vendor_id, *status) for vendor_id, status in served.items() if self._told.get(vendor_id) != status]
+        for vendor_id in [vendor_id for vendor_id in self._written_statuses if vendor_id not in served]:
+            del self._written_statuses[vendor_id]  # another process serves it, or none
+        return [
+            (vendor_id, *status)
+            for vendor_id, status in served.items()
+            if self._written_statuses.get(vendor_id) != status
+        ]
 
     async def _write_positions(self, positions: dict[str, Position]) -> None:
-        """Write them slice by slice; those that are written are taken out."""
+        """Writes positions slice by slice, and removes those that are written."""
         while positions:
             some = list(positions.items())[:SLICE]
             await self._add(
@@ -165,37 +173,39 @@ class Feed:
                     for vendor_id, open, online in some
                 ]
             )
-            self._told.update({vendor_id: (open, online) for vendor_id, open, online in some})
+            self._written_statuses.update({vendor_id: (open, online) for vendor_id, open, online in some})
 
-    async def _look_back(self, now: int) -> None:
-        """Tell of a gap if Redis no longer has what it had taken of this process."""
-        if self._beaten is None:
+    async def _detect_loss(self, now: int) -> None:
+        """Writes a gap if Redis lost what this process had written."""
+        if self._heartbeat is None:
             return
         held, there = await self._ask(("HGET", self._writers, self._process), ("EXISTS", self._key))
-        if held == b"%d" % self._beaten:
+        if held == b"%d" % self._heartbeat:
             return
-        # Without its stream Redis lost all; with it, others took this process for dead.
-        since = int(held) if held is not None else self._beaten if there else 0
+        # Without the stream Redis lost everything; with it, another process took this one for dead.
+        since = int(held) if held is not None else self._heartbeat if there else 0
         await self._gap(since, now, "Redis lost entries" if held is not None or not there else "silent for too long")
-        self._beaten = None
-        self._told.clear()  # all is told again
+        self._heartbeat = None
+        self._written_statuses.clear()  # all are written again
 
-    async def _beat(self, now: int) -> None:
+    async def _send_heartbeat(self, now: int) -> None:
         await self._ask(("HSET", self._writers, self._process, now))
-        self._beaten = now
+        self._heartbeat = now
 
-    async def _bury(self, now: int) -> None:
-        """Tell what may be missing of processes that ended without a goodbye; each is told of once."""
+    async def _report_dead(self, now: int) -> None:
+        """Writes one gap for each process that died."""
         (held,) = await self._ask(("HGETALL", self._writers))
         pairs = list(zip(held[::2], held[1::2], strict=True))
-        for process, beat in pairs:
-            if process.decode() != self._process and now - int(beat) > DEAD * 1000:
+        for process, heartbeat in pairs:
+            if process.decode() != self._process and now - int(heartbeat) > DEAD_AFTER * 1000:
                 (mine,) = await self._ask(("HDEL", self._writers, process))
                 if mine:
-                    await self._gap(int(beat), now, "a process ended without a goodbye", process.decode())
+                    await self._gap(int(heartbeat), now, "a process died", process.decode())
 
     async def _gap(self, since: int, until: int, cause: str, process: str = "") -> None:
-        log.warning("the feed may miss changes, and says so", since=since, until=until, cause=cause)
+        log.warning(
+            "entries may be missing in the position stream; wrote a gap entry", since=since, until=until, cause=cause
+        )
         await self._add([("type", "gap", "since", since, "until", until, "cause", cause, "process", process)])
 
     async def _add(self, entries: Sequence[tuple[Any, ...]]) -> None:
@@ -211,5 +221,5 @@ class Feed:
 
 
 def words(flag: bool) -> str:
-    """As JSON has it."""
+    """Returns the JSON literal."""
     return "true" if flag else "false"

@@ -1,4 +1,4 @@
-"""Hears the other processes' vendors for this one's watchers, and puts them into the index."""
+"""Receives the other processes' vendors for this one's watchers, and puts them into the index."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Subscriber:
 
     @property
     def cells(self) -> frozenset[int]:
-        """The broker cells that this process hears."""
+        """The broker cells that this process is subscribed to."""
         return frozenset(self._cells)
 
     # what watchers need
@@ -104,7 +104,7 @@ class Subscriber:
                 self.release((followed,))
 
     def unsubscribe_idle(self, now: float) -> None:
-        """Unsubscribes from the cells that nobody has watched for `linger` seconds, at `now` in the loop's time."""
+        """Unsubscribes from cells without watches for `linger` seconds, at `now` in the loop's time."""
         linger = self._context.config.linger
         idle = [
             at

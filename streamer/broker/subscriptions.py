@@ -1,4 +1,4 @@
-"""A watch's way into the live index: hear its cells first, then take the snapshot, so that nothing falls between."""
+"""Opens watches: subscribes to their cells first, then takes the snapshot, so that no change is missed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from streamer.protocol import messages
 
 
 class Needs(NamedTuple):
-    """What a watch has the bus hear."""
+    """The broker cells and listed vendors that a watch depends on."""
 
     cells: frozenset[int]
     listed: frozenset[str]
 
 
 def needs_of(wanted: messages.Watch) -> Needs:
-    """What a watch needs to be true."""
+    """Returns what a watch depends on."""
     if wanted.area is None:
         return Needs(frozenset(), wanted.vendors or frozenset())
     return shared_needs(bus_cover(wanted.area))
@@ -34,19 +34,19 @@ def needs_of(wanted: messages.Watch) -> Needs:
 
 @lru_cache(1024)
 def shared_needs(cells: frozenset[int]) -> Needs:
-    """The same object for the same cells: all watches in a town have the same few."""
+    """Returns the same object for the same cells: all watches in a town share a few."""
     return Needs(cells, frozenset())
 
 
 def key_of(wanted: messages.Watch) -> CountsKey:
-    """What a `counts` watch counts."""
+    """Returns the key of a `counts` watch."""
     assert wanted.area is not None
     assert wanted.detail is not None
     return counts_key(wanted.area, wanted.detail, wanted.open)
 
 
 class Subscriptions:
-    """All watches of this process, by the bus cells or vendors they need."""
+    """All watches of this process, by the broker cells or vendors they depend on."""
 
     def __init__(self, index: LiveIndex, broker: Broker, clock: Callable[[], int]) -> None:
         self._index = index
@@ -59,18 +59,18 @@ class Subscriptions:
         return len(self._needs) + len(self._counted)
 
     async def open(self, watch: live_watch.Watch, wanted: messages.Watch) -> None:
-        """Start a watch or move it; its snapshot is written as soon as its cells are heard."""
+        """Starts a watch or moves it; its snapshot is written as soon as its cells are subscribed."""
         if wanted.detail is not None:
             await self._open_counts(watch, wanted)
             return
         needs = needs_of(wanted)
-        # Held before the old ones are released: what both need is heard without a break.
+        # Held before the old ones are released: cells of both stay subscribed.
         self._broker.hold(*needs)
         try:
-            # What is not heard in time comes as updates once it is.
+            # Cells that are not ready in time come as updates later.
             await self._broker.ready(*needs)
             if isinstance(wanted.area, Polygon):
-                # Its other cover and the snapshot may take some milliseconds more.
+                # Its cover on the fine grid and the snapshot may take some milliseconds more.
                 await asyncio.sleep(0)
         except BaseException:
             self._broker.release(*needs)
@@ -97,11 +97,11 @@ class Subscriptions:
             self._index.unwatch(watch)
 
     async def groups(self, wanted: messages.Watch) -> list[messages.Group]:
-        """The groups that a `counts` watch would show now."""
+        """Returns the groups that a `counts` watch would show now."""
         return await self._broker.counts.groups(key_of(wanted))
 
     def close(self, watch: live_watch.Watch) -> None:
-        """End a watch."""
+        """Ends a watch."""
         counted = self._counted.pop(watch, None)
         if counted is not None:
             self._broker.counts.close(watch, counted)
@@ -112,7 +112,7 @@ class Subscriptions:
         self._index.unwatch(watch)
 
     def gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
-        """What happened in these cells or to these listed vendors may have been missed: snapshots for who watches."""
+        """Sends new snapshots to the watches of these cells and listed vendors: changes may have been missed."""
         self._index.resnapshot(
             [
                 watch
@@ -123,7 +123,7 @@ class Subscriptions:
         )
 
     async def members(self, wanted: messages.Watch) -> tuple[list[Vendor], bool]:
-        """The vendors that a watch would show now, and whether these are surely all."""
+        """Returns the vendors that a watch would show now, and whether the list is known to be complete."""
         needs = needs_of(wanted)
         self._broker.hold(*needs)
         try:

@@ -1,4 +1,4 @@
-"""`streamer db …`: the schema, the contents, backups and upkeep of the database."""
+"""`streamer db …`: schema, data, backups and maintenance of the database."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ from streamer.storage import migrate, revisions, roles
 from streamer.storage import seed as seeds
 from streamer.storage.dsn import parse_url, quoted
 
-db = typer.Typer(name="db", help="The database's schema and contents.", no_args_is_help=True)
+db = typer.Typer(name="db", help="Schema, data, backups and maintenance of the database.", no_args_is_help=True)
 
 MINUTE = timedelta(minutes=1)
 NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which PostgreSQL is meant"}
 
 
 @db.command()
-def upgrade(revision: Annotated[str, typer.Argument(help="Up to this migration.")] = "head") -> None:
-    """Bring the database's schema up to date."""
+def upgrade(revision: Annotated[str, typer.Argument(help="Migration to upgrade to.")] = "head") -> None:
+    """Migrate the schema to the newest version."""
     url = _database_url()
     asyncio.run(migrate.upgrade(url, revision))
     _say_revision(url)
 
 
 @db.command()
-def downgrade(revision: Annotated[str, typer.Argument(help="Down to this migration; `base` for none.")]) -> None:
-    """Take migrations back."""
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="Migration to downgrade to; `base` for an empty database.")],
+) -> None:
+    """Revert migrations."""
     url = _database_url()
     asyncio.run(migrate.downgrade(url, revision))
     _say_revision(url)
@@ -54,24 +56,28 @@ def downgrade(revision: Annotated[str, typer.Argument(help="Down to this migrati
 
 @db.command()
 def adopt(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; name the rows in the way.")] = False,
-    revert: Annotated[bool, typer.Option("--revert", help="Give the database back as Prisma made it.")] = False,
-    finish: Annotated[bool, typer.Option("--finish", help="Drop the old table; then there is no way back.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; list the rows that prevent adoption.")
+    ] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Restore the database as Prisma made it.")] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="Drop the old table. This can't be reverted.")] = False,
 ) -> None:
-    """Take over a database that Prisma made, in place, while its gateway goes on writing. Continues an earlier run."""
+    """Adopt a database made by Prisma, in place, while its gateway keeps writing. Continues an interrupted run."""
     url = _database_url()
     if dry_run + revert + finish > 1:
         raise SettingsError("--dry-run, --revert and --finish exclude each other: give one of them")
     if dry_run:
         plan = asyncio.run(adoption.plan(url))
-        typer.echo(f"{plan.rows:,} locations, about, of {len(plan.days)} days are to be copied")
+        typer.echo(f"{plan.rows:,} locations (estimated) of {len(plan.days)} days will be copied")
         if plan.other_ids:
-            typer.echo(f"{plan.other_ids:,} of them have ids that carry no time: they keep them, in locations_default")
+            typer.echo(
+                f"{plan.other_ids:,} of them have ids without a timestamp: they keep these ids, in locations_default"
+            )
         for obstacle in plan.obstacles:
-            typer.echo(f"in the way: {obstacle.line()}")
+            typer.echo(f"obstacle: {obstacle.line()}")
         if plan.obstacles:
-            raise DatabaseError("the database can't be adopted until these are changed")
-        typer.echo("nothing is in the way: run `streamer db adopt`")
+            raise DatabaseError("the database can't be adopted until these obstacles are removed")
+        typer.echo("no obstacles: run `streamer db adopt`")
         return
     if finish:
         asyncio.run(adoption.finish(url))
@@ -86,14 +92,13 @@ def adopt(
 
 
 @db.command()
-def reset(yes: Annotated[bool, typer.Option("--yes", help="Do it outside development too.")] = False) -> None:
-    """Drop all tables with all they hold, and make them anew."""
+def reset(yes: Annotated[bool, typer.Option("--yes", help="Allow it outside development.")] = False) -> None:
+    """Drop all tables with their data, and create them again."""
     configured = config.load(NEEDS_DATABASE)
     url = _database_url(configured)
     if configured.env != "development" and not yes:
         raise DatabaseError(
-            f"reset deletes everything in {parse_url(url).masked()}; "
-            "say --yes, or set STREAMER_ENV=development where that is what you want"
+            f"reset deletes everything in {parse_url(url).masked()}; add --yes, or set STREAMER_ENV=development"
         )
     asyncio.run(migrate.reset(url))
     _say_revision(url)
@@ -101,33 +106,33 @@ def reset(yes: Annotated[bool, typer.Option("--yes", help="Do it outside develop
 
 @db.command()
 def grant(
-    role: Annotated[str, typer.Argument(help="The role under which `serve` is to run; made when it is not there.")],
+    role: Annotated[str, typer.Argument(help="The role for `serve`; created if it does not exist.")],
     password_file: Annotated[
-        typer.FileText | None, typer.Option(help="Its password: the first line of a file, or of stdin with -.")
+        typer.FileText | None, typer.Option(help="File whose first line is its password; - for stdin.")
     ] = None,
 ) -> None:
-    """Give a role the rights that `serve` needs, and no others on our tables. Run it as the owner of the tables."""
+    """Grant a role exactly the privileges that `serve` needs. Run it as the owner of the tables."""
     password = None if password_file is None else password_file.readline().rstrip("\r\n")
     url = _database_url()
     done = asyncio.run(roles.grant(url, role, password))
-    typer.echo(f"role {role} {'was made and ' if done.created else ''}has the rights of `serve`")
+    typer.echo(f"role {role} {'was created and ' if done.created else ''}has the privileges of `serve`")
     if done.created and password is None:
-        typer.echo("it has no password: give it one by --password-file, unless it gets in otherwise", err=True)
+        typer.echo("it has no password: set one with --password-file, unless it authenticates otherwise", err=True)
     if not done.login:
-        typer.echo(f"it may not log in: ALTER ROLE {quoted(role)} LOGIN, or grant it to one that may", err=True)
+        typer.echo(f"it can't log in: ALTER ROLE {quoted(role)} LOGIN, or grant it to a role that can", err=True)
     for more in done.beyond:
-        typer.echo(f"it also has {more}, by PUBLIC or by a role it is in: revoke that there", err=True)
+        typer.echo(f"it also has {more}, through PUBLIC or a role it is a member of: revoke it there", err=True)
 
 
 @db.command()
 def audit(
-    since: Annotated[str | None, typer.Option(help="Not what is longer ago than 90m, 24h, 30d.")] = None,
-    table: Annotated[str | None, typer.Option(help="users, vendors, subscriptions or integrations.")] = None,
-    id: Annotated[str | None, typer.Option(help="Of the row with this id.")] = None,
-    limit: Annotated[int, typer.Option(help="So many entries, the newest.", min=1, max=100_000)] = 100,
+    since: Annotated[str | None, typer.Option(help="Maximum age of entries, like 90m, 24h or 30d.")] = None,
+    table: Annotated[str | None, typer.Option(help="Table: users, vendors, subscriptions or integrations.")] = None,
+    id: Annotated[str | None, typer.Option(help="Id of the row.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of entries.", min=1, max=100_000)] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each entry.")] = False,
 ) -> None:
-    """Print who changed users, vendors, subscriptions and integrations, from what to what, the newest first."""
+    """Print changes of users, vendors, subscriptions and integrations: actor, old and new values; newest first."""
     begin = None if since is None else _ago("--since", since)
     for entry in asyncio.run(audits.audited(_database_url(), since=begin, table=table, row_id=id, limit=limit)):
         typer.echo(json.dumps(entry.fields()) if as_json else entry.line())
@@ -136,26 +141,28 @@ def audit(
 @db.command()
 def seed(
     vendors: Annotated[
-        int | None, typer.Option(help="So many users with one vendor each.", min=1, max=1_000_000)
+        int | None, typer.Option(help="Number of users, with one vendor each.", min=1, max=1_000_000)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each vendor.")] = False,
 ) -> None:
-    """Add the test user and vendor, or many; twice changes nothing."""
+    """Add the test user and vendor, or many. Existing ones stay unchanged."""
     seeded = asyncio.run(seeds.seed(_database_url(), vendors))
     if as_json:
         for one in seeded:
             typer.echo(json.dumps({"vendorId": one.vendor_id, "clerkId": one.clerk_id, "name": one.name}))
     else:
-        typer.echo(f"{len(seeded)} vendors are there")
+        typer.echo(f"{len(seeded)} vendors exist")
 
 
 @db.command()
 def backup(
-    folder: Annotated[Path | None, typer.Option("--dir", help="Where to; STREAMER_BACKUP_DIR otherwise.")] = None,
-    keep_days: Annotated[int, typer.Option(help="Then remove those older than this, never the newest.", min=1)] = 7,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Destination folder; default: STREAMER_BACKUP_DIR.")
+    ] = None,
+    keep_days: Annotated[int, typer.Option(help="Then remove older backups, except the newest.", min=1)] = 7,
     to: Annotated[str | None, typer.Option(help="Encrypt to this age or SSH public key.", metavar="KEY")] = None,
 ) -> None:
-    """Write a backup, whole or not at all, with the count and checksum of every table's rows."""
+    """Write a backup, complete or not at all, with count and checksum of the rows of each table."""
     configured = config.load(NEEDS_DATABASE)
     folder = _backup_folder(configured, folder)
     began = time.monotonic()
@@ -170,32 +177,35 @@ def backup(
         typer.echo(f"removed {removed}, older than {keep_days} days")
 
 
-Identity = Annotated[Path | None, typer.Option(help="File with the private key of an encrypted one.")]
+Identity = Annotated[Path | None, typer.Option(help="File with the private key of an encrypted backup.")]
 
 
 @db.command()
 def restore(
-    file: Annotated[Path, typer.Argument(help="A backup, its manifest (.json) beside it.")], identity: Identity = None
+    file: Annotated[Path, typer.Argument(help="A backup file, with its manifest (.json) beside it.")],
+    identity: Identity = None,
 ) -> None:
-    """Restore a backup into DATABASE_URL, which must be empty; whole or not at all, every row compared."""
+    """Restore a backup into the empty DATABASE_URL, completely or not at all, and verify every row."""
     url = _database_url()
     manifest = asyncio.run(backups.restore(url, file, identity=identity))
     rows = sum(table.rows for table in manifest.tables.values())
     typer.echo(f"restored {rows:,} rows of {len(manifest.tables)} tables, as they were at {manifest.at}")
-    typer.echo("next: `streamer db upgrade`, which makes the partitions of these days")
+    typer.echo("next: `streamer db upgrade`, which creates the partitions of the coming days")
 
 
 @db.command()
 def prove(
-    file: Annotated[Path | None, typer.Argument(help="A backup; the newest in --dir otherwise.")] = None,
-    folder: Annotated[Path | None, typer.Option("--dir", help="STREAMER_BACKUP_DIR otherwise.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="A backup file; default: the newest in --dir.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Folder of backups; default: STREAMER_BACKUP_DIR.")
+    ] = None,
     identity: Identity = None,
     on: Annotated[
-        str | None, typer.Option(help="Restore on this server, whose role may create databases.", metavar="URL")
+        str | None, typer.Option(help="Server to restore on; its role must be able to create databases.", metavar="URL")
     ] = None,
-    scratch: Annotated[Path | None, typer.Option(help="Folder for the PostgreSQL to restore into.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for a temporary PostgreSQL.")] = None,
 ) -> None:
-    """Prove the last backup: restore it into a scratch database, compare every row, throw it away. For a schedule."""
+    """Verify the newest backup: restore it into a temporary database and compare every row. Made for a schedule."""
     dump = file or backups.newest(_backup_folder(config.load(), folder)).path
     with Steps(Console(stderr=True, soft_wrap=True)) as steps:
         proof = asyncio.run(backups.prove(dump, identity=identity, on=on, scratch=scratch, progress=steps))
@@ -205,16 +215,16 @@ def prove(
         f" {proof.manifest.at}, restored in {proof.seconds:.1f} s"
     )
     for difference in proof.differences:
-        typer.echo(f"note: it is not at this version's schema: {difference}")
+        typer.echo(f"note: its schema differs from this version's: {difference}")
 
 
 @db.command()
 def prune(
-    older_than: Annotated[str | None, typer.Option(help="As 30d or 12w; STREAMER_RETENTION otherwise.")] = None,
-    audit_older_than: Annotated[str, typer.Option(help="The same for entries of the audit.")] = "365d",
+    older_than: Annotated[str | None, typer.Option(help="Like 30d or 12w; default: STREAMER_RETENTION.")] = None,
+    audit_older_than: Annotated[str, typer.Option(help="The same for audit entries.")] = "365d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Drop nothing; list what would be dropped.")] = False,
 ) -> None:
-    """Drop the days of locations that are older, and old entries of the audit."""
+    """Drop old days of locations and old audit entries."""
     configured = config.load(NEEDS_DATABASE)
     days = configured.retention if older_than is None else maintenance.days_of(older_than)
     audit_days = maintenance.days_of(audit_older_than, "--audit-older-than")
@@ -225,25 +235,25 @@ def prune(
     if pruned.rows:
         typer.echo(f"{verb} {pruned.rows:,} rows of locations_default")
     if pruned.entries:
-        typer.echo(f"{verb} {pruned.entries:,} entries of the audit")
+        typer.echo(f"{verb} {pruned.entries:,} audit entries")
     if not pruned.partitions and not pruned.rows and not pruned.entries:
-        typer.echo(f"there is nothing from before {pruned.before}")
+        typer.echo(f"nothing is older than {pruned.before}")
 
 
 @db.command()
 def thin(
-    older_than: Annotated[str, typer.Option(help="As 7d or 4w; at least 3d.")] = "7d",
-    keep: Annotated[int, typer.Option(help="Seconds for which one location stays.", min=1, max=3600)] = 60,
+    older_than: Annotated[str, typer.Option(help="Like 7d or 4w; at least 3d.")] = "7d",
+    keep: Annotated[int, typer.Option(help="Seconds between two locations that are kept.", min=1, max=3600)] = 60,
 ) -> None:
-    """Keep one location a minute of older days. For a schedule: days that are thinned already are skipped."""
+    """Keep one location a minute of older days. Made for a schedule: days already thinned are skipped."""
     days = maintenance.days_of(older_than)
     if days < 3:
         raise SettingsError(f"--older-than must be at least 3d, not {older_than!r}: pings arrive late")
     thinned = asyncio.run(maintenance.thin(_database_url(), days, keep))
     for day in thinned:
-        typer.echo(f"thinned {day.name}: {day.rows:,} rows went")
+        typer.echo(f"thinned {day.name}: deleted {day.rows:,} rows")
     if not thinned:
-        typer.echo("there is no day to thin")
+        typer.echo("no day to thin")
 
 
 @db.command()
@@ -251,10 +261,10 @@ def erase(
     id: Annotated[str, typer.Argument(help="vendors.id, users.id or users.clerkId.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Erase a vendor, or a user with all vendors, for ever: rows, locations, audit, Redis, the position stream."""
+    """Erase a vendor, or a user with all vendors, permanently: rows, locations, audit, Redis, the position stream."""
     configured = config.load(NEEDS_DATABASE)
     if not yes:
-        typer.confirm(f"erase everything stored of {id}? It can't be undone", abort=True)
+        typer.confirm(f"erase everything stored of {id}? This can't be undone", abort=True)
     redis_url = None if configured.redis_url is None else configured.redis_url.get_secret_value()
     with Steps(Console(stderr=True, soft_wrap=True)) as steps:
         done = asyncio.run(
@@ -269,7 +279,7 @@ def erase(
         )
     typer.echo("erased " + ", ".join(f"{rows:,} rows of {table}" for table, rows in done.rows.items()))
     if redis_url is None:
-        typer.echo("REDIS_URL is not set: Redis was not looked at, it forgets by itself within a day", err=True)
+        typer.echo("REDIS_URL is not set: entries in Redis expire within a day", err=True)
     for one in done.backups:
         typer.echo(f"note: the backup {one.path} of {one.at:%Y-%m-%d} still contains it, until it is deleted")
     if not done.backups:
@@ -279,7 +289,7 @@ def erase(
 @db.command()
 def export(
     vendor: Annotated[str, typer.Argument(help="vendors.id.")],
-    to: Annotated[Path | None, typer.Option(help="The archive; VENDOR.zip otherwise.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Archive to write; default: VENDOR.zip.")] = None,
 ) -> None:
     """Write everything stored of a vendor into a ZIP archive: JSON, GeoJSON, GPX."""
     archive = to or Path(f"{re.sub(r'[^A-Za-z0-9_-]', '_', vendor)}.zip")
@@ -303,20 +313,20 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="Print it as one 
 
 @db.command()
 def check() -> None:
-    """Name each difference between the database and what this version needs; exit status 1 when there is any."""
+    """List differences between the database and what this version needs; exit status 1 if there are any."""
     url = _database_url()
     differences = asyncio.run(maintenance.check(url))
     for difference in differences:
         typer.echo(difference)
     if differences:
         raise DatabaseError(f"{parse_url(url).masked()}: {len(differences)} differences")
-    typer.echo(f"{parse_url(url).masked()} is as this version needs it")
+    typer.echo(f"{parse_url(url).masked()} is what this version needs")
 
 
 def _backup_folder(configured: Settings, given: Path | None) -> Path:
     folder = given or configured.backup_dir
     if folder is None:
-        raise SettingsError("which folder of backups is meant? say --dir, or set STREAMER_BACKUP_DIR")
+        raise SettingsError("no folder of backups: add --dir, or set STREAMER_BACKUP_DIR")
     return folder
 
 
@@ -327,7 +337,7 @@ def _show_stats(console: Console, found: maintenance.Stats) -> None:
             made.add_column(column, justify="left" if number == 0 else "right")
         return made
 
-    hits = "none asked for" if found.cache_hits is None else f"{found.cache_hits:.2%}"
+    hits = "no reads yet" if found.cache_hits is None else f"{found.cache_hits:.2%}"
     oldest = "none" if found.oldest_transaction is None else f"{found.oldest_transaction:.0f} s"
     console.print(
         f"database {found.bytes:,} bytes, {found.connections} connections, cache hits {hits},"
@@ -354,7 +364,7 @@ def _show_stats(console: Console, found: maintenance.Stats) -> None:
         console.print(shown)
     console.print()
     if found.statements is None:
-        console.print("expensive statements are not known: pg_stat_statements is not loaded, or not for this role")
+        console.print("no statement statistics: pg_stat_statements is not loaded, or this role can't read it")
         return
     statements = table("statement", "calls", "total ms", "mean ms", "rows")
     for each in found.statements:
@@ -371,7 +381,7 @@ def _database_url(configured: Settings | None = None) -> str:
 
 
 def _ago(option: str, given: str) -> datetime:
-    """So long ago as 90m, 24h, 30d say."""
+    """Returns the time an age like 90m, 24h or 30d ago."""
     found = re.fullmatch(r"([0-9]{1,6})([mhd])", given)
     if found is None:
         raise SettingsError(f"{option} must be like 90m, 24h or 30d, not {given!r}")

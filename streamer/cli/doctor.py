@@ -1,4 +1,4 @@
-"""`streamer doctor`: checks what a server needs, and says what is wrong and how to mend it."""
+"""`streamer doctor`: checks what a server needs, and reports problems with their remedies."""
 
 from __future__ import annotations
 

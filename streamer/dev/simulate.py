@@ -47,7 +47,7 @@ class SimulatedVendor:
 
 
 def step(lat: float, long: float, heading: float, metres: float) -> tuple[float, float]:
-    """Returns the position so many metres away; flat-earth, good enough for a town."""
+    """Returns the position at this distance in metres; flat-earth, good enough for a town."""
     turned = math.radians(heading)
     north = math.degrees(metres * math.cos(turned) / EARTH_RADIUS)
     east = math.degrees(metres * math.sin(turned) / (EARTH_RADIUS * math.cos(math.radians(lat))))

@@ -89,7 +89,7 @@ class Circle:
         object.__setattr__(self, "_haversine", _largest_haversine(self.radius))
 
     def contains(self, lat: float, long: float) -> bool:
-        """Tells whether a position is inside or on the boundary."""
+        """Returns whether a position is inside or on the boundary."""
         s = sin((lat - self.lat) * _HALF_RADIAN)
         t = sin((long - self.long) * _HALF_RADIAN)
         return s * s + self.cos_lat * cos(lat * _RADIAN) * t * t <= self._haversine
@@ -135,7 +135,7 @@ class Box:
             )
 
     def contains(self, lat: float, long: float) -> bool:
-        """Tells whether a position is inside or on an edge."""
+        """Returns whether a position is inside or on an edge."""
         if not self.south <= lat <= self.north:
             return False
         west = self.west
@@ -168,7 +168,7 @@ class Box:
 class Polygon:
     """All positions inside a ring by the even-odd rule; points are (long, lat) as in GeoJSON, closed or not.
 
-    Edges are straight in longitude and latitude. An edge that spans over 180° goes the other way, over the
+    Edges are straight in longitude and latitude. An edge that spans over 180° goes the other way round, over the
     antimeridian. A ring that goes round the axis surrounds the pole it is nearer to. A position on a western or
     southern edge is inside, one on an eastern or northern edge is not: two adjacent polygons never share a position.
 
@@ -229,7 +229,7 @@ class Polygon:
             # The longitude at which the western end comes again, if `contains` can meet it.
             ("_wraps_at", west + 360.0 if width >= 360.0 or west == -180.0 else inf),
             ("_south_pole", bool(winding) and south_nearer),
-            # One bin for what is thinner than any position can tell.
+            # One bin for what is thinner than the resolution of positions.
             ("_per_long", columns / width if width > ANGLE_SLACK else 0.0),
             ("_per_lat", rows / (north - south) if north - south > ANGLE_SLACK else 0.0),
             ("_columns", [None] * (columns + 1)),
@@ -237,7 +237,7 @@ class Polygon:
             object.__setattr__(self, name, value)
 
     def contains(self, lat: float, long: float) -> bool:
-        """Tells whether a position is inside: by the parity of the edges between it and the south pole."""
+        """Returns whether a position is inside: by the parity of the edges between it and the south pole."""
         if not self._south <= lat <= self._north:
             return False
         west = self._west

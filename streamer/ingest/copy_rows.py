@@ -1,4 +1,4 @@
-"""A stored ping: its id, and its row in PostgreSQL's binary COPY format. Pure.
+"""The id of a stored ping, and its row in PostgreSQL's binary COPY format. Pure.
 
 Timestamps are epoch milliseconds (int), positions degrees. The id is the ping's identity: the same vendor and timestamp
 give the same id always and everywhere, so the primary key makes a resend harmless.
@@ -12,17 +12,16 @@ from hashlib import blake2b
 from itertools import product
 from struct import Struct
 
+from streamer.protocol.fields import LAST_TIMESTAMP
+
 COLUMNS = ("id", "vendorId", "lat", "long", "timestamp")
 """The columns of `locations` in the order of a row's fields."""
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-"""What comes before the rows of one COPY: the signature, no flags, no header extension."""
+"""Precedes the rows of a COPY: signature, no flags, no header extension."""
 
 COPY_TRAILER = b"\xff\xff"
-"""What comes after the rows of one COPY."""
-
-LAST_TIMESTAMP = 36**8 - 1
-"""The largest epoch milliseconds an id can hold (the year 2059)."""
+"""Follows the rows of a COPY."""
 
 _POSTGRES_EPOCH = 946_684_800_000
 _DIGITS = b"0123456789abcdefghijklmnopqrstuvwxyz"
@@ -31,16 +30,16 @@ _TRIPLES = tuple(bytes(triple) for triple in product(_DIGITS, repeat=3))
 
 
 def location_id(vendor_id: str, timestamp: int) -> str:
-    """The id of a vendor's ping: `c`, the milliseconds in base 36 (8 characters), 16 characters that are the vendor's.
+    """Returns the id of a vendor's ping: `c`, the milliseconds in base 36 (8 characters), a hash of the vendor (16).
 
-    The milliseconds are in the id already, so the hash need not cover them: it depends on the vendor only (82 bits of
-    BLAKE2b) and is computed once per vendor. Ids sort by time in the C collation.
+    The hash depends on the vendor only (82 bits of BLAKE2b), so it is computed once per vendor. Ids sort by time in
+    the C collation.
     """
     return (_prefix(timestamp) + _vendor_hash(vendor_id)).decode()
 
 
 def id_floor(timestamp: int) -> str:
-    """What every id of this millisecond or later is not less than; clamped to what an id can hold."""
+    """Returns a lower bound of the ids of this millisecond and later ones, clamped to the range of ids."""
     return _prefix(min(max(timestamp, 0), LAST_TIMESTAMP)).decode()
 
 
@@ -62,7 +61,7 @@ class RowEncoder:
         self._head = b""
 
     def row(self, timestamp: int, lat: float, long: float) -> bytes:
-        """One row; ValueError for a timestamp that an id can't hold."""
+        """Returns one row. Raises ValueError for a timestamp outside the range of ids."""
         block = timestamp // _BLOCK
         if block != self._block:
             self._head = b"\x00\x05\x00\x00\x00\x19" + _prefix(timestamp)[:6]
@@ -80,19 +79,19 @@ class RowEncoder:
         )
 
     def encode(self, pings: Iterable[tuple[int, float, float]]) -> bytes:
-        """The rows of (timestamp, lat, long) in their order."""
+        """Returns the rows of (timestamp, lat, long) in their order."""
         row = self.row
         return b"".join([row(timestamp, lat, long) for timestamp, lat, long in pings])
 
 
 @lru_cache
 def _row(tail: int) -> Struct:
-    """The shape of a row; vendors whose ids are equally long share it."""
+    """Returns the format of a row, shared by vendors whose ids have the same length."""
     return Struct(f">12s3s{tail}sididiq")
 
 
 def decode_rows(rows: bytes | bytearray, size: int) -> list[tuple[str, str, float, float, int]]:
-    """The rows of one vendor back as (id, vendorId, lat, long, timestamp), for the few that can't go by COPY."""
+    """Decodes one vendor's rows to (id, vendorId, lat, long, timestamp), for those that can't be stored by COPY."""
     fields = Struct(f">hi25si{size - 71}sididiq")
     return [
         (id.decode(), vendor_id.decode(), lat, long, micros // 1000 + _POSTGRES_EPOCH)

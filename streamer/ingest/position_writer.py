@@ -38,7 +38,7 @@ class PositionWriter:
         self._newest: dict[str, Position] = {}
         self._noted = asyncio.Event()
         self.outage: str | None = None
-        """Why positions can't be written just now, None when they can."""
+        """Why positions can't be written, None while they can."""
         self.written = 0
         """Positions that were written."""
 
@@ -70,7 +70,7 @@ class PositionWriter:
                 self.note(vendor_id, position)
 
     async def run(self) -> None:
-        """Writes what is noted, for ever."""
+        """Writes what is noted, until cancelled."""
         while True:
             await self._noted.wait()
             await asyncio.sleep(self._interval)

@@ -1,4 +1,4 @@
-"""The pings of one vendor connection on their way into the buffer: in order, in their lane, within their bounds."""
+"""Puts the pings of one vendor connection into the batcher: in order, live or backlog, within the vendor's limits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from streamer.ingest.rate_limit import Allowance
 from streamer.ingest.session import Pending, VendorSession, timestamp_of
 from streamer.protocol.messages import Ping
 
-LOOK_EVERY = 0.05
-"""Seconds between two looks at whether a vendor that was held back may go on."""
+POLL_EVERY = 0.05
+"""Seconds between two checks whether a vendor that was slowed down may continue."""
 
 
 class Producer:
     """Offers a session's pings to the batcher; `settled(pending, rejected)` when they are committed or rejected.
 
-    What is stored of a connection at any moment is what it sent up to some message: a crash leaves no hole before the
-    newest stored ping, so an app that sends in the order of time may go on behind `hello.durable`.
+    The stored pings of a connection are always a prefix of those it sent: a crash leaves no gap before the newest
+    stored ping, so an app that sends in the order of time may continue after `hello.durable`.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Producer:
         self._last_pending: Pending | None = None
 
     def take(self, pings: Sequence[Ping], pending: Pending, now: int) -> Chunk | None:
-        """Have pings stored that came at `now` (epoch ms); a chunk is given back when there is no room: `put` it."""
+        """Takes pings that arrived at `now` (epoch ms); returns a chunk when there is no room: `put` it."""
         count = len(pings)
         prompt = self._allowance.take(count, self._clock())
         seqs, rows, newest = encoded(self._encoder, pings, now)
-        # What waits among the backlog is not overtaken by what the same connection sent after it.
+        # Live pings do not overtake the same connection's backlog.
         live = prompt and not self._behind and newest[0] >= now - self._live_max_age
         self._allowance.unsettled += count
         if not live:
@@ -70,7 +70,7 @@ class Producer:
         return None if self._batcher.offer(chunk) else chunk
 
     async def put(self, chunk: Chunk) -> None:
-        """Wait for room; given up before there was any, the pings count as never sent."""
+        """Waits for room. If cancelled before, the pings count as never sent."""
         try:
             await self._batcher.put(chunk)
         except BaseException:
@@ -80,13 +80,13 @@ class Producer:
 
     @property
     def excessive(self) -> bool:
-        """Whether the vendor is to be read no more for now: then `rest`."""
+        """Whether reading from the vendor must pause: then `rest`."""
         return self._allowance.wait(self._clock(), self._batcher.contended) > 0
 
     async def rest(self) -> None:
-        """Wait until the vendor may be read again."""
+        """Waits until the vendor may be read again."""
         while (wait := self._allowance.wait(self._clock(), self._batcher.contended)) > 0:  # noqa: ASYNC110  # time passes
-            await asyncio.sleep(min(wait, LOOK_EVERY))
+            await asyncio.sleep(min(wait, POLL_EVERY))
 
     def _done(self, pending: Pending, chunk: Chunk, rejected: Rejected) -> None:
         self._forget(chunk)

@@ -1,1 +1,1 @@
-"""Which vendors are on the map, who watches them, and what changed. Pure, the ticker apart."""
+"""The vendors on the map, their watchers, and the changes. Pure, the ticker apart."""

@@ -24,7 +24,7 @@ FINEST = 12
 COARSEST = 5
 """The coarsest level whose cells are counted: a change in a cell has all its vendors counted again."""
 CELLS_IN_GROUP = 4
-"""A group is at least so many cells high, where the grid has cells that small."""
+"""Minimum height of a group in cells, where the grid has cells that small."""
 MOST_COVERED = 2_048
 """Cells up to which the cover of an area is kept; for a larger one all cells with vendors are compared with the box."""
 AT_ONCE = 2_000
@@ -69,7 +69,7 @@ def _groups(degrees: float, level: int) -> float:
 class CellSums:
     """Sums of whole cells of an index, kept until something but a vendor's place in its cell changes.
 
-    `mine` tells which vendors are counted. Means of places lag behind: AT_ONCE vendors are added up again each round.
+    `mine` decides which vendors are counted. Means of places lag behind: AT_ONCE vendors are added up again each round.
     """
 
     def __init__(self, index: LiveIndex, mine: Callable[[Vendor], bool]) -> None:

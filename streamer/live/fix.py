@@ -13,7 +13,7 @@ class Fix(NamedTuple):
     """Where a vendor was: `timestamp` epoch ms, degrees, degrees clockwise from north, m/s.
 
     Two pings of one vendor and timestamp can reach two processes at once; PostgreSQL stores one of them. All processes
-    must end with that one, whatever order they hear of them in, so fixes are totally ordered: by version, timestamp,
+    must end with that one, whatever order they learn of them in, so fixes are totally ordered: by version, timestamp,
     whether it is known to be the stored one, and finally by their bytes.
     """
 

@@ -34,7 +34,7 @@ class Ticker:
             self._tick_after(self._cadence.wait())
 
     async def run(self) -> None:
-        """Ticks for ever; raises what a tick raised."""
+        """Ticks until cancelled; raises what a tick raised."""
         # Timers instead of a loop of its own: a task that waits, wakes and sleeps costs three turns for each tick.
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
@@ -78,7 +78,7 @@ class Ticker:
             self._tick_after(max(self._cadence.wait(), LOOK_AGAIN))
 
     async def expire(self, departed: Callable[[list[str]], None]) -> None:
-        """Lets time pass in the index for ever: vendors go offline and leave."""
+        """Lets vendors go offline and leave by time, until cancelled."""
         before = self._clock()
         while True:
             await asyncio.sleep(0.5)

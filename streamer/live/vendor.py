@@ -121,12 +121,12 @@ Before: TypeAlias = tuple[bool, Fix, int, bool]
 
 
 class Owner:
-    """A server process that serves vendors, as far as this process hears of it."""
+    """A server process that serves vendors, as known to this process."""
 
     __slots__ = ("heard", "lost", "vendors")
 
     def __init__(self, heard: int) -> None:
         self.heard = heard
         self.lost = False
-        """Nothing was heard of it for so long that its vendors count as offline."""
+        """Silent for so long that its vendors count as offline."""
         self.vendors: set[Vendor] = set()

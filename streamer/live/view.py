@@ -125,7 +125,7 @@ class View:
 
 
 def left_ids(left: Iterable[Vendor], entered: Iterable[Vendor]) -> list[str]:
-    """Returns who left, except a vendor that was deleted and came back meanwhile: its new card replaces the old one."""
+    """Returns the vendors that left, except those deleted and back again: their new cards replace the old ones."""
     ids = [vendor.vendor_id for vendor in left]
     if ids:
         back = {vendor.vendor_id for vendor in entered}

@@ -94,7 +94,7 @@ class Watch:
         self.events.setdefault(vendor, UPSERTED)
 
     def leave(self, vendor: Vendor) -> None:
-        """Merges: the vendor left; the client never hears of one that it never had."""
+        """Merges: the vendor left; not reported if the client never had it."""
         self.moved.pop(vendor, None)
         if self.events.get(vendor) == ENTERED:
             del self.events[vendor]

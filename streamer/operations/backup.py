@@ -105,7 +105,7 @@ def newest(folder: Path) -> Found:
     try:
         backups = found(folder)
     except OSError as wrong:
-        raise SettingsError(f"the folder {folder} can't be read: {wrong.strerror}; say --dir or mend it") from None
+        raise SettingsError(f"the folder {folder} can't be read: {wrong.strerror}; add --dir, or fix it") from None
     if not backups:
         raise DatabaseError(f"there is no backup in {folder}: make one by `streamer db backup --dir {folder}`")
     return backups[-1]
@@ -163,7 +163,7 @@ async def backup(url: str, folder: Path, *, recipient: str | None = None, now: d
 
 
 def remove_old(folder: Path, days: int, *, now: datetime | None = None) -> list[Path]:
-    """Deletes backups older than so many days, never the newest, and unfinished files; returns the deleted backups."""
+    """Deletes backups older than this many days, except the newest, and unfinished files; returns those backups."""
     oldest = (now or datetime.now(UTC)) - timedelta(days=days)
     removed = []
     for backup in found(folder)[:-1]:
@@ -298,7 +298,7 @@ class Backups:
         self._folder = folder
 
     async def run(self) -> None:
-        """Looks once a minute, for ever."""
+        """Checks once a minute, until cancelled."""
         while True:
             # In a thread: a folder on a network may not answer.
             await asyncio.to_thread(self.look)
@@ -479,7 +479,7 @@ async def _pumped(program: Program, pump: Pump, source: Any, sink: Any, counted:
             elif time.monotonic() - at > STALLED:
                 raise Unavailable(f"{what} moved nothing for {STALLED:.0f} s after {seen} bytes: it was given up")
             if moving.done() and moving.exception() is not None:
-                process.kill()  # it would wait for ever for who reads no more
+                process.kill()  # it would wait forever for a reader that is gone
     finally:
         if process.poll() is None:
             process.kill()
@@ -488,9 +488,9 @@ async def _pumped(program: Program, pump: Pump, source: Any, sink: Any, counted:
     if isinstance(failed, OSError) and not isinstance(failed, BrokenPipeError):
         raise DatabaseError(
             f"the backup's file can't be used after {counted.bytes} bytes: {failed.strerror or failed}; make room or"
-            " mend it, and try again: nothing incomplete was left"
+            " fix it, and try again: nothing incomplete was left"
         )
-    # Before what the program says of it: that only got too little then.
+    # Reported before the program's own error, which is only a consequence.
     if failed is not None and not isinstance(failed, OSError):
         raise DatabaseError(f"the backup can't be read or written: {failed}; is it the right key?") from failed
     if process.returncode:
@@ -517,7 +517,7 @@ class Program:
 
 @contextlib.contextmanager
 def _running(command: Sequence[str], parsed: DatabaseUrl, **streams: Any) -> Iterator[Program]:
-    # What it says goes into a file: a pipe that nobody reads could fill.
+    # Its output goes into a file: a pipe that is not read could fill.
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(list(command), env=_environment(parsed), stderr=errors, **streams) as process,

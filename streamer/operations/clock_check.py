@@ -41,7 +41,7 @@ class ClockCheck:
         return f"this host's clock is {abs(offset):.0f} s {way} that of {name}: check its time synchronization"
 
     async def run(self) -> None:
-        """Measures for ever."""
+        """Measures until cancelled."""
         while True:
             await self.measure()
             await asyncio.sleep(CHECK_EVERY)

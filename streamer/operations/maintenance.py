@@ -137,7 +137,7 @@ class Thinned(NamedTuple):
 
 
 async def thin(url: str, days: int, seconds: int = 60, *, today: date | None = None) -> list[Thinned]:
-    """Keeps one location of each vendor per so many seconds in the days that are older; needs the tables' owner.
+    """Keeps one location of each vendor per `keep` seconds in older days; needs the tables' owner.
 
     Each hour of a day is one transaction. A day that is done is marked by a comment on its partition, so a run that was
     interrupted continues, and the next one looks at new days only. Rows of the default partition stay.

@@ -52,7 +52,7 @@ async def erase(
     noticed_within: float = NOTICED_WITHIN,
     progress: Progress = lambda _: None,
 ) -> Erased:
-    """Erases a vendor, or a user with all vendors, for ever: rows, locations, audit entries, Redis, position stream.
+    """Erases a vendor, or a user with all vendors, permanently: rows, locations, audit entries, Redis, position stream.
 
     Needs the owner of the tables. It may be repeated: it continues where it was interrupted. Raises DatabaseError when
     there is neither a vendor nor a user of this id.

@@ -49,7 +49,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("streamer", __version__)
 
     def batch(self, batch: Batch) -> None:
-        """Records the span of a batch that was committed or given up just now."""
+        """Records the span of a batch that has just been committed or given up."""
         ended = time.time_ns()
         span = self._tracer.start_span(
             "store batch",

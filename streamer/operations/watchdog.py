@@ -47,7 +47,7 @@ class Watchdog:
         self._thread.join()
 
     def limit_stop(self, seconds: float) -> None:
-        """Ends the process unless the context ends within so many seconds."""
+        """Ends the process unless the context ends within this many seconds."""
         self._end_by = time.monotonic() + seconds
 
     def _tick(self) -> None:

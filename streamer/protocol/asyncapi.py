@@ -1,4 +1,4 @@
-"""What is spoken on the WebSockets, as AsyncAPI 3. Pure: made from the tables and settings the server works with."""
+"""The WebSocket API as an AsyncAPI 3 document. Pure: made from the tables and settings that the server works with."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from streamer.protocol.schemas import ref, schemas
 from streamer.settings import Settings
 
 VENDOR_SENDS = ("ping", "pings", "status", "auth")
-VENDOR_HEARS = ("hello", "ack", "reject", "error", "bye")
+VENDOR_RECEIVES = ("hello", "ack", "reject", "error", "bye")
 CUSTOMER_SENDS = ("watch", "unwatch", "auth")
-CUSTOMER_HEARS = ("snapshot", "update", "unwatched", "error", "bye")
+CUSTOMER_RECEIVES = ("snapshot", "update", "unwatched", "error", "bye")
 
 CLOSES: dict[CloseCode, tuple[str, str]] = {
-    CloseCode.NORMAL: ("a normal end", "no"),
-    CloseCode.GOING_AWAY: ("the server goes away; `bye` came before", "yes, after `reconnectAfterMs`"),
+    CloseCode.NORMAL: ("normal closure", "no"),
+    CloseCode.GOING_AWAY: ("the server goes away; `bye` was sent before", "yes, after `reconnectAfterMs`"),
     CloseCode.PROTOCOL_ERROR: ("a frame breaks the WebSocket protocol", "no"),
     CloseCode.INVALID_DATA: ("a text message is not UTF-8, or can't be inflated", "no"),
     CloseCode.TOO_BIG: ("a message is too large", "no"),
-    CloseCode.INTERNAL: ("the server failed; its log says why", "yes"),
-    CloseCode.RESTART: ("the server restarts; `bye` came before", "yes, after `reconnectAfterMs`"),
+    CloseCode.INTERNAL: ("internal error; see the server's log", "yes"),
+    CloseCode.RESTART: ("the server restarts; `bye` was sent before", "yes, after `reconnectAfterMs`"),
     CloseCode.NOT_THIS_PROTOCOL: ("too many bad messages", "no"),
-    CloseCode.UNAUTHORIZED: ("no token in time, a bad or an expired one", "with a new token"),
+    CloseCode.UNAUTHORIZED: ("no token in time, or an invalid or expired one", "with a new token"),
     CloseCode.FORBIDDEN: ("not this user's vendor", "no"),
     CloseCode.NOT_FOUND: ("no such vendor, or it was deleted", "no"),
-    CloseCode.SILENT: ("nothing was heard of the client", "yes"),
+    CloseCode.SILENT: ("no frame from the client for too long", "yes"),
     CloseCode.TOO_MANY: ("too many connections or messages", "yes, later"),
     CloseCode.TOO_SLOW: ("the client reads too slowly", "yes"),
 }
-"""When the server closes with which code, and whether to come back."""
+"""Reason for each close code, and whether a client should reconnect."""
 
 
 def asyncapi(settings: Settings, version: str) -> dict[str, Any]:
-    """The document."""
+    """Returns the document for these settings."""
     shapes = schemas(settings)
-    names = sorted({*VENDOR_SENDS, *VENDOR_HEARS, *CUSTOMER_SENDS, *CUSTOMER_HEARS})
+    names = sorted({*VENDOR_SENDS, *VENDOR_RECEIVES, *CUSTOMER_SENDS, *CUSTOMER_RECEIVES})
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "Venta location streamer, WebSockets",
             "version": version,
-            "description": "JSON in UTF-8, one object a message. Degrees (WGS 84), metres, m/s, epoch milliseconds. "
+            "description": "JSON in UTF-8, one object per message. Degrees (WGS 84), metres, m/s, epoch milliseconds. "
             "Unknown members are ignored.",
         },
         "defaultContentType": "application/json",
@@ -51,19 +51,19 @@ def asyncapi(settings: Settings, version: str) -> dict[str, Any]:
             "vendor": channel(
                 "/v1/vendor",
                 "A vendor app reports where it is. `?vendorId=` names the vendor; with exactly one it may be left out.",
-                (*VENDOR_SENDS, *VENDOR_HEARS),
+                (*VENDOR_SENDS, *VENDOR_RECEIVES),
             ),
             "watch": channel(
                 "/v1/watch",
                 f"A customer app watches areas or vendors, up to {settings.max_watches} at once.",
-                (*CUSTOMER_SENDS, *CUSTOMER_HEARS),
+                (*CUSTOMER_SENDS, *CUSTOMER_RECEIVES),
             ),
         },
         "operations": {
-            "report": flow("receive", "vendor", "What a vendor app sends.", VENDOR_SENDS),
-            "answer": flow("send", "vendor", "What a vendor app hears.", VENDOR_HEARS),
-            "look": flow("receive", "watch", "What a customer app sends.", CUSTOMER_SENDS),
-            "show": flow("send", "watch", "What a customer app hears.", CUSTOMER_HEARS),
+            "report": flow("receive", "vendor", "Messages from a vendor app.", VENDOR_SENDS),
+            "answer": flow("send", "vendor", "Messages to a vendor app.", VENDOR_RECEIVES),
+            "look": flow("receive", "watch", "Messages from a customer app.", CUSTOMER_SENDS),
+            "show": flow("send", "watch", "Messages to a customer app.", CUSTOMER_RECEIVES),
         },
         "components": {
             "messages": {
@@ -90,7 +90,7 @@ def asyncapi(settings: Settings, version: str) -> dict[str, Any]:
 
 
 def channel(address: str, description: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """One socket."""
+    """Returns a WebSocket endpoint."""
     return {
         "address": address,
         "description": description,
@@ -100,7 +100,7 @@ def channel(address: str, description: str, names: tuple[str, ...]) -> dict[str,
 
 
 def flow(action: str, where: str, summary: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """One direction of a socket, as the server sees it."""
+    """Returns one direction of an endpoint, from the server's view."""
     return {
         "action": action,
         "channel": {"$ref": f"#/channels/{where}"},

@@ -1,4 +1,4 @@
-"""What is spoken over HTTP, as OpenAPI 3.1. Pure: made from the tables and settings that the server works with."""
+"""The HTTP API as an OpenAPI 3.1 document. Pure: made from the tables and settings that the server works with."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from streamer.protocol.schemas import (
 )
 from streamer.settings import Settings
 
-Ways = list[dict[str, list[str]]]
-"""Ways to bring a token; an empty one: without."""
+Security = list[dict[str, list[str]]]
+"""How a token may be sent; an empty dict: without one."""
 
 PROBLEM = "application/problem+json"
 EXAMPLES = {
@@ -36,7 +36,18 @@ EXAMPLES = {
     "lon": "21.0122",
 }
 """Example values of query parameters."""
-REPORTED = (
+COMMON = (ErrorCode.UNAUTHORIZED, ErrorCode.INVALID_TOKEN, ErrorCode.OVERLOADED, ErrorCode.INTERNAL)
+"""Codes with which every operation that takes a token or a code may be refused."""
+OF_VENDOR = (ErrorCode.VENDOR_NOT_FOUND, ErrorCode.RATE_LIMITED)
+AREA = (
+    ErrorCode.INVALID_MESSAGE,
+    ErrorCode.INVALID_COORDINATES,
+    ErrorCode.MISSING_FIELD,
+    ErrorCode.INVALID_AREA,
+    ErrorCode.AREA_TOO_LARGE,
+)
+PINGS = (
+    *OF_VENDOR,
     ErrorCode.INVALID_JSON,
     ErrorCode.INVALID_MESSAGE,
     ErrorCode.MISSING_FIELD,
@@ -44,62 +55,37 @@ REPORTED = (
     ErrorCode.INVALID_TIMESTAMP,
     ErrorCode.TIMESTAMP_IN_FUTURE,
     ErrorCode.TIMESTAMP_TOO_OLD,
-    ErrorCode.UNAUTHORIZED,
-    ErrorCode.INVALID_TOKEN,
     ErrorCode.FORBIDDEN,
-    ErrorCode.VENDOR_NOT_FOUND,
-    ErrorCode.RATE_LIMITED,
-    ErrorCode.OVERLOADED,
 )
-"""What a request with pings may be refused with."""
-TRACKED = (
-    ErrorCode.MISSING_FIELD,
-    ErrorCode.UNAUTHORIZED,
-    ErrorCode.INVALID_TOKEN,
-    ErrorCode.FORBIDDEN,
-    ErrorCode.VENDOR_NOT_FOUND,
-    ErrorCode.RATE_LIMITED,
-    ErrorCode.OVERLOADED,
-)
-"""What a tracker's request may be refused with; a position that can never be stored is no reason."""
+TRACKER = (*OF_VENDOR, ErrorCode.MISSING_FIELD, ErrorCode.FORBIDDEN)
+"""Not those of a position: one that can never be stored is answered 200."""
 SIGN_IN = (
     ErrorCode.INVALID_JSON,
     ErrorCode.INVALID_MESSAGE,
     ErrorCode.MISSING_FIELD,
-    ErrorCode.UNAUTHORIZED,
-    ErrorCode.INVALID_TOKEN,
     ErrorCode.FORBIDDEN,
     ErrorCode.VENDOR_NOT_FOUND,
-    ErrorCode.OVERLOADED,
 )
-"""What a request about sign-in links may be refused with."""
-OWN_ALERTS = (ErrorCode.UNAUTHORIZED, ErrorCode.INVALID_TOKEN, ErrorCode.FORBIDDEN, ErrorCode.OVERLOADED)
-"""What every request about alerts may be refused with."""
-ONE_ALERT = (*OWN_ALERTS, ErrorCode.ALERT_NOT_FOUND)
+ONE_ALERT = (ErrorCode.FORBIDDEN, ErrorCode.ALERT_NOT_FOUND)
 WRITTEN_ALERT = (
+    *AREA,
     ErrorCode.INVALID_JSON,
-    ErrorCode.INVALID_MESSAGE,
-    ErrorCode.MISSING_FIELD,
-    ErrorCode.INVALID_COORDINATES,
     ErrorCode.INVALID_TIMESTAMP,
-    ErrorCode.INVALID_AREA,
-    ErrorCode.AREA_TOO_LARGE,
     ErrorCode.INVALID_URL,
 )
-"""What a request that writes an alert may be refused with besides."""
 
 
 def openapi(settings: Settings, version: str) -> dict[str, Any]:
-    """The document."""
-    history_auth = "its owner only" if settings.history_access == "owner" else "whoever may watch"
-    own: Ways = [{"bearer": []}, {"query": []}]
-    watch_auth: Ways = [*own, {}] if settings.watch_auth == "optional" else own
-    any_way: Ways = [*own, {"basic": []}]
+    """Returns the document for these settings."""
+    history_auth = "its owner only" if settings.history_access == "owner" else "everyone who may watch"
+    own: Security = [{"bearer": []}, {"query": []}]
+    watch_auth: Security = [*own, {}] if settings.watch_auth == "optional" else own
+    tracker_auth: Security = [*own, {"basic": []}]
     reports = items(ref("PositionReport"), maxItems=settings.max_batch)
     vendor = path("id", "`vendors.id`")
     alert = path("id", "`id` of the alert")
     paging = [
-        query("limit", integer(minimum=1, maximum=100, default=20), "most entries"),
+        query("limit", integer(minimum=1, maximum=100, default=20), "maximum number of entries"),
         query("cursor", text(), "`next` of the page before"),
     ]
     paths: dict[str, Any] = {
@@ -116,13 +102,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("limit", integer(minimum=1, maximum=100, default=20), "maximum number of vendors"),
                     query("cursor", text(), "`next` of the page before"),
                 ],
-                [
-                    ErrorCode.INVALID_MESSAGE,
-                    ErrorCode.UNAUTHORIZED,
-                    ErrorCode.INVALID_TOKEN,
-                    ErrorCode.RATE_LIMITED,
-                    ErrorCode.OVERLOADED,
-                ],
+                (ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             )
         },
         "/v1/sign-in-links": {
@@ -152,7 +132,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         "/v1/vendors/counts": {
             "get": operation(
                 "countVendors",
-                "How many vendors are where, in groups, for maps that are zoomed out",
+                "Vendor counts by group, for maps that are zoomed out",
                 "customers",
                 watch_auth,
                 {"200": answer("Groups; their counts add up to the vendors in the area.", ref("Counts"))},
@@ -164,17 +144,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("open", flag(), "only those open for business"),
                     query("detail", integer(minimum=16, maximum=1000, default=200), "about how many groups at most"),
                 ],
-                [
-                    ErrorCode.INVALID_JSON,
-                    ErrorCode.INVALID_MESSAGE,
-                    ErrorCode.INVALID_COORDINATES,
-                    ErrorCode.MISSING_FIELD,
-                    ErrorCode.INVALID_AREA,
-                    ErrorCode.AREA_TOO_LARGE,
-                    ErrorCode.UNAUTHORIZED,
-                    ErrorCode.INVALID_TOKEN,
-                    ErrorCode.OVERLOADED,
-                ],
+                (*AREA, ErrorCode.INVALID_JSON),
             )
         },
         "/v1/vendors/nearby": {
@@ -188,19 +158,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("lat", LAT, "", required=True),
                     query("long", LONG, "", required=True),
                     query("radius", number(minimum=0, maximum=settings.max_radius, default=5000), "metres"),
-                    query("limit", integer(minimum=1, maximum=1000, default=50), "most vendors"),
+                    query("limit", integer(minimum=1, maximum=1000, default=50), "maximum number of vendors"),
                 ],
-                [
-                    ErrorCode.INVALID_MESSAGE,
-                    ErrorCode.INVALID_COORDINATES,
-                    ErrorCode.MISSING_FIELD,
-                    ErrorCode.INVALID_AREA,
-                    ErrorCode.AREA_TOO_LARGE,
-                    ErrorCode.UNAUTHORIZED,
-                    ErrorCode.INVALID_TOKEN,
-                    ErrorCode.RATE_LIMITED,
-                    ErrorCode.OVERLOADED,
-                ],
+                (*AREA, ErrorCode.RATE_LIMITED),
             )
         },
         "/v1/vendors/{id}": {
@@ -211,13 +171,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 watch_auth,
                 {"200": answer("The card.", ref("Card"))},
                 [vendor],
-                [
-                    ErrorCode.UNAUTHORIZED,
-                    ErrorCode.INVALID_TOKEN,
-                    ErrorCode.VENDOR_NOT_FOUND,
-                    ErrorCode.RATE_LIMITED,
-                    ErrorCode.OVERLOADED,
-                ],
+                OF_VENDOR,
             )
         },
         "/v1/watch/events": {
@@ -245,19 +199,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("detail", integer(minimum=16, maximum=1000, default=200), "about how many groups at most"),
                     query("id", text(), "the `id` of the messages"),
                 ],
-                [
-                    ErrorCode.INVALID_JSON,
-                    ErrorCode.INVALID_MESSAGE,
-                    ErrorCode.INVALID_COORDINATES,
-                    ErrorCode.MISSING_FIELD,
-                    ErrorCode.INVALID_AREA,
-                    ErrorCode.AREA_TOO_LARGE,
-                    ErrorCode.UNAUTHORIZED,
-                    ErrorCode.INVALID_TOKEN,
-                    ErrorCode.FORBIDDEN,
-                    ErrorCode.RATE_LIMITED,
-                    ErrorCode.OVERLOADED,
-                ],
+                (*AREA, ErrorCode.INVALID_JSON, ErrorCode.FORBIDDEN, ErrorCode.RATE_LIMITED),
             )
         },
         "/v1/vendors/{id}/locations": {
@@ -266,9 +208,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 "Report one ping or an array of pings; answers after they are stored",
                 "vendors",
                 own,
-                {"200": answer("At least one is stored, or there were none.", ref("Report"))},
+                {"200": answer("At least one ping is stored, or the request had none.", ref("Report"))},
                 [vendor],
-                REPORTED,
+                PINGS,
                 body=json_body(
                     {
                         "anyOf": [
@@ -284,7 +226,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             ),
             "get": operation(
                 "listLocations",
-                f"What is stored of a vendor, page by page: for {history_auth}",
+                f"Stored locations of a vendor, page by page: for {history_auth}",
                 "vendors",
                 own if settings.history_access == "owner" else watch_auth,
                 {
@@ -301,19 +243,12 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     vendor,
                     query("from", text(), "from this time on, epoch milliseconds or RFC 3339; left out: a day"),
                     query("to", text(), "before this time; left out, all until now"),
-                    query("limit", integer(minimum=1, maximum=MAX_LIMIT, default=DEFAULT_LIMIT), "most rows"),
+                    query(
+                        "limit", integer(minimum=1, maximum=MAX_LIMIT, default=DEFAULT_LIMIT), "maximum number of rows"
+                    ),
                     query("cursor", text(), "`next` of the page before"),
                 ],
-                [
-                    ErrorCode.INVALID_MESSAGE,
-                    ErrorCode.INVALID_TIMESTAMP,
-                    ErrorCode.UNAUTHORIZED,
-                    ErrorCode.INVALID_TOKEN,
-                    ErrorCode.FORBIDDEN,
-                    ErrorCode.VENDOR_NOT_FOUND,
-                    ErrorCode.RATE_LIMITED,
-                    ErrorCode.OVERLOADED,
-                ],
+                (*OF_VENDOR, ErrorCode.INVALID_MESSAGE, ErrorCode.INVALID_TIMESTAMP, ErrorCode.FORBIDDEN),
                 statuses=(406,),
             ),
         },
@@ -325,7 +260,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"201": answer("The alert, with its secret.", ref("NewAlert"))},
                 [header("Idempotency-Key", "a second request with it finds what the first created")],
-                [*OWN_ALERTS, *WRITTEN_ALERT, ErrorCode.TOO_MANY_ALERTS],
+                (*WRITTEN_ALERT, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_ALERTS),
                 body=json_body(ref("AlertRequest")),
             ),
             "get": operation(
@@ -335,7 +270,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"200": answer('The oldest first; `Link: …; rel="next"` when there is another page.', ref("Alerts"))},
                 paging,
-                [*OWN_ALERTS, ErrorCode.INVALID_MESSAGE],
+                (ErrorCode.FORBIDDEN, ErrorCode.INVALID_MESSAGE),
             ),
         },
         "/v1/alerts/{id}": {
@@ -355,7 +290,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"200": answer("The alert.", ref("Alert"))},
                 [alert],
-                [*ONE_ALERT, *WRITTEN_ALERT],
+                (*ONE_ALERT, *WRITTEN_ALERT),
                 body=json_body(ref("AlertPatch")),
             ),
             "delete": operation(
@@ -376,7 +311,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"200": answer("The newest first.", ref("Deliveries"))},
                 [alert, *paging],
-                [*ONE_ALERT, ErrorCode.INVALID_MESSAGE],
+                (*ONE_ALERT, ErrorCode.INVALID_MESSAGE),
             )
         },
         "/v1/alerts/{id}/test": {
@@ -387,24 +322,24 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"202": answer("It is on its way.", ref("TestSent"))},
                 [alert],
-                [*ONE_ALERT, ErrorCode.INVALID_MESSAGE],
+                (*ONE_ALERT, ErrorCode.INVALID_MESSAGE),
             )
         },
         "/v1/owntracks": {
             "post": operation(
                 "reportOwnTracks",
-                "What the OwnTracks apps send in HTTP mode",
+                "Report from an OwnTracks app in HTTP mode",
                 "trackers",
-                any_way,
-                {"200": answer("Stored, or of no interest.", items({}, maxItems=0))},
-                [query("vendorId", VENDOR_ID, "which of the user's vendors, if there are several")],
-                TRACKED,
+                tracker_auth,
+                {"200": answer("Stored, or a message without a position.", items({}, maxItems=0))},
+                [query("vendorId", VENDOR_ID, "required if the user has several vendors")],
+                TRACKER,
                 body=json_body(
                     {
                         "type": "object",
                         "required": ["_type"],
                         "properties": {
-                            "_type": text("`location`; others are taken and not used"),
+                            "_type": text("`location`; other types are accepted and ignored"),
                             "lat": number(),
                             "lon": number(),
                             "tst": integer("epoch seconds"),
@@ -417,11 +352,11 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/osmand": {
-            "get": osmand("reportOsmAndQuery", "Traccar Client, OsmAnd, GPSLogger: a ping in the query", any_way),
+            "get": osmand("reportOsmAndQuery", "Traccar Client, OsmAnd, GPSLogger: a ping in the query", tracker_auth),
             "post": osmand(
                 "reportOsmAnd",
                 "Tracker apps: a ping in the query or a form, or pings as JSON",
-                any_way,
+                tracker_auth,
                 form=True,
             ),
         },
@@ -467,7 +402,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 "Metrics for Prometheus",
                 "operators",
                 [],
-                {"200": {"description": "Its text format.", "content": {"text/plain": {"schema": text()}}}},
+                {"200": {"description": "Prometheus text format.", "content": {"text/plain": {"schema": text()}}}},
             )
         },
     }
@@ -477,7 +412,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             "title": "Venta location streamer, HTTP",
             "version": version,
             "description": "Degrees (WGS 84), metres, m/s, epoch milliseconds. Unknown members are ignored. "
-            "The sockets are described by AsyncAPI beside this.",
+            "The WebSockets are described by the AsyncAPI document.",
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in ("vendors", "customers", "alerts", "trackers", "backends", "operators")],
@@ -517,17 +452,17 @@ def operation(
     operation_id: str,
     summary: str,
     tag: str,
-    security: Ways,
+    security: Security,
     responses: dict[str, Any],
     parameters: list[dict[str, Any]] | None = None,
-    codes: tuple[ErrorCode, ...] | list[ErrorCode] = (),
+    codes: tuple[ErrorCode, ...] = (),
     *,
     body: dict[str, Any] | None = None,
     statuses: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """One operation; every code it may be refused with stands at the code's status."""
+    """Returns an operation; each error code is listed at its HTTP status."""
     refused: dict[int, list[str]] = {}
-    for code in (*codes, ErrorCode.INTERNAL) if codes else ():
+    for code in (*codes, *COMMON) if codes else ():
         refused.setdefault(HTTP_STATUS[code], []).append(f"`{code}`")
     for status in statuses:
         refused.setdefault(status, []).append(f"`{ErrorCode.INVALID_MESSAGE}`")
@@ -550,8 +485,8 @@ def operation(
     return described
 
 
-def osmand(operation_id: str, summary: str, security: Ways, *, form: bool = False) -> dict[str, Any]:
-    """The OsmAnd protocol, by either method."""
+def osmand(operation_id: str, summary: str, security: Security, *, form: bool = False) -> dict[str, Any]:
+    """Returns an operation of the OsmAnd protocol, for either method."""
     members = {
         "lat": text("degrees north"),
         "lon": text("degrees east"),
@@ -559,7 +494,7 @@ def osmand(operation_id: str, summary: str, security: Ways, *, form: bool = Fals
         "speed": text("in knots, unless `speedUnit` says otherwise"),
         "speedUnit": text(enum=["kn", "kmh", "mps"]),
         "bearing": text("degrees"),
-        "id": text("a vendorId, or the JWT in an app that can set nothing else"),
+        "id": text("a vendorId, or the JWT for apps that can send nothing else"),
     }
     body = None
     if form:
@@ -581,33 +516,33 @@ def osmand(operation_id: str, summary: str, security: Ways, *, form: bool = Fals
         summary,
         "trackers",
         security,
-        {"200": {"description": "Stored, or no position was in it."}},
+        {"200": {"description": "Stored, or a report without a position."}},
         [
-            query("vendorId", VENDOR_ID, "which of the user's vendors, if there are several"),
+            query("vendorId", VENDOR_ID, "required if the user has several vendors"),
             *(query(name, schema, "") for name, schema in members.items()),
         ],
-        TRACKED,
+        TRACKER,
         body=body,
     )
 
 
 def answer(description: str, schema: Schema) -> dict[str, Any]:
-    """A JSON answer."""
+    """Returns a JSON response."""
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def problem(description: str) -> dict[str, Any]:
-    """A refusal."""
+    """Returns a response with problem details."""
     return {"description": description, "content": {PROBLEM: {"schema": ref("Problem")}}}
 
 
 def json_body(schema: Schema, *, required: bool = True) -> dict[str, Any]:
-    """A JSON body."""
+    """Returns a JSON request body."""
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
 def query(name: str, schema: Schema, description: str, *, required: bool = False) -> dict[str, Any]:
-    """A parameter of the query string."""
+    """Returns a parameter of the query string."""
     described = {"name": name, "in": "query", "required": required, "schema": schema}
     if name in EXAMPLES:
         described["example"] = EXAMPLES[name]
@@ -617,7 +552,7 @@ def query(name: str, schema: Schema, description: str, *, required: bool = False
 
 
 def path(name: str, description: str) -> dict[str, Any]:
-    """A parameter of the path."""
+    """Returns a parameter of the path."""
     return {"name": name, "in": "path", "required": True, "schema": VENDOR_ID, "description": description}
 
 
@@ -627,10 +562,10 @@ def header(name: str, description: str, *, required: bool = False) -> dict[str, 
 
 
 def health() -> Schema:
-    """What `/health` says."""
+    """Returns the schema of `/health`."""
     check = {"type": "object", "required": ["ok"], "properties": {"ok": flag()}}
     return thing(
-        "Nothing secret is in it.",
+        "Contains no secrets.",
         {
             "status": text(enum=["healthy", "unhealthy"]),
             "timestamp": text(format="date-time"),
@@ -639,7 +574,9 @@ def health() -> Schema:
             "checks": {"type": "object", "additionalProperties": check},
         },
         {
-            "tables": items(thing("About so large.", {"table": text(), "rows": integer(), "bytes": integer()})),
+            "tables": items(
+                thing("Estimated size of a table.", {"table": text(), "rows": integer(), "bytes": integer()})
+            ),
             "error": text(),
             "causes": {"type": "object", "additionalProperties": text()},
         },

@@ -1,4 +1,4 @@
-"""The shapes of the wire contract as JSON Schema (2020-12), with the bounds that the settings set. Pure."""
+"""The messages and HTTP bodies as JSON Schema (2020-12), with the limits of the settings. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Schema = dict[str, Any]
 
 
 def ref(name: str) -> Schema:
-    """One of these shapes, by name."""
+    """Returns a reference to a schema by name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def thing(description: str, members: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    """An object with members it must have, and some it may have."""
+    """Returns the schema of an object with required and optional members."""
     schema: Schema = {"type": "object", "description": description, "properties": {**members, **(optional or {})}}
     if members:
         schema["required"] = list(members)
@@ -29,38 +29,38 @@ def thing(description: str, members: dict[str, Schema], optional: dict[str, Sche
 def message(
     kind: str, description: str, members: dict[str, Schema], optional: dict[str, Schema] | None = None
 ) -> Schema:
-    """A message of a socket."""
+    """Returns the schema of a WebSocket message."""
     return thing(description, {"type": {"const": kind}, **members}, optional)
 
 
 def text(description: str = "", **more: Any) -> Schema:
-    """A string."""
+    """Returns the schema of a string."""
     return {"type": "string", **({"description": description} if description else {}), **more}
 
 
 def integer(description: str = "", **more: Any) -> Schema:
-    """A whole number."""
+    """Returns the schema of an integer."""
     return {"type": "integer", **({"description": description} if description else {}), **more}
 
 
 def number(description: str = "", **more: Any) -> Schema:
-    """A number."""
+    """Returns the schema of a number."""
     return {"type": "number", **({"description": description} if description else {}), **more}
 
 
 def flag(description: str = "") -> Schema:
-    """True or false."""
+    """Returns the schema of a boolean."""
     return {"type": "boolean", **({"description": description} if description else {})}
 
 
 def items(of: Schema, **more: Any) -> Schema:
-    """A list."""
+    """Returns the schema of an array."""
     return {"type": "array", "items": of, **more}
 
 
 LAT = number("degrees north (WGS 84)", minimum=-90, maximum=90)
 LONG = number("degrees east (WGS 84)", minimum=-180, maximum=180)
-WRAPPED_LONG = number("degrees east (WGS 84); beyond ±180 it is taken modulo 360")
+WRAPPED_LONG = number("degrees east (WGS 84); values beyond ±180 are taken modulo 360")
 HEADING = number("degrees clockwise from north", minimum=0, maximum=360)
 SPEED = number("metres per second", minimum=0)
 TIMESTAMP = integer("epoch milliseconds", minimum=0, maximum=LAST_TIMESTAMP)
@@ -74,13 +74,13 @@ CARD: dict[str, Schema] = {
     "name": text(),
     "open": flag("open for business"),
     "primaryImage": {"type": ["string", "null"], "description": "URL of an image"},
-    "online": flag("its app is connected, or was a minute ago"),
+    "online": flag("its app is connected, or was within the last minute"),
 }
 MOVEMENT: dict[str, Schema] = {"heading": HEADING, "speed": SPEED}
 
 
 def schemas(settings: Settings) -> dict[str, Schema]:
-    """Every shape by name; references go to `#/components/schemas`."""
+    """Returns every schema by name; references go to `#/components/schemas`."""
     position = {"lat": LAT, "long": LONG}
     when: Schema = {
         "description": "when the position was taken: epoch milliseconds, seconds (a number below 10^11) or RFC 3339; "
@@ -133,18 +133,19 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         "ErrorCode": text("what was wrong", enum=[str(code) for code in ErrorCode]),
         "Position": thing("A position of an area.", {"lat": LAT, "long": WRAPPED_LONG}),
         "Circle": thing(
-            "All within a radius, by great-circle distance.",
+            "Everything within a radius, by great-circle distance.",
             {
                 "center": ref("Position"),
                 "radius": number("metres", minimum=0, maximum=settings.max_radius),
             },
         ),
         "Box": thing(
-            f"Edges included; sw.long > ne.long crosses the antimeridian; up to {settings.max_extent:.0f} m wide.",
+            "Edges included; sw.long > ne.long crosses the antimeridian; "
+            f"at most {settings.max_extent:.0f} m wide and high.",
             {"ne": ref("Position"), "sw": ref("Position")},
         ),
         "Polygon": thing(
-            f"[long, lat] as in GeoJSON, closed or not, even-odd. At most {settings.max_extent:.0f} m either way.",
+            f"[long, lat] as in GeoJSON, closed or not, even-odd. At most {settings.max_extent:.0f} m wide and high.",
             {
                 "polygon": items(
                     {"type": "array", "prefixItems": [WRAPPED_LONG, LAT], "minItems": 2},
@@ -169,7 +170,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         ),
         # vendor app to server
         "PositionReport": thing(
-            "A ping without its envelope. `lng`, `lon`, `latitude` and `longitude` are taken as names too.",
+            "A ping without its envelope. `lng`, `lon`, `latitude` and `longitude` are accepted as aliases.",
             position,
             {"seq": SEQ, **reported},
         ),
@@ -178,7 +179,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         ),
         "pings": message(
             "pings",
-            "What was collected offline.",
+            "Pings collected offline.",
             {"pings": items(ref("PositionReport"), maxItems=settings.max_batch)},
         ),
         "status": message(
@@ -187,11 +188,13 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             {"open": flag()},
             {"hidden": flag("with `open` false: leave every map until the vendor opens again")},
         ),
-        "auth": message("auth", "A token: as the first message, or in place of the one before.", {"token": text()}),
+        "auth": message(
+            "auth", "A token: the first message, or a replacement for the current token.", {"token": text()}
+        ),
         # server to vendor app
         "hello": message(
             "hello",
-            "The greeting.",
+            "The first message to a vendor app.",
             {
                 "vendorId": VENDOR_ID,
                 "time": integer("the server's clock, epoch milliseconds"),
@@ -199,7 +202,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                     "type": ["integer", "null"],
                     "description": "`timestamp` of this vendor's newest stored ping: what an app must not send again",
                 },
-                "maxBatch": integer("most pings in one message", minimum=1),
+                "maxBatch": integer("maximum number of pings in one message", minimum=1),
             },
         ),
         "ack": message(
@@ -220,8 +223,8 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "area": ref("Area"),
                 "vendors": listed,
                 **watched,
-                "as": {"const": "counts", "description": "show how many vendors are where, in place of which"},
-                "detail": integer("about how many groups at most", minimum=MIN_DETAIL, maximum=MAX_DETAIL),
+                "as": {"const": "counts", "description": "show counts of vendors by group instead of the vendors"},
+                "detail": integer("approximate maximum number of groups", minimum=MIN_DETAIL, maximum=MAX_DETAIL),
             },
             "required": ["type", "id"],
             "oneOf": [{"required": ["area"]}, {"required": ["vendors"]}],
@@ -230,14 +233,14 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         # server to customer app
         "snapshot": message(
             "snapshot",
-            "Replaces all that the app held for this id. Sent first, and again when updates may be missing. "
+            "Replaces everything the app holds for this id. Sent first, and again when updates may have been missed. "
             "A watch as `counts` gets `groups`, others get `vendors`.",
             {"id": WATCH_ID},
             {"vendors": items(ref("Card")), "groups": items(ref("Group"))},
         ),
         "update": message(
             "update",
-            "Applied in order, snapshot and updates are the truth. `entered` is an upsert; empty lists are left out.",
+            "Applied in order to the snapshot. `entered` is an upsert; empty lists are left out.",
             {"id": WATCH_ID},
             {
                 "entered": items(ref("Card"), minItems=1),
@@ -250,33 +253,33 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         # server to both
         "error": message(
             "error",
-            "Something could not be taken; the message says what was wrong with which value.",
+            "A request was rejected; the message names the wrong value.",
             {"code": CODE, "message": text()},
-            {"id": WATCH_ID, "retryAfterMs": integer("try again after this", minimum=0)},
+            {"id": WATCH_ID, "retryAfterMs": integer("milliseconds to wait before trying again", minimum=0)},
         ),
         "bye": message(
             "bye",
-            "The server goes away: come back after this, which is spread over the clients.",
+            "The server is stopping: reconnect after this delay, which differs between clients.",
             {"reconnectAfterMs": integer("milliseconds", minimum=0)},
         ),
         # HTTP
         "Problem": thing(
-            "A refusal (RFC 9457).",
+            "Problem details (RFC 9457).",
             {"type": text(), "status": integer(), "title": text(), "code": CODE, "detail": text()},
             {
-                "retryAfterMs": integer("try again after this", minimum=0),
+                "retryAfterMs": integer("milliseconds to wait before trying again", minimum=0),
                 "rejected": items(ref("RejectedPing")),
                 "time": integer("the server's clock, epoch milliseconds"),
             },
         ),
         "RejectedPing": thing(
-            "A ping that never will be stored.",
-            {"index": integer("its place in the request", minimum=0), "code": CODE, "message": text()},
+            "A ping that will never be stored.",
+            {"index": integer("its index in the request", minimum=0), "code": CODE, "message": text()},
         ),
         "Report": thing(
-            "What became of a request's pings.",
+            "Outcome of the pings of a request.",
             {
-                "stored": integer("so many are stored, now or since an earlier request", minimum=0),
+                "stored": integer("number of pings stored, now or by an earlier request", minimum=0),
                 "rejected": items(ref("RejectedPing")),
                 "time": integer("the server's clock, epoch milliseconds"),
             },
@@ -311,7 +314,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             "A token that a sign-in link was exchanged for.",
             {"token": text("a JWT"), "vendorId": VENDOR_ID, "expiresAt": integer("epoch milliseconds")},
         ),
-        "Counts": thing("How many vendors are where.", {"groups": items(ref("Group"))}),
+        "Counts": thing("Vendor counts by group.", {"groups": items(ref("Group"))}),
         "Nearby": thing(
             "The nearest vendors, the nearest first.",
             {
@@ -321,7 +324,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             },
         ),
         "History": thing(
-            "A page of what is stored, in the order of time.",
+            "A page of stored locations, in the order of time.",
             {
                 "vendorId": VENDOR_ID,
                 "locations": items(
@@ -414,7 +417,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, but taking no member that is not described: what the server itself sends is held to that."""
+    """Returns the same schema without additional members: what the server sends is tested against it."""
     if isinstance(schema, list):
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):

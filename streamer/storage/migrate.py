@@ -130,6 +130,6 @@ def _refuse_foreign_tables(connection: Connection, parsed: DatabaseUrl) -> None:
     if present := sorted(set(Base.metadata.tables) & set(inspect(connection).get_table_names())):
         raise DatabaseError(
             f"{parsed.masked()} has tables {', '.join(present)} that `streamer db upgrade` did not make (Prisma did, "
-            "perhaps): `streamer db adopt --dry-run` says whether they can be taken over as they are, and "
+            "perhaps): `streamer db adopt --dry-run` says whether they can be adopted, and "
             "`streamer db adopt` does it; or name an empty database or another ?schema="
         )

@@ -55,7 +55,7 @@ def _cascading(column: str, references: str) -> ForeignKeyConstraint:
 
 
 class User(Base):
-    """Somebody who can sign in; `clerk_id` is the `sub` of the token. `deleted_at` set: deleted, but kept."""
+    """A user who can sign in; `clerk_id` is the `sub` of the token. `deleted_at` set: deleted, but kept."""
 
     __tablename__ = "users"
     __table_args__ = (
@@ -101,7 +101,7 @@ class Subscription(Base):
 
 
 class Vendor(Base):
-    """Somebody who sells, and where: `lat`, `long` are degrees, `located_at` is the timestamp of that position.
+    """A vendor and its position: `lat`, `long` are degrees, `located_at` is the timestamp of that position.
 
     `located_at` of one whose timestamp was ahead of the clock is when it arrived. `deleted_at` set: deleted, but kept.
     """

@@ -9,7 +9,8 @@ from typing import Any
 import asyncpg
 
 from streamer.errors import DatabaseError, Unavailable
-from streamer.ingest.copy_rows import LAST_TIMESTAMP, id_floor
+from streamer.ingest.copy_rows import id_floor
+from streamer.protocol.fields import LAST_TIMESTAMP
 from streamer.storage.queries import PARTITION_NAMES
 
 PARTITIONS_AHEAD = 7

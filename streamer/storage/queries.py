@@ -13,7 +13,7 @@ KEEP_COMMITS_DURABLE = """
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
 """
 
-# One for each connection, made when first needed: made anew each time, it would bloat the catalogs.
+# One per connection, created on first use: creating one each time would bloat the catalogs.
 BEGIN_STAGING = """
 BEGIN;
 CREATE TEMP TABLE IF NOT EXISTS "streamer_staging" (

@@ -34,7 +34,7 @@ class Right(NamedTuple):
 
 RIGHTS: tuple[Right, ...] = (
     Right("alembic_version", "SELECT", ("version_num",), "to refuse a schema of another version"),
-    Right("users", "SELECT", ("id", "clerkId", "deletedAt"), "who owns a vendor, and whether the user still exists"),
+    Right("users", "SELECT", ("id", "clerkId", "deletedAt"), "owner of a vendor, and whether the user exists"),
     Right(
         "vendors",
         "SELECT",

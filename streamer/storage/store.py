@@ -147,14 +147,14 @@ class Store:
     ) -> Store:
         """Connect; the URL's connection_limit and pool_timeout win. Times are seconds. Raises Unavailable.
 
-        Later outages end no Store: each call tries anew.
+        A Store survives later outages: each call tries again.
         """
         parsed = parse_url(url)
         pool_size = parsed.pool_size or pool_size
         pool_timeout = parsed.pool_timeout or pool_timeout
         where = f"{parsed.places}/{parsed.database}"
         arguments = parsed.connect_args()
-        # PgBouncer refuses settings that it was not told to let through: there only our own clock bounds a statement.
+        # PgBouncer rejects settings that it is not configured to pass on: there only our own timer limits a statement.
         settings = {} if parsed.pgbouncer else _session_settings(statement_timeout)
         arguments["server_settings"] = {
             "application_name": "venta-streamer",
@@ -420,7 +420,7 @@ class Store:
     async def _run(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
         """Work on a pooled connection, within bounds. PostgresError is a fault in the data, Unavailable all else.
 
-        A connection is kept only when its state is known. `what` names the work to who looks at how long it takes.
+        A connection is kept only when its state is known. `what` is the label of the duration metric.
         """
         began = time.monotonic()
         try:
@@ -446,7 +446,7 @@ class Store:
             given_up = True
             _terminate(connection)
 
-        # Not asyncio.timeout: what it cancels may then wait for a rollback, for ever if the server hangs.
+        # Not asyncio.timeout: what it cancels may then wait for a rollback, forever if the server hangs.
         timer = asyncio.get_running_loop().call_later(self._answer_timeout, give_up)
         try:
             answer = await work(connection)
@@ -581,7 +581,7 @@ def _session_settings(statement_timeout: float) -> dict[str, str]:
     milliseconds = str(round(statement_timeout * 1000))
     return {
         "statement_timeout": milliseconds,
-        # What a client that vanished has locked is let go of as soon.
+        # The locks of a client that vanished are released as soon.
         "idle_in_transaction_session_timeout": milliseconds,
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",

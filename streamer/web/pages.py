@@ -31,7 +31,7 @@ from streamer.web.basemap import Basemap
 
 FOLDER = Path(__file__).resolve().parent / "assets"
 LEAFLET = ("js_lib_leaflet", "static", "js_lib_leaflet")
-"""Leaflet's files, in the package django-js-lib-leaflet; nothing of Django is needed for them."""
+"""Leaflet's files, in the package django-js-lib-leaflet, which needs no Django."""
 MAP, EMBED, VENDOR = "map.html", "embed", "vendor.html"
 TEXT = re.compile(rb"\{\{t:([\w.-]+)\}\}")
 TYPES = {

@@ -47,7 +47,7 @@ NODE_VERSION = (
     if NODE
     else 0
 )
-HEARD = {**described(asyncapi.VENDOR_HEARS), **described(asyncapi.CUSTOMER_HEARS)}
+HEARD = {**described(asyncapi.VENDOR_RECEIVES), **described(asyncapi.CUSTOMER_RECEIVES)}
 
 
 class Snippet(NamedTuple):

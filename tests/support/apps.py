@@ -28,7 +28,7 @@ def described(names: tuple[str, ...]) -> dict[str, jsonschema_rs.Validator]:
     return {name: jsonschema_rs.validator_for({**whole, **schemas.ref(name)}) for name in names}
 
 
-DESCRIBED = {"/v1/vendor": described(asyncapi.VENDOR_HEARS), "/v1/watch": described(asyncapi.CUSTOMER_HEARS)}
+DESCRIBED = {"/v1/vendor": described(asyncapi.VENDOR_RECEIVES), "/v1/watch": described(asyncapi.CUSTOMER_RECEIVES)}
 
 
 def now_ms() -> int:

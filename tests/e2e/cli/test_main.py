@@ -242,12 +242,12 @@ async def test_db_from_nothing_and_back(empty_database_url: str, tmp_path: Path)
 
     done = await run("db", "reset", folder=tmp_path, DATABASE_URL=url)
     assert done.status == 1
-    assert "say --yes" in one_line(done.err)
+    assert "add --yes" in one_line(done.err)
     assert url not in done.err
     assert await count(url, "vendors") == 13
     await db("reset --yes")
     assert await count(url, "vendors") == 0
-    assert await db("seed --vendors 3") == "3 vendors are there\n"
+    assert await db("seed --vendors 3") == "3 vendors exist\n"
     await db("reset", STREAMER_ENV="development")
     assert await count(url, "vendors") == 0
 

@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio
 
 from streamer.broker.redis_connections import Command
-from streamer.broker.stream import BEAT, DEAD, LOOK, MOST_KNOWN, Feed
+from streamer.broker.stream import CHECK_EVERY, DEAD_AFTER, HEARTBEAT_EVERY, MOST_KNOWN, Feed
 from streamer.errors import Unavailable
 from streamer.ingest.position import Position
 from streamer.operations.embedded import ValkeyServer
@@ -164,8 +164,8 @@ async def test_a_process_that_died_is_told_of_as_a_gap_once(client: Client) -> N
     for each in (dead, one, two):
         await each.flush()
     dead.position("v", Position(1, LAT, LONG))  # and then it is killed
-    for _ in range(int((DEAD + LOOK + BEAT) / BEAT) + 1):
-        clock.forward(BEAT)
+    for _ in range(int((DEAD_AFTER + CHECK_EVERY + HEARTBEAT_EVERY) / HEARTBEAT_EVERY) + 1):
+        clock.forward(HEARTBEAT_EVERY)
         await one.flush()
         await two.flush()
     gaps = [e for e in await entries(client) if e["type"] == "gap"]
@@ -183,7 +183,7 @@ async def test_an_orderly_end_is_no_gap(client: Client) -> None:
     ended.position("v", Position(1, LAT, LONG))
     await ended.close()
     for _ in range(20):
-        clock.forward(BEAT)
+        clock.forward(HEARTBEAT_EVERY)
         await one.flush()
     assert [e["type"] for e in await entries(client)] == ["location"]
 
@@ -197,16 +197,16 @@ async def test_what_redis_lost_is_told_as_a_gap(client: Client) -> None:
     await one.flush()
     old = clock.now
     await client.flushall()
-    clock.forward(BEAT)
+    clock.forward(HEARTBEAT_EVERY)
     one.position("v", Position(2, LAT, LONG))
     await one.flush()
     gap, location = await entries(client)
     assert (gap["type"], gap["since"], location["timestamp"]) == ("gap", "0", "2")
-    clock.forward(BEAT)
+    clock.forward(HEARTBEAT_EVERY)
     await one.flush()
     assert [e["type"] for e in await entries(client)] == ["gap", "location", "status"]  # of a status nobody else has
     await client.hset("{venta:feed}:writers", "a", old)  # as an old copy would have it
-    clock.forward(BEAT)
+    clock.forward(HEARTBEAT_EVERY)
     await one.flush()
     assert [e["since"] for e in await entries(client) if e["type"] == "gap"] == ["0", str(old)]
 

@@ -301,13 +301,13 @@ async def test_the_command(database_url: str, tmp_path: Path, owner: Any, role: 
     arguments = ("db", "grant", role, "--password-file", "password")
     done = await run(*arguments, folder=tmp_path, DATABASE_URL=database_url)
     assert (done.status, done.err) == (0, "")
-    assert f"role {role} was made and has the rights of `serve`" in done.out
+    assert f"role {role} was created and has the privileges of `serve`" in done.out
     place = database_url.rpartition("@")[2]
     async with connected(f"postgresql://a%20%22serving%22%20role:of%20the%20file@{place}") as connection:
         assert await roles.missing(connection) == []
     await owner.execute(f"ALTER ROLE {quoted(role)} NOLOGIN")
     done = await run("db", "grant", role, folder=tmp_path, DATABASE_URL=database_url)
-    assert "it may not log in" in done.err
+    assert "it can't log in" in done.err
 
 
 def test_the_page_has_the_table() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.ingest.copy_rows import LAST_TIMESTAMP, RowEncoder, decode_rows, id_floor, location_id
+from streamer.ingest.copy_rows import RowEncoder, decode_rows, id_floor, location_id
+from streamer.protocol.fields import LAST_TIMESTAMP
 
 timestamps = st.integers(0, LAST_TIMESTAMP)
 vendor_ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
