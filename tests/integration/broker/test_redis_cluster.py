@@ -19,7 +19,7 @@ from streamer.geo.grid import bus_cell, bus_cover
 from streamer.geo.shapes import Circle
 from streamer.ingest import position
 from streamer.operations.embedded import ValkeyServer
-from tests.integration.broker.test_broker import written
+from tests.integration.broker.conftest import written
 from tests.support.apps import circle, eventually, now_ms
 from tests.support.peers import Peer, Position
 

@@ -1,0 +1,62 @@
+"""In which cell a vendor's entry is: one cell after every change, and a place that leads to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import redis.asyncio
+
+from streamer.broker.redis_schema import PLACE, WRITE
+from tests.integration.broker.conftest import AFAR, HERE, NEAR, after, written
+from tests.support.apps import circle, eventually
+from tests.support.peers import Peer
+
+
+async def test_a_vendor_crosses_a_cell_border_and_returns(one: Peer, other: Peer) -> None:
+    """A truck on a cell's border is seen also by those who come after it went to and fro within a moment."""
+    one.serve("truck", HERE)
+    await written(one, "truck")
+    after(one, PLACE, lambda: one.ping("truck", NEAR) and None)
+    one.ping("truck", AFAR)
+    await eventually(lambda: one.index.vendors["truck"].fix.lat == NEAR[0], "the way back")
+    await written(one, "truck")
+    await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": NEAR})
+    await (await other.watch(area=circle(*AFAR, 5_000))).sees({})
+    await (await other.watch(vendors=["truck"])).sees({"truck": NEAR})
+
+
+async def test_redis_is_emptied_right_after_a_write(redis_url: str, one: Peer, other: Peer) -> None:
+    """Whenever Redis forgets, also what was written this very moment, its processes find out and write it anew."""
+    one.serve("truck", HERE)
+    await written(one, "truck")
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        emptied = asyncio.Event()
+
+        async def empty() -> None:
+            await client.flushall()
+            emptied.set()
+
+        after(one, WRITE, empty)
+        one.broker._republish()  # as after a connection was lost
+        await emptied.wait()
+        await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
+        await (await other.watch(vendors=["truck"])).sees({"truck": HERE})
+
+
+async def test_a_takeover_while_the_old_process_writes(one: Peer, other: Peer) -> None:
+    """A place told by a living process is not put back by one that did not see yet what is written there."""
+    one.serve("truck", HERE)
+    await written(one, "truck")
+
+    async def meanwhile() -> None:
+        other.serve("truck")
+        await asyncio.sleep(0.3)
+
+    after(one, PLACE, meanwhile)
+    one.ping("truck", AFAR)
+    await written(one, "truck")
+    await written(other, "truck")
+    await (await one.watch(vendors=["truck"])).sees({"truck": AFAR})
+    late = await other.watch(area=circle(*AFAR, 5_000))
+    await late.sees({"truck": AFAR})
+    await (await other.watch(area=circle(*HERE, 5_000))).sees({})

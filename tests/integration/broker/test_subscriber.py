@@ -1,0 +1,117 @@
+"""What a process receives: only the cells it needs, and everything in them, also after a connection failed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import redis.asyncio
+
+from streamer.broker.counts import ASK
+from streamer.broker.redis_schema import BROADCAST, channel
+from streamer.geo.grid import bus_cell
+from tests.integration.broker.conftest import AFAR, HERE, NEAR, written
+from tests.support.apps import circle, eventually
+from tests.support.peers import Peer
+from tests.support.proxy import Proxy
+
+
+async def test_a_vendor_list_watched_while_redis_stalls(proxy: Proxy, one: Peer, other: Peer) -> None:
+    """Who asks for a vendor in a bad moment sees it as soon as the moment is over."""
+    other.serve("truck", HERE)
+    await written(other, "truck")
+    gaps = one.broker.gaps
+    proxy.freeze()
+    watching = asyncio.create_task(one.watch(vendors=["truck"]))
+    await eventually(watching.done, "an answer without Redis")
+    proxy.thaw()
+    await watching.result().sees({"truck": HERE})
+    assert one.broker.gaps - gaps <= 1
+
+
+async def test_only_watched_cells_are_subscribed(redis_url: str, other: Peer) -> None:
+    """A process is not told of cells that nobody on it watches; one that nobody watches any more is let go."""
+    other.serve("truck", AFAR)
+    async with redis.asyncio.Redis.from_url(redis_url) as client, Peer(redis_url, "third", linger=0.1) as third:
+
+        async def heard() -> set[bytes]:
+            return set(await client.execute_command("PUBSUB", "SHARDCHANNELS"))  # type: ignore[no-untyped-call]
+
+        quiet = await heard()
+        assert quiet == {BROADCAST, ASK}, "what every process hears"
+        look = await third.watch(area=circle(*HERE, 100))
+        assert await heard() == quiet | {channel(bus_cell(*HERE))}
+        followed = await third.watch(vendors=["truck"])
+        await followed.sees({"truck": AFAR})
+        assert await heard() == quiet | {channel(bus_cell(*HERE)), channel(bus_cell(*AFAR))}
+        look.close()
+        followed.close()
+
+        async def alone() -> bool:
+            return await heard() == quiet
+
+        await eventually(alone, "the cells let go")
+        assert not third.index.vendors, "a vendor kept of which nothing more is heard"
+
+
+async def test_a_cell_watched_again_while_it_is_unsubscribed(redis_url: str, other: Peer) -> None:
+    """Who comes to a cell when the last one's time there is just over sees what is there."""
+    other.serve("truck", HERE)
+    await written(other, "truck")
+    async with Peer(redis_url, "third", linger=60) as third:
+        for _ in range(3):
+            look = await third.watch(area=circle(*HERE, 100))
+            await look.sees({"truck": HERE})
+            look.close()
+            third.broker.subscriber.unsubscribe_idle(asyncio.get_running_loop().time() + 100)
+        look = await third.watch(area=circle(*HERE, 100))
+        await look.sees({"truck": HERE})
+        assert look.snapshots == 1
+
+
+async def test_a_connection_to_redis_is_cut(proxy: Proxy, one: Peer, other: Peer) -> None:
+    """What happened meanwhile is made good by a snapshot: a truck that moved, one that came, one that left."""
+    for name in ("moves", "leaves", "stays"):
+        other.serve(name, HERE)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    elsewhere = await one.watch(vendors=["moves"])
+    await look.sees(dict.fromkeys(("moves", "leaves", "stays"), HERE))
+    await elsewhere.sees({"moves": HERE})
+    look.client.kinds.clear()
+    proxy.down()
+    await eventually(lambda: not one.broker.up, "the cut noticed")
+    other.ping("moves", NEAR)
+    other.ping("leaves", AFAR)
+    other.serve("comes", HERE)
+    await written(other, "comes")
+    proxy.up()
+    await look.sees({"moves": NEAR, "stays": HERE, "comes": HERE})
+    await elsewhere.sees({"moves": NEAR})
+    assert look.snapshots >= 1
+    assert one.broker.gaps == 1
+
+
+async def test_a_connection_to_redis_stalls_silently(proxy: Proxy, one: Peer, other: Peer) -> None:
+    """A connection over which nothing comes any more, without a word, is found out within 3 s and replaced."""
+    other.serve("truck", HERE)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    await look.sees({"truck": HERE})
+    gaps, began = one.broker.gaps, time.monotonic()
+    proxy.strand()
+    other.ping("truck", NEAR)
+    await eventually(lambda: one.broker.gaps > gaps, "the stall noticed")
+    noticed = time.monotonic() - began
+    await look.sees({"truck": NEAR})
+    assert noticed < 3.0 + 2 * one.lag, f"noticed after {noticed:.1f} s"
+
+
+async def test_a_blocked_event_loop_is_no_gap(one: Peer, other: Peer) -> None:
+    """A process that could not listen for a while reads what came meanwhile; it does not take Redis for silent."""
+    other.serve("truck", HERE)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    await look.sees({"truck": HERE})
+    time.sleep(3.0)  # noqa: ASYNC251  # that is the fault
+    other.ping("truck", NEAR)
+    await look.sees({"truck": NEAR})
+    await asyncio.sleep(0.6)
+    assert (one.broker.gaps, other.broker.gaps) == (0, 0)
