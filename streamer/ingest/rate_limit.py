@@ -34,9 +34,12 @@ class Meter:
 
     def add(self, count: float, now: float) -> float:
         """Add what arrived now; returns the level with it."""
-        self._level = self.level(now) + count
-        self._at = max(self._at, now)
-        return self._level
+        elapsed, level = now - self._at, self._level
+        if elapsed > 0:
+            self._at = now
+            level = max(0.0, level - self.rate * elapsed)
+        self._level = level = level + count
+        return level
 
 
 class Allowance:

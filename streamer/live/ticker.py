@@ -25,12 +25,14 @@ class Ticker:
         self._cadence = cadence
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
-        self._due = 0.0
+        self._soon = False
+        """The timer is for the next tick that the cadence allows."""
         self._broken: asyncio.Future[None]
 
     def changed(self) -> None:
         """Schedules a tick."""
-        if self._loop is not None:
+        if not self._soon and self._loop is not None:
+            self._soon = True
             self._tick_after(self._cadence.wait())
 
     async def run(self) -> None:
@@ -47,22 +49,19 @@ class Ticker:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            self._soon = False
 
     def _tick_after(self, seconds: float) -> None:
         assert self._loop is not None
-        due = self._loop.time() + seconds
         if self._timer is not None:
-            if self._due <= due:
-                return
             self._timer.cancel()
-        self._due = due
         if seconds > 0:
             self._timer = self._loop.call_later(seconds, self._tick)
         else:
             self._timer = self._loop.call_soon(self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._soon = None, False
         self._cadence.begin()
         try:
             ticked = self._index.tick(self._clock())
@@ -73,7 +72,7 @@ class Ticker:
         self.ticks += 1
         self.frames += ticked.frames
         self._cadence.end()
-        if ticked.waiting:
+        if ticked.waiting and not self._soon:
             # Watches wait for their client or their interval: look again even if nothing changes.
             self._tick_after(max(self._cadence.wait(), LOOK_AGAIN))
 

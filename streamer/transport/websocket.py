@@ -282,18 +282,16 @@ class WebSocket(Connection):
             self._update_reading()
 
     def _handle(self, opcode: int, payload: bytes) -> None:
-        if opcode in (TEXT, BINARY):
-            if self._auth_timer is None:
-                self._receive(payload)
-            else:
-                self._first_message(payload)
-        else:
+        if opcode not in (TEXT, BINARY):
             self._control(opcode, payload)
-
-    def _receive(self, payload: bytes) -> None:
-        if len(payload) <= self.free_size:
+        elif self._auth_timer is not None:
+            self._first_message(payload)
+        elif len(payload) <= self.free_size:
             self.receive(payload)
-            return
+        else:
+            self._receive_measured(payload)
+
+    def _receive_measured(self, payload: bytes) -> None:
         began = thread_time()
         try:
             self.receive(payload)
