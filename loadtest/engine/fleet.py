@@ -198,6 +198,12 @@ class Fleet(Population[SimulatedVendor]):
         # a ping that is under way would be held up by the phone and not by the server
         return not (app.reachable and app.waiting and app.ready.is_set())
 
+    def _unfinished(self) -> bool:
+        # a generator that can't keep up is late, but sends the whole trace
+        ends = self._start + self._course.total * 1000
+        come = self.active == self._target
+        return self._fixes is not None and not (come and (not self._due or self._due[0][0] > ends))
+
     def _finish(self) -> None:
         for vendor in self.apps:
             if isinstance(vendor, BulkVendor):

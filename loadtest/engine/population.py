@@ -37,7 +37,7 @@ class Population(Generic[AppT]):
     def __init__(self, share: Share, recorder: Recorder, clock: Callable[[], float], group: asyncio.TaskGroup) -> None:
         scenario = share.scenario
         place = scenario.city
-        self.active = 0
+        self.active = self._target = 0
         self._city = City(place.lat, place.long, place.size(scenario.vendors.count), place.block)
         self._course = Course(scenario.stages)
         self._share, self._recorder, self._now, self._group = share, recorder, clock, group
@@ -63,7 +63,7 @@ class Population(Generic[AppT]):
         while not stopping.is_set():
             now = self._now()
             at = (now - start) / 1000
-            if at >= self._course.total:
+            if at >= self._course.total and not self._unfinished():
                 break
             if now - adjusted >= ADJUST_EVERY:
                 adjusted = now
@@ -109,6 +109,10 @@ class Population(Generic[AppT]):
     def _leave(self, place: int, now: float) -> None:
         """An app takes no part any more."""
 
+    def _unfinished(self) -> bool:
+        """Whether something is left to do that the stages alone do not give the time for."""
+        return False
+
     def _finish(self) -> None:
         """Called when the stages are over."""
 
@@ -122,7 +126,7 @@ class Population(Generic[AppT]):
         """Has as many apps take part as the stage wants."""
         scenario = getattr(self._share.scenario, self.kind)
         wanted = round(scenario.count * getattr(self._course.levels(at), self.kind))
-        target = sum(1 for index in self.indices if index < wanted)
+        target = self._target = sum(1 for index in self.indices if index < wanted)
         for place in range(self.active, min(target, self.active + CONNECTED_AT_ONCE)):
             self.active = place + 1
             self.turns[place] += 1

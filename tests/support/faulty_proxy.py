@@ -18,7 +18,6 @@ from aiohttp.test_utils import TestServer
 from loadtest.clients.target import Target
 
 STALL = 2.0
-LATE = 0.15
 
 
 @dataclass(slots=True)
@@ -31,7 +30,8 @@ class Faults:
     drop_every: int | None = None
     """Acks and drops one ping in so many."""
     late: frozenset[int] = frozenset()
-    """Customers that get everything 150 ms late."""
+    """Customers that get everything `lateness` seconds late."""
+    lateness: float = 0.15
     frozen: frozenset[int] = frozenset()
     """Customers that are shown an older position of one vendor."""
     never_left: frozenset[int] = frozenset()
@@ -167,7 +167,7 @@ class FaultyProxy:
                     update["moved"] = [fix for fix in update["moved"] if fix["vendorId"] != victim]
                     text = orjson.dumps(update).decode()
                 if sending is not None:
-                    late.put_nowait((time.monotonic() + LATE, text))
+                    late.put_nowait((time.monotonic() + self._faults.lateness, text))
                 else:
                     await down.send_str(text)
             await down.close(code=up.close_code or 1000)
