@@ -49,10 +49,11 @@ export type Wanted = (
 ) & { open?: boolean; interval?: number };
 
 /**
- * "connecting", "open", "waiting" (for the next attempt), "stopped" (by `stop`), or "ended": reconnecting would fail the
- * same way; `detail.code` and `detail.reason` say why, `start` tries again.
+ * "connecting", "connected", "reconnecting" (waits for the next attempt), "disconnected" (by `disconnect`, or not yet
+ * connected), or "failed": reconnecting would fail the same way; `detail.code` and `detail.reason` say why, `connect`
+ * tries again.
  */
-export type State = "connecting" | "open" | "waiting" | "stopped" | "ended";
+export type State = "connecting" | "connected" | "reconnecting" | "disconnected" | "failed";
 
 /** The close codes of the protocol; 1006 where the connection ended without one. */
 export type CloseCode = 1000 | 1001 | 1002 | 1006 | 1007 | 1009 | 1011 | 1012 | 4400 | 4401 | 4403 | 4404 | 4408 | 4429 | 4508;
@@ -89,7 +90,7 @@ export interface LinkOptions {
    * again after a refusal ends the connection for good.
    */
   getToken?: (asked: { refresh: boolean }) => string | null | Promise<string | null>;
-  /** Stops the client when it aborts. */
+  /** Disconnects the client when it aborts. */
   signal?: AbortSignal;
   /** React Native's `AppState`: in the foreground the client reconnects at once. */
   appState?: { addEventListener(name: "change", listener: (state: any) => void): { remove(): void } };
@@ -165,17 +166,16 @@ declare class Client<Events extends ClientEvents> {
   readonly lastMessageAt: number | null;
   on<E extends keyof Events>(name: E, listener: (...values: Extract<Events[E], unknown[]>) => void, options?: Listening): this;
   off<E extends keyof Events>(name: E, listener: (...values: Extract<Events[E], unknown[]>) => void): this;
-  /** Resolves when connected; rejects with a VentaError when the connection ends for good, or is stopped. */
+  /** Resolves when connected; rejects with a VentaError when the connection fails for good, or is ended by `disconnect`. */
   ready(): Promise<void>;
-  /** Connects now instead of after the wait. */
-  retry(): void;
 }
 
 export declare class CustomerClient extends Client<ClientEvents> {
   constructor(url: string | URL, options?: LinkOptions);
   readonly watches: ReadonlyMap<string, Watch>;
-  start(): this;
-  stop(): void;
+  /** Connects, and stays connected; during a wait for the next attempt it connects now. */
+  connect(): this;
+  disconnect(): void;
   watch(wanted: Wanted, handlers?: WatchHandlers, id?: string): Watch;
 }
 
@@ -248,12 +248,15 @@ export declare class VendorClient extends Client<VendorEvents> {
   readonly dropped: number;
   readonly vendorId: string | null;
   readonly clockOffset: number | null;
-  start(): Promise<this>;
-  stop(): Promise<void>;
+  /** Reads what an earlier run left, connects, and stays connected; during a wait it connects now. */
+  connect(): Promise<this>;
+  /** Ends the connection; what is not stored stays in the queue. */
+  disconnect(): Promise<void>;
   /** Keeps a position until it is stored; resolves with its timestamp when the queue has it. */
   ping(fix: (Position & Partial<Ping>) | Coordinates | { coords: Coordinates; timestamp?: number }): Promise<number>;
-  setOpen(open: boolean): void;
-  /** Resolves when all pings are stored or rejected; rejects when the connection ends for good before. */
+  /** Opens or closes for business; a vendor that closes `hidden` leaves every map at once, until it opens. */
+  setOpen(open: boolean, options?: { hidden?: boolean }): void;
+  /** Resolves when all pings are stored or rejected; rejects when the connection fails for good before. */
   flushed(): Promise<void>;
   /** Resolves when the ping with this timestamp is stored; rejects when it is rejected or dropped, or the client ends. */
   whenStored(timestamp: number): Promise<void>;
@@ -265,5 +268,12 @@ export declare function signIn(
   code: string,
 ): Promise<{ token: string; vendorId: string; expiresAt: number }>;
 export declare function reconnectRule(code: number): "yes" | "later" | "token" | "no";
-export declare function backoff(failures: number, base: number, most: number, chance: number): number;
+/** The wait before an attempt, ms: how the connection ended, failures in a row from 1, chance from 0 up to 1. */
+export declare function reconnectWait(
+  code: number,
+  failures: number,
+  chance: number,
+  options?: { minDelay?: number; maxDelay?: number; reconnectAfterMs?: number | null; retryAfterMs?: number },
+): number;
+export declare function renewIn(token: string, now: number): number | null;
 export declare function expiry(token: string): number | null;

@@ -30,14 +30,15 @@ export function reconnectRule(code) {
 
 /**
  * The wait before an attempt, ms: a random part of a bound that doubles with each failure, so that clients which lost
- * the same server do not return at the same moment.
- * @param {number} failures failed attempts in a row, from 1
- * @param {number} base
- * @param {number} most
+ * the same server do not return at the same moment; on top of it what the server asked for. Its `bye` decides alone.
+ * @param {number} code how the connection ended
+ * @param {number} failures connections in a row that failed or ended, from 1
  * @param {number} chance from 0 up to 1
  */
-export function backoff(failures, base, most, chance) {
-  return Math.round(chance * Math.min(most, base * 2 ** Math.min(failures - 1, 30)));
+export function reconnectWait(code, failures, chance, { minDelay = 1_000, maxDelay = 30_000, reconnectAfterMs = null, retryAfterMs = 0 } = {}) {
+  if (reconnectAfterMs !== null) return reconnectAfterMs;
+  const spread = Math.round(chance * Math.min(maxDelay, minDelay * 2 ** Math.min(failures - 1, 30)));
+  return spread + Math.max(retryAfterMs, reconnectRule(code) === "later" ? 5 * minDelay : 0);
 }
 
 /**
@@ -52,6 +53,12 @@ export function expiry(token) {
   } catch {
     return null;
   }
+}
+
+/** The time until a token is replaced, ms: a minute before it expires, or after most of a short life; null: never. */
+export function renewIn(token, now) {
+  const ends = expiry(token);
+  return ends === null ? null : Math.max(ends - now - 60_000, (ends - now) * 0.7, 1_000);
 }
 
 /** Why a connection ended or a promise was rejected: `code` is a close code or an `ERR_…` of the protocol. */
@@ -125,7 +132,7 @@ class Client extends Emitter {
     super(options);
     this.options = options;
     this.link = new Link(socketUrl(url, path, query), options, this);
-    options.signal?.addEventListener("abort", () => this.stop());
+    options.signal?.addEventListener("abort", () => this.disconnect());
   }
 
   get state() {
@@ -137,33 +144,28 @@ class Client extends Emitter {
     return this.link.heard;
   }
 
-  /** Try to connect now rather than after the wait. */
-  retry() {
-    this.link.kick();
-  }
-
-  /** Resolves when connected; rejects with a VentaError when the connection ends for good, or is stopped. */
+  /** Resolves when connected; rejects with a VentaError when the connection fails for good, or is ended by `disconnect`. */
   ready() {
-    return this.settle((state) => state === "open");
+    return this.settle((state) => state === "connected");
   }
 
   settle(done) {
     return new Promise((resolve, reject) => {
-      const look = (state, { code = 1000, reason = "stopped" } = {}) => {
+      const look = (state, { code = 1000, reason = "disconnected by the app" } = {}) => {
         if (done(state)) resolve();
-        else if (state === "ended" || state === "stopped") reject(new VentaError(code, reason));
+        else if (state === "failed" || state === "disconnected") reject(new VentaError(code, reason));
         else return;
         this.off("state", look);
       };
       this.on("state", look);
-      // before `start` it waits for it
-      if (this.state !== "stopped") look(this.state, this.link.detail);
+      // before `connect` it waits for it
+      if (this.state !== "disconnected") look(this.state, this.link.detail);
     });
   }
 
   became(state, detail) {
     const heard = this.emit("state", state, detail);
-    if (!heard && (state === "ended" || (state === "waiting" && this.link.failures > 1))) warn(detail);
+    if (!heard && (state === "failed" || (state === "reconnecting" && this.link.failures > 1))) warn(detail);
   }
 
   fail(error) {
@@ -188,13 +190,12 @@ class Link {
     this.url = url;
     this.owner = owner;
     this.getToken = options.getToken ?? null;
-    this.base = options.minDelay ?? 1_000;
-    this.most = options.maxDelay ?? 30_000;
+    this.delays = { minDelay: options.minDelay, maxDelay: options.maxDelay };
     this.connectTimeout = options.connectTimeout ?? 15_000;
     this.silence = options.silence ?? 30_000;
     this.answerTimeout = options.answerTimeout ?? 15_000;
     this.random = options.random ?? Math.random;
-    this.state = "stopped";
+    this.state = "disconnected";
     this.heard = null;
     this.detail = {};
     this.appState = options.appState ?? null;
@@ -202,12 +203,12 @@ class Link {
     this.socket = null;
     this.hint = null;
     this.floor = 0;
-    this.refused = null;
+    this.refused = undefined;
     this.token = null;
     this.generation = 0;
     this.timers = {};
     this.wake = () => {
-      if (this.state === "waiting" && globalThis.document?.visibilityState !== "hidden") this.kick();
+      if (this.state === "reconnecting" && globalThis.document?.visibilityState !== "hidden") this.kick();
     };
     this.away = () => {
       // the system notices a lost network sooner than a socket does
@@ -215,26 +216,26 @@ class Link {
     };
   }
 
-  start() {
-    if (this.state !== "stopped" && this.state !== "ended") return;
+  /** Connects, and stays connected; during a wait it connects now. */
+  connect() {
+    if (this.state === "reconnecting") return this.kick();
+    if (this.state !== "disconnected" && this.state !== "failed") return;
     globalThis.addEventListener?.("online", this.wake);
     globalThis.addEventListener?.("offline", this.away);
     globalThis.document?.addEventListener("visibilitychange", this.wake);
     this.foreground = this.appState?.addEventListener("change", (state) => state === "active" && this.wake());
     this.failures = 0;
-    this.refused = null;
-    void this.connect();
+    this.refused = undefined;
+    void this.attempt();
   }
 
-  stop() {
-    this.quit("stopped");
+  disconnect() {
+    this.quit("disconnected");
   }
 
-  /** Connects now instead of after the wait. */
   kick() {
-    if (this.state !== "waiting") return;
     this.clear("retry");
-    void this.connect();
+    void this.attempt();
   }
 
   send(message) {
@@ -242,7 +243,7 @@ class Link {
   }
 
   get open() {
-    return this.state === "open";
+    return this.state === "connected";
   }
 
   get buffered() {
@@ -265,21 +266,21 @@ class Link {
     delete this.timers[name];
   }
 
-  async connect() {
+  async attempt() {
     const generation = ++this.generation;
     this.become("connecting");
     let token = null;
     if (this.getToken !== null) {
       try {
-        token = await this.getToken({ refresh: this.refused !== null });
+        token = (await this.getToken({ refresh: this.refused !== undefined })) ?? null;
       } catch (error) {
         if (generation === this.generation) this.retry(1006, `no token: ${error?.message ?? error}`);
         return;
       }
       if (generation !== this.generation) return;
     }
-    if (this.refused !== null && token === this.refused) {
-      this.quit("ended", { code: 4401, reason: this.reason || "the token was refused, and there is no other" });
+    if (token === this.refused) {
+      this.quit("failed", { code: 4401, reason: this.reason || "the token was refused, and there is no other" });
       return;
     }
     this.token = token;
@@ -291,7 +292,7 @@ class Link {
       socket = new this.WebSocket(this.url, token === null ? [SUBPROTOCOL] : [SUBPROTOCOL, `bearer.${token}`]);
     } catch (error) {
       // a token with characters that no header may hold: the next attempt would be the same
-      this.quit("ended", { code: 4400, reason: String(error?.message ?? error) });
+      this.quit("failed", { code: 4400, reason: String(error?.message ?? error) });
       return;
     }
     this.socket = socket;
@@ -312,11 +313,11 @@ class Link {
   /** The owner has what it needs: the connection is established. */
   stands() {
     this.clear("connect");
-    this.refused = null;
+    this.refused = undefined;
     this.after("healthy", 5_000, () => (this.failures = 0));
     this.watchToken();
     this.listen(this.generation);
-    this.become("open");
+    this.become("connected");
   }
 
   took(generation, data) {
@@ -356,9 +357,8 @@ class Link {
 
   /** Replaces a token that expires soon, on the open connection. */
   watchToken() {
-    const ends = this.token === null ? null : expiry(this.token);
-    if (ends === null || this.getToken === null) return;
-    const left = ends - Date.now();
+    const wait = this.token === null || this.getToken === null ? null : renewIn(this.token, Date.now());
+    if (wait === null) return;
     const generation = this.generation;
     const renew = async () => {
       try {
@@ -372,34 +372,32 @@ class Link {
         if (generation === this.generation) this.after("token", 5_000, renew);
       }
     };
-    this.after("token", Math.min(Math.max(left - 60_000, left * 0.7, 1_000), 2 ** 31 - 1), renew);
+    this.after("token", Math.min(wait, 2 ** 31 - 1), renew);
   }
 
   lost(generation, code, reason) {
-    if (generation !== this.generation || this.state === "waiting") return;
+    if (generation !== this.generation || this.state === "reconnecting") return;
     this.letGo();
     reason = reason || this.reason;
     const wanted = reconnectRule(code);
     if (wanted === "no" || (wanted === "token" && this.getToken === null)) {
-      this.quit("ended", { code, reason });
+      this.quit("failed", { code, reason });
       return;
     }
     if (wanted === "token") {
       this.refused = this.token;
       this.reason = reason;
     }
-    this.retry(code, reason, wanted);
+    this.retry(code, reason);
   }
 
-  retry(code, reason, wanted = "yes") {
+  retry(code, reason) {
     this.generation += 1;
     this.failures += 1;
-    let wait = backoff(this.failures, this.base, this.most, this.random());
-    if (this.hint !== null) wait = this.hint;
-    else if (wanted === "later") wait += Math.max(this.floor, 5 * this.base);
-    else wait += this.floor;
-    this.after("retry", wait, () => void this.connect());
-    this.become("waiting", { code, reason, retryInMs: wait });
+    const asked = { ...this.delays, reconnectAfterMs: this.hint, retryAfterMs: this.floor };
+    const wait = reconnectWait(code, this.failures, this.random(), asked);
+    this.after("retry", wait, () => void this.attempt());
+    this.become("reconnecting", { code, reason, retryInMs: wait });
   }
 
   letGo() {
@@ -493,12 +491,12 @@ export class Watch extends Emitter {
       const stop = new AbortController();
       const options = { signal: stop.signal };
       const done = (act, value) => (stop.abort(), act(value));
-      const ended = (state, { code = 1000, reason = "stopped" } = {}) =>
-        (state === "ended" || state === "stopped") && done(reject, new VentaError(code, reason));
+      const ended = (state, { code = 1000, reason = "disconnected by the app" } = {}) =>
+        (state === "failed" || state === "disconnected") && done(reject, new VentaError(code, reason));
       for (const name of ["snapshot", "counts"]) this.on(name, () => done(resolve, held()), options);
       this.on("error", (error) => done(reject, new VentaError(error.code, error.message)), options);
       this.client.on("state", ended, options);
-      if (this.client.state === "ended") ended("ended", this.client.link.detail);
+      if (this.client.state === "failed") ended("failed", this.client.link.detail);
     });
   }
 
@@ -568,13 +566,14 @@ export class CustomerClient extends Client {
     this.numbers = 0;
   }
 
-  start() {
-    this.link.start();
+  /** Connects, and stays connected; during a wait for the next attempt it connects now. */
+  connect() {
+    this.link.connect();
     return this;
   }
 
-  stop() {
-    this.link.stop();
+  disconnect() {
+    this.link.disconnect();
   }
 
   watch(wanted, handlers = {}, id = `w${++this.numbers}`) {
@@ -632,7 +631,7 @@ export class CustomerClient extends Client {
   }
 
   became(state, detail) {
-    if (state !== "open") for (const watch of this.watches.values()) watch.fresh = false;
+    if (state !== "connected") for (const watch of this.watches.values()) watch.fresh = false;
     super.became(state, detail);
   }
 }
@@ -744,16 +743,16 @@ export class VendorClient extends Client {
     return this.waiting.size;
   }
 
-  /** Read what an earlier run left, and connect. */
-  async start() {
+  /** Reads what an earlier run left, connects, and stays connected; during a wait it connects now. */
+  async connect() {
     await this.load();
-    this.link.start();
+    this.link.connect();
     return this;
   }
 
   /** End the connection; what is not acked stays in the queue. Resolves when that is written. */
-  async stop() {
-    this.link.stop();
+  async disconnect() {
+    this.link.disconnect();
     await this.written();
     await this.queue.close();
     this.loaded = null;
@@ -794,9 +793,12 @@ export class VendorClient extends Client {
     return timestamp;
   }
 
-  /** Open or close for business; said again after a reconnect unless the server is known to have heard it. */
-  setOpen(open) {
-    this.status = { open, seq: null };
+  /**
+   * Opens or closes for business; said again after a reconnect unless the server is known to have heard it. A vendor
+   * that closes `hidden` leaves every map at once, until it opens.
+   */
+  setOpen(open, { hidden } = {}) {
+    this.status = { said: { type: "status", open, ...(hidden && { hidden }) }, seq: null };
     this.sayStatus();
   }
 
@@ -808,7 +810,7 @@ export class VendorClient extends Client {
   /** Resolves when the ping with this timestamp is stored; rejects when it is rejected, dropped, or the client ends. */
   whenStored(timestamp) {
     if (!this.waiting.has(timestamp)) return Promise.resolve();
-    if (this.state === "ended") return Promise.reject(new VentaError(this.link.detail.code, this.link.detail.reason));
+    if (this.state === "failed") return Promise.reject(new VentaError(this.link.detail.code, this.link.detail.reason));
     if (!this.promised.has(timestamp)) {
       const made = {};
       made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
@@ -848,9 +850,9 @@ export class VendorClient extends Client {
   }
 
   became(state, detail) {
-    if (state !== "open") this.greeted = false;
-    if (state === "ended" || state === "stopped") {
-      const { code = 1000, reason = "stopped" } = detail;
+    if (state !== "connected") this.greeted = false;
+    if (state === "failed" || state === "disconnected") {
+      const { code = 1000, reason = "disconnected by the app" } = detail;
       for (const timestamp of [...this.promised.keys()]) this.resolve(timestamp, new VentaError(code, reason));
     }
     super.became(state, detail);
@@ -984,7 +986,7 @@ export class VendorClient extends Client {
 
   sayStatus() {
     if (this.status === null || !this.greeted) return;
-    this.link.send({ type: "status", open: this.status.open });
+    this.link.send(this.status.said);
     // messages are handled in order: an ack of a later ping shows that this one arrived
     this.status.seq = this.seq + 1;
   }

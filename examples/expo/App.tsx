@@ -24,7 +24,7 @@ function useReporting() {
     });
     let watching: Location.LocationSubscription | undefined;
     void (async () => {
-      await vendor.start();
+      await vendor.connect();
       const { granted } = await Location.requestForegroundPermissionsAsync();
       if (!granted) return;
       watching = await Location.watchPositionAsync({ accuracy: Location.Accuracy.High, distanceInterval: 5 }, (position) => {
@@ -33,7 +33,7 @@ function useReporting() {
     })();
     return () => {
       watching?.remove();
-      void vendor.stop();
+      void vendor.disconnect();
     };
   }, []);
   return waiting;

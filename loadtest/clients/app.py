@@ -18,6 +18,9 @@ from venta_client.errors import Refused, Violation
 
 SILENCE = 60.0
 MAX_QUOTED = 20
+SHORTEST_WAIT, LONGEST_WAIT = 0.25, 10.0
+"""Bounds of the wait before a reconnect, s: a recovery is measured sooner than with the clients' own 1 and 30."""
+TOKENS_TRIED = 3
 OVERLOADED = (429, 503)
 HALF_OPEN = 4408
 
@@ -47,7 +50,7 @@ class App:
         self.violations: list[str] = []
         self.incidents: list[str] = []
         self.connecting_since = 0.0
-        self.longest_wait = reconnect.LONGEST_DELAY
+        self.longest_wait = LONGEST_WAIT
         self._target = target
         self._token = token
         self._random = random
@@ -96,7 +99,7 @@ class App:
 
     async def run(self) -> None:
         """Connects, listens and reconnects until it is stopped, or the server says not to return."""
-        fruitless = 0
+        failures = 0
         while not self._stopping.is_set():
             await self._network.wait()  # stop() ends this wait too
             if self._stopping.is_set():
@@ -108,21 +111,29 @@ class App:
             was_ready = self.ready.is_set()
             self.ready.clear()
             if not self._network.is_set():
-                fruitless = 0
+                failures = 0
                 continue
             if not cut and close.refused:
                 self.refused += 1
             elif not cut and close.code not in self.expected_closes:
                 self.closes[close.code] += 1
                 self._note(f"the connection ended with {close.code}: {close.reason}")
-            fruitless = 0 if was_ready else fruitless + 1
-            wait = reconnect.delay(close.code, fruitless, self._bye_ms, self._random.random(), self.longest_wait)
-            self._bye_ms = None
-            if wait is None:
+            failures = 1 if was_ready else failures + 1
+            bye_ms, self._bye_ms = self._bye_ms, None
+            rule = reconnect.rule(close.code)
+            if rule == "no" or (rule == "token" and failures >= TOKENS_TRIED):
                 self.ended = close
                 return
+            wait = reconnect.wait(
+                close.code,
+                failures,
+                self._random.random(),
+                min_delay=SHORTEST_WAIT * 1000,
+                max_delay=self.longest_wait * 1000,
+                reconnect_after=bye_ms,
+            )
             try:
-                await asyncio.wait_for(self._stopping.wait(), wait)
+                await asyncio.wait_for(self._stopping.wait(), wait / 1000)
             except TimeoutError:
                 continue
 

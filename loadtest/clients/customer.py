@@ -204,7 +204,7 @@ class Customer(App):
             if "groups" in decoded:
                 self.groups[name] = {group["group"]: group for group in decoded["groups"]}
             elif self.full:
-                self.views.setdefault(name, View()).snapshot(decoded["vendors"])
+                self.views.setdefault(name, View(strict=True)).snapshot(decoded["vendors"])
             self._shown(name, message)
         elif kind == "unwatched":
             self.views.pop(str(decoded.get("id")), None)
@@ -241,7 +241,7 @@ class Customer(App):
                 else:
                     held.pop(group["group"], None)
         elif self.full:
-            view = self.views.setdefault(update["id"], View())
+            view = self.views.setdefault(update["id"], View(strict=True))
             view.update(update.get("entered", []), moved, update.get("left", []))
         if self._decode_all and self.behaviour is not None:
             self.behaviour.on_update(update)

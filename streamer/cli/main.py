@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamer import __version__
-from streamer.cli import client, config, db, dev, doctor, link, redis, serve
+from streamer.cli import client, config, conformance, db, dev, doctor, link, redis, serve
 from streamer.cli.process import report
 from streamer.errors import SettingsError, StreamerError
 
@@ -26,6 +26,7 @@ cli.command()(dev.token)
 cli.command()(link.link)
 cli.command()(client.watch)
 cli.command()(client.ping)
+cli.command()(conformance.conformance)
 cli.add_typer(db.db)
 cli.add_typer(redis.redis)
 

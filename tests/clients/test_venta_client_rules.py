@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from typing import Any, cast
 
 from hypothesis import given
@@ -13,19 +11,12 @@ from hypothesis import strategies as st
 from venta_client import Card, Event
 from venta_client.customer import CustomerClient, Watch
 from venta_client.events import difference
-from venta_client.reconnect import delay
-from venta_client.token import expiry, renew_in
 
 
 def card(vendor_id: str, lat: float, timestamp: int, **more: Any) -> Card:
     """A vendor's card."""
     found: dict[str, Any] = {"vendorId": vendor_id, "name": "n", "open": True, "primaryImage": None, "online": True}
     return cast(Card, {**found, "lat": lat, "long": 21.0, "timestamp": timestamp, **more})
-
-
-def token(claims: dict[str, Any]) -> str:
-    """A JWT nobody signed."""
-    return f"e30.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip('=')}.x"
 
 
 def test_what_is_new_about_a_vendor() -> None:
@@ -37,24 +28,6 @@ def test_what_is_new_about_a_vendor() -> None:
     assert difference(here, None) == Event("left", here, here)
     assert difference(here, card("v", 1.0, 1)) is None
     assert difference(None, None) is None
-
-
-def test_a_token_is_replaced_before_it_ends() -> None:
-    """A minute before, of a short one after most of its life; one that does not say is left alone."""
-    assert expiry(token({"exp": 1000, "name": "żółw?>"})) == 1000
-    assert renew_in(token({"exp": 1000}), 0) == 940
-    assert renew_in(token({"exp": 10}), 0) == 7
-    assert renew_in(token({"exp": 10}), 50) == 1
-    for other in ("", "a.b", "a.%.c", token({}), token({"exp": "soon"}), "e30.W10.x"):
-        assert expiry(other) is None
-        assert renew_in(other, 0) is None
-
-
-def test_what_the_server_asks_for_comes_on_top() -> None:
-    """Too many of us: not at once, and not together."""
-    assert (delay(4429, 0, None, 0.0) or 0) >= 5
-    assert (delay(4429, 0, None, 0.0, retry_after_ms=60_000) or 0) >= 60
-    assert (delay(1006, 0, None, 0.0, retry_after_ms=2000) or 0) >= 2
 
 
 Steps = list[tuple[str, str, int]]
@@ -146,4 +119,4 @@ def test_events_lead_from_what_was_told_to_what_is_so(steps: Steps) -> None:
 class Unconnected:
     """A client without a connection."""
 
-    ended = None
+    failure = None

@@ -55,7 +55,7 @@ def histories(draw: st.DrawFn) -> list[PositionWriter]:
 @given(histories(), st.lists(st.booleans(), min_size=11, max_size=11))
 def test_a_view_equals_the_place_after_every_message(states: list[PositionWriter], again: list[bool]) -> None:
     """Whatever enters, moves and leaves, and whenever a new snapshot comes, the view is the place."""
-    view = View()
+    view = View(strict=True)
     view.snapshot([])
     for (before, now), fresh in zip(itertools.pairwise(states), again, strict=False):
         if fresh:
@@ -76,7 +76,7 @@ def test_a_view_equals_the_place_after_every_message(states: list[PositionWriter
 
 def test_a_fix_replaces_heading_and_speed_even_by_nothing() -> None:
     """A vendor that stopped would otherwise be shown driving on."""
-    view = View()
+    view = View(strict=True)
     view.snapshot([card("a", 1.0, 1, heading=90.0, speed=4.2)])
     view.update([], [fix("a", 2.0, 2)], [])
     assert view.vendors["a"] == card("a", 2.0, 2)
@@ -97,7 +97,7 @@ def test_what_does_not_follow_is_a_violation(
     entered: list[dict[str, Any]], moved: list[dict[str, Any]], left: list[str], complaint: str
 ) -> None:
     """A lenient view would heal by itself what a real app would show wrong."""
-    view = View()
+    view = View(strict=True)
     view.snapshot([card("a", 1.0, 5)])
     with pytest.raises(Violation, match=complaint):
         view.update(entered, moved, left)
@@ -105,7 +105,7 @@ def test_what_does_not_follow_is_a_violation(
 
 def test_an_update_before_the_snapshot_and_a_doubled_vendor_are_violations() -> None:
     """A snapshot comes first, and a vendor is in it once."""
-    view = View()
+    view = View(strict=True)
     with pytest.raises(Violation, match="before the first snapshot"):
         view.update([], [], [])
     with pytest.raises(Violation, match="twice"):

@@ -47,9 +47,9 @@ test("useVendors follows an area, its changes, and an error", async () => {
   assert.deepEqual(Wire.last.sent.map(({ id, ...sent }) => sent), [{ type: "watch", area: circle(100), open: true }]);
   const { id } = Wire.last.sent[0];
   await Wire.last.says({ type: "snapshot", id, vendors: [card("a"), card("b")] });
-  assert.equal(app.text(), '[[["a",1],["b",1]],true,null,"open"]');
+  assert.equal(app.text(), '[[["a",1],["b",1]],true,null,"connected"]');
   await Wire.last.says({ type: "update", id, moved: [{ vendorId: "a", lat: 2, long: 1, timestamp: 2 }], left: ["b"] });
-  assert.equal(app.text(), '[[["a",2]],true,null,"open"]');
+  assert.equal(app.text(), '[[["a",2]],true,null,"connected"]');
   const before = renders;
   await app.update({ radius: 100 });
   assert.equal(Wire.last.sent.length, 1, "an equal area is no new watch");
@@ -57,10 +57,10 @@ test("useVendors follows an area, its changes, and an error", async () => {
   await app.update({ radius: 200 });
   assert.deepEqual(Wire.last.sent.slice(1).map(({ type }) => type).sort(), ["unwatch", "watch"]);
   await Wire.last.says({ type: "error", id: Wire.last.sent.findLast(({ type }) => type === "watch").id, code: "ERR_AREA_TOO_LARGE", message: "no" });
-  assert.equal(app.text(), '[[],false,"ERR_AREA_TOO_LARGE","open"]');
+  assert.equal(app.text(), '[[],false,"ERR_AREA_TOO_LARGE","connected"]');
   await app.end();
   assert.equal(app.client.watches.size, 0);
-  assert.equal(app.client.state, "stopped");
+  assert.equal(app.client.state, "disconnected");
 });
 
 test("useVendor is one vendor or null, useCounts groups", async () => {

@@ -5,23 +5,41 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { FileQueue } from "../../clients/js/file-queue.js";
 import { StorageQueue } from "../../clients/js/storage-queue.js";
-import { CustomerClient, VendorClient, VentaError, Watch, backoff, reconnectRule, expiry } from "../../clients/js/venta.js";
+import { CustomerClient, MemoryQueue, VendorClient, VentaError, Watch, expiry, reconnectRule, reconnectWait, renewIn } from "../../clients/js/venta.js";
 
-test("close codes are answered as the protocol's table says", () => {
-  const table = { 1001: "yes", 1012: "yes", 1009: "no", 4400: "no", 4401: "token", 4403: "no", 4404: "no",
-    4408: "yes", 4429: "later", 4508: "yes", 1006: "yes", 1011: "yes" };
-  for (const [code, answer] of Object.entries(table)) assert.equal(reconnectRule(Number(code)), answer, code);
+/** The tables of clients/conformance, which the Python client's tests read too. */
+const table = async (name) => JSON.parse(await readFile(new URL(`../../clients/conformance/${name}.json`, import.meta.url), "utf8"));
+
+test("close codes and waits are those of the table", async () => {
+  const { rules, waits } = await table("reconnect");
+  for (const { code, reconnect } of rules) assert.equal(reconnectRule(code), reconnect, code);
+  for (const { code, failures, chance, wait, ...options } of waits) assert.equal(reconnectWait(code, failures, chance, options), wait);
 });
 
-test("waits grow, are spread from nothing to their bound, and have a largest", () => {
-  assert.deepEqual([1, 2, 3, 9, 999].map((n) => backoff(n, 1000, 30_000, 1)), [1000, 2000, 4000, 30_000, 30_000]);
-  assert.equal(backoff(5, 1000, 30_000, 0), 0);
+test("a clock is corrected as the table says", async () => {
+  const now = Date.now;
+  for (const { clock, time, add } of (await table("clock")).corrections) {
+    const client = new VendorClient("http://a", { WebSocket: Wire, queue: new MemoryQueue(), onState: () => {} });
+    const at = await client.ping({ lat: 1, long: 2, timestamp: clock });
+    client.link.send = () => {};
+    Date.now = () => clock;
+    try {
+      client.took({ type: "hello", vendorId: "v", time, durable: null, maxBatch: 500 });
+    } finally {
+      Date.now = now;
+    }
+    assert.deepEqual([...client.waiting.keys()], [at + add]);
+    await client.disconnect();
+  }
 });
 
-test("a token's end is read from it, and whatever is no JWT has none", () => {
-  const token = ["e30", Buffer.from('{"exp":1732467600,"n":"żółw?>"}').toString("base64url"), "x"].join(".");
-  assert.equal(expiry(token), 1732467600000);
-  for (const other of ["", "a.b.c", "a", `e30.${Buffer.from("{}").toString("base64url")}.x`]) assert.equal(expiry(other), null);
+test("a token's end is read from it, and whatever is no JWT has none", async () => {
+  for (const { claims, now, expires, renewIn: wait } of (await table("tokens")).tokens) {
+    const token = ["e30", Buffer.from(claims).toString("base64url"), "x"].join(".");
+    assert.equal(expiry(token), expires, claims);
+    assert.equal(renewIn(token, now), wait, claims);
+  }
+  for (const other of ["", "a", "a.b", "a.%.c"]) assert.equal(expiry(other), null);
 });
 
 test("a queue's file survives a torn last line, and is written anew before it grows for ever", async () => {
@@ -79,7 +97,7 @@ test("a status that the database could not take is said again when the server as
       this.onmessage({ data: JSON.stringify(message) });
     }
   }
-  const client = await new VendorClient("http://127.0.0.1:9", { WebSocket: Wire }).start();
+  const client = await new VendorClient("http://127.0.0.1:9", { WebSocket: Wire }).connect();
   client.setOpen(false);
   await new Promise((resolve) => setTimeout(resolve, 5));
   Wire.last.says({ type: "hello", vendorId: "v", time: Date.now(), durable: null, maxBatch: 500 });
@@ -93,7 +111,7 @@ test("a status that the database could not take is said again when the server as
   Wire.last.says({ type: "error", code: "ERR_INVALID_MESSAGE", message: "of something else", retryAfterMs: 1 });
   await new Promise((resolve) => setTimeout(resolve, 50));
   assert.equal(sent.length, 3);
-  await client.stop();
+  await client.disconnect();
 });
 
 test("the types name what the modules export, and the classes' members are there", async () => {
@@ -203,7 +221,7 @@ function console_(run) {
 
 test("what no handler hears is said once on the console, with what to do", () =>
   console_(async (said) => {
-    const client = new CustomerClient("http://a", { WebSocket: Wire }).start();
+    const client = new CustomerClient("http://a", { WebSocket: Wire }).connect();
     await client.ready();
     client.watch({ area: {} }, {}, "w");
     for (let n = 0; n < 2; n += 1) Wire.last.says({ type: "error", id: "w", code: "ERR_AREA_TOO_LARGE", message: "it is too large" });
@@ -225,7 +243,7 @@ test("promises settle: connected, ended, stored, rejected, refused", async () =>
     close = async () => {};
   })(), onError: () => {}, onRejected: () => {}, onState: () => {} });
   const ready = client.ready();
-  await client.start();
+  await client.connect();
   await new Promise((resolve) => setTimeout(resolve, 5));
   Wire.last.says({ type: "hello", vendorId: "v", time: Date.now(), durable: null, maxBatch: 500 });
   await ready;
@@ -247,7 +265,7 @@ test("promises settle: connected, ended, stored, rejected, refused", async () =>
 });
 
 test("a watch is ready with its view, and rejects what the server refuses; groups are upserts", async () => {
-  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} }).start();
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} }).connect();
   await client.ready();
   const abort = new AbortController();
   const counts = client.watch({ area: {}, as: "counts" }, { signal: abort.signal }, "c");
@@ -262,7 +280,7 @@ test("a watch is ready with its view, and rejects what the server refuses; group
   abort.abort();
   assert.equal(client.watches.has("c"), false);
   assert.deepEqual(Wire.last.sent.at(-1), { type: "unwatch", id: "c" });
-  client.stop();
+  client.disconnect();
 });
 
 test("in the foreground the app reconnects at once", async () => {
@@ -270,15 +288,15 @@ test("in the foreground the app reconnects at once", async () => {
   let removed = 0;
   const appState = { addEventListener: (_, listener) => ((change = listener), { remove: () => (removed += 1) }) };
   const states = [];
-  const client = new CustomerClient("http://a", { WebSocket: Wire, appState, minDelay: 60_000, random: () => 1, onState: (state) => states.push(state) }).start();
+  const client = new CustomerClient("http://a", { WebSocket: Wire, appState, minDelay: 60_000, random: () => 1, onState: (state) => states.push(state) }).connect();
   await client.ready();
   Wire.last.ends(1006);
-  assert.equal(client.state, "waiting");
+  assert.equal(client.state, "reconnecting");
   change("background");
-  assert.equal(client.state, "waiting");
+  assert.equal(client.state, "reconnecting");
   change("active");
   await client.ready();
-  client.stop();
+  client.disconnect();
   assert.equal(removed, 1);
-  assert.deepEqual(states, ["connecting", "open", "waiting", "connecting", "open", "stopped"]);
+  assert.deepEqual(states, ["connecting", "connected", "reconnecting", "connecting", "connected", "disconnected"]);
 });

@@ -42,7 +42,7 @@ class Watcher(App):
         self.since = 0
         self._delays = delays
         self._clock = clock
-        self._view = View()
+        self._view = View(strict=True)
 
     @property
     def view(self) -> dict[str, dict[str, Any]]:
@@ -55,7 +55,7 @@ class Watcher(App):
         return self._view.snapshots
 
     def opened(self) -> None:
-        self._view = View()  # a new connection begins with a new snapshot
+        self._view = View(strict=True)  # a new connection begins with a new snapshot
         if self.socket is not None:
             self.socket.send(orjson.dumps({"type": "watch", "id": WATCH_ID, "area": self.area}))
 

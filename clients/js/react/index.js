@@ -7,8 +7,8 @@ const Context = createContext(null);
 /** Gives a `CustomerClient` to the hooks below it, and keeps it connected while it is mounted. */
 export function VentaProvider({ client, children }) {
   useEffect(() => {
-    client.start();
-    return () => client.stop();
+    client.connect();
+    return () => client.disconnect();
   }, [client]);
   return createElement(Context.Provider, { value: client }, children);
 }
@@ -19,11 +19,11 @@ export function useVentaClient() {
   return client;
 }
 
-/** The state of the connection: "connecting", "open", "waiting", "stopped" or "ended". */
+/** The state of the connection: "connecting", "connected", "reconnecting", "disconnected" or "failed". */
 export function useConnectionState() {
   const client = useVentaClient();
   const subscribe = useCallback((changed) => (client.on("state", changed), () => client.off("state", changed)), [client]);
-  return useSyncExternalStore(subscribe, () => client.state, () => "stopped");
+  return useSyncExternalStore(subscribe, () => client.state, () => "disconnected");
 }
 
 const NOTHING = { vendors: [], groups: [], fresh: false, error: null };

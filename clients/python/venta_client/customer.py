@@ -1,59 +1,44 @@
-"""A customer's connection: watches whose views are kept true, over any number of connections."""
+"""A customer's connection: watches whose views are kept exact, over any number of connections."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import count
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Generic, TypeVar, cast
 
 import aiohttp
 
-from venta_client.errors import Ended, WatchRefused
+from venta_client import reconnect
+from venta_client.client import Client, ServerError
+from venta_client.errors import WatchRefused
 from venta_client.events import Event, difference
 from venta_client.link import HEARTBEAT, Link, Send, State, Token
 from venta_client.view import View
-from venta_client.wire import Area, Card
+from venta_client.wire import Area, Card, Group
 
-log = logging.getLogger("venta_client")
+Item = TypeVar("Item")
 
 
-class Watch:
-    """One watched area or list: `vendors` is what is inside, by vendorId; iterate for what is new.
-
-    `fresh` is false while `vendors` may be old: not connected, or moved and not yet answered. Iterating tells what
-    leads from what was told before to what is so now: whoever is slow misses steps in between, never the outcome.
-    """
+class BaseWatch(Generic[Item]):
+    """One watch. `fresh` is false while the view may be outdated: not connected, or moved and not yet answered."""
 
     def __init__(self, client: CustomerClient, id: str, wanted: dict[str, Any]) -> None:
         self.id = id
-        self.vendors: Mapping[str, Card] = {}
         self.fresh = False
         self.closed = False
         self._client = client
         self._wanted = wanted
-        self._view = View()
+        self._answered = False
+        """Whether a snapshot came on this connection."""
         self._refused: WatchRefused | None = None
-        self._told: dict[str, Card] = {}
-        self._dirty: dict[str, None] = {}
         self._news = asyncio.Event()
+        self._version = 0
 
-    def move(
-        self,
-        area: Area | None = None,
-        *,
-        vendors: Sequence[str] | None = None,
-        open: bool | None = None,
-        interval: int | None = None,
-    ) -> None:
-        """Watch something else under the same name; what the view holds stays until the snapshot comes."""
-        self._wanted = wanting(area, vendors, open, interval)
-        self.fresh = False
-        self._refused = None
-        self._client._ask(self)
+    @property
+    def _view_now(self) -> Mapping[str, Item]:
+        raise NotImplementedError
 
     def close(self) -> None:
         """End the watch; iterating it ends."""
@@ -63,15 +48,100 @@ class Watch:
             self._client._drop(self)
             self._news.set()
 
-    async def exact(self) -> Mapping[str, Card]:
-        """The view, once it is exact; WatchRefused or Ended when it won't be."""
+    async def ready(self) -> Mapping[str, Item]:
+        """Return the view, once it is exact.
+
+        Raises:
+            WatchRefused: the server does not take the watch.
+            ConnectionFailed: the connection failed for good.
+        """
         while not self.fresh:
             self._raise()
             if self.closed:
                 raise RuntimeError(f"the watch {self.id!r} is closed")
             self._news.clear()
             await self._news.wait()
+        return self._view_now
+
+    async def views(self) -> AsyncIterator[Mapping[str, Item]]:
+        """Yield the view after each change, the newest only where the app is slower than the changes."""
+        seen = 0
+        while not self.closed:
+            if self.fresh and self._version != seen:
+                seen = self._version
+                yield self._view_now
+                continue
+            self._raise()
+            self._news.clear()
+            await self._news.wait()
+
+    # of the client
+
+    def _raise(self) -> None:
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            raise refused
+        if self._client.failure is not None:
+            raise self._client.failure
+
+    def _become(self, wanted: dict[str, Any]) -> None:
+        self._wanted = wanted
+        self.fresh = False
+        self._refused = None
+        self._client._ask(self)
+
+    def _opened(self) -> None:
+        self._answered = self.fresh = False  # what the app sees stays until the snapshot
+
+    def _took(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if kind == "error":
+            self._refused = WatchRefused(message["code"], message["message"])
+        elif kind == "snapshot":
+            self._refused = None
+            self._answered = self.fresh = True
+            self._version += 1
+            self._snapshot(message)
+        elif kind == "update" and self._answered:  # one before the snapshot is of a watch that had this id
+            self._version += 1
+            self._update(message)
+        self._news.set()
+
+    def _snapshot(self, message: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _update(self, message: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Watch(BaseWatch[Card]):
+    """A watched area or list: `vendors` is what is inside, by vendorId; iterate for what is new.
+
+    The events lead from what was reported before to what is so now: an app that is slow misses steps in between, never
+    the outcome.
+    """
+
+    def __init__(self, client: CustomerClient, id: str, wanted: dict[str, Any]) -> None:
+        super().__init__(client, id, wanted)
+        self.vendors: Mapping[str, Card] = {}
+        self._view = View()
+        self._told: dict[str, Card] = {}
+        self._dirty: dict[str, None] = {}
+
+    @property
+    def _view_now(self) -> Mapping[str, Card]:
         return self.vendors
+
+    def move(
+        self,
+        area: Area | None = None,
+        *,
+        vendors: Sequence[str] | None = None,
+        open: bool | None = None,
+        interval: int | None = None,
+    ) -> None:
+        """Watch something else under the same id; what the view holds stays until the snapshot comes."""
+        self._become(wanting(area, vendors, open=open, interval=interval))
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while not self.closed:
@@ -90,46 +160,69 @@ class Watch:
                 self._news.clear()
                 await self._news.wait()
 
-    # of the client
-
-    def _raise(self) -> None:
-        refused, self._refused = self._refused, None
-        if refused is not None:
-            raise refused
-        if self._client.ended is not None:
-            raise self._client.ended
-
     def _opened(self) -> None:
-        self._view = View()  # the strict one is this connection's; what the app sees stays until the snapshot
-        self.fresh = False
+        super()._opened()
+        self._view = View()
 
-    def _took(self, message: dict[str, Any]) -> None:
-        kind = message.get("type")
-        if kind == "snapshot":
-            self._refused = None
-            before = self.vendors
-            self._view.snapshot(message["vendors"])
-            self.vendors = cast(dict[str, Card], self._view.vendors)
-            self.fresh = True
-            self._touched([*before, *self.vendors])
-        elif kind == "update" and self._view.snapshots:  # one before that is of a watch that had this id
-            entered, moved, left = message.get("entered", []), message.get("moved", []), message.get("left", [])
-            self._view.update(entered, moved, left)
-            self._touched([*(card["vendorId"] for card in entered), *(fix["vendorId"] for fix in moved), *left])
-        elif kind == "error":
-            self._refused = WatchRefused(message["code"], message["message"])
-        self._news.set()
+    def _snapshot(self, message: dict[str, Any]) -> None:
+        before = self.vendors
+        self._view.snapshot(message["vendors"])
+        self.vendors = cast(dict[str, Card], self._view.vendors)
+        self._touched([*before, *self.vendors])
+
+    def _update(self, message: dict[str, Any]) -> None:
+        entered, moved, left = message.get("entered", []), message.get("moved", []), message.get("left", [])
+        self._view.update(entered, moved, left)
+        self._touched([*(card["vendorId"] for card in entered), *(fix["vendorId"] for fix in moved), *left])
 
     def _touched(self, vendor_ids: Sequence[str]) -> None:
         for vendor_id in vendor_ids:
             if vendor_id in self._told or vendor_id in self.vendors:
                 self._dirty[vendor_id] = None
             else:
-                self._dirty.pop(vendor_id, None)  # came and went untold
+                self._dirty.pop(vendor_id, None)  # came and went unreported
 
 
-class CustomerClient:
-    """Watches areas and vendors; use it as an async context manager. `on_state(state)` tells of the connection."""
+class CountsWatch(BaseWatch[Group]):
+    """An area's counts, for maps zoomed out: `groups` are vendors near each other, by the group's name."""
+
+    def __init__(self, client: CustomerClient, id: str, wanted: dict[str, Any]) -> None:
+        super().__init__(client, id, wanted)
+        self.groups: Mapping[str, Group] = {}
+
+    @property
+    def _view_now(self) -> Mapping[str, Group]:
+        return self.groups
+
+    def move(
+        self, area: Area, *, open: bool | None = None, interval: int | None = None, detail: int | None = None
+    ) -> None:
+        """Count in another area; the groups stay until the snapshot comes."""
+        self._become(counting(area, open, interval, detail))
+
+    def _snapshot(self, message: dict[str, Any]) -> None:
+        self.groups = {}
+        self._update(message)
+
+    def _update(self, message: dict[str, Any]) -> None:
+        changed = {group["group"]: group for group in message["groups"]}
+        groups = {**self.groups, **changed}
+        self.groups = {name: group for name, group in groups.items() if group["count"] > 0}
+
+
+class CustomerClient(Client):
+    """Watches areas and vendors; use it as an async context manager.
+
+    Args:
+        url: The server, http(s)://host.
+        token: A token, or a function that is called with whether the last one was refused or expires soon.
+        on_state: Called with each state of the connection.
+        on_error: Called with what the server did not accept.
+        heartbeat: Seconds after which a silent connection is asked for an answer.
+        min_delay: The first wait before reconnecting is up to this, s; each failure doubles it …
+        max_delay: … up to this, s.
+        compress: Offer permessage-deflate.
+    """
 
     def __init__(
         self,
@@ -137,44 +230,35 @@ class CustomerClient:
         *,
         token: Token = None,
         on_state: Callable[[State], None] | None = None,
+        on_error: Callable[[ServerError], None] | None = None,
         session: aiohttp.ClientSession | None = None,
         heartbeat: float = HEARTBEAT,
+        min_delay: float = reconnect.MIN_DELAY / 1000,
+        max_delay: float = reconnect.MAX_DELAY / 1000,
+        compress: bool = True,
     ) -> None:
-        self.watches: dict[str, Watch] = {}
-        self._on_state = on_state
+        super().__init__(state=on_state, error=on_error)
+        self.watches: dict[str, BaseWatch[Any]] = {}
         self._numbers = count(1)
         self._unsaid: dict[str, bytes] = {}
         self._work = asyncio.Event()
-        self._link = Link(url, "/v1/watch", self, token=token, session=session, heartbeat=heartbeat)
+        self._link = Link(
+            url,
+            "/v1/watch",
+            self,
+            token=token,
+            session=session,
+            heartbeat=heartbeat,
+            min_delay=min_delay,
+            max_delay=max_delay,
+            compress=compress,
+        )
 
-    async def __aenter__(self) -> Self:
-        self._link.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    @property
-    def state(self) -> State:
-        """Where the connection is."""
-        return self._link.state
-
-    @property
-    def ended(self) -> Ended | None:
-        """Why the client does not come back; None while it does."""
-        return self._link.ended
-
-    async def close(self) -> None:
+    async def disconnect(self) -> None:
         """End the connection and every watch."""
-        await self._link.stop()
+        await super().disconnect()
         for watch in tuple(self.watches.values()):
             watch.close()
-
-    def retry(self) -> None:
-        """Try to connect now rather than after the wait."""
-        self._link.retry()
 
     def watch(
         self,
@@ -186,12 +270,19 @@ class CustomerClient:
         id: str | None = None,
     ) -> Watch:
         """Watch an area or some vendors: all, or only those that are `open`; no more often than each `interval` ms."""
-        id = id if id is not None else f"w{next(self._numbers)}"
-        if id in self.watches:
-            raise ValueError(f"there is a watch {id!r} already: move it, or close it first")
-        watch = self.watches[id] = Watch(self, id, wanting(area, vendors, open, interval))
-        self._ask(watch)
-        return watch
+        return self._begin(Watch(self, self._name(id), wanting(area, vendors, open=open, interval=interval)))
+
+    def counts(
+        self,
+        area: Area,
+        *,
+        open: bool | None = None,
+        interval: int | None = None,
+        detail: int | None = None,
+        id: str | None = None,
+    ) -> CountsWatch:
+        """Watch how many vendors are where, in about `detail` groups at most (16 to 1,000); up to the whole world."""
+        return self._begin(CountsWatch(self, self._name(id), counting(area, open, interval, detail)))
 
     # of the link and the watches
 
@@ -206,9 +297,10 @@ class CustomerClient:
     def took(self, message: dict[str, Any]) -> None:
         watch = self.watches.get(str(message.get("id")))
         if message.get("type") == "error":
-            log.warning("the server says %s: %s", message.get("code"), message.get("message"))
-            if watch is not None and message.get("retryAfterMs") is not None:
-                asyncio.get_running_loop().call_later(message["retryAfterMs"] / 1000, self._ask, watch)
+            error = ServerError.of(message)
+            self._error(error)
+            if watch is not None and error.retry_after is not None:
+                asyncio.get_running_loop().call_later(error.retry_after / 1000, self._ask, watch)
                 return
         if watch is not None:
             watch._took(message)
@@ -223,22 +315,29 @@ class CustomerClient:
 
     def became(self, state: State) -> None:
         for watch in self.watches.values():
-            if state != "open":
+            if state != "connected":
                 watch.fresh = False
             watch._news.set()
-        if self._on_state is not None:
-            try:
-                self._on_state(state)
-            except Exception:  # the app's own mistake must not cost it the connection
-                log.exception("%r failed", self._on_state)
+        super().became(state)
 
-    def _ask(self, watch: Watch) -> None:
+    def _name(self, id: str | None) -> str:
+        id = id if id is not None else f"w{next(self._numbers)}"
+        if id in self.watches:
+            raise ValueError(f"there is a watch {id!r} already: move it, or close it first")
+        return id
+
+    def _begin(self, watch: AnyWatch) -> AnyWatch:
+        self.watches[watch.id] = watch
+        self._ask(watch)
+        return watch
+
+    def _ask(self, watch: BaseWatch[Any]) -> None:
         if not watch.closed:
             self._say(watch.id, {**watch._wanted, "type": "watch", "id": watch.id})
 
-    def _drop(self, watch: Watch) -> None:
+    def _drop(self, watch: BaseWatch[Any]) -> None:
         self.watches.pop(watch.id, None)
-        if self._unsaid.pop(watch.id, None) is None or watch._view.snapshots:
+        if self._unsaid.pop(watch.id, None) is None or watch._answered:
             self._say(watch.id, {"type": "unwatch", "id": watch.id})
 
     def _say(self, id: str, message: dict[str, Any]) -> None:
@@ -247,15 +346,17 @@ class CustomerClient:
         self._work.set()
 
 
-def wanting(
-    area: Area | None, vendors: Sequence[str] | None, open: bool | None, interval: int | None
-) -> dict[str, Any]:
+AnyWatch = TypeVar("AnyWatch", bound=BaseWatch[Any])
+
+
+def wanting(area: Area | None, vendors: Sequence[str] | None, **options: Any) -> dict[str, Any]:
     """What a watch message asks for; ValueError unless it is one of the two."""
     if (area is None) == (vendors is None):
         raise ValueError("watch an area or a list of vendors, one of the two")
     wanted: dict[str, Any] = {"area": area} if area is not None else {"vendors": list(vendors or ())}
-    if open is not None:
-        wanted["open"] = open
-    if interval is not None:
-        wanted["interval"] = interval
-    return wanted
+    return wanted | {name: value for name, value in options.items() if value is not None}
+
+
+def counting(area: Area, open: bool | None, interval: int | None, detail: int | None) -> dict[str, Any]:
+    """What a watch of counts asks for."""
+    return wanting(area, None, open=open, interval=interval, detail=detail) | {"as": "counts"}

@@ -1,11 +1,13 @@
 """What can go wrong between a client and the server.
 
 ClientError
-├── Refused      the server answered the WebSocket handshake with something else than 101
-├── Ended        the server said not to come back; carries the close code
-├── WatchRefused the server does not take a watch; carries the error code
-├── QueueFailed  the file that keeps pings can't be opened or written
-└── Violation    the server sent what the protocol does not allow
+├── Refused          the server answered the WebSocket handshake with something else than 101
+├── ConnectionFailed the connection failed for good, or was ended by the app; carries the close code
+├── PingRejected     a ping will never be stored; carries the error code
+├── WatchRefused     the server does not take a watch; carries the error code
+├── RequestRefused   the server refused an HTTP request; carries the error code
+├── QueueFailed      the file that keeps pings can't be opened or written
+└── Violation        the server sent what the protocol does not allow
 """
 
 from __future__ import annotations
@@ -24,21 +26,31 @@ class Refused(ClientError):
         self.body = body
 
 
-class Ended(ClientError):
-    """The connection ended for good: coming back would end the same way. `code` is the protocol's close code."""
+class ConnectionFailed(ClientError):
+    """The connection failed for good: reconnecting would fail the same way. `code` is the protocol's close code."""
 
     def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"the server ended the connection for good with {code}: {reason or 'it gave no reason'}")
+        super().__init__(f"the connection ended for good with {code}: {reason or 'no reason was given'}")
         self.code = code
         self.reason = reason
 
 
-class WatchRefused(ClientError):
-    """The server does not take a watch as it is: `code` is the protocol's error code."""
-
+class _Coded(ClientError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+
+
+class PingRejected(_Coded):
+    """A ping will never be stored: `code` is the protocol's error code, or ERR_DROPPED where the queue was full."""
+
+
+class WatchRefused(_Coded):
+    """The server does not take a watch as it is: `code` is the protocol's error code."""
+
+
+class RequestRefused(_Coded):
+    """The server refused an HTTP request, as for a sign-in link that is used: `code` is the protocol's error code."""
 
 
 class QueueFailed(ClientError):

@@ -1,4 +1,4 @@
-"""A WebSocket that comes back. What is said on it is its owner's; whether and when there is one is decided here."""
+"""A WebSocket that reconnects. What is said on it is its owner's; whether and when there is one is decided here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import aiohttp
 from yarl import URL
 
 from venta_client import reconnect
-from venta_client.errors import Ended, Violation
+from venta_client.errors import ConnectionFailed, Violation
 from venta_client.token import renew_in
 
 log = logging.getLogger("venta_client")
@@ -27,11 +27,12 @@ HEARTBEAT = 20.0
 CLOSE_TIMEOUT = 2.0
 MAX_MESSAGE = 64 << 20
 HEALTHY = 5.0
-"""Seconds a connection has to stand before the next wait is a short one again."""
+"""Seconds a connection must last before failures are counted anew."""
 TOKEN_RETRY = 5.0
 
-State = Literal["connecting", "open", "waiting", "stopped", "ended"]
-"""`waiting`: for the next try. `ended`: for good, `ended` says why. `stopped`: not begun, or closed by the app."""
+State = Literal["connecting", "connected", "reconnecting", "disconnected", "failed"]
+"""`reconnecting`: waits for the next attempt. `failed`: for good, `failure` says why. `disconnected`: by the app, or
+not yet connected."""
 
 Token = str | Callable[[bool], str | Awaitable[str | None] | None] | None
 """A token, or what gives one; called with True when the last one was refused or ends soon."""
@@ -75,15 +76,17 @@ class Link:
         params: dict[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
         heartbeat: float = HEARTBEAT,
-        spread: Callable[[], float] = random.random,
+        min_delay: float = reconnect.MIN_DELAY / 1000,
+        max_delay: float = reconnect.MAX_DELAY / 1000,
+        compress: bool = True,
     ) -> None:
         base = URL(url)
         if base.scheme not in ("http", "https", "ws", "wss") or base.host is None:
             raise ValueError(f"{url!r} is no server: give http://host:port or https://host")
         base = base.with_scheme({"http": "ws", "https": "wss"}.get(base.scheme, base.scheme))
         self.url = base.with_path(base.path.rstrip("/") + path).with_query(params or {})
-        self.state: State = "stopped"
-        self.ended: Ended | None = None
+        self.state: State = "disconnected"
+        self.failure: ConnectionFailed | None = None
         self.close: Close | None = None
         """How the last connection ended."""
         self.connections = 0
@@ -92,7 +95,10 @@ class Link:
         self._session = session
         self._own_session = session is None
         self._heartbeat = heartbeat
-        self._spread = spread
+        self._delays = {"min_delay": min_delay * 1000, "max_delay": max_delay * 1000}
+        self._compress = 15 if compress else 0
+        self.failures = 0
+        """Connections in a row that failed or ended."""
         self._task: asyncio.Task[None] | None = None
         self._now = asyncio.Event()
         self._bye_ms: int | None = None
@@ -101,14 +107,15 @@ class Link:
         self._greeted = False
         self._used: str | None = None
 
-    def start(self) -> None:
-        """Connect, and stay connected."""
+    def connect(self) -> None:
+        """Connect, and stay connected; during a wait connect now."""
+        self._now.set()
         if self._task is None or self._task.done():
-            self.ended = None
+            self.failure = None
             self._task = asyncio.create_task(self._run(), name=f"venta {self.url.path}")
 
-    async def stop(self) -> None:
-        """Close in good order and do not come back."""
+    async def disconnect(self) -> None:
+        """Close in good order and do not reconnect."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -116,17 +123,13 @@ class Link:
         if self._own_session and self._session is not None:
             await self._session.close()
             self._session = None
-        if self.state != "ended":
-            self._become("stopped")
-
-    def retry(self) -> None:
-        """Try now rather than after the wait."""
-        self._now.set()
+        if self.state != "failed":
+            self._become("disconnected")
 
     def stands(self) -> None:
         """The owner has heard what it waits for first."""
         self._greeted = True
-        self._become("open")
+        self._become("connected")
 
     # inside
 
@@ -142,14 +145,13 @@ class Link:
             raise
         except BaseException as broken:  # a mistake of ours: said aloud, not a client that is silently dead
             log.exception("the client failed")
-            self.ended = Ended(ABNORMAL, repr(broken))
-            self._become("ended")
+            self._fail(Close(ABNORMAL, repr(broken)))
 
     async def _stay(self) -> None:
         if self._session is None:
             self._session = aiohttp.ClientSession()
-        fruitless = 0
-        refused: str | None = None
+        self.failures = 0
+        refused: tuple[str | None] | None = None  # the token that was, which may be none
         while True:
             self._become("connecting")
             self._bye_ms, self._retry_after_ms, self._reason, self._greeted = None, 0, "", False
@@ -160,34 +162,37 @@ class Link:
             except Exception as failed:
                 close = Close(ABNORMAL, f"no token: {failed!r}")
             else:
-                if refused is not None and token in (refused, None):
-                    self._end(self.close or Close(reconnect.UNAUTHORIZED, "the token was refused"))
+                if refused == (token,):
+                    self._fail(self.close or Close(reconnect.UNAUTHORIZED, "the token was refused"))
                     return
                 self._used = token
                 close = await self._connection(self._session, token)
-                refused = self._used if close.code == reconnect.UNAUTHORIZED else None
+                refused = (self._used,) if close.code == reconnect.UNAUTHORIZED else None
             self.close = close = close._replace(reason=close.reason or self._reason)
-            fruitless = 0 if self._greeted and time.monotonic() - began >= HEALTHY else fruitless + 1
-            if close.code == reconnect.UNAUTHORIZED and refused is None:
-                self._end(close)
+            self.failures = 1 if self._greeted and time.monotonic() - began >= HEALTHY else self.failures + 1
+            rule = reconnect.rule(close.code)
+            if rule == "no" or (rule == "token" and self._token is None):
+                self._fail(close)
                 return
-            wait = reconnect.delay(
-                close.code, fruitless, self._bye_ms, self._spread(), retry_after_ms=self._retry_after_ms
+            wait = reconnect.wait(
+                close.code,
+                self.failures,
+                random.random(),
+                reconnect_after=self._bye_ms,
+                retry_after=self._retry_after_ms,
+                **self._delays,
             )
-            if wait is None:
-                self._end(close)
-                return
-            self._become("waiting")
             self._now.clear()
+            self._become("reconnecting")
             try:
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(wait / 1000):
                     await self._now.wait()
             except TimeoutError:
                 continue
 
-    def _end(self, close: Close) -> None:
-        self.ended = Ended(close.code, close.reason)
-        self._become("ended")
+    def _fail(self, close: Close) -> None:
+        self.failure = ConnectionFailed(close.code, close.reason)
+        self._become("failed")
 
     async def _fetch(self, *, refresh: bool) -> str | None:
         if self._token is None or isinstance(self._token, str):
@@ -205,6 +210,7 @@ class Link:
                     headers={"Authorization": f"Bearer {token}"} if token is not None else None,
                     heartbeat=self._heartbeat,
                     max_msg_size=MAX_MESSAGE,
+                    compress=self._compress,
                 )
         except aiohttp.WSServerHandshakeError as refused:
             return Close(reconnect.code_of_status(refused.status), f"{refused.status} {refused.message}")

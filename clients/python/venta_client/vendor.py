@@ -8,12 +8,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import aiohttp
 
-from venta_client.errors import Ended, QueueFailed
+from venta_client import reconnect
+from venta_client.client import Client, ServerError
+from venta_client.errors import PingRejected, QueueFailed
 from venta_client.link import HEARTBEAT, Link, Send, State, Token
 from venta_client.outbox import Outbox
 from venta_client.ping import Ping, encode
@@ -33,11 +34,23 @@ CLOCK_TOLERANCE = 2_000
 Rejected = Callable[[Ping, str, str], None]
 
 
-class VendorClient:
+class VendorClient(Client):
     """Reports where a vendor is; use it as an async context manager.
 
-    `on_rejected(ping, code, message)` tells of a ping that never will be stored, `on_dropped(ping)` of one that had to
-    make room in a queue of `limit`, `on_state(state)` of the connection.
+    Args:
+        url: The server, http(s)://host.
+        token: A token, or a function that is called with whether the last one was refused or expires soon.
+        vendor_id: Which of the user's vendors; may be left out where there is one.
+        queue: Where pings wait; without one they are in memory only, which is logged.
+        limit: Maximum number of pings that are kept; beyond it the oldest are dropped.
+        on_stored: Called with a list of pings that are stored.
+        on_rejected: Called with a ping that will never be stored, a code and a message.
+        on_dropped: Called with a ping that had to make room.
+        on_hello, on_state, on_error: Called with the server's greeting, a state, what the server did not accept.
+        heartbeat: Seconds after which a silent connection is asked for an answer.
+        min_delay: The first wait before reconnecting is up to this, s; each failure doubles it …
+        max_delay: … up to this, s.
+        compress: Offer permessage-deflate.
     """
 
     def __init__(
@@ -50,20 +63,33 @@ class VendorClient:
         limit: int = LIMIT,
         on_rejected: Rejected | None = None,
         on_dropped: Callable[[Ping], None] | None = None,
+        on_stored: Callable[[list[Ping]], None] | None = None,
+        on_hello: Callable[[Hello], None] | None = None,
         on_state: Callable[[State], None] | None = None,
+        on_error: Callable[[ServerError], None] | None = None,
         session: aiohttp.ClientSession | None = None,
         heartbeat: float = HEARTBEAT,
+        min_delay: float = reconnect.MIN_DELAY / 1000,
+        max_delay: float = reconnect.MAX_DELAY / 1000,
+        compress: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(
+            state=on_state,
+            error=on_error,
+            stored=on_stored,
+            rejected=on_rejected,
+            dropped=on_dropped,
+            hello=on_hello,
+        )
         self.hello: Hello | None = None
         """The server's last greeting."""
         self.acked = 0
         self.rejected = 0
         self.dropped = 0
+        if queue is None:
+            self._warn("memory", "pings are kept in memory only: pass queue=SqliteQueue(path), or MemoryQueue()")
         self._queue = queue if queue is not None else MemoryQueue()
-        self._on_rejected = on_rejected
-        self._on_dropped = on_dropped
-        self._on_state = on_state
         self._clock = clock
         self._limit = limit
         self._outbox: Outbox[Ping] = Outbox(limit)
@@ -75,52 +101,49 @@ class VendorClient:
         self._remove: set[int] = set()
         self._writing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
-        self._status: bool | None = None
+        self._status: dict[str, Any] | None = None
         self._status_seq: int | None = None
         self._status_timer: asyncio.TimerHandle | None = None
         self._max_batch = BATCH
         self._work = asyncio.Event()
-        self._news = asyncio.Event()
+        self._promised: dict[int, asyncio.Future[None]] = {}
+        """What waits for a ping to be stored, by timestamp."""
         self._loaded = False
         params = {} if vendor_id is None else {"vendorId": vendor_id}
-        self._link = Link(url, "/v1/vendor", self, token=token, params=params, session=session, heartbeat=heartbeat)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    @property
-    def state(self) -> State:
-        """Where the connection is."""
-        return self._link.state
-
-    @property
-    def ended(self) -> Ended | None:
-        """Why the client does not come back; None while it does."""
-        return self._link.ended
+        self._link = Link(
+            url,
+            "/v1/vendor",
+            self,
+            token=token,
+            params=params,
+            session=session,
+            heartbeat=heartbeat,
+            min_delay=min_delay,
+            max_delay=max_delay,
+            compress=compress,
+        )
 
     @property
     def waiting(self) -> int:
         """Pings that the server is not known to have."""
         return len(self._waiting)
 
-    async def start(self) -> None:
-        """Read what an earlier run left, and connect; QueueFailed when its file can't be opened."""
+    async def connect(self) -> None:
+        """Read what an earlier run left, connect, and stay connected; during a wait connect now.
+
+        Raises:
+            QueueFailed: the queue's file can't be opened.
+        """
         if not self._loaded:
             left = (await self._queue.load())[-self._limit :]
             self._outbox.restore(left)
             self._waiting.update(ping.timestamp for ping in left)
             self._loaded = True
-        self._link.start()
+        self._link.connect()
 
-    async def close(self) -> None:
+    async def disconnect(self) -> None:
         """End the connection; what is not acked stays in the queue."""
-        await self._link.stop()
+        await self._link.disconnect()
         if self._status_timer is not None:
             self._status_timer.cancel()
         if self._writer is not None:
@@ -129,10 +152,6 @@ class VendorClient:
             await self._persist()
         finally:
             await self._queue.close()
-
-    def retry(self) -> None:
-        """Try to connect now rather than after the wait."""
-        self._link.retry()
 
     async def ping(
         self,
@@ -168,18 +187,31 @@ class VendorClient:
         await self._persist()
         return at
 
-    def set_open(self, open: bool) -> None:
-        """Open or close for business; said again after a reconnect unless the server is known to have heard it."""
-        self._status = open
+    def set_open(self, open: bool, *, hidden: bool = False) -> None:
+        """Open or close for business; said again after a reconnect unless the server is known to have heard it.
+
+        A vendor that closes `hidden` leaves every map at once, until it opens.
+        """
+        self._status = {"type": "status", "open": open, **({"hidden": True} if hidden else {})}
         self._say_status()
 
-    async def stored(self) -> None:
-        """Return when the server has answered for all that was given; Ended when it never will."""
-        while self._waiting:
-            if self.ended is not None:
-                raise self.ended
-            self._news.clear()
-            await self._news.wait()
+    async def flushed(self) -> None:
+        """Return when all pings are stored or rejected; ConnectionFailed when the connection ends for good before."""
+        await self._until(lambda: not self._waiting)
+        await self._write()  # so that a process that ends now leaves nothing to be sent again
+
+    async def when_stored(self, timestamp: int) -> None:
+        """Return when the ping with this timestamp is stored.
+
+        Raises:
+            PingRejected: it will never be stored, or was dropped.
+            ConnectionFailed: the connection ended for good before.
+        """
+        if timestamp not in self._waiting:
+            return
+        promised = self._promised.setdefault(timestamp, asyncio.get_running_loop().create_future())
+        await self._until(promised.done)
+        promised.result()
 
     # of the link
 
@@ -190,19 +222,19 @@ class VendorClient:
         kind = message.get("type")
         if kind == "ack":
             acked = self._outbox.ack(message["seq"])
-            self.acked += len(acked)
-            self._settle(acked)
+            self._stored(acked)
             if self._status_seq is not None and message["seq"] >= self._status_seq:
                 self._status = self._status_seq = None
         elif kind == "reject":
             ping = self._outbox.reject(message["seq"])
             self.rejected += 1
-            self._settle([ping])
-            self._tell(self._on_rejected, ping, message["code"], message["message"])
+            self._settle([ping], PingRejected(message["code"], message["message"]))
+            if not self._emit("rejected", ping, message["code"], message["message"]):
+                self._warn(message["code"], message["message"])
         elif kind == "hello":
             self._greet(cast(Hello, message))
         elif kind == "error":
-            log.warning("the server says %s: %s", message.get("code"), message.get("message"))
+            self._error(ServerError.of(message))
             if self._status_seq is not None and message.get("retryAfterMs") is not None:
                 # It may be the status that could not be stored: said twice, it is the same.
                 if self._status_timer is not None:
@@ -215,13 +247,8 @@ class VendorClient:
         while True:
             await self._work.wait()
             self._work.clear()
-            while self.state == "open" and (message := self._next()) is not None:
+            while self.state == "connected" and (message := self._next()) is not None:
                 await send(message)
-
-    def became(self, state: State) -> None:
-        if self._on_state is not None:
-            self._tell(self._on_state, state)
-        self._news.set()
 
     # inside
 
@@ -231,28 +258,30 @@ class VendorClient:
         offset = hello["time"] - int(self._clock() * 1000)
         self._offset = offset if abs(offset) > CLOCK_TOLERANCE else 0
         settled = self._outbox.reconnected(hello["durable"])
-        self.acked += len(settled)
-        self._settle(settled)
+        self._stored(settled)
         if self._early is not None:
             early, self._early = self._early, None
             for ping in sorted(early.values()):
-                self._outbox.add(self._mended(ping, self._offset) if self._offset else ping)
+                self._outbox.add(self._corrected(ping, self._offset) if self._offset else ping)
             self._latest += self._offset
             self._write_soon()
         self._link.stands()
+        self._emit("hello", hello)
         self._work.set()
 
-    def _mended(self, ping: Ping, by: int) -> Ping:
+    def _corrected(self, ping: Ping, by: int) -> Ping:
         """A ping taken by a wrong clock, before it first goes out: its time is its identity from then on."""
         self._forget(ping)
         at = ping.timestamp + by
         while at in self._waiting:
             at += 1
-        mended = ping._replace(timestamp=at)
+        corrected = ping._replace(timestamp=at)
         self._waiting.add(at)
-        self._put[at] = mended
+        self._put[at] = corrected
         self._remove.discard(at)
-        return mended
+        if (promised := self._promised.pop(ping.timestamp, None)) is not None:
+            self._promised[at] = promised
+        return corrected
 
     def _time(self, given: int | None) -> int:
         at = (int(self._clock() * 1000) if given is None else given) + (self._offset or 0)
@@ -271,15 +300,16 @@ class VendorClient:
             ping = self._early.pop(min(self._early))
         if ping is not None:
             self.dropped += 1
-            self._forget(ping)
-            self._tell(self._on_dropped, ping)
+            self._settle([ping], PingRejected("ERR_DROPPED", "the queue is full"))
+            if not self._emit("dropped", ping):
+                self._warn("ERR_DROPPED", "the queue is full: the oldest ping was dropped")
 
     def _next(self) -> bytes | None:
         """The next message: open or closed, the newest ping, then what was collected before, oldest first."""
         if self._status is not None and self._status_seq is None:
             # Messages are taken in order: an ack of a later ping says that this one was heard.
             self._status_seq = self._outbox.seq + 1
-            return json.dumps({"type": "status", "open": self._status}).encode()
+            return json.dumps(self._status).encode()
         since = int(self._clock() * 1000) + (self._offset or 0) - LIVE_MAX_AGE
         batch = self._outbox.take_newest(since)
         # What is on its way is bounded, so that a fresh ping does not stand behind hours of old ones.
@@ -287,12 +317,24 @@ class VendorClient:
             batch = self._outbox.take(self._max_batch)
         return encode(batch) if batch else None
 
-    def _settle(self, pings: Iterable[Ping]) -> None:
+    def _stored(self, pings: list[Ping]) -> None:
+        self.acked += len(pings)
+        self._settle(pings)
+        if pings:
+            self._emit("stored", pings)
+
+    def _settle(self, pings: Iterable[Ping], error: PingRejected | None = None) -> None:
         for ping in pings:
             self._forget(ping)
+            promised = self._promised.pop(ping.timestamp, None)
+            if promised is not None and error is not None:
+                promised.set_exception(error)
+                promised.exception()  # whoever waited for it may be gone: asyncio need not log it
+            elif promised is not None:
+                promised.set_result(None)
         self._write_soon()
         self._work.set()
-        self._news.set()
+        self._changed.set()
 
     def _forget(self, ping: Ping) -> None:
         self._waiting.discard(ping.timestamp)
@@ -303,14 +345,6 @@ class VendorClient:
     def _say_status(self) -> None:
         self._status_seq = None
         self._work.set()
-
-    def _tell(self, told: Callable[..., None] | None, *values: Any) -> None:
-        if told is None:
-            return
-        try:
-            told(*values)
-        except Exception:  # the app's own mistake must not cost it the connection
-            log.exception("%r failed", told)
 
     def _write_soon(self) -> None:
         if (self._put or self._remove) and (self._writer is None or self._writer.done()):

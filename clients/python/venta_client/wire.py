@@ -58,3 +58,14 @@ class Hello(TypedDict):
     time: int
     durable: int | None
     maxBatch: int
+
+
+class Group(TypedDict):
+    """Vendors near each other, as a watch of counts shows them; `lat`, `long` are the mean of their positions."""
+
+    group: str
+    lat: float
+    long: float
+    count: int
+    open: int
+    online: int

@@ -20,8 +20,8 @@ function area() {
   };
 }
 
-const client = new CustomerClient(url).start();
-client.on("state", (state) => document.body.classList.toggle("stale", state !== "open"));
+const client = new CustomerClient(url).connect();
+client.on("state", (state) => document.body.classList.toggle("stale", state !== "connected"));
 
 const watch = client.watch(
   { area: area() },

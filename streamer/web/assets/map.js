@@ -104,7 +104,7 @@ function askToken(refused) {
   });
 }
 by("token-later").addEventListener("click", () => {
-  client.stop();
+  client.disconnect();
   by("token-dialog").close();
 });
 
@@ -286,8 +286,8 @@ addEventListener("hashchange", () => {
   const link = parse(location.hash);
   if (link.token) {
     accessToken = token("token");
-    client.stop();
-    client.start();
+    client.disconnect();
+    client.connect();
   }
   go(link, true);
 });
@@ -623,9 +623,9 @@ function status() {
   const silent = Date.now() - (client.lastMessageAt ?? Date.now());
   let shown = "live";
   let words = text("status.live");
-  if (state === "stopped" && settings.tokenNeeded) [shown, words] = ["ended", text("status.sign-in")];
-  else if (state === "ended" || state === "stopped") [shown, words] = ["ended", text("status.ended")];
-  else if (state !== "open") [shown, words] = answered ? ["stale", text("status.stale", { age: millis(silent) })] : ["connecting", text("status.connecting")];
+  if (state === "disconnected" && settings.tokenNeeded) [shown, words] = ["ended", text("status.sign-in")];
+  else if (state === "failed" || state === "disconnected") [shown, words] = ["ended", text("status.ended")];
+  else if (state !== "connected") [shown, words] = answered ? ["stale", text("status.stale", { age: millis(silent) })] : ["connecting", text("status.connecting")];
   else if (!answered) [shown, words] = ["connecting", text("status.loading")];
   const lost = shown === "stale" || (shown === "ended" && answered);
   document.body.classList.toggle("stale-map", lost);
@@ -635,7 +635,7 @@ function status() {
   button.dataset.state = shown;
   put("status-text", words);
 }
-by("status").addEventListener("click", () => (["ended", "stopped"].includes(client.state) ? client.start() : client.retry()));
+by("status").addEventListener("click", () => client.connect());
 
 let noticed;
 function notice(words, ms = 0) {
@@ -811,7 +811,7 @@ for (const [id, key] of Object.entries({ box: "b", circle: "c", clear: "x", loca
 
 // start
 
-client.start();
+client.connect();
 void clock.ask();
 setInterval(() => {
   performance.clearResourceTimings(); // the browser keeps a limited number, and the clock needs its own

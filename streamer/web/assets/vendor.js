@@ -85,13 +85,13 @@ async function signOut(why) {
   failed = "";
   remember("vendor-token", null);
   by("token").value = "";
-  await before?.stop();
+  await before?.disconnect();
   show();
 }
 
 /** Connects as the vendor; what an earlier run left in the queue is uploaded at once. */
 async function be() {
-  await client?.stop();
+  await client?.disconnect();
   failed = refused = "";
   const vendorId = remembered("vendor-id") ?? undefined;
   const mine = (client = new VendorClient(location.origin, {
@@ -102,7 +102,7 @@ async function be() {
     onState: (state, { code, reason } = {}) => {
       if (mine !== client) return;
       failed = "";
-      if (state === "ended") {
+      if (state === "failed") {
         stopMeasuring();
         const several = /vendors: name one/.test(reason ?? "");
         failed = several ? text("vendor.several") : code in ENDED ? text(ENDED[code]) : `${reason} (${code})`;
@@ -129,7 +129,7 @@ async function be() {
   }));
   show();
   try {
-    await mine.start();
+    await mine.connect();
   } catch (error) {
     failed = text("vendor.storage", { message: error?.message ?? String(error) });
   }
@@ -160,7 +160,7 @@ function startMeasuring() {
     return show();
   }
   failed = lost = "";
-  if (client.state === "ended") void client.start();
+  if (client.state === "failed") void client.connect();
   measuring = navigator.geolocation.watchPosition(measured, unmeasured, { enableHighAccuracy: true, maximumAge: 1_000, timeout: 30_000 });
   void stayAwake();
   show();
@@ -228,19 +228,19 @@ function showFix(fix) {
 }
 
 function show() {
-  const state = client?.state ?? "stopped";
+  const state = client?.state ?? "disconnected";
   const reporting = measuring !== null;
   const waiting = client === null ? [] : [...client.waiting.keys()].sort((a, b) => b - a);
   const [kind, word] = {
-    open: reporting ? ["live", "reporting"] : ["open", "connected"],
+    connected: reporting ? ["live", "reporting"] : ["open", "connected"],
     connecting: ["connecting", "connecting"],
-    waiting: ["stale", "offline"],
-    ended: ["ended", "ended"],
-    stopped: ["stopped", "stopped"],
+    reconnecting: ["stale", "offline"],
+    failed: ["ended", "ended"],
+    disconnected: ["stopped", "stopped"],
   }[state];
   by("status").dataset.state = kind;
   put("status-text", text(`vendor.status.${word}`));
-  by("sign-in").hidden = access !== null && state !== "ended";
+  by("sign-in").hidden = access !== null && state !== "failed";
   by("known").hidden = access === null;
   by("report").disabled = client === null;
   by("report").setAttribute("aria-pressed", String(reporting));
@@ -249,7 +249,7 @@ function show() {
   put("open-text", text(by("open").checked ? "vendor.open" : "vendor.closed"));
   put("waiting", number(waiting.length));
   const kept = () => text("vendor.queue.kept", { positions: count(waiting.length, "positions") });
-  put("queue-text", waiting.length === 0 ? text("vendor.queue.empty") : state === "open" ? text("vendor.queue.sending") : kept());
+  put("queue-text", waiting.length === 0 ? text("vendor.queue.empty") : state === "connected" ? text("vendor.queue.sending") : kept());
   const now = Date.now();
   const rows = waiting.slice(0, LISTED).map((timestamp) => {
     const { ping } = client.waiting.get(timestamp);

@@ -275,7 +275,7 @@ async def test_a_slow_client_is_late_and_then_right(endpoint: Chromium, serve: S
             await other.sees("w", as_sent(world))
             proxy.rate = None
             await shows(tab, as_sent(world), within=40)
-            assert await tab.run("liveMap.client.state") == "open"
+            assert await tab.run("liveMap.client.state") == "connected"
 
 
 async def test_two_thousand_vendors(endpoint: Chromium, serve: Serve, database_url: str) -> None:

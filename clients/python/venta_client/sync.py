@@ -1,0 +1,225 @@
+"""The clients for scripts: the same methods, each of which returns when it is done. An event loop runs in a thread.
+
+    with VendorClient(url, token=token, queue=SqliteQueue("pings.db")) as vendor:
+        vendor.ping(52.2297, 21.0122)
+        vendor.flushed(timeout=30)
+
+A `timeout` is in seconds; beyond it TimeoutError is raised. Callbacks are called in the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from venta_client import customer, vendor
+from venta_client.errors import ConnectionFailed
+from venta_client.events import Event
+from venta_client.link import State
+from venta_client.queues import MemoryQueue, SqliteQueue
+from venta_client.sign_in import SignedIn
+from venta_client.sign_in import sign_in as sign_in_async
+from venta_client.wire import Area, Card, Group
+
+__all__ = ["CountsWatch", "CustomerClient", "MemoryQueue", "SqliteQueue", "VendorClient", "Watch", "sign_in"]
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+AnyClient = TypeVar("AnyClient", vendor.VendorClient, customer.CustomerClient)
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="venta-client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Result], timeout: float | None = None) -> Result:
+        """Return what a coroutine returns; it is cancelled when this is interrupted."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout)
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                raise
+            raise TimeoutError(f"not done within {timeout:g} s") from None
+        finally:
+            future.cancel()
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Return what a function returns in the loop's thread."""
+
+        async def called() -> Result:
+            return function()
+
+        return self.run(called())
+
+    def iterate(self, items: AsyncIterator[Item]) -> Iterator[Item]:
+        """Yield what an asynchronous iterator yields."""
+        while True:
+            try:
+                yield self.run(_next(items))
+            except StopAsyncIteration:
+                return
+
+    def end(self) -> None:
+        """End the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _next(items: AsyncIterator[Item]) -> Item:
+    return await anext(items)
+
+
+class _Client(Generic[AnyClient]):
+    def __init__(self, make: Callable[[], AnyClient]) -> None:
+        self._loop = _Loop()
+        self._ended = False
+        try:
+            self._client: AnyClient = self._loop.call(make)
+        except BaseException:
+            self._end()
+            raise
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._client.connect())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disconnect()
+
+    @property
+    def state(self) -> State:
+        """The state of the connection."""
+        return self._client.state
+
+    @property
+    def failure(self) -> ConnectionFailed | None:
+        """Why the client does not reconnect; None while it does."""
+        return self._client.failure
+
+    def ready(self, timeout: float | None = None) -> None:
+        """Return when connected; ConnectionFailed when the connection fails for good."""
+        self._loop.run(self._client.ready(), timeout)
+
+    def disconnect(self) -> None:
+        """End the connection, and the client with it."""
+        if not self._ended:
+            try:
+                self._loop.run(self._client.disconnect())
+            finally:
+                self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._loop.end()
+
+
+class VendorClient(_Client[vendor.VendorClient]):
+    """Reports where a vendor is; a context manager. The options are those of `venta_client.VendorClient`."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(lambda: vendor.VendorClient(url, **options))
+
+    @property
+    def waiting(self) -> int:
+        """Pings that the server is not known to have."""
+        return self._client.waiting
+
+    def ping(self, lat: float, long: float, **more: Any) -> int:
+        """Keep a position until it is stored; returns its timestamp, once the queue has it."""
+        return self._loop.run(self._client.ping(lat, long, **more))
+
+    def set_open(self, open: bool, *, hidden: bool = False) -> None:
+        """Open or close for business."""
+        self._loop.call(lambda: self._client.set_open(open, hidden=hidden))
+
+    def flushed(self, timeout: float | None = None) -> None:
+        """Return when all pings are stored or rejected; ConnectionFailed when the connection ends for good before."""
+        self._loop.run(self._client.flushed(), timeout)
+
+    def when_stored(self, timestamp: int, timeout: float | None = None) -> None:
+        """Return when the ping with this timestamp is stored; PingRejected when it never will be."""
+        self._loop.run(self._client.when_stored(timestamp), timeout)
+
+
+class _BaseWatch(Generic[Item]):
+    def __init__(self, loop: _Loop, watch: customer.BaseWatch[Item]) -> None:
+        self._loop = loop
+        self._base = watch
+
+    @property
+    def fresh(self) -> bool:
+        """False while the view may be outdated."""
+        return self._base.fresh
+
+    def ready(self, timeout: float | None = None) -> Mapping[str, Item]:
+        """Return the view, once it is exact; WatchRefused when the server does not take the watch."""
+        return self._loop.run(self._base.ready(), timeout)
+
+    def views(self) -> Iterator[Mapping[str, Item]]:
+        """Yield the view after each change."""
+        return self._loop.iterate(self._base.views())
+
+    def close(self) -> None:
+        """End the watch."""
+        self._loop.call(self._base.close)
+
+
+class Watch(_BaseWatch[Card]):
+    """A watched area or list; iterate for what is new."""
+
+    def __init__(self, loop: _Loop, watch: customer.Watch) -> None:
+        super().__init__(loop, watch)
+        self._watch = watch
+
+    @property
+    def vendors(self) -> Mapping[str, Card]:
+        """What is inside, by vendorId."""
+        return self._watch.vendors
+
+    def __iter__(self) -> Iterator[Event]:
+        return self._loop.iterate(aiter(self._watch))
+
+
+class CountsWatch(_BaseWatch[Group]):
+    """An area's counts: `groups` are vendors near each other, by the group's name."""
+
+    def __init__(self, loop: _Loop, watch: customer.CountsWatch) -> None:
+        super().__init__(loop, watch)
+        self._watch = watch
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The groups, by name."""
+        return self._watch.groups
+
+
+class CustomerClient(_Client[customer.CustomerClient]):
+    """Watches areas and vendors; a context manager. The options are those of `venta_client.CustomerClient`."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(lambda: customer.CustomerClient(url, **options))
+
+    def watch(self, area: Area | None = None, *, vendors: Sequence[str] | None = None, **options: Any) -> Watch:
+        """Watch an area or some vendors: all, or only those that are `open`; no more often than each `interval` ms."""
+        return Watch(self._loop, self._loop.call(lambda: self._client.watch(area, vendors=vendors, **options)))
+
+    def counts(self, area: Area, **options: Any) -> CountsWatch:
+        """Watch how many vendors are where, in about `detail` groups at most."""
+        return CountsWatch(self._loop, self._loop.call(lambda: self._client.counts(area, **options)))
+
+
+def sign_in(url: str, code: str) -> SignedIn:
+    """Exchange the code of a sign-in link for a token, once; RequestRefused when it is wrong, expired or used."""
+    return asyncio.run(sign_in_async(url, code))

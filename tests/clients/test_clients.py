@@ -1,0 +1,304 @@
+"""Both clients against the real server: what they promise under cut, dead and killed connections.
+
+Each runs as the program that `streamer conformance` judges, so one test is for all languages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncpg
+import pytest
+
+from streamer.accounts.tokens import make_token
+from streamer.dev.conformance.program import Program
+from streamer.storage import seed
+from tests.conftest import Serve
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
+from tests.support.clients import PROGRAMS
+from tests.support.process import ServerProcess
+from tests.support.proxy import Proxy
+
+LAT, LONG = 52.2297, 21.0122
+
+
+class App(Program):
+    """An app on one of the clients, in a process of its own."""
+
+    def __init__(self, command: list[str], kind: str, url: str, clerk_id: str | None = None, **settings: Any) -> None:
+        token = {"token": make_token(SECRET, clerk_id, 600)} if clerk_id else {}
+        super().__init__(command, kind, url, {"minDelay": 50, "maxDelay": 300, **token, **settings})
+
+    async def kill(self) -> None:
+        """End it; what it reported was never against its own view."""
+        await super().kill()
+        assert not self.named("wrong")
+
+    def named(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """What happened of one kind."""
+        return [e for e in self.events if e["event"] == event and all(e.get(k) == v for k, v in fields.items())]
+
+    async def happens(self, event: str, times: int = 1, within: float = 20, **fields: Any) -> dict[str, Any]:
+        """Wait until something has happened so often."""
+        await eventually(
+            lambda: len(self.named(event, **fields)) >= times,
+            f"{event} {fields}, only {self.events[-8:]} {self.errors!r}",
+            within,
+        )
+        return self.named(event, **fields)[-1]
+
+    async def do(self, name: str, **fields: Any) -> dict[str, Any]:
+        """Tell it to do something, and wait until it has."""
+        return await self.happens("done", number=self.begin(name, **fields))
+
+    def begin(self, name: str, **fields: Any) -> int:
+        """Tell it to do something; returns the number under which it reports that it has."""
+        return self.tell({"do": name, **fields})
+
+    async def sees(self, id: str, expected: dict[str, tuple[float, float]]) -> None:
+        """Wait until its view is exactly these vendors at these positions, and it knows that it is."""
+
+        async def holds() -> bool:
+            view = await self.do("view", id=id)
+            return view["fresh"] and {c["vendorId"]: (c["lat"], c["long"]) for c in view["vendors"]} == expected
+
+        await eventually(holds, f"{id} showing {expected}", within=30)
+
+
+class Start(Protocol):
+    """Makes an app on the client of the test's run."""
+
+    def __call__(self, kind: str, url: str, clerk_id: str | None = None, **settings: Any) -> App: ...
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest) -> Start:
+    """An app on each of the clients in turn."""
+    command = PROGRAMS[request.param]
+    if command is None:
+        pytest.skip("needs Node 20 or newer")
+    return lambda *args, **settings: App(command, *args, **settings)
+
+
+def pings(first: int, number: int, *, at: int) -> list[dict[str, Any]]:
+    """Positions a second apart."""
+    return [{"lat": LAT + n / 1e5, "long": LONG, "timestamp": at + n * 1000} for n in range(first, first + number)]
+
+
+async def stored(url: str, vendor_id: str) -> list[int]:
+    """The times of what is in `locations`."""
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch(
+            'SELECT (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint AS at FROM "locations"'
+            ' WHERE "vendorId" = $1 ORDER BY 1',
+            vendor_id,
+        )
+    finally:
+        await connection.close()
+    return [row["at"] for row in rows]
+
+
+async def test_no_ping_is_lost_whatever_is_cut_or_killed(
+    program: Start, database_url: str, serving_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """The queue's promise: the network cut, the server killed, the phone killed, and each ping is stored once."""
+    (one,) = await seed.seed(database_url, 1)
+    file = str(tmp_path / "queue")
+    at = now_ms() - 3_600_000
+    sent = pings(0, 2000, at=at)
+    async with ServerProcess(serving_url, redis_url) as server, Proxy(server.url) as proxy:
+        async with program("vendor", proxy.url, one.clerk_id, file=file) as app:
+            await app.happens("state", state="connected")
+            await app.do("ping", fixes=sent[:100])
+            proxy.cut()
+            await app.do("ping", fixes=sent[100:700])
+            await app.happens("state", state="connected", times=2)
+            begun = app.begin("ping", fixes=sent[700:1000])
+            await server.end(signal.SIGKILL)
+            await app.do("ping", fixes=sent[1000:1500])
+            await app.happens("done", number=begun)
+            await app.kill()
+        await server.start()
+        async with program("vendor", proxy.url, one.clerk_id, file=file) as app:
+            await app.do("ping", fixes=sent[1500:])
+            await app.do("flushed")
+            assert (await app.do("size"))["size"] == 0
+        assert await stored(database_url, one.vendor_id) == [ping["timestamp"] for ping in sent]
+        # What was acked is gone from the file too: the next run sends nothing again.
+        async with program("vendor", proxy.url, one.clerk_id, file=file) as app:
+            await app.happens("state", state="connected")
+            assert (await app.do("size"))["size"] == 0
+
+
+async def test_the_newest_position_goes_first_after_a_time_offline(
+    program: Start, serve: Serve, database_url: str
+) -> None:
+    """Customers see where the vendor is now, before hours of its past have been uploaded."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    now = now_ms()
+    async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
+        await customer.watch("w", circle(LAT, LONG, 5000))
+        proxy.down()
+        async with program("vendor", proxy.url, one.clerk_id) as app:
+            await app.do("ping", fixes=pings(0, 3000, at=now - 3_000_000))
+            proxy.up()
+            await app.do("flushed")
+        await customer.sees("w", {one.vendor_id: (LAT + 2999 / 1e5, LONG)})
+        first = next(m for m in customer.messages if m["type"] == "update")["entered"][0]
+        assert first["timestamp"] == now - 1000
+    assert len(await stored(database_url, one.vendor_id)) == 3000
+
+
+async def test_a_wrong_clock_is_corrected_before_anything_is_sent(
+    program: Start, serve: Serve, database_url: str
+) -> None:
+    """A phone five hours ahead would have each ping rejected, and one five hours behind never be seen live."""
+    first, second = await seed.seed(database_url, 2)
+    server = await serve()
+    for vendor, wrong in ((first, 18_000_000), (second, -18_000_000)):
+        before = now_ms()
+        async with Proxy(server.url) as proxy:
+            proxy.down()
+            async with program("vendor", proxy.url, vendor.clerk_id, clock=wrong) as app:
+                await app.do("ping", fixes=[{"lat": LAT, "long": LONG}] * 5)
+                proxy.up()
+                await app.do("flushed")
+                await app.do("ping", fixes=[{"lat": LAT, "long": LONG}] * 5)
+                await app.do("flushed")
+                assert not app.named("rejected")
+        times = await stored(database_url, vendor.vendor_id)
+        assert len(times) == 10
+        assert before - 5000 <= times[0] <= times[-1] <= now_ms() + 5000
+
+
+async def test_what_can_not_be_stored_is_told_and_forgotten(program: Start, serve: Serve, database_url: str) -> None:
+    """A ping that will never be stored must not be sent for ever, nor hold up the others."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    now = now_ms()
+    async with program("vendor", server.url, one.clerk_id, maxQueue=3) as app:
+        await app.happens("state", state="connected")
+        late = {"lat": LAT, "long": LONG, "timestamp": now + 3_600_000}
+        await app.do("ping", fixes=[late, *pings(0, 1, at=now)])
+        await app.do("flushed")
+        assert (await app.happens("rejected"))["code"] == "ERR_TIMESTAMP_IN_FUTURE"
+        assert await stored(database_url, one.vendor_id) == [now]
+        await app.do("disconnect")
+        await app.do("ping", fixes=pings(1, 5, at=now))
+        gone = [t for event in app.named("dropped") for t in event["timestamps"]]
+        assert gone == [now + 1000, now + 2000]  # the queue has a size: the oldest make room, and the app is told
+
+
+async def test_open_and_closed_survive_a_cut(program: Start, serve: Serve, database_url: str) -> None:
+    """A vendor who closes in a tunnel is closed when the phone is out of it."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
+        await customer.watch("w", circle(LAT, LONG, 5000))
+        async with program("vendor", proxy.url, one.clerk_id) as app:
+            await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
+            await app.do("flushed")
+            proxy.down()
+            await app.happens("state", state="reconnecting")
+            await app.do("open", open=False)
+            proxy.up()
+            await eventually(
+                lambda: customer.views["w"].get(one.vendor_id, {}).get("open") is False, "closed, as the customer sees"
+            )
+
+
+async def test_a_view_is_true_again_after_every_cut(
+    program: Start, database_url: str, serving_url: str, redis_url: str
+) -> None:
+    """What entered, moved and left while the customer was cut off, told once the connection is back."""
+    vendors = await seed.seed(database_url, 4)
+    area = {"area": circle(LAT, LONG, 2000)}
+    truth: dict[str, tuple[float, float]] = {}
+    async with ServerProcess(serving_url, redis_url) as server, Proxy(server.url) as proxy:  # noqa: SIM117
+        async with program("customer", proxy.url) as app:
+            await app.do("watch", id="w", wanted=area)
+            for round_ in range(4):
+                apps = [VendorApp(server.url, v.clerk_id) for v in vendors]
+                for n, (vendor, phone) in enumerate(zip(vendors, apps, strict=True)):
+                    if n == 3 and round_ % 2:
+                        at = (LAT + 0.1, LONG)  # outside
+                        truth.pop(vendor.vendor_id, None)
+                    else:
+                        at = (LAT + n / 1000, LONG + round_ / 1000)
+                        truth[vendor.vendor_id] = at
+                    async with phone:
+                        await phone.ping(*at)
+                        await phone.acked(1)
+                    if n == 1:
+                        proxy.cut()
+                await app.sees("w", truth)
+            await server.end(signal.SIGTERM)  # in good order: it says when to come back
+            await app.happens("state", state="reconnecting", code=1012)
+            await server.start()
+            await app.sees("w", truth)
+            before = len(app.named("state", state="reconnecting"))
+            await server.end(signal.SIGKILL)
+            await app.happens("state", state="reconnecting", times=before + 1)
+            assert (await app.do("view", id="w"))["fresh"] is False  # what it shows is old, and it says so
+            await server.start()
+            await app.sees("w", truth)
+            await app.do("move", id="w", wanted={"area": circle(LAT, LONG, 150)})
+            await app.sees("w", {})
+            await app.do("move", id="w", wanted={"area": {"center": {"lat": LAT, "long": LONG}, "radius": 1e9}})
+            assert (await app.happens("error"))["error"]["code"] == "ERR_AREA_TOO_LARGE"
+
+
+async def test_a_dead_link_is_noticed_by_both_apps(program: Start, serve: Serve, database_url: str) -> None:
+    """A connection on which nothing comes any more, and nothing is said of it, is given up for a new one."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    quick: dict[str, Any] = {"silence": 500, "answerTimeout": 3000}
+    async with Proxy(server.url) as proxy:  # noqa: SIM117
+        async with (
+            program("customer", proxy.url, **quick) as customer,
+            program("vendor", proxy.url, one.clerk_id, **quick) as vendor,
+        ):
+            await customer.do("watch", id="w", wanted={"area": circle(LAT, LONG, 2000)})
+            await customer.sees("w", {})
+            await vendor.happens("state", state="connected")
+            await asyncio.sleep(2.5)  # silent, but alive: asked, and it answered
+            assert not customer.named("state", state="reconnecting")
+            proxy.freeze()
+            vendor.begin("ping", fixes=[{"lat": LAT, "long": LONG, "timestamp": now_ms()}])
+            await customer.happens("state", state="reconnecting", code=1006)
+            await vendor.happens("state", state="reconnecting", code=1006)
+            proxy.thaw()
+            await vendor.do("flushed")
+            await customer.sees("w", {one.vendor_id: (LAT, LONG)})
+
+
+async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(
+    program: Start, serve: Serve, database_url: str
+) -> None:
+    """A token that ends is replaced on the open connection; with none better the app says so and stays away."""
+    first, second = await seed.seed(database_url, 2)
+    server = await serve(watch_auth="required", jwt_leeway=0.0)
+    short = make_token(SECRET, first.clerk_id, 2)
+    async with program("vendor", server.url, token=short) as app:
+        await app.happens("state", state="connected")
+        await app.do("token", token=make_token(SECRET, first.clerk_id, 600))
+        await app.happens("token", refresh=True)
+        await asyncio.sleep(4.5)  # past the end of the first, and the server's next look
+        assert not app.named("state", state="reconnecting")
+        await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
+        await app.do("flushed")
+    async with program("customer", server.url, token="no.such.token") as app:
+        assert (await app.happens("state", state="failed"))["code"] == 4401
+        assert len(app.named("state", state="connecting")) == 2
+        await app.do("token", token=make_token(SECRET, first.clerk_id, 600))
+        await app.do("connect")
+        await app.do("watch", id="w", wanted={"area": circle(LAT, LONG, 2000)})
+        await app.sees("w", {first.vendor_id: (LAT, LONG)})
+    async with program("vendor", server.url, first.clerk_id, vendorId=second.vendor_id) as app:
+        assert (await app.happens("state", state="failed"))["code"] == 4403
+        assert len(app.named("state", state="connecting")) == 1

@@ -1,0 +1,31 @@
+"""The clients as programs: what `streamer conformance` judges, and tests drive."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+from tests.support.paths import ROOT
+
+NODE = shutil.which("node")
+KIT = ROOT / "clients" / "conformance"
+
+
+def node_version() -> int:
+    """Node's major version; 0 where there is none."""
+    if NODE is None:
+        return 0
+    said = subprocess.run([NODE, "--version"], capture_output=True, text=True, check=True).stdout
+    return int(said.removeprefix("v").split(".")[0])
+
+
+NODE_VERSION = node_version()
+# its own WebSocket is there from 22 on without asking
+NODE_COMMAND = [str(NODE), "--no-warnings", *(["--experimental-websocket"] if NODE_VERSION < 22 else [])]
+
+PROGRAMS: dict[str, list[str] | None] = {
+    "js": [*NODE_COMMAND, str(KIT / "testee.mjs")] if NODE_VERSION >= 20 else None,
+    "python": [sys.executable, str(KIT / "testee.py")],
+}
+"""The command of each client; None where its runtime is not installed."""
