@@ -12,7 +12,7 @@ from streamer.geo.grid import bus_cover
 from streamer.geo.shapes import Polygon
 from streamer.live import watch as live_watch
 from streamer.live.counts import CountsKey, counts_key
-from streamer.live.index import LiveIndex
+from streamer.live.index import POLYGON_TESTS, SLICE, LiveIndex
 from streamer.live.vendor import Vendor
 from streamer.live.view import ViewKey
 from streamer.protocol import messages
@@ -128,6 +128,13 @@ class Subscriptions:
         self._broker.hold(*needs)
         try:
             complete = await self._broker.ready(*needs)
-            return self._index.members(ViewKey(wanted.area, wanted.vendors, wanted.open)), complete
+            key = ViewKey(wanted.area, wanted.vendors, wanted.open)
+            found, rest = self._index.members(key)
+            size = SLICE // POLYGON_TESTS if isinstance(wanted.area, Polygon) else SLICE
+            while rest:
+                await asyncio.sleep(0)
+                some = [rest.popitem()[0] for _ in range(min(size, len(rest)))]
+                found += [vendor for vendor in some if key.holds(vendor)]
+            return found, complete
         finally:
             self._broker.release(*needs)

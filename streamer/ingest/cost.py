@@ -4,8 +4,11 @@ Each budget is a leaky bucket of CPU seconds: what a client costs is measured an
 each second. A client whose bucket holds more than BURST seconds' worth has to wait until the excess has drained. Times
 are seconds of a monotonic clock and are passed in.
 
-Clients that use much (over half of a burst) additionally share one budget. So however many of them there are, they
-leave the event loop to the others.
+Clients that use much (over a quarter of their rate, beyond half of a burst) additionally share one budget. So however
+many of them there are, they leave the event loop to the others.
+
+Standing watches are charged for what all of a connection's together use over WATCHING of its rate. Ordinary ones use
+less, and thousands of customers may have one address.
 """
 
 from __future__ import annotations
@@ -17,6 +20,12 @@ from streamer.ingest.rate_limit import Meter
 
 BURST = 5.0
 """Seconds of a budget that may be used at once."""
+RESUME = 4.0
+"""The same for watches that were slowed: the client's own messages, such as `unwatch`, go first."""
+WATCHING = 0.05
+"""The share of a connection's rate that its standing watches use without being charged."""
+HEAVY_RATE, HEAVY_BURST = 0.25, 0.5
+"""The shares of its rate and of its burst beyond which a client is heavy."""
 PREPAID = 0.001
 """Seconds of CPU that work which is about to start is charged for, so that not everybody starts at once."""
 MIN_PRUNE = 1000
@@ -50,11 +59,12 @@ class CostBudgets:
 class ClientCost:
     """What one connection or request costs, charged to itself, its user and its address."""
 
-    __slots__ = ("_budgets", "_meters", "user")
+    __slots__ = ("_budgets", "_meters", "_watching", "user")
 
     def __init__(self, budgets: CostBudgets, address: str | None, now: float) -> None:
         self._budgets = budgets
-        self._meters = [Meter(budgets.limits.connection, now)]
+        self._meters = [Budget(budgets.limits.connection, now)]
+        self._watching = Meter(WATCHING * budgets.limits.connection, now)
         if address is not None:
             self._meters.append(budgets.addresses.of(address, now))
         self.user: str | None = None
@@ -87,13 +97,39 @@ class ClientCost:
         if self._is_heavy(now):
             self._budgets.heavy.add(seconds, now)
 
-    def wait(self, now: float) -> float:
+    def charge_watching(self, seconds: float, now: float) -> None:
+        """Add CPU time that was used for the client's standing watches."""
+        if (excess := self._watching.add(seconds, now) - BURST * self._watching.rate) > 0:
+            self._watching.add(-excess, now)
+            self.charge(excess, now)
+
+    def wait(self, now: float, burst: float = BURST) -> float:
         """Returns seconds after which the client may be served again; 0 when it may be now."""
-        wait = max(_excess(meter, now) for meter in self._meters)
-        return max(wait, _excess(self._budgets.heavy, now)) if self._is_heavy(now) else wait
+        wait = max(_excess(meter, now, burst) for meter in self._meters)
+        return max(wait, _excess(self._budgets.heavy, now, burst)) if self._is_heavy(now) else wait
 
     def _is_heavy(self, now: float) -> bool:
-        return any(meter.level(now) > 0.5 * BURST * meter.rate for meter in self._meters)
+        return any(meter.heavy(now) for meter in self._meters)
+
+
+class Budget(Meter):
+    """A meter that also knows whether its client uses much, which one that never waits may do as well."""
+
+    __slots__ = ("_use",)
+
+    def __init__(self, rate: float, now: float) -> None:
+        super().__init__(rate, now)
+        self._use = Meter(HEAVY_RATE * rate, now)
+
+    def add(self, count: float, now: float) -> float:
+        """Add what was used now."""
+        # Bounded, so that a client that was heavy is not for long after.
+        self._use.add(min(count, max(0.0, BURST * self.rate - self._use.level(now))), now)
+        return super().add(count, now)
+
+    def heavy(self, now: float) -> bool:
+        """Returns whether much was used lately."""
+        return self._use.level(now) > HEAVY_BURST * BURST * self.rate
 
 
 class _Meters:
@@ -101,22 +137,22 @@ class _Meters:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._of: dict[str, Meter] = {}
+        self._of: dict[str, Budget] = {}
         self._prune_at = MIN_PRUNE
 
     def __len__(self) -> int:
         return len(self._of)
 
-    def of(self, name: str, now: float) -> Meter:
+    def of(self, name: str, now: float) -> Budget:
         meter = self._of.get(name)
         if meter is None:
             if len(self._of) >= self._prune_at:
                 self._of = {name: each for name, each in self._of.items() if each.level(now) > 0}
                 self._prune_at = max(MIN_PRUNE, 2 * len(self._of))
-            meter = self._of[name] = Meter(self._rate, now)
+            meter = self._of[name] = Budget(self._rate, now)
         return meter
 
 
-def _excess(meter: Meter, now: float) -> float:
-    """Seconds until a meter is within its burst again."""
-    return max(0.0, meter.level(now) / meter.rate - BURST)
+def _excess(meter: Meter, now: float, burst: float) -> float:
+    """Seconds until a meter is within a burst again."""
+    return max(0.0, meter.level(now) / meter.rate - burst)

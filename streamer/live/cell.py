@@ -22,7 +22,7 @@ class Cell:
     which one that ended stays until half of them have; and the list of a view alone is shared by all its cells.
     """
 
-    __slots__ = ("_ended", "_joined", "_joined_open", "boundary", "id", "moved", "vendors", "whole")
+    __slots__ = ("_ended", "_joined", "_joined_open", "boundary", "id", "moved", "unmeasured", "vendors", "whole")
 
     def __init__(self, id: int) -> None:
         self.id = id
@@ -32,6 +32,8 @@ class Cell:
         self.boundary: list[View] = EMPTY_LIST
         """Views whose area contains a part of the cell at most, and some that ended."""
         self._ended = 0
+        self.unmeasured = 0
+        """Vendors that moved in it since its boundary tests were last measured."""
         self.moved: list[Vendor] | None = None
         """In the current tick: vendors that moved within the cell. This and the joined fixes are None between ticks."""
         self._joined: tuple[bytes, int] | None = None

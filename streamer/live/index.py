@@ -8,16 +8,21 @@ states then, so nothing is remembered per watch and vendor:
 - A cell wholly inside an area needs no test: its moved vendors are joined once and shared by all views.
 - A watch that can't be written to (or is paced by its interval) falls behind: then, and only then, it keeps the ids of
   what changed, merged, bounded by the vendors in its area.
+- Boundary tests are measured now and then and charged to the clients of the watches. A watch whose client has used up
+  what it may rests: it leaves its view, and comes back with a snapshot when the client may have it.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import islice
+from time import thread_time
 from typing import NamedTuple
 
 from streamer.geo.grid import BUS_LEVEL, LEVELS, cover, cover_level, parent
 from streamer.geo.grid import cell as cell_at
+from streamer.geo.shapes import Polygon
 from streamer.live.cell import Cell
 from streamer.live.fix import Fix
 from streamer.live.vendor import NO_FIX, Before, Card, Owner, Presence, Vendor
@@ -26,9 +31,26 @@ from streamer.live.visibility import Visibility
 from streamer.live.watch import FrameKind, Watch
 from streamer.protocol.messages import encode_snapshot
 
+MEASURE_EVERY = 64
+"""Moves in a cell of which one tick's boundary tests are measured, so that it takes a fraction of what they take."""
+SLICE = 1000
+"""Vendors that are looked at together for a snapshot, and in one tick for all that were not finished."""
+POLYGON_TESTS = 4
+"""How many vendors one counts for whose polygon is tested: some polygons take as much."""
+LEAST_CHARGE = 1e-4
+"""CPU seconds for each watch of a view from which on they are charged."""
+LEAST_REST = 0.5
+"""Seconds that a watch rests at least."""
+WAKING = 2e-3
+"""CPU seconds of one tick after which no more watches come back from their rest."""
+
+
+Move = tuple[Vendor, float, float, float, float]
+"""A vendor that moved within a cell: its position, and that of the last tick."""
+
 
 class Ticked(NamedTuple):
-    """What a tick did: frames written, and watches that still wait for their client or interval."""
+    """What a tick did: frames written, and watches that still wait for their client, interval or rest."""
 
     frames: int
     waiting: int
@@ -44,8 +66,10 @@ class LiveIndex:
         offline_after: int = 60_000,
         leave_after: int = 600_000,
         visibility: Visibility | None = None,
+        cpu_clock: Callable[[], float] = thread_time,
     ) -> None:
         self.me = me
+        self.cpu_clock = cpu_clock
         self.visibility = visibility or Visibility()
         self.offline_after = offline_after
         self.leave_after = leave_after
@@ -62,6 +86,8 @@ class LiveIndex:
         """Positions in them."""
         self.recount: dict[int, set[int]] = {}
         """For each level whose cells are counted, the cells in which counts may have changed."""
+        self.unfinished = False
+        """Whether the next tick has more of a large snapshot for a client that can take it."""
         self.frozen = False
         """While Redis is away nothing is heard of other processes, so none of them counts as lost."""
         # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
@@ -73,6 +99,11 @@ class LiveIndex:
         self._changed: dict[Vendor, Before] = {}
         self._waiting: dict[Watch, None] = {}
         self._fresh: dict[Watch, None] = {}
+        self._measured: dict[View, None] = {}
+        """Views whose boundary tests were measured in the current tick."""
+        self._resting: dict[Watch, tuple[int, ViewKey]] = {}
+        """Watches that rest: the number of their entry in `_rests`, and what they show again."""
+        self._rests: list[tuple[int, int, Watch]] = []
         self._deadlines: list[tuple[int, int, Vendor]] = []
         self._order = 0
         self._departed: list[str] = []
@@ -196,6 +227,7 @@ class LiveIndex:
     def unwatch(self, watch: Watch) -> None:
         """Ends a watch; nothing more is sent for it."""
         view, watch.view = watch.view, None
+        self._resting.pop(watch, None)
         self._waiting.pop(watch, None)
         self._fresh.pop(watch, None)
         watch.drop_pending()
@@ -215,8 +247,8 @@ class LiveIndex:
                 watch.snapshot_due = True
                 self._snapshot(watch, now)
 
-    def members(self, key: ViewKey) -> list[Vendor]:
-        """Returns the vendors in an area or list now."""
+    def members(self, key: ViewKey) -> tuple[list[Vendor], dict[Vendor, None]]:
+        """Returns vendors in an area or list now, and, after SLICE of them, those for which `key.holds` decides."""
         view = self.views.get(key)
         if view is not None:
             return self._members(view)
@@ -250,16 +282,29 @@ class LiveIndex:
             for cell in self._moved_cells:
                 cell.end_tick()
             self._moved_cells.clear()
+            for view in self._measured:
+                self._charge(view, now)
+            self._measured.clear()
         for vendor in changed:
             vendor.card_changed = False
         for watch in self._fresh:
             watch.fresh = None
             self._waiting[watch] = None
         self._fresh.clear()
+        self.unfinished, left = False, SLICE
         for watch in tuple(self._waiting):
-            if watch.due <= now and watch.writer.ready():
-                frames += self._flush(watch, now)
-        return Ticked(frames, len(self._waiting))
+            if (watch.due <= now or watch.rest) and watch.writer.ready():
+                if watch.rest:
+                    self.unfinished = True
+                    if left < POLYGON_TESTS:
+                        continue
+                weight = POLYGON_TESTS if watch.rest and watch.view and type(watch.view.key.area) is Polygon else 1
+                looked_at = min(left // weight, len(watch.rest))
+                frames += self._flush(watch, looked_at, now)
+                left -= looked_at * weight
+        if self._rests:
+            frames += self._wake(now)
+        return Ticked(frames, len(self._waiting) + len(self._resting))
 
     def _start_over(self) -> None:
         """Forgets a tick that failed halfway, and makes every watch right again by a snapshot."""
@@ -267,6 +312,7 @@ class LiveIndex:
             for cell in cells.values():
                 cell.end_tick()
         self._moved_cells.clear()
+        self._measured.clear()
         self._fresh.clear()
         for vendor in self.vendors.values():
             vendor.card_changed = False
@@ -428,21 +474,32 @@ class LiveIndex:
             if cell.unused:
                 del self._grids[view.level][cell.id]
 
-    def _members(self, view: View) -> list[Vendor]:
-        area = view.key.area
+    def _members(self, view: View) -> tuple[list[Vendor], dict[Vendor, None]]:
+        area, rest = view.key.area, dict[Vendor, None]()
+        left = SLICE // POLYGON_TESTS if type(area) is Polygon else SLICE
         if area is None:
             listed = view.key.vendors or ()
             found = [vendor for id in listed if (vendor := self.vendors.get(id)) is not None and vendor.live]
         else:
             found = []
             for number, cell in enumerate(view.cells):
-                if not cell.vendors:
+                vendors: Collection[Vendor] = cell.vendors
+                if not vendors:
                     continue
+                if not left:
+                    rest.update(cell.vendors)
+                    continue
+                if len(vendors) > left:
+                    vendors = list(islice(vendors, left))
+                    rest.update(cell.vendors)
+                    for vendor in vendors:
+                        del rest[vendor]
+                left -= len(vendors)
                 if number < view.whole:
-                    found.extend(cell.vendors)
+                    found.extend(vendors)
                 else:
-                    found.extend([v for v in cell.vendors if area.contains(v.fix.lat, v.fix.long)])
-        return [v for v in found if v.card.open] if view.only_open else found
+                    found.extend([v for v in vendors if area.contains(v.fix.lat, v.fix.long)])
+        return [v for v in found if v.card.open] if view.only_open else found, rest
 
     def _snapshot(self, watch: Watch, now: int) -> bool:
         """Writes the snapshot that is due if the client can take it; returns whether it could."""
@@ -450,7 +507,7 @@ class LiveIndex:
         if not watch.writer.ready():
             self._waiting[watch] = None
             return False
-        members = self._members(watch.view)
+        members, rest = self._members(watch.view)
         frame = watch.writer.framing(encode_snapshot(watch.id, [v.card_bytes() for v in members]))
         watch.writer.write(frame)
         self.sent += len(frame)
@@ -458,6 +515,10 @@ class LiveIndex:
         watch.snapshot_due = watch.behind = False
         watch.due = now + watch.interval
         self._waiting.pop(watch, None)
+        if rest:
+            watch.rest = rest
+            watch.behind = self.unfinished = True
+            self._waiting[watch] = None
         if self._changed:
             # The others get these changes with the next tick; this watch has some of them already.
             known = frozenset(self._changed)
@@ -514,7 +575,20 @@ class LiveIndex:
         for vendor in cell.moved or ():
             fix, old = vendor.fix, changed[vendor][1]
             moves.append((vendor, fix.lat, fix.long, old.lat, old.long))
+        cell.unmeasured += len(moves)
+        if cell.unmeasured < MEASURE_EVERY:
+            self._test(cell.boundary, moves, changed_views)
+            return
+        stands_for, cell.unmeasured = cell.unmeasured / len(moves), 0
         for view in cell.boundary:
+            began = self.cpu_clock()
+            self._test((view,), moves, changed_views)
+            view.cost += (self.cpu_clock() - began) * stands_for
+            self._measured[view] = None
+
+    def _test(self, views: Iterable[View], moves: list[Move], changed_views: list[View]) -> None:
+        """Notes in each view which of its vendors moved in a cell that it holds a part of."""
+        for view in views:
             if view.ended:
                 continue
             area, only_open = view.key.area, view.only_open
@@ -532,6 +606,44 @@ class LiveIndex:
                         view.moved.append(vendor)
                     else:
                         view.note(vendor, was=was, now=now)
+
+    def _charge(self, view: View, now: int) -> None:
+        """Charges what was measured of a view to those who watch, and has the watches of whoever used too much rest."""
+        count = len(view.watches)
+        if view.cost < LEAST_CHARGE * count:
+            return
+        share, view.cost = view.cost / max(count, 1), 0.0
+        for watch in tuple(view.watches):
+            if watch.payer is not None and (excess := watch.payer.charge(share)):
+                key = view.key
+                self.unwatch(watch)
+                self._rest(watch, key, excess, now)
+                watch.payer.slowed(watch.id, excess)
+
+    def _rest(self, watch: Watch, key: ViewKey, seconds: float, now: int) -> None:
+        self._order += 1
+        self._resting[watch] = self._order, key
+        heapq.heappush(self._rests, (now + int(max(seconds, LEAST_REST) * 1000), self._order, watch))
+
+    def _wake(self, now: int) -> int:
+        """Brings back watches that have rested, as many as a tick has time for; returns the snapshots written."""
+        used, frames = 0.0, 0
+        while self._rests and self._rests[0][0] <= now and used < WAKING:
+            _, number, watch = heapq.heappop(self._rests)
+            order, key = self._resting.get(watch, (0, None))
+            if key is None or order != number:
+                continue  # it ended or was moved
+            assert watch.payer is not None
+            if excess := watch.payer.excess():
+                self._rest(watch, key, excess, now)
+                continue
+            began = self.cpu_clock()
+            self.watch(watch, key, now)
+            cost = self.cpu_clock() - began
+            watch.payer.charge(cost)
+            used += cost
+            frames += not watch.snapshot_due
+        return frames
 
     def _note(self, view: View, vendor: Vendor, before: Before, changed_views: list[View]) -> None:
         was, now = view.held(vendor, before), view.holds(vendor)
@@ -592,12 +704,13 @@ class LiveIndex:
             elif was:
                 watch.leave(vendor)
 
-    def _flush(self, watch: Watch, now: int) -> int:
+    def _flush(self, watch: Watch, limit: int, now: int) -> int:
         if watch.snapshot_due:
             return int(self._snapshot(watch, now))
-        update = watch.take_pending()
-        watch.behind = False
-        del self._waiting[watch]
+        update = watch.take_pending(limit)
+        if not watch.rest:
+            watch.behind = False
+            del self._waiting[watch]
         if update is None:
             return 0
         body, positions = update

@@ -72,7 +72,9 @@ class Ticker:
         self.ticks += 1
         self.frames += ticked.frames
         self._cadence.end()
-        if ticked.waiting and not self._soon:
+        if self._index.unfinished:
+            self.changed()
+        elif ticked.waiting and not self._soon:
             # Watches wait for their client or their interval: look again even if nothing changes.
             self._tick_after(max(self._cadence.wait(), LOOK_AGAIN))
 

@@ -21,6 +21,14 @@ class ViewKey(NamedTuple):
     vendors: frozenset[str] | None
     open: bool
 
+    def holds(self, vendor: Vendor) -> bool:
+        """Returns whether a vendor is seen now."""
+        if not vendor.live or (self.open and not vendor.card.open):
+            return False
+        if self.area is None:
+            return self.vendors is not None and vendor.vendor_id in self.vendors
+        return self.area.contains(vendor.fix.lat, vendor.fix.long)
+
 
 class View:
     """Watches that see the same; the update of a tick is encoded once for all of them."""
@@ -29,6 +37,7 @@ class View:
         "card_changed",
         "cells",
         "changed",
+        "cost",
         "ended",
         "entered",
         "key",
@@ -52,6 +61,8 @@ class View:
         """How many of the cells, from the first, are wholly inside."""
         self.ended = False
         """No watch is left."""
+        self.cost = 0.0
+        """CPU seconds of its boundary tests that its watches were not charged for yet."""
         self.watches: dict[Watch, None] = {}
         self.end_tick()
 

@@ -31,6 +31,22 @@ class Writer(Protocol):
         ...
 
 
+class Payer(Protocol):
+    """The client that a watch is served for: what its watches may cost. Seconds of CPU time and of waiting."""
+
+    def charge(self, seconds: float) -> float:
+        """Charges what a watch cost; returns for how long it must rest, 0 if it may go on."""
+        ...
+
+    def excess(self) -> float:
+        """Returns for how much longer a watch that rests must do so."""
+        ...
+
+    def slowed(self, watch_id: str, seconds: float) -> None:
+        """Tells the client that a watch rests."""
+        ...
+
+
 class FrameKind(NamedTuple):
     """What two watches of one view must have in common for their frames to be the same bytes."""
 
@@ -60,14 +76,18 @@ class Watch:
         "interval",
         "kind",
         "moved",
+        "payer",
+        "rest",
         "snapshot_due",
         "view",
         "writer",
     )
 
-    def __init__(self, id: str, writer: Writer, interval: int = 0) -> None:
+    def __init__(self, id: str, writer: Writer, interval: int = 0, payer: Payer | None = None) -> None:
         self.id = id
         self.writer = writer
+        self.payer = payer
+        """Who is charged for what it costs; None: nobody."""
         self.interval = interval
         """Milliseconds between two updates at least."""
         self.kind = frame_kind(id, writer.framing)
@@ -79,6 +99,8 @@ class Watch:
         """After a snapshot between two ticks: vendors whose change the snapshot knew, and those of them it held."""
         self.events: dict[Vendor, int] = EMPTY_DICT
         self.moved: dict[Vendor, None] = EMPTY_DICT
+        self.rest: dict[Vendor, None] = EMPTY_DICT
+        """Vendors of a large snapshot that were not looked at yet; those of its view come as entered."""
 
     def begin_merge(self) -> None:
         """Prepares for changes to be merged."""
@@ -87,16 +109,20 @@ class Watch:
 
     def enter(self, vendor: Vendor) -> None:
         """Merges: the vendor came into the view."""
+        self.rest.pop(vendor, None)
         self.events[vendor] = UPSERTED if self.events.get(vendor) == LEFT else ENTERED
 
     def upsert(self, vendor: Vendor) -> None:
         """Merges: the vendor's card changed."""
-        self.events.setdefault(vendor, UPSERTED)
+        if vendor not in self.rest:
+            self.events.setdefault(vendor, UPSERTED)
 
     def leave(self, vendor: Vendor) -> None:
         """Merges: the vendor left; not reported if the client never had it."""
         self.moved.pop(vendor, None)
-        if self.events.get(vendor) == ENTERED:
+        if vendor in self.rest:
+            del self.rest[vendor]
+        elif self.events.get(vendor) == ENTERED:
             del self.events[vendor]
         else:
             self.events[vendor] = LEFT
@@ -117,15 +143,24 @@ class Watch:
 
     def drop_pending(self) -> None:
         """Forgets what was not sent: a snapshot will contain it."""
-        self.events = self.moved = EMPTY_DICT
+        self.events = self.moved = self.rest = EMPTY_DICT
         self.fresh = None
 
-    def take_pending(self) -> tuple[bytes, int] | None:
-        """Returns the merged update after its id and the positions in it, and forgets it; None when there is none."""
-        events = self.events
+    def take_pending(self, limit: int) -> tuple[bytes, int] | None:
+        """Returns the merged update after its id and the positions in it, and forgets it; None when there is none.
+
+        Args:
+            limit: How many vendors of `rest` are looked at; the others stay.
+        """
+        events, rest = self.events, self.rest
         entered = [vendor for vendor, kind in events.items() if kind != LEFT]
         left = left_ids((vendor for vendor, kind in events.items() if kind == LEFT), entered)
-        moved = [vendor.fix_bytes() for vendor in self.moved if vendor not in events]
+        moved = [vendor.fix_bytes() for vendor in self.moved if vendor not in events and vendor not in rest]
+        if rest:
+            assert self.view is not None
+            holds = self.view.key.holds
+            entered += [v for v in [rest.popitem()[0] for _ in range(min(limit, len(rest)))] if holds(v)]
+            self.rest = rest or EMPTY_DICT
         self.events = self.moved = EMPTY_DICT
         if not (entered or left or moved):
             return None

@@ -16,10 +16,13 @@ from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.connection_limits import ConnectionLimits, ConnectionSlot
 from streamer.transport.connection_rate import ConnectionRate
 from streamer.transport.cors import allowed_origin
+from streamer.transport.identify import token_of
 
 log = structlog.get_logger()
 
 RETRY_AFTER_MS = 2000
+LOOPBACK = "loopback"
+"""Stands for this machine where it counts as an address."""
 
 
 class Admission:
@@ -65,6 +68,13 @@ class Admission:
     def cost(self, request: web.Request) -> ClientCost:
         """Return what a client's new connection or request is charged to."""
         return self._costs.client(self._address(request), asyncio.get_running_loop().time())
+
+    def read_cost(self, request: web.Request) -> ClientCost:
+        """Return what a read over HTTP is charged to: those of this machine without a token share one budget."""
+        address = self._address(request)
+        if address is None and token_of(request) is None:
+            address = LOOPBACK
+        return self._costs.client(address, asyncio.get_running_loop().time())
 
     def _address(self, request: web.Request) -> str | None:
         forwarded = request.headers.getall("X-Forwarded-For", ())

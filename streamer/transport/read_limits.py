@@ -24,7 +24,7 @@ def limiting_reads(admission: Admission) -> Middleware:
     async def limited(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method != "GET" or not request.path.startswith(READS):
             return await handler(request)
-        cost = admission.cost(request)
+        cost = admission.read_cost(request)
         clock = asyncio.get_running_loop().time
         cost.check(clock())
         request[COST] = cost  # `identify` adds the user

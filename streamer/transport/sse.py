@@ -31,6 +31,7 @@ from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.identify import identify_watcher
 from streamer.transport.measured import Measured
 from streamer.transport.services import Services
+from streamer.transport.watch_budget import WatchBudget
 from streamer.transport.writer import Writer, bound_unsent, event_chunk, event_lines
 
 log = structlog.get_logger()
@@ -152,7 +153,8 @@ class EventStreams:
     ) -> None:
         bound_unsent(transport)
         set_user_timeout(transport, self._services.settings.silence)
-        watch = Watch(wanted.id, stream.writer)
+        budget = WatchBudget(stream.slot.cost, stream.writer, self._services.connections.now)
+        watch = Watch(wanted.id, stream.writer, payer=budget)
         opening = asyncio.create_task(self._open(stream, watch, wanted), name="events")
         stream.end_watch = partial(self._end_watch, watch, opening)
         self._services.connections.add(stream)

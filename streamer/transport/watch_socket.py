@@ -13,6 +13,7 @@ from streamer.live.watch import Watch
 from streamer.protocol import messages
 from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.services import Services
+from streamer.transport.watch_budget import WatchBudget
 from streamer.transport.websocket import WebSocket
 from streamer.transport.writer import Writer
 
@@ -20,7 +21,7 @@ from streamer.transport.writer import Writer
 class WatchSocket(WebSocket):
     """Serves one connection of a customer."""
 
-    __slots__ = ("_bad_messages", "_watches")
+    __slots__ = ("_bad_messages", "_budget", "_watches")
     kind = "watch"
     _watches: dict[str, Watch]
 
@@ -31,6 +32,7 @@ class WatchSocket(WebSocket):
         self.limit = Limit(services.settings.watch_messages, self.since, "one message moves a whole watch")
         self._bad_messages = BadMessageLimit(services.settings.max_bad_messages)
         self._watches = {}
+        self._budget = WatchBudget(slot.cost, writer, services.connections.now)
 
     @property
     def token_required(self) -> bool:
@@ -67,7 +69,7 @@ class WatchSocket(WebSocket):
                 await asyncio.sleep(0)
             watch = self._watches.get(wanted.id)
             if watch is None:
-                watch = self._watches[wanted.id] = Watch(wanted.id, self.writer)
+                watch = self._watches[wanted.id] = Watch(wanted.id, self.writer, payer=self._budget)
             await self.services.subscriptions.open(watch, wanted)
             self.services.changed()
             self._bad_messages.good()

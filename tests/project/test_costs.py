@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from time import thread_time
 
 import orjson
@@ -11,20 +12,87 @@ import pytest
 
 from streamer.geo.grid import bus_cover, cover, cover_level
 from streamer.geo.shapes import Area, Circle, Polygon, distance
-from streamer.live.index import LiveIndex
+from streamer.live import watch as live_watch
+from streamer.live.fix import Fix
+from streamer.live.index import POLYGON_TESTS, SLICE, LiveIndex
+from streamer.live.vendor import Card, Presence
 from streamer.live.view import ViewKey
 from streamer.protocol import history
+from streamer.protocol.frames import text_frame
 from streamer.protocol.messages import Bounds, Watch, decode_vendor, decode_watch
 from streamer.storage.store import LocationRow
+from streamer.transport.problem import json_response
 from tests.support.paths import ROOT
 
 NOW = 1_732_467_600_000
 HOLD = 0.005
 """CPU seconds for which one message or one slice of a read may hold the event loop."""
+REFERENCE = 0.004
+"""CPU seconds that `reference` takes on the machine of the page's figures."""
 ZIGZAG = [[21 + number * 0.006, 52 + (number % 2) * 1.2] for number in range(199)]
 SHEAF = [[21 + (number % 2) * 1.2 + number * 1e-6, 52 + (number % 2) * 1.2] for number in range(199)]
 ROWS = [LocationRow(f"c{number:024}", NOW + number, 52.0, 21.0) for number in range(500)]
 PINGS = [{"lat": 52, "lon": "x" if number % 2 else 21, "timestamp": "2024-11-24T17:00:00Z"} for number in range(500)]
+
+
+@cache
+def slowness() -> float:
+    """How much longer than on that machine work takes here; a busy core and its caches make all of it slower."""
+
+    def reference() -> None:
+        orjson.dumps([{"number": number, "text": str(number)} for number in range(10_000)])
+
+    return max(1.0, min(cpu_time(reference) for _ in range(5)) / REFERENCE)
+
+
+@cache
+def metropolis() -> LiveIndex:
+    """A process that knows 20,000 vendors around one place."""
+    index = LiveIndex("me")
+    for number in range(20_000):
+        id = f"v{number:024}"
+        index.put_card(id, Card(NOW, "Ice cream of the old town", True, None), NOW)
+        index.put_presence(id, Presence(NOW, "me", 0), NOW)
+        index.put_fix(id, Fix(NOW, 52 + number % 141 / 120, 21 + number % 143 / 120, 90.0, 4.2), NOW)
+    index.tick(NOW)
+    return index
+
+
+class Nowhere:
+    """A client that takes everything."""
+
+    framing = staticmethod(text_frame)
+
+    def ready(self) -> bool:
+        return True
+
+    def write(self, frame: bytes) -> None:
+        pass
+
+
+WATCH = live_watch.Watch("w", Nowhere())
+
+
+def unencoded() -> None:
+    """All vendors moved since they were last sent."""
+    for vendor in metropolis().vendors.values():
+        vendor.forget_encoded()
+
+
+def first_thousand() -> None:
+    """The snapshot of an area with many vendors, as far as it is made at once."""
+    metropolis().watch(WATCH, ViewKey(Circle(52.6, 21.6, 100_000), None, False), NOW)
+
+
+def begun() -> None:
+    unencoded()
+    first_thousand()
+
+
+def answered() -> None:
+    """An answer with as many vendors as one may ask for."""
+    vendors = list(metropolis().vendors.values())[:1000]
+    json_response({"vendors": [{**vendor.card_fields(), "distance": 1.5} for vendor in vendors]})
 
 
 def watched(area: object) -> Area:
@@ -41,9 +109,9 @@ def opened(area: Area) -> None:
 
 
 def snapshot_of(corners: list[list[float]]) -> None:
-    """Each of 300 vendors in a polygon that was just sent is tested."""
+    """Vendors in a polygon that was just sent are tested, as many as at once."""
     polygon = Polygon(tuple((long, lat) for long, lat in corners))
-    for number in range(300):
+    for number in range(SLICE // POLYGON_TESTS):
         polygon.contains(52 + number % 17 / 15, 21 + number % 19 / 17)
 
 
@@ -55,7 +123,7 @@ COSTS: dict[str, Callable[[], object]] = {
     "`watch`, a zigzag of 199 vertices: decoding": lambda: watched({"polygon": ZIGZAG}),
     "… the channels it needs": lambda: bus_cover(watched({"polygon": ZIGZAG})),
     "… its cells": lambda: opened(watched({"polygon": ZIGZAG})),
-    "… 300 vendors tested for its snapshot": lambda: snapshot_of(ZIGZAG),
+    "… 250 vendors tested for its snapshot": lambda: snapshot_of(ZIGZAG),
     "`watch`, 199 edges along one line": lambda: snapshot_of(SHEAF),
     "`watch`, a list of 200 vendors": lambda: decode_watch(
         orjson.dumps({"type": "watch", "id": "w", "vendors": [str(number) for number in range(200)]}), Bounds()
@@ -63,14 +131,22 @@ COSTS: dict[str, Callable[[], object]] = {
     "`GET …/locations`, each 500 rows as GeoJSON": lambda: history.encode_rows(history.Format.GEOJSON, "v", ROWS),
     "… as GPX": lambda: history.encode_rows(history.Format.GPX, "v", ROWS),
     "`GET …/nearby`, each 500 vendors": lambda: sorted(distance(52, 21, 52, 21 + row.timestamp % 7) for row in ROWS),
+    "… its answer, 1,000 vendors": answered,
+    "`watch`, an area with 20,000 vendors: the first thousand": first_thousand,
+    "… each further thousand": lambda: metropolis().tick(NOW),
 }
+PREPARED: dict[str, Callable[[], object]] = {
+    "`watch`, an area with 20,000 vendors: the first thousand": unencoded,
+    "… each further thousand": begun,
+}
+"""What comes before a step and is not measured."""
 
 
 @pytest.mark.parametrize("name", COSTS)
 def test_no_message_holds_the_loop(name: str) -> None:
     """Everyone waits while one message is handled; CPU time of the best of five, so a busy machine is no failure."""
-    best = min(cpu_time(COSTS[name]) for _ in range(5))
-    assert best < HOLD, f"{best * 1000:.1f} ms"
+    best = min(cpu_time(COSTS[name], PREPARED.get(name)) for _ in range(5))
+    assert best < HOLD * slowness(), f"{best * 1000:.1f} ms"
 
 
 def test_the_table_is_complete() -> None:
@@ -96,7 +172,9 @@ def test_a_watch_costs_what_its_kind_of_area_should() -> None:
     assert len(cells.full) + len(cells.boundary) <= 150
 
 
-def cpu_time(work: Callable[[], object]) -> float:
+def cpu_time(work: Callable[[], object], prepare: Callable[[], object] | None = None) -> float:
+    if prepare is not None:
+        prepare()
     began = thread_time()
     work()
     return thread_time() - began

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import aiohttp
+import pytest
 
 from streamer.accounts.tokens import make_token
+from streamer.geo.shapes import Polygon
+from streamer.live import index
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
@@ -71,6 +74,42 @@ async def test_a_paused_message_is_handled_later(serve: Serve, vendors: list[See
         )
 
 
+async def test_a_standing_watch_pays(
+    serve: Serve, vendors: list[SeededVendor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who says nothing but watches costly areas is told once and gets snapshots instead of updates, which end with the
+    truth; another customer of the same vendor gets each move, and the heavy one can still end its watch."""
+    monkeypatch.setattr(index, "MEASURE_EVERY", 4)
+    server = await serve(connection_cost=0.5)
+    (one, two, _), seq, began = vendors, 0, now_ms()
+    async with (
+        VendorApp(server.url, one.clerk_id) as vendor,
+        CustomerApp(server.url) as customer,
+        CustomerApp(server.url, two.clerk_id) as heavy,
+    ):
+        await vendor.ping(LAT, LONG, timestamp=began)
+        await customer.watch("w", circle(LAT, LONG, 1000))
+        await heavy.send({"type": "watch", "id": "w", "area": zigzag(0)})
+
+        def slowed() -> list[dict[str, Any]]:
+            return [m for m in heavy.messages if m["type"] == "error" and "snapshot now and then" in m["message"]]
+
+        while not slowed():
+            seq += 1
+            place = LAT + seq % 100 * 1e-5, LONG
+            await vendor.ping(*place, timestamp=began + seq)
+            await customer.sees("w", {one.vendor_id: place})
+        assert slowed()[0]["code"] == "ERR_RATE_LIMITED"
+        assert slowed()[0]["retryAfterMs"] > 0
+        assert not [m for m in customer.messages if m["type"] == "error"]
+        area = Polygon(tuple((long, lat) for long, lat in zigzag(0)["polygon"]))
+        await heavy.sees("w", {one.vendor_id: place} if area.contains(*place) else {}, within=60.0)
+        await heavy.send({"type": "unwatch", "id": "w"})
+        await heavy.expect("unwatched", id="w", within=60.0)
+        assert len(slowed()) == 1
+        assert heavy.close_code is None
+
+
 async def test_turns_round_a_pole(serve: Serve) -> None:
     """A ring of 66 turns took the server ten seconds to hold; now it is refused before anything is made of it."""
     server = await serve(watch_auth="optional")
@@ -103,3 +142,20 @@ async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> Non
         assert int(retry_after) >= 1
         assert problem["retryAfterMs"] > 0
         assert (await read(vendors[2]))[0] == 200
+
+
+async def test_reads_of_this_machine_without_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """Behind a proxy that does not say who asks, nobody's reads stop the server; those with a token go on."""
+    server = await serve(watch_auth="optional", address_cost=2.0)
+    url = f"{server.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=100000"
+    headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
+    async with aiohttp.ClientSession() as session:
+        status = 200
+        for _ in range(1000):
+            async with session.get(url) as answer:
+                status = answer.status
+            if status != 200:
+                break
+        assert status == 429
+        async with session.get(url, headers=headers) as answer:
+            assert answer.status == 200

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.ingest.cost import BURST, MIN_PRUNE, CostBudgets, CostLimits
+from streamer.ingest.cost import BURST, MIN_PRUNE, RESUME, CostBudgets, CostLimits
 
 LIMITS = CostLimits(connection=0.02, user=0.06, address=0.3, heavy=0.1)
 
@@ -71,6 +71,43 @@ def test_heavy_clients_share_one_budget() -> None:
     quiet = budgets.client("quiet", 0.0)
     quiet.charge(0.01, 0.0)
     assert quiet.wait(0.0) == 0
+
+
+def test_who_uses_much_all_the_time_is_heavy() -> None:
+    """One that stays just within its share never waits, and forty of these would be most of a core."""
+    budgets = CostBudgets(LIMITS)
+    steady = [budgets.client(str(number), 0.0) for number in range(40)]
+    served = 0.0
+    for second in range(120):
+        for client in steady:
+            if not client.wait(float(second)):
+                client.charge(0.019, float(second))
+                served += 0.019 * (second >= 60)
+    assert served / 60 < 0.3, "a quarter of what they may, and the share of heavy clients"
+    panning = budgets.client("panning", 0.0)
+    for second in range(120):
+        panning.charge(0.005, float(second))
+        assert panning.wait(float(second)) == 0
+
+
+def test_ordinary_watching_is_free() -> None:
+    """Two thousand customers behind one address of a mobile network watch the town, and it is nobody's fault."""
+    budgets = CostBudgets(LIMITS)
+    customers = [budgets.client("192.0.2.1", 0.0) for _ in range(2000)]
+    for second in range(60):
+        for customer in customers:
+            customer.charge_watching(0.0009, float(second))
+    assert max(customer.wait(60.0) for customer in customers) == 0
+
+
+def test_costly_watching_is_charged() -> None:
+    """A client whose watches cost more than its share is over it, and is so until the excess has drained."""
+    client = CostBudgets(LIMITS).client("192.0.2.1", 0.0)
+    for second in range(10):
+        client.charge_watching(0.04, float(second))
+    wait = client.wait(10.0)
+    assert wait == pytest.approx((10 * 0.04 - 0.005 - 0.001 * 9 - 0.02 * 10) / 0.02 - BURST, abs=0.5)
+    assert client.wait(10.0, RESUME) == pytest.approx(wait + BURST - RESUME), "watches come back after messages"
 
 
 def test_what_is_remembered_is_bounded() -> None:

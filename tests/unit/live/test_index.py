@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from streamer.errors import ProtocolError
 from streamer.geo.grid import bus_cell, cell, parent
 from streamer.geo.shapes import Area, Box, Circle, Polygon
+from streamer.live import index as index_module
 from streamer.live import vendor as vendor_module
 from streamer.live import view as view_module
 from streamer.live.fix import Fix
@@ -173,6 +175,38 @@ def key_of(place: Place, shape: Any, only_open: bool) -> ViewKey:
     return ViewKey(area, None, only_open)
 
 
+@dataclass
+class Purse:
+    """Who pays for watches: `rest` is what it says for how long they must rest, in seconds."""
+
+    rest: float = 0.0
+    charged: float = 0.0
+    told: list[str] = field(default_factory=list)
+
+    def charge(self, seconds: float) -> float:
+        self.charged += seconds
+        return self.rest
+
+    def excess(self) -> float:
+        return self.rest
+
+    def slowed(self, watch_id: str, seconds: float) -> None:
+        self.told.append(watch_id)
+
+
+@pytest.fixture(autouse=True)
+def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens in thousands of moves, or with thousands of vendors, happens with a few."""
+    monkeypatch.setattr(index_module, "MEASURE_EVERY", 2)
+    monkeypatch.setattr(index_module, "SLICE", 3)
+    monkeypatch.setattr(index_module, "POLYGON_TESTS", 2)
+
+
+def stopwatch() -> Callable[[], float]:
+    """A clock that is a second later each time it is read."""
+    return itertools.count().__next__
+
+
 class Machine(RuleBasedStateMachine):
     """Anything may happen to vendors, processes, watches and clients in any order; every client must see the truth."""
 
@@ -181,7 +215,9 @@ class Machine(RuleBasedStateMachine):
         self.index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
         self.truth = Truth()
         self.place = PLACES[0]
+        self.index.cpu_clock = stopwatch()
         self.clients = [Client(plain), Client(plain), Client(wrapped)]
+        self.purses = [Purse() for _ in self.clients]
         self.watches: dict[tuple[int, str], tuple[Watch, ViewKey]] = {}
         self.sent: dict[Watch, int] = {}
         self.keys: list[ViewKey] = []
@@ -314,13 +350,18 @@ class Machine(RuleBasedStateMachine):
             key = self.keys[again % len(self.keys)]
         self.keys = [key, *self.keys[:5]]
         outbox = self.clients[client]
-        watch = self.watches[client, id][0] if (client, id) in self.watches else Watch(id, outbox)
+        watch = (
+            self.watches[client, id][0]
+            if (client, id) in self.watches
+            else Watch(id, outbox, payer=self.purses[client])
+        )
         watch.interval = interval
         self.watches[client, id] = watch, key
         self.sent[watch] = 0
         ready = outbox.ready()
         self.index.watch(watch, key, self.truth.now)
-        assert ({vendor.vendor_id for vendor in self.index.members(key)}) == set(self.truth.shown(key))
+        found, rest = self.index.members(key)
+        assert {vendor.vendor_id for vendor in (*found, *filter(key.holds, rest))} == set(self.truth.shown(key))
         self.look({watch: ready})
 
     @rule(client=st.integers(0, 2), id=st.sampled_from(["w1", "w2"]))
@@ -328,6 +369,10 @@ class Machine(RuleBasedStateMachine):
         if (client, id) in self.watches:
             self.index.unwatch(self.watches.pop((client, id))[0])
             self.clients[client].views.pop(id, None)
+
+    @rule(client=st.integers(0, 2), rest=st.sampled_from([0.0, 0.01, 0.6]))
+    def use_up(self, client: int, rest: float) -> None:
+        self.purses[client].rest = rest
 
     @rule(clients=st.sets(st.integers(0, 2)))
     def gap(self, clients: set[int]) -> None:
@@ -350,15 +395,22 @@ class Machine(RuleBasedStateMachine):
             watch: self.clients[client].room is None and self.sent[watch] + watch.interval <= now
             for (client, _), (watch, _) in self.watches.items()
         }
+        unfinished = {watch for watch, _ in self.watches.values() if watch.rest}
         ticked = self.index.tick(now)
         assert ticked.frames == sum(len(client.kinds) for client in self.clients)
         assert not self.index.has_changes
         for (client, id), (watch, _) in self.watches.items():
             came = self.clients[client].kinds.count((id, "update"))
             assert came <= 1, "more than one frame in a tick"
-            assert not came or self.sent[watch] + watch.interval <= now, "more often than the interval"
+            early = self.sent[watch] + watch.interval > now
+            assert not came or not early or watch in unfinished, "more often than the interval"
         self.look(deliverable)
-        assert ticked.waiting <= sum(not deliverable[watch] for watch, _ in self.watches.values())
+        held = [
+            watch
+            for watch, _ in self.watches.values()
+            if not deliverable[watch] or watch in self.index._resting or watch.rest
+        ]
+        assert ticked.waiting <= len(held)
 
     def look(self, deliverable: dict[Watch, bool]) -> None:
         """Whoever got a frame, or could have, sees the truth."""
@@ -367,7 +419,8 @@ class Machine(RuleBasedStateMachine):
             got = any(of == id for of, _ in came[client])
             if got:
                 self.sent[watch] = self.truth.now
-            if got or deliverable.get(watch):
+            whole = not watch.rest and watch not in self.index._resting
+            if whole and (got or deliverable.get(watch)):
                 assert self.clients[client].views[id] == self.truth.shown(key)
 
     # what must hold at any time
@@ -396,8 +449,8 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When all is over nothing is kept."""
-        for client in self.clients:
-            client.room = None
+        for client, purse in zip(self.clients, self.purses, strict=True):
+            client.room, purse.rest = None, 0.0
         self.wait(10_000)
         self.tick()
         for watch, _ in self.watches.values():
@@ -420,6 +473,8 @@ def assert_empty(index: LiveIndex) -> None:
     assert not any(index._grids)
     for held in (index._listed, index._changed, index._waiting, index._fresh, index._deadlines, index._moved_cells):
         assert not held
+    assert not index._measured
+    assert not index._resting
 
 
 @settings(max_examples=60, deadline=None)
@@ -743,10 +798,10 @@ def test_a_process_not_heard_of_yet() -> None:
     index.put_presence("v", Presence(START, "new", 0), START)
     index.put_card("v", Card(START, "v", True, None), START)
     index.put_fix("v", Fix(START, *INSIDE, None, None), START)
-    assert [vendor.online for vendor in index.members(AROUND)] == [True]
+    assert [vendor.online for vendor in index.members(AROUND)[0]] == [True]
     index.owner_heard("new", START + OFFLINE, START + OFFLINE)
     index.expire(START + OFFLINE)
-    assert [vendor.online for vendor in index.members(AROUND)] == [True]
+    assert [vendor.online for vendor in index.members(AROUND)[0]] == [True]
 
 
 def test_a_vendor_without_a_presence_is_not_kept() -> None:
@@ -787,3 +842,135 @@ def test_in_bus_cell() -> None:
     index = with_vendor()
     assert [vendor.vendor_id for vendor in index.in_bus_cell(bus_cell(*INSIDE))] == ["v"]
     assert index.in_bus_cell(bus_cell(-10.0, 0.0)) == ()
+
+
+EDGE = ViewKey(Circle(52.2, 21.01, 1_500.0), None, False)
+"""A circle at whose boundary the vendors of these tests are."""
+
+
+def move(index: LiveIndex, step: int, now: int) -> tuple[int, int]:
+    index.put_fix("v", Fix(now, 52.2, 21.0 + step / 100_000), now)
+    return index.tick(now)
+
+
+def test_a_watch_that_costs_too_much_rests() -> None:
+    """One client's polygons over a busy town would take a core from everybody for as long as they are watched."""
+    index, client, purse = with_vendor(), Client(), Purse()
+    index.cpu_clock = stopwatch()
+    watch = Watch("w", client, payer=purse)
+    index.watch(watch, EDGE, START)
+    purse.rest = 2.0
+    moves = [move(index, step, START + step) for step in range(1, 4)]
+    assert purse.charged == pytest.approx(2.0), "of two moves one was measured, and it stands for both"
+    assert purse.told == ["w"]
+    assert moves[-1] == (0, 1), "nothing is tested for it, but the next tick comes"
+    assert index.views == {}
+    before = len(client.frames)
+    purse.rest = 0.0
+    move(index, 4, START + 1_000)
+    assert len(client.frames) == before
+    assert move(index, 5, START + 3_000) == (1, 0)
+    assert client.kinds[-1] == ("w", "snapshot")
+    assert client.views["w"]["v"]["long"] == 21.00005
+    assert purse.charged == pytest.approx(3.0), "the snapshot is paid for too"
+
+
+def test_who_still_exceeds_its_share_rests_on() -> None:
+    """Otherwise the snapshots alone would cost what the updates did."""
+    index, client, purse = with_vendor(), Client(), Purse(rest=1.0)
+    index.cpu_clock = stopwatch()
+    index.watch(Watch("w", client, payer=purse), EDGE, START)
+    for second in range(1, 10):
+        move(index, second, START + second * 1_000)
+    assert client.kinds == [("w", "snapshot"), *[("w", "update")] * client.kinds.count(("w", "update"))]
+    assert len(client.kinds) <= 3
+
+
+def test_a_shared_view_goes_on_for_the_others() -> None:
+    """Who watches the same as a heavy client pays a share of it, and sees every move."""
+    index, poor, rich = with_vendor(), Client(), Client()
+    index.cpu_clock = stopwatch()
+    purses = Purse(rest=60.0), Purse()
+    for client, purse in zip((poor, rich), purses, strict=True):
+        index.watch(Watch("w", client, payer=purse), EDGE, START)
+    for step in range(1, 6):
+        move(index, step, START + step)
+    assert purses[0].charged == pytest.approx(1.0)
+    assert rich.views["w"]["v"]["long"] == 21.00005
+    assert poor.views["w"]["v"]["long"] < 21.00005
+
+
+@pytest.mark.parametrize("end", ["unwatch", "watch"])
+def test_a_resting_watch_can_be_ended_or_moved(end: str) -> None:
+    """What the customer wants next counts, and nothing comes back of what it wanted before."""
+    index, client, purse = with_vendor(), Client(), Purse()
+    index.cpu_clock = stopwatch()
+    watch = Watch("w", client, payer=purse)
+    index.watch(watch, EDGE, START)
+    purse.rest = 2.0
+    for step in range(1, 4):
+        move(index, step, START + step)
+    purse.rest = 0.0
+    if end == "unwatch":
+        index.unwatch(watch)
+    else:
+        index.watch(watch, ViewKey(None, frozenset(), False), START + 4)
+    shown = len(client.frames)
+    assert move(index, 5, START + 10_000) == (0, 0)
+    assert len(client.frames) == shown
+
+
+def test_nobody_is_charged_for_what_lies_wholly_inside() -> None:
+    """Vendors that moved in a cell inside an area are joined once for all: only tests at its boundary cost."""
+    index, client, purse = with_vendor(), Client(), Purse()
+    index.cpu_clock = stopwatch()
+    index.watch(Watch("w", client, payer=purse), ViewKey(Box(51.9, 20.5, 52.5, 21.5), None, False), START)
+    for step in range(1, 20):
+        move(index, step, START + step)
+    assert purse.charged == 0
+
+
+def crowd(count: int) -> LiveIndex:
+    index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
+    for number in range(count):
+        put(index, f"v{number}", (52.2, 21.0 + number / 10_000))
+    index.tick(START)
+    return index
+
+
+@pytest.mark.parametrize("key", [AROUND, EDGE, ViewKey(AROUND.area, None, True)], ids=["around", "edge", "open"])
+def test_a_large_snapshot_comes_in_parts(key: ViewKey) -> None:
+    """All of a metropolis at once would hold everybody's updates up; each tick has a part of it."""
+    index, client = crowd(10), Client()
+    index.watch(Watch("w", client, 60_000), key, START)
+    assert len(client.views["w"]) <= 3
+    ticks = 0
+    while index.unfinished:
+        ticks += 1
+        assert index.tick(START + ticks).frames <= 1
+    expected = {f"v{n}" for n in range(10) if key.area is not None and key.area.contains(52.2, 21.0 + n / 10_000)}
+    assert client.views["w"].keys() == expected
+    assert 3 <= ticks <= 4
+    index.put_fix("v0", Fix(START + 1, 52.2001, 21.0), START + 9)
+    index.tick(START + 9)
+    assert client.kinds[-1] == ("w", "update")
+    assert client.views["w"]["v0"]["lat"] == 52.2, "from now on the watch has its interval"
+
+
+def test_what_happens_while_a_large_snapshot_is_sent() -> None:
+    """Whoever moves, enters, closes or leaves meanwhile is at the end where it is, or gone, and never told of twice."""
+    index, client = crowd(8), Client()
+    index.watch(Watch("w", client), AROUND, START)
+    first = set(client.views["w"])
+    later = sorted({f"v{n}" for n in range(8)} - first)
+    index.put_fix(later[0], Fix(START + 1, 52.2002, 21.0), START + 1)
+    index.put_fix(later[1], Fix(START + 1, 10.0, 10.0), START + 1)
+    index.put_card(later[2], Card(START, later[2], False, None), START + 1)
+    index.remove(later[3])
+    put(index, "new", (52.2, 21.0), START + 1)
+    while index.has_changes or index.unfinished:
+        index.tick(START + 1)
+    assert client.views["w"].keys() == {*first, later[0], later[2], later[4], "new"}
+    assert client.views["w"][later[0]]["lat"] == 52.2002
+    assert client.views["w"][later[2]]["open"] is False
+    assert client.left == []
