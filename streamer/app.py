@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
@@ -53,6 +54,7 @@ from streamer.transport.http_alerts import HttpAlerts
 from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
 from streamer.transport.http_search import VendorSearch
+from streamer.transport.mqtt_url import MqttBroker
 from streamer.transport.problem import MAX_BODY, answering
 from streamer.transport.read_limits import limiting_reads
 from streamer.transport.services import Services
@@ -63,6 +65,9 @@ from streamer.web.api_docs import ApiDocs
 from streamer.web.pages import Pages
 from streamer.web.sign_in import SignInEndpoints
 from streamer.web.static import CLIENT, client_folder, handing_out
+
+if TYPE_CHECKING:
+    from streamer.transport.mqtt import MqttBridge
 
 log = structlog.get_logger()
 
@@ -191,6 +196,7 @@ class Server:
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.loop_lag = LoopLag(counters)
+        self.mqtt: MqttBridge | None = None
         self.clock_check = ClockCheck({"postgresql": store.now, "redis": self.broker.now}, clock)
         self.backups = Backups(settings.backup_dir) if settings.backup_dir is not None else None
         self.health = Health(self)
@@ -425,6 +431,29 @@ async def serving(settings: Settings, peers: Peers | None = None) -> AsyncIterat
             await web.UnixSite(admin, peers.socket).start()
             server.supervisor.start({"beat": server.beat})
         yield server, url
+
+
+@asynccontextmanager
+async def bridging(settings: Settings, broker: MqttBroker, client_id: str) -> AsyncIterator[Server]:
+    """Stores what a broker's OwnTracks apps publish while the context lasts; nobody can connect but operators."""
+    from streamer.transport.mqtt import MqttBridge  # not above: aiomqtt takes a tenth of a second to import
+
+    async with AsyncExitStack() as stack:
+        server = await open_server(settings)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        stack.push_async_callback(server.drain)
+        if settings.admin_port is not None:
+            admin = await _runner(stack, server.admin)
+            server.admin_url = await _listen(
+                stack, admin, settings.host, settings.admin_port, "STREAMER_ADMIN_PORT", shared=False
+            )
+        server.mqtt = MqttBridge(broker, client_id, server.reports, server.dataloader, server.counters, clock)
+        receiving = Supervisor()
+        receiving.start({"mqtt": server.mqtt.run})
+        # Before the drain: what is received no more is sent again to the next process.
+        stack.push_async_callback(receiving.stop)
+        yield server
 
 
 async def _runner(stack: AsyncExitStack, served: web.Application) -> web.AppRunner:

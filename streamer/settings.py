@@ -79,6 +79,9 @@ class Settings(BaseSettings):
         "auto", "log format; `auto` is `people` on a terminal and `json` elsewhere"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "lowest level that is logged")
+    mqtt_url: SecretStr | None = _setting(
+        None, "broker from which `streamer mqtt` receives, mqtt:// or mqtts://, with user and password", "URL"
+    )
     otlp_url: str | None = _setting(
         None, "OpenTelemetry collector that receives one span per batch, such as http://collector:4318/v1/traces", "URL"
     )

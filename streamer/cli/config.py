@@ -20,6 +20,7 @@ from streamer.cli.options import Host, Port
 from streamer.errors import SettingsError
 from streamer.settings import Check, Settings
 from streamer.storage import dsn
+from streamer.transport.mqtt_url import parse_broker
 
 SERVING: Mapping[tuple[str, ...], str] = {
     ("database_url",): "where to store",
@@ -194,4 +195,5 @@ CHECKS: Mapping[str, Check] = {
     "database_url": dsn.parse_url,
     "redis_url": _check_redis,
     "jwks_url": _check_jwks,
+    "mqtt_url": parse_broker,
 }

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamer import __version__
-from streamer.cli import client, config, conformance, db, dev, doctor, link, redis, serve
+from streamer.cli import client, config, conformance, db, dev, doctor, link, mqtt, redis, serve
 from streamer.cli.process import report
 from streamer.errors import SettingsError, StreamerError
 
@@ -19,6 +19,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.command()(serve.serve)
+cli.command()(mqtt.mqtt)
 cli.command()(dev.dev)
 cli.command()(doctor.doctor)
 cli.command()(config.config)

@@ -173,6 +173,8 @@ class Health:
             causes["redis"] = parts.broker.cause or "down"
         if (cause := parts.clock_check.cause) is not None:
             causes["clock"] = cause
+        if parts.mqtt is not None and parts.mqtt.cause is not None:
+            causes["mqtt"] = parts.mqtt.cause
         return causes
 
     def causes(self) -> dict[str, str]:

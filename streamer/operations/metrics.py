@@ -161,6 +161,11 @@ class ServerCollector(Collector):
         if parts.feed is not None:
             yield counter("streamer_feed_entries", "Entries written to the Redis Stream.", parts.feed.written)
             yield gauge("streamer_feed_pending", "Vendors with changes for the Redis Stream.", parts.feed.pending)
+        if parts.mqtt is not None:
+            yield gauge("streamer_mqtt_up", "1: messages are received from the broker.", parts.mqtt.cause is None)
+            yield gauge("streamer_mqtt_waiting", "Messages that are not acked yet.", parts.mqtt.waiting)
+            acked = {(result,): count for result, count in parts.mqtt.messages.items()}
+            yield counts("streamer_mqtt_messages", "Messages acked to the broker.", ("result",), acked)
 
     def _connections(self) -> Iterator[Metric]:
         connections, counters = self._parts.connections, self._parts.counters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from streamer.broker.broker import Broker
 from streamer.broker.stream import Feed
@@ -20,6 +20,9 @@ from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
 from streamer.transport.connection import ConnectionRegistry
+
+if TYPE_CHECKING:
+    from streamer.transport.mqtt import MqttBridge
 
 
 class Parts(Protocol):
@@ -41,3 +44,4 @@ class Parts(Protocol):
     backups: Backups | None
     feed: Feed | None
     peers: Peers | None
+    mqtt: MqttBridge | None

@@ -23,8 +23,14 @@ Item = dict[str, Any] | ProtocolError
 KMH = 1 / 3.6
 SPEED_UNITS = {"kn": 1852 / 3600, "kmh": KMH, "mps": 1.0}
 """Metres per second in one unit of speed; the OsmAnd protocol's own is the knot."""
+INVALID = frozenset(("false", "0", "no", "n", "v"))
+"""What `valid` is without a fix; `v` is NMEA's."""
+ROOTS = ("location", "locations", "data", "features", "points", "positions")
+"""Members that hold the locations of a JSON body."""
+TIMES = ("timestamp", "time", "tst", "recorded_at")
 _TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d+))?(?:Z|([+ -]\d\d):?(\d\d))?", re.ASCII | re.IGNORECASE
+    r"(\d{4})-?(\d\d)-?(\d\d)[T ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?(?:Z|([+ -]\d\d)(?::?(\d\d))?)?",
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -36,6 +42,10 @@ def owntracks(data: bytes) -> list[Item]:
         body = decode_json(data)
     except ProtocolError as wrong:
         return [wrong]
+    return _owntracks(body)
+
+
+def _owntracks(body: Any) -> list[Item]:
     items: list[Item] = []
     for message in body if type(body) is list else [body]:
         kind = message.get("_type") if type(message) is dict else None
@@ -67,10 +77,10 @@ def owntracks(data: bytes) -> list[Item]:
 def osmand_form(parameters: Mapping[str, str]) -> list[Item]:
     """Returns the ping of a request in the OsmAnd protocol, from its query or form."""
     get = parameters.get
-    lat, long = get("lat", get("latitude")), get("lon", get("lng", get("longitude")))
+    lat, long = _first(parameters, "lat", "latitude"), _first(parameters, "lon", "long", "lng", "longitude")
     if "location" in parameters:
         lat, _, long = parameters["location"].partition(",")
-    if get("valid", "").lower() in ("false", "0") or (lat is None and long is None):
+    if get("valid", "").lower() in INVALID or (lat is None and long is None):
         return [_no_fix()]
     unit = SPEED_UNITS.get(get("speedUnit", "kn"))
     if unit is None:
@@ -78,8 +88,8 @@ def osmand_form(parameters: Mapping[str, str]) -> list[Item]:
         return [
             ProtocolError(ErrorCode.INVALID_MESSAGE, f"speedUnit must be one of {units}, not {shown(get('speedUnit'))}")
         ]
-    heading = get("bearing", get("heading", get("direction")))
-    return [_item(lat, long, get("timestamp"), heading, get("speed"), speed_unit=unit)]
+    heading = _first(parameters, "bearing", "heading", "direction", "course")
+    return [_item(lat, long, _first(parameters, *TIMES), heading, get("speed"), speed_unit=unit)]
 
 
 def tracker_json(data: bytes) -> tuple[list[Item], str | None]:
@@ -96,12 +106,14 @@ def tracker_json(data: bytes) -> tuple[list[Item], str | None]:
     found = body
     if type(body) is dict:
         device_id = body.get("device_id")
-        for name in ("location", "locations", "data"):
-            if body.get(name) is not None:
-                found = body[name]
-                break
-    items = [_json_item(one) for one in (found if type(found) is list else [found])]
-    return items, device_id if type(device_id) is str else None
+        if _first(body, "coords", "latitude", "lat", "gps", "geometry") is None:
+            found = _first(body, *ROOTS) or body
+    located = found if type(found) is list else [found]
+    if any(type(one) is dict and "_type" in one for one in located):
+        return _owntracks(found), None
+    if device_id is None and located and type(located[0]) is dict and type(located[0].get("properties")) is dict:
+        device_id = located[0]["properties"].get("device_id")
+    return [_json_item(one) for one in located], device_id if type(device_id) is str else None
 
 
 def is_overland(data: bytes) -> bool:
@@ -116,6 +128,8 @@ def is_overland(data: bytes) -> bool:
 def _json_item(location: Any) -> Item:
     if type(location) is not dict:
         return _no_fix()
+    if type(location.get("location")) is dict:
+        location = location["location"]
     source = location
     for name in ("coords", "properties"):
         if type(location.get(name)) is dict:
@@ -128,10 +142,10 @@ def _json_item(location: Any) -> Item:
         gps = gps[1::-1] if type(gps) is list else None
     if type(gps) is list and len(gps) == 2:
         lat, long = gps
-    timestamp = _first(location, "timestamp", "time")
+    timestamp = _first(location, *TIMES)
     if timestamp is None:
-        timestamp = _first(source, "timestamp", "time")
-    heading = _first(source, "heading", "bearing", "course")
+        timestamp = _first(source, *TIMES)
+    heading = _first(source, "heading", "bearing", "course", "direction")
     return _item(lat, long, timestamp, heading, source.get("speed"), speed_unit=1.0)
 
 
@@ -164,10 +178,10 @@ def _time(value: Any) -> int:
     """Epoch ms of seconds, milliseconds or ISO 8601, as a number or text; UTC where no zone is given."""
     value = _number(value)
     if type(value) is str and (parts := _TIME.fullmatch(value)):
-        date, time, fraction, hours, minutes = parts.groups()
+        year, month, day, hour, minute, second, fraction, hours, minutes = parts.groups()
         # A + that was not escaped in a URL came as a space.
-        zone = f"{hours.replace(' ', '+')}:{minutes}" if hours else "Z"
-        value = f"{date}T{time}.{fraction or 0}{zone}"
+        zone = f"{hours.replace(' ', '+')}:{minutes or '00'}" if hours else "Z"
+        value = f"{year}-{month}-{day}T{hour}:{minute}:{second or '00'}.{fraction or 0}{zone}"
     return epoch_ms(value)
 
 

@@ -94,7 +94,7 @@ class HttpIngest:
         items = trackers.owntracks(await request.read())
         asked = self._clock()
         row = await self._vendor(identity, request.query.get("vendorId"), user)
-        await self._take_tracked(row, asked, items)
+        await self.take_tracked(row, asked, items)
         return json_response([])
 
     async def osmand(self, request: web.Request) -> web.Response:
@@ -121,7 +121,7 @@ class HttpIngest:
         identity = await identify(request, self._authenticator, password)
         asked = self._clock()
         row = await self._vendor(identity, request.query.get("vendorId"), device_id or user)
-        await self._take_tracked(row, asked, items)
+        await self.take_tracked(row, asked, items)
         return json_response({"result": "ok"}) if is_json and trackers.is_overland(body) else web.Response()
 
     async def _vendor(self, identity: Identity, named: str | None, called: str | None) -> VendorRow:
@@ -130,10 +130,19 @@ class HttpIngest:
             named = called
         return await owned_vendor(self._dataloader, identity, named)
 
-    async def _take_tracked(self, row: VendorRow, asked: int, items: Sequence[Any]) -> None:
-        """Store what can be stored. A refused ping must not block the app's queue, so it is only counted and logged."""
+    async def take_tracked(self, row: VendorRow, asked: int, items: Sequence[Any], *, patient: bool = False) -> int:
+        """Stores what can be stored; returns how many pings are.
+
+        A refused ping must not block the app's queue, so it is only counted and logged.
+
+        Args:
+            asked: When the row was read: a vendor that opened or closed since then is not set back.
+            patient: Wait for the commit however long it takes.
+        """
+        stored = 0
         for start in range(0, len(items), self._bounds.max_batch):
-            outcome = await self._take(row, asked, items[start : start + self._bounds.max_batch])
+            outcome = await self._take(row, asked, items[start : start + self._bounds.max_batch], patient=patient)
+            stored += outcome.stored
             if outcome.rejected:
                 first = outcome.rejected[0]
                 log.info(
@@ -143,13 +152,10 @@ class HttpIngest:
                     code=first["code"],
                     reason=first["message"],
                 )
+        return stored
 
-    async def _take(self, row: VendorRow, asked: int, items: Sequence[Any]) -> Outcome:
-        """Show the newest ping if it is fresh, and store all of them.
-
-        Args:
-            asked: When the row was read: a vendor that opened or closed since then is not set back.
-        """
+    async def _take(self, row: VendorRow, asked: int, items: Sequence[Any], *, patient: bool = False) -> Outcome:
+        """Show the newest ping if it is fresh, and store all of them."""
         now = self._clock()
         allowance = self._allowances.of(row.vendor_id, asyncio.get_running_loop().time())
         wait = allowance.wait(asyncio.get_running_loop().time(), self._batcher.contended)
@@ -168,7 +174,7 @@ class HttpIngest:
             if newest.timestamp >= now - self._live_max_age:
                 self._local_vendors.http(row.vendor_id, card_of(row, asked), now)
                 self._local_vendors.fix(row.vendor_id, Fix(*newest[1:]), now)
-            refused = await self._stored(row.vendor_id, allowance, pings.accepted, now)
+            refused = await self._stored(row.vendor_id, allowance, pings.accepted, now, patient)
             for code, message in refused.values():
                 if code is ErrorCode.VENDOR_NOT_FOUND:
                     self._vendors_deleted((row.vendor_id,))
@@ -176,8 +182,10 @@ class HttpIngest:
         rejected = rejections(pings, refused)
         return Outcome(len(items) - len(rejected), rejected, now)
 
-    async def _stored(self, vendor_id: str, allowance: Allowance, pings: list[Ping], now: int) -> Rejected:
-        """Wait until all pings are committed or rejected; ProtocolError when that takes too long."""
+    async def _stored(
+        self, vendor_id: str, allowance: Allowance, pings: list[Ping], now: int, patient: bool
+    ) -> Rejected:
+        """Wait until all pings are committed or rejected; ProtocolError when that takes too long, unless `patient`."""
         settled: asyncio.Future[Rejected] = asyncio.get_running_loop().create_future()
 
         def settle(_: Chunk, rejected: Rejected) -> None:
@@ -196,7 +204,7 @@ class HttpIngest:
                 if not chunk.admitted:
                     allowance.unsettled -= len(pings)
         try:
-            async with asyncio.timeout(self._settle_wait):
+            async with asyncio.timeout(None if patient else self._settle_wait):
                 return await settled
         except TimeoutError:
             raise ProtocolError(

@@ -131,7 +131,7 @@ def test_units_run_commands_that_there_are() -> None:
             started.append(line)
         if unit.suffix == ".timer":
             assert unit.with_suffix(".service").exists()
-    assert len(started) == 6
+    assert len(started) == 7
 
 
 def test_the_server_does_not_have_the_owners_credentials() -> None:
@@ -139,7 +139,7 @@ def test_the_server_does_not_have_the_owners_credentials() -> None:
     for unit in UNITS:
         text = unit.read_text()
         files = re.findall(r"^EnvironmentFile=(.*)$", text, re.M)
-        serving = " serve " in text
+        serving = "streamer serve" in text or "streamer mqtt" in text
         assert files == ([] if unit.suffix == ".timer" else [f"/etc/streamer/{'streamer' if serving else 'owner'}.env"])
         if files:
             assert f"User={'streamer' if serving else 'streamer-owner'}\n" in text

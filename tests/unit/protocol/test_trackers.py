@@ -174,6 +174,8 @@ def test_osmand_speed(query: str, speed: float | None) -> None:
     [
         "id=1&lat=0&lon=0&valid=false",
         "id=1&lat=0&lon=0&valid=0",
+        "id=1&lat=52.1&lon=21.1&valid=FALSE",
+        "id=1&lat=52.1&lon=21.1&valid=V",
         "id=1&lat=0&lon=0",
         "id=1&lat=0.0&lon=-0.0",
         "id=123456&timestamp=1377177267&cell=257,02,16,2224&cell=257,02,16,2223,-90&wifi=00-14-22-01-23-45,-80",
@@ -273,6 +275,10 @@ def test_numbers_as_text() -> None:
         "2024-11-24T16:59:00+00:00",
         "2024-11-24T16:59:00+0000",
         "2024-11-24T16:59:00 00:00",
+        "2024-11-24 16:59:00+00",
+        "2024-11-24T16:59Z",
+        "20241124T165900Z",
+        "20241124T175900+0100",
         "2024-11-24T11:59:00-0500",
         "2024-11-24T16:59:00",
         "2024-11-24 16:59:00",
@@ -300,6 +306,25 @@ def test_an_element_costs_itself() -> None:
         ErrorCode.MISSING_FIELD,
         ErrorCode.INVALID_TIMESTAMP,
     ]
+
+
+def test_owntracks_at_the_other_path() -> None:
+    """An app that is given the wrong one of two URLs would be stored at the time of arrival, its speed forgotten."""
+    (ping,) = decoded(tracker_json(OWNTRACKS_IOS)[0])
+    assert (ping.timestamp, ping.heading) == (1497349316000, 271.0)
+    assert len(decoded(tracker_json(b"[" + OWNTRACKS_IOS + b"," + OWNTRACKS_ANDROID + b"]")[0])) == 2
+
+
+def test_members_that_are_no_locations() -> None:
+    """A location with a member called as a wrapper is must not be taken for one."""
+    body = {"latitude": 52.2297, "longitude": 21.0122, "data": {"note": "lunch"}, "location": "Main Street"}
+    assert decoded(tracker_json(orjson.dumps(body))[0])[0][2:4] == (52.2297, 21.0122)
+
+
+def test_the_device_of_overland() -> None:
+    """Overland says in each location which device it is, and nowhere else."""
+    one = {"type": "Feature", "geometry": {"coordinates": [21.0, 52.0]}, "properties": {"device_id": "truck"}}
+    assert tracker_json(orjson.dumps({"locations": [one]}))[1] == "truck"
 
 
 def test_gpslogger_of_home_assistant() -> None:

@@ -1,0 +1,66 @@
+"""`streamer mqtt`: a process that stores what OwnTracks apps publish to an MQTT broker."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+
+from streamer import app, settings
+from streamer.cli import config
+from streamer.cli.dev import DATA
+from streamer.cli.process import interrupts, run, tune_collector
+from streamer.dev.development import read_services
+from streamer.operations import logs
+from streamer.operations.watchdog import Watchdog
+from streamer.settings import Settings
+from streamer.transport.mqtt_url import MqttBroker, parse_broker
+
+NEEDED: Mapping[tuple[str, ...], str] = {
+    ("database_url",): "where to store",
+    ("redis_url",): "the Redis or Valkey that connects the processes",
+    ("mqtt_url",): "the broker, also by --broker",
+}
+STOP_WITHIN = 12.0
+"""Seconds beyond `drain_timeout` after which a process that does not stop is ended."""
+
+
+def mqtt(
+    broker: Annotated[
+        str | None,
+        typer.Option(help="URL of the broker, as STREAMER_MQTT_URL: mqtt://USER:PASSWORD@HOST:1883, or mqtts."),
+    ] = None,
+    client_id: Annotated[
+        str, typer.Option(help="Name of the session at the broker; each bridge of a broker needs its own.")
+    ] = "venta-streamer",
+    data: Annotated[Path, typer.Option(help="Folder of `streamer dev`, for its services.")] = DATA,
+) -> None:
+    """Store what OwnTracks apps publish to an MQTT broker, and show it live, on the PostgreSQL and Redis of `serve`."""
+    given = settings.load()
+    services = {} if given.database_url or given.redis_url else read_services(data)
+    configured = config.load(
+        NEEDED,
+        mqtt_url=None if broker is None else SecretStr(broker),
+        database_url=services.get("database"),
+        redis_url=services.get("redis"),
+    )
+    config.warn_of_unknown_variables()
+    logs.configure(form=configured.log_form, level=configured.log_level)
+    faulthandler.enable()
+    assert configured.mqtt_url is not None
+    run(_mqtt(configured, parse_broker(configured.mqtt_url.get_secret_value()), client_id))
+
+
+async def _mqtt(configured: Settings, broker: MqttBroker, client_id: str) -> None:
+    with Watchdog(configured.stuck_after) as watchdog:
+        async with interrupts() as interrupt, app.bridging(configured, broker, client_id):
+            tune_collector()
+            print(f"bridging from the MQTT broker {broker.where}", file=sys.stderr, flush=True)
+            await interrupt.wait()
+            watchdog.limit_stop(configured.drain_timeout + STOP_WITHIN)
+            print("stopping", file=sys.stderr, flush=True)
