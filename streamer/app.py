@@ -21,6 +21,8 @@ from streamer.accounts.entitlements import Entitlements
 from streamer.accounts.jwks import IssuerKeys
 from streamer.accounts.sign_in import SignInLinks
 from streamer.accounts.tokens import Authenticator, rules_of
+from streamer.alerts.delivery import Deliverer
+from streamer.alerts.evaluator import Evaluator
 from streamer.alerts.signing import Vault
 from streamer.broker.broker import Broker
 from streamer.broker.context import BrokerConfig
@@ -177,9 +179,16 @@ class Server:
         self.reports = HttpIngest(services)
         keys = [key.get_secret_value() for key in (settings.alert_key, settings.alert_key_previous) if key is not None]
         vault = Vault(keys) if settings.alert_key is not None else None
-        self.alert_store = AlertStore(store)
+        alert_store = AlertStore(store)
+        self.deliverer = None if vault is None else Deliverer(settings, alert_store, vault, clock, counters)
+        self.evaluator = (
+            None
+            if self.deliverer is None
+            else Evaluator(self.process, alert_store, self.index, self.broker, clock, counters, self.deliverer.due)
+        )
+        self.alert_store = alert_store
         self.alerts_api = HttpAlerts(
-            settings, self.alert_store, self.authenticator, clock, vault, lambda: None, lambda: None
+            settings, alert_store, self.authenticator, clock, vault, self.evaluator, self.deliverer
         )
         self.search = VendorSearch(store, self.http.authorize)
         self.sign_in = SignInEndpoints(
@@ -268,6 +277,8 @@ class Server:
                 "clock": self.clock_check.run,
                 "database-condition": self.health.watch,
                 **({} if self.feed is None else {"feed": self.feed.run}),
+                **({} if self.evaluator is None else self.evaluator.tasks()),
+                **({} if self.deliverer is None else self.deliverer.tasks()),
                 **({} if self.backups is None else {"backups": self.backups.run}),
                 **self.broker.tasks(),
             }
@@ -287,7 +298,11 @@ class Server:
     async def stop(self) -> None:
         """Stops everything, after `drain`."""
         self.batcher.close()
+        if self.evaluator is not None:
+            await self.evaluator.leave()
         await self.supervisor.stop()
+        if self.deliverer is not None:
+            await self.deliverer.store_outcomes()
         if not await self.positions.close():
             log.warning("vendors.lat/long are behind; the next start updates them", cause=self.positions.outage)
         if self.feed is not None:
@@ -313,6 +328,7 @@ class Server:
                 created = await self.store.ensure_partitions(datetime.now(UTC).date(), self.settings.partitions_ahead)
                 if created:
                     log.info("created partitions", partitions=created)
+                await self.alert_store.ensure_partitions(datetime.now(UTC).date(), self.settings.partitions_ahead)
                 if not reconciled:
                     # A process killed between a commit and the merged update left vendors.lat/long behind.
                     await self.store.reconcile_positions(clock() - RECONCILE_BACK)

@@ -96,6 +96,16 @@ class Counters:
         """PostgreSQL statements by purpose, including the wait for a connection."""
         self.redis = Timed()
         """Redis round trips by lane."""
+        self.alert_events: Counter[str] = Counter()
+        """Events of alerts that were stored, by kind."""
+        self.alert_deliveries: Counter[str] = Counter()
+        """Requests to receivers of webhooks: `delivered`, `failed` or `given_up`."""
+        self.alert_seconds = Histogram()
+        """How long these requests took."""
+        self.alert_delay = Histogram()
+        """Seconds from an event to its delivery."""
+        self.alerts_disabled = 0
+        """Alerts that were disabled because their webhooks failed for too long."""
         self.loop = Histogram()
         """Event-loop lag."""
 

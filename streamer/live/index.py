@@ -88,6 +88,8 @@ class LiveIndex:
         """For each level whose cells are counted, the cells in which counts may have changed."""
         self.unfinished = False
         """Whether the next tick has more of a large snapshot for a client that can take it."""
+        self.observer: Callable[[Mapping[Vendor, Before]], object] | None = None
+        """Called in each tick with the vendors that changed since the last one, and what they were then."""
         self.frozen = False
         """While Redis is away nothing is heard of other processes, so none of them counts as lost."""
         # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
@@ -270,6 +272,8 @@ class LiveIndex:
         frames = 0
         changed, self._changed = self._changed, {}
         self.changes += len(changed)
+        if changed and self.observer is not None:
+            self.observer(changed)
         if changed and self.views:
             changed_views: list[View] = []
             self._collect(changed, changed_views)

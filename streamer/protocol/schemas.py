@@ -126,6 +126,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
     alert_optional: dict[str, Schema] = {
         **looked_at,
         "expires": integer("epoch milliseconds"),
+        "startedAt": integer("events are told from here on, epoch milliseconds; a second or so after its creation"),
         "failingSince": integer("no webhook was delivered since, epoch milliseconds"),
         "disabled": thing("No events are sent.", {"at": integer("epoch milliseconds"), "reason": text()}),
     }

@@ -10,6 +10,7 @@ COLUMNS = """
 a."id", a."definition", a."quiet", a."url", (EXTRACT(EPOCH FROM a."expiresAt") * 1000)::bigint AS "expires",
 (EXTRACT(EPOCH FROM a."createdAt") * 1000)::bigint AS "created",
 (EXTRACT(EPOCH FROM a."updatedAt") * 1000)::bigint AS "updated",
+(EXTRACT(EPOCH FROM a."startedAt") * 1000)::bigint AS "started",
 (EXTRACT(EPOCH FROM a."failingSince") * 1000)::bigint AS "failing",
 (EXTRACT(EPOCH FROM a."disabledAt") * 1000)::bigint AS "disabled", a."disabledReason", a."secret", a."requestHash"
 """
@@ -107,12 +108,13 @@ UPDATE "streamer_alerts" SET "startedAt" = {NOW}
 WHERE ("id", "revision") IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND "startedAt" IS NULL
 """
 # An event is stored only together with the state that it leads to, and only if the state before is the one that the
-# process knew: of two processes that look at one alert, one is refused.
+# process knew: of two processes that look at one alert, one is refused. A row that does not matter any more (nothing is
+# inside, nothing quiet) is as good as none.
 COMMIT = f"""
 WITH given AS (
     SELECT g.* FROM jsonb_to_recordset($1::jsonb) AS g(
-        "alertId" text, "vendorId" text, "revision" bigint, "version" bigint, "before" bigint, "inside" boolean,
-        "open" boolean, "online" boolean, "told" jsonb, "card" jsonb, "eventAt" bigint, "quietUntil" bigint
+        "alertId" text, "vendorId" text, "revision" bigint, "version" bigint, "inside" boolean, "open" boolean,
+        "online" boolean, "told" jsonb, "card" jsonb, "eventAt" bigint, "quietUntil" bigint
     )
     JOIN "streamer_alerts" a ON a."id" = g."alertId" AND a."revision" = g."revision"
     WHERE a."deletedAt" IS NULL AND a."disabledAt" IS NULL
@@ -123,13 +125,12 @@ WITH given AS (
     SELECT "alertId", "vendorId", "version", "inside", "open", "online", "told", "card", "eventAt",
         TIMESTAMP 'epoch' + "quietUntil" * INTERVAL '1 millisecond'
     FROM given
-    ON CONFLICT ("alertId", "vendorId") DO UPDATE SET "version" = EXCLUDED."version", "inside" = EXCLUDED."inside",
+    ON CONFLICT ("alertId", "vendorId") DO UPDATE SET "version" = s."version" + 1, "inside" = EXCLUDED."inside",
         "open" = EXCLUDED."open", "online" = EXCLUDED."online", "told" = EXCLUDED."told", "card" = EXCLUDED."card",
         "eventAt" = EXCLUDED."eventAt", "quietUntil" = EXCLUDED."quietUntil"
-    WHERE s."version" = (
-        SELECT g."before" FROM given g WHERE g."alertId" = s."alertId" AND g."vendorId" = s."vendorId"
-    )
-    RETURNING s."alertId", s."vendorId"
+    WHERE s."version" = EXCLUDED."version" - 1
+        OR (EXCLUDED."version" = 1 AND NOT s."inside" AND s."quietUntil" < {NOW})
+    RETURNING s."alertId", s."vendorId", s."version"
 ), told AS (
     INSERT INTO "streamer_alert_events" ("id", "alertId", "vendorId", "type", "body", "at", "nextAttempt")
     SELECT e."id", e."alertId", e."vendorId", e."type", e."body",
@@ -139,7 +140,7 @@ WITH given AS (
     )
     JOIN kept USING ("alertId", "vendorId")
 )
-SELECT "alertId", "vendorId" FROM kept
+SELECT "alertId", "vendorId", "version" FROM kept
 """
 
 # Delivery

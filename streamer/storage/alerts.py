@@ -34,6 +34,8 @@ class AlertRow(NamedTuple):
     expires: int | None
     created: int
     updated: int
+    started: int | None
+    """When it was first looked at: who was inside then is no event."""
     failing: int | None
     disabled: int | None
     reason: str | None
@@ -294,14 +296,18 @@ class AlertStore:
         ids, revisions = [id for id, _ in alerts], [revision for _, revision in alerts]
         await self._store.answer(lambda c: c.execute(sql.START, ids, revisions), "alert-states")
 
-    async def commit(self, states: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
-        """Stores states and the events that led to them; returns (alert id, vendor id) of what was stored.
+    async def commit(
+        self, states: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]
+    ) -> dict[tuple[str, str], int]:
+        """Stores states and the events that led to them.
 
-        The others were changed by another process, or their alert ended: nothing of them is stored.
+        Returns:
+            The new version of each state that was stored, by (alert id, vendor id). The others were changed by another
+            process, or their alert was changed or ended: nothing of them is stored.
         """
         given = orjson.dumps(states).decode(), orjson.dumps(events).decode()
         rows = await self._store.answer(lambda c: c.fetch(sql.COMMIT, *given), "alert-events")
-        return {(row[0], row[1]) for row in rows}
+        return {(row[0], row[1]): row[2] for row in rows}
 
     # for delivery
 

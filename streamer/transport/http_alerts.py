@@ -11,6 +11,8 @@ import orjson
 from aiohttp import web
 
 from streamer.accounts.tokens import Authenticator
+from streamer.alerts.delivery import Deliverer
+from streamer.alerts.evaluator import Evaluator
 from streamer.alerts.signing import Vault, new_secret
 from streamer.alerts.url_check import check_url, host_of
 from streamer.errors import ErrorCode, ProtocolError
@@ -29,12 +31,7 @@ TEST = "alert.test"
 
 
 class HttpAlerts:
-    """The handlers of `/v1/alerts`.
-
-    Args:
-        changed: Called when an alert was created or changed; this process looks for it at once.
-        due: Called when a webhook is waiting.
-    """
+    """The handlers of `/v1/alerts`; without a vault for secrets they say that alerts are off."""
 
     def __init__(
         self,
@@ -43,15 +40,15 @@ class HttpAlerts:
         authenticator: Authenticator,
         clock: Callable[[], int],
         vault: Vault | None,
-        changed: Callable[[], None],
-        due: Callable[[], None],
+        evaluator: Evaluator | None,
+        deliverer: Deliverer | None,
     ) -> None:
         self._store = store
         self._authenticator = authenticator
         self._clock = clock
         self._vault = vault
-        self._changed = changed
-        self._due = due
+        self._evaluator = evaluator
+        self._deliverer = deliverer
         self._bounds = alerts.bounds_of(settings)
         self._limit = settings.alerts_per_user
         self._development = settings.alert_development_hosts
@@ -154,8 +151,14 @@ class HttpAlerts:
         if (metadata := row.source.get("metadata")) is not None:
             event["metadata"] = metadata
         id = await self._store.add_event(row.id, TEST, orjson.dumps(event).decode(), now)
-        self._due()
+        if self._deliverer is not None:
+            self._deliverer.due()
         return json_response({"id": id}, status=202, headers={"Cache-Control": "no-store"})
+
+    def _changed(self) -> None:
+        """Has this process look for the change at once."""
+        if self._evaluator is not None:
+            self._evaluator.wake()
 
     async def _user(self, request: web.Request) -> tuple[str, Vault]:
         if self._vault is None:
@@ -168,6 +171,8 @@ def described(row: AlertRow) -> dict[str, Any]:
     seen = written(row)
     seen.pop("disabled", None)
     seen = {"id": row.id, **seen, "createdAt": row.created, "updatedAt": row.updated}
+    if row.started is not None:
+        seen["startedAt"] = row.started
     if row.failing is not None:
         seen["failingSince"] = row.failing
     if row.disabled is not None:

@@ -1,0 +1,439 @@
+"""Looks at this process's alerts: every change of the live index becomes new states and events in PostgreSQL.
+
+Of all processes one looks at an alert: slots of alerts are shared between the processes that say in PostgreSQL that
+they are there. One that is killed is missed within seconds, and another takes its slots: it reads what each vendor was
+when it was looked at last, and compares that with the live index. Two processes that look at one alert for a moment do
+no harm: an event is stored only with the state before that its process knew (`storage.alert_sql.COMMIT`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+import structlog
+
+from streamer.alerts.alert import Alert, Needs, State
+from streamer.alerts.rules import OUTSIDE, Seen, begin, quiet_until, step
+from streamer.alerts.share import slots_of
+from streamer.alerts.tracker import Tracker
+from streamer.broker.broker import Broker
+from streamer.counters import Counters
+from streamer.errors import DatabaseError, StreamerError, Unavailable
+from streamer.live.index import LiveIndex
+from streamer.live.vendor import Before, Vendor
+from streamer.protocol.alerts import encode_event, stored_definition
+from streamer.storage.alerts import PAGE, AlertStore, Evaluated, new_id
+
+log = structlog.get_logger()
+
+BEAT = 1.0
+"""Seconds between two signs of life, and between two looks for changed alerts."""
+LEASE = 3000
+"""Milliseconds after its last sign of life when a process's alerts are taken over."""
+LOOK_BACK = 60_000
+"""Milliseconds before the last look from which changes are read again: statements that ran then are committed since."""
+SLICE = 50
+"""Alerts that are begun at once; more would hold the event loop."""
+MOST_PENDING = 50_000
+"""States that wait for PostgreSQL; beyond these they are forgotten, and compared with the live index afterwards."""
+MOST_AT_ONCE = 1000
+"""States of one transaction."""
+RETRY = 1.0
+COUNT_EVERY = 15.0
+"""Seconds between two counts for the metrics."""
+
+
+class Evaluator:
+    """One process's alerts. `committed` is called when there are webhooks to send."""
+
+    def __init__(
+        self,
+        process: str,
+        store: AlertStore,
+        index: LiveIndex,
+        broker: Broker,
+        clock: Callable[[], int],
+        counters: Counters,
+        committed: Callable[[], None],
+    ) -> None:
+        self.alerts: dict[str, Alert] = {}
+        """The alerts that this process looks at, by id."""
+        self.waiting = 0
+        """Webhooks of all processes that are not delivered yet, and the age of the oldest in seconds."""
+        self.oldest = 0.0
+        self.total = self.disabled = 0
+        """Alerts of all processes, and those that are disabled."""
+        self._process = process
+        self._store = store
+        self._index = index
+        self._broker = broker
+        self._clock = clock
+        self._counters = counters
+        self._committed = committed
+        self._slots: frozenset[int] = frozenset()
+        self._gained: set[int] = set()
+        self._since = 0
+        self._tracker = Tracker(self._look)
+        self._pending: dict[tuple[Alert, str], State] = {}
+        self._reload: dict[str, Alert] = {}
+        self._starting: dict[str, Alert] = {}
+        """Alerts whose beginning is not stored yet."""
+        self._absent: list[tuple[int, int, Alert, str]] = []
+        self._quiet: list[tuple[int, int, Alert, str]] = []
+        self._expiries: list[tuple[int, int, Alert]] = []
+        self._numbers = count()
+        self._wake = asyncio.Event()
+        self._flush = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._away = False
+        index.observer = self.observe
+
+    @property
+    def pending(self) -> int:
+        """States that are not stored yet."""
+        return len(self._pending)
+
+    def tasks(self) -> dict[str, Callable[[], Any]]:
+        """The loops, by name, for the supervisor."""
+        return {"alert-shares": self.share, "alerts": self.follow, "alert-states": self.write}
+
+    def wake(self) -> None:
+        """Looks for changed alerts at once."""
+        self._wake.set()
+
+    # what happens
+
+    def observe(self, changed: Mapping[Vendor, Before]) -> None:
+        """Takes the vendors that a tick of the live index changed."""
+        if not self.alerts:
+            return
+        for vendor in changed:
+            if self._index.vendors.get(vendor.vendor_id) in (vendor, None):
+                self._tracker.changed(vendor)
+
+    def _look(self, alert: Alert, vendor_id: str, inside: bool, vendor: Vendor | None) -> None:
+        """Compares what a vendor is to an alert with what it was."""
+        if not alert.begun or alert.ended:
+            return
+        now = self._clock()
+        if alert.expires is not None and alert.expires <= now:
+            return
+        state = alert.states.get(vendor_id)
+        known = OUTSIDE if state is None else state.known
+        seen = Seen(inside, vendor.card.open, vendor.online) if inside and vendor is not None else OUTSIDE.seen
+        if not alert.started:
+            following = begin(alert.definition, seen)
+            if following.seen == known.seen:
+                return
+            events: list[tuple[str, int]] = []
+        else:
+            stepped = step(alert.definition, known, seen, now)
+            if stepped is None:
+                return
+            following, events = stepped
+        if state is None:
+            state = State()
+        self._tracker.keep(alert, vendor_id, state)
+        state.known = following
+        if vendor is not None and vendor.fix.timestamp >= 0:
+            state.card = vendor.card_fields()
+        elif vendor is None:
+            state.card = {**state.card, "online": False}
+        for kind, at in events:
+            state.events.append((kind, at, encode_event(kind, alert.id, state.card, at, alert.metadata)))
+        self._pending[alert, vendor_id] = state
+        self._flush.set()
+
+    # which alerts are looked at
+
+    async def share(self) -> None:
+        """Shares alerts with the other processes, for ever."""
+        while True:
+            try:
+                living = await self._store.beat(self._process, LEASE)
+                self._own(slots_of(self._process, frozenset(living)))
+            except (Unavailable, DatabaseError) as away:
+                self._said(away)
+            await asyncio.sleep(BEAT)
+
+    async def follow(self) -> None:
+        """Follows the changes of this process's alerts, for ever."""
+        loop = asyncio.get_running_loop()
+        counted = -COUNT_EVERY
+        self._own(frozenset())
+        while True:
+            began = loop.time()
+            try:
+                await self._follow()
+                if began - counted >= COUNT_EVERY:
+                    counted = began
+                    self.waiting, self.oldest = await self._store.waiting()
+                    self.total, self.disabled = await self._store.counts()
+                self._said(None)
+            except (Unavailable, DatabaseError) as away:
+                self._said(away)
+            self._pass_time()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.05, began + BEAT - loop.time())):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def leave(self) -> None:
+        """Hands this process's alerts to the others at once, after what is pending is stored."""
+        with suppress(Unavailable, DatabaseError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                if self._pending:
+                    await self._store_pending()
+                await self._store.leave(self._process)
+
+    def _own(self, slots: frozenset[int]) -> None:
+        """Looks at the alerts of these slots from now on, and of no others."""
+        if slots == self._slots:
+            return
+        self._gained = (self._gained | (slots - self._slots)) & slots
+        self._slots = slots
+        for alert in [alert for alert in self.alerts.values() if alert.slot not in slots]:
+            self._forget(alert)
+        self._wake.set()
+
+    async def _follow(self) -> None:
+        if self._gained:
+            gained = sorted(self._gained)
+            await self._read(gained, 0, ended=False)
+            self._gained.difference_update(gained)
+        if self._slots:
+            newest = await self._read(sorted(self._slots), max(0, self._since - LOOK_BACK), ended=True)
+            self._since = max(self._since, newest)
+        if self._reload:
+            again, self._reload = self._reload, {}
+            try:
+                await self._begin(list(again.values()))
+            except (Unavailable, DatabaseError):
+                self._reload = {**again, **self._reload}
+                raise
+        pending = {alert.id for alert, _ in self._pending}
+        if begun := [alert for alert in self._starting.values() if alert.id not in pending]:
+            # Who is there at the beginning is stored: it is no event for whoever takes over.
+            await self._store.start([(alert.id, alert.revision) for alert in begun])
+            for alert in begun:
+                self._starting.pop(alert.id, None)
+
+    async def _read(self, slots: Collection[int], since: int, *, ended: bool) -> int:
+        """Reads the alerts of some slots that changed; returns when the last one did."""
+        after = ""
+        while True:
+            rows = await self._store.changed(slots, since, after, ended=ended)
+            begun: list[Alert] = []
+            for number, row in enumerate(rows):
+                if number % SLICE == SLICE - 1:
+                    await asyncio.sleep(0)
+                alert = self._take(row)
+                if alert is not None:
+                    begun.append(alert)
+            await self._begin(begun)
+            if len(rows) < PAGE:
+                return rows[-1].updated if rows else since
+            since, after = rows[-1].updated, rows[-1].id
+
+    def _take(self, row: Evaluated) -> Alert | None:
+        """Takes an alert as it is now; returns it when it is to be begun."""
+        present = self.alerts.get(row.id)
+        if present is not None and present.revision == row.revision:
+            return None
+        if present is not None:
+            self._forget(present)
+        if row.ended or row.slot not in self._slots or (row.expires is not None and row.expires <= self._clock()):
+            return None
+        try:
+            definition = stored_definition(row.source, row.quiet)
+        except StreamerError as error:
+            log.error("an alert can't be understood: delete it", alert=row.id, cause=str(error))
+            return None
+        alert = Alert(row, definition)
+        self.alerts[alert.id] = alert
+        self._broker.hold(*alert.needs)
+        if alert.expires is not None:
+            heapq.heappush(self._expiries, (alert.expires, next(self._numbers), alert))
+        return alert
+
+    def _forget(self, alert: Alert) -> None:
+        """Stops looking at an alert."""
+        if self.alerts.get(alert.id) is alert:
+            del self.alerts[alert.id]
+        if alert.ended:
+            return
+        alert.ended = True
+        self._reload.pop(alert.id, None)
+        self._starting.pop(alert.id, None)
+        self._tracker.remove(alert)
+        self._broker.release(*alert.needs)
+
+    async def _begin(self, alerts: list[Alert]) -> None:
+        """Compares what vendors were to alerts with what they are, and looks at every change from now on."""
+        alerts = [alert for alert in alerts if not alert.ended]
+        if not alerts:
+            return
+        for alert in alerts:
+            self._reload[alert.id] = alert  # until it is begun
+        needs = Needs(
+            frozenset().union(*(alert.needs.cells for alert in alerts)),
+            frozenset().union(*(alert.needs.listed for alert in alerts)),
+        )
+        if not await self._broker.ready(*needs):
+            return  # what other processes' vendors are is not known yet: the next turn tries again
+        stored: dict[str, list[Any]] = {}
+        for row in await self._store.states([alert.id for alert in alerts]):
+            stored.setdefault(row.alert_id, []).append(row)
+        for number, alert in enumerate(alerts):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            if alert.ended:
+                continue
+            self._tracker.remove(alert)
+            for row in stored.get(alert.id, ()):
+                self._tracker.keep(alert, row.vendor_id, State.of(row))
+            self._tracker.add(alert)
+            alert.begun = True
+            self._compare(alert)
+            self._reload.pop(alert.id, None)
+            if not alert.started:
+                alert.started = True
+                self._starting[alert.id] = alert
+                self._wake.set()
+
+    def _compare(self, alert: Alert) -> None:
+        """Looks at all vendors that are, or were, inside an alert."""
+        vendors = self._index.vendors
+        now = self._clock()
+        for vendor_id, state in list(alert.states.items()):
+            vendor = vendors.get(vendor_id)
+            if vendor is not None and vendor.live:
+                self._tracker.look(alert, vendor)
+            elif state.known.seen.inside:
+                # It may come back: after a restart of everything vendors need a moment to connect again.
+                deadline = now + self._index.offline_after
+                heapq.heappush(self._absent, (deadline, next(self._numbers), alert, vendor_id))
+        for vendor in self._tracker.inside(alert, self._index):
+            if vendor.vendor_id not in alert.states:
+                self._tracker.look(alert, vendor)
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        self._tracker.sweep()
+        while self._absent and self._absent[0][0] <= now:
+            _, _, alert, vendor_id = heapq.heappop(self._absent)
+            vendor = self._index.vendors.get(vendor_id)
+            if not alert.ended and (vendor is None or not vendor.live):
+                self._look(alert, vendor_id, False, None)
+        while self._quiet and self._quiet[0][0] <= now:
+            _, _, alert, vendor_id = heapq.heappop(self._quiet)
+            state = alert.states.get(vendor_id)
+            if state is None or state.known.seen.inside or (alert, vendor_id) in self._pending:
+                continue
+            if quiet_until(alert.definition, state.known) <= now:
+                self._tracker.drop(alert, vendor_id)
+        while self._expiries and self._expiries[0][0] <= now:
+            self._forget(heapq.heappop(self._expiries)[2])
+
+    # what is stored
+
+    async def write(self) -> None:
+        """Stores states and events, for ever."""
+        while True:
+            await self._flush.wait()
+            self._flush.clear()
+            while self._pending:
+                try:
+                    await self._store_pending()
+                except (Unavailable, DatabaseError) as away:
+                    self._said(away)
+                    if len(self._pending) > MOST_PENDING:
+                        self._start_over({alert for alert, _ in self._pending})
+                    await asyncio.sleep(RETRY)
+
+    async def _store_pending(self) -> None:
+        async with self._lock:
+            some = dict(zip(self._pending, range(MOST_AT_ONCE), strict=False))
+            batch = {key: self._pending.pop(key) for key in some}
+            rows, events, sent = [], [], {}
+            for (alert, vendor_id), state in batch.items():
+                rows.append(row_of(alert, vendor_id, state))
+                sent[alert, vendor_id] = len(state.events)
+                events += [
+                    {
+                        "id": new_id(at),
+                        "alertId": alert.id,
+                        "vendorId": vendor_id,
+                        "type": f"vendor.{kind}",
+                        "body": body,
+                        "at": at,
+                    }
+                    for kind, at, body in state.events
+                ]
+            try:
+                versions = await self._store.commit(rows, events)
+            except BaseException:
+                # What changed meanwhile is in the same states.
+                self._pending = {**batch, **self._pending}
+                raise
+            refused = set()
+            for (alert, vendor_id), state in batch.items():
+                version = versions.get((alert.id, vendor_id))
+                if version is None:
+                    refused.add(alert)
+                    continue
+                done = state.events[: sent[alert, vendor_id]]
+                del state.events[: len(done)]
+                for kind, _, _ in done:
+                    self._counters.alert_events[kind] += 1
+                state.version = version
+                if not state.known.seen.inside:
+                    # Forgotten, by `_pass_time`, when nothing of it is quiet any more.
+                    until = quiet_until(alert.definition, state.known)
+                    heapq.heappush(self._quiet, (until, next(self._numbers), alert, vendor_id))
+            if events:
+                self._committed()
+        if refused:
+            # Another process was first, or the alert was changed or deleted.
+            self._start_over(refused)
+
+    def _start_over(self, alerts: Iterable[Alert]) -> None:
+        """Compares alerts anew with what is stored."""
+        for alert in alerts:
+            self._pending = {key: state for key, state in self._pending.items() if key[0] is not alert}
+            if not alert.ended:
+                alert.begun = False
+                self._tracker.remove(alert)
+                self._reload[alert.id] = alert
+        self._wake.set()
+
+    def _said(self, away: Exception | None) -> None:
+        """Logs the beginning and the end of an outage."""
+        if away is not None and not self._away:
+            log.warning("alerts wait: what happens is compared afterwards", cause=str(away))
+        elif away is None and self._away:
+            log.info("alerts are looked at again")
+        self._away = away is not None
+
+
+def row_of(alert: Alert, vendor_id: str, state: State) -> dict[str, Any]:
+    """Returns a state as it is stored."""
+    seen = state.known.seen
+    return {
+        "alertId": alert.id,
+        "vendorId": vendor_id,
+        "revision": alert.revision,
+        "version": state.version + 1,
+        "inside": seen.inside,
+        "open": seen.open,
+        "online": seen.online,
+        "told": state.known.told,
+        "card": state.card,
+        "eventAt": state.known.event_at,
+        "quietUntil": quiet_until(alert.definition, state.known),
+    }

@@ -1,0 +1,89 @@
+"""What an alert tells of a vendor: a state machine of one alert and one vendor. Pure; times are epoch milliseconds.
+
+- `entered` and `left`: the vendor came into the alert's set or went out of it. To the set belong the live vendors
+  inside the area (or in the list); with the filter `open` only those of them that are open.
+- `opened`, `closed`, `online` and `offline`: a vendor that was inside and still is changed so.
+- Within `quiet` of an event the same event of the same vendor is not told again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from streamer.protocol.alerts import EVENTS, Definition
+
+
+class Seen(NamedTuple):
+    """A vendor as the live index has it: whether it is live and inside the area or in the list, open, online."""
+
+    inside: bool
+    open: bool
+    online: bool
+
+
+class State(NamedTuple):
+    """What is remembered of a vendor: how it was seen last, and when each event was told last.
+
+    `event_at` is the time of the newest event: the next one is later, so that the events of a vendor have an order.
+    """
+
+    seen: Seen
+    told: dict[str, int]
+    event_at: int
+
+
+OUTSIDE = State(Seen(False, False, False), {}, 0)
+"""Of a vendor that was never seen inside."""
+
+
+def step(definition: Definition, state: State, seen: Seen, now: int) -> tuple[State, list[tuple[str, int]]] | None:
+    """Returns the next state and the events that lead to it, each with its time; None when nothing changed."""
+    before, seen = state.seen, _relevant(definition, seen)
+    if seen == before:
+        return None
+    told = {event: at for event, at in state.told.items() if at + definition.quiet > now}
+    events, at = [], max(now, state.event_at + 1)
+    for event in happened(definition.open, before, seen):
+        if event in definition.on and event not in told:
+            events.append((event, at))
+            told[event] = at
+            at += 1
+    if not definition.quiet:
+        told = {}
+    return State(seen, told, events[-1][1] if events else state.event_at), events
+
+
+def begin(definition: Definition, seen: Seen) -> State:
+    """Returns the state of a vendor that is there when the alert begins: that is no event."""
+    return State(_relevant(definition, seen), {}, 0)
+
+
+def happened(only_open: bool, before: Seen, seen: Seen) -> list[str]:
+    """Returns the events between two looks at a vendor, in the order of EVENTS."""
+    belonged = before.inside and (before.open or not only_open)
+    belongs = seen.inside and (seen.open or not only_open)
+    stayed = before.inside and seen.inside
+    found = {
+        "entered": belongs and not belonged,
+        "left": belonged and not belongs,
+        "opened": stayed and seen.open and not before.open,
+        "closed": stayed and before.open and not seen.open,
+        "online": stayed and seen.online and not before.online,
+        "offline": stayed and before.online and not seen.online,
+    }
+    return [event for event in EVENTS if found[event]]
+
+
+def quiet_until(definition: Definition, state: State) -> int:
+    """Returns until when what was told of a vendor matters."""
+    return max(state.told.values(), default=0) + definition.quiet if state.told else 0
+
+
+def _relevant(definition: Definition, seen: Seen) -> Seen:
+    """Leaves out what no event of the alert depends on, so that its changes need not be stored."""
+    if not seen.inside:
+        return OUTSIDE.seen
+    on = definition.on
+    is_open = seen.open and (definition.open or "opened" in on or "closed" in on)
+    online = seen.online and ("online" in on or "offline" in on)
+    return Seen(True, is_open, online)

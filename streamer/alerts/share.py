@@ -1,0 +1,20 @@
+"""Which process looks at which alerts. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+
+from streamer.storage.alerts import SLOTS
+
+
+def slots_of(process: str, living: Collection[str]) -> frozenset[int]:
+    """Returns the slots of a process: each belongs to the living process with the highest hash (rendezvous).
+
+    When a process comes or goes only its own slots change hands.
+    """
+    return frozenset(slot for slot in range(SLOTS) if max(living, key=lambda name: _weight(slot, name)) == process)
+
+
+def _weight(slot: int, process: str) -> tuple[bytes, str]:
+    return hashlib.blake2b(f"{slot}:{process}".encode(), digest_size=8).digest(), process

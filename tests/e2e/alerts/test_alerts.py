@@ -1,0 +1,358 @@
+"""Alerts from a vendor's ping to a receiver: what happens is told once, signed, in order, whatever fails between."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+
+from streamer.operations.embedded import PostgresServer
+from streamer.storage import migrate, seed
+from tests.conftest import Serve, connected
+from tests.e2e.transport.test_http_alerts import signed_in
+from tests.support.apps import VendorApp, circle, described, eventually, now_ms
+from tests.support.process import ServerProcess
+from tests.support.receiver import Receiver
+
+KEY = "a-key-for-alerts-a-key-for-alerts"
+HERE = (52.2297, 21.0122)
+FAR = (52.2897, 21.0122)
+AREA = circle(*HERE, 500)
+ALL = ["entered", "left", "opened", "closed", "online", "offline"]
+WEBHOOK = described(("Webhook", "Deliveries"))
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A receiver that takes everything."""
+    async with Receiver() as started:
+        yield started
+
+
+async def alert(session: aiohttp.ClientSession, receiver: Receiver, path: str = "", **changed: Any) -> str:
+    """Creates an alert and waits until it begins; returns its id."""
+    asked = {"area": AREA, "on": ALL, "quiet": 0, "url": receiver.url + path, **changed}
+    async with session.post("/v1/alerts", json={k: v for k, v in asked.items() if v is not None}) as answer:
+        body = await answer.json()
+        assert answer.status == 201, body
+    id: str = body["id"]
+    receiver.secrets[id] = body["secret"]
+    await begun(session, id)
+    return id
+
+
+async def begun(session: aiohttp.ClientSession, id: str) -> None:
+    async def looked_at() -> bool:
+        async with session.get(f"/v1/alerts/{id}") as answer:
+            return "startedAt" in await answer.json()
+
+    await eventually(looked_at, "an alert that has begun")
+
+
+async def deliveries(session: aiohttp.ClientSession, id: str) -> list[dict[str, Any]]:
+    async with session.get(f"/v1/alerts/{id}/deliveries") as answer:
+        body = await answer.json()
+    WEBHOOK["Deliveries"].validate(body)
+    found: list[dict[str, Any]] = body["deliveries"]
+    return found
+
+
+async def settings_of(receiver: Receiver, **more: Any) -> dict[str, Any]:
+    return {"alert_key": KEY, "alert_development_hosts": (receiver.host,), **more}
+
+
+async def test_what_happens_is_told_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
+    """The whole way: a truck comes, closes, opens, and drives away."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(**await settings_of(receiver))
+    async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
+        await app.ping(*FAR)
+        await app.acked(1)
+        id = await alert(session, receiver, metadata={"user": 7})
+        await app.ping(*HERE)
+        await receiver.gets("entered")
+        await app.send({"type": "status", "open": False})
+        await receiver.gets("entered", "closed")
+        await app.send({"type": "status", "open": True})
+        await receiver.gets("entered", "closed", "opened")
+        await app.ping(*FAR)
+        await receiver.gets("entered", "closed", "opened", "left")
+        for event in receiver.events():
+            WEBHOOK["Webhook"].validate(event)
+            assert event["alertId"] == id
+            assert event["metadata"] == {"user": 7}
+            assert event["vendor"]["vendorId"] == one.vendor_id
+        assert receiver.events()[0]["vendor"]["lat"] == HERE[0]
+
+        async def all_delivered() -> bool:
+            return [each["state"] for each in await deliveries(session, id)] == ["delivered"] * 4
+
+        await eventually(all_delivered, "deliveries that tell of the answers")
+        assert (await deliveries(session, id))[0]["attempts"][0]["status"] == 204
+
+
+async def test_who_is_there_already_is_no_event(serve: Serve, database_url: str, receiver: Receiver) -> None:
+    """A new alert would begin with a burst of what did not happen."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(**await settings_of(receiver))
+    async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
+        await app.ping(*HERE)
+        await app.acked(1)
+        await alert(session, receiver)
+        listed = await alert(session, receiver, area=None, vendors=[one.vendor_id])
+        await app.ping(*FAR)
+        await receiver.gets("left")
+        await app.send({"type": "status", "open": False})
+        await receiver.gets("closed", alert_id=listed)
+
+
+async def test_a_test_is_sent_and_a_changed_alert_tells_other_things(
+    serve: Serve, database_url: str, receiver: Receiver
+) -> None:
+    """A user who moves an alert is told of the new place, and of the old one no more."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(**await settings_of(receiver))
+    async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
+        await app.ping(*FAR)
+        await app.acked(1)
+        id = await alert(session, receiver)
+        async with session.post(f"/v1/alerts/{id}/test") as answer:
+            assert answer.status == 202
+        await receiver.gets("alert.test")
+        async with session.patch(f"/v1/alerts/{id}", json={"area": circle(*FAR, 500)}) as answer:
+            assert answer.status == 200
+        await begun(session, id)
+        await app.ping(*HERE)
+        await receiver.gets("alert.test", "left")
+        async with session.delete(f"/v1/alerts/{id}") as answer:
+            assert answer.status == 204
+        other = await alert(session, receiver, area=circle(*FAR, 400))
+        await app.ping(*FAR)
+        await receiver.gets("entered", alert_id=other)
+        assert receiver.kinds(id) == ["alert.test", "left"]
+
+
+async def test_a_receiver_that_was_away_gets_all_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
+    """Backends restart. What they miss meanwhile comes afterwards, with the same ids, the oldest first."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(**await settings_of(receiver))
+    async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
+        await app.ping(*FAR)
+        await app.acked(1)
+        id = await alert(session, receiver)
+        receiver.answer = lambda _: 503
+        await app.ping(*HERE)
+        await eventually(lambda: len(receiver.received) == 1, "a first attempt")
+        for count, place in ((2, FAR), (3, HERE)):
+            await app.ping(*place)
+
+            async def waiting(count: int = count) -> bool:
+                return len(await deliveries(session, id)) == count
+
+            await eventually(waiting, f"{count} events that wait")
+        await receiver.deaf()
+        await due_now(database_url)
+
+        async def refused() -> bool:
+            return any("error" in attempt for each in await deliveries(session, id) for attempt in each["attempts"])
+
+        await eventually(refused, "an attempt that was refused")
+        await receiver.listen()
+        receiver.answer = lambda _: 200
+        await due_now(database_url)
+        await receiver.gets("entered", "left", "entered")
+        # The second and third event were never tried before the first was taken.
+        ids = [each.id for each in receiver.received]
+        assert ids == sorted(ids)
+
+
+async def due_now(database_url: str) -> None:
+    """Shortens the pause until the next attempt."""
+    async with connected(database_url) as connection:
+        await connection.execute(
+            'UPDATE "streamer_alert_events" SET "nextAttempt" = now() AT TIME ZONE \'UTC\' '
+            'WHERE "nextAttempt" IS NOT NULL AND "log" <> \'[]\''
+        )
+
+
+async def test_a_slow_receiver_delays_nobody_else(serve: Serve, database_url: str, receiver: Receiver) -> None:
+    """One backend that hangs must not take all requests with it."""
+    vendors = await seed.seed(database_url, 4)
+    async with Receiver() as slow, AsyncExitStack() as stack:
+        slow.hold = asyncio.Event()
+        hosts = (receiver.host, slow.host)
+        server = await serve(
+            alert_key=KEY,
+            alert_development_hosts=hosts,
+            alert_deliveries=4,
+            alert_host_deliveries=2,
+            alert_timeout=60.0,
+        )
+        session = await stack.enter_async_context(signed_in(server.url, vendors[0].clerk_id))
+        apps = [await stack.enter_async_context(VendorApp(server.url, each.clerk_id)) for each in vendors]
+        for app in apps:
+            await app.ping(*FAR)
+            await app.acked(1)
+        for _ in range(5):
+            await alert(session, slow)
+        quick = await alert(session, receiver)
+        for app in apps:
+            await app.ping(*HERE)
+        await receiver.gets(*["entered"] * 4, alert_id=quick)
+        assert slow.received == []
+        assert server.server.deliverer is not None
+        assert server.server.deliverer.running == 2
+        slow.hold.set()
+        await eventually(lambda: len(slow.events()) == 20, "the slow one's events")
+
+
+async def test_410_ends_the_alert(serve: Serve, database_url: str, receiver: Receiver) -> None:
+    """A receiver that is gone for good says so, and is asked no more."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(**await settings_of(receiver))
+    async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
+        await app.ping(*FAR)
+        await app.acked(1)
+        id = await alert(session, receiver)
+        receiver.answer = lambda _: 410
+        await app.ping(*HERE)
+
+        async def disabled() -> bool:
+            async with session.get(f"/v1/alerts/{id}") as answer:
+                return "410" in (await answer.json()).get("disabled", {}).get("reason", "")
+
+        await eventually(disabled, "an alert that its receiver ended")
+        other = await alert(session, receiver, "/other")
+        receiver.answer = lambda _: 204
+        await app.ping(*FAR)
+        await receiver.gets("left", alert_id=other)
+        assert receiver.kinds(id) == []
+        assert [each["state"] for each in await deliveries(session, id)] == ["given up"]
+
+
+async def test_an_alert_that_fails_for_days_is_disabled(serve: Serve, database_url: str, receiver: Receiver) -> None:
+    """Else a forgotten alert would cost requests for ever, and nobody would know."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(**await settings_of(receiver))
+    async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
+        await app.ping(*FAR)
+        await app.acked(1)
+        id = await alert(session, receiver)
+        receiver.answer = lambda _: 500
+        await app.ping(*HERE)
+        await eventually(lambda: len(receiver.received) == 1, "a first attempt")
+        async with connected(database_url) as connection:
+
+            async def failing() -> bool:
+                since: object = await connection.fetchval('SELECT "failingSince" FROM "streamer_alerts"')
+                return since is not None
+
+            await eventually(failing, "a failure that is noted")
+            await connection.execute(
+                'UPDATE "streamer_alerts" SET "failingSince" = "failingSince" - INTERVAL \'6 days\'; '
+                'UPDATE "streamer_alert_events" SET "attempts" = 9'
+            )
+        await due_now(database_url)
+
+        async def disabled() -> bool:
+            async with session.get(f"/v1/alerts/{id}") as answer:
+                return "failed for too long" in (await answer.json()).get("disabled", {}).get("reason", "")
+
+        await eventually(disabled, "an alert that is disabled")
+        async with session.patch(f"/v1/alerts/{id}", json={"disabled": False}) as answer:
+            assert "failingSince" not in await answer.json()
+        await begun(session, id)
+        receiver.answer = lambda _: 204
+        await app.ping(*FAR)
+        await receiver.gets("left", alert_id=id)
+
+
+async def test_redirects_are_not_followed(serve: Serve, database_url: str, receiver: Receiver) -> None:
+    """A public receiver could lead the server into its own network."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(**await settings_of(receiver))
+    async with signed_in(server.url, one.clerk_id) as session:
+        id = await alert(session, receiver)
+        receiver.answer = lambda _: 307
+        receiver.headers = {"Location": "/elsewhere"}
+        async with session.post(f"/v1/alerts/{id}/test") as answer:
+            assert answer.status == 202
+
+        async def failed() -> bool:
+            return any(each["attempts"] for each in await deliveries(session, id))
+
+        await eventually(failed, "an attempt")
+        assert (await deliveries(session, id))[0]["attempts"][0]["status"] == 307
+        assert len(receiver.received) == 1
+
+
+async def test_a_killed_process_misses_and_invents_nothing(
+    database_url: str, redis_url: str, serving_url: str, receiver: Receiver
+) -> None:
+    """Two processes, one killed: the other takes its alerts within seconds, and compares what was with what is."""
+    vendors = await seed.seed(database_url, 6)
+    settings: dict[str, Any] = {"alert_key": KEY, "alert_development_hosts": receiver.host}
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(ServerProcess(serving_url, redis_url, **settings)) for _ in range(2)
+        ]
+        session = await stack.enter_async_context(signed_in(second.url, vendors[0].clerk_id))
+        apps = [await stack.enter_async_context(VendorApp(second.url, each.clerk_id)) for each in vendors]
+        for app in apps:
+            await app.ping(*FAR)
+            await app.acked(1)
+        ids = [await alert(session, receiver, on=["entered", "left"]) for _ in range(8)]
+        for app in apps[:3]:
+            await app.ping(*HERE)
+        for id in ids:
+            await receiver.gets(*["entered"] * 3, alert_id=id)
+        await first.end(signal.SIGKILL)
+        # While nobody looks at the killed one's alerts: some leave, some come, some stay.
+        for number, app in enumerate(apps):
+            await app.ping(*(FAR if number in (0, 1, 5) else HERE))
+        expected = {
+            f"{vendors[n].vendor_id} {kind}" for n, kind in ((0, "left"), (1, "left"), (3, "entered"), (4, "entered"))
+        }
+
+        def told(id: str) -> list[str]:
+            events = receiver.events(id)[3:]
+            return [f"{event['vendor']['vendorId']} {event['type'].removeprefix('vendor.')}" for event in events]
+
+        for id in ids:
+            await eventually(lambda id=id: set(told(id)) == expected, f"{expected}, not {told(id)}")  # type: ignore[misc]  # mypy can't type a default
+        async with connected(database_url) as connection:
+            (count,) = await connection.fetchrow('SELECT count(*) FROM "streamer_alert_events"')
+        assert count == len(ids) * (3 + 4)
+        assert all(len(told(id)) == 4 for id in ids)
+
+
+async def test_a_restart_of_postgresql_loses_nothing(
+    postgres_server: PostgresServer, redis_url: str, receiver: Receiver
+) -> None:
+    """What happens while the database is away is compared, and told, when it is back."""
+    await migrate.upgrade(postgres_server.url)
+    one, two = await seed.seed(postgres_server.url, 2)
+    settings: dict[str, Any] = {"alert_key": KEY, "alert_development_hosts": receiver.host}
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(ServerProcess(postgres_server.url, redis_url, **settings))
+        session = await stack.enter_async_context(signed_in(server.url, one.clerk_id))
+        apps = [await stack.enter_async_context(VendorApp(server.url, each.clerk_id)) for each in (one, two)]
+        for app in apps:
+            await app.ping(*FAR)
+            await app.acked(1)
+        id = await alert(session, receiver)
+        postgres_server.kill()
+        stamps = now_ms()
+        await apps[0].ping(*HERE, timestamp=stamps)
+        await apps[1].ping(*HERE, timestamp=stamps)
+        await asyncio.sleep(1.5)
+        await apps[1].ping(*FAR, timestamp=stamps + 1000)
+        await postgres_server.restart()
+        await eventually(lambda: len(receiver.events(id)) == 3, f"three events, not {receiver.kinds(id)}")
+        by_vendor = [e["type"] for e in receiver.events(id) if e["vendor"]["vendorId"] == two.vendor_id]
+        assert by_vendor == ["vendor.entered", "vendor.left"]
