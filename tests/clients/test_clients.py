@@ -283,12 +283,12 @@ async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(
     """A token that ends is replaced on the open connection; with none better the app says so and stays away."""
     first, second = await seed.seed(database_url, 2)
     server = await serve(watch_auth="required", jwt_leeway=0.0)
-    short = make_token(SECRET, first.clerk_id, 2)
+    short, ends = make_token(SECRET, first.clerk_id, 8), now_ms() + 8000
     async with program("vendor", server.url, token=short) as app:
         await app.happens("state", state="connected")
         await app.do("token", token=make_token(SECRET, first.clerk_id, 600))
         await app.happens("token", refresh=True)
-        await asyncio.sleep(4.5)  # past the end of the first, and the server's next look
+        await asyncio.sleep((ends - now_ms()) / 1000 + 2.5)  # past the end of the first, and the server's next look
         assert not app.named("state", state="reconnecting")
         await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
         await app.do("flushed")

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import asyncpg
 import pytest
 
+from streamer.accounts.sign_in import make_link
 from streamer.accounts.tokens import make_token
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
+from tests.support.process import free_port
 from venta_client import (
+    Box,
     Circle,
+    ConnectionFailed,
     CustomerClient,
+    MemoryQueue,
     Ping,
+    PingRejected,
+    RequestRefused,
+    ServerError,
     SqliteQueue,
     VendorClient,
+    WatchRefused,
+    sign_in,
+    sync,
 )
 
 LAT, LONG = 52.2297, 21.0122
@@ -153,3 +166,162 @@ async def test_closing_survives_an_outage_of_the_database(serve: Serve, postgres
         await eventually(
             lambda: customer.views["w"][one.vendor_id]["open"] is False, "closed, as the customer sees", within=40
         )
+
+
+async def test_counts_and_views_are_followed(serve: Serve, database_url: str) -> None:
+    """A map zoomed out shows how many are where; a script iterates over views and is never behind in the end."""
+    one, two = await seed.seed(database_url, 2)
+    server = await serve()
+    async with (
+        VendorApp(server.url, one.clerk_id) as first,
+        VendorApp(server.url, two.clerk_id) as second,
+        CustomerClient(server.url) as customer,
+    ):
+        await first.ping(LAT, LONG)
+        world: Box = {"sw": {"lat": -90, "long": -180}, "ne": {"lat": 90, "long": 180}}
+        counts, watch = customer.counts(world, detail=16), customer.watch(HERE)
+        await counts.ready()
+        await eventually(lambda: sum(group["count"] for group in counts.groups.values()) == 1, "one counted", within=30)
+        await second.ping(LAT + 0.001, LONG)
+        async with asyncio.timeout(30):
+            async for vendors in watch.views():
+                if vendors.keys() == {one.vendor_id, two.vendor_id}:
+                    break
+            async for groups in counts.views():
+                if sum(group["count"] for group in groups.values()) == 2:
+                    break
+        counts.move({"center": {"lat": -LAT, "long": LONG}, "radius": 1000})
+        assert not counts.fresh
+        assert await asyncio.wait_for(counts.ready(), 30) == {}
+
+
+@pytest.mark.parametrize("compress", [True, False])
+async def test_compression_is_offered_unless_it_is_off(serve: Serve, database_url: str, compress: bool) -> None:
+    """A phone on a metered link gets a third of the bytes; what it sees is the same."""
+    vendors = await seed.seed(database_url, 20)
+    server = await serve()
+    async with CustomerClient(server.url, compress=compress) as customer:
+        watch = customer.watch(HERE)
+        await watch.ready()
+        for n, vendor in enumerate(vendors):
+            async with VendorApp(server.url, vendor.clerk_id) as app:
+                await app.ping(LAT + n / 1e4, LONG)
+                await app.acked(1)
+        await eventually(lambda: len(watch.vendors) == 20, "all of them")
+        watch.move({"center": {"lat": LAT, "long": LONG}, "radius": 2001})
+        assert len(await asyncio.wait_for(watch.ready(), 30)) == 20
+        (socket,) = server.server.connections
+        assert socket._reader._deflate is compress  # type: ignore[attr-defined]
+
+
+async def test_a_sign_in_link_becomes_a_client(serve: Serve, database_url: str) -> None:
+    """A script that is given a link reports for the vendor; a link that was used is refused with its code."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    link = make_link(SECRET, one.vendor_id, server.url, time.time())
+    code = unquote(link.url.partition("#code=")[2])
+    signed_in = await sign_in(server.url, code)
+    assert signed_in["vendorId"] == one.vendor_id
+    async with VendorClient(server.url, token=signed_in["token"], queue=MemoryQueue()) as client:
+        at = await client.ping(LAT, LONG)
+        await asyncio.wait_for(client.when_stored(at), 30)
+    with pytest.raises(RequestRefused) as refused:
+        await sign_in(server.url, code)
+    assert refused.value.code == "ERR_INVALID_TOKEN"
+
+
+async def test_promises_raise_their_reason(serve: Serve, database_url: str) -> None:
+    """An app that waits for what will never be must be told, and told why."""
+    one, other = await seed.seed(database_url, 2)
+    server = await serve()
+    async with VendorClient(server.url, token=token(one.clerk_id), queue=MemoryQueue(), on_rejected=ignore) as client:
+        await asyncio.wait_for(client.ready(), 30)
+        late = await client.ping(LAT, LONG, timestamp=now_ms() + 3_600_000)
+        with pytest.raises(PingRejected) as rejected:
+            await asyncio.wait_for(client.when_stored(late), 30)
+        assert rejected.value.code == "ERR_TIMESTAMP_IN_FUTURE"
+    options: dict[str, Any] = {"token": token(one.clerk_id), "queue": MemoryQueue(), "on_state": ignore}
+    async with VendorClient(server.url, vendor_id=other.vendor_id, **options) as client:
+        at = await client.ping(LAT, LONG)
+        for waiting in (client.ready(), client.when_stored(at), client.flushed()):
+            with pytest.raises(ConnectionFailed) as failed:
+                await asyncio.wait_for(waiting, 30)
+            assert failed.value.code == 4403
+
+
+def ignore(*_: object) -> None:
+    """Hears what would be logged otherwise."""
+
+
+async def test_what_no_listener_hears_is_logged_once(
+    serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A developer's first mistakes are an area too large, a wrong token, a server that is away: none may be silent."""
+    server = await serve()
+    far: Circle = {"center": {"lat": LAT, "long": LONG}, "radius": 1e9}
+    async with CustomerClient(server.url) as customer:
+        for _ in range(2):
+            with pytest.raises(WatchRefused):
+                await asyncio.wait_for(customer.watch(far).ready(), 30)
+        assert caplog.text.count("(ERR_AREA_TOO_LARGE): watch a smaller area") == 1
+        heard: list[str] = []
+
+        def note(error: ServerError) -> None:
+            heard.append(error.code)
+
+        customer.on("error", note)
+        customer._warned.clear()
+        with pytest.raises(WatchRefused):
+            await asyncio.wait_for(customer.watch(far).ready(), 30)
+        assert heard == ["ERR_AREA_TOO_LARGE"]
+        assert caplog.text.count("ERR_AREA_TOO_LARGE") == 1
+        customer.off("error", note)
+    with pytest.raises(KeyError):
+        customer.on("no such event", note)
+    async with CustomerClient(f"http://127.0.0.1:{free_port()}", min_delay=0.01):
+        await eventually(lambda: "(1006): check the URL and the network" in caplog.text, "a word of the server away")
+    VendorClient(server.url)
+    assert "pings are kept in memory only" in caplog.text
+
+
+def test_a_script_needs_no_asyncio(tmp_path: Path) -> None:
+    """A cron job reports and reads with plain calls; what is wrong comes as an exception, in bounded time."""
+    with sync.CustomerClient(f"http://127.0.0.1:{free_port()}", on_state=ignore) as customer:
+        with pytest.raises(TimeoutError, match=r"not done within 0\.2 s"):
+            customer.ready(timeout=0.2)
+        assert customer.state in ("connecting", "reconnecting")
+    customer.disconnect()  # twice is once
+    with pytest.raises(ValueError, match="is no server"):
+        sync.VendorClient("nonsense")
+
+
+async def test_the_clients_for_scripts(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """The whole of a script's life against a server: report, wait, watch, iterate."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+
+    def script() -> None:
+        with sync.VendorClient(
+            server.url, token=token(one.clerk_id), queue=SqliteQueue(tmp_path / "queue.db"), on_stored=ignore
+        ) as vendor:
+            vendor.ready(timeout=30)
+            vendor.set_open(True)
+            vendor.when_stored(vendor.ping(LAT, LONG), timeout=30)
+            vendor.flushed(timeout=30)
+            assert (vendor.waiting, vendor.state, vendor.failure) == (0, "connected", None)
+            with sync.CustomerClient(server.url) as customer:
+                watch = customer.watch(HERE)
+                assert set(watch.ready(timeout=30)) == {one.vendor_id}
+                assert next(iter(watch)).kind == "entered"
+                assert next(watch.views()) == watch.vendors
+                assert watch.fresh
+                watch.close()
+                assert list(watch) == []
+                counts = customer.counts({"center": {"lat": LAT, "long": LONG}, "radius": 3000})
+                assert counts.ready(timeout=30) == counts.groups
+                with pytest.raises(WatchRefused):
+                    customer.watch({"center": {"lat": LAT, "long": LONG}, "radius": 1e9}, id="far").ready(timeout=30)
+        with pytest.raises(RequestRefused):
+            sync.sign_in(server.url, "no code")
+
+    await asyncio.to_thread(script)
