@@ -34,6 +34,8 @@ class CellReader:
     ) -> None:
         self.readings: dict[int, Reading] = {}
         """The reads in progress, by cell."""
+        self.gone: dict[str, int] = {}
+        """Vendors that were deleted, and when that was known here, epoch ms."""
         self._context = context
         self._nodes = context.nodes
         self._index = context.index
@@ -74,9 +76,23 @@ class CellReader:
         self._recheck.pop(at, None)
 
     def forget_vendor(self, vendor_id: str) -> None:
-        """Disregards what is being read of a deleted vendor."""
+        """Disregards what is read of a deleted vendor: Redis and other processes may have it a while longer."""
+        now = self._clock()
+        self.gone = {id: at for id, at in self.gone.items() if at + self._membership.vendor_ttl > now}
+        self.gone[vendor_id] = now
         for reading in self.readings.values():
             reading.left[vendor_id] = int(ALWAYS)
+
+    def is_gone(self, vendor_id: str) -> bool:
+        """Returns whether a vendor was deleted and did not come back."""
+        if vendor_id in self._local_vendors:
+            self.gone.pop(vendor_id, None)
+        return vendor_id in self.gone
+
+    def seen(self, vendor_id: str, at: int) -> None:
+        """Notes a sign of life: a deleted vendor may have been restored."""
+        if at > self.gone.get(vendor_id, at):
+            del self.gone[vendor_id]
 
     async def read_some(self) -> bool:
         """Reads a part of the cells that are to be read and can be; returns whether there is more."""
@@ -132,6 +148,10 @@ class CellReader:
             if reading.left.get(id, -1) >= registers.version():
                 continue
             now = self._clock()
+            if id in self.gone:
+                self.seen(id, registers.last_seen(lambda _: 0) or 0)
+                if self.is_gone(id):
+                    continue
             if self._membership.expired(registers, now):
                 expired += (id, *registers.versions())
                 continue

@@ -134,6 +134,13 @@ class Subscriber:
         self._membership.heard_other()
         now = self._clock()
         self._index.owner_heard(origin, now, now)
+        if self.reader.gone:
+            for id, at, *_ in (*presences, *https):
+                self.reader.seen(id, at)
+            fixes, cards, presences, https = (
+                [one for one in registers if not self.reader.is_gone(one[0])]
+                for registers in (fixes, cards, presences, https)
+            )
         if name == BROADCAST:
             self._on_broadcast(fixes, cards, presences, https, gone, now)
             return

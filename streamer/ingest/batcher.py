@@ -62,6 +62,7 @@ class Chunk:
         "corrected",
         "cost",
         "count",
+        "duplicates",
         "live",
         "newest",
         "offered_at",
@@ -102,6 +103,8 @@ class Chunk:
         """It is in the buffer and no attempt has begun, so more of its session may join it."""
         self.corrected = False
         """PostgreSQL held another ping of the newest's timestamp, which `newest` is now."""
+        self.duplicates: int | None = None
+        """Pings of whose timestamp PostgreSQL held another one; None: nobody asks."""
         self.after: Chunk | None = None
         """A live chunk that it must not overtake."""
 

@@ -284,6 +284,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "rejected": items(ref("RejectedPing")),
                 "time": integer("the server's clock, epoch milliseconds"),
             },
+            {"duplicates": integer("number of pings of whose timestamp another position is stored", minimum=1)},
         ),
         "Found": thing(
             "A page of vendors found by name; without positions.",

@@ -213,13 +213,25 @@ class Store:
         return rejected
 
     async def _correct(self, chunks: Sequence[Chunk]) -> None:
-        """Sets the newest ping of each chunk to what is stored, where another ping of its timestamp came first."""
+        """Sets the newest ping of each chunk to what is stored, where another ping of its timestamp came first.
+
+        Counts all such pings of the chunks that ask for it.
+        """
         by_id: dict[str, list[Chunk]] = {}
         for chunk in chunks:
             by_id.setdefault(location_id(chunk.vendor_id, chunk.newest[0]), []).append(chunk)
-        for id, lat, long in await self._answer(
-            lambda connection: connection.fetch(queries.STORED, list(by_id)), "stored"
-        ):
+        sent = {
+            chunk: [(row[0], row[2:4]) for row in decode_rows(chunk.rows, chunk.row_size)]
+            for chunk in chunks
+            if chunk.duplicates is not None
+        }
+        ids = by_id.keys() | {id for pings in sent.values() for id, _ in pings}
+        found = await self._answer(lambda connection: connection.fetch(queries.STORED, list(ids)), "stored")
+        stored = {row[0]: (row[1], row[2]) for row in found}
+        for chunk, pings in sent.items():
+            chunk.duplicates = sum(stored.get(id, position) != position for id, position in pings)
+        for id in by_id.keys() & stored.keys():
+            lat, long = stored[id]
             for chunk in by_id[id]:
                 if chunk.newest[1:3] != (lat, long):
                     chunk.newest = chunk.newest._replace(lat=lat, long=long)

@@ -44,10 +44,12 @@ MAX_FIELDS = 100
 class Outcome(NamedTuple):
     """The result of a request: how many pings are stored (now or by an earlier request), and which never will be.
 
-    A rejected ping is {"index", "code", "message"}; `time` is when the request was handled, epoch ms.
+    A duplicate is a ping of whose timestamp another one, at another place, is stored. A rejected ping is {"index",
+    "code", "message"}; `time` is when the request was handled, epoch ms.
     """
 
     stored: int
+    duplicates: int
     rejected: list[dict[str, Any]]
     time: int
 
@@ -81,7 +83,9 @@ class HttpIngest:
         asked = self._clock()
         row = await owned_vendor(self._dataloader, identity, request.match_info["id"])
         outcome = await self._take(row, asked, items)
-        body = {"stored": outcome.stored, "rejected": outcome.rejected, "time": outcome.time}
+        body = outcome._asdict()
+        if not outcome.duplicates:
+            del body["duplicates"]
         return refusal(outcome) or json_response(body, headers={"Cache-Control": "no-store"})
 
     async def owntracks(self, request: web.Request) -> web.Response:
@@ -142,7 +146,7 @@ class HttpIngest:
         stored = 0
         for start in range(0, len(items), self._bounds.max_batch):
             outcome = await self._take(row, asked, items[start : start + self._bounds.max_batch], patient=patient)
-            stored += outcome.stored
+            stored += outcome.stored + outcome.duplicates
             if outcome.rejected:
                 first = outcome.rejected[0]
                 log.info(
@@ -169,33 +173,38 @@ class HttpIngest:
         pings = decode_pings(items, now, None, self._bounds)
         self._counters.reject(reject.code for reject in pings.rejected)
         refused: Rejected = {}
+        duplicates = 0
         if pings.accepted:
             newest = max(pings.accepted, key=lambda ping: ping.timestamp)
             if newest.timestamp >= now - self._live_max_age:
                 self._local_vendors.http(row.vendor_id, card_of(row, asked), now)
                 self._local_vendors.fix(row.vendor_id, Fix(*newest[1:]), now)
-            refused = await self._stored(row.vendor_id, allowance, pings.accepted, now, patient)
+            refused, duplicates = await self._stored(row.vendor_id, allowance, pings.accepted, now, patient)
             for code, message in refused.values():
                 if code is ErrorCode.VENDOR_NOT_FOUND:
                     self._vendors_deleted((row.vendor_id,))
                     raise ProtocolError(code, message)
         rejected = rejections(pings, refused)
-        return Outcome(len(items) - len(rejected), rejected, now)
+        return Outcome(len(items) - len(rejected) - duplicates, duplicates, rejected, now)
 
     async def _stored(
         self, vendor_id: str, allowance: Allowance, pings: list[Ping], now: int, patient: bool
-    ) -> Rejected:
-        """Wait until all pings are committed or rejected; ProtocolError when that takes too long, unless `patient`."""
-        settled: asyncio.Future[Rejected] = asyncio.get_running_loop().create_future()
+    ) -> tuple[Rejected, int]:
+        """Wait until all pings are committed or rejected; returns those that are, and the number of duplicates.
 
-        def settle(_: Chunk, rejected: Rejected) -> None:
+        Raises ProtocolError when that takes too long, unless `patient`.
+        """
+        settled: asyncio.Future[tuple[Rejected, int]] = asyncio.get_running_loop().create_future()
+
+        def settle(chunk: Chunk, rejected: Rejected) -> None:
             allowance.unsettled -= len(pings)
             if not settled.done():
-                settled.set_result(rejected)
+                settled.set_result((rejected, chunk.duplicates or 0))
 
         prompt = allowance.take(len(pings), asyncio.get_running_loop().time())
         seqs, rows, newest = encoded(RowEncoder(vendor_id), pings, now)
         chunk = Chunk(vendor_id, seqs, rows, prompt and newest[0] >= now - self._live_max_age, newest, settle)
+        chunk.duplicates = 0
         allowance.unsettled += len(pings)
         if not self._batcher.offer(chunk):
             try:
@@ -285,7 +294,7 @@ def rejections(pings: Pings, refused: Mapping[int, tuple[ErrorCode, str]]) -> li
 
 def refusal(outcome: Outcome) -> web.Response | None:
     """Returns the problem document when nothing of a request can be stored, with the code of its first ping."""
-    if outcome.stored or not outcome.rejected:
+    if outcome.stored or outcome.duplicates or not outcome.rejected:
         return None
     first, count = outcome.rejected[0], len(outcome.rejected)
     detail = first["message"] if count == 1 else f"none of {count} pings can be stored, the first: {first['message']}"

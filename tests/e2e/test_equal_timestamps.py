@@ -96,8 +96,13 @@ async def test_one_after_the_other_on_two_processes(serve: Serve, database_url: 
         for customer in (one, other):
             await customer.watch("w", AROUND)
         at, second = now_ms(), (HERE[0] + 0.01, HERE[1])
-        await post(servers[0], vendor, [{"lat": HERE[0], "long": HERE[1], "timestamp": at}])
-        await post(servers[1], vendor, [{"lat": second[0], "long": second[1], "timestamp": at}])
+        ping, other_ping = ({"lat": lat, "long": long, "timestamp": at} for lat, long in (HERE, second))
+        assert (await post(servers[0], vendor, [ping]))["stored"] == 1
+        answer = await post(servers[1], vendor, [other_ping])
+        assert (answer["stored"], answer["duplicates"]) == (0, 1)
+        answer = await post(servers[1], vendor, [ping, {**other_ping, "timestamp": at - 1}, other_ping])
+        assert (answer["stored"], answer["duplicates"]) == (2, 1)
+        assert "duplicates" not in await post(servers[0], vendor, [ping])
         assert await stored(database_url, vendor.vendor_id, at) == HERE
         for customer in (one, other):
             await customer.sees("w", {vendor.vendor_id: HERE})

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from streamer.broker.redis_schema import CellBatch, channel
+from streamer.geo.grid import bus_cell
+from streamer.live.local_vendors import Part
 from streamer.operations.embedded import ValkeyServer
 from tests.integration.broker.conftest import AFAR, HERE, NEAR, written
 from tests.support.apps import circle, eventually
@@ -32,6 +37,37 @@ async def test_changes_on_one_process_are_shown_by_another(one: Peer, other: Pee
     one.delete("truck")
     for look in looks:
         await look.sees({})
+
+
+async def test_a_deleted_vendor_is_on_no_snapshot(one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Redis and another process still have of it must not put it back on a map for minutes."""
+    one.serve("truck", HERE)
+    await written(one, "truck")
+    at = bus_cell(*HERE)
+    batch = CellBatch()
+    batch.add(one.index.vendors["truck"], Part.ALL)
+    late = batch.message("late")
+    flush, held = one.broker.publisher._flush, asyncio.Event()
+
+    async def later(dirty: dict[str, int]) -> None:
+        await held.wait()
+        await flush(dirty)
+
+    monkeypatch.setattr(one.broker.publisher, "_flush", later)
+    one.delete("truck")
+    look = await one.watch(area=circle(*HERE, 5_000))
+    assert look.positions == {}
+    one.broker.on_message(channel(at), late)
+    assert "truck" not in one.index.vendors
+    held.set()
+    monkeypatch.undo()
+    look = await other.watch(area=circle(*HERE, 5_000))
+    await look.sees({})
+    for peer in (one, other):
+        assert "truck" not in peer.index.vendors
+    other.serve("truck", NEAR)  # it was restored
+    for peer in (one, other):
+        await (await peer.watch(area=circle(*HERE, 5_000))).sees({"truck": NEAR})
 
 
 async def test_crossing_cells(one: Peer, other: Peer) -> None:
