@@ -25,7 +25,7 @@ from streamer.accounts.tokens import make_token
 from streamer.protocol import asyncapi, messages
 from streamer.protocol.messages import Bounds
 from streamer.storage import seed
-from tests.conftest import Running, Serve
+from tests.conftest import Serve
 from tests.support.apps import SECRET, VendorApp, described, eventually, now_ms
 from tests.support.paths import ROOT
 
@@ -74,7 +74,8 @@ SAYS: dict[tuple[str, int], str] = {
     ("docs/vendor-app.md", 1): "eyJ",
     ("docs/vendor-app.md", 2): "1 stored",
     ("docs/vendor-app.md", 3): "1 stored",
-    ("docs/vendor-app.md", 10): '"stored":1',
+    ("docs/vendor-app.md", 7): '"type":"ack","seq":3',
+    ("docs/vendor-app.md", 10): '"stored":2',
     ("docs/customer-app.md", 1): "Test Vendor moved",
     ("docs/customer-app.md", 2): "moved Test Vendor",
     ("docs/customer-app.md", 7): '"distance":',
@@ -151,17 +152,18 @@ async def says(where: Path, expected: str, program: list[str], environment: dict
     return out.decode()
 
 
-async def run(snippet: Snippet, running: Running, services: dict[str, str], token: str) -> None:
-    """Run a snippet, or hold it against what it must be; fails for one that nothing is known of."""
+async def run(snippet: Snippet, url: str, services: dict[str, str], token: str, data: Path | None = None) -> None:
+    """Run a snippet, or hold it against what it must be; fails for one that nothing is known of.
+
+    `data`: the folder with the `.venta` of a `streamer dev`, in which its reader would be.
+    """
     expected = SAYS.get((snippet.page, snippet.number))
-    arguments = [services["redis"]] if snippet.page == "docs/feed.md" else [running.url, token]
+    arguments = [services["redis"]] if snippet.page == "docs/feed.md" else [url, token]
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients' / 'python'}",
-        "URL": running.url,
-        "TOKEN": token,
-        "STREAMER_JWT_SECRET": SECRET,
+        **({} if data else {"STREAMER_JWT_SECRET": SECRET}),
     }
     with folder() as where:
         # what `streamer dev` leaves in its data folder for the load test
@@ -173,7 +175,7 @@ async def run(snippet: Snippet, running: Running, services: dict[str, str], toke
             if message["type"] in HEARD:
                 HEARD[message["type"]].validate(message)
             elif message["type"] in asyncapi.VENDOR_SENDS:
-                read: Any = messages.decode_vendor(snippet.code, now_ms(), None, Bounds(max_age_ms=now_ms()))
+                read: Any = messages.decode_vendor(snippet.code, now_ms(), None, Bounds())
                 assert not getattr(read, "rejected", None)
             else:
                 messages.decode_watch(snippet.code, Bounds())
@@ -186,16 +188,16 @@ async def run(snippet: Snippet, running: Running, services: dict[str, str], toke
         elif snippet.language == "sh" and any(snippet.code.startswith(known) for known in ELSEWHERE):
             assert all((ROOT / "tests" / test).exists() for test in ELSEWHERE.values())
         elif snippet.language == "sh" and expected is not None:
-            code = snippet.code.replace(". .venv/bin/activate\n", "")
+            code = snippet.code.replace(". .venv/bin/activate\n", "").replace("http://127.0.0.1:8080", url)
             if "curl" in code and shutil.which("curl") is None:
                 return
-            await says(ROOT, expected, ["sh", "-euc", code], environment)
+            await says(data or ROOT, expected, ["sh", "-euc", code], environment)
         elif snippet.language == "python" and expected is not None:
             await says(where, expected, [sys.executable, "-u", "-c", snippet.code, *arguments], environment)
         elif snippet.language == "js" and expected is not None:
             if NODE_VERSION < 20:
                 return
-            code = snippet.code.replace("https://streamer.example", running.url)
+            code = snippet.code.replace("https://streamer.example", url)
             (where / "app.mjs").write_text(AROUND.get(snippet[:2], "") + code, encoding="utf-8")
             flags = [] if NODE_VERSION >= 22 else ["--experimental-websocket", "--no-warnings"]
             await says(where, expected, [str(NODE), *flags, "app.mjs", *arguments], environment)
@@ -226,7 +228,7 @@ async def test_every_snippet_is_run(page: str, serve: Serve, database_url: str, 
         try:
             services = {"http": running.url, "database": database_url, "redis": redis_url}
             for snippet in snippets(page):  # one after the other: a page may go on from what it did before
-                await run(snippet, running, services, token)
+                await run(snippet, running.url, services, token)
         finally:
             driving.cancel()
             await asyncio.gather(driving, return_exceptions=True)
