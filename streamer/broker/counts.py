@@ -69,6 +69,8 @@ class Counted:
         self.view = CountsView(key)
         self.answers: dict[str, Mapping[int, Sums]] = {}
         self.watches: dict[Watch, None] = {}
+        self.changed: dict[str, Group] = {}
+        """Groups that changed since the watchers were sent an update."""
         self.refs = 0
         self.ready = asyncio.Event()
 
@@ -175,8 +177,8 @@ class Counts:
             for process in tuple(self._orphaned):
                 self._forget_orphans(process)
 
-    def _merge(self, counted: Counted) -> list[Group]:
-        """Adds up all processes; returns the groups that changed."""
+    def _merge(self, counted: Counted) -> None:
+        """Adds up all processes."""
         groups = counted.counter.count(self._own_sums)
         answers = [sums for process, sums in counted.answers.items() if process not in self._orphaned]
         if self._orphans.vendors:
@@ -185,7 +187,7 @@ class Counts:
             for group, sums in answer.items():
                 held = groups.get(group)
                 groups[group] = list(sums) if held is None else add(held, sums)
-        return counted.view.update(groups)
+        counted.changed.update((group.group, group) for group in counted.view.update(groups))
 
     def _snapshot(self, counted: Counted, watch: Watch) -> None:
         if watch.writer.ready():
@@ -298,9 +300,10 @@ class Counts:
         """Writes what changed to the watchers: the same bytes for all of one key."""
         now = self._clock()
         for counted in self._keys.values():
-            changed = self._merge(counted)
+            self._merge(counted)
+            changed, counted.changed = counted.changed, {}
             frames: dict[Any, bytes] = {}
-            body = groups_body(changed)
+            body = groups_body(changed.values())
             for watch in counted.watches:
                 if not watch.snapshot_due and (watch.due > now or not watch.writer.ready()):
                     watch.snapshot_due = bool(changed)  # instead of keeping what it missed

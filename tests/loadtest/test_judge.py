@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,32 @@ async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, d
     assert report["figures"]["errors"] == 1
     assert any("customer" in line and "ended with 1006" in line for line in report["incidents"]), report["incidents"]
     assert "a malformed message" in shown(report, "protocol")
+
+
+async def test_an_update_of_counts_that_is_skipped_is_found(serve: Serve, database_url: str) -> None:
+    """One vendor more comes to a town of parked ones; a zoomed-out customer that is not told holds one too few."""
+    running = await serve()
+    faults = Faults(uncounted=frozenset({2}), cut_at=8.0)
+    async with FaultyProxy(running.url, faults).running() as target:
+        code, report, said = await judged(
+            f"http://{target.authority}",
+            database_url,
+            *("--vendors", "29", "--customers", "8", "--sampled", "8", "--set", "customers.zoomed=1"),
+            # everybody sees the whole town, which lies in one group
+            *("--set", "customers.radius=[3000, 3000]"),
+            *("--set", "vendors.movements=[{kind='parked', every=0.5}]", "--threshold", "freshness_max_ms=false"),
+            *("--stage", "ramp:1:1.0345", "--stage", "hold:6"),
+        )
+    assert code == 1, said
+    assert set(faults.done["uncounted"]) == {2}
+    counts = report["checks"]["counts"]
+    assert counts["watchers"] == 8
+    found = re.findall(
+        r"(customer \d+): group \S+ is held as (\d+) vendors, expected (\d+) as in a fresh snapshot",
+        "\n".join(counts["shown"]),
+    )
+    assert all(int(held) < int(expected) for _, held, expected in found), counts
+    assert len({customer for customer, _, _ in found}) == 1, counts
 
 
 async def test_lateness_of_few_and_for_a_moment_is_found(serve: Serve, database_url: str) -> None:

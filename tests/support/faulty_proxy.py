@@ -45,6 +45,8 @@ class Faults:
     cut_at: float = 3.0
     half_open: frozenset[int] = frozenset()
     """Customers whose connection stays open in silence."""
+    uncounted: frozenset[int] = frozenset()
+    """Customers that are sent no update of their counts from `cut_at` on."""
     malformed: frozenset[int] = frozenset()
     """Customers that get one update without its members."""
     settle_after: float = 1e9
@@ -154,6 +156,14 @@ class FaultyProxy:
                     if number in faults.malformed and "malformed" not in faults.done:
                         faults.note("malformed", number)
                         text = '{"type":"update","id":"map","moved":[{"vendorId":7}]}'
+                if (
+                    watching
+                    and number in faults.uncounted
+                    and self._now > faults.cut_at
+                    and text.startswith('{"type":"update","id":"counts"')
+                ):
+                    faults.note("uncounted", number)
+                    continue
                 if watching and number in faults.never_left and '"left"' in text:
                     update = orjson.loads(text)
                     if update.pop("left", None):

@@ -10,6 +10,7 @@ import orjson
 import pytest
 import redis.asyncio
 
+from streamer.broker.counts import ROUND
 from streamer.errors import ProtocolError
 from streamer.live import watch as live_watch
 from streamer.protocol import messages
@@ -156,6 +157,21 @@ async def test_customers_of_one_area_share_bytes(redis_url: str) -> None:
         assert slow.totals == (2, 2, 2)
         slow.room = True
         await slow.shows(3, 3, 3)
+
+
+@pytest.mark.timeout(60)
+async def test_who_watches_already_misses_nothing_when_another_customer_comes(redis_url: str) -> None:
+    """A snapshot for the newcomer takes a change in; the update of the others must have it, too."""
+    async with Peer(redis_url, "one") as one:
+        close(one, 2, HERE)
+        first = await look(one)
+        await asyncio.sleep(2 * ROUND)
+        one.serve("late", HERE)
+        for _ in range(15):  # a newcomer at any time of a round
+            newcomer = await look(one)
+            await asyncio.sleep(0.1)
+        await newcomer.shows(3, 3, 3)
+        await first.shows(3, 3, 3)
 
 
 async def test_nobody_asks(redis_url: str) -> None:
