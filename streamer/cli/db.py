@@ -228,7 +228,9 @@ def prune(
     configured = config.load(NEEDS_DATABASE)
     days = configured.retention if older_than is None else maintenance.days_of(older_than)
     audit_days = maintenance.days_of(audit_older_than, "--audit-older-than")
-    pruned = asyncio.run(maintenance.prune(_database_url(configured), days, audit_days, dry_run=dry_run))
+    pruned = asyncio.run(
+        maintenance.prune(_database_url(configured), days, audit_days, configured.alert_retention, dry_run=dry_run)
+    )
     verb = "would drop" if dry_run else "dropped"
     for partition in pruned.partitions:
         typer.echo(f"{verb} {partition.name}: about {partition.rows:,} rows, {partition.bytes:,} bytes")
@@ -236,7 +238,9 @@ def prune(
         typer.echo(f"{verb} {pruned.rows:,} rows of locations_default")
     if pruned.entries:
         typer.echo(f"{verb} {pruned.entries:,} audit entries")
-    if not pruned.partitions and not pruned.rows and not pruned.entries:
+    if pruned.alerts:
+        typer.echo(f"{verb} {pruned.alerts:,} rows of alerts that ended")
+    if not (pruned.partitions or pruned.rows or pruned.entries or pruned.alerts):
         typer.echo(f"nothing is older than {pruned.before}")
 
 

@@ -88,6 +88,8 @@ async def checks(configured: Settings, *, serving: bool = False) -> AsyncIterato
     else:
         detail = "STREAMER_JWKS_URL or STREAMER_JWT_SECRET is not set; `streamer dev` has a secret of its own"
         yield Finding("token keys", serving, detail)
+    on = configured.alert_key is not None
+    yield Finding("alerts", True, "on" if on else "off: set STREAMER_ALERT_KEY to turn them on")
     if not serving:
         address = f"{configured.host}:{configured.port}"
         yield await _check("port", _done(check_port(configured.host, configured.port), f"{address} is free"))

@@ -38,6 +38,8 @@ log = structlog.get_logger()
 
 SECRET = "jwt-secret"
 SERVICES = "services.json"
+RECEIVERS = ("localhost:9000", "127.0.0.1:9000")
+"""Where webhooks of alerts may go without TLS, unless a setting names other hosts."""
 READY_TIMEOUT = 10.0
 """Seconds from start to ready; more than a Redis needs to start."""
 
@@ -93,6 +95,8 @@ async def dev_server(given: Settings, data: Path, simulated: int, progress: Prog
                 "redis_url": SecretStr(redis_url),
                 "jwt_secret": SecretStr(secret),
                 "watch_auth": given.watch_auth if "watch_auth" in settings.given() else "optional",
+                "alert_key": given.alert_key or SecretStr(secret),
+                "alert_development_hosts": given.alert_development_hosts or RECEIVERS,
                 # the map's trails
                 "history_access": given.history_access if "history_access" in settings.given() else "public",
             }

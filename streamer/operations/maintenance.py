@@ -16,7 +16,7 @@ from sqlalchemy.exc import SAWarning
 
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.copy_rows import id_floor
-from streamer.storage import audit, connections, models, partitions, queries, revisions
+from streamer.storage import alert_sql, audit, connections, models, partitions, queries, revisions
 from streamer.storage.connections import connected
 from streamer.storage.drift import drift
 from streamer.storage.dsn import literal, parse_url, quoted
@@ -30,6 +30,7 @@ MOST_TRIES = 60
 TRY_AGAIN = 0.5
 ROWS_AT_ONCE = 10_000
 DAY = re.compile(r"locations_(\d{8})")
+ALERT_DAY = re.compile(r"streamer_alert_events_(\d{8})")
 THINNED = re.compile(r"thinned to (\d+) s")
 HOUR_MS = 3_600_000
 AGE = re.compile(r"(\d{1,5})([dw])")
@@ -47,12 +48,16 @@ class Partition(NamedTuple):
 
 @dataclass(slots=True)
 class Pruned:
-    """What was dropped, or would be: whole days, rows of the default partition, and entries of the audit."""
+    """What was dropped, or would be: whole days, rows of the default partition, entries of the audit, and of alerts.
+
+    `alerts` counts alerts that ended, states that matter no more and webhooks outside of a day's partition.
+    """
 
     before: date
     partitions: list[Partition] = field(default_factory=list)
     rows: int = 0
     entries: int = 0
+    alerts: int = 0
 
 
 def days_of(age: str, option: str = "--older-than") -> int:
@@ -64,9 +69,17 @@ def days_of(age: str, option: str = "--older-than") -> int:
 
 
 async def prune(
-    url: str, days: int, audit_days: int | None = None, *, dry_run: bool = False, today: date | None = None
+    url: str,
+    days: int,
+    audit_days: int | None = None,
+    alert_days: int | None = None,
+    *,
+    dry_run: bool = False,
+    today: date | None = None,
 ) -> Pruned:
     """Drops partitions whose whole day is older, and audit entries older than `audit_days`; needs the tables' owner.
+
+    Of alerts it drops the webhooks of days older than `alert_days`, and what ended before.
 
     Ingest waits for at most half a second at a time. Of two runs at once the second is refused.
     """
@@ -87,7 +100,7 @@ async def prune(
                 if named is None or datetime.strptime(named[1], "%Y%m%d").date() >= pruned.before:
                     continue
                 if not dry_run:
-                    await _drop(connection, partition.name)
+                    await _drop(connection, partition.name, "locations", "vendors")
                 pruned.partitions.append(partition)
             if dry_run:
                 pruned.rows = await connection.fetchval(queries.OLD_ROWS, cutoff)
@@ -97,20 +110,43 @@ async def prune(
             if audit_days is not None:
                 before = datetime.now(UTC) - timedelta(days=audit_days)
                 pruned.entries = await audit.prune(connection, before, dry_run=dry_run)
+            if alert_days is not None:
+                await _prune_alerts(connection, pruned, (today or datetime.now(UTC).date()), alert_days, dry_run)
         finally:
             await connection.fetchval("SELECT pg_advisory_unlock($1)", PRUNING)
     return pruned
 
 
-async def _drop(connection: Any, name: str) -> None:
+async def _prune_alerts(connection: Any, pruned: Pruned, today: date, days: int, dry_run: bool) -> None:
+    before = today - timedelta(days=days)
+    for row in await connection.fetch(alert_sql.PARTITION_SIZES):
+        partition = Partition(*row)
+        named = ALERT_DAY.fullmatch(partition.name)
+        if named is None or datetime.strptime(named[1], "%Y%m%d").date() >= before:
+            continue
+        if not dry_run:
+            await _drop(connection, partition.name, "streamer_alert_events", "streamer_alerts")
+        pruned.partitions.append(partition)
+    if dry_run:
+        return
+    cutoff = datetime(before.year, before.month, before.day)
+    yesterday = datetime.combine(today - timedelta(days=1), datetime.min.time())
+    for table, statement in alert_sql.PRUNE.items():
+        # A state matters for as long as its quiet time, which has passed; the rest is kept as long as webhooks are.
+        until = yesterday if table == "streamer_alert_states" else cutoff
+        while deleted := _count(await connection.execute(statement, until, ROWS_AT_ONCE)):
+            pruned.alerts += deleted
+
+
+async def _drop(connection: Any, name: str, parent: str, referenced: str) -> None:
     for attempt in range(1, MOST_TRIES + 1):
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                # The drop removes a foreign key on vendors too. The locks are taken in the order in which ingest takes
-                # them: in the other order the two deadlock, and under a steady load no day could be dropped.
-                await connection.execute('LOCK TABLE ONLY "locations" IN ACCESS EXCLUSIVE MODE')
-                await connection.execute('LOCK TABLE "vendors" IN ACCESS EXCLUSIVE MODE')
+                # The drop removes a foreign key on the other table too. The locks are taken in the order in which rows
+                # are added: in the other order the two deadlock, and under a steady load no day could be dropped.
+                await connection.execute(f"LOCK TABLE ONLY {quoted(parent)} IN ACCESS EXCLUSIVE MODE")
+                await connection.execute(f"LOCK TABLE {quoted(referenced)} IN ACCESS EXCLUSIVE MODE")
                 await connection.execute(f"DROP TABLE {quoted(name)}")
             return
         except partitions.BUSY as busy:

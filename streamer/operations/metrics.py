@@ -22,6 +22,7 @@ from streamer import __version__
 from streamer.counters import Histogram
 from streamer.operations.health import Health
 from streamer.operations.parts import Parts
+from streamer.protocol.alerts import EVENTS
 from streamer.transport.connection import OTHER_CODE
 
 UNREADY_PARTS = ("redis", "clock", "server")
@@ -90,6 +91,7 @@ class ServerCollector(Collector):
         yield from self._storage()
         yield from self._live()
         yield from self._connections()
+        yield from self._alerts()
         if (backups := parts.backups) is not None:
             last, verified = backups.last, backups.proven
             yield gauge("streamer_backup_last_timestamp_seconds", "Time of the newest backup, 0: never.", last)
@@ -166,6 +168,28 @@ class ServerCollector(Collector):
             yield gauge("streamer_mqtt_waiting", "Messages that are not acked yet.", parts.mqtt.waiting)
             acked = {(result,): count for result, count in parts.mqtt.messages.items()}
             yield counts("streamer_mqtt_messages", "Messages acked to the broker.", ("result",), acked)
+
+    def _alerts(self) -> Iterator[Metric]:
+        evaluator, deliverer, counters = self._parts.evaluator, self._parts.deliverer, self._parts.counters
+        if evaluator is None or deliverer is None:
+            return
+        yield gauge("streamer_alerts", "Alerts of all processes that are not disabled.", evaluator.total)
+        yield gauge("streamer_alerts_disabled", "Alerts of all processes that are disabled.", evaluator.disabled)
+        yield gauge("streamer_alerts_evaluated", "Alerts that this process looks at.", len(evaluator.alerts))
+        failed = "Alerts disabled because their webhooks failed for too long."
+        yield counter("streamer_alerts_failed", failed, counters.alerts_disabled)
+        yield gauge("streamer_alert_states_pending", "States of alerts that are not stored yet.", evaluator.pending)
+        events = {(kind,): float(counters.alert_events[kind]) for kind in EVENTS}
+        yield counts("streamer_alert_events", "Events of alerts that were stored.", ("event",), events)
+        waiting = "Webhooks of all processes that are not delivered yet, at most 100,000."
+        yield gauge("streamer_webhooks_waiting", waiting, evaluator.waiting)
+        yield gauge("streamer_webhooks_oldest_seconds", "Age of the oldest of these.", evaluator.oldest)
+        yield gauge("streamer_webhooks_running", "Requests that wait for an answer.", deliverer.running)
+        results = {(kind,): float(counters.alert_deliveries[kind]) for kind in ("delivered", "failed", "given_up")}
+        yield counts("streamer_webhook_requests", "Requests to receivers of webhooks.", ("result",), results)
+        yield histogram("streamer_webhook_seconds", "Duration of these requests.", counters.alert_seconds)
+        delay = "Time from an event to its delivery."
+        yield histogram("streamer_webhook_delay_seconds", delay, counters.alert_delay)
 
     def _connections(self) -> Iterator[Metric]:
         connections, counters = self._parts.connections, self._parts.counters

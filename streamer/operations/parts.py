@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from streamer.alerts.delivery import Deliverer
+from streamer.alerts.evaluator import Evaluator
 from streamer.broker.broker import Broker
 from streamer.broker.stream import Feed
 from streamer.broker.subscriptions import Subscriptions
@@ -43,5 +45,7 @@ class Parts(Protocol):
     clock_check: ClockCheck
     backups: Backups | None
     feed: Feed | None
+    evaluator: Evaluator | None
+    deliverer: Deliverer | None
     peers: Peers | None
     mqtt: MqttBridge | None

@@ -82,6 +82,7 @@ async def erase(
                 await connection.execute(queries.ERASE_AUDIT, [*vendors, *users, *others], clerk_ids)
             )
             await connection.execute(queries.ERASE_ACTOR, clerk_ids)
+            await connection.execute(queries.UNLIST, vendors)
     if backup_dir is not None:
         done.backups = await asyncio.to_thread(backup.found, backup_dir)
     return done

@@ -218,6 +218,11 @@ PARTITIONS = """
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = to_regclass('streamer_alert_events') ORDER BY 1
 """
+PARTITION_SIZES = """
+SELECT c.relname, GREATEST(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = to_regclass('streamer_alert_events') ORDER BY 1
+"""
 PRUNE = {
     "streamer_alerts": """
 DELETE FROM "streamer_alerts" WHERE "id" = ANY(ARRAY(

@@ -452,6 +452,15 @@ DELETE FROM "locations" WHERE "id" = ANY(ARRAY(
 """
 # Subscriptions go with their user.
 ERASE_ROWS = {
+    "streamer_alert_events": """
+DELETE FROM "streamer_alert_events" WHERE "vendorId" = ANY($1::text[])
+    OR "alertId" IN (SELECT "id" FROM "streamer_alerts" WHERE "userId" = ANY($1::text[]))
+""",
+    "streamer_alert_states": """
+DELETE FROM "streamer_alert_states" WHERE "vendorId" = ANY($1::text[])
+    OR "alertId" IN (SELECT "id" FROM "streamer_alerts" WHERE "userId" = ANY($1::text[]))
+""",
+    "streamer_alerts": 'DELETE FROM "streamer_alerts" WHERE "userId" = ANY($1::text[])',
     "integrations": 'DELETE FROM "integrations" WHERE "internalId" = ANY($1::text[])',
     "vendors": 'DELETE FROM "vendors" WHERE "id" = ANY($1::text[])',
     "users": 'DELETE FROM "users" WHERE "id" = ANY($1::text[])',
@@ -459,6 +468,14 @@ ERASE_ROWS = {
 ERASE_AUDIT = """
 DELETE FROM "streamer_audit" WHERE "rowId" = ANY($1::text[])
     OR coalesce("before", '{}')->>'clerkId' = ANY($2::text[]) OR coalesce("after", '{}')->>'clerkId' = ANY($2::text[])
+"""
+# An alert of somebody else that lists nobody any more ends.
+UNLIST = """
+UPDATE "streamer_alerts" SET
+    "definition" = jsonb_set("definition", '{vendors}', ("definition"->'vendors') - $1::text[]),
+    "deletedAt" = CASE WHEN ("definition"->'vendors') - $1::text[] = '[]' THEN now() AT TIME ZONE 'UTC' END,
+    "revision" = "revision" + 1, "updatedAt" = now() AT TIME ZONE 'UTC'
+WHERE "definition"->'vendors' ?| $1::text[]
 """
 ERASE_ACTOR = 'UPDATE "streamer_audit" SET "actor" = NULL WHERE "actor" = ANY($1::text[])'
 

@@ -21,7 +21,7 @@ from streamer.errors import CloseCode
 from streamer.settings import Settings
 from streamer.storage import seed
 from tests.conftest import Serve
-from tests.support.apps import CustomerApp, VendorApp, circle
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle
 from tests.support.commands import command, runs
 from tests.support.paths import ROOT
 
@@ -54,7 +54,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 async def test_every_name_and_label_is_exported(serve: Serve, database_url: str, tmp_path: Path) -> None:
     """By a server that has served: names, and the labels that are selected and grouped by."""
     vendor = (await seed.seed(database_url, 1))[0]
-    running = await serve(backup_dir=tmp_path)
+    running = await serve(backup_dir=tmp_path, alert_key=SECRET)
     async with CustomerApp(running.url) as customer, VendorApp(running.url, vendor.clerk_id) as app:
         await customer.watch("w", circle(52, 21, 1000))
         await app.ping(52, 21)

@@ -8,16 +8,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import redis.asyncio
 
+from streamer.accounts.tokens import make_token
 from streamer.errors import DatabaseError
 from streamer.ingest.copy_rows import location_id
 from streamer.operations import maintenance, privacy
 from streamer.storage import partitions, seed
 from streamer.storage.queries import ALL_TABLES
 from tests.conftest import Serve, connected
-from tests.support.apps import CustomerApp, VendorApp, circle, eventually
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
 
 LAT, LONG = 52.123456, 21.654321
 FEED = "test:feed"
@@ -53,11 +55,29 @@ async def redis_with(url: str, *texts: str) -> list[str]:
     return found
 
 
+async def alerted(url: str, clerk_id: str, vendor_id: str) -> None:
+    """Has a user told of a vendor, by its id and by the place where it will be."""
+    headers = {"Authorization": f"Bearer {make_token(SECRET, clerk_id, 600)}"}
+    async with aiohttp.ClientSession(url, headers=headers) as session:
+        for looked_at in ({"vendors": [vendor_id]}, {"area": circle(52.12, 21.65, 2000)}):
+            asked = {**looked_at, "on": ["entered"], "url": "https://hooks.invalid.example/"}
+            async with session.post("/v1/alerts", json=asked) as answer:
+                id = (await answer.json())["id"]
+
+            async def begun(id: str = id) -> bool:
+                async with session.get(f"/v1/alerts/{id}") as answer:
+                    return "startedAt" in await answer.json()
+
+            await eventually(begun, "an alert that has begun")
+
+
 @pytest.mark.parametrize("what", ["vendor", "user"])
 async def test_nothing_is_left(serve: Serve, database_url: str, redis_url: str, what: str) -> None:
     """Whoever asks to be forgotten has a right to it: no row, no key, no coordinate is left anywhere."""
     gone, stays = await seed.seed(database_url, 2)
-    running = await serve(feed="on", feed_key=FEED, feed_interval=0.1, position_interval=0.1)
+    running = await serve(feed="on", feed_key=FEED, feed_interval=0.1, position_interval=0.1, alert_key="k" * 32)
+    for user in (gone, stays):
+        await alerted(running.url, user.clerk_id, gone.vendor_id)
     async with CustomerApp(running.url) as customer:
         await customer.watch("w", circle(52, 21, 100_000))
         async with VendorApp(running.url, gone.clerk_id) as app, VendorApp(running.url, stays.clerk_id) as other:
@@ -68,9 +88,10 @@ async def test_nothing_is_left(serve: Serve, database_url: str, redis_url: str, 
             await app.send({"type": "status", "open": False})
 
             async def everywhere() -> bool:
-                return bool(await redis_with(redis_url, gone.vendor_id)) and any(
-                    "streamer_audit" in row for row in await rows_with(database_url, gone.vendor_id)
-                )
+                rows = await rows_with(database_url, gone.vendor_id)
+                tables = {row.partition(":")[0] for row in rows}
+                wanted = {"streamer_audit", "streamer_alerts", "streamer_alert_states", "streamer_alert_events"}
+                return bool(await redis_with(redis_url, gone.vendor_id)) and wanted <= tables
 
             await eventually(everywhere, "the vendor in Redis and in the audit")
             done = await privacy.erase(

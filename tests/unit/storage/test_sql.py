@@ -29,6 +29,7 @@ KNOWN = {
     ("adopt.py", "row"): "one of two constants, quoted",
     ("adopt.py", "statement"): "one of two constants, quoted, or of the lists in adopt_sql",
     ("adopt.py", "hold_ms"): "a number of the same file",
+    ("maintenance.py", "statement"): "of the table PRUNE in alert_sql.py",
     ("privacy.py", "statement"): "of the table ERASE_ROWS in queries.py",
     ("migrate.py", "signature"): "regprocedure's text, which PostgreSQL has quoted",
 }

@@ -1,0 +1,3 @@
+self.addEventListener("push", (event) => {
+  event.waitUntil(self.registration.showNotification(event.data.json().text));
+});
