@@ -50,6 +50,7 @@ from streamer.storage.alerts import AlertStore
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
+from streamer.transport.aiohttp_compat import hide_server
 from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.cors import Cors
 from streamer.transport.http_alerts import HttpAlerts
@@ -105,7 +106,7 @@ class Server:
             self.process,
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
-            visibility=Visibility(closed=settings.show_closed == "yes", offline=settings.show_offline == "yes"),
+            visibility=Visibility.of(settings.show_closed, settings.show_offline, settings.closed_grid),
         )
         ticks = replace(TICKS, ceiling=max(TICKS.floor, settings.frame_interval / 1000))
         self.ticker = Ticker(self.index, clock, Cadence(ticks))
@@ -257,8 +258,6 @@ class Server:
             self.app.router.add_get("/health", operators_only(self.health.health, token))
             self.app.router.add_get("/metrics", operators_only(self.metrics.metrics, token))
         Cors(settings.origins).join(self.app)
-        for served in (self.app, self.admin):
-            served.on_response_prepare.append(_hide_server)
 
     async def start(self) -> None:
         """Starts the long-lived tasks."""
@@ -391,11 +390,6 @@ class Server:
                 yield vendor_id, vendor.card.open, vendor.online
 
 
-async def _hide_server(_: web.Request, response: web.StreamResponse) -> None:
-    """Removes the header that names aiohttp's and Python's versions to attackers."""
-    response.headers.pop("Server", None)
-
-
 def not_listening(host: str, port: int, error: OSError, option: str = "--port") -> SettingsError:
     """Explains why an address cannot be listened on; `option` sets the port."""
     where = f"{f'[{host}]' if ':' in host else host}:{port}"
@@ -477,6 +471,7 @@ async def _runner(stack: AsyncExitStack, served: web.Application) -> web.AppRunn
         served, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=KEEPALIVE
     )
     await runner.setup()
+    hide_server(runner)
     stack.push_async_callback(runner.cleanup)
     return runner
 

@@ -111,7 +111,17 @@ class Settings(BaseSettings):
     watch_auth: Literal["required", "optional"] = _setting(
         "required", "`optional` lets customers watch without a token"
     )
-    show_closed: Literal["yes", "no"] = _setting("yes", "`no` hides vendors that are closed from customers")
+    show_closed: Literal["yes", "no", "coarse"] = _setting(
+        "yes",
+        "`no` hides vendors that are closed from customers, `coarse` shows them on a grid of STREAMER_CLOSED_GRID",
+    )
+    closed_grid: float = _setting(
+        1000.0,
+        "grid of STREAMER_SHOW_CLOSED=coarse, and of public history then: rounded up to 1.1, 2.2, 4.4, 8.9 or 17.8 km",
+        "m",
+        gt=0,
+        le=17_800,
+    )
     show_offline: Literal["yes", "no"] = _setting(
         "yes", "`no` hides vendors from customers as soon as they are offline, instead of STREAMER_LEAVE_AFTER later"
     )

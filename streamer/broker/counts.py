@@ -93,7 +93,12 @@ class Counts:
         """Processes whose vendors may be on the map, and their last heartbeat."""
         self._processes_read = False
         self._asking_since = 0.0
-        self._orphans = LiveIndex("", offline_after=context.index.offline_after, leave_after=context.index.leave_after)
+        self._orphans = LiveIndex(
+            "",
+            offline_after=context.index.offline_after,
+            leave_after=context.index.leave_after,
+            visibility=context.index.visibility,
+        )
         """The vendors of processes that do not answer."""
         self._own_sums = CellSums(context.index, context.local_vendors.serves)
         self._orphan_sums = CellSums(self._orphans, _all)

@@ -15,6 +15,7 @@ from streamer.live.counts import CountsKey, counts_key
 from streamer.live.index import POLYGON_TESTS, SLICE, LiveIndex
 from streamer.live.vendor import Vendor
 from streamer.live.view import ViewKey
+from streamer.live.visibility import Visibility
 from streamer.protocol import messages
 
 
@@ -54,6 +55,11 @@ class Subscriptions:
         self._clock = clock
         self._needs: dict[live_watch.Watch, Needs] = {}
         self._counted: dict[live_watch.Watch, CountsKey] = {}
+
+    @property
+    def visibility(self) -> Visibility:
+        """What customers see of vendors."""
+        return self._index.visibility
 
     def __len__(self) -> int:
         return len(self._needs) + len(self._counted)
@@ -121,6 +127,16 @@ class Subscriptions:
             ],
             self._clock(),
         )
+
+    async def vendor(self, vendor_id: str) -> tuple[Vendor | None, bool]:
+        """A vendor, whether customers see it or not, and whether None means that it surely is not there."""
+        needs = Needs(frozenset(), frozenset((vendor_id,)))
+        self._broker.hold(*needs)
+        try:
+            complete = await self._broker.ready(*needs)
+            return self._index.vendors.get(vendor_id), complete
+        finally:
+            self._broker.release(*needs)
 
     async def members(self, wanted: messages.Watch) -> tuple[list[Vendor], bool]:
         """Returns the vendors that a watch would show now, and whether the list is known to be complete."""

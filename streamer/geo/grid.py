@@ -21,6 +21,9 @@ LEVELS = 7
 BUS_LEVEL = 4
 """The level whose cells name Redis channels and keys: 0.16°, 17.8 km."""
 
+METRES_HIGH = EARTH_RADIUS * pi / 18_000
+"""The height of a finest cell."""
+
 COVER_CELLS = 120
 """Cells that `cover_level` allows in the box around an area. A circle then has up to 95."""
 
@@ -67,6 +70,11 @@ def cell(lat: float, long: float) -> int:
 def parent(cell: int, level: int) -> int:
     """Returns the cell of `level` in which a finest cell lies."""
     return (cell >> (_COLUMN_BITS + level)) << _COLUMN_BITS | (cell & _COLUMN_MASK) >> level
+
+
+def level_of(metres: float) -> int:
+    """Returns the finest level, up to `BUS_LEVEL`, whose cells are so high at least."""
+    return next((level for level in range(BUS_LEVEL) if METRES_HIGH * (1 << level) >= metres), BUS_LEVEL)
 
 
 def bus_cell(lat: float, long: float) -> int:

@@ -136,7 +136,7 @@ class Counter:
                 if sums is _UNKNOWN:
                     sums = whole[at] = sum_of(vendors, cells.mine, only_open)
             else:
-                sums = sum_of([v for v in vendors if contains(v.fix.lat, v.fix.long)], cells.mine, only_open)
+                sums = sum_of([v for v in vendors if contains(v.shown.lat, v.shown.long)], cells.mine, only_open)
             if sums is not None:
                 held = groups.get(group)
                 groups[group] = sums.copy() if held is None else add(held, sums)
@@ -213,8 +213,8 @@ def sum_of(vendors: Iterable[Vendor], mine: Callable[[Vendor], bool], only_open:
             continue
         count += 1
         online += vendor.online
-        lat += vendor.fix.lat
-        long += vendor.fix.long
+        lat += vendor.shown.lat
+        long += vendor.shown.long
     return [count, opened, online, lat, long] if count else None
 
 

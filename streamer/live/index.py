@@ -126,12 +126,9 @@ class LiveIndex:
         self._touch(vendor)
         vendor.fix = fix
         vendor.forget_encoded()
-        to = cell_at(fix.lat, fix.long)
+        self._show(vendor)
         if vendor.live:
-            if to != vendor.cell:
-                self._move(vendor, to)
             return True
-        vendor.cell = to
         self._settle(vendor, now)
         return self.vendors.get(vendor_id) is vendor
 
@@ -147,6 +144,8 @@ class LiveIndex:
         vendor.card = card
         vendor.card_changed = True
         vendor.forget_encoded()
+        if vendor.fix is not NO_FIX and self.visibility.closed_level is not None:
+            self._show(vendor)
         self._settle(vendor, now)
         return True
 
@@ -363,7 +362,7 @@ class LiveIndex:
     def _touch(self, vendor: Vendor) -> None:
         self.note_count(vendor)
         if vendor not in self._changed:
-            self._changed[vendor] = (vendor.live, vendor.fix, vendor.cell, vendor.card.open)
+            self._changed[vendor] = (vendor.live, vendor.shown, vendor.cell, vendor.card.open)
 
     def _settle(self, vendor: Vendor, now: int) -> None:
         """Brings live, online and the next deadline in line with the vendor's registers and the time."""
@@ -419,6 +418,20 @@ class LiveIndex:
     def _place(self, vendor: Vendor) -> None:
         for level in range(LEVELS):
             self._cell(level, parent(vendor.cell, level)).add(vendor)
+
+    def _show(self, vendor: Vendor) -> None:
+        """Brings where a vendor is seen, and its cell, in line with its fix and card."""
+        fix = vendor.fix
+        if self.visibility.closed_level is not None:
+            fix = self.visibility.shown(fix, vendor.card)
+        vendor.shown = fix
+        to = cell_at(fix.lat, fix.long)
+        if to == vendor.cell:
+            return
+        if vendor.live:
+            self._move(vendor, to)
+        else:
+            vendor.cell = to
 
     def _move(self, vendor: Vendor, to: int) -> None:
         for level in range(LEVELS):
@@ -502,7 +515,7 @@ class LiveIndex:
                 if number < view.whole:
                     found.extend(vendors)
                 else:
-                    found.extend([v for v in vendors if area.contains(v.fix.lat, v.fix.long)])
+                    found.extend([v for v in vendors if area.contains(v.shown.lat, v.shown.long)])
         return [v for v in found if v.card.open] if view.only_open else found, rest
 
     def _snapshot(self, watch: Watch, now: int) -> bool:
@@ -577,7 +590,7 @@ class LiveIndex:
         # Where areas differ, most decisions of a tick are made here, so nothing is called but `contains`.
         moves = []
         for vendor in cell.moved or ():
-            fix, old = vendor.fix, changed[vendor][1]
+            fix, old = vendor.shown, changed[vendor][1]
             moves.append((vendor, fix.lat, fix.long, old.lat, old.long))
         cell.unmeasured += len(moves)
         if cell.unmeasured < MEASURE_EVERY:

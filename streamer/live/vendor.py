@@ -52,6 +52,7 @@ class Vendor:
         "live",
         "online",
         "presence",
+        "shown",
         "vendor_id",
     )
 
@@ -59,6 +60,8 @@ class Vendor:
         self.vendor_id = vendor_id
         self.born = now
         self.fix = NO_FIX
+        self.shown = NO_FIX
+        """Where customers see it: the fix, or near it while it is closed."""
         self.card = NO_CARD
         self.presence = NO_PRESENCE
         self.http = 0
@@ -75,6 +78,11 @@ class Vendor:
         self._card_bytes: bytes | None = None
 
     @property
+    def known(self) -> bool:
+        """Whether its fix and card are."""
+        return self.fix.timestamp >= 0 and self.card.version >= 0
+
+    @property
     def timestamp(self) -> int:
         """When it was where it is; -1: not known."""
         return self.fix.timestamp
@@ -82,7 +90,7 @@ class Vendor:
     def fix_bytes(self) -> bytes:
         """Returns the fix as JSON, encoded once for all watchers."""
         if self._fix_bytes is None:
-            fix = self.fix
+            fix = self.shown
             self._fix_bytes = encode_fix(self.vendor_id, fix.lat, fix.long, fix.timestamp, fix.heading, fix.speed)
         return self._fix_bytes
 
@@ -92,9 +100,9 @@ class Vendor:
             self._card_bytes = encode_card(self.card_fields())
         return self._card_bytes
 
-    def card_fields(self) -> dict[str, Any]:
-        """Returns the card of the wire contract."""
-        fix = self.fix
+    def card_fields(self, *, exact: bool = False) -> dict[str, Any]:
+        """Returns the card of the wire contract, as customers see it, or `exact` for its owner."""
+        fix = self.fix if exact else self.shown
         fields: dict[str, Any] = {
             "vendorId": self.vendor_id,
             "name": self.card.name,

@@ -27,7 +27,7 @@ class ViewKey(NamedTuple):
             return False
         if self.area is None:
             return self.vendors is not None and vendor.vendor_id in self.vendors
-        return self.area.contains(vendor.fix.lat, vendor.fix.long)
+        return self.area.contains(vendor.shown.lat, vendor.shown.long)
 
 
 class View:
@@ -100,7 +100,7 @@ class View:
 
     def holds(self, vendor: Vendor) -> bool:
         """Returns whether a vendor belongs to the view now."""
-        return vendor.live and self._shows(vendor, vendor.card.open, vendor.fix.lat, vendor.fix.long)
+        return vendor.live and self._shows(vendor, vendor.card.open, vendor.shown.lat, vendor.shown.long)
 
     def held(self, vendor: Vendor, before: Before) -> bool:
         """Returns whether a vendor belonged to the view at the last tick."""

@@ -4,17 +4,34 @@ aiohttp parses the request, routes it and writes the response's head. After that
 object of ours, and none of aiohttp's objects (protocol, parser, request, response, task) stays alive for it.
 
 Used beside aiohttp's public interface: `RequestHandler.set_parser`, which hands over the bytes behind the request and
-keeps aiohttp from parsing more; assigning `RequestHandler.transport`; and `RequestHandler.connection_lost`, which ends
-aiohttp's bookkeeping. The tests of this module fail when one of these changes.
+keeps aiohttp from parsing more; assigning `RequestHandler.transport`; `RequestHandler.connection_lost`, which ends
+aiohttp's bookkeeping; `Request._prepare_hook` and `Application._make_request`, which answers to what is no HTTP pass
+through as well. The tests of this module fail when one of these changes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
+
+
+class _Request(web.Request):
+    """A request whose answers do not name aiohttp's and Python's versions to attackers."""
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        await super()._prepare_hook(response)
+        response.headers.pop("Server", None)
+
+
+def hide_server(runner: web.AppRunner) -> None:
+    """Has no answer with a `Server` header, not even that to what is no HTTP, for which no signal is sent."""
+    assert runner.server is not None
+    make: Any = runner.app._make_request
+    runner.server.request_factory = partial(make, _cls=_Request)
 
 
 class Handover(web.StreamResponse):

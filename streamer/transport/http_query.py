@@ -9,11 +9,12 @@ from heapq import nsmallest
 from aiohttp import web
 
 from streamer.accounts.permissions import owned_vendor
+from streamer.accounts.tokens import Identity
 from streamer.errors import ErrorCode, ProtocolError, Unavailable
 from streamer.geo.shapes import Circle, distance
 from streamer.live.vendor import Vendor
 from streamer.protocol import fields, history, messages
-from streamer.storage.store import VendorRow
+from streamer.storage.store import LocationRow, VendorRow
 from streamer.transport.identify import identify, identify_watcher
 from streamer.transport.problem import json_response, problem
 from streamer.transport.services import Services
@@ -55,7 +56,7 @@ class HttpQuery:
         found: list[tuple[float, str, Vendor]] = []
         for start in range(0, len(members), SLICE_VENDORS):
             found += [
-                (distance(lat, long, v.fix.lat, v.fix.long), v.vendor_id, v)
+                (distance(lat, long, v.shown.lat, v.shown.long), v.vendor_id, v)
                 for v in members[start : start + SLICE_VENDORS]
             ]
             found = nsmallest(int(limit), found)
@@ -71,13 +72,15 @@ class HttpQuery:
         return json_response({"groups": groups}, headers={"Cache-Control": "no-store"})
 
     async def card(self, request: web.Request) -> web.Response:
-        """`GET /v1/vendors/{id}`: the card of a vendor that is on the map."""
-        await self.authorize(request)
+        """`GET /v1/vendors/{id}`: the card of a vendor that is on the map; for its owner also while it is hidden."""
+        identity = await self.authorize(request)
         vendor_id = request.match_info["id"]
-        wanted = messages.Watch("card", None, frozenset((vendor_id,)), False, 0)
-        members, complete = await self._subscriptions.members(wanted)
-        for vendor in members:
-            return json_response(vendor.card_fields(), headers={"Cache-Control": "no-store"})
+        vendor, complete = await self._subscriptions.vendor(vendor_id)
+        if vendor is not None:
+            on_map = vendor.live and vendor.shown is vendor.fix
+            exact = on_map or (vendor.known and await self._owns(identity, vendor_id))
+            if exact or vendor.live:
+                return json_response(vendor.card_fields(exact=exact), headers={"Cache-Control": "no-store"})
         if not complete:
             message = f"vendor {vendor_id!r} is not on this process, and the others can't be asked"
             raise Unavailable(message, message)
@@ -85,7 +88,7 @@ class HttpQuery:
 
     async def history(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/{id}/locations?from&to&limit&cursor`: a page of what is stored; JSON, GeoJSON or GPX."""
-        row = await self._past(request, request.match_info["id"])
+        row, exact = await self._past(request, request.match_info["id"])
         accept = ", ".join(request.headers.getall("Accept", ()))
         form = history.negotiate(accept)
         if form is None:
@@ -101,7 +104,8 @@ class HttpQuery:
             found = await self._services.store.locations(row.vendor_id, asked.from_ms, asked.to_ms, size + 1, after)
             rows, cursor = history.cut(found, size)
             if rows:
-                slices.append(history.encode_rows(form, row.vendor_id, rows))
+                shown = rows if exact else [self._coarse(stored) for stored in rows]
+                slices.append(history.encode_rows(form, row.vendor_id, shown))
             left -= size
             if cursor is None or not left:
                 break
@@ -112,22 +116,30 @@ class HttpQuery:
             headers["Link"] = f'<{request.rel_url.raw_path}?{asked.next_query(cursor)}>; rel="next"'
         return web.Response(body=body, content_type=form, headers=headers)
 
-    async def _past(self, request: web.Request, vendor_id: str) -> VendorRow:
-        """Returns the vendor whose history is read, by its owner or by anyone who may watch."""
+    async def _past(self, request: web.Request, vendor_id: str) -> tuple[VendorRow, bool]:
+        """Returns the vendor whose history is read, by its owner or by anyone who may watch, and whether exactly."""
         if self._settings.history_access == "owner":
-            return await owned_vendor(
-                self._services.dataloader, await identify(request, self._services.authenticator), vendor_id
-            )
-        await self.authorize(request)
+            identity = await identify(request, self._services.authenticator)
+            return await owned_vendor(self._services.dataloader, identity, vendor_id), True
+        watcher = await self.authorize(request)
         row = await self._services.dataloader.vendor(vendor_id)
         if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
-        return row
+        # What is stored does not tell when the vendor was open.
+        coarse = self._settings.show_closed == "coarse"
+        return row, not coarse or (watcher is not None and watcher.clerk_id == row.clerk_id)
 
-    async def authorize(self, request: web.Request) -> None:
-        """Checks the token of a customer's request. Raises ProtocolError if it is rejected."""
+    def _coarse(self, row: LocationRow) -> LocationRow:
+        return LocationRow(row.id, row.timestamp, *self._subscriptions.visibility.coarse_position(row.lat, row.long))
+
+    async def _owns(self, identity: Identity | None, vendor_id: str) -> bool:
+        row = None if identity is None else await self._services.dataloader.vendor(vendor_id)
+        return row is not None and identity is not None and row.clerk_id == identity.clerk_id
+
+    async def authorize(self, request: web.Request) -> Identity | None:
+        """Checks the token of a customer's request, and returns its user. Raises ProtocolError if it is rejected."""
         required = self._settings.watch_auth == "required"
-        await identify_watcher(request, self._services.authenticator, required=required)
+        return await identify_watcher(request, self._services.authenticator, required=required)
 
 
 def number(name: str, value: str) -> float:

@@ -29,7 +29,7 @@ class VendorSearch:
     The answer has no positions: watch the ids for those.
     """
 
-    def __init__(self, store: Store, authorize: Callable[[web.Request], Awaitable[None]]) -> None:
+    def __init__(self, store: Store, authorize: Callable[[web.Request], Awaitable[object]]) -> None:
         self._store = store
         self._authorize = authorize
 

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 
 from streamer.accounts.tokens import make_token
+from streamer.geo.shapes import distance
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
@@ -65,6 +66,8 @@ async def test_a_vendor_hides_itself(serve: Serve, vendors: list[SeededVendor], 
                 await sees_nothing(session, running, vendor)
             for customer in (one, two):
                 assert customer.views == {"area": {}, "list": {}}
+            own = await asked(session, f"{near.url}/v1/vendors/{vendor.vendor_id}", bearer(vendor))
+            assert (own[0], own[1]["lat"], own[1]["open"]) == (200, LAT, False), "its owner sees its card"
             url = f"{near.url}/v1/vendors/{vendor.vendor_id}/locations"
             _, history = await asked(session, url, bearer(vendor))
             assert len(history["locations"]) == 3
@@ -90,6 +93,68 @@ async def test_closed_vendors_can_be_left_out(
         await sees_nothing(session, running, vendor)
         await app.send({"type": "status", "open": True})
         await customer.sees("w", {vendor.vendor_id: (LAT, LONG + 0.001)})
+
+
+async def test_closed_vendors_can_be_shown_coarsely(
+    serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
+) -> None:
+    """With STREAMER_SHOW_CLOSED=coarse a closed vendor is somewhere in a square on every map of every process, in every
+    answer and in public history; only its owner learns where in it, and customers do when it opens."""
+    coarse = {"show_closed": "coarse", "closed_grid": 1000.0, "history_access": "public", "watch_auth": "optional"}
+    (vendor, other, *_), near, far = vendors, await serve(**coarse), await serve(**coarse)
+    home = LAT + 0.0007, LONG + 0.0007
+    shown = near.server.index.visibility.coarse_position(*home)
+    assert shown != home
+    card_path, id = f"/v1/vendors/{vendor.vendor_id}", vendor.vendor_id
+    around_home = circle(*home, 0.9 * distance(*home, *shown))
+    async with (
+        CustomerApp(near.url) as one,
+        CustomerApp(far.url, other.clerk_id) as two,
+        VendorApp(near.url, vendor.clerk_id) as app,
+    ):
+        await app.ping(LAT, LONG, heading=90, speed=3)
+        for customer in (one, two):
+            await customer.watch("area", HERE)
+            await customer.watch("home", around_home)
+            await customer.watch("list", vendors=[id])
+            await customer.sees("area", {id: SHOWN})
+        await app.send({"type": "status", "open": False})
+        await app.ping(*home, heading=90, speed=3)
+        await app.acked(2)
+        for running, customer in ((near, one), (far, two)):
+            await customer.sees("area", {id: shown})
+            await customer.sees("list", {id: shown})
+            await customer.sees("home", {})
+            await customer.watch("later", HERE)
+            card = customer.views["later"][id]
+            assert (card["lat"], card["long"]) == shown
+            assert "heading" not in card
+            assert "speed" not in card
+            nearby = f"{running.url}/v1/vendors/nearby?lat={shown[0]}&long={shown[1]}&radius=1000"
+            (found,) = (await asked(session, nearby))[1]["vendors"]
+            assert (found["lat"], found["long"], found["distance"]) == (*shown, 0)
+            _, card = await asked(session, running.url + card_path, bearer(other))
+            assert (card["lat"], card["long"]) == shown
+            _, card = await asked(session, running.url + card_path, bearer(vendor))
+            assert (card["lat"], card["long"]) == home
+            _, past = await asked(session, f"{running.url}{card_path}/locations", bearer(other))
+            assert home not in [(at["lat"], at["long"]) for at in past["locations"]]
+            assert past["locations"][-1]["lat"] == shown[0]
+            _, past = await asked(session, f"{running.url}{card_path}/locations", bearer(vendor))
+            assert home in [(at["lat"], at["long"]) for at in past["locations"]]
+            groups = f'{running.url}/v1/vendors/counts?area={{"ne":{{"lat":53,"long":22}},"sw":{{"lat":52,"long":21}}}}'
+
+            async def counted(url: str = groups) -> bool:
+                _, answer = await asked(session, url)
+                return [(g["lat"], g["long"]) for g in answer["groups"]] == [tuple(round(x, 5) for x in shown)]
+
+            await eventually(counted, "counts of where it is shown")
+        for text in (m for customer in (one, two) for m in map(str, customer.messages)):
+            assert str(home[0]) not in text
+        await app.send({"type": "status", "open": True})
+        for customer in (one, two):
+            await customer.sees("home", {id: home})
+            await customer.sees("area", {id: home})
 
 
 async def test_offline_vendors_can_be_left_out(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import aiohttp
 import pytest
 import structlog
@@ -9,6 +12,7 @@ import structlog
 from streamer.operations import logs
 from tests.conftest import Serve
 from tests.support.apps import eventually
+from tests.support.process import ServerProcess
 
 ELSEWHERE = {"X-Forwarded-For": "203.0.113.9"}
 TOKEN = "an operator's own token"
@@ -83,3 +87,28 @@ async def test_a_proxy_that_nobody_configured_is_named_once(
     async with session.ws_connect(f"{trusted.url}/v1/watch", headers=ELSEWHERE):
         pass
     assert "STREAMER_TRUSTED_HOPS" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("request_line", [b"nonsense", b"GET / HTTP/9.9", b"GET /no-such-page HTTP/1.1"])
+async def test_no_answer_names_the_versions(serve: Serve, request_line: bytes) -> None:
+    """Whoever looks for servers of a vulnerable version learns it from no answer, nor from that to what is no HTTP."""
+    server = await serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request_line + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
+    assert b"server:" not in answer.lower()
+    assert b"aiohttp" not in answer.lower()
+
+
+@pytest.mark.parametrize("origins", ["", "https://app.example"])
+async def test_serve_warns_of_unset_origins(
+    serving_url: str, serving_redis_url: str, tmp_path: Path, origins: str
+) -> None:
+    """Otherwise nobody would know that every page on the web may open sockets in its visitors' names."""
+    log = tmp_path / "log"
+    async with ServerProcess(serving_url, serving_redis_url, log=log, origins=origins):
+        pass
+    assert log.read_text().count("STREAMER_ORIGINS is not set") == (0 if origins else 1)

@@ -25,6 +25,7 @@ from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Card, Presence
 from streamer.live.view import ViewKey
+from streamer.live.visibility import Visibility
 from streamer.live.watch import Watch
 from streamer.protocol.messages import encode_fix, update_body
 from tests.support.viewer import Client, plain, wrapped
@@ -54,6 +55,7 @@ class Truth:
     vendors: dict[str, Registers] = field(default_factory=dict)
     heard: dict[str, int] = field(default_factory=dict)
     lost: dict[str, bool] = field(default_factory=dict)
+    visibility: Visibility = field(default_factory=Visibility)
 
     def of(self, vendor_id: str) -> Registers:
         return self.vendors.setdefault(vendor_id, Registers(self.now))
@@ -82,7 +84,7 @@ class Truth:
         for id, vendor in self.vendors.items():
             if vendor.fix is None or vendor.card is None or (vendor.presence is None and not vendor.http):
                 continue
-            timestamp, lat, long, heading, speed = vendor.fix
+            timestamp, lat, long, heading, speed, *_ = self.visibility.shown(Fix(*vendor.fix), vendor.card)
             card: dict[str, Any] = {
                 "vendorId": id,
                 "name": vendor.card.name,
@@ -224,9 +226,14 @@ class Machine(RuleBasedStateMachine):
         self.names = 0
         self.spots: dict[str, tuple[int, int]] = {}
 
-    @initialize(place=st.sampled_from(PLACES), live=st.lists(st.tuples(vendor_ids, spots), max_size=8))
-    def begin(self, place: Place, live: list[tuple[str, tuple[int, int]]]) -> None:
+    @initialize(
+        place=st.sampled_from(PLACES),
+        live=st.lists(st.tuples(vendor_ids, spots), max_size=8),
+        level=st.sampled_from([None, None, 0, 2]),
+    )
+    def begin(self, place: Place, live: list[tuple[str, tuple[int, int]]], level: int | None) -> None:
         self.place = place
+        self.truth.visibility = self.index.visibility = Visibility(closed_level=level)
         for vendor_id, spot in live:
             self.card(vendor_id, True, 0)
             self.connect(vendor_id, ME, 0)
@@ -440,7 +447,7 @@ class Machine(RuleBasedStateMachine):
         for level, cells in enumerate(self.index._grids):
             placed = {vendor: at for at, spot in cells.items() for vendor in spot.vendors}
             live = {vendor for vendor in self.index.vendors.values() if vendor.live}
-            assert placed == {vendor: parent(cell(vendor.fix.lat, vendor.fix.long), level) for vendor in live}
+            assert placed == {vendor: parent(cell(vendor.shown.lat, vendor.shown.long), level) for vendor in live}
             assert all(spot.vendors or spot.watched for spot in cells.values()), "an empty cell is kept"
             for spot in cells.values():
                 ended = [view.ended for view in (*spot.whole, *spot.boundary)]
@@ -534,7 +541,7 @@ def test_long_histories(seed: int, place: Place) -> None:
         (10, machine.tick),
     ]
     weights, acts = zip(*happenings, strict=True)
-    machine.begin(place, [(id, spot()) for id in VENDORS])
+    machine.begin(place, [(id, spot()) for id in VENDORS], rnd.choice([None, None, 1]))
     for act in rnd.choices(acts, weights, k=300):
         act()
         machine.pending_is_bounded()
