@@ -2,9 +2,9 @@
 
 A B-tree index on lat and long makes every update of a position write all indexes of the row and leave a dead row.
 From PostgreSQL 16 on a BRIN index does not: the update stays on its page (HOT), and the dead row is removed there.
-Measured on PostgreSQL 18, 1,000 vendors, 141 and 321 updates of all in 20 s: 0 % and 100 % HOT, 26.6 MB and 0.6 MB for
-the table with its indexes, 90 ms and 11 ms for an update of all. A search of 100,000 vendors by a box of one degree
-takes 40 ms in place of 0.1 ms.
+Measured on PostgreSQL 18 with 1,000 vendors that all move every second for ten minutes, autovacuum as it comes, B-tree
+and BRIN: 0 and 99.97 % HOT, 20,000 and 7 dead rows, 16.2 and 0.7 MB for the table with its indexes; a search by a box
+reads 394 and 45 pages. With 100,000 vendors that search takes 0.1 and 40 ms.
 
 An older PostgreSQL keeps the B-tree: there a BRIN index prevents HOT updates too.
 """

@@ -80,7 +80,10 @@ class ChangePoller:
             try:
                 await self.poll()
                 warned = False
-            except (Unavailable, DatabaseError) as error:
+            except Unavailable as away:
+                # No warning: the batcher tells of an outage.
+                log.debug("cannot poll for deleted users and vendors", cause=str(away))
+            except DatabaseError as error:
                 if not warned:
                     log.warning("cannot poll for deleted users and vendors", cause=str(error))
                 warned = True

@@ -43,7 +43,9 @@ class Entitlements:
         """Returns whether a fix is shown at once; `run` shows a fix that needs a lookup later, if it may."""
         if vendor_id in self.paying:
             return True
-        if self._clock() >= self._held_until.get(vendor_id, 0):
+        now = self._clock()
+        # Further ahead than the interval: the clock was set back.
+        if not now < self._held_until.get(vendor_id, 0) <= now + self._interval:
             known = self._undecided.get(vendor_id)
             if known is None or known.timestamp < fix.timestamp:
                 self._undecided[vendor_id] = fix

@@ -310,10 +310,10 @@ class Counts:
             frames: dict[Any, bytes] = {}
             body = groups_body(changed.values())
             for watch in counted.watches:
-                if not watch.snapshot_due and (watch.due > now or not watch.writer.ready()):
+                if not watch.snapshot_due and (watch.held(now) or not watch.writer.ready()):
                     watch.snapshot_due = bool(changed)  # instead of keeping what it missed
                 elif watch.snapshot_due:
-                    if watch.due <= now:
+                    if not watch.held(now):
                         self._snapshot(counted, watch)
                 elif changed:
                     frame = frames.get(watch.kind) or frames.setdefault(watch.kind, watch.kind.frame(body))

@@ -107,7 +107,10 @@ class Feed:
         now = self._clock()
         statuses = self._new_statuses()
         if not (
-            self._positions or statuses or self._heartbeat is None or now - self._heartbeat >= HEARTBEAT_EVERY * 1000
+            self._positions
+            or statuses
+            or self._heartbeat is None
+            or abs(now - self._heartbeat) >= HEARTBEAT_EVERY * 1000
         ):
             return True
         positions, self._positions = self._positions, {}
@@ -116,7 +119,7 @@ class Feed:
             await self._write_positions(positions)
             await self._write_statuses(statuses, now)
             await self._send_heartbeat(now)
-            if now - self._checked >= CHECK_EVERY * 1000:
+            if abs(now - self._checked) >= CHECK_EVERY * 1000:
                 await self._report_dead(now)
                 self._checked = now
         except Unavailable as away:

@@ -20,6 +20,7 @@ from itertools import islice
 from time import thread_time
 from typing import NamedTuple
 
+from streamer.clocks import CLOCK_TOLERANCE
 from streamer.geo.grid import BUS_LEVEL, LEVELS, cover, cover_level, parent
 from streamer.geo.grid import cell as cell_at
 from streamer.geo.shapes import Polygon
@@ -133,9 +134,13 @@ class LiveIndex:
         return self.vendors.get(vendor_id) is vendor
 
     def put_card(self, vendor_id: str, card: Card, now: int) -> bool:
-        """Takes a card unless it is older than the one held; returns whether anything that customers see changed."""
+        """Takes a card unless it is older than the one held; returns whether anything that customers see changed.
+
+        As with fixes, a version of a process whose clock is wrong yields to every other.
+        """
         vendor = self._vendor(vendor_id, now)
-        if card.version < vendor.card.version:
+        held, limit = vendor.card.version, now + CLOCK_TOLERANCE
+        if held >= 0 and (card.version <= limit, card.version) < (held <= limit, held):
             return False
         if card[1:] == vendor.card[1:] and vendor.card.version >= 0:
             vendor.card = card
@@ -167,7 +172,7 @@ class LiveIndex:
     def put_http(self, vendor_id: str, at: int, now: int) -> bool:
         """Takes the time of a vendor's last ping over HTTP, which keeps it online for a while."""
         vendor = self._vendor(vendor_id, now)
-        if at <= vendor.http:
+        if at <= vendor.http <= now + CLOCK_TOLERANCE:
             return False
         vendor.http = at
         self._settle(vendor, now)
@@ -185,7 +190,7 @@ class LiveIndex:
     def owner_heard(self, owner: str, at: int, now: int) -> None:
         """Takes a sign of life of a process."""
         known = self._owner(owner)
-        known.heard = max(known.heard, at)
+        known.heard = max(min(known.heard, now), at)  # ahead of now: heard before the clock was set back
         if known.lost and known.heard + self.offline_after > now:
             known.lost = False
             for vendor in tuple(known.vendors):
@@ -296,7 +301,7 @@ class LiveIndex:
         self._fresh.clear()
         self.unfinished, left = False, SLICE
         for watch in tuple(self._waiting):
-            if (watch.due <= now or watch.rest) and watch.writer.ready():
+            if (not watch.held(now) or watch.rest) and watch.writer.ready():
                 if watch.rest:
                     self.unfinished = True
                     if left < POLYGON_TESTS:
@@ -680,7 +685,8 @@ class LiveIndex:
             if watch.fresh is not None or watch.snapshot_due:
                 continue
             writer = watch.writer
-            if watch.behind or watch.due > now or not writer.ready():
+            # The first comparison spares the usual watch a call.
+            if watch.behind or (watch.due > now and watch.held(now)) or not writer.ready():
                 watch.behind = True
                 watch.merge(view)
                 self.held_back += 1

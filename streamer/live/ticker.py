@@ -84,7 +84,7 @@ class Ticker:
         while True:
             await asyncio.sleep(0.5)
             now = self._clock()
-            if now - before > SUSPENDED:
+            if not 0 <= now - before <= SUSPENDED:
                 # Suspended, or the clock was set: what the other processes sent meanwhile is not read yet.
                 self._index.pardon(now)
             before = now

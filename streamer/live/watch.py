@@ -93,6 +93,7 @@ class Watch:
         self.kind = frame_kind(id, writer.framing)
         self.view: View | None = None
         self.due = 0
+        """When the interval has passed, epoch ms; further ahead than that if the clock was set back."""
         self.behind = False
         self.snapshot_due = False
         self.fresh: tuple[frozenset[Vendor], frozenset[Vendor]] | None = None
@@ -101,6 +102,10 @@ class Watch:
         self.moved: dict[Vendor, None] = EMPTY_DICT
         self.rest: dict[Vendor, None] = EMPTY_DICT
         """Vendors of a large snapshot that were not looked at yet; those of its view come as entered."""
+
+    def held(self, now: int) -> bool:
+        """Returns whether the interval since the last update has not passed yet."""
+        return now < self.due <= now + self.interval
 
     def begin_merge(self) -> None:
         """Prepares for changes to be merged."""

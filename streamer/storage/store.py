@@ -448,6 +448,8 @@ class Store:
                 f"no connection to PostgreSQL at {self._where} within {self._pool_timeout:g} s:"
                 f" all {self._pool.get_max_size()} are in use, or it does not answer"
             ) from None
+        except asyncpg.PostgresError as error:
+            raise Unavailable(str(explanation(f"PostgreSQL at {self._where}", error.sqlstate, error))) from error
         except _CONNECTION_ERRORS as error:
             failed = tls.trouble(error, "DATABASE_URL", "sslrootcert")
             raise Unavailable(f"PostgreSQL at {self._where} can't be reached: {failed or error}") from error
@@ -593,6 +595,8 @@ def _session_settings(statement_timeout: float) -> dict[str, str]:
     milliseconds = str(round(statement_timeout * 1000))
     return {
         "statement_timeout": milliseconds,
+        # Earlier than that, so that the error names a lock as the cause.
+        "lock_timeout": str(round(statement_timeout * 500)),
         # The locks of a client that vanished are released as soon.
         "idle_in_transaction_session_timeout": milliseconds,
         "tcp_keepalives_idle": "10",

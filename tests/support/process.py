@@ -31,6 +31,9 @@ def free_port() -> int:
 class ServerProcess:
     """`streamer serve` on a database and Redis; settings by name, as in `streamer/settings.py`."""
 
+    files: int | None = None
+    """Its limit on file descriptors."""
+
     def __init__(self, database_url: str, redis_url: str, *, log: Path | None = None, **settings: Any) -> None:
         self.port = free_port()
         self._log = log
@@ -76,8 +79,10 @@ class ServerProcess:
 
     async def spawn(self) -> None:
         """Start it, without waiting for anything; what it says goes to the end of `log`."""
+        limited = () if self.files is None else ("prlimit", f"--nofile={self.files}:{self.files}")
         with open(os.devnull if self._log is None else self._log, "ab") as log:  # noqa: ASYNC230  # a local file
             self._process = await asyncio.create_subprocess_exec(
+                *limited,
                 sys.executable,
                 "-c",
                 "from streamer.cli.main import main; main()",

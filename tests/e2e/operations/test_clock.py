@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import pytest
 
 from streamer.accounts.tokens import make_token
@@ -65,3 +67,67 @@ async def test_an_hour_off(
                     await customer.sees("w", {vendor.vendor_id: HERE})
     finally:
         await wrong.end(signal.SIGKILL)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("before", "after"), [("+3600s", "+0s"), ("-3600s", "+0s"), ("+0s", "+3s"), ("+0s", "-3s")])
+async def test_a_step_while_it_runs(
+    serve: Serve,
+    database_url: str,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    after: str,
+) -> None:
+    """Time synchronization sets the clock in one step: no restart is needed, and every ping after it is stored and
+    shown on all servers.
+    """
+    (vendor,) = await seed(database_url, 1)
+    offset = tmp_path / "offset"
+    offset.write_text(before)
+    other = await serve()
+    monkeypatch.setenv("LD_PRELOAD", str(LIBRARY))
+    monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(offset))
+    monkeypatch.setenv("FAKETIME_NO_CACHE", "1")
+    monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    stepped = ServerProcess(database_url, redis_url)
+    await stepped.spawn()
+    try:
+        monkeypatch.undo()
+
+        async def is_ready(expected: bool) -> bool:
+            try:
+                async with aiohttp.ClientSession() as session, session.get(f"{stepped.url}/readyz") as answer:
+                    return (answer.status == 200) is expected
+            except aiohttp.ClientError:
+                return False
+
+        await eventually(lambda: is_ready(before == "+0s"), "its clock judged", 30)
+        phone = VendorApp(stepped.url, vendor.clerk_id)
+        phone.headers = {"Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 14_400, time.time() - 3_700)}"}
+        async with CustomerApp(stepped.url) as customer, CustomerApp(other.url) as distant, phone as app:
+            for each in (customer, distant):
+                await each.watch("w", circle(*HERE, 5_000))
+            await app.ping(*AWAY)  # at the time of its arrival, by the server's clock
+            await app.acked(1)
+            offset.write_text(after)
+            await eventually(lambda: is_ready(True), "the right clock found", 30)
+            for number in range(2, 12):
+                place = (HERE[0] + number * 1e-4, HERE[1])
+                await app.ping(*place, timestamp=now_ms())
+                await app.acked(number)
+                for each in (customer, distant):
+                    await each.sees("w", {vendor.vendor_id: place})
+        connection = await asyncpg.connect(database_url)
+        try:
+            assert await connection.fetchval('SELECT count(*) FROM "locations"') == 11
+
+            async def newest() -> bool:
+                return bool(await connection.fetchval('SELECT "lat" FROM "vendors"') == place[0])
+
+            await eventually(newest, "vendors.lat at the newest true ping")
+        finally:
+            await connection.close()
+    finally:
+        await stepped.end(signal.SIGKILL)

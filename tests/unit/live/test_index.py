@@ -31,6 +31,7 @@ from streamer.protocol.messages import encode_fix, update_body
 from tests.support.viewer import Client, plain, wrapped
 
 ME = "me"
+HOUR = 3_600_000
 OFFLINE = 1_000
 LEAVE = 3_000
 START = 1_000_000_000
@@ -714,6 +715,29 @@ def test_moving_a_watch_waits_for_no_interval() -> None:
     client.room = None
     assert index.tick(START + 2) == (1, 0)
     assert set(client.views["w"]) == {"v"}
+
+
+@pytest.mark.parametrize("interval", [0, 500])
+def test_a_clock_that_is_set_back_holds_no_update_back(interval: int) -> None:
+    """Every map would stand still for as long as the step was: an hour of a wrong clock, or seconds after NTP's."""
+    index, client = with_vendor(), Client()
+    watching(index, client, interval=interval)
+    index.put_fix("v", Fix(START + 1, *STILL_INSIDE, None, None), START + 1_000)
+    index.tick(START + 1_000)
+    index.put_fix("v", Fix(START + 2, *INSIDE, None, None), START - HOUR)
+    assert index.tick(START - HOUR) == (1, 0)
+
+
+def test_a_clock_that_was_ahead_hides_nothing() -> None:
+    """A status or a ping over HTTP that came while the clock was ahead must not hide those after it was set right."""
+    cards = [Card(START + HOUR, "V", True, None), Card(START, "V", False, None)]
+    for order in (cards, cards[::-1]):
+        index = with_vendor()
+        for card in order:
+            index.put_card("v", card, START)
+        assert not index.vendors["v"].card.open, "the same in every process, whichever came first"
+    index.put_http("v", START + HOUR, START + HOUR)
+    assert index.put_http("v", START, START)
 
 
 def test_a_gap_right_after_the_start() -> None:

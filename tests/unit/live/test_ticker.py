@@ -17,6 +17,7 @@ from streamer.live.view import ViewKey
 from streamer.live.watch import Watch
 from tests.support.apps import eventually
 
+HOUR = 3_600_000
 OFFLINE = 1_000
 LEAVE = 3_000
 START = 1_000_000_000
@@ -154,6 +155,21 @@ async def test_time_passes(stage: Stage) -> None:
     stage.now += LEAVE
     await eventually(lambda: len(stage.client.types) == 3, "a third message")
     assert stage.departed == ["v"]
+
+
+async def test_a_clock_that_is_set_back(stage: Stage) -> None:
+    """A process that dies soon after is found silent as fast as ever: its vendors are no ghosts for an hour."""
+    stage.index.owner_heard("other", stage.now, stage.now)
+    early = stage.now - HOUR + 1
+    stage.index.put_card("w", Card(early, "W", True, None), stage.now)
+    stage.index.put_presence("w", Presence(early, "other", 0), stage.now)
+    stage.index.put_fix("w", Fix(early, 52.0, 21.0), stage.now)
+    await asyncio.sleep(0.6)
+    stage.now = early
+    await asyncio.sleep(0.7)
+    assert stage.index.vendors["w"].online
+    stage.now += OFFLINE
+    await eventually(lambda: not stage.index.vendors["w"].online, "the vendor offline")
 
 
 async def test_a_process_that_was_suspended(stage: Stage) -> None:
