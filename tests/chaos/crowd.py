@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
+import orjson
+
+from loadtest.clients.app import App
 from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Ping, Vendor
@@ -74,6 +77,34 @@ class Customer(Watcher):
         super().opened()
 
 
+class ZoomedOut(App):
+    """A customer who sees how many vendors there are in the world, not who they are."""
+
+    path = "/v1/watch"
+
+    def __init__(self, target: Target, random: Random) -> None:
+        super().__init__(target, None, random)
+        self.groups: dict[str, dict[str, Any]] = {}
+
+    @property
+    def count(self) -> int:
+        """The vendors on this customer's map."""
+        return sum(group["count"] for group in self.groups.values())
+
+    def opened(self) -> None:
+        world = {"sw": {"lat": -90, "long": -180}, "ne": {"lat": 90, "long": 180}}
+        if self.socket is not None:
+            self.socket.send(orjson.dumps({"type": "watch", "id": "world", "area": world, "as": "counts"}))
+
+    def received(self, message: bytes) -> None:
+        decoded = self.decode(message)
+        if decoded["type"] == "snapshot":
+            self.groups = {}
+            self.ready.set()
+        for group in decoded.get("groups", []):
+            self.groups[group["group"]] = group
+
+
 class Crowd:
     """Vendors and watchers of a server or load balancer."""
 
@@ -88,17 +119,19 @@ class Crowd:
             Customer(target, Circle(*CENTER, PARTLY if number % 3 == 2 else RADIUS), Random(random.random()))
             for number in range(watchers)
         ]
+        self.zoomed_out = [ZoomedOut(target, Random(random.random())) for _ in range(2)]
+        self.apps: list[App] = [*self.watchers, *self.zoomed_out, *(mover.app for mover in self.movers)]
         self.moving = True
         self.latest = 0.0
         """The seconds by which the latest view was late, since this was last set to 0."""
         self._hz = hz
-        for app in (*self.watchers, *(mover.app for mover in self.movers)):
+        for app in self.apps:
             app.longest_wait = COMES_BACK
 
     @asynccontextmanager
     async def about(self) -> AsyncIterator[None]:
         """Runs all apps; vendors move."""
-        async with running([*self.watchers, *(mover.app for mover in self.movers)]):
+        async with running(self.apps):
             tasks = [asyncio.create_task(self._move()), asyncio.create_task(self._measure())]
             try:
                 yield
@@ -114,14 +147,14 @@ class Crowd:
     async def ready(self, within: float) -> None:
         """Waits until all are connected, and a moment longer, so that every vendor is on the map."""
         await asyncio.sleep(0.1)
-        for app in (*self.watchers, *(mover.app for mover in self.movers)):
+        for app in self.apps:
             await ready(app, within)
         await asyncio.sleep(0.3)
 
     @property
     def violations(self) -> list[str]:
         """The protocol violations of the server."""
-        return [line for app in (*self.watchers, *(mover.app for mover in self.movers)) for line in app.violations]
+        return [line for app in self.apps for line in app.violations]
 
     def late(self, watcher: Customer) -> float:
         """Returns the seconds by which a watcher's view is late."""

@@ -12,7 +12,7 @@ from loadtest.clients.vendor import Ping
 from loadtest.engine import verification as truth
 from loadtest.engine.database import Database
 from loadtest.errors import LoadtestError
-from tests.chaos.crowd import Crowd
+from tests.chaos.crowd import RADIUS, Crowd
 from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
 
 GHOST_SLACK = 5.0
@@ -75,6 +75,15 @@ class Judge:
                 elif now - since > OFFLINE_AFTER + GHOST_SLACK and card["online"]:
                     found.append(f"watcher {number}: {vendor_id} is online, but gone for {now - since:.1f} s")
         return found
+
+    def counts(self) -> list[str]:
+        """Returns the zoomed-out maps that do not count the vendors which the watchers of all of them see."""
+        seen = {len(watcher.view) for watcher in self._crowd.watchers if watcher.circle.radius == RADIUS}
+        return [
+            f"zoomed-out customer {number}: {customer.count} vendors are counted; others see {sorted(seen)}"
+            for number, customer in enumerate(self._crowd.zoomed_out)
+            if seen != {customer.count}
+        ]
 
     async def storage(self, since: int) -> list[str]:
         """Returns what is wrong with the pings stored since `since` (epoch ms), and with vendors' positions."""

@@ -111,7 +111,7 @@ class Chaos:
 
     async def _judged(self, healed: float, since: int) -> list[str]:
         judge = self.judge
-        while wrong := judge.apps():
+        while wrong := judge.apps() + judge.counts():
             if time.monotonic() - healed > self._true_within:
                 return wrong
             await asyncio.sleep(0.02)
@@ -123,7 +123,7 @@ class Chaos:
             if time.monotonic() - healed > self._true_within + POSITIONS_WITHIN:
                 return wrong
             await asyncio.sleep(0.2)
-        # It must stay true, too.
+        # It must stay true, too; counts follow some seconds after a vendor that leaves.
         return judge.apps()
 
     @asynccontextmanager

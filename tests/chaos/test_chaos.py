@@ -53,7 +53,7 @@ async def test_nothing_acked_is_lost_and_every_map_becomes_true(chaos: Chaos) ->
 
 
 async def finds_what_is_wrong(chaos: Chaos) -> None:
-    """The judge finds a lost ping, one stored twice, a wrong view and a vendor that should have left."""
+    """The judge finds a lost ping, one stored twice, a wrong view, a vendor that should have left, a wrong count."""
     mover = chaos.crowd.movers[0]
     vendor_id, ping = mover.app.identity.vendor_id, mover.app.acked[len(mover.app.acked) // 2]
     connection = await asyncpg.connect(chaos.stage.postgres.url)
@@ -83,6 +83,8 @@ async def finds_what_is_wrong(chaos: Chaos) -> None:
     watcher.view[vendor_id]["online"] = False
     assert [line for line in chaos.judge.apps() if f"{vendor_id} is shown as offline" in line]
     watcher.view[vendor_id]["online"] = True
+    await eventually(lambda: not chaos.judge.counts(), "counts of all vendors")
     watcher.view["ghost"] = {**watcher.view[vendor_id], "vendorId": "ghost"}
     chaos.judge.gone["ghost"] = 0.0
     assert [line for line in chaos.judge.apps() if "ghost should have left" in line]
+    assert [line for line in chaos.judge.counts() if "vendors are counted; others see" in line]
