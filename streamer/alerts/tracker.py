@@ -116,7 +116,7 @@ class Tracker:
         for id in (*covered.full, *covered.boundary):
             cell = cells.get(id)
             if cell is not None:
-                yield from [v for v in cell.vendors if alert.area.contains(v.fix.lat, v.fix.long)]
+                yield from [v for v in cell.vendors if alert.area.contains(v.shown.lat, v.shown.long)]
 
     def look(self, alert: Alert, vendor: Vendor) -> None:
         """Looks at a live vendor for one alert."""
@@ -126,7 +126,7 @@ class Tracker:
         else:
             state = alert.states.get(vendor.vendor_id)
             was = state is not None and state.known.seen.inside
-            inside = holds(area, alert.margin, was, vendor.fix.lat, vendor.fix.long)
+            inside = holds(area, alert.margin, was, vendor.shown.lat, vendor.shown.long)
         self._look(alert, vendor.vendor_id, inside, vendor)
 
     def changed(self, vendor: Vendor) -> None:
@@ -136,7 +136,7 @@ class Tracker:
             if track is not None:
                 self._gone(vendor, track)
             return
-        lat, long = vendor.fix.lat, vendor.fix.long
+        lat, long = vendor.shown.lat, vendor.shown.long
         if track is not None and track.live and not vendor.card_changed and abs(lat) < NEAR_POLE:
             if track.wide >= 0.0:
                 moved = hypot((lat - track.y) * METRES, (long - track.x) * track.wide)
@@ -151,7 +151,7 @@ class Tracker:
         self._all(vendor)
 
     def _step(self, track: Track, vendor: Vendor, moved: float) -> None:
-        track.lat, track.long = vendor.fix.lat, vendor.fix.long
+        track.lat, track.long = vendor.shown.lat, vendor.shown.long
         slacks = track.slacks
         moved = moved * 1.001 + JITTER
         if not slacks or moved < slacks[0]:
@@ -217,7 +217,7 @@ class Tracker:
         track = self._track(vendor_id)
         track.live = True
         track.wide = -1.0
-        lat, long = track.lat, track.long = vendor.fix.lat, vendor.fix.long
+        lat, long = track.lat, track.long = vendor.shown.lat, vendor.shown.long
         known = list(track.alerts)
         alerts = track.alerts
         for cell in self._grid.at(lat, long):

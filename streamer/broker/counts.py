@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import orjson
@@ -29,6 +30,7 @@ from streamer.broker.redis_schema import (
     place_key,
     positions_key,
 )
+from streamer.cadence import Meter
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.grid import named_cell
 from streamer.geo.shapes import Area, Box, Circle, Polygon
@@ -71,6 +73,8 @@ class Counted:
         self.watches: dict[Watch, None] = {}
         self.changed: dict[str, Group] = {}
         """Groups that changed since the watchers were sent an update."""
+        self.rests_until = 0.0
+        """The loop's time before which it is not counted: everybody who watches has used up what they may."""
         self.refs = 0
         self.ready = asyncio.Event()
 
@@ -117,8 +121,9 @@ class Counts:
         counted = await self._hold(key)
         watch.interval = interval
         counted.watches[watch] = None
-        self._merge(counted)
-        self._snapshot(counted, watch)
+        await self._merge(counted)
+        if watch in counted.watches:
+            self._snapshot(counted, watch)
 
     def close(self, watch: Watch, key: CountsKey, *, moved: bool = False) -> None:
         """Ends a watch; `moved`: one that was opened again for the same key goes on."""
@@ -131,7 +136,7 @@ class Counts:
         """The groups now."""
         counted = await self._hold(key)
         try:
-            self._merge(counted)
+            await self._merge(counted)
             return counted.view.groups()
         finally:
             self._release(counted)
@@ -159,7 +164,6 @@ class Counts:
             self._wake.set()
         counted.refs += 1
         try:
-            await counted.counter.warm_up(self._own_sums)
             if self._nodes.answers(BROADCAST):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(READY_TIMEOUT):
@@ -182,12 +186,13 @@ class Counts:
             for process in tuple(self._orphaned):
                 self._forget_orphans(process)
 
-    def _merge(self, counted: Counted) -> None:
-        """Adds up all processes."""
-        groups = counted.counter.count(self._own_sums)
+    async def _merge(self, counted: Counted) -> None:
+        """Adds up all processes, and notes the groups that changed."""
+        groups = await counted.counter.count_slowly(self._own_sums)
+        orphans = await counted.counter.count_slowly(self._orphan_sums) if self._orphans.vendors else None
         answers = [sums for process, sums in counted.answers.items() if process not in self._orphaned]
-        if self._orphans.vendors:
-            answers.append(counted.counter.count(self._orphan_sums))
+        if orphans is not None:
+            answers.append(orphans)
         for answer in answers:
             for group, sums in answer.items():
                 held = groups.get(group)
@@ -271,7 +276,7 @@ class Counts:
                 await self._adopt_orphans()
                 number += 1
                 if number % ROUNDS_OF_UPDATE == 0:
-                    self._update()
+                    await self._update()
                 self._check_ready()
             self._round = min(max(ROUND, (time.thread_time() - cpu) / SHARE), LONGEST_ROUND)
             with suppress(TimeoutError):
@@ -282,15 +287,17 @@ class Counts:
         """Publishes what is asked here and the answers to what others ask, and reads which processes there are."""
         commands: list[Command] = []
         if self._keys:
-            ask = orjson.dumps((self._index.me, list(self._by_id)))
+            # Answers take a round or two: those who rest ask again before they go on.
+            awake = asyncio.get_running_loop().time() + ROUNDS_OF_UPDATE * LONGEST_ROUND
+            asked = [id for id, counted in self._by_id.items() if counted.rests_until <= awake]
+            ask = orjson.dumps((self._index.me, asked))
             commands.append(Command(BROADCAST, ("SPUBLISH", ASK, ask)))
             earliest = self._clock() - self._index.offline_after - self._index.leave_after
             commands.append(Command(BROADCAST, ("ZRANGEBYSCORE", PROCESSES, earliest, "+inf", "WITHSCORES")))
         if self._asked:
             answers = []
             for id, (counter, _) in self._asked.items():
-                await counter.warm_up(self._own_sums)
-                groups = counter.count(self._own_sums)
+                groups = await counter.count_slowly(self._own_sums)
                 answers.append((id, [(group, *sums) for group, sums in groups.items()]))
             sums = orjson.dumps((self._index.me, self._round, answers))
             commands.append(Command(BROADCAST, ("SPUBLISH", SUMS, sums)))
@@ -301,12 +308,17 @@ class Counts:
             self._processes.pop(self._index.me, None)
             self._processes_read = True
 
-    def _update(self) -> None:
+    async def _update(self) -> None:
         """Writes what changed to the watchers: the same bytes for all of one key."""
-        now = self._clock()
-        for counted in self._keys.values():
-            self._merge(counted)
-            changed, counted.changed = counted.changed, {}
+        loop = asyncio.get_running_loop()
+        for counted in tuple(self._keys.values()):
+            if counted.rests_until > loop.time() or not counted.refs:
+                continue
+            meter = Meter()
+            await meter.run(self._merge(counted))
+            self._charge(counted, meter.seconds, loop.time())
+            now, changed = self._clock(), counted.changed
+            counted.changed = {}
             frames: dict[Any, bytes] = {}
             body = groups_body(changed.values())
             for watch in counted.watches:
@@ -319,6 +331,16 @@ class Counts:
                     frame = frames.get(watch.kind) or frames.setdefault(watch.kind, watch.kind.frame(body))
                     watch.writer.write(frame)
                     watch.due = now + watch.interval
+
+    def _charge(self, counted: Counted, seconds: float, now: float) -> None:
+        """Charges those who watch; the key rests for as long as all of them are over what they may use."""
+        share, rest = seconds / max(1, len(counted.watches)), inf
+        for watch in counted.watches:
+            excess = 0.0 if watch.payer is None else watch.payer.charge(share)
+            rest = min(rest, excess)
+            if excess and watch.payer is not None:
+                watch.payer.slowed(watch.id, excess)
+        counted.rests_until = now + rest if counted.watches else 0.0
 
     def _check_ready(self) -> None:
         """Resumes those waiting for a first answer, once every process that can answer has."""

@@ -8,12 +8,12 @@ Processes that count with the same key use the same groups, so their sums add up
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
 from streamer.geo.grid import cell_bounds, cover
-from streamer.geo.shapes import Area, Box
+from streamer.geo.shapes import Area, Box, Polygon
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Vendor
 from streamer.protocol.messages import Group
@@ -29,6 +29,8 @@ MOST_COVERED = 2_048
 """Cells up to which the cover of an area is kept; for a larger one all cells with vendors are compared with the box."""
 AT_ONCE = 2_000
 """Vendors that are added up before the event loop gets its turn, and again each round."""
+CELL_COST, TEST_COST, POLYGON_TEST_COST = 4, 2, 8
+"""What a cell and a vendor at the area's boundary take, where adding up a vendor takes 1."""
 SETTLED = 1 / 64
 """The share of a group's height by which its mean must move to be sent again."""
 
@@ -56,6 +58,8 @@ def counts_key(area: Area, detail: int, only_open: bool) -> CountsKey:
     """The key for about `detail` groups at most: the finest level at which the area's box has no more."""
     bounds = area.bounds()
     width = bounds.east - bounds.west if bounds.west <= bounds.east else bounds.east - bounds.west + 360.0
+    if isinstance(area, Polygon):
+        detail = min(detail, DEFAULT_DETAIL)  # the cover of one with finer groups takes too long
     level = FINEST
     while level > 1 and _groups(bounds.north - bounds.south, level) * _groups(width, level) > detail:
         level -= 1
@@ -75,6 +79,8 @@ class CellSums:
     def __init__(self, index: LiveIndex, mine: Callable[[Vendor], bool]) -> None:
         self.index = index
         self.mine = mine
+        self.refreshed = 0
+        """How often it was."""
         self._grids: dict[tuple[int, bool], dict[int, Sums | None]] = {}
 
     def of(self, level: int, only_open: bool) -> dict[int, Sums | None]:
@@ -84,6 +90,7 @@ class CellSums:
 
     def refresh(self) -> None:
         """Forgets the sums of cells that changed, and those that were not added up for longest."""
+        self.refreshed += 1
         for (level, _), sums in self._grids.items():
             for at in self.index.recount[level]:
                 sums.pop(at, None)
@@ -126,35 +133,61 @@ class Counter:
         return ((box.north - box.south) / size + 1) * (width / size + 1)
 
     def count(self, cells: CellSums) -> dict[int, Sums]:
-        """The sums by group."""
+        """The sums by group, at once."""
+        steps = self.steps(cells)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                groups: dict[int, Sums] = done.value
+                return groups
+
+    async def count_slowly(self, cells: CellSums) -> dict[int, Sums]:
+        """The sums by group; everybody else has a turn after each step. A vendor that moves meanwhile may be missed."""
+        steps = self.steps(cells)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                groups: dict[int, Sums] = done.value
+                return groups
+            await asyncio.sleep(0)
+
+    def steps(self, cells: CellSums) -> Generator[None, None, dict[int, Sums]]:
+        """Counts in steps of about AT_ONCE vendors; returns the sums by group."""
         groups: dict[int, Sums] = {}
         only_open, contains = self._key.open, self._key.area.contains
-        whole = cells.of(self._level, only_open)
+        test_cost = POLYGON_TEST_COST if isinstance(self._key.area, Polygon) else TEST_COST
+        whole, work = cells.of(self._level, only_open), 0
         for at, vendors, inside, group in self._cells(cells.index):
-            if inside:
-                sums = whole.get(at, _UNKNOWN)
-                if sums is _UNKNOWN:
-                    sums = whole[at] = sum_of(vendors, cells.mine, only_open)
-            else:
-                sums = sum_of([v for v in vendors if contains(v.shown.lat, v.shown.long)], cells.mine, only_open)
+            work += CELL_COST
+            if work >= AT_ONCE:
+                yield
+                work = 0
+            if inside is None:
+                continue
+            sums = whole.get(at, _UNKNOWN) if inside else _UNKNOWN
+            if sums is _UNKNOWN:
+                refreshed, sums, rest = cells.refreshed, None, iter(tuple(vendors))
+                size = AT_ONCE if inside else AT_ONCE // test_cost
+                while some := list(islice(rest, size)):
+                    work += len(some) * (1 if inside else test_cost)
+                    tested = some if inside else [v for v in some if contains(v.shown.lat, v.shown.long)]
+                    if (more := sum_of(tested, cells.mine, only_open)) is not None:
+                        sums = more if sums is None else add(sums, more)
+                    if work >= AT_ONCE:
+                        yield
+                        work = 0
+                if inside and refreshed == cells.refreshed:
+                    # Otherwise what changed in the cell meanwhile is not known any more.
+                    whole[at] = sums
             if sums is not None:
                 held = groups.get(group)
                 groups[group] = sums.copy() if held is None else add(held, sums)
         return groups
 
-    async def warm_up(self, cells: CellSums) -> None:
-        """Counts the whole cells that are not known yet, a few at a time."""
-        whole, counted = cells.of(self._level, self._key.open), 0
-        for at, vendors, inside, _ in tuple(self._cells(cells.index)):
-            if inside and at not in whole:
-                counted += len(vendors)
-                if counted > AT_ONCE:
-                    counted = 0
-                    await asyncio.sleep(0)
-                whole[at] = sum_of(vendors, cells.mine, self._key.open)
-
-    def _cells(self, index: LiveIndex) -> Iterator[tuple[int, Collection[Vendor], bool, int]]:
-        """Each cell with vendors that the area touches: its vendors, whether it is wholly inside, and its group."""
+    def _cells(self, index: LiveIndex) -> Iterator[tuple[int, Collection[Vendor], bool | None, int]]:
+        """Each cell with vendors: its vendors, whether it is wholly inside the area (None: outside), and its group."""
         cells, located = index.cells(self._level), self._located
         if self._whole is not None:
             for inside, covered in ((True, self._whole), (False, self._boundary)):
@@ -167,13 +200,12 @@ class Counter:
             return
         box = self._key.area
         assert isinstance(box, Box)
-        for at, spot in cells.items():
-            if spot.vendors:
+        for at in tuple(cells):
+            spot = cells.get(at)
+            if spot is not None and spot.vendors:
                 if at not in located:
                     located[at] = (_inside(box, *cell_bounds(at, self._level)), self._group(at))
-                inside_or_out, group = located[at]
-                if inside_or_out is not None:
-                    yield at, spot.vendors, inside_or_out, group
+                yield at, spot.vendors, *located[at]
 
     def _group(self, at: int) -> int:
         south, west, north, east = cell_bounds(at, self._level)

@@ -61,11 +61,14 @@ class Bubbles:
         await eventually(lambda: self.totals == totals, f"{totals}, only {self.totals}", within)
 
 
+FIELDS = {"type": "watch", "id": "z", "as": "counts"}
+
+
 async def look(peer: Peer, area: dict[str, Any] = WORLD, **more: Any) -> Bubbles:
     """A customer of a process who watches counts."""
     bubbles = Bubbles()
     watch = live_watch.Watch("z", bubbles)
-    fields = {"type": "watch", "id": "z", "area": area, "as": "counts", **more}
+    fields = {**FIELDS, "area": area, **more}
     await peer.watches.open(watch, messages.watch_of(fields, messages.Bounds()))
     return bubbles
 
@@ -223,3 +226,33 @@ async def test_a_watch_turns_from_vendors_to_counts_and_back(redis_url: str) -> 
         one.watches.close(watch)
         assert (len(one.broker.counts), len(one.watches)) == (0, 0)
         await asyncio.sleep(0)
+
+
+@pytest.mark.timeout(60)
+async def test_counts_that_cost_too_much_rest(redis_url: str) -> None:
+    """Whoever has a whole country counted in many ways is counted for more seldom, is told so, and others are not."""
+
+    class Poor:
+        told = 0
+
+        def charge(self, seconds: float) -> float:
+            assert seconds > 0
+            return 600.0
+
+        def excess(self) -> float:
+            return 600.0
+
+        def slowed(self, watch_id: str, seconds: float) -> None:
+            self.told += 1
+
+    async with Peer(redis_url, "one") as one:
+        poor, bubbles = Poor(), Bubbles()
+        watch = live_watch.Watch("z", bubbles, payer=poor)
+        await one.watches.open(watch, messages.watch_of({**FIELDS, "area": HALF}, messages.Bounds()))
+        other = await look(one)
+        await eventually(lambda: poor.told > 0, "a customer that is told")
+        close(one, 3, HERE)
+        await other.shows(3, 3, 3)
+        assert bubbles.totals == (0, 0, 0)
+        assert poor.told == 1, "it is not even counted"
+        await (await look(one, HALF)).shows(3, 3, 3)

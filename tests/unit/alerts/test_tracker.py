@@ -14,9 +14,11 @@ from streamer.alerts.edges import holds
 from streamer.alerts.rules import Seen
 from streamer.alerts.rules import State as Known
 from streamer.alerts.tracker import Tracker
+from streamer.geo.shapes import distance
 from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Before, Card, Presence, Vendor
+from streamer.live.visibility import Visibility
 from streamer.protocol.alerts import stored_definition
 from streamer.storage.alerts import Evaluated
 
@@ -92,7 +94,9 @@ class Stage:
                 elif alert.area is None:
                     holding = vendor_id in (alert.definition.vendors or ())
                 else:
-                    holding = holds(alert.area, alert.margin, pair in self.expected, vendor.fix.lat, vendor.fix.long)
+                    holding = holds(
+                        alert.area, alert.margin, pair in self.expected, vendor.shown.lat, vendor.shown.long
+                    )
                 (self.expected.add if holding else self.expected.discard)(pair)
         assert self.inside == self.expected
 
@@ -163,3 +167,22 @@ def test_a_vendor_that_stands_far_from_all_edges_costs_nothing() -> None:
         stage.put("v1", offset(CENTRES[0], chance.gauss(0, 3), chance.gauss(0, 3)))
         stage.tick()
     assert stage.looks == looks
+
+
+def test_a_closed_vendor_is_inside_where_it_is_shown() -> None:
+    """Alerts on small areas would find out where a driver lives whom every map shows coarsely."""
+    stage, home = Stage(), (52.2304, 21.0129)
+    stage.index.visibility = Visibility.of("coarse", "yes", 1000.0)
+    shown = stage.index.visibility.coarse_position(*home)
+    assert distance(*home, *shown) > 200
+    for id, place in (("home", home), ("shown", shown)):
+        stage.add(alert(id, area={"center": {"lat": place[0], "long": place[1]}, "radius": 100}))
+    stage.put("v", home)
+    stage.index.tick(stage.now)
+    assert stage.inside == {("home", "v")}
+    stage.index.put_card("v", Card(stage.now + 1, "v", False, None), stage.now + 1)
+    stage.index.tick(stage.now + 1)
+    assert stage.inside == {("shown", "v")}
+    stage.put("v", offset(home, 30.0, 30.0))
+    stage.index.tick(stage.now)
+    assert stage.inside == {("shown", "v")}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamer.geo.shapes import Area, Box, Circle, Polygon
-from streamer.live.counts import CellSums, Counter, CountsView, Sums, add, counts_key
+from streamer.live.counts import AT_ONCE, CellSums, Counter, CountsView, Sums, add, counts_key
 from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Card, Presence
@@ -148,3 +148,31 @@ def test_sums_that_are_kept_stay_true() -> None:
         kept = [sums[:3] for _, sums in sorted(counter.count(cells).items())]
         anew = [sums[:3] for _, sums in sorted(counter.count(CellSums(index, cells.mine)).items())]
         assert kept == anew
+
+
+def test_counting_gives_way() -> None:
+    """One customer's count of the world must not hold up everybody else: it is made of many short steps."""
+    index = fleet(3)
+    for number in range(3 * AT_ONCE):
+        put(index, f"crowd{number}", 10.0 + number % 70 / 100_000, 10.0)
+    for area in (WORLD, Box(9.0, 9.0, 10.0003, 11.0), Polygon(((9.0, 9.0), (11.0, 9.0), (10.0, 10.0005)))):
+        counter, cells = Counter(counts_key(area, 200, False)), CellSums(index, lambda _: True)
+        steps = len(list(counter.steps(cells)))
+        assert steps >= 3
+        shown = sum(area.contains(v.shown.lat, v.shown.long) for v in index.vendors.values())
+        assert sum(sums[0] for sums in counter.count(cells).values()) == shown
+
+
+def test_a_cell_that_changes_while_it_is_counted() -> None:
+    """Its sum is not kept, or vendors that came meanwhile would be missing for as long as nothing else happens."""
+    index = fleet(0)
+    for number in range(3 * AT_ONCE):
+        put(index, f"crowd{number}", 10.0 + number % 70 / 100_000, 10.0)
+    counter, cells = Counter(counts_key(WORLD, 200, False)), CellSums(index, lambda _: True)
+    steps = counter.steps(cells)
+    next(steps)
+    put(index, "late", 10.0, 10.0)
+    cells.refresh()
+    for _ in steps:
+        pass
+    assert sum(sums[0] for sums in counter.count(cells).values()) == len(index.vendors)

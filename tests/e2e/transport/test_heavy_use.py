@@ -1,0 +1,91 @@
+"""Who uses much for good reasons is served: limits that stop attackers must not stop a day's work."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+
+from streamer.accounts.tokens import make_token
+from streamer.ingest.cost import ClientCost
+from streamer.live.fix import Fix
+from streamer.live.vendor import Card, Presence
+from streamer.storage import seed
+from streamer.storage.seed import SeededVendor
+from tests.conftest import Serve
+from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, now_ms
+
+LAT, LONG = 52.2297, 21.0122
+DAY = 86_400_000
+MOVES = 40
+"""Moves of a map that are measured, fewer than a second may have."""
+
+
+async def test_a_backlog_of_a_day(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """A phone that was offline for a day sends 20,000 pings in full messages at once: all are acked, nothing is
+    refused, and nothing is warned of."""
+    server, began = await serve(), now_ms() - DAY
+    async with VendorApp(server.url, vendors[0].clerk_id) as vendor:
+        for batch in range(40):
+            numbers = range(batch * 500, batch * 500 + 500)
+            pings = [{"lat": LAT + n % 100 * 1e-4, "long": LONG, "timestamp": began + n * 4000} for n in numbers]
+            await vendor.send({"type": "pings", "pings": pings})
+        await vendor.acked(20_000, within=120.0)
+        assert {m["type"] for m in vendor.messages} == {"hello", "ack"}
+    assert server.server.counters.refused.total() == 0
+
+
+async def test_two_hundred_vendors_behind_one_address(serve: Serve, database_url: str) -> None:
+    """The trucks of a market share a router: after it restarts all come back at once, and each is let in."""
+    vendors = await seed.seed(database_url, 200)
+    server = await serve(trusted_hops=1)
+
+    async def reconnect(session: aiohttp.ClientSession, vendor: SeededVendor) -> list[str]:
+        token = make_token(SECRET, vendor.clerk_id, 600)
+        headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": "203.0.113.9"}
+        heard = []
+        async with session.ws_connect(f"{server.url}/v1/vendor", headers=headers) as socket:
+            await socket.send_json({"lat": LAT, "long": LONG})
+            while "ack" not in heard:
+                heard.append((await socket.receive_json())["type"])
+        return heard
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        heard = await asyncio.gather(*(reconnect(session, vendor) for vendor in vendors))
+    assert heard == [["hello", "ack"]] * 200
+
+
+@pytest.mark.parametrize("shape", ["circle", "box"])
+async def test_a_map_that_is_dragged(
+    serve: Serve, vendors: list[SeededVendor], monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    """Ten moves a second over a busy town, for as long as somebody likes, are within what a connection may use."""
+    server, now = await serve(), now_ms()
+    for number in range(300):
+        id = f"moving{number}"
+        server.server.index.put_card(id, Card(now, "Ice cream", True, None), now)
+        server.server.index.put_presence(id, Presence(now, server.server.index.me, 0), now)
+        place = LAT + number % 20 * 2e-3, LONG + number // 20 * 3e-3
+        server.server.index.put_fix(id, Fix(now, *place), now)
+    charged: list[float] = []
+    charge = ClientCost.charge
+
+    def counted(self: ClientCost, seconds: float, at: float) -> None:
+        charged.append(seconds)
+        charge(self, seconds, at)
+
+    monkeypatch.setattr(ClientCost, "charge", counted)
+    async with CustomerApp(server.url, vendors[0].clerk_id) as customer:
+        await customer.watch("map", circle(LAT, LONG, 4000))
+        charged.clear()
+        for move in range(MOVES):
+            lat, long = LAT + move * 1e-3, LONG + move * 1e-3
+            area: dict[str, Any] = circle(lat, long, 4000)
+            if shape == "box":
+                area = {"sw": {"lat": lat, "long": long}, "ne": {"lat": lat + 0.06, "long": long + 0.08}}
+            await customer.watch("map", area)
+        assert {m["type"] for m in customer.messages} <= {"snapshot", "update"}
+    each = sum(charged) / MOVES
+    assert 10 * each < server.server.settings.connection_cost / 1000, f"{each * 1000:.2f} ms a move"
