@@ -124,7 +124,7 @@ class LiveIndex:
             and not fix.replaces(vendor.fix, now)
         ):
             return False
-        self._touch(vendor)
+        self._remember(vendor)
         vendor.fix = fix
         vendor.forget_encoded()
         self._show(vendor)
@@ -366,6 +366,10 @@ class LiveIndex:
 
     def _touch(self, vendor: Vendor) -> None:
         self.note_count(vendor)
+        self._remember(vendor)
+
+    def _remember(self, vendor: Vendor) -> None:
+        """Keeps what a vendor was at the last tick."""
         if vendor not in self._changed:
             self._changed[vendor] = (vendor.live, vendor.shown, vendor.cell, vendor.card.open)
 

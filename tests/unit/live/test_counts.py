@@ -95,6 +95,17 @@ def test_whole_cells_are_counted_once_for_all_who_share_a_grid() -> None:
     assert looked < len(index.vendors) / 2
 
 
+def test_vendors_that_move_within_their_cells_are_not_counted_again() -> None:
+    """A map of the world must not cost a look at every vendor that drives down a street."""
+    index = fleet(3)
+    cells = CellSums(index, lambda _: True)
+    Counter(counts_key(WORLD, 200, False)).count(cells)
+    cells.refresh()
+    for vendor in tuple(index.vendors.values()):
+        index.put_fix(vendor.vendor_id, vendor.fix._replace(timestamp=NOW + 1, heading=90.0), NOW + 1)
+    assert not any(index.recount.values())
+
+
 def test_only_what_changed_is_sent() -> None:
     """An overview must not cost a customer more than the changes in it."""
     index, key = LiveIndex("me"), counts_key(WORLD, 200, False)
