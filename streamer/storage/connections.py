@@ -101,6 +101,8 @@ def unreachable(error: BaseException, silent: str = "no answer in time") -> str:
     """Returns why no connection could be opened and what to check, to follow the name of the server."""
     if failed := tls.trouble(error, "DATABASE_URL", "sslrootcert"):
         return f": {failed}"
+    if "rejected SSL upgrade" in str(error):
+        return f" speaks no TLS: {error}; turn TLS on there, or leave sslmode out of DATABASE_URL"
     cause = _reason(error) if str(error) else silent
     return f" can't be reached: {cause}; check that it runs and what DATABASE_URL says"
 
@@ -116,6 +118,13 @@ def explanation(where: str, sqlstate: str | None, error: object) -> DatabaseErro
                 "other than public set it by ALTER ROLE … SET search_path and leave `schema` out of DATABASE_URL"
             )
         return DatabaseError(f"{where} is PgBouncer, {error}: add pgbouncer=true to DATABASE_URL")
+    pooled = code == "08P01"  # PgBouncer's code for everything
+    if pooled and "SSL required" in str(error):
+        return DatabaseError(f"{where}: {cause}; add sslmode=require to DATABASE_URL")
+    if pooled and "atabase" in str(error) and "does not exist" in str(error):
+        code = "3D000"
+    elif pooled and any(words in str(error) for words in ("authentication failed", "no such user", 'role "')):
+        code = "28P01"
     if code in ("26000", "42P05"):
         return DatabaseError(
             f"{where} lost a prepared statement, {cause}: a pooler in transaction mode stands before it, "
@@ -127,9 +136,11 @@ def explanation(where: str, sqlstate: str | None, error: object) -> DatabaseErro
             "(host1:5432,host2:5432), so that the primary is found"
         )
     if code == "3D000":
-        return DatabaseError(f"{where}: {error}; create it with CREATE DATABASE")
+        listed = " and list it in PgBouncer's [databases]" if pooled else ""
+        return DatabaseError(f"{where}: {error}; create it with CREATE DATABASE{listed}")
     if code.startswith("28"):
-        return DatabaseError(f"{where} refused the login: {cause}; check user and password in DATABASE_URL")
+        listed = " and in PgBouncer's auth_file" if pooled else ""
+        return DatabaseError(f"{where} refused the login: {cause}; check user and password in DATABASE_URL{listed}")
     if code == "42501":
         return DatabaseError(
             f"{where} does not permit it: {cause}; use the role that owns the tables, or for `serve` a role that "

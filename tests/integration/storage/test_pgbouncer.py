@@ -13,6 +13,7 @@ from streamer.ingest.copy_rows import RowEncoder
 from streamer.ingest.position import Position
 from streamer.storage import migrate, revisions, roles, seed
 from streamer.storage.drift import drift
+from streamer.storage.dsn import parse_url
 from streamer.storage.store import Store, _session_settings
 from tests.conftest import connected
 from tests.support.apps import now_ms
@@ -63,6 +64,33 @@ async def test_a_url_that_pgbouncer_refuses_names_the_remedy(bouncer: str, query
         with pytest.raises(DatabaseError, match=r"pgbouncer=true|ALTER ROLE") as refused:
             await call(bouncer + query)
         assert "try again" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead", "says"),
+    [
+        ("/{database}", "/nowhere", r"CREATE DATABASE and list it in PgBouncer's \[databases\]"),
+        (":{password}@", ":wrong@", "check user and password in DATABASE_URL and in PgBouncer's auth_file"),
+        ("//{user}:", "//nobody:", "check user and password in DATABASE_URL and in PgBouncer's auth_file"),
+    ],
+)
+async def test_what_pgbouncer_refuses_for_ever(bouncer: str, part: str, instead: str, says: str) -> None:
+    """PgBouncer has one code for all errors: a wrong password must not look like a server that is away."""
+    parsed = parse_url(bouncer)
+    known = part.format(database=parsed.database, password=parsed.password, user=parsed.user)
+    assert known in bouncer
+    with pytest.raises(DatabaseError, match=says) as refused:
+        await Store.open(bouncer.replace(known, instead) + "?pgbouncer=true")
+    assert "try again" not in str(refused.value)
+
+
+async def test_a_login_that_postgresql_refuses_behind_pgbouncer(empty_database_url: str, tmp_path: Path) -> None:
+    """The password of PgBouncer's file is out of date."""
+    parsed = parse_url(empty_database_url)
+    async with pgbouncer(empty_database_url.replace(f":{parsed.password}@", ":outdated@"), tmp_path) as url:
+        with pytest.raises(DatabaseError, match="check user and password") as refused:
+            await Store.open(f"{url}?pgbouncer=true")
+    assert "try again" not in str(refused.value)
 
 
 async def test_prepared_statements_in_transaction_mode_name_the_remedy(empty_database_url: str, tmp_path: Path) -> None:
