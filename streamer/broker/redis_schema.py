@@ -215,7 +215,7 @@ class CellBatch:
             fix = vendor.fix
             self._add(self.fixes, b"f" + id.encode(), fix.version, fix.register(id), store)
         if parts & Part.CARD:
-            self._add(self.cards, b"c" + id.encode(), vendor.card.version, dumps((id, *vendor.card)), store)
+            self._add(self.cards, b"c" + id.encode(), vendor.card.version, vendor.card.register(id), store)
         if parts & Part.PRESENCE and vendor.presence.owner:
             presence = vendor.presence
             self._add(self.presences, b"p" + id.encode(), presence.since, dumps((id, *presence)), store)

@@ -9,6 +9,18 @@ import orjson
 from streamer.clocks import CLOCK_TOLERANCE
 
 
+def order(version: int, held: int, now: int) -> int:
+    """Returns 1 if a version replaces the held one (up to 0: none is held), -1 if it does not, 0 if they are equal.
+
+    One that is ahead of the clock by more than clocks may differ is of a process whose clock is wrong, and yields to
+    every other: it would hide all until that time.
+    """
+    limit = now + CLOCK_TOLERANCE
+    if held > 0 and (held > limit) != (version > limit):
+        return 1 if held > limit else -1
+    return (version > held) - (version < held)
+
+
 class Fix(NamedTuple):
     """Where a vendor was: `timestamp` epoch ms, degrees, degrees clockwise from north, m/s.
 
@@ -40,12 +52,8 @@ class Fix(NamedTuple):
 
     def replaces(self, held: Fix, now: int) -> bool:
         """Whether this fix is to be held instead; the same answer in every process, whichever came first."""
-        version, held_version = self.timestamp - self.ahead, held.timestamp - held.ahead
-        limit = now + CLOCK_TOLERANCE
-        if (held_version > limit) != (version > limit):
-            return held_version > limit  # of a process whose clock is wrong: it would hide all until that time
-        if version != held_version:
-            return version > held_version
+        if newer := order(self.timestamp - self.ahead, held.timestamp - held.ahead, now):
+            return newer > 0
         if self.timestamp != held.timestamp or self.stored != held.stored:
             return (self.timestamp, self.stored) > (held.timestamp, held.stored)
         return self.register("") > held.register("")

@@ -20,12 +20,11 @@ from itertools import islice
 from time import thread_time
 from typing import NamedTuple
 
-from streamer.clocks import CLOCK_TOLERANCE
 from streamer.geo.grid import BUS_LEVEL, LEVELS, cover, cover_level, parent
 from streamer.geo.grid import cell as cell_at
 from streamer.geo.shapes import Polygon
 from streamer.live.cell import Cell
-from streamer.live.fix import Fix
+from streamer.live.fix import Fix, order
 from streamer.live.vendor import NO_FIX, Before, Card, Owner, Presence, Vendor
 from streamer.live.view import View, ViewKey
 from streamer.live.visibility import Visibility
@@ -134,13 +133,13 @@ class LiveIndex:
         return self.vendors.get(vendor_id) is vendor
 
     def put_card(self, vendor_id: str, card: Card, now: int) -> bool:
-        """Takes a card unless it is older than the one held; returns whether anything that customers see changed.
+        """Takes a card if it replaces the one held; returns whether anything that customers see changed.
 
         As with fixes, a version of a process whose clock is wrong yields to every other.
         """
         vendor = self._vendor(vendor_id, now)
-        held, limit = vendor.card.version, now + CLOCK_TOLERANCE
-        if held >= 0 and (card.version <= limit, card.version) < (held <= limit, held):
+        newer = order(card.version, vendor.card.version, now)
+        if newer < 0 or (newer == 0 and card.register(vendor_id) <= vendor.card.register(vendor_id)):
             return False
         if card[1:] == vendor.card[1:] and vendor.card.version >= 0:
             vendor.card = card
@@ -158,7 +157,8 @@ class LiveIndex:
         """Takes a presence unless a newer connection is known; returns whether it was taken."""
         vendor = self._vendor(vendor_id, now)
         held = vendor.presence
-        if (presence.since, presence.owner, presence.ended) <= (held.since, held.owner, held.ended):
+        newer = order(presence.since, held.since, now)
+        if newer < 0 or (newer == 0 and presence <= held):
             return False
         if held.owner in self.owners:
             self.owners[held.owner].vendors.discard(vendor)
@@ -172,7 +172,7 @@ class LiveIndex:
     def put_http(self, vendor_id: str, at: int, now: int) -> bool:
         """Takes the time of a vendor's last ping over HTTP, which keeps it online for a while."""
         vendor = self._vendor(vendor_id, now)
-        if at <= vendor.http <= now + CLOCK_TOLERANCE:
+        if order(at, vendor.http, now) <= 0:
             return False
         vendor.http = at
         self._settle(vendor, now)

@@ -158,7 +158,10 @@ class LocalVendors:
         self._changed()
 
     def card(self, vendor_id: str, card: Card, now: int) -> None:
-        """Takes a vendor's card, which may have changed."""
+        """Takes a vendor's card, which may have changed; of two of one millisecond the later one."""
+        held = self.index.vendors.get(vendor_id)
+        if held is not None and held.card.version == card.version and held.card != card:
+            card = card._replace(version=card.version + 1)
         if vendor_id in self.sockets and self.index.put_card(vendor_id, card, now):
             self._mark(vendor_id, Part.CARD)
             self._changed()

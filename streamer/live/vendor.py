@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeAlias
 
 from streamer.live.fix import Fix
-from streamer.protocol.messages import encode_card, encode_fix
+from streamer.protocol.messages import dumps, encode_card, encode_fix
 
 
 class Card(NamedTuple):
@@ -21,6 +21,10 @@ class Card(NamedTuple):
     primary_image: str | None
     hidden: bool = False
     """Off every map while it is closed, at its own request."""
+
+    def register(self, vendor_id: str) -> bytes:
+        """The JSON of Redis messages and hashes; of two of one version the greater bytes win."""
+        return dumps((vendor_id, *self))
 
 
 class Presence(NamedTuple):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from streamer.clocks import CLOCK_TOLERANCE
 from streamer.live.fix import Fix, fix_of_register
 from streamer.live.index import LiveIndex
+from streamer.live.vendor import Card, Presence
 
 NOW = 1_790_000_000_000
 
@@ -78,3 +79,29 @@ def test_a_fix_of_a_process_whose_clock_is_wrong_yields() -> None:
     wrong, true = Fix(NOW + 3_600_000, 1.0, 1.0), Fix(NOW, 2.0, 2.0)
     assert true.replaces(wrong, NOW)
     assert not wrong.replaces(true, NOW)
+
+
+versions = st.sampled_from([NOW - 1, NOW, NOW + 1, NOW + CLOCK_TOLERANCE + 1, NOW + 3_600_000])
+cards = st.builds(Card, versions, st.sampled_from(["a", "b"]), st.booleans(), st.none(), st.booleans())
+presences = st.builds(Presence, versions, st.sampled_from(["one", "two"]), st.sampled_from([0, NOW]))
+states = st.tuples(cards, presences, versions)
+
+
+def merged(order: tuple[tuple[Card, Presence, int], ...]) -> tuple[Card, Presence, int]:
+    """What a process holds that heard of these in this order."""
+    index = LiveIndex("me")
+    for card, presence, http in order:
+        index.put_card("v", card, NOW)
+        index.put_presence("v", presence, NOW)
+        index.put_http("v", http, NOW)
+    vendor = index.vendors["v"]
+    return vendor.card, vendor.presence, vendor.http
+
+
+@given(st.lists(states, min_size=1, max_size=3))
+def test_every_order_ends_with_the_same_state(found: list[tuple[Card, Presence, int]]) -> None:
+    """Two processes that read a card in the same millisecond, before and after a change, would differ for ever."""
+    first = merged(tuple(found))
+    for order in permutations(found):
+        assert merged(order) == first
+        assert merged((*order, *order)) == first

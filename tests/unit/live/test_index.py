@@ -266,7 +266,7 @@ class Machine(RuleBasedStateMachine):
         self.names = (self.names + 1) % 3
         card = Card(truth.now - age, f"name {self.names}", is_open, None)
         held = truth.of(vendor_id).card
-        if held is None or card.version >= held.version:
+        if held is None or (card.version, card.register("")) > (held.version, held.register("")):
             truth.of(vendor_id).card = card
         self.index.put_card(vendor_id, card, truth.now)
 
@@ -730,7 +730,7 @@ def test_a_clock_that_is_set_back_holds_no_update_back(interval: int) -> None:
 
 def test_a_clock_that_was_ahead_hides_nothing() -> None:
     """A status or a ping over HTTP that came while the clock was ahead must not hide those after it was set right."""
-    cards = [Card(START + HOUR, "V", True, None), Card(START, "V", False, None)]
+    cards = [Card(START + HOUR, "V", True, None), Card(START + 1, "V", False, None)]
     for order in (cards, cards[::-1]):
         index = with_vendor()
         for card in order:
@@ -996,7 +996,7 @@ def test_what_happens_while_a_large_snapshot_is_sent() -> None:
     later = sorted({f"v{n}" for n in range(8)} - first)
     index.put_fix(later[0], Fix(START + 1, 52.2002, 21.0), START + 1)
     index.put_fix(later[1], Fix(START + 1, 10.0, 10.0), START + 1)
-    index.put_card(later[2], Card(START, later[2], False, None), START + 1)
+    index.put_card(later[2], Card(START + 1, later[2], False, None), START + 1)
     index.remove(later[3])
     put(index, "new", (52.2, 21.0), START + 1)
     while index.has_changes or index.unfinished:

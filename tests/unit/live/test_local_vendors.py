@@ -228,3 +228,13 @@ def test_taken_off_the_map_while_connected(process: Process) -> None:
     process.index.remove("v")
     process.local_vendors.disconnect("v", START + 1)
     assert "v" not in process.local_vendors
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_vendor_that_closes_in_the_millisecond_in_which_it_came(is_open: bool) -> None:
+    """Of two cards of one version the greater bytes win elsewhere; here it is known which came later."""
+    index = LiveIndex("me")
+    vendors = LocalVendors(index, lambda vendor_id, parts: None, lambda: None)
+    vendors.connect("v", Card(1_000, "name", not is_open, None), 1_000)
+    vendors.card("v", Card(1_000, "name", is_open, None), 1_000)
+    assert index.vendors["v"].card.open is is_open
