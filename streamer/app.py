@@ -76,6 +76,9 @@ log = structlog.get_logger()
 
 PARTITION_CHECK = 3600.0
 RECONCILE_BACK = 3600 * 1000
+TIE_WAIT = 2.0
+"""Seconds that a process has for finding out itself that its ping is a duplicate."""
+MOST_TIES = 10_000
 BEAT = 0.5
 """Seconds between two heartbeats of a worker."""
 OTHER_CONNECTIONS = 2000
@@ -102,6 +105,9 @@ class Server:
         self.store = store
         self.process = secrets.token_hex(4)
         self.peers = peers
+        self._ties: set[tuple[str, int]] = set()
+        """Vendors and timestamps of which two pings were published."""
+        self._tied = asyncio.Event()
         self.index = LiveIndex(
             self.process,
             offline_after=int(settings.offline_after * 1000),
@@ -274,6 +280,7 @@ class Server:
                 **({} if self.entitlements is None else {"entitlements": self.entitlements.run}),
                 "loop-lag": self.loop_lag.run,
                 "clock": self.clock_check.run,
+                "ties": self._settle_ties,
                 "database-condition": self.health.watch,
                 **({} if self.feed is None else {"feed": self.feed.run}),
                 **({} if self.evaluator is None else self.evaluator.tasks()),
@@ -338,6 +345,22 @@ class Server:
                 wait = 5.0
             await asyncio.sleep(wait)
 
+    async def _settle_ties(self) -> None:
+        """Shows what is stored, should the process that published another ping be killed before it found out."""
+        while True:
+            await self._tied.wait()
+            await asyncio.sleep(TIE_WAIT)
+            ties, self._ties = self._ties, set()
+            self._tied.clear()
+            try:
+                stored = await self.store.positions_at(ties)
+            except (Unavailable, DatabaseError):
+                self._ties |= ties
+                self._tied.set()
+                continue
+            for (vendor_id, timestamp), position in stored.items():
+                self.broker.correct(vendor_id, timestamp, *position)
+
     # AccountEvents
 
     def vendors_deleted(self, vendor_ids: Collection[str]) -> None:
@@ -364,6 +387,12 @@ class Server:
     def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
         """Sends snapshots to the watches that may have missed changes."""
         self.watches.gap(cells, vendor_ids)
+
+    def on_tie(self, vendor_id: str, timestamp: int) -> None:
+        """Has the stored one of two pings of one timestamp shown."""
+        if len(self._ties) < MOST_TIES:
+            self._ties.add((vendor_id, timestamp))
+            self._tied.set()
 
     def on_vendor_deleted(self, vendor_id: str) -> None:
         """Closes the sockets of a vendor that another process found deleted."""

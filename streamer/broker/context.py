@@ -48,6 +48,9 @@ class BrokerEventHandler(Protocol):
     def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
         """Changes in these cells, or of these vendors that are watched by id, may have been missed."""
 
+    def on_tie(self, vendor_id: str, timestamp: int) -> None:
+        """Another process published a ping of a vendor of this one at another place with the same timestamp."""
+
     def on_vendor_deleted(self, vendor_id: str) -> None:
         """Another process found a vendor of this one deleted."""
 

@@ -17,7 +17,7 @@ from streamer.broker.publisher import RETRY, Publisher
 from streamer.broker.redis_connections import Command, refused
 from streamer.broker.redis_schema import BROADCAST, channel, parse_place, place_key
 from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
-from streamer.live.fix import fix_of_register
+from streamer.live.fix import Fix, fix_of_register
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence
 
@@ -160,6 +160,7 @@ class Subscriber:
 
         self._put_registers(cards, presences, https, wanted, now)
         for id, fix in map(fix_of_register, fixes):
+            self._note_tie(id, fix)
             taken = self._index.put_fix(id, fix, now)
             if taken and id in vendors:
                 here = parent(vendors[id].cell, BUS_LEVEL)
@@ -264,6 +265,7 @@ class Subscriber:
         for id, fix in map(fix_of_register, fixes):
             if id not in wanted:
                 continue
+            self._note_tie(id, fix)
             newer = index.put_fix(id, fix, now)
             vendor = index.vendors.get(id)
             if vendor is None:
@@ -282,6 +284,13 @@ class Subscriber:
         for id in own:
             self._publisher.settle(id, now)
         self._handler.on_index_changed()
+
+    def _note_tie(self, vendor_id: str, fix: Fix) -> None:
+        """Reports two pings of one timestamp: the process that would find out which is stored may have been killed."""
+        if vendor_id in self._local_vendors and (vendor := self._index.vendors.get(vendor_id)) is not None:
+            held = vendor.fix
+            if fix.timestamp == held.timestamp and fix[1:3] != held[1:3] and not (fix.stored or held.stored):
+                self._handler.on_tie(vendor_id, fix.timestamp)
 
     async def _find(self, vendor_ids: list[str]) -> bool:
         """Subscribes to the cells in which listed vendors are; False when a place can't be read now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -353,6 +353,12 @@ class Store:
         columns = [[id for id, _ in located], [at for _, at in located], floors]
         rows = await self._answer(lambda connection: connection.fetch(queries.NEWEST_STORED, *columns), "durable")
         return {(row[0], row[1]): row[2] for row in rows}
+
+    async def positions_at(self, pings: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[float, float]]:
+        """Returns the stored latitude and longitude of each (vendor_id, timestamp) that is stored."""
+        by_id = {location_id(*ping): ping for ping in pings}
+        rows = await self._answer(lambda connection: connection.fetch(queries.STORED, list(by_id)), "stored")
+        return {by_id[row[0]]: (row[1], row[2]) for row in rows}
 
     async def locations(
         self, vendor_id: str, from_ms: int, to_ms: int, limit: int, after: tuple[int, str] | None = None

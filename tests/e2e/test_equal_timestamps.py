@@ -13,11 +13,13 @@ import redis.asyncio
 
 from streamer.accounts.tokens import make_token
 from streamer.broker.redis_schema import positions_key
+from streamer.errors import Unavailable
 from streamer.geo.grid import bus_cell
 from streamer.live.fix import fix_of_register
 from streamer.storage import seed
 from tests.conftest import Running, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
+from tests.support.proxy import Proxy
 
 HERE = (52.2300, 21.0100)
 AROUND = circle(*HERE, 5_000)
@@ -126,6 +128,73 @@ async def test_a_backlog_after_a_live_ping_of_a_phone_ahead(serve: Serve, databa
         await eventually(lambda: not running.server.positions.pending, "positions that are written")
         await in_vendors(database_url, vendor.vendor_id, HERE)
         await customer.sees("w", {vendor.vendor_id: HERE})
+
+
+@pytest.mark.parametrize("aside", [-0.01, 0.01])
+async def test_a_process_that_never_finds_out(
+    serve: Serve, database_url: str, monkeypatch: pytest.MonkeyPatch, aside: float
+) -> None:
+    """Killed between showing a duplicate and storing it, a process would leave a wrong place on all maps."""
+    (vendor,) = await seed.seed(database_url, 1)
+    servers = [await serve(), await serve()]
+
+    async def never(chunks: Any, retry: bool) -> Any:
+        raise Unavailable("held by the test")
+
+    async with CustomerApp(servers[0].url) as one, CustomerApp(servers[1].url) as other:
+        for customer in (one, other):
+            await customer.watch("w", AROUND)
+        monkeypatch.setattr(servers[1].server.batcher, "_store", never)
+        async with (
+            VendorApp(servers[0].url, vendor.clerk_id) as app,
+            VendorApp(servers[1].url, vendor.clerk_id) as later,
+        ):
+            for phone in (app, later):
+                await phone.expect("hello")
+            at = now_ms()
+            await asyncio.gather(app.ping(*HERE, timestamp=at), later.ping(HERE[0] + aside, HERE[1], timestamp=at))
+            await app.acked(1)
+            await eventually(lambda: servers[1].server.batcher.retries > 0, "an attempt to store")
+            held = [server.server.index.vendors[vendor.vendor_id] for server in servers]
+            await eventually(lambda: all(each.fix.stored for each in held), "the stored position on both")
+            for customer in (one, other):
+                await customer.sees("w", {vendor.vendor_id: HERE})
+
+
+async def test_after_a_restart_of_all(serve: Serve, database_url: str, redis_url: str) -> None:
+    """A server that knows nothing takes the duplicate for new, and so would all others."""
+    (vendor,) = await seed.seed(database_url, 1)
+    first, at = await serve(), now_ms()
+    await post(first, vendor, [{"lat": HERE[0], "long": HERE[1], "timestamp": at}])
+    await first.server.stop()
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await client.flushall()
+    servers = [await serve(), await serve()]
+    async with CustomerApp(servers[0].url) as one, CustomerApp(servers[1].url) as other:
+        for customer in (one, other):
+            await customer.watch("w", AROUND)
+        await post(servers[0], vendor, [{"lat": HERE[0] + 0.01, "long": HERE[1], "timestamp": at}])
+        for customer in (one, other):
+            await customer.sees("w", {vendor.vendor_id: HERE})
+        await in_vendors(database_url, vendor.vendor_id, HERE)
+
+
+async def test_after_a_gap(serve: Serve, database_url: str, serving_redis_url: str) -> None:
+    """A server that missed which ping is stored must learn it from what Redis holds."""
+    (vendor,) = await seed.seed(database_url, 1)
+    async with Proxy(serving_redis_url) as proxy:
+        servers = [await serve(), await serve(), await serve(redis_url=proxy.url)]
+        async with CustomerApp(servers[2].url) as customer:
+            await customer.watch("w", AROUND)
+            at = now_ms()
+            await post(servers[0], vendor, [{"lat": 52.2, "long": 21.0, "timestamp": at - 1000}])
+            await customer.sees("w", {vendor.vendor_id: (52.2, 21.0)})
+            proxy.down()
+            await eventually(lambda: not servers[2].server.broker.up, "a gap")
+            await post(servers[0], vendor, [{"lat": HERE[0], "long": HERE[1], "timestamp": at}])
+            await post(servers[1], vendor, [{"lat": HERE[0] + 0.01, "long": HERE[1], "timestamp": at}])
+            proxy.up()
+            await customer.sees("w", {vendor.vendor_id: HERE})
 
 
 @pytest.mark.timeout(60)

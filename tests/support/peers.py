@@ -132,6 +132,9 @@ class Peer:
         self.gaps.append(cells)
         self.watches.gap(cells, vendor_ids)
 
+    def on_tie(self, vendor_id: str, timestamp: int) -> None:
+        """Stores nothing, so knows no better."""
+
     def on_vendor_deleted(self, vendor_id: str) -> None:
         """Notes it."""
         self.deleted.append(vendor_id)
