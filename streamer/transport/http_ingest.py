@@ -37,6 +37,8 @@ SETTLE_GRACE = 5.0
 RETRY_AFTER_MS = 2000
 MAX_WAITING = 1000
 """Requests that may wait for room in the buffer; others are refused at once."""
+BOM = b"\xef\xbb\xbf"
+"""What some platforms' libraries write before UTF-8."""
 MAX_FIELDS = 100
 """Maximum number of fields of a form."""
 
@@ -107,7 +109,7 @@ class HttpIngest:
         The token is `?token=`, the password of Basic auth, or, for an app that can set nothing else, its device
         identifier. Otherwise that identifier may be a vendorId, as `?vendorId=` is.
         """
-        body = await request.read()
+        body = (await request.read()).removeprefix(BOM)
         is_json = body.lstrip()[:1] in (b"{", b"[")
         if is_json:
             items, device_id = trackers.tracker_json(body)

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+import trustme
 from aiomqtt import Client
 from structlog.testing import capture_logs
 
@@ -28,6 +29,7 @@ from tests.support.apps import CustomerApp, circle, eventually, now_ms
 from tests.support.commands import Command, run
 from tests.support.mosquitto import Mosquitto
 from tests.support.process import free_port
+from tests.support.tls import TlsFront
 
 pytestmark = pytest.mark.skipif(mosquitto.PROGRAM is None, reason="mosquitto is not here")
 
@@ -64,10 +66,12 @@ async def broker(tmp_path: Path, vendors: list[SeededVendor]) -> AsyncIterator[M
 
 
 @asynccontextmanager
-async def bridge(broker: Mosquitto, database_url: str, redis_url: str, **changed: Any) -> AsyncIterator[Server]:
-    """A bridge that receives."""
+async def bridge(
+    broker: Mosquitto, database_url: str, redis_url: str, *, url: str | None = None, **changed: Any
+) -> AsyncIterator[Server]:
+    """A bridge that receives, over another URL than the broker's own if one is given."""
     configured = settings.load(database_url=database_url, redis_url=redis_url, drain_timeout=2.0, **changed)
-    async with app.bridging(configured, parse_broker(broker.url), "venta-streamer") as server:
+    async with app.bridging(configured, parse_broker(url or broker.url), "venta-streamer") as server:
 
         def receives() -> bool:
             return server.mqtt is not None and server.mqtt.cause is None
@@ -275,6 +279,24 @@ async def test_a_broker_that_refuses_says_so(
     async with Command("mqtt", "--broker", url, folder=tmp_path, **given) as process:
         await process.said("Not authorized")
     assert "wrong" not in process.err
+
+
+async def test_over_tls(
+    broker: Mosquitto, vendors: list[SeededVendor], serving_url: str, serving_redis_url: str, tmp_path: Path
+) -> None:
+    """Positions and a password that go over the internet; a broker that only pretends to be ours must not get them."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(trusted := str(tmp_path / "authority.pem"))
+    user = vendors[0].clerk_id
+    async with TlsFront(broker.url, authority.issue_cert("localhost")) as front:
+        url = front.url.replace("mqtt:", "mqtts:")
+        async with bridge(broker, serving_url, serving_redis_url, url=f"{url}?ssl_ca_certs={trusted}") as server:
+            async with broker.phone(user) as phone:
+                await publish(phone, user, location(now_ms() // 1000))
+            await acked(server, 1, "stored")
+        given = {"DATABASE_URL": serving_url, "REDIS_URL": serving_redis_url}
+        async with Command("mqtt", "--broker", url, folder=tmp_path, **given) as process:
+            await process.said("certificate verify failed")
 
 
 async def test_a_wrong_url_is_refused(tmp_path: Path) -> None:
