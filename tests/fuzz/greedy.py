@@ -37,7 +37,7 @@ SOUTH, WEST, SIZE = 52.0, 21.0, 1.2
 """The vendors are in this square of degrees, and the polygons cover it."""
 EVERY = 0.05
 """Seconds between two positions that are timed."""
-WARM_UP = 10.0
+WARM_UP = 20.0
 """Seconds in which everybody connects and the greedy use up what they may use at once."""
 
 
