@@ -81,7 +81,7 @@ async def test_a_standing_watch_pays(
     truth; another customer of the same vendor gets each move, and the heavy one can still end its watch."""
     monkeypatch.setattr(index, "MEASURE_EVERY", 4)
     server = await serve(connection_cost=0.5)
-    (one, two, _), seq, began = vendors, 0, now_ms()
+    (one, two, *_), seq, began = vendors, 0, now_ms()
     async with (
         VendorApp(server.url, one.clerk_id) as vendor,
         CustomerApp(server.url) as customer,
