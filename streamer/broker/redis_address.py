@@ -54,7 +54,8 @@ class RedisAddress:
                 if part.startswith("sentinel_") and name in SENTINEL_OPTIONS
             }
             query = "&".join(part for part in parts if not part.startswith("sentinel_"))
-            netloc, path = f"{credentials}{at}{sentinels[0][0]}", f"/{database or 0}"
+            host = sentinels[0][0]
+            netloc, path = f"{credentials}{at}{f'[{host}]' if ':' in host else host}", f"/{database or 0}"
             self.service = service
             # Sentinels of a deployment with TLS speak it too, with the same certificates.
             tls_options = {

@@ -1,0 +1,64 @@
+"""Two reports compared: a regression is found, noise is not taken for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loadtest.errors import WrongUse
+from loadtest.reports.compare import compare
+from tests.loadtest.conftest import report
+
+
+def verdicts(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.05) -> dict[str, str]:
+    """What `compare` says of each figure."""
+    return {one["name"]: one["verdict"] for one in compare(before, after, tolerance)["changes"]}
+
+
+def repeated(*delays: float) -> dict[str, Any]:
+    """A report of several runs."""
+    return report(delays[0]) | {"repeats": [report(delay)["figures"] for delay in delays]}
+
+
+def test_worse_is_told_from_noise() -> None:
+    """A CI run fails for a change that repeated runs do not explain, and for no other."""
+    quiet, noisy = repeated(0.050, 0.051, 0.049), repeated(0.040, 0.075, 0.060)
+    assert verdicts(quiet, repeated(0.080, 0.081, 0.079))["watch_p99_ms"] == "worse"
+    assert verdicts(repeated(0.080, 0.081, 0.079), quiet)["watch_p99_ms"] == "better"
+    assert verdicts(quiet, repeated(0.0502, 0.0512, 0.0492))["watch_p99_ms"] == "same"
+    assert verdicts(noisy, repeated(0.090, 0.050, 0.070))["watch_p99_ms"] == "noise"
+    assert verdicts(quiet, repeated(0.054, 0.055, 0.053), 0.2)["watch_p99_ms"] == "same"
+    found = compare(quiet, repeated(0.080, 0.081, 0.079), 0.05)
+    assert not found["ok"]
+    assert found["runs"] == [3, 3]
+    assert found["changes"][0]["noise"] > 0
+
+
+def test_a_lost_ping_is_never_noise() -> None:
+    """One is too many, whatever the tolerance."""
+    after = report()
+    after["figures"] |= {"lost": 1}
+    assert verdicts(report(), after, 1.0)["lost"] == "worse"
+
+
+def test_a_single_run_is_compared_by_what_it_tells_of_its_noise() -> None:
+    """Its parts show how steady a figure was; of what they do not show nothing is claimed."""
+    assert verdicts(report(0.05), report(0.08))["watch_p99_ms"] == "worse"
+    before, after = report(), report()
+    before["figures"] |= {"pan_p99_ms": 20.0}
+    after["figures"] |= {"pan_p99_ms": 13.0}
+    assert verdicts(before, after)["pan_p99_ms"] == "unknown"
+    found = compare(before, after, 0.05)
+    assert any("pan_p99_ms" in line and "--repeat 3" in line for line in found["advice"])
+    after["figures"] |= {"pan_p99_ms": 20.4}
+    assert verdicts(before, after)["pan_p99_ms"] == "small"
+
+
+def test_different_things_are_not_compared() -> None:
+    """And where the scenarios differ it is said."""
+    with pytest.raises(WrongUse, match="say nothing"):
+        compare(report(), report() | {"scenario": "festival"}, 0.05)
+    with pytest.raises(WrongUse, match="find-max"):
+        compare(report(), report() | {"kind": "find-max"}, 0.05)
+    assert compare(report(), report(lost=1), 0.05)["different"] == ["thresholds.lost: None, then 1.0"]

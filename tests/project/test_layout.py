@@ -1,0 +1,67 @@
+"""Every module with rules has a test file of its name, so that whoever changes one finds its tests."""
+
+from __future__ import annotations
+
+from tests.support.paths import ROOT
+
+ELSEWHERE = {
+    # tested through the commands that an operator types
+    "e2e/cli/test_main": "streamer.cli.config cli.db cli.dev cli.link cli.options cli.process cli.redis cli.serve",
+    "loadtest/test_cli": "loadtest.cli.options clients.identity reports.terminal reports.environment",
+    # parts of one thing that is tested as a whole
+    "e2e/test_privacy": "streamer.accounts.permissions",
+    "integration/operations/test_privacy": "streamer.broker.erasure",
+    "e2e/cli/test_doctor": "streamer.broker.diagnose",
+    "integration/broker/test_publisher": "streamer.broker.flush",
+    "integration/broker/test_redis_cluster": "streamer.broker.redis_connections broker.redis_node",
+    "integration/broker/test_broker": "streamer.broker.subscriptions",
+    "integration/dev/test_development": "streamer.dev.simulate",
+    "unit/live/test_index": "streamer.live.cell live.view live.watch",
+    "e2e/operations/test_health": "streamer.operations.parts",
+    "integration/operations/test_embedded": (
+        "streamer.operations.embedded.postgres operations.embedded.programs operations.embedded.server"
+        " operations.embedded.valkey"
+    ),
+    "e2e/operations/test_workers": (
+        "streamer.operations.workers.manager operations.workers.peers operations.workers.scoreboard"
+    ),
+    "e2e/web/test_api_docs": "streamer.protocol.asyncapi protocol.openapi protocol.schemas",
+    "integration/storage/test_adopt": "streamer.storage.adopt_sql",
+    "integration/storage/test_migrate": "streamer.storage.drift storage.revisions",
+    "e2e/transport/test_websocket": (
+        "streamer.transport.connection transport.identify transport.vendor_socket transport.watch_socket"
+        " transport.websocket_server"
+    ),
+    "e2e/transport/test_hostile": "streamer.transport.admission transport.problem",
+    "e2e/transport/test_http_query": "streamer.transport.http_ingest",
+    "e2e/transport/test_cost": "streamer.transport.read_limits",
+    "loadtest/test_fleet": "loadtest.behaviour clients.customer clients.simulated_vendor engine.population",
+    "loadtest/test_run": "loadtest.engine.worker engine.worker_pool",
+    "loadtest/test_scenario": "loadtest.engine.movement engine.share engine.stages",
+    "loadtest/test_timeline": "loadtest.measure.recorder",
+    "loadtest/test_reports": "loadtest.reports.html",
+    "unit/storage/test_sql": "streamer.storage.queries storage.alert_sql storage.lookup",
+}
+"""Test files and the modules that they test besides the one of their name."""
+DECLARATIONS = {
+    *("streamer.broker.context", "streamer.clocks", "streamer.errors", "streamer.transport.services"),
+    "loadtest.errors",
+}
+"""Modules without rules: constants, exceptions and dataclasses."""
+
+
+def test_every_module_with_rules_has_a_test_file() -> None:
+    """Without it a module grows that nobody tests, or its tests hide in a file of another name."""
+    names = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    listed = set(DECLARATIONS)
+    for file, modules in ELSEWHERE.items():
+        assert (ROOT / "tests" / f"{file}.py").is_file(), file
+        package = modules.partition(".")[0]
+        listed |= {f"{package}.{module.removeprefix(f'{package}.')}" for module in modules.split()}
+    without = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("streamer", "loadtest")
+        for path in (ROOT / package).rglob("*.py")
+        if not path.stem.startswith("__") and f"test_{path.stem}" not in names
+    }
+    assert without == listed
