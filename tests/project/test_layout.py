@@ -16,6 +16,7 @@ ELSEWHERE = {
     "integration/broker/test_redis_cluster": "streamer.broker.redis_connections broker.redis_node",
     "integration/broker/test_broker": "streamer.broker.subscriptions",
     "integration/dev/test_development": "streamer.dev.simulate",
+    "clients/test_conformance": "streamer.dev.conformance.program dev.conformance.script dev.conformance.server",
     "unit/live/test_index": "streamer.live.cell live.view live.watch",
     "e2e/operations/test_health": "streamer.operations.parts",
     "integration/operations/test_embedded": (
@@ -34,7 +35,7 @@ ELSEWHERE = {
     ),
     "e2e/transport/test_hostile": "streamer.transport.admission transport.problem",
     "e2e/transport/test_http_query": "streamer.transport.http_ingest",
-    "e2e/transport/test_cost": "streamer.transport.read_limits",
+    "e2e/transport/test_cost": "streamer.transport.read_limits transport.watch_budget",
     "loadtest/test_fleet": "loadtest.behaviour clients.customer clients.simulated_vendor engine.population",
     "loadtest/test_run": "loadtest.engine.worker engine.worker_pool",
     "loadtest/test_scenario": "loadtest.engine.movement engine.share engine.stages",
