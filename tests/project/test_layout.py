@@ -41,6 +41,7 @@ ELSEWHERE = {
     "loadtest/test_scenario": "loadtest.engine.movement engine.share engine.stages",
     "loadtest/test_timeline": "loadtest.measure.recorder",
     "loadtest/test_reports": "loadtest.reports.html",
+    "unit/transport/test_mqtt": "streamer.transport.aiomqtt_compat transport.mqtt_url",
     "unit/storage/test_sql": "streamer.storage.queries storage.alert_sql storage.lookup",
 }
 """Test files and the modules that they test besides the one of their name."""
@@ -65,4 +66,5 @@ def test_every_module_with_rules_has_a_test_file() -> None:
         for path in (ROOT / package).rglob("*.py")
         if not path.stem.startswith("__") and f"test_{path.stem}" not in names
     }
-    assert without == listed
+    assert without <= listed, f"write test files for {sorted(without - listed)}, or name theirs in ELSEWHERE"
+    assert listed <= without, f"{sorted(listed - without)} have test files or are gone: take them out of ELSEWHERE"

@@ -229,8 +229,8 @@ async def test_db_from_nothing_and_back(empty_database_url: str, tmp_path: Path)
 
     for _ in range(2):
         assert "is at migration 0" in await db("upgrade")
-    ours = {"users", "subscriptions", "vendors", "locations", "integrations", "streamer_audit", "alembic_version"}
-    assert await tables(url) == ours
+    ours = await tables(url)
+    assert ours > {"users", "subscriptions", "vendors", "locations", "integrations", "streamer_audit"}
 
     for _ in range(2):
         (vendor,) = map(json.loads, (await db("seed --json")).splitlines())
