@@ -41,6 +41,7 @@ ELSEWHERE = {
     "loadtest/test_scenario": "loadtest.engine.movement engine.share engine.stages",
     "loadtest/test_timeline": "loadtest.measure.recorder",
     "loadtest/test_reports": "loadtest.reports.html",
+    "unit/alerts/test_tracker": "streamer.alerts.alert alerts.evaluator",
     "unit/transport/test_mqtt": "streamer.transport.aiomqtt_compat transport.mqtt_url",
     "unit/storage/test_sql": "streamer.storage.queries storage.alert_sql storage.lookup",
 }
