@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from streamer.counters import Counters
 from streamer.errors import CloseCode, Disconnect, ErrorCode, ProtocolError
+from streamer.protocol.bounds import Bounds
 from streamer.protocol.messages import (
     Auth,
-    Bounds,
     Ping,
     Pings,
     Reject,

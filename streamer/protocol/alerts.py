@@ -12,8 +12,9 @@ from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Area
 from streamer.protocol import fields
 from streamer.protocol.areas import decode_area
+from streamer.protocol.bounds import Bounds
 from streamer.protocol.fields import missing_or_invalid
-from streamer.protocol.messages import MAX_ID, Bounds
+from streamer.protocol.messages import MAX_ID
 from streamer.settings import Settings
 
 EVENTS = ("entered", "left", "opened", "closed", "online", "offline")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Area, Box, Circle, Polygon
+from streamer.protocol.bounds import Bounds
 from streamer.protocol.fields import coordinates, position, shown
-
-if TYPE_CHECKING:
-    from streamer.protocol.messages import Bounds
 
 
 def decode_area(value: Any, bounds: Bounds, *, any_box: bool = False) -> Area:

@@ -16,8 +16,8 @@ import orjson
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Area
 from streamer.protocol.areas import decode_area
+from streamer.protocol.bounds import Bounds
 from streamer.protocol.fields import decode_object, epoch_ms, measure, missing_or_invalid, position, shown
-from streamer.settings import Settings
 
 SUBPROTOCOL = "streamer.v1"
 BEARER = "bearer."
@@ -104,34 +104,6 @@ class Group:
     count: int
     open: int
     online: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much a client may ask for; metres, counts and milliseconds."""
-
-    max_batch: int = 500
-    future_tolerance_ms: int = 60_000
-    max_age_ms: int = 366 * 86_400_000
-    max_watches: int = 32
-    max_radius: float = 100_000.0
-    max_extent: float = 200_000.0
-    max_vertices: int = 200
-    max_listed: int = 200
-
-    @classmethod
-    def of(cls, settings: Settings) -> Bounds:
-        """Returns what the settings allow."""
-        return cls(
-            max_batch=settings.max_batch,
-            future_tolerance_ms=int(settings.future_tolerance * 1000),
-            max_age_ms=int(settings.max_age * 86_400_000),
-            max_watches=settings.max_watches,
-            max_radius=settings.max_radius,
-            max_extent=settings.max_extent,
-            max_vertices=settings.max_vertices,
-            max_listed=settings.max_listed,
-        )
 
 
 # decoding

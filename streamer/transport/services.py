@@ -14,7 +14,7 @@ from streamer.counters import Counters
 from streamer.ingest.batcher import Batcher
 from streamer.ingest.rate_limit import Allowances
 from streamer.live.local_vendors import LocalVendors
-from streamer.protocol.messages import Bounds
+from streamer.protocol.bounds import Bounds
 from streamer.settings import Settings
 from streamer.storage.store import Store
 from streamer.transport.admission import Admission

@@ -148,7 +148,7 @@ async def test_no_token_and_no_position_ever_reaches_a_log(
         assert position not in written, written[written.index(position) - 2000 :][:3000]
 
 
-async def test_a_part_that_died_is_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dead_task_makes_the_server_unready(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose heartbeat can't go on is taken out of service instead of seeming well."""
     server = await serve()
 

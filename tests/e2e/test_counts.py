@@ -20,7 +20,7 @@ def total(groups: dict[str, dict[str, Any]]) -> int:
     return sum(group["count"] for group in groups.values())
 
 
-async def test_the_world_by_every_way(serve: Serve, database_url: str) -> None:
+async def test_the_world_in_every_notation(serve: Serve, database_url: str) -> None:
     """A map of the world shows every vendor of every process, whichever way it asks."""
     vendors = await seed(database_url, 3)
     servers = [await serve(), await serve()]

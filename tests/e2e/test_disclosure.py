@@ -17,7 +17,7 @@ INSIDE = ("PostgreSQL", "SQLSTATE", "127.0.0.1", "relation", "permission", SERVI
 """Words of which none may reach a client."""
 
 
-async def test_an_outage_is_told_without_its_inside(serve: Serve, database_url: str) -> None:
+async def test_an_outage_is_reported_without_internals(serve: Serve, database_url: str) -> None:
     """Host names, tables and drivers' words are a map for who looks for a way in; operators have them in /health."""
     one, two = await seed.seed(database_url, 2)
     server = await serve(statement_timeout=1.0, pool_timeout=1.0)

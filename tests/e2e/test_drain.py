@@ -24,7 +24,7 @@ from tests.support.running import settled
 AREA = circle(52.2297, 21.0122, 5000)
 
 
-async def test_what_was_read_is_acked_before_the_goodbye(database_url: str, redis_url: str) -> None:
+async def test_pings_read_are_acked_before_the_bye(database_url: str, redis_url: str) -> None:
     """SIGTERM amidst a stream of pings: all that was read is acked, each app told when to come back, the end is 0."""
     vendors = await seed.seed(database_url, 3)
     async with ServerProcess(database_url, redis_url) as server:

@@ -58,7 +58,7 @@ async def test_resent_in_any_mix_it_is_stored_once(serve: Serve, database_url: s
         assert (await third.expect("hello"))["durable"] == pings[-1]["timestamp"]
 
 
-async def test_a_vendor_deleted_meanwhile_costs_nobody_else(serve: Serve, database_url: str) -> None:
+async def test_a_vendor_deleted_meanwhile_does_not_affect_others(serve: Serve, database_url: str) -> None:
     """Its pings are rejected and its socket ends with 4404; pings of others in the same batch are stored."""
     gone, stays = await seed.seed(database_url, 2)
     running = await serve()
@@ -219,7 +219,7 @@ async def test_live_pings_go_ahead_of_a_backlog(serve: Serve, database_url: str)
     assert len(await times(database_url, slow.vendor_id)) == 10_000
 
 
-async def test_too_many_messages_are_said_and_ended(serve: Serve, database_url: str) -> None:
+async def test_too_many_messages_get_a_warning_then_a_close(serve: Serve, database_url: str) -> None:
     """A broken app in a loop is told to slow down, by name and time, and in the end to go away."""
     (one,) = await seed.seed(database_url, 1)
     running = await serve(vendor_messages=5.0)

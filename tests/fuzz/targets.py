@@ -24,8 +24,8 @@ from streamer.live.vendor import Card, Presence
 from streamer.live.view import ViewKey
 from streamer.operations.logs import masked
 from streamer.protocol import fields, history, messages, trackers
+from streamer.protocol.bounds import Bounds
 from streamer.protocol.frames import FrameReader
-from streamer.protocol.messages import Bounds
 from streamer.transport import http_ingest
 from streamer.transport.client_address import client_address
 from streamer.transport.cors import allowed_origin

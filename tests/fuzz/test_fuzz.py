@@ -61,7 +61,7 @@ def test_the_fuzzer_runs() -> None:
     assert "stat::number_of_executed_units" in done.stderr
 
 
-async def test_a_barrage(tmp_path: Path) -> None:
+async def test_a_flood_of_random_connections(tmp_path: Path) -> None:
     """Some thousand generated messages at a running server, as `make fuzz` sends a million: it serves on."""
     outcome = await against_own_server(4000, 1, tmp_path)
     assert not outcome.faults, str(outcome)

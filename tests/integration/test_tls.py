@@ -174,7 +174,7 @@ async def test_redis_with_the_right_certificate(redis_url: str, certificate: Any
         assert await redis_cause(f"{front.url}?ssl_ca_certs={trusted}", "nothing like it") == ""
 
 
-async def test_a_lost_tls_connection_is_let_go_of(redis_url: str, certificate: Any, trusted: Path) -> None:
+async def test_a_lost_tls_connection_is_released(redis_url: str, certificate: Any, trusted: Path) -> None:
     """It has no socket any more: what lets go of it must not die of that, and with it the bus."""
     async with TlsFront(redis_url, certificate) as front:
         port = int(front.url.rpartition(":")[2].partition("/")[0])
@@ -221,7 +221,7 @@ async def test_redis_that_speaks_no_tls(redis_url: str, trusted: Path) -> None:
         ("redis://localhost?socket_timeout=soon", "socket_timeout"),
     ],
 )
-def test_a_redis_url_that_can_not_be_used_is_said_at_the_start(url: str, said: str) -> None:
+def test_an_unusable_redis_url_is_reported_at_the_start(url: str, said: str) -> None:
     """Else the first connection fails, again and again, in a task, with a driver's words."""
     with pytest.raises(SettingsError, match="REDIS_URL") as wrong:
         config.load(redis_url=url)

@@ -20,7 +20,7 @@ MOVING = replace(ALL, moving=1.0, moving_every=1.0)
 
 
 @pytest.mark.parametrize(("name", "plan"), [("peak", PEAK), ("all", ALL), ("moving", MOVING)])
-def test_the_page_says_what_the_arithmetic_does(name: str, plan: Plan) -> None:
+def test_the_page_agrees_with_the_arithmetic(name: str, plan: Plan) -> None:
     """Each of its tables is the command's output."""
     rows = "\n".join(table(plan, need(plan)))
     assert f"<!-- {name} -->\n{rows}\n" in PAGE.read_text()

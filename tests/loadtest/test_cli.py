@@ -64,7 +64,7 @@ def run(*arguments: str, stdin: str | None = None) -> tuple[int, str]:
         (["merge", "pyproject.toml", "pyproject.toml"], "can't be read as a report"),
     ],
 )
-def test_wrong_use_ends_with_2_and_says_what_to_give(arguments: list[str], said: str) -> None:
+def test_wrong_use_exits_with_2_and_names_the_remedy(arguments: list[str], said: str) -> None:
     """Nobody should have to read the source to start a run."""
     code, output = run(*arguments, stdin=LINES)
     assert said in output.replace("│ ", "")
@@ -116,7 +116,7 @@ def test_vendors_are_read_as_the_seed_command_prints_them(tmp_path: Path) -> Non
         parse(['{"vendorId":"v1"}'], "it")
 
 
-def test_a_data_folder_tells_all_a_run_needs(tmp_path: Path) -> None:
+def test_a_data_folder_provides_the_settings_of_a_run(tmp_path: Path) -> None:
     """`--data` alone is enough against a development server."""
     (tmp_path / "services.json").write_bytes(orjson.dumps({"http": "h", "database": "d", "redis": "r"}))
     assert Services.read(tmp_path) == Services("h", "d", "r", None)
@@ -127,7 +127,7 @@ def test_a_data_folder_tells_all_a_run_needs(tmp_path: Path) -> None:
         Services.read(tmp_path)
 
 
-def test_tokens_are_what_the_server_takes() -> None:
+def test_the_server_accepts_the_tokens() -> None:
     """`sub` is the owner, and the time is given, so that a run with a skewed clock is seen here."""
     assert jwt.decode(mint("clerk", SECRET, 1000.7, 60), SECRET, ["HS256"], options={"verify_exp": False}) == {
         "sub": "clerk",

@@ -21,7 +21,7 @@ def repeated(*delays: float) -> dict[str, Any]:
     return report(delays[0]) | {"repeats": [report(delay)["figures"] for delay in delays]}
 
 
-def test_worse_is_told_from_noise() -> None:
+def test_a_regression_is_distinguished_from_noise() -> None:
     """A CI run fails for a change that repeated runs do not explain, and for no other."""
     quiet, noisy = repeated(0.050, 0.051, 0.049), repeated(0.040, 0.075, 0.060)
     assert verdicts(quiet, repeated(0.080, 0.081, 0.079))["watch_p99_ms"] == "worse"
@@ -42,7 +42,7 @@ def test_a_lost_ping_is_never_noise() -> None:
     assert verdicts(report(), after, 1.0)["lost"] == "worse"
 
 
-def test_a_single_run_is_compared_by_what_it_tells_of_its_noise() -> None:
+def test_a_single_run_is_compared_by_its_own_noise() -> None:
     """Its parts show how steady a figure was; of what they do not show nothing is claimed."""
     assert verdicts(report(0.05), report(0.08))["watch_p99_ms"] == "worse"
     before, after = report(), report()

@@ -54,7 +54,7 @@ async def test_a_database_that_is_not_there_ends_in_a_message() -> None:
 
 
 @given(st.integers(0, 36**8 - 1))
-def test_times_survive_the_way_into_a_row_and_back(timestamp: int) -> None:
+def test_times_survive_encoding_and_decoding(timestamp: int) -> None:
     """A millisecond lost to a float would look like a lost ping."""
     assert milliseconds(moment(timestamp)) == timestamp
     assert int(base36(timestamp), 36) == timestamp

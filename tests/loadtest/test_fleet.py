@@ -214,7 +214,7 @@ async def test_customers_look_around() -> None:
     assert found["pan"]
 
 
-def test_a_ledger_knows_what_went_live_for_sure() -> None:
+def test_a_ledger_knows_which_pings_surely_went_live() -> None:
     """A view is judged by it: a fix acked 9 min after its time is live, one after 11 history; between nobody knows."""
     ledger = Ledger(keep=True)
     ledger.add([Ping(1_000, 1.0, 2.0, 1_000)], 2_000)

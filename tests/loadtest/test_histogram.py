@@ -23,7 +23,7 @@ def test_a_histogram_leaves_nothing_out(seconds: list[float]) -> None:
         assert abs(most - longest) <= max(longest * 0.001, 0.001)
 
 
-def test_an_empty_histogram_says_so() -> None:
+def test_an_empty_histogram_has_no_percentiles() -> None:
     """No percentile of nothing."""
     assert Histogram().summary() == {"count": 0}
 

@@ -47,7 +47,7 @@ def test_what_is_no_part_of_the_run_is_not_added(others: list[dict[str, Any]], s
     assert said in str(raised.value)
 
 
-def test_a_missing_part_is_told() -> None:
+def test_a_missing_part_is_reported() -> None:
     """Two of three machines are not the whole load."""
     both = merge([report(part=1, parts=3), report(part=3, parts=3)])
     assert not both["ok"]

@@ -17,7 +17,7 @@ from loadtest.reports.merge import merge
 from tests.loadtest.conftest import report, validate
 
 
-def test_a_report_is_what_its_schema_says() -> None:
+def test_a_report_matches_its_schema() -> None:
     """Whoever reads reports by machine reads the schema, not our source; and it must not accept just anything."""
     validate(report())
     validate(merge([report(part=1, parts=2), report(part=2, parts=2)]))
@@ -27,7 +27,7 @@ def test_a_report_is_what_its_schema_says() -> None:
             validate(report() | broken)
 
 
-def test_the_commands_take_reports_and_end_as_they_must(tmp_path: Path) -> None:
+def test_the_commands_read_reports_and_set_the_exit_status(tmp_path: Path) -> None:
     """Exit codes are what CI looks at: 0 and 1, and 2 for what is no report."""
     paths = {name: tmp_path / f"{name}.json" for name in ("one", "two", "slow", "none")}
     paths["one"].write_text(json.dumps(report(part=1, parts=2)))
@@ -54,7 +54,7 @@ def test_the_commands_take_reports_and_end_as_they_must(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "both.html").read_text()
 
 
-def test_a_page_needs_no_network_and_tells_everything() -> None:
+def test_a_page_is_complete_and_needs_no_network() -> None:
     """It is sent by mail and opened on a phone: nothing from elsewhere, nothing unescaped, reasons on top."""
     bad = report(0.3, watch_p99_ms=100)
     bad["settings"]["title"] = "Lunch <script>alert(1)</script>"

@@ -230,7 +230,7 @@ async def worker(port: int, key: str) -> asyncio.subprocess.Process:
     )
 
 
-async def test_phones_that_read_nothing_and_storms_are_told_from_faults(serve: Serve, database_url: str) -> None:
+async def test_stalled_phones_and_storms_are_not_counted_as_faults(serve: Serve, database_url: str) -> None:
     """A reader that stalls is closed by design, a cut connection comes back: neither is an error of the server's."""
     running = await serve()
     load = Load(

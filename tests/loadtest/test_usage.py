@@ -40,7 +40,7 @@ def test_a_process_that_is_not_there_is_wrong_use() -> None:
         Processes([999_999_999])
 
 
-def test_kinds_are_told_by_name() -> None:
+def test_processes_are_classified_by_name() -> None:
     """The cost of storing is split into PostgreSQL's and ours."""
     names = ["postgres", "postmaster", "redis-server", "valkey-server", "python3"]
     assert [kind(name) for name in names] == ["postgres", "postgres", "redis", "redis", "server"]

@@ -75,7 +75,7 @@ async def drop(socket: web.WebSocketResponse, pings: list[dict[str, Any]]) -> No
     await socket.close(code=1012)
 
 
-async def test_acked_and_rejected_pings_are_told_apart() -> None:
+async def test_acked_and_rejected_pings_are_distinguished() -> None:
     """The counts of a run, and what is looked for in the database, are made of these."""
 
     async def odd_only(socket: web.WebSocketResponse, pings: list[dict[str, Any]]) -> None:

@@ -88,7 +88,7 @@ def test_what_can_not_be_believed_fails(changed: dict[str, Any], said: str) -> N
     assert said in "\n".join(report["reasons"])
 
 
-def test_what_was_not_verified_is_said_and_can_not_be_demanded() -> None:
+def test_a_run_without_verification_says_so_and_can_not_require_it() -> None:
     """Without the database nobody knows whether a ping is lost: a run may do without, but not claim it."""
     report = judged(verified=False, checks={})
     assert report["ok"], report["reasons"]
@@ -119,7 +119,7 @@ def customer(number: int, later: int, seconds: int = 9) -> dict[str, Any]:
     }
 
 
-def test_the_few_who_suffer_are_named() -> None:
+def test_the_clients_with_the_longest_delay_are_named() -> None:
     """Percentiles over all positions hide one customer of a hundred."""
     summaries = [customer(number, 0) for number in range(99)] + [customer(99, 150)]
     (line,) = uneven(summaries)

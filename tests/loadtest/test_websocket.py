@@ -129,7 +129,7 @@ async def test_an_end_without_a_close_frame_is_1006() -> None:
         assert (await socket.closed).code == 1006
 
 
-async def test_a_refused_handshake_tells_status_and_body() -> None:
+async def test_a_refused_handshake_has_status_and_body() -> None:
     """Without the body nobody knows why the token was not taken."""
     async with standing_in({}) as target:
         with pytest.raises(Refused, match="404: Not Found") as refused:
@@ -223,7 +223,7 @@ async def test_a_failing_callback_is_what_closed_raises() -> None:
             await socket.closed
 
 
-async def test_a_full_transport_shows_and_is_told_when_it_has_room() -> None:
+async def test_writes_pause_until_the_transport_has_room() -> None:
     """Without backpressure a slow server would fill this process's memory instead of slowing its senders."""
     reading = asyncio.Event()
 

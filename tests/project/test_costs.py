@@ -19,8 +19,13 @@ from streamer.live.index import POLYGON_TESTS, SLICE, LiveIndex
 from streamer.live.vendor import Card, Presence
 from streamer.live.view import ViewKey
 from streamer.protocol import history
+from streamer.protocol.bounds import Bounds
 from streamer.protocol.frames import text_frame
-from streamer.protocol.messages import Bounds, Watch, decode_vendor, decode_watch
+from streamer.protocol.messages import (
+    Watch,
+    decode_vendor,
+    decode_watch,
+)
 from streamer.storage.store import LocationRow
 from streamer.transport.problem import json_response
 from tests.support.paths import ROOT
@@ -161,7 +166,7 @@ def test_the_table_is_complete() -> None:
     assert rows == list(COSTS)
 
 
-def test_a_watch_costs_what_its_kind_of_area_should() -> None:
+def test_a_polygon_costs_a_few_times_a_circle() -> None:
     """A polygon of 199 vertices on a map of moving vendors costs a few times a circle, not two hundred times."""
     circle, zigzag = Circle(52.6, 21.6, 60_000), Polygon(tuple((long, lat) for long, lat in ZIGZAG))
     spots = [(52 + number % 17 / 15, 21 + number % 19 / 17) for number in range(1000)]

@@ -23,7 +23,7 @@ import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.protocol import asyncapi, messages
-from streamer.protocol.messages import Bounds
+from streamer.protocol.bounds import Bounds
 from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, VendorApp, described, eventually, now_ms

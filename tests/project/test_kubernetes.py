@@ -80,7 +80,7 @@ def test_the_autoscaler_owns_the_number_of_pods() -> None:
     assert "replicas" not in of_kind("Deployment")["spec"]
 
 
-def test_who_reaches_the_server_is_limited() -> None:
+def test_network_policies_limit_access_to_the_server() -> None:
     """Every pod of a release is in a network policy, and the Ingress speaks TLS for each of its hosts."""
     policies = [document for _, document in DOCUMENTS if document["kind"] == "NetworkPolicy"]
     named = {policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for policy in policies}

@@ -47,7 +47,8 @@ ELSEWHERE = {
 }
 """Test files and the modules that they test besides the one of their name."""
 DECLARATIONS = {
-    *("streamer.broker.context", "streamer.clocks", "streamer.errors", "streamer.transport.services"),
+    *("streamer.broker.context", "streamer.clocks", "streamer.errors"),
+    *("streamer.protocol.bounds", "streamer.transport.services"),
     "loadtest.errors",
 }
 """Modules without rules: constants, exceptions and dataclasses."""

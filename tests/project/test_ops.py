@@ -88,7 +88,7 @@ async def test_every_name_and_label_is_exported(serve: Serve, database_url: str,
             assert asked <= labels, f"{where}: there is no label {asked - labels}"
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_has_a_remedy() -> None:
     """A name, a severity, one sentence, and a part of the runbook."""
     assert len(ALERTS) > 20
     assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS)
@@ -111,7 +111,7 @@ def test_every_close_code_is_explained() -> None:
     assert told == {str(int(code)) for code in CloseCode} | {"1005", "1006"}
 
 
-def test_the_runbook_names_what_there_is() -> None:
+def test_the_runbook_names_only_existing_settings_commands_and_metrics() -> None:
     """Settings, commands and metrics: a command that does not exist is no help at three in the morning."""
     known = {settings.variable(name) for name in Settings.model_fields}
     for page in ("docs/runbook.md", "docs/operating.md", "ops/README.md"):

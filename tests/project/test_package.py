@@ -11,7 +11,7 @@ import streamer
 from tests.support.paths import ROOT
 
 
-def test_the_hooks_run_what_make_lint_runs() -> None:
+def test_pre_commit_runs_the_same_as_make_lint() -> None:
     """A commit that passes the hooks must pass CI's lint: both run the same commands."""
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook["entry"].removeprefix("env ") for repo in config["repos"] for hook in repo["hooks"]]

@@ -15,6 +15,7 @@ from streamer.live.ticker import Ticker
 from streamer.live.vendor import Card
 from streamer.live.watch import Watch
 from streamer.protocol import messages
+from streamer.protocol.bounds import Bounds
 from streamer.supervisor import Supervisor
 from tests.support.apps import WITHIN, eventually, now_ms
 from tests.support.viewer import Client
@@ -150,7 +151,7 @@ class Look:
 
     async def watch(self, **fields: Any) -> None:
         """Watch this, or move the watch here."""
-        wanted = messages.watch_of({"type": "watch", "id": "w", **fields}, messages.Bounds())
+        wanted = messages.watch_of({"type": "watch", "id": "w", **fields}, Bounds())
         await self._peer.watches.open(self._watch, wanted)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from streamer.geo.shapes import Area
 from streamer.protocol import messages
+from streamer.protocol.bounds import Bounds
 from streamer.storage import seed
 from tests.support.apps import CustomerApp, VendorApp, eventually, now_ms
 
@@ -109,7 +110,7 @@ class World:
     async def watch(self, customer: CustomerApp, id: str, *, wait: bool = True, **fields: Any) -> Wanted:
         """Start a watch or move it; `fields` as on the wire."""
         message = {"type": "watch", "id": id, **fields}
-        decoded = messages.watch_of(message, messages.Bounds())
+        decoded = messages.watch_of(message, Bounds())
         wanted = self.watches.setdefault((customer, id), Wanted(customer, id))
         wanted.area, wanted.listed, wanted.open = decoded.area, decoded.vendors or frozenset(), decoded.open
         if wait:

@@ -57,7 +57,7 @@ def test_the_defaults_stand() -> None:
     assert {row.origin for row in config.in_force()} == {"default"}
 
 
-def test_who_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precedence_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Command line before environment before .env before default; an empty value is none."""
     (tmp_path / ".env").write_text("STREAMER_PORT=1\nSTREAMER_HOST=a.example\nSTREAMER_STALL=7\nDATABASE_URL=\n")
     monkeypatch.setenv("STREAMER_PORT", "2")

@@ -20,7 +20,7 @@ async def supervisor() -> AsyncIterator[Supervisor]:
     await supervisor.stop()
 
 
-async def test_a_task_that_dies_is_started_anew(supervisor: Supervisor) -> None:
+async def test_a_task_that_dies_is_restarted(supervisor: Supervisor) -> None:
     """One error costs a moment, not the task."""
     runs = 0
 

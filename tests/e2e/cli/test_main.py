@@ -468,7 +468,7 @@ async def test_a_data_folder_that_can_not_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
-async def test_dev_says_where_the_data_is_when_it_is_elsewhere(tmp_path: Path) -> None:
+async def test_dev_names_the_folder_of_its_data_when_it_is_elsewhere(tmp_path: Path) -> None:
     """Root in a folder where PostgreSQL's user can't go: the data is elsewhere, and whoever looks for it is told."""
     os.chmod(tmp_path, 0o700)
     async with Command("dev", "--data", "data", "--port", "0", folder=tmp_path) as server:
@@ -497,7 +497,7 @@ async def test_completion(tmp_path: Path) -> None:
     assert "doctor" in completed.out.split()
 
 
-async def test_a_token_for_nobody_is_warned_of(tmp_path: Path, database_url: str) -> None:
+async def test_a_token_for_an_unknown_user_is_warned_of(tmp_path: Path, database_url: str) -> None:
     """A mistyped user would be let in to watch, and wonder why its vendor is not there."""
     (vendor,) = await seed.seed(database_url, 1)
     for clerk_id, warned in ((vendor.clerk_id, False), ("clerk_nobody", True)):

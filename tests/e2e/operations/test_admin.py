@@ -40,7 +40,7 @@ async def test_the_main_port_serves_this_machine_and_the_token(
     assert await status(session, f"{running.url}/readyz", ELSEWHERE) == 200
 
 
-async def test_without_a_token_nobody_else_gets_in(serve: Serve, session: aiohttp.ClientSession) -> None:
+async def test_without_a_token_only_this_machine_is_admitted(serve: Serve, session: aiohttp.ClientSession) -> None:
     """An unset token is not an empty one."""
     running = await serve()
     for bearer in ("", "Bearer ", "Bearer None"):
@@ -68,7 +68,7 @@ async def test_no_answer_names_the_software(serve: Serve, session: aiohttp.Clien
         assert "Server" not in socket._response.headers
 
 
-async def test_a_proxy_that_nobody_configured_is_named_once(
+async def test_a_proxy_that_is_not_configured_is_warned_of_once(
     serve: Serve, session: aiohttp.ClientSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Behind a proxy without STREAMER_TRUSTED_HOPS all clients count as one address without limits: the log says so."""

@@ -109,7 +109,7 @@ def test_levels(stream: io.StringIO) -> None:
         ("Ping(seq=1, timestamp=2, lat=52.2297, long=21.0122)", "21.0122"),
     ],
 )
-def test_what_must_not_be_in_a_log(line: str, secret: str) -> None:
+def test_secrets_are_not_logged(line: str, secret: str) -> None:
     """Tokens, passwords and positions, in each form that they come in."""
     said = masked(None, "info", line)
     assert secret not in said
@@ -171,7 +171,7 @@ def test_a_storm_is_summed_up(texts: list[str], most: int) -> None:
     assert texts.count("a") <= most or repeats.passes("info", "a"), "after that it is written again"
 
 
-def test_the_sum_is_told_without_another_line(stream: io.StringIO) -> None:
+def test_the_count_of_repeated_lines_is_logged_at_the_end(stream: io.StringIO) -> None:
     """The end of a storm is told when it is over, not when the next one begins."""
     told = threading.Event()
     repeats = RepeatFilter(lambda text: told.set(), most=1, window=0.2)

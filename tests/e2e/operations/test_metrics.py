@@ -69,7 +69,7 @@ async def scraper(running: Running) -> AsyncIterator[Scraper]:
         yield Scraper(session, running)
 
 
-async def test_the_way_of_a_ping_is_counted(running: Running, scraper: Scraper, vendors: list[SeededVendor]) -> None:
+async def test_the_path_of_a_ping_is_counted(running: Running, scraper: Scraper, vendors: list[SeededVendor]) -> None:
     """Every ping that was sent is either stored or rejected with its reason, and the watcher's frame is there too."""
     async with CustomerApp(running.url) as customer, VendorApp(running.url, vendors[0].clerk_id) as app:
         await customer.watch("w", circle(LAT, LONG, 1000))

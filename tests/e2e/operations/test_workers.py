@@ -111,7 +111,7 @@ async def test_workers_share_a_port_and_one_that_dies_is_replaced(
         assert not [pid for pid in before if psutil.pid_exists(pid)]
 
 
-async def test_a_worker_that_hangs_is_told_of_and_replaced(tmp_path: Path, database_url: str, redis_url: str) -> None:
+async def test_a_worker_that_hangs_is_logged_and_replaced(tmp_path: Path, database_url: str, redis_url: str) -> None:
     """The other worker's `/readyz` names it, and the parent ends it."""
     async with serving(tmp_path, database_url, redis_url, STREAMER_STUCK_AFTER="7") as command:
         url = await command.url()
@@ -136,7 +136,7 @@ async def test_a_worker_that_hangs_is_told_of_and_replaced(tmp_path: Path, datab
         assert not psutil.pid_exists(hung)
 
 
-async def test_a_crash_loop_is_told_of_and_ends(tmp_path: Path, database_url: str, redis_url: str) -> None:
+async def test_a_crash_loop_is_logged_and_ends(tmp_path: Path, database_url: str, redis_url: str) -> None:
     """Workers that die whenever they serve are not restarted for ever: who runs the server must know."""
     async with serving(tmp_path, database_url, redis_url) as command:
         await command.url()

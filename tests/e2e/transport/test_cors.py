@@ -60,7 +60,7 @@ async def test_history_varies_by_both(serve: Serve, session: aiohttp.ClientSessi
         assert (response.status, response.headers.getall(VARY)) == (200, ["Accept", "Origin"])
 
 
-async def test_what_is_not_the_api(serve: Serve, session: aiohttp.ClientSession) -> None:
+async def test_endpoints_outside_the_api_have_no_cors(serve: Serve, session: aiohttp.ClientSession) -> None:
     """An operator's figures are nothing for web pages; what is no browser is told nothing about any of this."""
     url = (await serve()).url
     for path in ("/health", "/metrics", "/"):

@@ -314,7 +314,7 @@ async def _next(socket: aiohttp.ClientWebSocketResponse) -> bytes | str:
     return data
 
 
-async def test_what_a_vendor_app_may_get_wrong(running: Running, vendors: list[SeededVendor]) -> None:
+async def test_invalid_messages_of_a_vendor_app(running: Running, vendors: list[SeededVendor]) -> None:
     """Each has its own code, on a socket and over HTTP alike, and the connection goes on."""
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
     path = f"{running.url}/v1/vendors/{vendors[0].vendor_id}/locations"
@@ -333,7 +333,7 @@ async def test_what_a_vendor_app_may_get_wrong(running: Running, vendors: list[S
                 assert body.get("code") in ({None} if response.status == 200 else CODES - {"ERR_INTERNAL"})
 
 
-async def test_what_a_customer_app_may_get_wrong(running: Running) -> None:
+async def test_invalid_messages_of_a_customer_app(running: Running) -> None:
     """Each has its own code and names its watch, and the connection goes on."""
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{running.url}/v1/watch") as socket:
         for data, code in WATCHES:

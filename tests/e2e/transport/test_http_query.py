@@ -268,7 +268,7 @@ async def test_an_old_ping_is_history_only(client: Client, running: Running, dir
         assert customer.views["w"] == {}
 
 
-async def test_a_vendor_deleted_on_the_way(client: Client, running: Running, direct: Any) -> None:
+async def test_a_vendor_deleted_before_its_pings_are_stored(client: Client, running: Running, direct: Any) -> None:
     """Between the check of the token and the commit a vendor may go: the app is told, and nobody sees it any more."""
     found, deleted = asyncio.Event(), asyncio.Event()
     look_up = running.server.dataloader.vendor
@@ -617,7 +617,7 @@ async def test_history_reads_the_days_it_needs(client: Client, direct: Any) -> N
         assert [day for day in days if day in text] == [days[2]], text
 
 
-async def test_nearby_with_what_is_no_number(client: Client) -> None:
+async def test_nearby_with_invalid_numbers(client: Client) -> None:
     """Each was a 500 and a traceback once: NaN and infinity are numbers to Python."""
     for limit in ("nan", "inf", "-inf", "1e400", "9" * 400, "0", "-1", "1001", "one", ""):
         answer = await client.ask("GET", "/v1/vendors/nearby", params={"lat": "1", "long": "2", "limit": limit})

@@ -71,7 +71,7 @@ async def test_pages_hold_each_vendor_once(serve: Serve, database_url: str) -> N
         assert set(seen) == set(vendors)
 
 
-async def test_who_is_closed_or_deleted(serve: Serve, database_url: str) -> None:
+async def test_closed_and_deleted_vendors(serve: Serve, database_url: str) -> None:
     """`open=true` leaves the closed out; who was deleted is found by nobody."""
     closed, deleted, other = await named(database_url, ["Taco one", "Taco two", "Taco three"])
     connection = await asyncpg.connect(database_url)
@@ -83,7 +83,7 @@ async def test_who_is_closed_or_deleted(serve: Serve, database_url: str) -> None
         assert [one["vendorId"] for one in (await found(session, query="taco", open="true"))["vendors"]] == [other]
 
 
-async def test_what_can_not_be_searched_for(serve: Serve) -> None:
+async def test_invalid_searches_are_refused(serve: Serve) -> None:
     """Each refusal names the value, and no text reaches PostgreSQL's query language."""
     async with aiohttp.ClientSession((await serve()).url) as session:
         for params in (

@@ -56,7 +56,7 @@ class Raw:
 # slowloris
 
 
-async def test_who_says_nothing_is_cut(serve: Serve) -> None:
+async def test_a_silent_connection_is_closed(serve: Serve) -> None:
     """Of a thousand connections that never finish their first line none is left after the deadline; others go on."""
     server = await serve(handshake_timeout=0.5)
     async with Raw(server.url) as silent, Raw(server.url) as slow, CustomerApp(server.url) as customer:

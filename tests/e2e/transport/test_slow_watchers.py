@@ -83,7 +83,7 @@ async def test_late_but_true(serve: Serve) -> None:
         assert len(slow.messages) - before < 40, "all that was, one by one"
 
 
-async def test_a_dead_client_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dead_client_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for one who never reads again is not kept for as long as the system hopes for it."""
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.3)
     running = await serve(stall=0.3)

@@ -136,7 +136,7 @@ async def test_a_snapshot_on_reconnect(running: Running, vendors: list[SeededVen
     await eventually(lambda: not streams(running) and not len(running.server.watches), "all forgotten")
 
 
-async def test_what_can_be_watched(running: Running, vendors: list[SeededVendor], truck: VendorApp) -> None:
+async def test_every_kind_of_watch(running: Running, vendors: list[SeededVendor], truck: VendorApp) -> None:
     """All kinds of a watch fit into a query string."""
     id = vendors[0].vendor_id
     for query in (

@@ -60,7 +60,7 @@ async def turned_away(phone: App, close: int, code: str) -> str:
 # who gets in
 
 
-async def test_every_way_of_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
+async def test_every_way_to_send_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
     """A phone, a browser and a simple sensor can each bring a token somewhere; a bad one is refused in each alike."""
     server = await serve(watch_auth="required")
 

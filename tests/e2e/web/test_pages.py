@@ -91,7 +91,7 @@ async def test_nothing_from_elsewhere(serve: Serve, browser: aiohttp.ClientSessi
     assert "geolocation=(self)" in headers["Permissions-Policy"]
 
 
-async def test_what_the_page_is_told(serve: Serve, browser: aiohttp.ClientSession) -> None:
+async def test_the_settings_of_the_page(serve: Serve, browser: aiohttp.ClientSession) -> None:
     """Settings reach the page, whatever is in them, and no secret does."""
     tiles = "http://tiles.example:81/{z}/{x}/{y}.png?key=</script>"
     url = (await serve(tiles_url=tiles, map_center="-33.9,151.2", max_radius=5000.0, watch_auth="required")).url

@@ -41,7 +41,9 @@ STATEMENTS = [
 ]
 
 
-async def test_who_is_deleted_is_out_everywhere(servers: list[Running], database_url: str, direct: Any) -> None:
+async def test_a_deleted_user_is_disconnected_everywhere(
+    servers: list[Running], database_url: str, direct: Any
+) -> None:
     """Whoever was thrown out must not report, nor look, nor be on a map, on any process, nor come back in.
 
     Marked or deleted, the vendor or its user.
@@ -122,7 +124,7 @@ async def test_a_page_of_a_deleted_user(servers: list[Running], vendors: list[Se
         assert (await page.open(lat=str(LAT), long=str(LONG), radius="1000")).status == 401
 
 
-async def test_who_is_restored_is_back(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
+async def test_a_restored_user_is_back(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
     """A deletion taken back, or a user made anew under the same account, is let in like anybody."""
     one = vendors[0]
     await direct.execute(SOFT.format("users", "clerkId"), one.clerk_id)

@@ -30,7 +30,7 @@ class Numbers:
         return {key: key * key for key in keys if key % 2 == 0}
 
 
-async def test_who_comes_meanwhile_is_asked_for_together() -> None:
+async def test_callers_during_a_query_share_the_next_one() -> None:
     """One query for the first, one for all who came while it was under way; who asks the same shares the answer."""
     numbers = Numbers()
     loader = BatchLoader(numbers.find, "numbers")
@@ -72,7 +72,7 @@ async def test_an_outage_is_everyone_s() -> None:
     assert await loader.get(2) == 4
 
 
-async def test_a_herd_of_vendors_is_a_few_queries(serve: Serve, database_url: str) -> None:
+async def test_many_vendors_connecting_at_once_are_a_few_queries(serve: Serve, database_url: str) -> None:
     """A hundred vendors that come at once: all greeted with their own newest ping, and PostgreSQL asked a few times."""
     vendors = await seed.seed(database_url, 100)
     began = now_ms() - 3_600_000
@@ -96,7 +96,7 @@ async def test_a_herd_of_vendors_is_a_few_queries(serve: Serve, database_url: st
         await asyncio.gather(*[app.close() for app in apps])
 
 
-async def test_more_than_get_in_wait_their_turn_or_are_told_when(serve: Serve, database_url: str) -> None:
+async def test_connections_above_the_admission_rate_wait_or_get_retry_after(serve: Serve, database_url: str) -> None:
     """A crowd that comes back at once gets in at the gate's rate; who would wait too long is told when to come."""
     running = await serve(admission_rate=20.0, admission_wait=1.0)
     loop = asyncio.get_running_loop()

@@ -49,7 +49,7 @@ async def stored(direct: Any, vendor: SeededVendor) -> int:
     return int(await direct.fetchval('SELECT count(*) FROM "locations" WHERE "vendorId" = $1', vendor.vendor_id))
 
 
-async def test_who_does_not_pay_goes_live_once(
+async def test_a_user_who_does_not_pay_goes_live_once(
     servers: list[Running], vendors: list[SeededVendor], direct: Any
 ) -> None:
     """Its first position is shown at once, the next ones only stored, also after a reconnect to another process."""
@@ -92,7 +92,7 @@ SUBSCRIPTIONS: list[tuple[str, str, str | None, bool]] = [
 ]
 
 
-async def test_what_is_an_active_subscription(database_url: str, vendors: list[SeededVendor], direct: Any) -> None:
+async def test_which_subscriptions_are_active(database_url: str, vendors: list[SeededVendor], direct: Any) -> None:
     """What was paid for is given, from its first to its last second, and nothing else is."""
     for vendor, (status, start, end, _) in zip(vendors, SUBSCRIPTIONS, strict=True):
         await subscribe(direct, vendor, status, start, end)
@@ -117,7 +117,7 @@ async def test_the_interval_ends(serve: Serve, vendors: list[SeededVendor]) -> N
         await customer.sees("w", {vendors[0].vendor_id: (LAT + 0.01, LONG)})
 
 
-async def test_who_begins_to_pay(
+async def test_a_user_who_starts_to_pay(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever pays in the middle of the day moves soon, without connecting anew; whoever's plan ends stops."""

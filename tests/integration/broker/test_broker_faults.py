@@ -15,6 +15,7 @@ from streamer.broker.redis_schema import parse_place, place_key
 from streamer.geo.grid import bus_cell
 from streamer.live.fix import fix_of_register
 from streamer.protocol import messages
+from streamer.protocol.bounds import Bounds
 from tests.support.apps import circle, eventually
 from tests.support.peers import Look, Peer, Position
 from tests.support.proxy import Proxy
@@ -90,7 +91,7 @@ class Chaos:
             fields: dict[str, Any] = {"vendors": chance.sample([f"v{n}" for n in range(12)], 4)}
         else:
             fields = {"area": circle(*chance.choice(PLACES), chance.choice((2_000, 5_000, 50_000)))}
-        wanted = messages.watch_of({"type": "watch", "id": "w", **fields}, messages.Bounds())
+        wanted = messages.watch_of({"type": "watch", "id": "w", **fields}, Bounds())
         mine = [n for n, look in enumerate(self.looks) if look[1] == name]
         if mine and chance.random() < 0.6:
             number = chance.choice(mine)

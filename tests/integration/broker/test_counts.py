@@ -14,6 +14,7 @@ from streamer.broker.counts import ROUND
 from streamer.errors import ProtocolError
 from streamer.live import watch as live_watch
 from streamer.protocol import messages
+from streamer.protocol.bounds import Bounds
 from tests.support.apps import eventually
 from tests.support.peers import Peer
 from tests.support.proxy import Proxy
@@ -69,7 +70,7 @@ async def look(peer: Peer, area: dict[str, Any] = WORLD, **more: Any) -> Bubbles
     bubbles = Bubbles()
     watch = live_watch.Watch("z", bubbles)
     fields = {**FIELDS, "area": area, **more}
-    await peer.watches.open(watch, messages.watch_of(fields, messages.Bounds()))
+    await peer.watches.open(watch, messages.watch_of(fields, Bounds()))
     return bubbles
 
 
@@ -177,13 +178,13 @@ async def test_who_watches_already_misses_nothing_when_another_customer_comes(re
         await first.shows(3, 3, 3)
 
 
-async def test_nobody_asks(redis_url: str) -> None:
+async def test_counts_without_watchers_cost_nothing(redis_url: str) -> None:
     """Processes without overviews exchange nothing."""
     async with Peer(redis_url, "one") as one, Peer(redis_url, "other") as other:
         close(other, 1, HERE)
         bubbles, watch = Bubbles(), live_watch.Watch("z", Bubbles())
         fields = {"type": "watch", "id": "z", "area": WORLD, "as": "counts"}
-        wanted = messages.watch_of(fields, messages.Bounds())
+        wanted = messages.watch_of(fields, Bounds())
         await one.watches.open(watch, wanted)
         assert bubbles.frames == []
         one.watches.close(watch)
@@ -211,7 +212,7 @@ async def test_a_watch_turns_from_vendors_to_counts_and_back(redis_url: str) -> 
         watch = live_watch.Watch("z", bubbles)
         plain: Callable[..., messages.Watch] = lambda **more: messages.watch_of(  # noqa: E731
             {"type": "watch", "id": "z", "area": {"center": {"lat": 52.23, "long": 21.01}, "radius": 5000}, **more},
-            messages.Bounds(),
+            Bounds(),
         )
         await one.watches.open(watch, plain(**{"as": "counts"}))
         assert bubbles.totals == (2, 2, 2)
@@ -248,7 +249,7 @@ async def test_counts_that_cost_too_much_rest(redis_url: str) -> None:
     async with Peer(redis_url, "one") as one:
         poor, bubbles = Poor(), Bubbles()
         watch = live_watch.Watch("z", bubbles, payer=poor)
-        await one.watches.open(watch, messages.watch_of({**FIELDS, "area": HALF}, messages.Bounds()))
+        await one.watches.open(watch, messages.watch_of({**FIELDS, "area": HALF}, Bounds()))
         other = await look(one)
         await eventually(lambda: poor.told > 0, "a customer that is told")
         close(one, 3, HERE)

@@ -53,7 +53,7 @@ async def test_nothing_else_is_allowed(serving_redis_url: str) -> None:
                 await client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
 
 
-async def test_the_command_prints_what_redis_takes(valkey_server: ValkeyServer, tmp_path: Path) -> None:
+async def test_redis_accepts_the_printed_rules(valkey_server: ValkeyServer, tmp_path: Path) -> None:
     """An operator pastes it: Redis must understand it."""
     done = await run("redis", "acl", "--user", "venta", "--setuser", folder=tmp_path)
     assert done.status == 0

@@ -156,7 +156,7 @@ async def test_a_cut_in_the_middle_loses_nothing(client: Client, after: int) -> 
         assert {e["vendorId"] for e in found if e["type"] == kind} == set("abc")
 
 
-async def test_a_process_that_died_is_told_of_as_a_gap_once(client: Client) -> None:
+async def test_a_process_that_died_leaves_one_gap(client: Client) -> None:
     """What it had committed and not written may be missing: a consumer reads it from the database."""
     wire, clock = Wire(client), Clock()
     (dead, _), (one, _), (two, _) = feed(wire, clock, "dead"), feed(wire, clock, "one"), feed(wire, clock, "two")
@@ -188,7 +188,7 @@ async def test_an_orderly_end_is_no_gap(client: Client) -> None:
     assert [e["type"] for e in await entries(client)] == ["location"]
 
 
-async def test_what_redis_lost_is_told_as_a_gap(client: Client) -> None:
+async def test_data_lost_by_redis_leaves_a_gap(client: Client) -> None:
     """Redis came back empty, or from an old copy: the feed says since when something may be missing."""
     clock = Clock()
     one, statuses = feed(Wire(client), clock)

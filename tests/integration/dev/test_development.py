@@ -17,7 +17,9 @@ from streamer.errors import Unavailable
 from tests.support.apps import CustomerApp, circle, eventually
 
 
-async def test_what_it_waits_for_in_vain(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_redis_that_is_away_is_named_without_its_password(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A given Redis that is away is named, its password is not, and nothing is left that says the server runs."""
     monkeypatch.setattr(development, "READY_TIMEOUT", 0.5)
     given = settings.load(database_url=database_url, redis_url="redis://:dont-tell@127.0.0.1:1", port=0)

@@ -74,7 +74,9 @@ async def everything(url: str) -> dict[str, list[Any]]:
         await connection.close()
 
 
-async def test_what_is_restored_is_what_was_backed_up(filled: str, empty_database_url: str, tmp_path: Path) -> None:
+async def test_a_restored_database_equals_the_backed_up_one(
+    filled: str, empty_database_url: str, tmp_path: Path
+) -> None:
     """Every row of every table, by value; then the server runs on it."""
     path = await backup(filled, tmp_path, now=NOW)
     assert path.name.endswith("-20310102T030405Z.dump")
@@ -126,7 +128,7 @@ async def test_whole_or_not_at_all(filled: str, empty_database_url: str, tmp_pat
     assert await everything(empty_database_url) == {}
 
 
-async def test_rows_that_are_missing_are_told(filled: str, empty_database_url: str, tmp_path: Path) -> None:
+async def test_missing_rows_are_reported(filled: str, empty_database_url: str, tmp_path: Path) -> None:
     """A restore that went through but lacks a row is no success."""
     path = await backup(filled, tmp_path)
     manifest = json.loads(manifest_of(path).read_text())

@@ -187,7 +187,7 @@ async def test_pid_file_of_a_killed_server_does_not_hinder(postgres_server: Post
         bystander.communicate()
 
 
-async def test_paused_postgres_answers_nobody_until_resumed(postgres_server: PostgresServer) -> None:
+async def test_a_paused_postgres_does_not_answer_until_resumed(postgres_server: PostgresServer) -> None:
     """A hung database is another fault than a dead one: connections stay open and nothing comes back."""
     connection = await asyncpg.connect(postgres_server.url)
     try:
@@ -200,7 +200,7 @@ async def test_paused_postgres_answers_nobody_until_resumed(postgres_server: Pos
         await connection.close()
 
 
-async def test_paused_valkey_answers_nobody_until_resumed(valkey_server: ValkeyServer) -> None:
+async def test_a_paused_valkey_does_not_answer_until_resumed(valkey_server: ValkeyServer) -> None:
     """The same for Valkey."""
     async with redis.asyncio.Redis.from_url(valkey_server.url, socket_timeout=30) as client:
         await client.ping()
@@ -281,7 +281,7 @@ async def test_data_of_another_version(folder: Path) -> None:
         await server.start()
 
 
-async def test_an_interrupted_set_up_starts_anew(folder: Path) -> None:
+async def test_an_interrupted_setup_starts_again(folder: Path) -> None:
     """Ctrl-C in the first second must not leave half a database that no later start can use."""
     task = asyncio.ensure_future(PostgresServer(folder, durable=False).start())
     await asyncio.sleep(0.1)

@@ -45,7 +45,7 @@ def test_ages(age: str, days: int) -> None:
 
 
 @pytest.mark.parametrize("age", ["", "0d", "30", "d", "1h", "-1d", "1.5d", "30days", "999999d"])
-def test_what_is_no_age(age: str) -> None:
+def test_invalid_ages_are_refused(age: str) -> None:
     """`30` could be hours or days; what deletes does not guess."""
     with pytest.raises(SettingsError, match="30d or 12w"):
         days_of(age)

@@ -38,7 +38,7 @@ async def entries(connection: Any) -> list[audit.Entry]:
     return (await audit.entries(connection, limit=1000))[::-1]
 
 
-async def test_from_what_to_what(connection: Any) -> None:
+async def test_an_entry_has_old_and_new_values(connection: Any) -> None:
     """Who looks into a complaint must see what it was before."""
     await connection.execute(
         """UPDATE "vendors" SET "name" = 'Two', "phone" = '1', "open" = true, "updatedAt" = now()"""
@@ -52,7 +52,7 @@ async def test_from_what_to_what(connection: Any) -> None:
     assert abs(entry.at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-async def test_what_came_and_what_went(connection: Any) -> None:
+async def test_inserted_and_deleted_rows_are_audited(connection: Any) -> None:
     """A deleted user takes vendors and subscriptions along: the entries say what they were."""
     await connection.execute(
         """
@@ -110,7 +110,7 @@ async def test_every_column_but_the_position_is_watched(connection: Any) -> None
             await transaction.rollback()
 
 
-async def test_nothing_changed_nothing_said(connection: Any) -> None:
+async def test_an_update_without_changes_is_not_audited(connection: Any) -> None:
     """Backends save a form unchanged, and Prisma sets `updatedAt` each time: the entries that tell would drown."""
     await connection.execute("""UPDATE "vendors" SET "name" = 'One', "open" = true, "updatedAt" = now()""")
     await connection.execute("""UPDATE "users" SET "email" = '1@example.com', "updatedAt" = now()""")
@@ -127,14 +127,14 @@ async def test_columns_of_others_are_seen(connection: Any) -> None:
     assert (entry.before, entry.after) == ({"settings": None}, {"settings": [1]})
 
 
-async def test_emptying_a_table_is_told(connection: Any) -> None:
+async def test_truncating_a_table_is_audited(connection: Any) -> None:
     """TRUNCATE fires no trigger of rows."""
     await connection.execute('TRUNCATE "integrations"')
     (entry,) = await entries(connection)
     assert (entry.table, entry.action, entry.row_id) == ("integrations", "truncate", None)
 
 
-async def test_who_did_it(connection: Any, database_url: str) -> None:
+async def test_an_entry_has_its_actor(connection: Any, database_url: str) -> None:
     """The role that logged in, the program, from where, and for whom, if it says so."""
     other = await asyncpg.connect(database_url, server_settings={"application_name": "backend"})
     try:
@@ -198,7 +198,7 @@ async def test_a_change_taken_back_leaves_no_entry(connection: Any) -> None:
     assert await entries(connection) == []
 
 
-async def test_the_way_of_a_ping_leaves_none(connection: Any, serving_url: str) -> None:
+async def test_pings_are_not_audited(connection: Any, serving_url: str) -> None:
     """A city's vendors move each second: an entry for each would cost more than the pings."""
     store = await Store.open(serving_url)
     try:
@@ -260,7 +260,7 @@ async def test_they_are_pruned_with_all_else(connection: Any, database_url: str,
     assert await entries(connection) == []
 
 
-async def test_what_is_missing_is_named(connection: Any, database_url: str) -> None:
+async def test_a_disabled_trigger_is_reported(connection: Any, database_url: str) -> None:
     """A trigger that somebody switched off for a bulk load, and forgot."""
     assert await drift.drift(database_url) == []
     await connection.execute(

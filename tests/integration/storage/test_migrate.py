@@ -144,7 +144,7 @@ async def test_a_schema_of_its_own(empty_database_url: str) -> None:
         assert await connection.fetchval('SELECT count(*) FROM "vendors"') == 0
 
 
-async def test_a_server_on_an_old_schema_says_what_to_do(empty_database_url: str) -> None:
+async def test_a_server_on_an_old_schema_names_the_remedy(empty_database_url: str) -> None:
     """It would start, and fail at the first statement."""
     with pytest.raises(DatabaseError, match=rf"none.*{revisions.head()}.*`streamer db upgrade`"):
         await revisions.require_newest(empty_database_url)
@@ -190,7 +190,7 @@ async def test_others_tables_in_the_same_database_are_no_matter(empty_database_u
         assert await connection.fetchval("SELECT to_regclass('_prisma_migrations')") is not None
 
 
-async def test_a_migration_waits_for_nobody_forever(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_migration_gives_up_waiting_for_a_lock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it waits for a table, every ping waits behind it."""
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT_MS", 100)
     async with connected(database_url) as other, other.transaction():
@@ -212,7 +212,7 @@ async def test_reset_empties_and_rebuilds(database_url: str) -> None:
     assert await drift(database_url) == []
 
 
-async def test_drift_is_said_in_words(database_url: str) -> None:
+async def test_drift_is_described_in_words(database_url: str) -> None:
     """Whoever changed the database by hand learns what is different, and only that."""
     async with connected(database_url) as connection:
         await connection.execute(

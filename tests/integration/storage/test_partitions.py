@@ -135,7 +135,7 @@ async def test_a_long_reader_is_not_waited_for(
     assert await connection.fetchval("SELECT current_setting('lock_timeout')") == "0"
 
 
-async def test_a_table_in_the_way_is_named_and_the_other_days_are_made(connection: Any) -> None:
+async def test_a_conflicting_table_is_named_and_the_other_days_are_created(connection: Any) -> None:
     """One detached partition, kept as an archive, would leave all later days without theirs."""
     blocked = days(0, 0)[0]
     await connection.execute(f'CREATE TABLE "{blocked}" ("id" TEXT)')
@@ -144,7 +144,7 @@ async def test_a_table_in_the_way_is_named_and_the_other_days_are_made(connectio
     assert await partition_names(connection) == [*days(-2, -1), *days(1, 1), "locations_default"]
 
 
-async def test_a_role_that_does_not_own_the_tables_is_told(connection: Any, database_url: str) -> None:
+async def test_a_role_that_does_not_own_the_tables_gets_an_explanation(connection: Any, database_url: str) -> None:
     """A server with fewer rights must say who makes the days instead."""
     await connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO pg_monitor")
     await connection.execute("SET ROLE pg_monitor")

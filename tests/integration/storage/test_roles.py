@@ -105,7 +105,7 @@ INTRUSIONS = (
 )
 
 
-async def test_what_an_intruder_would_try(server: Any) -> None:
+async def test_privileges_beyond_serving_are_refused(server: Any) -> None:
     """Who takes over the server must get neither people's addresses nor a way to undo what is stored."""
     assert [statement for statement in INTRUSIONS if await may(server, statement)] == []
 
@@ -179,9 +179,7 @@ async def test_a_role_is_made_with_nothing_but_its_rights(owner: Any, database_u
     assert await roles.holders(owner) == sorted([role, SERVING_ROLE])
 
 
-async def test_an_owner_who_may_not_create_roles_learns_what_is_missing(
-    owner: Any, database_url: str, role: str
-) -> None:
+async def test_an_owner_without_createrole_gets_an_explanation(owner: Any, database_url: str, role: str) -> None:
     """A managed PostgreSQL often gives no CREATEROLE; the administrator must know what to ask for."""
     name = f"{role}_owner"
     await owner.execute(f"CREATE ROLE {quoted(name)} LOGIN PASSWORD 'secret'")

@@ -81,7 +81,7 @@ async def test_many_vendors_have_an_owner_each(database_url: str, monkeypatch: p
     assert await seed.seed(database_url, 5) == seeded[:5]
 
 
-async def test_seeds_that_somebody_is_in_the_way_of(database_url: str) -> None:
+async def test_seeds_that_conflict_with_existing_rows(database_url: str) -> None:
     """Vendors fewer than asked for, and nobody told why."""
     async with connected(database_url) as connection:
         await connection.execute(
@@ -96,7 +96,7 @@ async def test_seeds_that_somebody_is_in_the_way_of(database_url: str) -> None:
         await seed.seed(database_url, 3)
 
 
-async def test_seeding_an_old_schema_says_what_to_do(empty_database_url: str) -> None:
+async def test_seeding_an_old_schema_names_the_remedy(empty_database_url: str) -> None:
     """It would fail with the name of a column."""
     with pytest.raises(DatabaseError, match="streamer db upgrade"):
         await seed.seed(empty_database_url)

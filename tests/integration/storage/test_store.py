@@ -121,7 +121,7 @@ def pings(vendor_id: str, timestamps: Sequence[int]) -> list[tuple[str, int]]:
 # the two paths
 
 
-async def test_what_is_stored_is_what_was_reported(store: Store, direct: Any) -> None:
+async def test_stored_pings_equal_the_reported_ones(store: Store, direct: Any) -> None:
     """A coordinate or a millisecond lost in the binary format is a false history, for Prisma's clients too."""
     timestamps = [0, T0, T0 + 1, 36**8 - 1]
     assert await store.store_chunks([chunk(VENDOR, timestamps, lat=-12.345678901234567)]) == {}
@@ -267,7 +267,7 @@ async def test_a_session_terminated_while_it_stores(store: Store, direct: Any, r
 
 
 @pytest.mark.parametrize("retry", [False, True])
-async def test_a_lock_that_is_not_let_go(url: str, direct: Any, retry: bool) -> None:
+async def test_a_lock_that_is_not_released(url: str, direct: Any, retry: bool) -> None:
     """A migration or a forgotten session holding a lock must show as an outage, not as silence."""
     async with opened(url, statement_timeout=0.2) as store:
         async with direct.transaction():
@@ -321,7 +321,7 @@ async def test_behind_pgbouncer(url: str, direct: Any) -> None:
     assert await stored(direct) == pings(VENDOR, [T0, T0 + 1])
 
 
-async def test_opening_fails_with_what_to_do_and_without_the_password(unused_tcp_port: int) -> None:
+async def test_a_failed_open_names_the_remedy_and_no_password(unused_tcp_port: int) -> None:
     """The message ends in logs and on screens."""
     with pytest.raises(Unavailable) as failed:
         await Store.open(f"postgresql://venta:s3cret@127.0.0.1:{unused_tcp_port}/venta_db")

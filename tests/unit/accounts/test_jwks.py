@@ -142,7 +142,7 @@ async def test_an_issuer_that_does_not_answer_well(
     assert await let_in(keys, signed(EC["e1"]))
 
 
-async def test_an_issuer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_issuer_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An app is told to try again within a bounded time."""
     silent = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr("streamer.accounts.jwks.TIMEOUT", 0.2)
@@ -164,7 +164,7 @@ async def test_the_issuer_is_down_from_the_start() -> None:
         await let_in(keys, signed(EC["e1"]))
 
 
-def test_what_counts_as_a_key() -> None:
+def test_which_keys_of_a_set_are_used() -> None:
     """Other keys beside the ones for signing do no harm, and the first of an id is the one."""
     mixed = [*public(WEAK, RSA["r1"], EC["e1"])["keys"], {**public(EC["e2"])["keys"][0], "kid": "e1"}, {"kty": "x"}]
     keys = usable_keys({"keys": mixed})

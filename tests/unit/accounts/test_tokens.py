@@ -166,7 +166,7 @@ def test_other_algorithms(authenticator: Authenticator, alg: Any) -> None:
     refused(authenticator, whole.rpartition(".")[0] + ".")
 
 
-def test_changed_on_the_way(authenticator: Authenticator) -> None:
+def test_a_changed_token_is_refused(authenticator: Authenticator) -> None:
     """Claims are what was signed."""
     head, _, signature = token({"sub": "user_1", "exp": LATER}).split(".")
     refused(authenticator, f"{head}.{part({'sub': 'user_2', 'exp': LATER})}.{signature}")
@@ -274,7 +274,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("key", [RSA["r1"], EC["e1"]], ids=["RS256", "ES256"])
-async def test_each_refusal_says_its_own_reason(issued: Authenticator, key: Key) -> None:
+async def test_each_refusal_has_its_reason(issued: Authenticator, key: Key) -> None:
     """The developer of an app that is not let in reads which of a dozen reasons it is, and what was expected."""
     for claims, why in REFUSALS:
         assert why in await why_refused(issued, signed(key, claims))

@@ -95,7 +95,7 @@ def test_a_place_is_read_as_it_was_written(version: int, process: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, b"", b"x" * 20, b"0000000000001nowhere one"])
-def test_what_is_no_place(value: bytes | None) -> None:
+def test_invalid_places_are_ignored(value: bytes | None) -> None:
     """Another program's value under the key must not stop the process."""
     assert parse_place(value) is None
 
@@ -107,7 +107,7 @@ def test_keys_of_a_cell_share_a_hash_tag() -> None:
     assert b"{" not in place_key("truck")
 
 
-def test_a_read_that_starts_over_forgets_what_it_found() -> None:
+def test_a_restarted_read_discards_its_results() -> None:
     """A cursor means nothing to another node."""
     reading = Reading()
     assert not reading.take([b"17", [b"!", b"mark", b"ftruck", b"%013d[]" % NOW]])

@@ -173,7 +173,7 @@ async def test_live_pings_go_ahead_of_a_backlog_which_does_not_starve() -> None:
         assert [each for batch in storage.batches[1:] for each in batch if each.live] == live
 
 
-async def test_a_batch_is_bounded_but_a_large_chunk_goes() -> None:
+async def test_a_batch_is_bounded_except_for_one_large_chunk() -> None:
     """One COPY must not hold everything up, and a message larger than a batch must not wait for ever."""
     storage = Storage()
     async with running(storage, batch_pings=100) as batcher:
@@ -230,7 +230,7 @@ async def test_a_put_given_up_lets_the_next_through() -> None:
         assert settled.chunks == [small]
 
 
-async def test_a_chunk_larger_than_the_buffer_goes_alone() -> None:
+async def test_a_chunk_larger_than_the_buffer_is_stored_alone() -> None:
     """It could never fit, and its session would hang."""
     storage = Storage()
     async with running(storage, max_pings=10) as batcher:
@@ -319,7 +319,7 @@ async def test_an_outage_settles_nothing_and_loses_nothing(monkeypatch: pytest.M
         assert storage.retries[-1] is False
 
 
-async def test_an_error_nobody_expected_is_loud_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_error_is_logged_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in storing must be seen, and must not cost the pings it met."""
     monkeypatch.setattr(batcher_module, "backoff", lambda attempt, chance: 0.001)
     storage, settled = Storage(), Settled()
@@ -332,7 +332,7 @@ async def test_an_error_nobody_expected_is_loud_and_loses_nothing(monkeypatch: p
         assert storage.retries == [False, True]
 
 
-async def test_rejected_pings_are_told_by_seq() -> None:
+async def test_rejected_pings_are_identified_by_seq() -> None:
     """The app must learn which ping will never be stored; a vendor's position must not come from it."""
     storage, settled, stored = Storage(), Settled(), list[Chunk]()
     bad, good = chunk(3, settled=settled), chunk(1, settled=settled)
@@ -399,7 +399,7 @@ async def test_a_drain_waits_for_all_within_its_bound() -> None:
     assert storage.sizes == [1]
 
 
-async def test_after_closing_nothing_is_taken_and_nobody_waits() -> None:
+async def test_a_closed_batcher_accepts_nothing_and_wakes_those_waiting() -> None:
     """A session would wait for ever for room in a buffer that nobody empties."""
     storage, settled = Storage(), Settled()
     storage.open.clear()

@@ -73,7 +73,7 @@ def test_heavy_clients_share_one_budget() -> None:
     assert quiet.wait(0.0) == 0
 
 
-def test_who_uses_much_all_the_time_is_heavy() -> None:
+def test_a_client_with_steady_high_use_is_heavy() -> None:
     """One that stays just within its share never waits, and forty of these would be most of a core."""
     budgets = CostBudgets(LIMITS)
     steady = [budgets.client(str(number), 0.0) for number in range(40)]

@@ -10,7 +10,8 @@ from streamer.ingest.copy_rows import RowEncoder, decode_rows
 from streamer.ingest.producer import Producer, encoded
 from streamer.ingest.rate_limit import Allowance
 from streamer.ingest.session import Pending, VendorSession
-from streamer.protocol.messages import Bounds, Ping
+from streamer.protocol.bounds import Bounds
+from streamer.protocol.messages import Ping
 
 NOW = 1_732_467_600_000
 LIVE = 600_000

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from streamer.errors import CloseCode, Disconnect, ErrorCode, ProtocolError
 from streamer.ingest.session import BadMessageLimit, Pending, Received, VendorSession
-from streamer.protocol.messages import Auth, Bounds, Reject, Status
+from streamer.protocol.bounds import Bounds
+from streamer.protocol.messages import Auth, Reject, Status
 
 NOW = 1_732_467_600_000
 MAX_AGE = 600_000
@@ -78,7 +79,7 @@ def test_rejected_alone() -> None:
     assert not received.pings
 
 
-def test_rejected_behind_what_is_on_its_way() -> None:
+def test_an_ack_does_not_pass_unstored_pings() -> None:
     """A reject is told at once, but an ack over it would also ack what is not stored yet."""
     vendor = session()
     first = send(vendor, ping())

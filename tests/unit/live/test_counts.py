@@ -51,7 +51,7 @@ def fleet(seed: int, count: int = 300) -> LiveIndex:
 
 @settings(deadline=None)
 @given(st.integers(0, 5), areas, st.sampled_from([16, 200, 1000]), st.booleans())
-def test_the_sum_is_what_a_watch_of_the_area_shows(seed: int, area: Area, detail: int, only_open: bool) -> None:
+def test_the_counts_add_up_to_the_vendors_of_a_watch(seed: int, area: Area, detail: int, only_open: bool) -> None:
     """Whoever zooms from bubbles to vendors must not find more or fewer of them."""
     index = fleet(seed)
     key = counts_key(area, detail, only_open)

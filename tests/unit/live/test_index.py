@@ -806,7 +806,7 @@ def test_a_vendor_that_comes_back_in_time_never_flickers() -> None:
     assert index.tick(START + 100 + OFFLINE) == (0, 0)
 
 
-def test_offline_then_gone() -> None:
+def test_a_vendor_goes_offline_then_leaves() -> None:
     """A vendor goes offline when its time is over and leaves later, and its departure is told once."""
     index, client = with_vendor(), Client()
     watching(index, client)
@@ -823,7 +823,7 @@ def test_offline_then_gone() -> None:
     assert client.views["w"] == {}
 
 
-def test_a_process_not_heard_of_yet() -> None:
+def test_a_vendor_of_a_process_without_heartbeat_yet() -> None:
     """A vendor of a process that just started is there from the start, though that process was not heard yet."""
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
     index.put_presence("v", Presence(START, "new", 0), START)
@@ -835,7 +835,7 @@ def test_a_process_not_heard_of_yet() -> None:
     assert [vendor.online for vendor in index.members(AROUND)[0]] == [True]
 
 
-def test_a_vendor_without_a_presence_is_not_kept() -> None:
+def test_a_vendor_without_presence_is_not_kept() -> None:
     """What is heard late of vendors long gone does not fill the memory."""
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
     index.put_fix("v", Fix(START, *INSIDE, None, None), START)
@@ -906,7 +906,7 @@ def test_a_watch_that_costs_too_much_rests() -> None:
     assert purse.charged == pytest.approx(3.0), "the snapshot is paid for too"
 
 
-def test_who_still_exceeds_its_share_rests_on() -> None:
+def test_watches_of_a_client_above_its_budget_stay_paused() -> None:
     """Otherwise the snapshots alone would cost what the updates did."""
     index, client, purse = with_vendor(), Client(), Purse(rest=1.0)
     index.cpu_clock = stopwatch()
@@ -951,7 +951,7 @@ def test_a_resting_watch_can_be_ended_or_moved(end: str) -> None:
     assert len(client.frames) == shown
 
 
-def test_nobody_is_charged_for_what_lies_wholly_inside() -> None:
+def test_cells_wholly_inside_are_not_charged() -> None:
     """Vendors that moved in a cell inside an area are joined once for all: only tests at its boundary cost."""
     index, client, purse = with_vendor(), Client(), Purse()
     index.cpu_clock = stopwatch()

@@ -39,7 +39,7 @@ def fitted(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
         (400, 600, 600 - 8 - RESERVE, 600),
     ],
 )
-def test_the_limit_is_raised_or_fewer_clients_are_let_in(soft: int, hard: int, connections: int, limit: int) -> None:
+def test_the_limit_is_raised_or_fewer_clients_are_admitted(soft: int, hard: int, connections: int, limit: int) -> None:
     """With the usual soft limit of 1024 half of the clients were cut without an answer, and no log said why."""
     done = fitted(soft, hard)
     assert done.stdout.split()[-2:] == [str(connections), str(limit)]

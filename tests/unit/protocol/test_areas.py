@@ -10,9 +10,7 @@ import pytest
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Box, Circle, Polygon
 from streamer.protocol.areas import decode_area
-from streamer.protocol.messages import (
-    Bounds,
-)
+from streamer.protocol.bounds import Bounds
 
 CENTER = {"lat": 0, "long": 0}
 

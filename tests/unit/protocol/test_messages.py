@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Circle
+from streamer.protocol.bounds import Bounds
 from streamer.protocol.fields import LAST_TIMESTAMP, decode_object, shown
 from streamer.protocol.messages import (
     DEFAULT_DETAIL,
     MAX_ID,
     MAX_SEQ,
     Auth,
-    Bounds,
     Group,
     Ping,
     Pings,
@@ -628,7 +628,7 @@ def test_moments_round_trip(moment: datetime, offset: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(ids, ids, seqs, st.text())
-def test_what_the_server_says(id: str, vendor_id: str, seq: int, text: str) -> None:
+def test_messages_of_the_server_are_valid_json(id: str, vendor_id: str, seq: int, text: str) -> None:
     """Every message is the JSON of the contract, whatever ids and texts are in it."""
 
     def loads(data: bytes) -> Any:

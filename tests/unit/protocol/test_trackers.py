@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.errors import ErrorCode, ProtocolError
-from streamer.protocol.messages import Bounds, Ping, decode_pings
+from streamer.protocol.bounds import Bounds
+from streamer.protocol.messages import Ping, decode_pings
 from streamer.protocol.trackers import basic, is_overland, is_token, osmand_form, owntracks, tracker_json
 from tests.support.paths import ROOT
 

@@ -33,7 +33,9 @@ from streamer.transport.client_address import client_address
         ("", [""], 1, None),
     ],
 )
-def test_for_whom_a_connection_counts(peer: str | None, forwarded: list[str], hops: int, address: str | None) -> None:
+def test_the_client_address_behind_proxies(
+    peer: str | None, forwarded: list[str], hops: int, address: str | None
+) -> None:
     """Behind proxies the client's own address, not the proxy's, and not one that the client made up."""
     assert client_address(peer, forwarded, hops) == address
 

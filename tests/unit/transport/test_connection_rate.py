@@ -45,14 +45,14 @@ def test_no_more_than_the_rate_get_in(rate: float, most_wait: float, gaps: list[
             assert last - first + 1 <= most + rate * (entered[last] - entered[first]) + 1e-6 * (last - first + 1)
 
 
-def test_nobody_waits_where_nobody_is() -> None:
+def test_a_small_crowd_does_not_wait() -> None:
     """One that comes alone goes in at once, and so does a small crowd."""
     admission = ConnectionRate(300, 5)
     assert [admission.wait(100.0 + second) for second in range(5)] == [0.0] * 5
     assert [admission.wait(200.0) for _ in range(50)] == [0.0] * 50
 
 
-def test_who_is_in_comes_first() -> None:
+def test_admission_slows_while_the_event_loop_is_late() -> None:
     """A process that is late already lets fewer in, but always some."""
     for late, rate in ((0.0, 100.0), (0.05, 100.0), (0.1, 50.0), (0.25, 20.0), (5.0, 10.0)):
         admission = ConnectionRate(100, 60)

@@ -138,7 +138,7 @@ def making(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
-async def test_made_once_for_all_who_ask(making: list[Path], tmp_path: Path) -> None:
+async def test_built_once_for_concurrent_callers(making: list[Path], tmp_path: Path) -> None:
     """A hundred browsers at the start, and the next server, are one making."""
     for _ in range(2):
         ground = Basemap(tmp_path / "kept")
@@ -150,7 +150,9 @@ async def test_made_once_for_all_who_ask(making: list[Path], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("spoil", [lambda kept: kept.write_bytes(b"cut off"), lambda kept: kept.unlink()])
-async def test_a_spoilt_file_is_made_anew(making: list[Path], tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+async def test_a_corrupt_file_is_built_again(
+    making: list[Path], tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
     """What was cut off by a full disk must not be the map from then on."""
     await Basemap(tmp_path).tile((0, 0, 0))
     spoil(tmp_path / f"basemap-{basemap.edition()}.zip")
@@ -166,7 +168,7 @@ async def test_where_nothing_can_be_kept(making: list[Path], tmp_path: Path) -> 
     assert await Basemap(tmp_path / "file").tile((0, 0, 0)) == b"tile"
 
 
-async def test_a_making_that_fails_says_why(
+async def test_a_failed_build_reports_its_cause(
     making: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cause is told, and the next who asks tries again."""
