@@ -16,12 +16,13 @@ from rich.table import Table
 
 from streamer import settings
 from streamer.broker.redis_address import RedisAddress
-from streamer.cli.options import Host, Port
 from streamer.errors import SettingsError
 from streamer.settings import Check, Settings
 from streamer.storage import dsn
 from streamer.transport.mqtt_url import parse_broker
 
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
 SERVING: Mapping[tuple[str, ...], str] = {
     ("database_url",): "where to store",
     ("redis_url",): "the Redis or Valkey that connects the processes",

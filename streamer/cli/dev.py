@@ -15,7 +15,7 @@ from rich.console import Console
 from streamer import settings
 from streamer.accounts.tokens import make_token, rules_of
 from streamer.cli import config
-from streamer.cli.options import Host, Port
+from streamer.cli.config import Host, Port
 from streamer.cli.process import Steps, interrupts, run, tune_collector
 from streamer.dev.development import SECRET, SERVICES, DevServer, dev_server, read_secret, read_services
 from streamer.errors import SettingsError, StreamerError

@@ -15,7 +15,7 @@ import typer
 
 from streamer import app
 from streamer.cli import config
-from streamer.cli.options import Host, Port
+from streamer.cli.config import Host, Port
 from streamer.cli.process import interrupts, report, run, tune_collector
 from streamer.errors import SettingsError, StreamerError
 from streamer.operations import logs

@@ -272,12 +272,8 @@ class WebSocket(Connection):
                     self._yielded = True
                     self.services.loop.call_soon(self._continue)
                     break
-        except Disconnect as refused:
-            self.refuse(refused)
-        except FrameError as broken:
-            self._fail(broken)
         except Exception as error:
-            self._crash(error)
+            self._failed(error)
         if self._yielded or self._closing or self._ahead_bytes or not self._reading:
             self._update_reading()
 
@@ -337,30 +333,23 @@ class WebSocket(Connection):
             return
         try:
             self._handle(*frame)
-        except Disconnect as refused:
-            self.refuse(refused)
-        except FrameError as broken:
-            self._fail(broken)
         except Exception as error:
-            self._crash(error)
+            self._failed(error)
         self._process()
 
     async def _run(self, work: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
         bind_contextvars(connection=self.name)
-        refused: Disconnect | None = None
+        failed: Exception | None = None
         try:
             await Measured(work(*args), self.slot.cost, self.registry.now)
-        except Disconnect as disconnect:
-            refused = disconnect
         except Unavailable as unavailable:
             log.debug("a connection could not be served", cause=str(unavailable))
-            refused = Disconnect(CloseCode.INTERNAL, ErrorCode.OVERLOADED, unavailable.public_message)
+            failed = Disconnect(CloseCode.INTERNAL, ErrorCode.OVERLOADED, unavailable.public_message)
         except Exception as error:
-            self._task = None
-            self._crash(error)
+            failed = error
         self._task = None
-        if refused is not None:
-            self.refuse(refused)
+        if failed is not None:
+            self._failed(failed)
         self._process()
 
     async def _open(self, token: str) -> None:
@@ -411,17 +400,19 @@ class WebSocket(Connection):
         except FrameError:
             self._reader = None
 
-    def _fail(self, broken: FrameError) -> None:
-        """Fail the connection (RFC 6455, 7.1.7); what comes behind is dropped unparsed."""
-        log.debug("closing", connection=self.name, code=int(broken.close), reason=str(broken))
-        self._reader = None
-        self.end(broken.close, str(broken))
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def _crash(self, error: Exception) -> None:
-        log.error("a connection failed", connection=self.name, error=repr(error), exc_info=error)
-        self.end(CloseCode.INTERNAL, "internal error; see the server's log")
+    def _failed(self, error: Exception) -> None:
+        """Closes the connection for the reason in `error`."""
+        if isinstance(error, Disconnect):
+            self.refuse(error)
+        elif isinstance(error, FrameError):  # RFC 6455, 7.1.7: what comes behind is dropped unparsed
+            log.debug("closing", connection=self.name, code=int(error.close), reason=str(error))
+            self._reader = None
+            self.end(error.close, str(error))
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        else:
+            log.error("a connection failed", connection=self.name, error=repr(error), exc_info=error)
+            self.end(CloseCode.INTERNAL, "internal error; see the server's log")
 
     def _shut(self) -> None:
         """Close the transport once the client has taken what waits; cut a client that does not take it in time."""
