@@ -39,7 +39,7 @@ chaos: .venv/installed-test
 
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
-	$(BIN)/python -m tests.fuzz.barrage --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.fuzz.flood --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))
 
 soak: .venv/installed-test
 	$(BIN)/python -m tests.soak --seconds $(DURATION)

@@ -15,8 +15,8 @@ class LoadtestError(Exception):
 
 
 class WrongUse(LoadtestError):
-    """The request can't be carried out as given; the message says what to give instead."""
+    """The request can't be carried out as given; the message names the remedy."""
 
 
 class RunFailed(LoadtestError):
-    """The run could not be carried out; the message says how far it came and what to check."""
+    """The run failed; the message names the step and what to check."""

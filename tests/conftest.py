@@ -60,7 +60,7 @@ def loop_errors(request: pytest.FixtureRequest) -> Iterator[Collected]:
     try:
         yield collected
         if pytest_asyncio.is_async_test(request.node):
-            gc.collect()  # an exception never retrieved is told of when its task is freed
+            gc.collect()  # an exception never retrieved is logged when its task is freed
     finally:
         logger.removeHandler(collected)
     if collected.messages:

@@ -1,4 +1,4 @@
-"""Computes what so many vendors and customers need, from measured costs: `python -m loadtest capacity`. Pure.
+"""Computes what a number of vendors and customers needs, from measured costs: `python -m loadtest capacity`. Pure.
 
 The costs are of one core of the machine of docs/scaling.md. Measure them on yours and pass them in.
 """
@@ -58,7 +58,7 @@ class Plan:
     in_view: float = 30.0
     """Vendors on a customer's map."""
     regions: int = 1
-    """Groups of processes, each for a part of the country: a process hears its own region only."""
+    """Groups of processes, each for a part of the country: a process receives its own region only."""
     busy: float = 0.55
     """Share of a core that a process may use at the peak: the rest is for the moment when another one ends."""
     memory: int = 1_500_000_000
@@ -81,7 +81,7 @@ class Need:
     processes: int
     clients_per_process: float
     hearing: float
-    """Share of a core that each process spends on what it hears of others."""
+    """Share of a core that each process spends on messages of others."""
     redis_cores: float
     redis_out: float
     """Bytes a second from Redis to the processes."""

@@ -156,7 +156,7 @@ def find_max(
 def compare_reports(
     before: Annotated[Path, typer.Argument(help="a report's JSON", metavar="A.json", show_default=False)],
     after: Annotated[Path, typer.Argument(help="another's", metavar="B.json", show_default=False)],
-    tolerance: Annotated[float, typer.Option(help="a change of so many percent does not matter", min=0, max=100)] = 5.0,
+    tolerance: Annotated[float, typer.Option(help="percent of change that is ignored", min=0, max=100)] = 5.0,
     out: Annotated[Path | None, typer.Option(help="an HTML file with both, figure by figure")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -248,7 +248,7 @@ def capacity_options() -> type:
 
 @takes(app, "capacity", capacity_options())
 def capacity(options: Any) -> None:
-    """Compute the machines that so many vendors and customers need, from measured costs per ping and position."""
+    """Compute the machines that a number of vendors and customers needs, from measured costs per ping and position."""
     plan = Capacity(**{one.name: getattr(options, one.name) for one in fields(Capacity)})
     costs = Costs(**{one.name: getattr(options, f"cost_{one.name}") for one in fields(Costs)})
     try:
@@ -277,7 +277,7 @@ async def coordinating(options: RunOptions) -> AsyncIterator[Coordinator | None]
 
 
 def live_page(run: Run) -> str:
-    """Returns the page of a run under way, which reloads itself."""
+    """Returns the page of a running load test, which reloads itself."""
     return page(run.report(), REFRESH)
 
 

@@ -143,9 +143,9 @@ class RunOptions:
     ] = None
     speedup: Annotated[float, typer.Option(help="divide the gaps of --trace by this", min=0.01, max=1000)] = 1.0
     bare_copy: Annotated[
-        int, typer.Option(help="also COPY so many rows without the server, to compare with", min=0, max=1_000_000)
+        int, typer.Option(help="rows to COPY without the server, for comparison", min=0, max=1_000_000)
     ] = 0
-    repeat: Annotated[int, typer.Option(help="make so many runs, to see how much they differ", min=1, max=20)] = 1
+    repeat: Annotated[int, typer.Option(help="number of runs, to see how much they differ", min=1, max=20)] = 1
     part: Annotated[str, typer.Option(help="this machine's part of a run on several, like 2/3; see also --remote")] = (
         "1/1"
     )
@@ -154,7 +154,7 @@ class RunOptions:
     ] = None
     remote: Annotated[
         int,
-        typer.Option(help="so many of the workers are on other machines: `python -m loadtest worker`", min=0, max=128),
+        typer.Option(help="number of workers on other machines: `python -m loadtest worker`", min=0, max=128),
     ] = 0
     listen: Annotated[
         str | None,

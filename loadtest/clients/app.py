@@ -98,7 +98,7 @@ class App:
     # for the owner
 
     async def run(self) -> None:
-        """Connects, listens and reconnects until it is stopped, or the server says not to return."""
+        """Connects, listens and reconnects until it is stopped, or a close code forbids it."""
         failures = 0
         while not self._stopping.is_set():
             await self._network.wait()  # stop() ends this wait too
@@ -258,7 +258,7 @@ async def stop(apps: Iterable[App], tasks: Iterable[asyncio.Task[None]], within:
     """Closes all connections; cancels what has not ended within `within` s."""
     for app in apps:
         app.stop()
-    # a connect that is under way does not notice stop(); it gets a moment
+    # a connect in progress does not notice stop(); it gets a moment
     if waiting := list(tasks):
         await asyncio.wait(waiting, timeout=within)
     for task in waiting:

@@ -89,7 +89,7 @@ class SimulatedVendor(Vendor):
         self._now = clock
         self._lost_at = 0.0
         self._held_until = 0
-        """Pings up to this timestamp waited for a connection: their delay says nothing of the live path."""
+        """Pings up to this timestamp waited for a connection: their delay is not that of the live path."""
 
     def disconnect(self) -> None:
         self._lost_at = self._now()
@@ -118,7 +118,7 @@ class SimulatedVendor(Vendor):
         if pings:
             self.acked_until = pings[-1].timestamp
         for ping in pings:
-            # a ping that was under way when the phone lost its network waited for the phone, not for the server
+            # a ping being sent when the phone lost its network waited for the phone, not for the server
             if not ping.timestamp & 1 and ping.due > lost_at:
                 recorder.delay("ack", (now - ping.due) / 1000)
             if self._audited:
@@ -171,7 +171,7 @@ class BulkVendor(SimulatedVendor):
 
 
 def route(behaviour: VendorBehaviour, first: float, random: Random) -> Iterator[Ping]:
-    """Yields a vendor's pings for ever: from `first` (epoch ms) on, every `behaviour.every` s, ±5 %."""
+    """Yields a vendor's pings without end: from `first` (epoch ms) on, every `behaviour.every` s, ±5 %."""
     due, gap = first, 0.0
     behaviour.on_start()
     while True:

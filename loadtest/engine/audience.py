@@ -27,7 +27,7 @@ READY_WITHIN = 30.0
 OBSERVE_EVERY = 0.5
 CHECK_COUNTS_EVERY = 15.0
 DISTURBED = 0.25
-"""A worker that was itself late by so many seconds observes nothing for a while: it would accuse the server."""
+"""Seconds of own delay after which a worker pauses its observations: it would blame the server."""
 CALM_AFTER = 3.0
 
 

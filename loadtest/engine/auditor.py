@@ -113,7 +113,7 @@ class ViewAuditor:
         self._overdue[worker] = {self._vendor_ids[vendor]: until for vendor, until in vendors}
 
     def forget(self, vendors: Iterable[int]) -> None:
-        """Judges nothing of these vendors any more: the server may have taken them off the map."""
+        """Stops checking these vendors: the server may have taken them off the map."""
         self._forgotten.update(self._vendor_ids[vendor] for vendor in vendors)
 
     def observe(self, observation: Observation) -> None:

@@ -195,7 +195,7 @@ class Fleet(Population[SimulatedVendor]):
                 vendor.sleep()
 
     def _may_flap(self, app: SimulatedVendor) -> bool:
-        # a ping that is under way would be held up by the phone and not by the server
+        # a ping being sent would be delayed by the phone and not by the server
         return not (app.reachable and app.waiting and app.ready.is_set())
 
     def _unfinished(self) -> bool:

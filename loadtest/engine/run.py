@@ -95,7 +95,7 @@ Show = Callable[[Timeline, Course, str], None]
 
 
 class Run:
-    """A run under way. `report()` returns what is known so far, so that a page can show it."""
+    """A running load test. `report()` returns what is known so far, so that a page can show it."""
 
     def __init__(self, plan: Plan, show: Show) -> None:
         self.plan = plan
@@ -117,7 +117,7 @@ class Run:
         """
         plan = self.plan
         if (cause := await unready(plan.target)) is not None:
-            raise RunFailed(f"the server is not ready ({cause}); read its log, mend it and start it again")
+            raise RunFailed(f"the server is not ready ({cause}); read its log, fix the cause and run again")
         remote: list[RemoteMember] = []
         if coordinator is not None and plan.remote:
             self._show(self.timeline, self.course, f"waiting for {plan.remote} workers on port {coordinator.port}")
@@ -197,7 +197,7 @@ class Run:
             truth["newest"] |= one["newest"]
             truth["unsure"] += one["unsure"]
             truth["connected"] += one["connected"]
-        # another machine's vendors: nobody here knows where they are
+        # another machine's vendors: their positions are unknown here
         known = truth["newest"].keys() | set(truth["unsure"])
         truth["unsure"] += [one.vendor_id for one in self.plan.identities if one.vendor_id not in known]
         await pool.order({"do": "verify", **truth}, customers)

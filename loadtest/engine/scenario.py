@@ -91,7 +91,7 @@ class Place(Part):
     block: Annotated[float, Field(ge=10, le=2000)] = 120.0
 
     def size(self, vendors: int) -> float:
-        """Returns the city's radius in metres for so many vendors at `density` per km²; at least two blocks."""
+        """Returns the city's radius in metres for a number of vendors at `density` per km²; at least two blocks."""
         if self.radius is not None:
             return self.radius
         return min(50_000.0, max(2 * self.block, 1000 * math.sqrt(vendors / (math.pi * self.density))))

@@ -5,7 +5,7 @@ Orders: {"do":"prepare","share":…}, {"do":"start","at":ms}, {"do":"stop"}, {"d
 vendors that are audited, {"is":"driven"} when the stages are over, and an answer to each settle, verify and end.
 
 A local worker speaks JSON lines on standard input and output; one on another machine speaks over a WebSocket of the
-coordinator (`python -m loadtest worker`). The end of the orders is the end of the worker: an orphan loads nobody.
+coordinator (`python -m loadtest worker`). It ends with that connection, so that no orphan goes on sending load.
 """
 
 from __future__ import annotations

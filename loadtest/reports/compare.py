@@ -13,7 +13,7 @@ from loadtest.measure.histogram import Histogram
 
 BLOCKS = 5
 CERTAIN = 2.5
-"""A change counts when it is so many times its noise."""
+"""A change counts when it is this many times its noise."""
 
 # figure: whether more is better; the absolute change that is too small to matter
 FIGURES: dict[str, tuple[bool, float]] = {

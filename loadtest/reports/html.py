@@ -89,7 +89,7 @@ SCRIPT = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
 
 
 def page(report: Report, refresh: int | None = None) -> str:
-    """Returns the whole page; a run that is still under way reloads itself every `refresh` seconds."""
+    """Returns the whole page; the page of a running load test reloads itself every `refresh` seconds."""
     parts = {"find-max": found_maximum, "compare": comparison}.get(report["kind"], one_run)(report)
     title = escape(report.get("settings", {}).get("title", "Comparison"))
     reload = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""

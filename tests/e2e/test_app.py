@@ -63,9 +63,9 @@ async def raw(url: str, data: bytes) -> bytes:
 async def test_no_token_and_no_position_ever_reaches_a_log(
     serve: Serve, vendor: SeededVendor, logged: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logs are read by many and kept for long: who finds a token in them is that vendor for as long as it lasts.
+    """Logs are read by many and kept for long: a token found in them lets its finder act as the vendor.
 
-    In every way a token comes, good and bad, with requests that succeed, are refused, are malformed or hit a bug.
+    For every way to send a token, good and bad, with requests that succeed, are refused, are malformed or hit a bug.
     """
     server = await serve(watch_auth="required", auth_timeout=0.3)
     good, expired = make_token(SECRET, vendor.clerk_id, 600), make_token(SECRET, vendor.clerk_id, -600)

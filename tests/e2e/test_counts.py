@@ -21,7 +21,7 @@ def total(groups: dict[str, dict[str, Any]]) -> int:
 
 
 async def test_the_world_in_every_notation(serve: Serve, database_url: str) -> None:
-    """A map of the world shows every vendor of every process, whichever way it asks."""
+    """A map of the world shows every vendor of every process, in whatever notation it asks."""
     vendors = await seed(database_url, 3)
     servers = [await serve(), await serve()]
     async with (

@@ -1,4 +1,4 @@
-"""What strangers are told when something breaks: that it did, and not where the database is or what it said."""
+"""Error messages to clients when something breaks: without hosts, tables and PostgreSQL's words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSIDE = ("PostgreSQL", "SQLSTATE", "127.0.0.1", "relation", "permission", SERVI
 
 
 async def test_an_outage_is_reported_without_internals(serve: Serve, database_url: str) -> None:
-    """Host names, tables and drivers' words are a map for who looks for a way in; operators have them in /health."""
+    """Host names, tables and drivers' words help attackers; operators have them in /health."""
     one, two = await seed.seed(database_url, 2)
     server = await serve(statement_timeout=1.0, pool_timeout=1.0)
     told: list[str] = []
@@ -68,7 +68,7 @@ async def test_opening_and_closing_has_an_end(serve: Serve, database_url: str) -
             changes = await direct.fetchval(count)
             assert changes + len(refused) == 200
             assert changes < 60, "ten, and one each two seconds that this took"
-            # who waits as told gets through
+            # a client that waits for Retry-After gets through
             await asyncio.sleep(refused[-1]["retryAfterMs"] / 1000)
             app.messages.clear()
             await app.send({"type": "status", "open": changes % 2 == 1})

@@ -25,7 +25,7 @@ AREA = circle(52.2297, 21.0122, 5000)
 
 
 async def test_pings_read_are_acked_before_the_bye(database_url: str, redis_url: str) -> None:
-    """SIGTERM amidst a stream of pings: all that was read is acked, each app told when to come back, the end is 0."""
+    """SIGTERM amidst a stream of pings: all that was read is acked, each app gets `bye`, the exit status is 0."""
     vendors = await seed.seed(database_url, 3)
     async with ServerProcess(database_url, redis_url) as server:
         apps = [await VendorApp(server.url, vendor.clerk_id).__aenter__() for vendor in vendors]
@@ -59,12 +59,12 @@ async def test_pings_read_are_acked_before_the_bye(database_url: str, redis_url:
         for vendor_id, last in acked.items():
             rows = await stored.stored([vendor_id], started - 300_000, started)
             assert {row.timestamp - started + 300_000 for row in rows} == set(range(1, len(rows) + 1))
-            # What was read is acked too: nothing is stored that the app was not told of.
+            # What was read is acked too: nothing is stored without its ack.
             assert last == len(rows)
 
 
 async def test_clients_are_sent_away_one_after_the_other(serve: Serve, database_url: str) -> None:
-    """A stop is spread over its clients: each is served up to its turn, and their arrivals elsewhere are no herd."""
+    """A stop is spread over its clients: each is served up to its turn, and their reconnects are no storm."""
     (vendor,) = await seed.seed(database_url, 1)
     leaving, staying = await serve(admission_rate=40.0, drain_timeout=4.0), await serve()
     async with VendorApp(staying.url, vendor.clerk_id) as app:

@@ -220,7 +220,7 @@ async def test_live_pings_go_ahead_of_a_backlog(serve: Serve, database_url: str)
 
 
 async def test_too_many_messages_get_a_warning_then_a_close(serve: Serve, database_url: str) -> None:
-    """A broken app in a loop is told to slow down, by name and time, and in the end to go away."""
+    """A broken app in a loop gets a warning with a time to wait, and is closed in the end."""
     (one,) = await seed.seed(database_url, 1)
     running = await serve(vendor_messages=5.0)
     async with VendorApp(running.url, one.clerk_id) as vendor:

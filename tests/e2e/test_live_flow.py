@@ -88,7 +88,7 @@ async def some_moves(world: World, rounds: int) -> None:
 async def test_every_view_is_the_truth(serve: Serve, database_url: str, redis_url: str, seed: int, lag: float) -> None:
     """Whatever moves when, on whichever process: at rest each customer's map equals the vendors inside its area.
 
-    A way to Redis that lags brings what is heard and what is read in any order.
+    A proxy to Redis with random lag reorders what is received and what is read.
     """
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy(redis_url, lag=lag, seed=seed)) for _ in range(2)]

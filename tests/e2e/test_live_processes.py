@@ -21,7 +21,7 @@ AROUND = circle(*HERE, 3_000)
 
 
 async def test_killed(serve: Serve, database_url: str, redis_url: str) -> None:
-    """kill -9 of a process: who comes back elsewhere is never offline, who doesn't goes by time, on every map."""
+    """kill -9: vendors that reconnect elsewhere are never offline, the others leave by time, on every map."""
     back, gone = await seed.seed(database_url, 2)
     times: dict[str, Any] = {"offline_after": 3.0, "leave_after": 2.0}
     running = await serve(**times)

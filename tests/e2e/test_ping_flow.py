@@ -1,4 +1,4 @@
-"""The way of a ping from a vendor's phone to the disk and to the customers nearby, through real parts."""
+"""The path of a ping from a vendor's phone to the disk and to the customers nearby, through real parts."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def written(folder: Path) -> dict[str, bytes]:
 async def test_a_vendor_and_a_customer_through_the_front(
     kind: str, serve: Serve, database_url: str, tmp_path: Path
 ) -> None:
-    """Whoever copies the file has sockets over TLS, operators' paths hidden, and no token in any file it wrote."""
+    """A copy of the example has WebSockets over TLS, operators' paths hidden, and no token in any file it wrote."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     token = make_token(SECRET, one.clerk_id, 600)

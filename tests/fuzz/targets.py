@@ -84,7 +84,7 @@ def vendor(data: bytes) -> None:
 
 
 def watch(data: bytes) -> None:
-    """A customer app's message: an area within bounds is covered by few cells and shows exactly who is inside."""
+    """A customer app's message: an area within bounds is covered by few cells and shows exactly the vendors inside."""
     try:
         message = messages.decode_watch(data, BOUNDS)
     except ProtocolError as wrong:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import targets
-from tests.fuzz.barrage import against_own_server
+from tests.fuzz.flood import against_own_server
 from tests.fuzz.mutations import mutated
 from tests.support.paths import ROOT
 
@@ -27,7 +27,7 @@ def test_vendor(data: bytes) -> None:
 @settings(max_examples=150, deadline=None)
 @given(mutated(targets.SEEDS["watch"]) | st.binary(max_size=100))
 def test_watch(data: bytes) -> None:
-    """Whatever area gets in is cheap, and shows exactly who is inside."""
+    """Every accepted area is cheap, and shows exactly the vendors inside."""
     targets.watch(data)
 
 

@@ -27,7 +27,7 @@ from tests.support.tls import TlsFront
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
-    """Whom the client is told to trust."""
+    """The authority that the client trusts."""
     return trustme.CA()
 
 
@@ -50,7 +50,7 @@ def trusted(authority: trustme.CA, tmp_path: Path) -> Path:
 async def test_everything_over_tls(
     serve: Serve, serving_url: str, redis_url: str, database_url: str, certificate: Any, trusted: Path
 ) -> None:
-    """A database and a Redis elsewhere: a ping is stored and seen, and neither leg of its way is in the clear."""
+    """A database and a Redis elsewhere: a ping is stored and seen, and neither connection is unencrypted."""
     (one,) = await seed.seed(database_url, 1)
     async with TlsFront(serving_url, certificate) as postgres, TlsFront(redis_url, certificate) as redis:
         running = await serve(
@@ -73,7 +73,7 @@ async def test_everything_over_tls(
 async def test_a_certificate_of_the_authority_is_taken(
     database_url: str, certificate: Any, trusted: Path, mode: str
 ) -> None:
-    """Migrations and the server connect in two ways: both check."""
+    """Migrations and the server connect by different libraries: both check."""
     async with TlsFront(database_url, certificate) as front:
         url = f"{front.url}?sslmode={mode}&sslrootcert={trusted}"
         assert await revisions.revision(url) == revisions.head()
@@ -175,7 +175,7 @@ async def test_redis_with_the_right_certificate(redis_url: str, certificate: Any
 
 
 async def test_a_lost_tls_connection_is_released(redis_url: str, certificate: Any, trusted: Path) -> None:
-    """It has no socket any more: what lets go of it must not die of that, and with it the bus."""
+    """It has no socket any more: releasing it must not fail, or the broker's task dies."""
     async with TlsFront(redis_url, certificate) as front:
         port = int(front.url.rpartition(":")[2].partition("/")[0])
         connection = Connection()

@@ -22,7 +22,7 @@ WITHIN = 60.0
 
 
 def described(names: tuple[str, ...]) -> dict[str, jsonschema_rs.Validator]:
-    """What tells whether a message is as the AsyncAPI document says, and has nothing else in it."""
+    """Validators of messages by the AsyncAPI document, without additional members."""
     shapes = schemas.closed(schemas.schemas(Settings.model_construct()))
     whole = {"components": {"schemas": shapes}}
     return {name: jsonschema_rs.validator_for({**whole, **schemas.ref(name)}) for name in names}

@@ -1,4 +1,4 @@
-"""A proxy before a real server that breaks its promises one fault at a time, so that a judge can be judged."""
+"""A proxy in front of a real server that injects one fault at a time, to test that the load test finds it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Faults:
     frozen: frozenset[int] = frozenset()
     """Customers that are shown an older position of one vendor."""
     never_left: frozenset[int] = frozenset()
-    """Customers that are never told that a vendor left."""
+    """Customers that get no `left`."""
     outside: frozenset[int] = frozenset()
     """Customers that are shown vendors outside of their circle."""
     stalls: tuple[float, ...] = ()

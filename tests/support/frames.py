@@ -1,4 +1,4 @@
-"""A WebSocket client's frames, as the RFC wants them unless told otherwise."""
+"""A WebSocket client's frames, valid by the RFC unless a test changes them."""
 
 from __future__ import annotations
 

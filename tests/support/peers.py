@@ -1,4 +1,4 @@
-"""A process's live side without sockets and database: for tests of what processes tell each other through Redis."""
+"""A process's live side without sockets and database: for tests of the exchange between processes through Redis."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ class Client:
         self.kinds: list[tuple[str, str]] = []
         """The frames since the last look, as (watch id, type)."""
         self.left: list[str] = []
-        """Whoever left by an update."""
+        """Vendors that left by an update."""
         self.vanished: list[str] = []
-        """Whoever was shown before a snapshot of the same watch, and not after it."""
+        """Vendors shown before a snapshot of the same watch, and not after it."""
         self.offline: list[dict[str, Any]] = []
         """Cards that said that a vendor is offline."""
 

@@ -122,7 +122,7 @@ def test_secrets_are_not_logged(line: str, secret: str) -> None:
     "token", [make_token("x" * 32, "user_1", 60), signed(EC["e1"]), signed(RSA["r1"]), signed(EC["e1"]) + "."]
 )
 def test_whatever_looks_like_a_token_is_taken_out(token: str) -> None:
-    """Should a token come into a line by a way that nobody thought of, it does not leave in it."""
+    """A token that gets into a line in an unforeseen way is masked."""
     for line in (token, f"GET /v1/vendor?x={token}&x=1", f'{{"a":"{token}"}}', f"b'bearer.{token}\\x00'"):
         told = masked(None, "info", line)
         assert "***" in told
@@ -172,7 +172,7 @@ def test_a_storm_is_summed_up(texts: list[str], most: int) -> None:
 
 
 def test_the_count_of_repeated_lines_is_logged_at_the_end(stream: io.StringIO) -> None:
-    """The end of a storm is told when it is over, not when the next one begins."""
+    """The end of a storm of lines is logged when it is over, not when the next one begins."""
     told = threading.Event()
     repeats = RepeatFilter(lambda text: told.set(), most=1, window=0.2)
     assert [repeats.passes("error", "away") for _ in range(3)] == [True, False, False]
@@ -181,7 +181,7 @@ def test_the_count_of_repeated_lines_is_logged_at_the_end(stream: io.StringIO) -
 
 
 def test_slow_lines_are_no_storm() -> None:
-    """Ten lines a minute are written for ever."""
+    """Ten lines a minute are always written."""
     now = [0.0]
     repeats = RepeatFilter(lambda _: None, window=10.0, clock=lambda: now[0])
     for _ in range(100):

@@ -12,7 +12,7 @@ from tests.conftest import Running, Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually
 
 PASSING = ("Task-", "probe", "close", "held", "read ahead", "farewell", "load ", "broker-cluster-map")
-"""How tasks begin that end by themselves: of a connection, a question, a goodbye."""
+"""The names of tasks that end by themselves: of a connection, a query, a drain."""
 
 
 def of_the_server(before: set[asyncio.Task[Any]]) -> dict[str, asyncio.Task[Any]]:

@@ -83,7 +83,7 @@ async def test_a_collector_that_is_away(serve: Serve, database_url: str, unused_
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra: who sets it without is told what to install."""
+    """Tracing is an extra: without it the error names what to install."""
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"venta-streamer\[tracing\]"):
         Tracing("http://127.0.0.1:1/v1/traces", "me")

@@ -1,4 +1,4 @@
-"""A loop that hangs. What breaks if these fail: a process that answers nobody lives on, and nobody is told why."""
+"""A loop that hangs. What breaks if these fail: a process that does not answer lives on, and its log says nothing."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_stop_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 async def test_a_loop_that_turns_is_left_alone() -> None:
-    """Work that takes its time, but gives way, is no reason to end anything."""
+    """Long work that yields to the event loop does not end the process."""
     with Watchdog(1.0):
         for _ in range(20):
             time.sleep(0.05)  # noqa: ASYNC251  # work

@@ -137,7 +137,7 @@ async def test_a_worker_that_hangs_is_logged_and_replaced(tmp_path: Path, databa
 
 
 async def test_a_crash_loop_is_logged_and_ends(tmp_path: Path, database_url: str, redis_url: str) -> None:
-    """Workers that die whenever they serve are not restarted for ever: who runs the server must know."""
+    """Workers that die whenever they serve are not restarted without end: the operator must know."""
     async with serving(tmp_path, database_url, redis_url) as command:
         await command.url()
 

@@ -61,7 +61,7 @@ async def test_history_varies_by_both(serve: Serve, session: aiohttp.ClientSessi
 
 
 async def test_endpoints_outside_the_api_have_no_cors(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """An operator's figures are nothing for web pages; what is no browser is told nothing about any of this."""
+    """Web pages can't read operators' endpoints; clients that are no browsers get no CORS headers."""
     url = (await serve()).url
     for path in ("/health", "/metrics", "/"):
         assert (await answered(session, url + path))[1] is None, path
@@ -119,7 +119,7 @@ HEARS = """(url) => new Promise((done) => {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mine", [True, False], ids=["allowed", "another's"])
 async def test_in_a_browser(serve: Serve, vendor: SeededVendor, endpoint: Chromium, elsewhere: str, mine: bool) -> None:
-    """A real browser lets a web app elsewhere see vendors, hear the stream and report; or nothing of it."""
+    """A real browser lets a web app of an allowed origin watch, stream and report; another origin none of it."""
     server = await serve(origins=elsewhere if mine else APP)
     id, token = vendor.vendor_id, make_token(SECRET, vendor.clerk_id, 600)
     async with VendorApp(server.url, vendor.clerk_id) as truck, browsing(endpoint) as context:

@@ -120,7 +120,7 @@ async def test_turns_round_a_pole(serve: Serve) -> None:
 
 
 async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A user who reads without end is refused with the time to come back; another user is not."""
+    """A user who reads without end is refused with Retry-After; another user is not."""
     server = await serve(user_cost=2.0)
 
     def headers(vendor: SeededVendor) -> dict[str, str]:

@@ -117,7 +117,7 @@ def ping(timestamp: int, lat: float = LAT, long: float = LONG, **fields: Any) ->
 
 
 async def test_pings_are_stored_when_answered(client: Client, direct: Any) -> None:
-    """An app that is told 200 forgets its pings: they must be in the database by then, in each form of the body."""
+    """An app that gets 200 forgets its pings: they must be in the database by then, in each form of the body."""
     now = now_ms()
     for n, body in enumerate(
         [
@@ -217,7 +217,7 @@ async def test_nothing_to_store_is_a_refusal(client: Client, direct: Any) -> Non
     ],
 )
 async def test_bodies_that_are_no_pings(client: Client, body: bytes, code: str) -> None:
-    """Whoever writes a client must read what is wrong, not a stack trace or a silent success."""
+    """A developer of a client must read what is wrong, not a stack trace or a silent success."""
     (await client.report(body)).refused(400, code)
 
 
@@ -269,7 +269,7 @@ async def test_an_old_ping_is_history_only(client: Client, running: Running, dir
 
 
 async def test_a_vendor_deleted_before_its_pings_are_stored(client: Client, running: Running, direct: Any) -> None:
-    """Between the check of the token and the commit a vendor may go: the app is told, and nobody sees it any more."""
+    """A vendor may be deleted between the check of the token and the commit: the app gets an error."""
     found, deleted = asyncio.Event(), asyncio.Event()
     look_up = running.server.dataloader.vendor
 
@@ -374,7 +374,7 @@ async def test_owntracks(client: Client, direct: Any) -> None:
 
 
 async def test_owntracks_refusals(client: Client, running: Running, direct: Any, vendors: list[SeededVendor]) -> None:
-    """A wrong token or vendor is refused. What can never be stored is not, or the app would send it again for ever."""
+    """A wrong token or vendor is refused. What can never be stored is not, or the app would resend it without end."""
 
     async def post(message: bytes, headers: dict[str, str]) -> Answer:
         return await client.ask("POST", "/v1/owntracks", data=message, headers=headers)
@@ -468,7 +468,7 @@ async def test_osmand_query(client: Client, direct: Any) -> None:
 
 
 async def test_osmand_form_and_auth(client: Client, direct: Any) -> None:
-    """A form in the body, and the three ways in which an app can carry its token."""
+    """A form in the body, and the three ways to send a token."""
     form = {"lat": "60.0", "lon": "30.0"}
     ways: list[dict[str, Any]] = [
         {"data": {**form, "timestamp": "1700000001", "id": client.token}},
@@ -501,7 +501,7 @@ async def test_osmand_json(client: Client, direct: Any) -> None:
 
 
 async def test_osmand_without_a_position(client: Client, direct: Any) -> None:
-    """An app that is refused sends the same for ever, ahead of all that came later."""
+    """An app that gets an error resends the same without end, ahead of all that came later."""
     path = f"/v1/osmand?token={client.token}"
     ahead = f"lat=1&lon=2&timestamp={now_ms() + 120_000}"
     for query in ("id=1&lat=0&lon=0&valid=false", "id=1&lat=0&lon=0", "id=1", ahead, "lat=1&lon=2&timestamp=x"):
@@ -585,7 +585,7 @@ async def test_history_refusals(client: Client) -> None:
 
 
 async def test_public_history(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """By its setting, history is for whoever may watch; reporting stays the owner's."""
+    """With the setting, everyone who may watch reads history; only the owner reports."""
     running = await serve(history_access="public")
     async with client_of(running, vendors[0]) as client:
         await client.report(ping(now_ms()))

@@ -1,4 +1,4 @@
-"""Slow and silent clients: whoever only holds connections must not keep others out."""
+"""Slow and silent clients: clients that only hold connections must not keep others out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HANDSHAKE = {
 
 
 class Raw:
-    """A TCP connection that says what it is told to."""
+    """A TCP connection that sends raw bytes."""
 
     def __init__(self, url: str) -> None:
         self._at = urlsplit(url).hostname, urlsplit(url).port
@@ -78,7 +78,7 @@ async def test_a_silent_connection_is_closed(serve: Serve) -> None:
 
 
 async def test_a_body_that_does_not_come(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A request that sends its body by the byte does not hold a place for ever; one that is served for long may."""
+    """A request that sends its body by the byte does not hold a connection without end; a long response may."""
     server = await serve(request_timeout=0.5, handshake_timeout=0.2)
     token = make_token(SECRET, vendors[0].clerk_id, 60)
     head = f"POST /v1/vendors/{vendors[0].vendor_id}/locations?token={token} HTTP/1.1\r\nHost: x\r\n"
@@ -230,7 +230,7 @@ BOUNDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 async def test_the_bounds_of_a_watch(serve: Serve) -> None:
-    """Each bound is a setting, is named in the error of whoever passes it, and ends no connection."""
+    """Each limit is a setting, is named in the error, and ends no connection."""
     settings = {name: value for setting, _ in BOUNDS for name, value in setting.items()}
     server = await serve(max_watches=2, **settings)
     async with CustomerApp(server.url) as customer:

@@ -29,7 +29,7 @@ class Town:
         self.move()
 
     def move(self) -> None:
-        """All move, by a step that tells the round."""
+        """Moves all, by a step that identifies the round."""
         self.round += 1
         now = now_ms()
         for id in VENDORS:
@@ -84,7 +84,7 @@ async def test_late_but_true(serve: Serve) -> None:
 
 
 async def test_a_dead_client_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for one who never reads again is not kept for as long as the system hopes for it."""
+    """The write buffer of a client that is gone is freed before the kernel gives up on it."""
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.3)
     running = await serve(stall=0.3)
     town = Town(running)
@@ -104,7 +104,7 @@ async def test_a_dead_client_is_disconnected(serve: Serve, monkeypatch: pytest.M
 
 
 async def test_nothing_taken_for_too_long(serve: Serve) -> None:
-    """Who takes nothing is closed with 4508 and may come back; nothing of it is left, and nobody else notices."""
+    """A client that reads nothing is closed with 4508 and may reconnect; others are not affected."""
     running = await serve(stall=0.5)
     town = Town(running)
     async with CustomerApp(running.url) as quick, CustomerApp(running.url) as deaf:

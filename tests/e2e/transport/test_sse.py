@@ -121,7 +121,7 @@ async def test_the_same_watch(
 
 
 async def test_a_snapshot_on_reconnect(running: Running, vendors: list[SeededVendor], truck: VendorApp) -> None:
-    """Who was away gets all there is, and not what it had; the stream before leaves nothing behind."""
+    """After a reconnect the client gets a full snapshot; the previous stream leaves nothing behind."""
     id = vendors[0].vendor_id
     async with EventSource(running.url) as page:
         await page.open(**AROUND)
@@ -180,7 +180,7 @@ async def test_refusals(running: Running) -> None:
 
 
 async def test_tokens(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Every way of a token that a page has; none, a bad and an expired one end it."""
+    """Every way for a page to send a token; without one, or with a bad or expired one, the stream ends."""
     running = await serve(watch_auth="required")
     clerk_id = vendors[0].clerk_id
     async with EventSource(running.url) as page:
@@ -241,7 +241,7 @@ async def test_no_room(serve: Serve) -> None:
 
 
 async def test_the_server_stops(running: Running) -> None:
-    """Every page is told when to come back, and the stream ends in good order."""
+    """Every page gets `bye` and `retry`, and the stream ends cleanly."""
     async with EventSource(running.url) as page:
         await page.open(**AROUND)
         await page.sees("events", {})

@@ -1,4 +1,4 @@
-"""The WebSocket edge: who gets in, and with which code a connection ends; on the code the app decides what to do."""
+"""WebSocket connections: authentication, and the close codes, by which an app decides what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATHS = ("/v1/vendor", "/v1/watch")
 
 
 def app(url: str, path: str, token: str | None = None, way: str = "header", **params: str) -> App:
-    """An app that brings its token in one of the ways there are; after a `message` the caller sends `auth`."""
+    """An app that sends its token in one of the possible ways; for `message` the caller sends `auth`."""
     made = App(url, path, None, **params, **({"token": token} if token and way == "query" else {}))
     if token and way == "header":
         made.headers = {"Authorization": f"Bearer {token}"}
@@ -50,14 +50,14 @@ async def let_in(phone: App, path: str) -> None:
 
 
 async def turned_away(phone: App, close: int, code: str) -> str:
-    """The app is told why, then the connection ends with this code; gives the reason."""
+    """Expects an `error`, then this close code; returns the message."""
     error = await phone.expect("error")
     assert error["code"] == code, error
     assert await phone.closed() == close
     return str(error["message"])
 
 
-# who gets in
+# authentication
 
 
 async def test_every_way_to_send_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
@@ -99,7 +99,7 @@ async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[Seede
 
 
 async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """While the keys can't be read an app is asked to come back, not told that its token is bad."""
+    """While the keys can't be fetched an app is asked to reconnect; its token is not called bad."""
     issuer = Issuer(EC["e1"])
     server = await serve(jwks_url=issuer.url)
     async with app(server.url, "/v1/vendor", signed(EC["e1"], {"sub": vendors[0].clerk_id})) as phone:
@@ -109,7 +109,7 @@ async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendo
 
 
 async def test_without_a_token(serve: Serve) -> None:
-    """Who says nothing in time, or something else first, is out; a stranger's open socket costs the server nothing."""
+    """A client without a token in time, or with another first message, is closed: a stranger costs nothing."""
     server = await serve(watch_auth="required", auth_timeout=0.2)
 
     async def for_one(path: str) -> None:
@@ -142,7 +142,7 @@ async def test_watching_without_a_token(serve: Serve, vendors: list[SeededVendor
 
 
 async def test_the_owner_only(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Nobody reports, opens or closes for another: the code tells the app not to come back like that."""
+    """A user can't report, open or close for another's vendor; the close code forbids a reconnect."""
     one, other, *_ = vendors
     server = await serve()
     async with app(server.url, "/v1/vendor", token_of(one), vendorId=other.vendor_id) as phone:
@@ -193,7 +193,7 @@ async def test_a_new_token_extends(serve: Serve, vendors: list[SeededVendor]) ->
 
 
 async def test_a_bad_new_token_ends_it(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A token that is refused is refused also from someone who was let in before."""
+    """A bad token on an authenticated connection closes it."""
     server = await serve(watch_auth="required")
 
     async def for_one(path: str) -> None:
@@ -236,7 +236,7 @@ async def test_a_message_too_large(running: Running, vendors: list[SeededVendor]
 
 
 async def test_another_protocol(running: Running, vendors: list[SeededVendor]) -> None:
-    """4400: something that does not speak this protocol is not talked to for ever; a good message forgives."""
+    """4400: a client that does not speak this protocol is closed; a valid message resets the count."""
 
     async def for_one(path: str) -> None:
         async with app(running.url, path, token_of(vendors[0])) as phone:
@@ -285,7 +285,7 @@ async def test_too_many_messages(
 
 
 async def test_too_many_tokens(running: Running, vendors: list[SeededVendor]) -> None:
-    """4429: checking signatures is dear, so an app that sends its token in a loop does not get it done for ever."""
+    """4429: checking signatures is dear, so an app that sends its token in a loop is closed."""
 
     async def for_one(path: str) -> None:
         async with app(running.url, path, token_of(vendors[0])) as phone:

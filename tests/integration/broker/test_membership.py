@@ -13,7 +13,7 @@ from tests.support.proxy import Proxy
 
 
 async def test_a_process_that_is_killed(redis_url: str, other: Peer) -> None:
-    """Its trucks go offline and leave by time on the others, also for those who come later, and Redis is cleaned up."""
+    """Its trucks go offline and leave by time, also for processes that start later; Redis is cleaned up."""
     times = {"offline_after": 1500, "leave_after": 1500}
     async with Peer(redis_url, "second", **times) as second, redis.asyncio.Redis.from_url(redis_url) as client:
         dying = Peer(redis_url, "dying", **times)
@@ -42,7 +42,7 @@ async def test_a_process_that_is_killed(redis_url: str, other: Peer) -> None:
 
 
 async def test_processes_with_different_clocks_agree(redis_url: str, one: Peer) -> None:
-    """Processes whose clocks differ by some seconds agree on who is online, where, and whose the vendor is."""
+    """Processes whose clocks differ by seconds agree on which vendors are online, and where."""
     async with Peer(redis_url, "late") as late:
         late.behind = 4_000
         looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, late)]

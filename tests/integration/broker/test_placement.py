@@ -13,7 +13,7 @@ from tests.support.peers import Peer
 
 
 async def test_a_vendor_crosses_a_cell_border_and_returns(one: Peer, other: Peer) -> None:
-    """A truck on a cell's border is seen also by those who come after it went to and fro within a moment."""
+    """A truck that crossed a cell border and returned within a moment is shown to later customers too."""
     one.serve("truck", HERE)
     await written(one, "truck")
     after(one, PLACE, lambda: one.ping("truck", NEAR) and None)
@@ -26,7 +26,7 @@ async def test_a_vendor_crosses_a_cell_border_and_returns(one: Peer, other: Peer
 
 
 async def test_redis_is_emptied_right_after_a_write(redis_url: str, one: Peer, other: Peer) -> None:
-    """Whenever Redis forgets, also what was written this very moment, its processes find out and write it anew."""
+    """Whenever Redis loses data, also what was written just before, processes detect it and write it again."""
     one.serve("truck", HERE)
     await written(one, "truck")
     async with redis.asyncio.Redis.from_url(redis_url) as client:
@@ -44,7 +44,7 @@ async def test_redis_is_emptied_right_after_a_write(redis_url: str, one: Peer, o
 
 
 async def test_a_takeover_while_the_old_process_writes(one: Peer, other: Peer) -> None:
-    """A place told by a living process is not put back by one that did not see yet what is written there."""
+    """A place written by the new process is not overwritten by the old one, which has not seen it yet."""
     one.serve("truck", HERE)
     await written(one, "truck")
 

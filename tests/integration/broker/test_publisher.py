@@ -18,7 +18,7 @@ from tests.support.proxy import Proxy
 
 
 async def test_a_lone_process_flushes_rarely_until_another_one_starts(redis_url: str) -> None:
-    """A small town's only server need not tell nobody six times a second; a second one must miss nothing of it."""
+    """The only server of a town need not publish to no one six times a second; a second one must miss nothing."""
     async with Peer(redis_url, "one", alone_after=0.2, alone_gap=3600) as one:
         one.serve("truck", HERE)
         await asyncio.sleep(0.4)
@@ -27,7 +27,7 @@ async def test_a_lone_process_flushes_rarely_until_another_one_starts(redis_url:
         one.ping("truck", HERE)
         await asyncio.sleep(0.5)
         posted = one.broker.publisher.placement.entries["truck"]
-        assert int(posted.versions.fix) < one.index.vendors["truck"].timestamp, "told to nobody"
+        assert int(posted.versions.fix) < one.index.vendors["truck"].timestamp, "not published"
         async with Peer(redis_url, "other") as other:
             await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
             one.ping("truck", NEAR)
@@ -36,7 +36,7 @@ async def test_a_lone_process_flushes_rarely_until_another_one_starts(redis_url:
 
 @pytest.mark.timeout(30)
 async def test_a_vendor_changes_cells_while_redis_is_away(proxy: Proxy, one: Peer, other: Peer) -> None:
-    """What can't be written is tried again, but not at once and for ever: the process must go on serving."""
+    """What can't be written is tried again, but not in a busy loop: the process must go on serving."""
     one.serve("truck", HERE)
     there = await other.watch(area=circle(*AFAR, 5_000))
     await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
@@ -62,7 +62,7 @@ async def test_a_vendor_changes_cells_while_redis_is_away(proxy: Proxy, one: Pee
     await there.sees({"truck": AFAR})
 
 
-async def left_unsaid(proxy: Proxy, one: Peer, other: Peer) -> Look:
+async def handed_over_unpublished(proxy: Proxy, one: Peer, other: Peer) -> Look:
     """A truck's last fix came to one process while it had no Redis, and its socket ended; the map of the other."""
     one.serve("truck", HERE)
     look = await other.watch(area=circle(*HERE, 5_000))
@@ -76,7 +76,7 @@ async def left_unsaid(proxy: Proxy, one: Peer, other: Peer) -> Look:
 
 async def test_the_last_fix_before_a_handover_while_redis_is_away(proxy: Proxy, one: Peer, other: Peer) -> None:
     """A truck reports on a process that lost Redis, comes back on another and parks: its last place is not lost."""
-    look = await left_unsaid(proxy, one, other)
+    look = await handed_over_unpublished(proxy, one, other)
     other.serve("truck")
     proxy.up()
     await look.sees({"truck": NEAR})
@@ -88,8 +88,8 @@ async def test_the_last_fix_before_a_handover_while_redis_is_away(proxy: Proxy, 
 async def test_the_last_fix_before_a_handover_to_a_process_that_lost_its_subscription(
     redis_url: str, proxy: Proxy, one: Peer, other: Peer
 ) -> None:
-    """As above, when the other process does not hear at the very moment the truck is left to it."""
-    look = await left_unsaid(proxy, one, other)
+    """As above, when the other process loses its subscription at the very moment of the handover."""
+    look = await handed_over_unpublished(proxy, one, other)
     deaf = False
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         ears = [known["id"] for known in await client.client_list("pubsub")]

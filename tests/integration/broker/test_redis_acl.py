@@ -40,7 +40,7 @@ async def test_processes_with_these_rights_do_all_they_do(serving_redis_url: str
 
 
 async def test_nothing_else_is_allowed(serving_redis_url: str) -> None:
-    """Who takes over the server must not read what else is in that Redis, nor empty it."""
+    """An attacker in the server must not read other data in that Redis, nor delete it."""
     async with redis.asyncio.Redis.from_url(serving_redis_url) as client:
         for words in (
             ("GET", "sessions"),

@@ -90,7 +90,7 @@ async def cluster(own_folder: Path) -> AsyncIterator[Cluster]:
 
 
 async def test_on_three_nodes(cluster: Cluster) -> None:
-    """Trucks go from node to node; each process hears of each node only what is watched on it."""
+    """Trucks go from node to node; each process receives from each node only what it watches there."""
     spots = [await cluster.place_on(number) for number in range(3)]
     async with Peer(cluster.url, "one") as one, Peer(cluster.url, "other") as other:
         for at in spots:
@@ -153,7 +153,7 @@ async def test_a_node_is_lost(cluster: Cluster) -> None:
 
 
 async def test_a_slot_moves(cluster: Cluster) -> None:
-    """While slots are moved to another node trucks are seen to move, and everyone listens where it is told."""
+    """While slots are moved to another node trucks are seen to move, and subscriptions move along."""
     source, target = 0, 1
     at = await cluster.place_on(source)
     slot = key_slot(channel(bus_cell(*at)))

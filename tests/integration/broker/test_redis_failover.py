@@ -110,7 +110,7 @@ async def test_a_full_redis(valkey_server: ValkeyServer) -> None:
             failures = [node.failures for node in nodes]
             await one.joined()
             await other.joined()
-            # One more may have been under way: a probe a second then brings every view up to date in time.
+            # One more may have been in progress: a probe a second then brings every view up to date in time.
             assert all(node.failures <= before + 1 for node, before in zip(nodes, failures, strict=True))
         lines = [(log["event"].split(";")[0], log.get("failures", 1) > 0) for log in logs if "redis" in log["event"]]
         assert sorted(lines) == [("redis available", True)] * 2 + [("redis unavailable", True)] * 2, "one line each"

@@ -26,7 +26,7 @@ LAT, LONG = 52.2297, 21.0122
 
 
 class Wire:
-    """A way to Redis that may be cut, before or after a command was carried out."""
+    """A connection to Redis that may be cut, before or after a command was executed."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -48,7 +48,7 @@ class Wire:
 
 
 class Clock:
-    """Time that goes when told."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = now_ms()
@@ -233,7 +233,7 @@ async def test_what_is_known_of_vendors_is_bounded(client: Client) -> None:
 
 
 async def test_the_server_feeds_what_is_committed(serve: Serve, database_url: str, client: Client) -> None:
-    """The search index hears of positions and openings, by two processes, in one consumer group."""
+    """A search index gets positions and openings, by two processes, in one consumer group."""
     first, second = await seed.seed(database_url, 2)
     servers = [await serve(feed="on", feed_interval=0.1), await serve(feed="on", feed_interval=0.1)]
     await client.xgroup_create(KEY, "search", id="0", mkstream=True)
@@ -265,7 +265,7 @@ async def test_the_server_feeds_what_is_committed(serve: Serve, database_url: st
 
 
 async def test_off_means_nothing_is_written(serve: Serve, database_url: str, client: Client) -> None:
-    """Whoever has no consumer pays nothing."""
+    """Without a consumer the stream costs nothing."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with VendorApp(server.url, one.clerk_id) as app:

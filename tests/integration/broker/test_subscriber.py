@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 
 
 async def test_a_vendor_list_watched_while_redis_stalls(proxy: Proxy, one: Peer, other: Peer) -> None:
-    """Who asks for a vendor in a bad moment sees it as soon as the moment is over."""
+    """A vendor list opened while Redis stalls shows its vendors as soon as Redis answers."""
     other.serve("truck", HERE)
     await written(other, "truck")
     gaps = one.broker.gaps
@@ -30,7 +30,7 @@ async def test_a_vendor_list_watched_while_redis_stalls(proxy: Proxy, one: Peer,
 
 
 async def test_only_watched_cells_are_subscribed(redis_url: str, other: Peer) -> None:
-    """A process is not told of cells that nobody on it watches; one that nobody watches any more is let go."""
+    """A process subscribes to watched cells only, and unsubscribes when they are no longer watched."""
     other.serve("truck", AFAR)
     async with redis.asyncio.Redis.from_url(redis_url) as client, Peer(redis_url, "third", linger=0.1) as third:
 
@@ -38,7 +38,7 @@ async def test_only_watched_cells_are_subscribed(redis_url: str, other: Peer) ->
             return set(await client.execute_command("PUBSUB", "SHARDCHANNELS"))  # type: ignore[no-untyped-call]
 
         quiet = await heard()
-        assert quiet == {BROADCAST, ASK}, "what every process hears"
+        assert quiet == {BROADCAST, ASK}, "the channels of every process"
         look = await third.watch(area=circle(*HERE, 100))
         assert await heard() == quiet | {channel(bus_cell(*HERE))}
         followed = await third.watch(vendors=["truck"])
@@ -50,12 +50,12 @@ async def test_only_watched_cells_are_subscribed(redis_url: str, other: Peer) ->
         async def alone() -> bool:
             return await heard() == quiet
 
-        await eventually(alone, "the cells let go")
+        await eventually(alone, "the cells unsubscribed")
         assert not third.index.vendors, "a vendor kept of which nothing more is heard"
 
 
 async def test_a_cell_watched_again_while_it_is_unsubscribed(redis_url: str, other: Peer) -> None:
-    """Who comes to a cell when the last one's time there is just over sees what is there."""
+    """A cell watched again at the moment it is unsubscribed shows its vendors."""
     other.serve("truck", HERE)
     await written(other, "truck")
     async with Peer(redis_url, "third", linger=60) as third:

@@ -139,7 +139,7 @@ async def test_missing_rows_are_reported(filled: str, empty_database_url: str, t
 
 
 def test_compared() -> None:
-    """Each way in which tables can differ."""
+    """Each kind of difference between tables."""
     one = {"a": Counted(1, "x"), "b": Counted(2, "y"), "c": Counted(3, "z")}
     two = {"a": Counted(1, "other"), "b": Counted(4, "y"), "d": Counted(0, "0")}
     assert compared(one, one) == []
@@ -152,7 +152,7 @@ def test_compared() -> None:
 
 
 async def test_encrypted(filled: str, empty_database_url: str, tmp_path: Path) -> None:
-    """Who steals the disk of backups reads nothing; who has the key restores."""
+    """A stolen disk of backups can't be read; the key restores them."""
     key, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
     path = await backup(filled, tmp_path, recipient=str(key.to_public()))
     assert path.name.endswith(".dump.age")

@@ -67,7 +67,7 @@ async def test_prune_drops_whole_days_that_are_older(database_url: str, direct: 
 
 
 async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
-    """Cron and an operator at the same time: the second is told, and the first is not disturbed."""
+    """Cron and an operator at the same time: the second gets an error, and the first is not disturbed."""
     await direct.fetchval("SELECT pg_advisory_lock($1)", maintenance.PRUNING)
     with pytest.raises(Unavailable, match="is being pruned by another process"):
         await prune(database_url, 30, today=TODAY)
@@ -76,7 +76,7 @@ async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
 
 
 async def test_pings_are_stored_while_days_are_dropped(database_url: str, direct: Any, days: list[date]) -> None:
-    """Dropping takes short turns: who stores meanwhile waits, but not long, and loses nothing."""
+    """Dropping takes short locks: concurrent pings wait, but not long, and none is lost."""
     vendor = await direct.fetchval('SELECT "id" FROM "vendors"')
     _, lower, _ = partitions.partition_bounds(TODAY)
     waits: list[float] = []

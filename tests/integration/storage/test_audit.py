@@ -1,4 +1,4 @@
-"""The audit: every change of what must not change unseen leaves an entry, and the way of a ping none."""
+"""The audit: every change of users, vendors, subscriptions and integrations leaves an entry; pings leave none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def entries(connection: Any) -> list[audit.Entry]:
 
 
 async def test_an_entry_has_old_and_new_values(connection: Any) -> None:
-    """Who looks into a complaint must see what it was before."""
+    """After a complaint the value before a change must be known."""
     await connection.execute(
         """UPDATE "vendors" SET "name" = 'Two', "phone" = '1', "open" = true, "updatedAt" = now()"""
     )
@@ -111,7 +111,7 @@ async def test_every_column_but_the_position_is_watched(connection: Any) -> None
 
 
 async def test_an_update_without_changes_is_not_audited(connection: Any) -> None:
-    """Backends save a form unchanged, and Prisma sets `updatedAt` each time: the entries that tell would drown."""
+    """Backends save a form unchanged, and Prisma sets `updatedAt` each time: the useful entries would drown."""
     await connection.execute("""UPDATE "vendors" SET "name" = 'One', "open" = true, "updatedAt" = now()""")
     await connection.execute("""UPDATE "users" SET "email" = '1@example.com', "updatedAt" = now()""")
     await connection.execute("""UPDATE "vendors" SET "name" = 'One', "lat" = 1, "long" = 2""")
@@ -155,7 +155,7 @@ async def test_an_entry_has_its_actor(connection: Any, database_url: str) -> Non
 
 
 async def test_a_backend_needs_no_right_for_it_and_has_none(connection: Any, database_url: str) -> None:
-    """A Prisma client with rights on the five tables only writes as before, and can't undo what is told of it."""
+    """A Prisma client with rights on the five tables only writes as before, and can't change its audit entries."""
     await connection.execute(
         """
         CREATE ROLE a_backend LOGIN PASSWORD 'a';
@@ -210,7 +210,7 @@ async def test_pings_are_not_audited(connection: Any, serving_url: str) -> None:
 
 
 async def test_a_vendor_opens(serve: Serve, database_url: str, connection: Any) -> None:
-    """What the server itself changes is told with the person whose app asked for it."""
+    """A change by the server has the user of the app as its actor."""
     running = await serve()
     async with VendorApp(running.url, "clerk_1") as vendor:
         await vendor.expect("hello")
@@ -236,7 +236,7 @@ async def test_a_vendor_opens(serve: Serve, database_url: str, connection: Any) 
 
 
 async def test_old_entries_are_forgotten(connection: Any, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They tell of people: what is deleted must not stay in the audit for ever. In parts, so that no lock lasts."""
+    """Entries are personal data: they must not stay forever. Deleted in parts, so that no lock lasts."""
     monkeypatch.setattr(audit, "PRUNE_CHUNK", 3)
     for number in range(10):
         await connection.execute("""UPDATE "vendors" SET "name" = $1""", str(number))

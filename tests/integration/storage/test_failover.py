@@ -145,7 +145,7 @@ async def test_a_standby_that_is_promoted_under_load(
 async def test_a_primary_that_is_demoted_and_keeps_its_sessions(
     postgres_server: PostgresServer, own_folder: Path, loop_errors: Collected
 ) -> None:
-    """Sessions that go on but refuse every write would hold all pings back for ever."""
+    """Sessions that go on but refuse every write would hold all pings back without end."""
     async with replicated(postgres_server, own_folder, False) as pair:
         store = await Store.open(pair.url, statement_timeout=5, pool_timeout=5)
         load = Load(store, pair.vendors)
@@ -173,7 +173,7 @@ async def test_a_host_that_does_not_answer_leaves_time_for_the_next(postgres_ser
 
 
 async def test_two_standbys_and_no_primary_are_named(postgres_server: PostgresServer, own_folder: Path) -> None:
-    """Whoever starts a server between the failure and the promotion must read that no host takes writes."""
+    """A server started between the failure and the promotion must report that no host takes writes."""
     async with replicated(postgres_server, own_folder, False) as pair:
         pair.primary.kill()
         with pytest.raises(Unavailable, match=rf"{pair.standby.port}: it is a standby, or read-only"):

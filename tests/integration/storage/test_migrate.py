@@ -154,7 +154,7 @@ async def test_a_server_on_an_old_schema_names_the_remedy(empty_database_url: st
 
 
 async def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
-    """An old server, rolled back onto a newer schema, must not be told to upgrade."""
+    """An old server, rolled back onto a newer schema, must not ask for an upgrade."""
     async with connected(database_url) as connection:
         await connection.execute("""UPDATE "alembic_version" SET "version_num" = 'f00d'""")
     with pytest.raises(DatabaseError, match=rf"f00d.*does not know.*{revisions.head()}"):
@@ -213,7 +213,7 @@ async def test_reset_empties_and_rebuilds(database_url: str) -> None:
 
 
 async def test_drift_is_described_in_words(database_url: str) -> None:
-    """Whoever changed the database by hand learns what is different, and only that."""
+    """After a change by hand exactly the differences are listed."""
     async with connected(database_url) as connection:
         await connection.execute(
             """
@@ -243,7 +243,7 @@ async def test_drift_is_described_in_words(database_url: str) -> None:
 
 
 async def test_alembics_own_command_works_from_anywhere(empty_database_url: str, tmp_path: Path) -> None:
-    """Whoever writes the next migration uses `alembic`: it must find database and migrations, and see no drift."""
+    """The author of the next migration uses `alembic`: it must find database and migrations, and see no drift."""
     ini = revisions.migrations().parent / "alembic.ini"
     for arguments in (["upgrade", "head"], ["check"], ["upgrade", "head", "--sql"], ["downgrade", "base"]):
         done = await asyncio.to_thread(

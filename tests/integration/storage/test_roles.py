@@ -106,12 +106,12 @@ INTRUSIONS = (
 
 
 async def test_privileges_beyond_serving_are_refused(server: Any) -> None:
-    """Who takes over the server must get neither people's addresses nor a way to undo what is stored."""
+    """An attacker in the server must get neither people's addresses nor a way to change what is stored."""
     assert [statement for statement in INTRUSIONS if await may(server, statement)] == []
 
 
 async def test_what_the_server_does_is_allowed(server: Any) -> None:
-    """The same way of asking, for the other answer: else the test above could be passed by asking wrongly."""
+    """The same queries with the owner's role: else the test above could pass by asking wrongly."""
     assert await may(server, 'SELECT "id", "clerkId", "deletedAt" FROM "users"')
     assert await may(server, 'SELECT "id" FROM "vendors" FOR KEY SHARE')
     assert await may(server, "CREATE TEMP TABLE mine (id int)")
@@ -134,7 +134,7 @@ async def test_the_server_makes_the_partitions_ahead(server: Any, owner: Any) ->
 
 
 async def test_the_server_can_not_fill_the_database_with_partitions(server: Any, owner: Any) -> None:
-    """Somebody who took over the server would make a table for each day from 1970 on; the owner may."""
+    """An attacker in the server could create a table for each day from 1970 on; only the owner may."""
     for away in (-32, 371, 3000):
         day = datetime.now(UTC).date() + timedelta(days=away)
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="only the owner"):
@@ -167,7 +167,7 @@ async def test_the_owners_rights_are_not_lent_to_others_tables(server: Any, owne
 
 
 async def test_a_role_is_made_with_nothing_but_its_rights(owner: Any, database_url: str, role: str) -> None:
-    """Whoever installs it has one command, not a page of GRANTs to copy."""
+    """An installation needs one command, not a page of GRANTs to copy."""
     assert (await roles.grant(database_url, role)) == (True, True, [])
     assert (await roles.grant(database_url, role)) == (False, True, [])
     powers = await owner.fetchrow(
@@ -193,7 +193,7 @@ async def test_an_owner_without_createrole_gets_an_explanation(owner: Any, datab
 
 
 async def test_rights_too_many_are_taken_away(owner: Any, database_url: str, role: str) -> None:
-    """Somebody helped himself with GRANT ALL at night; the next `db grant` mends it."""
+    """Someone ran GRANT ALL at night; the next `db grant` repairs it."""
     await roles.grant(database_url, role)
     await owner.execute(f'GRANT ALL ON "users", "locations" TO {quoted(role)}')
     await owner.execute(f'GRANT UPDATE ("email") ON "users" TO {quoted(role)}')
@@ -278,7 +278,7 @@ async def test_a_schema_of_its_own(empty_database_url: str, role: str) -> None:
 
 
 async def test_a_server_with_too_few_rights_does_not_start(database_url: str, serving_url: str, owner: Any) -> None:
-    """It would answer, and store nothing: better told at once, with the command that mends it."""
+    """It would answer, and store nothing: the start must fail, and name the command that repairs it."""
     await owner.execute(f'REVOKE INSERT ON "locations" FROM {SERVING_ROLE}')
     await owner.execute(f"REVOKE EXECUTE ON FUNCTION streamer_add_partition FROM {SERVING_ROLE}")
     with pytest.raises(DatabaseError) as refused:

@@ -82,7 +82,7 @@ async def test_many_vendors_have_an_owner_each(database_url: str, monkeypatch: p
 
 
 async def test_seeds_that_conflict_with_existing_rows(database_url: str) -> None:
-    """Vendors fewer than asked for, and nobody told why."""
+    """Fewer vendors than asked for, without an explanation."""
     async with connected(database_url) as connection:
         await connection.execute(
             """

@@ -1,4 +1,4 @@
-"""Pings into a real PostgreSQL, each exactly once, whatever happens on the way."""
+"""Pings into a real PostgreSQL, each exactly once, whatever fails."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def test_a_ping_sent_twice_is_stored_once(store: Store, url: str, direct: 
 
 
 async def test_two_servers_store_the_same_pings_at_once(store: Store, url: str, direct: Any) -> None:
-    """An app that moves to another server while its old connection's pings are still on their way."""
+    """An app that moves to another server while pings of its old connection are still being stored."""
     async with opened(url) as another:
         ahead = [chunk(vendor_id, range(T0, T0 + 50)) for vendor_id in VENDORS]
 
@@ -194,7 +194,7 @@ async def test_a_vendor_deleted_while_its_pings_are_stored(store: Store, direct:
 
 @pytest.mark.parametrize("retry", [False, True])
 async def test_one_row_that_can_not_be_stored_costs_only_itself(store: Store, direct: Any, retry: bool) -> None:
-    """A poison ping tried again for ever would block all storage; dropped in silence, its app would wait for ever."""
+    """Retried without end it would block all storage; dropped silently, its app would wait forever."""
     hundred = range(T0, T0 + 100)
     first, second = poison(VENDOR, hundred, 37, seq=1000), poison(OTHER, hundred, 99)
     chunks = [chunk(VENDORS[2], hundred), first, second, chunk(VENDORS[3], hundred)]
@@ -499,7 +499,7 @@ async def test_positions_behind_are_brought_up_after_a_crash(
 
 
 async def test_bringing_up_does_not_read_all_pings(direct: Any) -> None:
-    """At 5,000 pings/s a busy hour took a minute to read, longer than a statement may: each start tried for ever."""
+    """At 5,000 pings/s a busy hour took a minute to read, longer than a statement may."""
     await direct.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
     plan = await direct.fetch("EXPLAIN " + RECONCILE_POSITIONS, id_floor(T0), "", "z")
     scans = [row[0] for row in plan if "Scan" in row[0] and "locations_2" in row[0]]
@@ -516,7 +516,7 @@ async def vendor(store: Store, vendor_id: str) -> VendorRow | None:
 
 
 async def durable(store: Store) -> int | None:
-    """What a vendor's app is told on connecting."""
+    """`hello.durable` of a connection."""
     dataloader = DataLoader(store)
     row = await dataloader.vendor(VENDOR)
     assert row is not None
@@ -524,7 +524,7 @@ async def durable(store: Store) -> int | None:
 
 
 async def test_vendors_and_cards(store: Store, direct: Any) -> None:
-    """Whose vendor it is decides who may speak for it; a deleted one must be nobody's."""
+    """Only the owner may report for a vendor; a deleted one has no owner."""
     row = VendorRow(VENDOR, "clerk", "Truck 0", True, None, None, None, None)
     assert await vendor(store, VENDOR) == row
     await store.set_open(VENDOR, False, False, "clerk")

@@ -133,7 +133,7 @@ async def test_bytes_behind_the_request(served: Served) -> None:
 
 
 async def test_backpressure(served: Served) -> None:
-    """The protocol hears when the client takes too little, and when it takes again."""
+    """The protocol is paused while the client reads too slowly, and resumed after."""
     async with served() as site:
         reader, writer = await site.connect(behind=b"x")
         await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""An issuer's keys: while they can't be read no vendor must lose its way in, and no stranger must have them fetched."""
+"""An issuer's keys: while they can't be fetched no vendor must be locked out, and no stranger must cause fetches."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_made_up_key_ids_cost_the_issuer_nothing(issuer: Issuer, start: St
 
 
 async def test_old_keys_outlive_the_issuers_absence(issuer: Issuer, start: Start) -> None:
-    """While the issuer is away, who holds a good token gets in; of a new key nobody says that it is bad."""
+    """While the issuer is away, known keys still verify tokens; a token of an unknown key is not called bad."""
     keys = start(refresh=0.1, min_interval=0.05)
     assert await let_in(keys, signed(EC["e1"]))
     await issuer.down()
@@ -127,7 +127,7 @@ async def test_old_keys_outlive_the_issuers_absence(issuer: Issuer, start: Start
 async def test_an_issuer_that_does_not_answer_well(
     issuer: Issuer, start: Start, status: int, answer: Any, cause: str
 ) -> None:
-    """What is no set of keys replaces none, and nobody is told that a good token is bad."""
+    """An invalid key set replaces nothing, and no good token is called bad."""
     good = issuer.answer
     issuer.status, issuer.answer = status, answer
     keys = start(refresh=0.1, min_interval=0.05)

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.barrage [--messages 1000000] [--seed 1]`: generated messages at a running server.
+"""`python -m tests.fuzz.flood [--messages 1000000] [--seed 1]`: generated messages at a running server.
 
 A server process with a PostgreSQL and a Valkey of its own. Vendor and customer sockets send what is nearly right, wrong
 and no JSON at all, HTTP requests in between. Judged from outside: every answer is one of the contract with a known
@@ -139,7 +139,7 @@ class Nonsense:
         return orjson.dumps(message)
 
 
-async def barrage(
+async def flood(
     url: str, pid: int, vendors: list[SeededVendor], good: SeededVendor, messages: int, seed: int
 ) -> Outcome:
     """Send so many messages; `vendors` are for the nonsense, `good` is the one that must be served well."""
@@ -271,7 +271,7 @@ async def against_own_server(messages: int, seed: int, folder: Path) -> Outcome:
         vendors = await seeds.seed(postgres.url, CONNECTIONS + 1)
         patient = {"max_bad_messages": 10_000, "vendor_messages": 1e6, "watch_messages": 1e6, "admission_rate": 1e5}
         async with ServerProcess(postgres.url, valkey.url, log=log, **patient) as server:
-            outcome = await barrage(server.url, server.pid, vendors[1:], vendors[0], messages, seed)
+            outcome = await flood(server.url, server.pid, vendors[1:], vendors[0], messages, seed)
     told = log.read_text(errors="replace")
     for sign in ("Traceback", '"level": "error"', "never retrieved"):
         if sign in told:
@@ -281,11 +281,11 @@ async def against_own_server(messages: int, seed: int, folder: Path) -> Outcome:
 
 def main() -> int:
     """Exit status 1 when anything was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.barrage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.flood", description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="barrage-") as folder:
+    with tempfile.TemporaryDirectory(prefix="flood-") as folder:
         Path(folder).chmod(0o711)
         outcome = asyncio.run(against_own_server(given.messages, given.seed, Path(folder)))
     print(outcome)
