@@ -12,7 +12,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-COLUMNS = (
+ADDED_COLUMNS = (
     ("users", "deletedAt"),
     ("vendors", "locatedAt"),
     ("vendors", "deletedAt"),
@@ -29,7 +29,7 @@ CHECKS = (
 
 
 def upgrade() -> None:
-    for table, column in COLUMNS:
+    for table, column in ADDED_COLUMNS:
         op.execute(f'ALTER TABLE "{table}" ADD COLUMN "{column}" TIMESTAMP(3)')
     for table, name, condition in CHECKS:
         op.execute(f'ALTER TABLE "{table}" ADD CONSTRAINT "{name}" CHECK ({condition})')
@@ -38,5 +38,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table, name, _ in reversed(CHECKS):
         op.execute(f'ALTER TABLE "{table}" DROP CONSTRAINT "{name}"')
-    for table, column in reversed(COLUMNS):
+    for table, column in reversed(ADDED_COLUMNS):
         op.execute(f'ALTER TABLE "{table}" DROP COLUMN "{column}"')

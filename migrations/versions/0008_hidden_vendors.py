@@ -9,10 +9,14 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
+ADDED_COLUMNS = (("vendors", "hidden"),)
+
 
 def upgrade() -> None:
-    op.execute('ALTER TABLE "vendors" ADD COLUMN "hidden" BOOLEAN')
+    for table, column in ADDED_COLUMNS:
+        op.execute(f'ALTER TABLE "{table}" ADD COLUMN "{column}" BOOLEAN')
 
 
 def downgrade() -> None:
-    op.execute('ALTER TABLE "vendors" DROP COLUMN "hidden"')
+    for table, column in ADDED_COLUMNS:
+        op.execute(f'ALTER TABLE "{table}" DROP COLUMN "{column}"')

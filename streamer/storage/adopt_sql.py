@@ -9,10 +9,6 @@ NEW = "streamer_adopt_locations"
 BEFORE = "locations_before_adopt"
 
 PRISMA_TABLES = ("users", "subscriptions", "vendors", "locations", "integrations")
-ADDED = frozenset({("users", "deletedAt"), ("vendors", "locatedAt"), ("vendors", "deletedAt")})
-"""Columns that adoption adds, as migration 0002 does."""
-ADDED_LATER = frozenset({("vendors", "hidden")})
-"""Columns that later migrations add."""
 
 CHECKS = (
     ("vendors", "vendors_lat_check", LAT_CHECK),

@@ -60,6 +60,17 @@ def head() -> str:
     return newest
 
 
+def added_columns(only: str | None = None) -> frozenset[tuple[str, str]]:
+    """Returns the (table, column) that migrations add to Prisma's tables: all of them, or one migration's."""
+    scripts = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    return frozenset(
+        column
+        for script in scripts
+        if only in (None, script.revision)
+        for column in getattr(script.module, "ADDED_COLUMNS", ())
+    )
+
+
 async def revision_of(connection: Any) -> str | None:
     """Returns the revision of the database behind an asyncpg connection; None before the first upgrade."""
     if await connection.fetchval("SELECT to_regclass('alembic_version') IS NULL"):

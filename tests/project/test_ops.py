@@ -159,6 +159,13 @@ def test_units_are_valid() -> None:
     assert [line for line in said if "/opt/streamer/bin/streamer is not executable" not in line] == []
 
 
+def test_every_alert_has_a_test() -> None:
+    """An expression that promtool never evaluated may be one that never fires."""
+    cases = yaml.safe_load((ROOT / "ops/prometheus/alerts.test.yml").read_text())["tests"]
+    fired = {test["alertname"] for case in cases for test in case["alert_rule_test"] if test.get("exp_alerts")}
+    assert fired == {rule["alert"] for rule in ALERTS}
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here")
 def test_rules_are_valid() -> None:
     """Prometheus itself reads them, and they fire when they should and not when they should not."""

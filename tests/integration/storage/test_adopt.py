@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from streamer.storage import adopt, migrate, revisions, roles
 from streamer.storage.drift import drift
 from tests.conftest import connected
 from tests.support.apps import eventually
+from tests.support.paths import ROOT
 from tests.support.prisma import prisma_schema
 
 ROWS = int(os.environ.get("ADOPT_ROWS", "20000"))
@@ -156,6 +158,13 @@ async def test_nothing_is_lost_on_the_way_there_and_back(prisma_url: str) -> Non
     assert await everything(prisma_url, "second-") == adopted
     assert await of_gateway(prisma_url, "second-") == second
     assert await schema(prisma_url) == made_by_prisma
+
+
+def test_the_guide_names_each_added_column() -> None:
+    """`prisma migrate` would propose to drop one that the Prisma schema does not name."""
+    guide = (ROOT / "docs/from-nestjs.md").read_text()
+    for _, column in revisions.added_columns():
+        assert re.search(rf"`{column} \w+\?`", guide), column
 
 
 async def test_the_dry_run_names_the_rows_in_the_way(prisma_url: str) -> None:
