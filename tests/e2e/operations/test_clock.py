@@ -69,7 +69,7 @@ async def test_an_hour_off(
         await wrong.end(signal.SIGKILL)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(("before", "after"), [("+3600s", "+0s"), ("-3600s", "+0s"), ("+0s", "+3s"), ("+0s", "-3s")])
 async def test_a_step_while_it_runs(
     serve: Serve,
@@ -103,7 +103,7 @@ async def test_a_step_while_it_runs(
             except aiohttp.ClientError:
                 return False
 
-        await eventually(lambda: is_ready(before == "+0s"), "its clock judged", 30)
+        await eventually(lambda: is_ready(before == "+0s"), "its clock judged", 60)
         phone = VendorApp(stepped.url, vendor.clerk_id)
         phone.headers = {"Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 14_400, time.time() - 3_700)}"}
         async with CustomerApp(stepped.url) as customer, CustomerApp(other.url) as distant, phone as app:
@@ -112,7 +112,7 @@ async def test_a_step_while_it_runs(
             await app.ping(*AWAY)  # at the time of its arrival, by the server's clock
             await app.acked(1)
             offset.write_text(after)
-            await eventually(lambda: is_ready(True), "the right clock found", 30)
+            await eventually(lambda: is_ready(True), "the right clock found", 60)
             for number in range(2, 12):
                 place = (HERE[0] + number * 1e-4, HERE[1])
                 await app.ping(*place, timestamp=now_ms())
