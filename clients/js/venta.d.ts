@@ -231,6 +231,14 @@ interface VendorEvents extends ClientEvents {
   queue: [size: number];
 }
 
+/** A position of the app's own; what the device does not know may be null. Without `timestamp`: now. */
+export interface Fixed extends Position {
+  timestamp?: number;
+  heading?: number | null;
+  speed?: number | null;
+  accuracy?: number | null;
+}
+
 /** A browser's `GeolocationCoordinates`: what the device does not know is null. */
 export interface Coordinates {
   readonly latitude: number;
@@ -253,7 +261,7 @@ export declare class VendorClient extends Client<VendorEvents> {
   /** Ends the connection; what is not stored stays in the queue. */
   disconnect(): Promise<void>;
   /** Keeps a position until it is stored; resolves with its timestamp when the queue has it. */
-  ping(fix: (Position & Partial<Ping>) | Coordinates | { coords: Coordinates; timestamp?: number }): Promise<number>;
+  ping(fix: Fixed | Coordinates | { coords: Coordinates; timestamp?: number }): Promise<number>;
   /** Opens or closes for business; a vendor that closes `hidden` leaves every map at once, until it opens. */
   setOpen(open: boolean, options?: { hidden?: boolean }): void;
   /** Resolves when all pings are stored or rejected; rejects when the connection fails for good before. */

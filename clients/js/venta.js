@@ -330,10 +330,9 @@ class Link {
     }
     if (message.type === "bye") this.hint = message.reconnectAfterMs;
     else {
-      if (message.type === "error") {
-        this.reason = message.message;
-        this.floor = message.retryAfterMs ?? 0;
-      }
+      // what the server said last may be why it closes
+      this.reason = message.type === "error" ? message.message : "";
+      this.floor = (message.type === "error" && message.retryAfterMs) || 0;
       this.owner.took(message);
     }
   }

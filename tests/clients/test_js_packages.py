@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
+import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,30 +14,25 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.support.npm import NPM, install, run
 from tests.support.paths import ROOT
 
 HERE = ROOT / "tests" / "js"
 CLIENTS = ROOT / "clients" / "js"
-NPM = shutil.which("npm")
 MOST_CORE = 8_000
 """Bytes of the core client, minified and gzipped."""
 
+PAGES = ("docs/vendor-app.md", "docs/customer-app.md", "clients/js/README.md", "clients/js/react/README.md")
+CODE = re.compile(r"```(jsx?)\n(.*?)```", re.S)
+GLOBALS = """
+declare const process: { argv: string[] };
+declare const session: { token(asked?: { refresh: boolean }): string };
+declare const map: Record<"add" | "move" | "redraw" | "remove", (card: import("@venta/client").Card) => void>;
+declare const badge: { textContent: unknown };
+"""
+"""What the pages' apps have beside the snippets."""
+
 pytestmark = [pytest.mark.skipif(NPM is None, reason="needs npm"), pytest.mark.timeout(400)]
-
-
-async def run(folder: Path, *command: str, within: float = 180) -> str:
-    """Runs a command in a folder; returns what it printed, and fails with that when it fails."""
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        out, _ = await asyncio.wait_for(process.communicate(), within)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, f"{command}: {out.decode()}"
-    return out.decode()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -48,12 +44,7 @@ async def app() -> AsyncIterator[Path]:
         shutil.copytree(CLIENTS, sources, ignore=shutil.ignore_patterns("node_modules"))
         for name in ("package.json", "package-lock.json"):
             shutil.copy(HERE / name, folder)
-        try:
-            await run(folder, "npm", "ci", "--no-audit", "--no-fund", "--prefer-offline")
-        except (AssertionError, TimeoutError) as failed:
-            if "network" in str(failed) or "ENOTFOUND" in str(failed) or isinstance(failed, TimeoutError):
-                pytest.skip("the npm registry can't be reached")
-            raise
+        await install(folder)
         packed = [
             json.loads(await run(where, "npm", "pack", "--json", "--silent", "--pack-destination", str(folder)))
             for where in (sources, sources / "react")
@@ -98,6 +89,25 @@ async def test_the_types_hold_under_strict(app: Path) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_the_snippets_of_the_pages_hold_under_strict(app: Path) -> None:
+    """A developer pastes a snippet into a TypeScript app: it must compile there as it stands."""
+    folder = app / "snippets"
+    folder.mkdir()
+    (folder / "globals.d.ts").write_text(GLOBALS)
+    for page in PAGES:
+        for number, (language, code) in enumerate(CODE.findall((ROOT / page).read_text(encoding="utf-8"))):
+            name = f"{page.replace('/', '-')}-{number}.{'mts' if language == 'js' else 'tsx'}"
+            (folder / name).write_text(code)
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) >= 6, names
+    await run(
+        folder,
+        *("npx", "tsc", "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022,dom", "--jsx", "react-jsx"),
+        *("--module", "nodenext", "--moduleResolution", "nodenext", *names),
+    )
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_the_core_stays_small(app: Path) -> None:
     """A map for phones on bad links can't afford a large client."""
     await run(app, "npx", "esbuild", "node_modules/@venta/client/venta.js", "--minify", "--outfile=core.js")
@@ -110,11 +120,22 @@ async def test_the_react_hooks(app: Path) -> None:
     await run(app, "node", "--test", "react.test.mjs")
 
 
+def test_an_install_in_the_repository_leaves_nothing_untracked() -> None:
+    """A developer who tries a client or an example in the checkout must not commit its packages by mistake."""
+    made = [f"{folder}/node_modules/x" for folder in ("clients/js", "examples/web", "examples/expo", "tests/js")]
+    made += [f"clients/js/{name}" for name in ("package-lock.json", "react/package-lock.json", "venta.cjs")]
+    made += [f"examples/{name}/x" for name in ("web/dist", "expo/dist", "expo/.expo")]
+    asked = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True, check=False)
+    if asked.returncode == 128:
+        pytest.skip("this is no checkout")
+    assert asked.stdout.splitlines() == made
+
+
 async def test_the_web_example_builds(app: Path, tmp_path: Path) -> None:
     """A developer starts from the example: it must compile against the client as it is now."""
     shutil.copytree(CLIENTS, tmp_path / "clients" / "js", ignore=shutil.ignore_patterns("node_modules"))
     example = tmp_path / "examples" / "web"
     shutil.copytree(ROOT / "examples" / "web", example, ignore=shutil.ignore_patterns("node_modules", "dist"))
-    await run(example, "npm", "ci", "--no-audit", "--no-fund", "--prefer-offline")
+    await install(example)
     await run(example, "npm", "run", "build")
     assert list((example / "dist" / "assets").glob("*.js"))

@@ -116,7 +116,7 @@ test("a status that the database could not take is said again when the server as
 
 test("the types name what the modules export, and the classes' members are there", async () => {
   const folder = new URL("../../clients/js/", import.meta.url);
-  for (const name of ["venta", "file-queue", "storage-queue"]) {
+  for (const name of ["venta", "alerts", "file-queue", "storage-queue"]) {
     const module = await import(new URL(`${name}.js`, folder));
     const types = await readFile(new URL(`${name}.d.ts`, folder), "utf8");
     const declared = [...types.matchAll(/export declare (?:class|function) (\w+)/g)].map(([, found]) => found);

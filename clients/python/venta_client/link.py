@@ -265,9 +265,10 @@ class Link:
         if kind == "bye":
             self._bye_ms = int(message.get("reconnectAfterMs", 0))
             return
-        if kind == "error" and message.get("id") is None:
-            self._reason = str(message.get("message", ""))
-            self._retry_after_ms = int(message.get("retryAfterMs", 0))
+        # what the server said last may be why it closes
+        said = kind == "error" and message.get("id") is None
+        self._reason = str(message.get("message", "")) if said else ""
+        self._retry_after_ms = int(message.get("retryAfterMs", 0)) if said else 0
         try:
             self._owner.took(message)
         except (KeyError, TypeError) as wrong:

@@ -1,0 +1,60 @@
+"""The Expo example as a developer builds it, and the client on React Native's own URL and WebSocket."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.support.clients import NODE, NODE_VERSION
+from tests.support.commands import STREAMER
+from tests.support.npm import NPM, install, run
+from tests.support.paths import ROOT
+
+CASES = ("kept until", "same timestamps", "a view is", "4401: again", "bye")
+"""What stands on the URL and the WebSocket: a query, a subprotocol, messages, close codes."""
+
+pytestmark = [
+    pytest.mark.skipif(NPM is None or NODE_VERSION < 20, reason="needs npm, and Node 20 or newer"),
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("expo"),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def app() -> AsyncIterator[Path]:
+    """The example with its packages, beside the clients as they are."""
+    folder = Path(tempfile.mkdtemp(prefix="streamer-expo-"))
+    ignore = shutil.ignore_patterns("node_modules")
+    try:
+        shutil.copytree(ROOT / "clients" / "js", folder / "clients" / "js", ignore=ignore)
+        example = folder / "examples" / "expo"
+        shutil.copytree(ROOT / "examples" / "expo", example, ignore=ignore)
+        await install(example)
+        yield example
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_example_is_typed_and_built(app: Path) -> None:
+    """A developer starts from the example: it must compile, and Metro must find every module of the clients."""
+    await run(app, "npm", "run", "check")
+    await run(app, "npm", "run", "build", within=600)
+    (bundle,) = (app / "dist").rglob("*.js")
+    text = bundle.read_text()
+    for name in ("VendorClient", "StorageQueue", "VentaProvider"):
+        assert name in text
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_client_on_react_natives_url_and_websocket(app: Path) -> None:
+    """React Native's URL can't be changed, its WebSocket has no bufferedAmount: an app would fail at its start."""
+    assert NODE is not None
+    program = (NODE, "--no-warnings", str(ROOT / "tests" / "js" / "react-native.cjs"), str(app))
+    cases = [word for case in CASES for word in ("--case", case)]
+    await run(app, str(STREAMER), "conformance", "--jobs", "2", "--within", "120", *cases, "--", *program, within=800)
