@@ -142,7 +142,7 @@ interface WatchEvents {
 export declare class Watch {
   on<E extends keyof WatchEvents>(name: E, listener: (...values: WatchEvents[E]) => void, options?: Listening): this;
   off<E extends keyof WatchEvents>(name: E, listener: (...values: WatchEvents[E]) => void): this;
-  /** Resolves with the vendors, or the groups, once the view is exact; rejects when the server refuses the watch. */
+  /** Resolves with the vendors, or the groups, once the view is exact; rejects when the watch is refused or closed. */
   ready(): Promise<ReadonlyMap<string, Card> | ReadonlyMap<string, Group>>;
   /** Of a watch with `as: "counts"`. */
   readonly groups: ReadonlyMap<string, Group>;

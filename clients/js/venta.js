@@ -487,6 +487,8 @@ export class Watch extends Emitter {
     return new Promise((resolve, reject) => {
       const held = () => (this.wanted.as === "counts" ? this.groups : this.vendors);
       if (this.fresh) return resolve(held());
+      const closed = () => reject(new VentaError(1000, "the watch is closed"));
+      if (this.closed) return closed();
       const stop = new AbortController();
       const options = { signal: stop.signal };
       const done = (act, value) => (stop.abort(), act(value));
@@ -494,6 +496,7 @@ export class Watch extends Emitter {
         (state === "failed" || state === "disconnected") && done(reject, new VentaError(code, reason));
       for (const name of ["snapshot", "counts"]) this.on(name, () => done(resolve, held()), options);
       this.on("error", (error) => done(reject, new VentaError(error.code, error.message)), options);
+      this.on("closed", () => done(closed), options);
       this.client.on("state", ended, options);
       if (this.client.state === "failed") ended("failed", this.client.link.detail);
     });
@@ -600,6 +603,7 @@ export class CustomerClient extends Client {
     watch.closed = true;
     watch.fresh = false;
     this.watches.delete(watch.id);
+    watch.emit("closed");
     if (this.link.open) this.link.send({ type: "unwatch", id: watch.id });
   }
 

@@ -277,7 +277,11 @@ test("a watch is ready with its view, and rejects what the server refuses; group
   const refused = client.watch({ area: {} }, {}, "r").ready();
   Wire.last.says({ type: "error", id: "r", code: "ERR_AREA_TOO_LARGE", message: "no" });
   await assert.rejects(refused, { code: "ERR_AREA_TOO_LARGE" });
+  counts.move({ area: {}, as: "counts" });
+  const moved = counts.ready();
   abort.abort();
+  await assert.rejects(moved, { code: 1000 });
+  await assert.rejects(counts.ready(), { code: 1000 });
   assert.equal(client.watches.has("c"), false);
   assert.deepEqual(Wire.last.sent.at(-1), { type: "unwatch", id: "c" });
   client.disconnect();
