@@ -30,6 +30,9 @@ OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
+OWN_WORK = ("streamer_postgresql_", "streamer_partitions_", "streamer_migration_", "streamer_database_")
+
+
 class Scraper:
     """Scrapes a server."""
 
@@ -144,13 +147,15 @@ async def test_no_label_grows_with_what_clients_send(
                 async with scraper.session.request(method, running.url + path, headers=headers) as response:
                     assert response.status >= 400
 
+    async def series() -> set[Sample]:
+        # what the server does by itself in PostgreSQL appears as it is first done
+        return {sample for sample in await scraper.scrape() if not sample[0].startswith(OWN_WORK)}
+
     await scan(range(3))
-    async with scraper.session.get(f"{running.url}/health") as response:
-        assert response.status == 200  # which has looked at all that the metrics of PostgreSQL tell
-    await scraper.scrape()
-    before = set(await scraper.scrape())
+    await series()
+    before = await series()
     await scan(range(3, 30))
-    assert set(await scraper.scrape()) - before == set()
+    assert await series() == before
     assert await scraper.value("streamer_http_requests_total", method="GET", route="none", status="404") == 30
     assert (
         await scraper.value("streamer_http_requests_total", method="GET", route="/v1/vendors/{id}", status="404") == 30
