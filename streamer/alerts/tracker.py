@@ -25,8 +25,6 @@ FLAT = 2000.0
 """Metres of radius up to which a circle is compared on a plane."""
 FLAT_ERROR = 0.1
 """Metres for rounding; what a plane errs by at the distance of the radius is added."""
-LOOSE = 3
-"""Alerts that every move looks at; with so many a new anchor is found."""
 SWEPT = 500
 """Cells that are cleaned at once."""
 JITTER = 0.01
@@ -38,7 +36,7 @@ _RADIAN = pi / 180
 class Track:
     """One vendor: its anchor, the alerts near it, and those that know it."""
 
-    __slots__ = ("alerts", "lat", "live", "long", "near", "slacks", "wide", "x", "y")
+    __slots__ = ("alerts", "bend", "lat", "live", "long", "near", "slacks", "wide", "x", "y")
 
     def __init__(self) -> None:
         self.live = False
@@ -46,6 +44,8 @@ class Track:
         """Where it was looked at last."""
         self.wide = -1.0
         """Metres of a degree of longitude at the anchor; negative: there is no anchor."""
+        self.bend = 0.0
+        """What a plane there errs by, per square metre of distance."""
         self.y = self.x = 0.0
         """The anchor, degrees."""
         self.near: list[Alert] = []
@@ -157,32 +157,49 @@ class Tracker:
         if not slacks or moved < slacks[0]:
             return
         lat, long, vendor_id = track.lat, track.long, vendor.vendor_id
+        wide, bend = track.wide, track.bend
         looked = []
         for alert in track.near[: bisect_right(slacks, moved)]:
-            state = alert.states.get(vendor_id)
-            was = state is not None and state.known.seen.inside
             area = alert.area
             assert area is not None
+            state = alert.states.get(vendor_id)
+            was = state is not None and state.known.seen.inside
+            if type(area) is Circle and area.radius <= FLAT:
+                # Most are far enough from where they would change: a plane tells.
+                east = area.long - long
+                if -180.0 <= east <= 180.0:
+                    outside = hypot((area.lat - lat) * METRES, east * wide) - area.radius
+                    error = bend * (area.radius + 4 * REACH) ** 2 + FLAT_ERROR
+                    if outside < alert.margin - error if was else outside > error:
+                        continue
             inside = area.contains(lat, long)
-            if inside is was or not alert.placed:
-                continue
-            if was and holds(area, alert.margin, True, lat, long):
+            if inside is was or not alert.placed or (was and holds(area, alert.margin, True, lat, long)):
                 continue
             self._look(alert, vendor_id, inside, vendor)
             looked.append(alert)
-        if looked:
-            # Their edge may be crossed again on the way back, nearer to the anchor: each move looks at them.
-            track.near[:0] = looked
-            slacks[:0] = [0.0] * len(looked)
-            if len(slacks) >= LOOSE and slacks[LOOSE - 1] <= 0.0:
-                track.wide = -1.0
+        for alert in looked:
+            self._replace(track, alert, vendor_id)
+
+    def _replace(self, track: Track, alert: Alert, vendor_id: str) -> None:
+        """Finds anew how far from the anchor a vendor may be before an alert that it just changed for changes again."""
+        number = track.near.index(alert)
+        del track.near[number], track.slacks[number]
+        area, state = alert.area, alert.states.get(vendor_id)
+        assert area is not None
+        slack = 0.0
+        if state is not None and state.known.seen.inside and not area.contains(track.y, track.x):
+            # It came in. Back at the anchor it would be in the margin, so it leaves beyond that only.
+            slack = max(0.0, 0.95 * (alert.margin - edge_distance(area, track.y, track.x)) - 0.5)
+        number = bisect_right(track.slacks, slack)
+        track.near.insert(number, alert)
+        track.slacks.insert(number, slack)
 
     def _anchor(self, vendor_id: str, track: Track) -> None:
         """Finds the alerts whose edge is near where the vendor was looked at last."""
         lat, long = track.lat, track.long
         track.y, track.x = lat, long
         wide = track.wide = METRES * cos(lat * _RADIAN)
-        bend = abs(tan(lat * _RADIAN)) / EARTH_RADIUS
+        bend = track.bend = abs(tan(lat * _RADIAN)) / EARTH_RADIUS
         found: list[tuple[float, int, Alert]] = []
         number = 0
         for cell in self._grid.at(lat, long):

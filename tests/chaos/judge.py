@@ -12,7 +12,8 @@ from loadtest.clients.vendor import Ping
 from loadtest.engine import verification as truth
 from loadtest.engine.database import Database
 from loadtest.errors import LoadtestError
-from tests.chaos.crowd import RADIUS, Crowd
+from streamer.geo.shapes import Circle
+from tests.chaos.crowd import CENTER, RADIUS, Crowd
 from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
 
 GHOST_SLACK = 5.0
@@ -22,6 +23,10 @@ MORE_BYTES = 48 << 20
 """How much more than at first a process may hold: open files without its clients' sockets, resident bytes."""
 BUSY = 0.75
 """The share of a core that a server may use in a round; more means a spinning loop."""
+
+
+ALERTED = Circle(*CENTER, 8_000.0)
+"""The area of the alert."""
 
 
 class Held(NamedTuple):
@@ -84,6 +89,22 @@ class Judge:
             for number, customer in enumerate(self._crowd.zoomed_out)
             if seen != {customer.count}
         ]
+
+    def alerts(self) -> list[str]:
+        """Returns what is wrong with what the alert told: events missed, invented or out of order."""
+        told: dict[str, list[str]] = {}
+        for event in self._stage.receiver.events():
+            told.setdefault(event["vendor"]["vendorId"], []).append(event["type"].removeprefix("vendor."))
+        found = list(self._stage.receiver.faults)
+        for mover in self._crowd.movers:
+            vendor_id = mover.app.identity.vendor_id
+            events = told.get(vendor_id, [])
+            if events != [("entered", "left")[number % 2] for number in range(len(events))]:
+                found.append(f"{vendor_id}: its events do not follow each other: {events[-6:]}")
+            inside = len(events) % 2 == 1
+            if mover.pings and inside != ALERTED.contains(mover.pings[-1].lat, mover.pings[-1].long):
+                found.append(f"{vendor_id}: the last event {events[-1:]} is not where it is")
+        return found
 
     async def storage(self, since: int) -> list[str]:
         """Returns what is wrong with the pings stored since `since` (epoch ms), and with vendors' positions."""

@@ -10,16 +10,19 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple, Self
 
+import aiohttp
+
 from loadtest.clients.identity import Identity, minting
 from loadtest.clients.target import Target
 from loadtest.clients.vendor import Vendor
+from streamer.accounts.tokens import make_token
 from streamer.storage import seed
 from tests.chaos.balancer import Balancer
 from tests.chaos.crowd import COMES_BACK, Crowd, Mover
 from tests.chaos.faults import Fault, plan
-from tests.chaos.judge import Judge
+from tests.chaos.judge import ALERTED, Judge
 from tests.chaos.stage import Stage
-from tests.support.apps import SECRET
+from tests.support.apps import SECRET, eventually
 
 MOVERS = 12
 WATCHERS = 6
@@ -27,6 +30,8 @@ GUESTS = 8
 HZ = 4.0
 TRUE_WITHIN = 5.0
 """Seconds after healing within which every check must hold."""
+ALERTS_WITHIN = 40.0
+"""Seconds more for webhooks: their claims, and the pauses after failures, last so long."""
 POSITIONS_WITHIN = 5.0
 """Seconds more for vendors.lat and long, which the server merges over time."""
 
@@ -68,6 +73,7 @@ class Chaos:
             stage = await self._stack.enter_async_context(self.stage)
             seeded = [Identity(*one) for one in await seed.seed(stage.postgres.url, MOVERS + GUESTS)]
             self._guests = seeded[MOVERS:]
+            await self._alert(seeded[0])
             self._target = Target.parse(stage.url)
             self.crowd = Crowd(self._target, seeded[:MOVERS], WATCHERS, SECRET, Random(0), HZ)
             self.judge = Judge(stage, self.crowd)
@@ -123,8 +129,30 @@ class Chaos:
             if time.monotonic() - healed > self._true_within + POSITIONS_WITHIN:
                 return wrong
             await asyncio.sleep(0.2)
+        # Webhooks that a killed process had claimed are sent again a little later.
+        while wrong := judge.alerts():
+            if time.monotonic() - healed > self._true_within + ALERTS_WITHIN:
+                return wrong
+            await asyncio.sleep(0.2)
         # It must stay true, too; counts follow some seconds after a vendor that leaves.
         return judge.apps()
+
+    async def _alert(self, identity: Identity) -> None:
+        """Creates an alert before any vendor is on the map, and waits until it begins."""
+        area = {"center": {"lat": ALERTED.lat, "long": ALERTED.long}, "radius": ALERTED.radius}
+        receiver = self.stage.receiver
+        asked = {"area": area, "on": ["entered", "left"], "quiet": 0, "url": receiver.url}
+        headers = {"Authorization": f"Bearer {make_token(SECRET, identity.clerk_id, 600)}"}
+        async with aiohttp.ClientSession(self.stage.url, headers=headers) as session:
+            async with session.post("/v1/alerts", json=asked) as answer:
+                created = await answer.json()
+            receiver.secrets[created["id"]] = created["secret"]
+
+            async def begun() -> bool:
+                async with session.get(f"/v1/alerts/{created['id']}") as answer:
+                    return "startedAt" in await answer.json()
+
+            await eventually(begun, "an alert that has begun")
 
     @asynccontextmanager
     async def _guest(self, identity: Identity, random: Random) -> AsyncIterator[None]:

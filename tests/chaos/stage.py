@@ -18,13 +18,17 @@ from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.storage import migrate, revisions
 from tests.chaos.balancer import Balancer
 from tests.chaos.faults import Fault
+from tests.support.apps import SECRET
 from tests.support.process import ServerProcess
 from tests.support.proxy import Proxy
+from tests.support.receiver import Receiver
 
 OFFLINE_AFTER = 6.0
 LEAVE_AFTER = 6.0
 DRAIN_TIMEOUT = 3.0
 POOL_SIZE = 4
+ANSWERS_WITHIN = 2.0
+"""Seconds a receiver of webhooks may take: those of a killed process are sent again a little later."""
 RESPAWN = 0.2
 """Seconds after which a server that ended is restarted, as a service manager would."""
 SLOW = 20_000.0
@@ -39,6 +43,7 @@ class Stage:
         self.folder = folder
         self.postgres = PostgresServer(folder, durable=False)
         self.valkey = ValkeyServer(folder)
+        self.receiver = Receiver()
         self.servers: dict[str, ServerProcess] = {}
         self.wires: dict[str, Proxy] = {}
         self.starts = 0
@@ -52,6 +57,7 @@ class Stage:
             await self._stack.enter_async_context(self.postgres)
             await self._stack.enter_async_context(self.valkey)
             await migrate.upgrade(self.postgres.url)
+            await self._stack.enter_async_context(self.receiver)
             for number in (1, 2):
                 name = f"server {number}"
                 postgres = self.wires[f"wire {name} to postgresql"] = Proxy(self.postgres.url)
@@ -66,6 +72,9 @@ class Stage:
                     leave_after=LEAVE_AFTER,
                     drain_timeout=DRAIN_TIMEOUT,
                     pool_size=POOL_SIZE,
+                    alert_key=SECRET,
+                    alert_development_hosts=self.receiver.host,
+                    alert_timeout=ANSWERS_WITHIN,
                 )
                 keeping = asyncio.create_task(self._keep(name, server), name=f"keep {name}")
                 self._stack.push_async_callback(self._end, keeping, server)

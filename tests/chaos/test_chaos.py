@@ -53,7 +53,7 @@ async def test_nothing_acked_is_lost_and_every_map_becomes_true(chaos: Chaos) ->
 
 
 async def finds_what_is_wrong(chaos: Chaos) -> None:
-    """The judge finds a lost ping, one stored twice, a wrong view, a vendor that should have left, a wrong count."""
+    """The judge finds a lost ping, one stored twice, a wrong view or count, a ghost, an event lost or invented."""
     mover = chaos.crowd.movers[0]
     vendor_id, ping = mover.app.identity.vendor_id, mover.app.acked[len(mover.app.acked) // 2]
     connection = await asyncpg.connect(chaos.stage.postgres.url)
@@ -88,3 +88,13 @@ async def finds_what_is_wrong(chaos: Chaos) -> None:
     chaos.judge.gone["ghost"] = 0.0
     assert [line for line in chaos.judge.apps() if "ghost should have left" in line]
     assert [line for line in chaos.judge.counts() if "vendors are counted; others see" in line]
+    received = chaos.stage.receiver.received
+    assert received
+    assert chaos.judge.alerts() == []
+    lost, before = received[-1], list(received)
+    received[:] = [each for each in received if each.id != lost.id]
+    assert [line for line in chaos.judge.alerts() if "is not where it is" in line or "follow each other" in line]
+    received[:] = [*before, lost._replace(id="invented")]
+    assert [line for line in chaos.judge.alerts() if "do not follow each other" in line]
+    received[:] = before
+    assert chaos.judge.alerts() == []
