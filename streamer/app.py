@@ -65,6 +65,7 @@ from streamer.transport.slow_clients import SlowClients
 from streamer.transport.sse import EventStreams
 from streamer.transport.websocket_server import WebSocketServer
 from streamer.web.api_docs import ApiDocs
+from streamer.web.erasures import Erasures
 from streamer.web.pages import Pages
 from streamer.web.sign_in import SignInEndpoints
 from streamer.web.static import CLIENT, client_folder, handing_out
@@ -209,6 +210,7 @@ class Server:
             ),
             clock,
         )
+        self.erasures = Erasures(settings)
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.loop_lag = LoopLag(counters)
@@ -247,6 +249,7 @@ class Server:
                 web.get("/v1/watch", self.sockets.watch),
                 web.get("/v1/watch/events", self.events.watch, allow_head=False),
                 *self.sign_in.routes(),
+                *self.erasures.routes(),
                 web.get("/v1/vendors", self.search.search),
                 web.get("/v1/vendors/nearby", self.http.nearby),
                 web.get("/v1/vendors/counts", self.http.counts),

@@ -103,7 +103,10 @@ class Settings(BaseSettings):
         366 * 86_400.0, "longest time from a token's `iat` (or now) to its `exp`; longer tokens are refused", "s", gt=0
     )
     backend_key: SecretStr | None = _setting(
-        None, "bearer key with which your backend requests sign-in links; unset: the endpoint is off", min_length=32
+        None, "bearer key of your backend, for sign-in links and erasures; unset: the endpoints are off", min_length=32
+    )
+    erase_database_url: SecretStr | None = _setting(
+        None, "DATABASE_URL of the owner of the tables, for `POST /v1/erasures`; unset: the endpoint is off", "URL"
     )
     sign_in_life: float = _setting(
         30 * 86400.0, "lifetime of a token that a sign-in link is exchanged for", "s", ge=60, le=366 * 86400

@@ -31,19 +31,21 @@ class _Ignore:
     def on_slots_moved(self) -> None: ...
 
 
-async def erase_vendors(url: str, vendor_ids: Sequence[str], stream_key: str) -> int:
-    """Removes vendors from Redis; returns how many keys, fields and stream entries were removed."""
+async def erase_vendors(url: str, vendor_ids: Sequence[str], stream_key: str | None) -> int:
+    """Removes vendors from Redis, and from the position stream, if any; returns how many keys, fields and entries."""
     nodes = Nodes(RedisAddress(url, TIMEOUT), _Ignore(), timeout=TIMEOUT)
     keeping = asyncio.create_task(nodes.keep(), name="redis")
     try:
         async with asyncio.timeout(WITHIN):
-            while not nodes.answers(stream_key.encode()):
+            while not nodes.answers((stream_key or redis_schema.BROADCAST.decode()).encode()):
                 if keeping.done():
                     keeping.result()
                 await asyncio.sleep(0.05)
         removed = 0
         for vendor_id in vendor_ids:
             removed += await _erase_state(nodes, vendor_id)
+        if stream_key is None:
+            return removed
         return removed + await _erase_entries(nodes, {id.encode() for id in vendor_ids}, stream_key.encode())
     except TimeoutError:
         raise Unavailable(f"Redis does not answer: {nodes.cause}; the vendors are erased in PostgreSQL only") from None

@@ -10,7 +10,7 @@ BROKER = (
     *("del", "eval", "expire", "get", "hdel", "hget", "hmget", "hscan", "hset", "pttl", "sadd", "set", "smembers"),
     *("spublish", "ssubscribe", "sunsubscribe", "zadd", "zmscore", "zrangebyscore", "zrem"),
 )
-STREAM = ("exists", "hdel", "hget", "hgetall", "hset", "xadd")
+STREAM = ("exists", "hdel", "hget", "hgetall", "hset", "xadd", "xdel", "xrange")
 
 
 def acl_rules(stream_key: str | None = None) -> str:

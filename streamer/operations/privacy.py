@@ -47,7 +47,7 @@ async def erase(
     redis_url: str | None,
     id: str,
     *,
-    stream_key: str,
+    stream_key: str | None,
     backup_dir: Path | None = None,
     noticed_within: float = NOTICED_WITHIN,
     progress: Progress = lambda _: None,

@@ -129,6 +129,18 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 body=json_body(thing("", {"code": text("what follows `#code=` in the link")})),
             )
         },
+        "/v1/erasures": {
+            "post": operation(
+                "erase",
+                "Erase everything stored of a vendor, or of a user with all vendors, permanently",
+                "backends",
+                [{"backend": []}],
+                {"200": answer("What was erased; backups still contain it until they are deleted.", ref("Erased"))},
+                [],
+                (*SIGN_IN, ErrorCode.OVERLOADED),
+                body=json_body(thing("", {"id": text("vendors.id, users.id or users.clerkId")})),
+            )
+        },
         "/v1/vendors/counts": {
             "get": operation(
                 "countVendors",

@@ -312,6 +312,17 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "qr": text("the URL as a QR code, an SVG document"),
             },
         ),
+        "Erased": thing(
+            "What was erased.",
+            {
+                "id": text("as in the request"),
+                "rows": {"type": "object", "additionalProperties": integer(), "description": "rows by table"},
+                "redis": integer("entries in Redis"),
+                "backups": items(
+                    thing("A backup that still contains it.", {"name": text(), "at": integer("epoch milliseconds")})
+                ),
+            },
+        ),
         "SignIn": thing(
             "A token that a sign-in link was exchanged for.",
             {"token": text("a JWT"), "vendorId": VENDOR_ID, "expiresAt": integer("epoch milliseconds")},

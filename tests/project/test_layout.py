@@ -11,6 +11,7 @@ ELSEWHERE = {
     # parts of one thing that is tested as a whole
     "e2e/test_privacy": "streamer.accounts.permissions",
     "integration/operations/test_privacy": "streamer.broker.erasure",
+    "e2e/web/test_sign_in": "streamer.web.backends",
     "e2e/cli/test_doctor": "streamer.broker.diagnose",
     "integration/broker/test_publisher": "streamer.broker.flush",
     "integration/broker/test_redis_cluster": "streamer.broker.redis_connections broker.redis_node",
