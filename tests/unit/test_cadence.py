@@ -114,13 +114,15 @@ def test_no_oscillation_and_no_starvation(pings: float, ping_cost: float, frames
         "publish": Work(PUBLISHES, 0.0005, 1e-5),
     }
     machine.run(kinds, pings, ping_cost, until=15.0)
+    # Beyond its capacity rounds grow, as each finds what came in during the ones before.
+    overload = max(1.0, pings * (ping_cost + sum(kind.each for kind in kinds.values())))
     ceilings = {name: kind.pace.ceiling for name, kind in kinds.items()}
     for name in kinds:
         found = machine.intervals(name, since=9.0)
         assert found, f"no {name} for six seconds"
         # One turn of the others, and its own duration, may come on top of the interval.
         turn = sum(kind.cost(int(pings * 2 * ceilings[other])) for other, kind in kinds.items()) + 50 * ping_cost
-        assert max(found) <= 2 * (ceilings[name] + 1 / pings) + 3 * turn, f"{name} starved"
+        assert max(found) <= 2 * (ceilings[name] + 1 / pings) + 3 * turn * overload, f"{name} starved"
         # Steady work finds a steady interval, near saturation after seconds: the second half is like the first.
         half = len(found) // 2
         if half > 5:

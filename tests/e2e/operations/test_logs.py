@@ -26,7 +26,7 @@ from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventuall
 from tests.support.commands import Command
 from tests.support.issuer import EC, RSA, signed
 
-TOKEN = make_token(SECRET, "clerk_test_user", 600)
+TOKEN = make_token(SECRET, "clerk_test_user", 86_400)
 NEEDED = {"STREAMER_JWT_SECRET": SECRET, "STREAMER_PORT": "0", "STREAMER_WATCH_AUTH": "optional"}
 
 

@@ -164,6 +164,8 @@ async def test_no_label_grows_with_what_clients_send(
 
 async def test_both_formats(running: Running, scraper: Scraper) -> None:
     """What Prometheus asks for by default is OpenMetrics, and that parser forgives nothing."""
+    async with scraper.session.get(f"{running.url}/health") as response:
+        assert response.status == 200  # so that the database's condition is known to both
     async with scraper.session.get(f"{running.url}/metrics", headers={"Accept": OPEN_METRICS}) as response:
         assert response.content_type == "application/openmetrics-text"
         strict = {family.name for family in open_metrics(await response.text())}  # type: ignore[no-untyped-call]

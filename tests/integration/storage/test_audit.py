@@ -255,8 +255,8 @@ async def test_they_are_pruned_with_all_else(connection: Any, database_url: str,
     place: dict[str, Any] = {"folder": tmp_path, "DATABASE_URL": database_url}
     assert "entries" not in (await run("db", "prune", "--older-than", "30d", **place)).out
     older = ("db", "prune", "--older-than", "30d", "--audit-older-than", "90d")
-    assert "would drop 1 entries of the audit" in (await run(*older, "--dry-run", **place)).out
-    assert "dropped 1 entries of the audit" in (await run(*older, **place)).out
+    assert "would drop 1 audit entries" in (await run(*older, "--dry-run", **place)).out
+    assert "dropped 1 audit entries" in (await run(*older, **place)).out
     assert await entries(connection) == []
 
 

@@ -272,9 +272,9 @@ async def test_a_lock_that_is_not_released(url: str, direct: Any, retry: bool) -
     async with opened(url, statement_timeout=0.2) as store:
         async with direct.transaction():
             await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
-            with pytest.raises(Unavailable, match="57014"):
+            with pytest.raises(Unavailable, match="55P03"):
                 await store.store_chunks([chunk(VENDOR, [T0])], retry)
-            with pytest.raises(Unavailable, match="57014"):
+            with pytest.raises(Unavailable, match="55P03"):
                 await store.locations(VENDOR, T0, T0 + 1, 10)
         assert await store.store_chunks([chunk(VENDOR, [T0])], True) == {}
     assert await stored(direct) == pings(VENDOR, [T0])
