@@ -46,7 +46,7 @@ def step(definition: Definition, state: State, seen: Seen, now: int) -> tuple[St
     for event in happened(definition.open, before, seen):
         if event in definition.on and event not in told:
             events.append((event, at))
-            told[event] = at
+            told[event] = now
             at += 1
     if not definition.quiet:
         told = {}

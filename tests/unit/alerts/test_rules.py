@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamer.alerts.rules import OUTSIDE, Seen, State, begin, happened, quiet_until, step
@@ -90,6 +90,9 @@ looks = st.lists(st.builds(Seen, st.booleans(), st.booleans(), st.booleans()), m
 
 
 @given(looks, st.booleans(), st.sets(st.sampled_from(EVENTS)), st.integers(0, 5), st.booleans())
+@example(
+    [CLOSED._replace(online=False), OPEN, AWAY, CLOSED._replace(online=False), CLOSED], False, set(EVENTS), 3, False
+)
 def test_it_is_the_plain_model(seen: list[Seen], only_open: bool, on: set[str], quiet: int, begun: bool) -> None:
     """The model remembers everything and knows no shortcut: each look is compared with the one before."""
     wanted = definition(open=only_open, on=frozenset(on), quiet=quiet * 1000)
