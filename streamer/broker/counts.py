@@ -188,8 +188,8 @@ class Counts:
 
     async def _merge(self, counted: Counted) -> None:
         """Adds up all processes, and notes the groups that changed."""
-        groups = await counted.counter.count_slowly(self._own_sums)
-        orphans = await counted.counter.count_slowly(self._orphan_sums) if self._orphans.vendors else None
+        groups = await counted.counter.count(self._own_sums)
+        orphans = await counted.counter.count(self._orphan_sums) if self._orphans.vendors else None
         answers = [sums for process, sums in counted.answers.items() if process not in self._orphaned]
         if orphans is not None:
             answers.append(orphans)
@@ -297,7 +297,7 @@ class Counts:
         if self._asked:
             answers = []
             for id, (counter, _) in self._asked.items():
-                groups = await counter.count_slowly(self._own_sums)
+                groups = await counter.count(self._own_sums)
                 answers.append((id, [(group, *sums) for group, sums in groups.items()]))
             sums = orjson.dumps((self._index.me, self._round, answers))
             commands.append(Command(BROADCAST, ("SPUBLISH", SUMS, sums)))

@@ -8,7 +8,7 @@ Processes that count with the same key use the same groups, so their sums add up
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -132,30 +132,15 @@ class Counter:
         width = box.east - box.west if box.west <= box.east else box.east - box.west + 360.0
         return ((box.north - box.south) / size + 1) * (width / size + 1)
 
-    def count(self, cells: CellSums) -> dict[int, Sums]:
-        """The sums by group, at once."""
-        steps = self.steps(cells)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                groups: dict[int, Sums] = done.value
-                return groups
-
-    async def count_slowly(self, cells: CellSums) -> dict[int, Sums]:
+    async def count(self, cells: CellSums) -> dict[int, Sums]:
         """The sums by group; everybody else has a turn after each step. A vendor that moves meanwhile may be missed."""
-        steps = self.steps(cells)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                groups: dict[int, Sums] = done.value
-                return groups
-            await asyncio.sleep(0)
-
-    def steps(self, cells: CellSums) -> Generator[None, None, dict[int, Sums]]:
-        """Counts in steps of about AT_ONCE vendors; returns the sums by group."""
         groups: dict[int, Sums] = {}
+        for _ in self.steps(cells, groups):
+            await asyncio.sleep(0)
+        return groups
+
+    def steps(self, cells: CellSums, groups: dict[int, Sums]) -> Iterator[None]:
+        """Counts in steps of about AT_ONCE vendors; puts the sums by group into `groups`."""
         only_open, contains = self._key.open, self._key.area.contains
         test_cost = POLYGON_TEST_COST if isinstance(self._key.area, Polygon) else TEST_COST
         whole, work = cells.of(self._level, only_open), 0
@@ -184,7 +169,6 @@ class Counter:
             if sums is not None:
                 held = groups.get(group)
                 groups[group] = sums.copy() if held is None else add(held, sums)
-        return groups
 
     def _cells(self, index: LiveIndex) -> Iterator[tuple[int, Collection[Vendor], bool | None, int]]:
         """Each cell with vendors: its vendors, whether it is wholly inside the area (None: outside), and its group."""

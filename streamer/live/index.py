@@ -672,7 +672,7 @@ class LiveIndex:
         return frames
 
     def _note(self, view: View, vendor: Vendor, before: Before, changed_views: list[View]) -> None:
-        was, now = view.held(vendor, before), view.holds(vendor)
+        was, now = view.key.held(vendor, before), view.key.holds(vendor)
         if not (was or now):
             return
         if not view.changed:
@@ -720,8 +720,8 @@ class LiveIndex:
         known, included = fresh
         watch.begin_merge()
         for vendor, before in changed.items():
-            was = vendor in included if vendor in known else view.held(vendor, before)
-            if view.holds(vendor):
+            was = vendor in included if vendor in known else view.key.held(vendor, before)
+            if view.key.holds(vendor):
                 if not was:
                     watch.enter(vendor)
                 elif vendor.card_changed:

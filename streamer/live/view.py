@@ -23,11 +23,20 @@ class ViewKey(NamedTuple):
 
     def holds(self, vendor: Vendor) -> bool:
         """Returns whether a vendor is seen now."""
-        if not vendor.live or (self.open and not vendor.card.open):
+        return vendor.live and self._shows(vendor, vendor.card.open, vendor.shown.lat, vendor.shown.long)
+
+    def held(self, vendor: Vendor, before: Before) -> bool:
+        """Returns whether a vendor was seen at the last tick."""
+        live, fix, _, was_open = before
+        return live and self._shows(vendor, was_open, fix.lat, fix.long)
+
+    def _shows(self, vendor: Vendor, is_open: bool, lat: float, long: float) -> bool:
+        if self.open and not is_open:
             return False
         if self.area is None:
-            return self.vendors is not None and vendor.vendor_id in self.vendors
-        return self.area.contains(vendor.shown.lat, vendor.shown.long)
+            assert self.vendors is not None
+            return vendor.vendor_id in self.vendors
+        return self.area.contains(lat, long)
 
 
 class View:
@@ -97,24 +106,6 @@ class View:
             if self.card_changed is EMPTY_LIST:
                 self.card_changed = []
             self.card_changed.append(vendor)
-
-    def holds(self, vendor: Vendor) -> bool:
-        """Returns whether a vendor belongs to the view now."""
-        return vendor.live and self._shows(vendor, vendor.card.open, vendor.shown.lat, vendor.shown.long)
-
-    def held(self, vendor: Vendor, before: Before) -> bool:
-        """Returns whether a vendor belonged to the view at the last tick."""
-        live, fix, _, was_open = before
-        return live and self._shows(vendor, was_open, fix.lat, fix.long)
-
-    def _shows(self, vendor: Vendor, is_open: bool, lat: float, long: float) -> bool:
-        if self.only_open and not is_open:
-            return False
-        area, listed = self.key.area, self.key.vendors
-        if area is None:
-            assert listed is not None
-            return vendor.vendor_id in listed
-        return area.contains(lat, long)
 
     def update(self) -> tuple[bytes, int] | None:
         """Returns the update of the tick after its id, and how many positions are in it; None when nothing changed."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-import orjson
 import structlog
 from aiohttp import web
 
@@ -21,7 +20,7 @@ from streamer.ingest.producer import encoded
 from streamer.ingest.rate_limit import Allowance
 from streamer.live.fix import Fix
 from streamer.protocol import trackers
-from streamer.protocol.fields import missing_or_invalid, shown
+from streamer.protocol.fields import decode_json, missing_or_invalid, shown
 from streamer.protocol.messages import Ping, Pings, decode_pings
 from streamer.storage.store import VendorRow
 from streamer.transport.identify import identify
@@ -252,10 +251,7 @@ class HttpIngest:
 
 def ping_items(data: bytes) -> list[Any]:
     """Returns the ping objects of a body: one, an array of them, or {"pings":[…]}."""
-    try:
-        body = orjson.loads(data)
-    except (orjson.JSONDecodeError, RecursionError) as bad:
-        raise ProtocolError(ErrorCode.INVALID_JSON, f"the body is not JSON: {bad}") from None
+    body = decode_json(data, "the body")
     if type(body) is list:
         return body
     if type(body) is not dict:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hmac
 
-import orjson
 from aiohttp import web
 
 from streamer.errors import ErrorCode, ProtocolError
+from streamer.protocol.fields import decode_json
 from streamer.settings import Settings
 
 
@@ -22,10 +22,7 @@ def require_backend(request: web.Request, settings: Settings) -> None:
 
 async def member(request: web.Request, name: str) -> str:
     """Returns a string that a request's JSON body has under a name."""
-    try:
-        body = orjson.loads(await request.read())
-    except orjson.JSONDecodeError as bad:
-        raise ProtocolError(ErrorCode.INVALID_JSON, f"the body is not JSON: {bad}") from None
+    body = decode_json(await request.read(), "the body")
     value = body.get(name) if isinstance(body, dict) else None
     if value is None:
         raise ProtocolError(ErrorCode.MISSING_FIELD, f'the body must be an object with "{name}"')

@@ -9,6 +9,7 @@ from aiohttp import web
 from streamer.errors import DatabaseError, ErrorCode, ProtocolError
 from streamer.operations import privacy
 from streamer.settings import Settings
+from streamer.transport.admission import RETRY_AFTER_MS
 from streamer.transport.problem import json_response
 from streamer.web.backends import member, require_backend
 
@@ -16,7 +17,6 @@ WITHIN = 45.0
 """Seconds for one request; an erasure that takes longer continues with the next one."""
 POLLS = 5
 """Polls for deleted vendors after which every server has closed their connections."""
-RETRY_AFTER_MS = 2000
 
 
 class Erasures:

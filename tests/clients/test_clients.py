@@ -10,7 +10,6 @@ import signal
 from pathlib import Path
 from typing import Any, Protocol
 
-import asyncpg
 import pytest
 
 from streamer.accounts.tokens import make_token
@@ -18,7 +17,7 @@ from streamer.dev.conformance.program import Program
 from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
-from tests.support.clients import PROGRAMS
+from tests.support.clients import PROGRAMS, stored
 from tests.support.process import ServerProcess
 from tests.support.proxy import Proxy
 
@@ -86,20 +85,6 @@ def program(request: pytest.FixtureRequest) -> Start:
 def pings(first: int, number: int, *, at: int) -> list[dict[str, Any]]:
     """Positions a second apart."""
     return [{"lat": LAT + n / 1e5, "long": LONG, "timestamp": at + n * 1000} for n in range(first, first + number)]
-
-
-async def stored(url: str, vendor_id: str) -> list[int]:
-    """The times of what is in `locations`."""
-    connection = await asyncpg.connect(url)
-    try:
-        rows = await connection.fetch(
-            'SELECT (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint AS at FROM "locations"'
-            ' WHERE "vendorId" = $1 ORDER BY 1',
-            vendor_id,
-        )
-    finally:
-        await connection.close()
-    return [row["at"] for row in rows]
 
 
 async def test_no_ping_is_lost_whatever_is_cut_or_killed(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import asyncpg
 import pytest
 
 from streamer.accounts.sign_in import make_link
@@ -19,6 +18,7 @@ from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
+from tests.support.clients import stored
 from tests.support.process import free_port
 from venta_client import (
     Box,
@@ -44,20 +44,6 @@ HERE: Circle = {"center": {"lat": LAT, "long": LONG}, "radius": 2000}
 def token(clerk_id: str, lifetime: int = 600) -> str:
     """A token as the issuer makes them."""
     return make_token(SECRET, clerk_id, lifetime)
-
-
-async def stored(url: str, vendor_id: str) -> list[int]:
-    """The times of what is in `locations`."""
-    connection = await asyncpg.connect(url)
-    try:
-        rows = await connection.fetch(
-            'SELECT (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint AS at FROM "locations"'
-            ' WHERE "vendorId" = $1 ORDER BY 1',
-            vendor_id,
-        )
-    finally:
-        await connection.close()
-    return [row["at"] for row in rows]
 
 
 async def test_what_is_stored_is_forgotten_on_the_disk(serve: Serve, database_url: str, tmp_path: Path) -> None:

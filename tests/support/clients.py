@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import asyncpg
+
 from tests.support.paths import ROOT
 
 NODE = shutil.which("node")
@@ -29,3 +31,17 @@ PROGRAMS: dict[str, list[str] | None] = {
     "python": [sys.executable, str(KIT / "testee.py")],
 }
 """The command of each client; None where its runtime is not installed."""
+
+
+async def stored(url: str, vendor_id: str) -> list[int]:
+    """The times of what is in `locations`."""
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch(
+            'SELECT (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint AS at FROM "locations"'
+            ' WHERE "vendorId" = $1 ORDER BY 1',
+            vendor_id,
+        )
+    finally:
+        await connection.close()
+    return [row["at"] for row in rows]
