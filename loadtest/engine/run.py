@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from loadtest.clients.identity import Identity
 from loadtest.clients.target import Target
+from loadtest.engine.alerting import Alerts, tokens
 from loadtest.engine.scenario import Scenario
 from loadtest.engine.share import Share, Trace
 from loadtest.engine.stages import Course
@@ -21,6 +22,7 @@ from loadtest.engine.verification import MOST_SHOWN, check
 from loadtest.engine.worker_pool import Coordinator, RemoteMember, WorkerPool
 from loadtest.errors import RunFailed
 from loadtest.measure.clock import unready
+from loadtest.measure.histogram import Histogram
 from loadtest.measure.timeline import Timeline, shown
 from loadtest.measure.usage import Meter
 from loadtest.reports.verdict import judge, per_customer, uneven
@@ -84,7 +86,7 @@ class Plan:
                 trace=self.trace,
                 database=self.database,
                 own=self.own,
-                audited=audited,
+                audited=audited or (kind == "vendors" and self.scenario.alerts.count > 0),
             )
             for number in range(self.workers)
             for kind in kinds
@@ -106,6 +108,7 @@ class Run:
         self._own = time.process_time()
         self._clock = (0.0, 0.0)
         self._checks: dict[str, Any] = {}
+        self._alert_delays: dict[str, Histogram] = {}
         self._ends: list[dict[str, Any]] = []
         self._failures: list[str] = []
         self._interrupted = False
@@ -123,8 +126,12 @@ class Run:
             self._show(self.timeline, self.course, f"waiting for {plan.remote} workers on port {coordinator.port}")
             remote = await coordinator.members(plan.remote, CONNECT_WITHIN)
         self._show(self.timeline, self.course, "starting workers")
-        async with WorkerPool(plan.shares(), remote) as pool, interrupts() as stop:
+        async with self._alerting() as alerts, WorkerPool(plan.shares(), remote) as pool, interrupts() as stop:
             self._clock = pool.clock
+            if alerts is not None:
+                self._show(self.timeline, self.course, "creating alerts")
+                await alerts.begin(pool.clock[0])
+                pool.on_acked = alerts.acked
             self._began = plan.start_at or time.time() + LEAD
             if (late := time.time() - self._began) > 0:
                 raise RunFailed(f"the workers were ready {late:.1f} s after --start-at; give a later one")
@@ -134,7 +141,7 @@ class Run:
                 await self._drive(pool, stop)
                 self._own = time.process_time() - self._own
                 self._show(self.timeline, self.course, "waiting for acks")
-                await self._verify(pool)
+                await self._verify(pool, alerts)
                 await pool.order({"do": "end"})
                 self._ends = await pool.gather("ended", pool.members, END_WITHIN)
             except (RunFailed, TimeoutError) as failed:
@@ -185,11 +192,26 @@ class Run:
                 self.timeline.usage(time.time() - self._began, *found)
             second = max(second + 1, int(time.time() - self._began))
 
-    async def _verify(self, pool: WorkerPool) -> None:
+    @asynccontextmanager
+    async def _alerting(self) -> AsyncIterator[Alerts | None]:
+        """Yields the scenario's alerts, if it has any."""
+        plan = self.plan
+        if not plan.scenario.alerts.count:
+            yield None
+            return
+        token = tokens(plan.secret, plan.shares()[0].lifetime)
+        async with Alerts(plan.target, plan.scenario, plan.identities, token, plan.seed) as alerts:
+            yield alerts
+
+    async def _verify(self, pool: WorkerPool, alerts: Alerts | None) -> None:
         """Lets everything settle; with `verify` compares it with the database, and the views with the truth."""
         vendors, customers = pool.of("vendors"), pool.of("customers")
         await pool.order({"do": "settle"}, vendors)
         settled = await pool.gather("settled", vendors, self.plan.scenario.settle + GRACE)
+        if alerts is not None:
+            self._show(self.timeline, self.course, "waiting for webhooks")
+            self._checks["alerts"] = await alerts.judged(name for one in settled for name in one["unsure"])
+            self._alert_delays = alerts.delays()
         if not self.plan.verify:
             return
         truth: dict[str, Any] = {"newest": {}, "unsure": [], "connected": []}
@@ -267,7 +289,7 @@ class Run:
             "delays": {
                 # its own lateness is judged by however few samples there are
                 name: shown(histogram, strict=name not in ("late", "lag"))
-                for name, histogram in timeline.delays().items()
+                for name, histogram in (timeline.delays() | self._alert_delays).items()
             },
             "customers": per_customer(summaries),
             "server": server(plan.meter, timeline),

@@ -164,6 +164,25 @@ class Customers(Part):
         return self
 
 
+class Alerts(Part):
+    """Alerts on circles of `radius` metres (from, to), their centres within `spread` times the city's radius.
+
+    Their webhooks come to `listen` on this machine: the server needs STREAMER_ALERT_KEY, and its host in
+    STREAMER_ALERT_DEVELOPMENT_HOSTS. A vendor that is on one side of an edge for `stay_ms` must be told, and no webhook
+    may come later than `late_ms` after its ping was due.
+    """
+
+    count: Annotated[int, Field(ge=0, le=10_000)] = 0
+    radius: tuple[Annotated[float, Field(ge=100, le=10_000)], Annotated[float, Field(ge=100, le=10_000)]] = (
+        150.0,
+        500.0,
+    )
+    spread: Annotated[float, Field(ge=0, le=10)] = 1.0
+    listen: Annotated[str, Field(pattern=r"^.+:\d+$")] = "127.0.0.1:0"
+    stay_ms: Annotated[float, Field(gt=0)] = 2500.0
+    late_ms: Annotated[float, Field(gt=0)] = 10_000.0
+
+
 class Stage(Part):
     """A period of time. Levels are multiples of the counts.
 
@@ -216,6 +235,7 @@ class Scenario(Part):
     city: Place = Place()
     vendors: Vendors = Vendors()
     customers: Customers = Customers()
+    alerts: Alerts = Alerts()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=100)]
     heartbeat: Annotated[float, Field(ge=0, le=60)] = 4.5
     thresholds: dict[str, Limit] = Field(default_factory=dict)

@@ -199,6 +199,8 @@ class WorkerPool:
         self.members: list[Member] = list(remote)
         self.clock = (0.0, 0.0)
         """The offset of the worker whose clock is furthest from the server's, and its error, in ms."""
+        self.on_acked: Callable[[Message], None] = lambda _: None
+        """Called with the acked pings that vendors' workers report."""
         for member, share in zip(remote, shares, strict=False):
             member.share = share
         self._local = [LocalMember(share) for share in shares[len(remote) :]]
@@ -239,7 +241,9 @@ class WorkerPool:
         while True:
             member, message = await self._reports.get()
             if message["is"] == "acked":
-                await self.order({**message, "do": "acked"}, self.of("customers"))
+                self.on_acked(message)
+                audited = [member for member in self.of("customers") if member.share.audited]
+                await self.order({**message, "do": "acked"}, audited)
                 continue
             if message["is"] == "failed":
                 raise RunFailed(

@@ -22,6 +22,7 @@ NAMES = {
     "slow": "Ping → slow phone",
     "recovery": "Cut → ready again",
     "freshness": "Freshness gap",
+    "alert": "Ping → webhook",
     "late": "Generator: pings sent late",
     "lag": "Generator: frames read late",
 }
@@ -37,6 +38,7 @@ CHECKS = {
     "positions": "vendors.lat and long are the newest fix",
     "views": "At the end, the views of sampled customers are the truth, vendor for vendor",
     "live views": "During the run, what sampled customers saw was the truth",
+    "alerts": "Every vendor that crossed the edge of an alert was told once, by a signed webhook, in time",
     "counts": "Counts of a zoomed-out map equal a fresh snapshot",
     "even": "No customer is served much later than the others",
     "protocol": "Every message follows the protocol",

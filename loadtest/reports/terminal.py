@@ -16,6 +16,7 @@ DELAYS = (
     ("slow", "ping → slow phone"),
     ("recovery", "cut → ready again"),
     ("freshness", "freshness gap"),
+    ("alert", "ping → webhook"),
 )
 COMPARED = ("rows", "vendors", "watchers", "cards", "observations")
 

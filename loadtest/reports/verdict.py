@@ -15,7 +15,7 @@ LATER_MS = 100
 COMPARED = 20
 LONG, MOSTLY = 5, 0.8
 """A customer is served late when it was so for most of at least 5 seconds, and not for a moment only."""
-DELAYS = ("watch", "ack", "snapshot", "pan", "slow", "recovery", "freshness")
+DELAYS = ("watch", "ack", "snapshot", "pan", "slow", "recovery", "freshness", "alert")
 NEEDS_DATABASE = "lost"
 
 
