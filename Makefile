@@ -5,6 +5,7 @@
 #   make coverage   the same tests, and which lines they reach
 #   make chaos   two servers, PostgreSQL, Valkey and the network fail in ROUNDS=100 rounds; SEED=N plays one again
 #   make fuzz    search for input that breaks a rule, SECONDS=60 for each target, then MESSAGES=1000000 at a server
+#   make judge   ten load tests of an honest server, which must accuse it of nothing, and those of faulty ones
 #   make soak    an hour (DURATION=3600 seconds) at half of what a process can do: memory, delay and all else stay flat
 #   make lint    the checks that run no code
 #   make lock    pin all that the server is installed with, anew, with hashes (ARGS=--upgrade: to the newest)
@@ -23,7 +24,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: run test coverage chaos soak fuzz lint lock audit screenshots clean
+.PHONY: run test coverage chaos judge soak fuzz lint lock audit screenshots clean
 
 run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200
@@ -40,6 +41,9 @@ chaos: .venv/installed-test
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m tests.fuzz.flood --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))
+
+judge: .venv/installed-test
+	HONEST_RUNS=10 $(BIN)/pytest -q tests/loadtest/test_judge.py
 
 soak: .venv/installed-test
 	$(BIN)/python -m tests.soak --seconds $(DURATION)

@@ -13,6 +13,7 @@ import orjson
 
 from loadtest.clients.target import Target
 from loadtest.clients.websocket import ABNORMAL, Close, WebSocket, connect
+from loadtest.measure.recorder import time_of_day
 from venta_client import reconnect
 from venta_client.errors import Refused, Violation
 
@@ -235,12 +236,12 @@ class App:
 
     def _blame(self, violation: Violation) -> Close:
         if len(self.violations) < MAX_QUOTED:
-            self.violations.append(f"{stamp()} {self.name}: {violation}")
+            self.violations.append(f"{time_of_day(time.time() * 1000)} {self.name}: {violation}")
         return Close(ABNORMAL, str(violation))
 
     def _note(self, what: str) -> None:
         if len(self.incidents) < MAX_QUOTED:
-            self.incidents.append(f"{stamp()} {self.name}: {what}")
+            self.incidents.append(f"{time_of_day(time.time() * 1000)} {self.name}: {what}")
 
     async def _listen(self, socket: WebSocket) -> Close:
         """Waits for the end; a connection on which nothing came for 60 s is dead, as the server pings more often."""
@@ -263,9 +264,3 @@ async def stop(apps: Iterable[App], tasks: Iterable[asyncio.Task[None]], within:
         await asyncio.wait(waiting, timeout=within)
     for task in waiting:
         task.cancel()
-
-
-def stamp() -> str:
-    """Returns the time of day in UTC with milliseconds, as reports quote it."""
-    now = time.time()
-    return f"{time.strftime('%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}"

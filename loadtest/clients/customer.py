@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -27,18 +27,27 @@ SLOW_BUFFER = 8192
 STALLED_BUFFER = 4096
 STEPS_PER_MS = STEPS_PER_S // 1000
 EXCESS_STEP_MS = 5
-LATER_MS = 100.0
 STALLED_CLOSES = frozenset({4508, 1006})
 
 Groups = dict[str, dict[str, Any]]
+
+
+class Latest(NamedTuple):
+    """The latest position of a second: its delay in ms, when it came (epoch ms), the vendor, and its timestamp."""
+
+    delay: float
+    at: float
+    vendor: str
+    timestamp: int
 
 
 class Customer(App):
     """One customer's app. Every frame is counted, every `timed_every`th is decoded and its delays are recorded.
 
     With `full` each frame is decoded and the views are held as the contract says, for the comparison with the truth.
-    `clock` is the server's time in epoch ms; positions of vendors that are not `known` are not timed. `excess` counts
-    by how much this customer's positions came later than the median of all customers at the time, in 5 ms steps.
+    `clock` is the server's time in epoch ms; positions of vendors that are not `known` are not timed. `recent` holds
+    the delays (ms) of the frames since `compared` was called last; `excess` counts seconds by how much later its
+    positions came than those of the other customers, in 5 ms steps.
     """
 
     path = "/v1/watch"
@@ -75,11 +84,11 @@ class Customer(App):
         self.behaviour: CustomerBehaviour | None = None
         self.pending = False
         """Whether the map was moved and its snapshot has not arrived."""
-        self.excess: Counter[int] = Counter()
         self.delays: Counter[int] = Counter()
-        self.seconds = 0
-        self.later_seconds = 0
-        self._seconds: dict[int, list[float]] = {}
+        self.excess: Counter[int] = Counter()
+        self.recent: list[float] = []
+        self._latest = Latest(0.0, 0.0, "", 0)
+        self._worst: tuple[float, Latest] | None = None
         self._habits = habits
         self._recorder = recorder
         self._now = clock
@@ -249,27 +258,28 @@ class Customer(App):
     def _time(self, moved: list[dict[str, Any]]) -> None:
         now, known = self._now(), self._known
         # an odd timestamp was collected without a network; an entered fix may be old, as the area has moved
-        steps = [
-            int((now - timestamp) * STEPS_PER_MS)
-            for fix in moved
-            if not (timestamp := fix["timestamp"]) & 1 and fix["vendorId"] in known
-        ]
+        timed = [fix for fix in moved if not fix["timestamp"] & 1 and fix["vendorId"] in known]
+        steps = [int((now - fix["timestamp"]) * STEPS_PER_MS) for fix in timed]
         self._recorder.delays("slow" if self.slow else "watch", steps)
-        baseline = self._recorder.baseline.get("watch")
         if not self.slow and steps:
             middle = sorted(steps)[len(steps) // 2] / STEPS_PER_MS
             self.delays[int(middle) // EXCESS_STEP_MS] += 1
-            if baseline is not None:
-                self.excess[int(middle - baseline) // EXCESS_STEP_MS] += 1
-                self._seconds.setdefault(int(now / 1000), []).append(middle - baseline)
-                if len(self._seconds) > 1:
-                    self._close_second()
+            self.recent.append(middle)
+            if (longest := max(steps) / STEPS_PER_MS) > self._latest.delay:
+                fix = timed[steps.index(max(steps))]
+                self._latest = Latest(longest, now, fix["vendorId"], fix["timestamp"])
 
-    def _close_second(self) -> None:
-        """Counts the oldest second, and whether its frames came much later than those of other customers."""
-        excess = sorted(self._seconds.pop(min(self._seconds)))
-        self.seconds += 1
-        self.later_seconds += excess[len(excess) // 2] >= LATER_MS
+    def compared(self, excess: float) -> None:
+        """Takes in by how many ms the recent positions came later than those of the median customer; starts over."""
+        self.excess[int(excess) // EXCESS_STEP_MS] += 1
+        if self._worst is None or excess > self._worst[0]:
+            self._worst = excess, self._latest
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts over without a comparison."""
+        self.recent.clear()
+        self._latest = Latest(0.0, 0.0, "", 0)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self.socket is not None:
@@ -285,13 +295,19 @@ class Customer(App):
             loop.call_at(self._free_at, self.socket.hold, False)
 
     def summary(self) -> dict[str, Any]:
-        """Returns this customer's own delays, for figures per customer: medians in ms of its timed frames."""
+        """Returns this customer's own delays, for figures per customer: of its timed frames, in ms."""
+
+        def ms(steps: Counter[int], percent: float) -> int:
+            return (percentile(steps, percent) or 0) * EXCESS_STEP_MS
+
+        worst = self._worst[1] if self._worst is not None else None
         return {
             "customer": self.index,
             "frames": self.delays.total(),
-            "p50_ms": (percentile(self.delays, 50) or 0) * EXCESS_STEP_MS,
-            "p90_ms": (percentile(self.delays, 90) or 0) * EXCESS_STEP_MS,
-            "later_ms": (percentile(self.excess, 50) or 0) * EXCESS_STEP_MS,
-            "seconds": self.seconds,
-            "later_seconds": self.later_seconds,
+            "p50_ms": ms(self.delays, 50),
+            "p90_ms": ms(self.delays, 90),
+            "seconds": self.excess.total(),
+            "later_ms": ms(self.excess, 50),
+            "mostly_later_ms": ms(self.excess, 20),
+            "latest": None if worst is None else worst._asdict(),
         }

@@ -14,9 +14,9 @@ from math import cos, inf, radians
 from typing import Any, NamedTuple
 
 from loadtest.clients.simulated_vendor import Acked
-from loadtest.engine.auditor import moment
 from loadtest.engine.verification import MOST_SHOWN
 from loadtest.measure.histogram import Histogram
+from loadtest.measure.recorder import time_of_day
 from streamer.geo.shapes import Circle, distance
 
 MARGIN = 20.0
@@ -158,7 +158,7 @@ class AlertAuditor:
 
     def refuse(self, what: str, now: float) -> None:
         """Takes in a request that is no webhook of these alerts, or is signed wrongly."""
-        self._faults.append(("refused", f"{moment(now)} {what}"))
+        self._faults.append(("refused", f"{time_of_day(now)} {what}"))
 
     def judge(self, now: float) -> dict[str, Any]:
         """Returns the check of where vendors were until `now` (epoch ms), and of all webhooks that came."""
@@ -202,7 +202,7 @@ class AlertAuditor:
         for number, told in enumerate(events):
             wanted = SIDES[told.kind]
             if number and told.at <= events[number - 1].at:
-                self._accuse("disordered", told, f"came after one of {moment(events[number - 1].at)}")
+                self._accuse("disordered", told, f"came after one of {time_of_day(events[number - 1].at)}")
             side = self._missed(pair, stays, side, since, told.timestamp, now)
             if side == wanted:
                 skipped = next(
@@ -241,7 +241,7 @@ class AlertAuditor:
     def _check_place(self, told: Told, wanted: str, stays: list[Stay], since: int) -> None:
         circle = self._circles[told.alert_id]
         away = distance(told.lat, told.long, circle.lat, circle.long) - circle.radius
-        at = f"{told.lat}, {told.long} as of {moment(told.timestamp)}"
+        at = f"{told.lat}, {told.long} as of {time_of_day(told.timestamp)}"
         if not (circle.contains(told.lat, told.long) if wanted == INSIDE else away > MARGIN - ROUNDING):
             self._accuse("invented", told, f"at {at}; expected none, as that is {away:.0f} m beyond the edge")
             return
@@ -260,15 +260,17 @@ class AlertAuditor:
         delay = max(0.0, told.received - due)
         self.delays.record(delay / 1000)
         if delay > self._late:
-            self._accuse("late", told, f"came {delay / 1000:.1f} s after it was due at {moment(due)}")
+            self._accuse("late", told, f"came {delay / 1000:.1f} s after it was due at {time_of_day(due)}")
 
     def _accuse_missed(self, pair: tuple[str, str], stay: Stay, lasted: float) -> None:
         kind = next(kind for kind, side in SIDES.items() if side == stay.side)
-        line = f"{moment(stay.first)} vendor {pair[1]} was {stay.side} of alert {pair[0]} for {lasted / 1000:.1f} s"
+        line = (
+            f"{time_of_day(stay.first)} vendor {pair[1]} was {stay.side} of alert {pair[0]} for {lasted / 1000:.1f} s"
+        )
         self._faults.append(("missed", f"{line}; expected {kind}, which never came"))
 
     def _accuse(self, kind: str, told: Told, what: str) -> None:
-        line = f"{moment(told.received)} vendor {told.vendor_id}: {told.kind} of alert {told.alert_id} {what}"
+        line = f"{time_of_day(told.received)} vendor {told.vendor_id}: {told.kind} of alert {told.alert_id} {what}"
         self._faults.append((kind, line))
 
 

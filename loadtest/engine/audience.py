@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from statistics import median
 from typing import Any
 
 from loadtest import behaviour
@@ -19,12 +20,15 @@ from loadtest.engine import verification
 from loadtest.engine.auditor import CountsAuditor, Observation, ViewAuditor, Whole
 from loadtest.engine.population import Population
 from loadtest.engine.share import SILVER, spread
+from loadtest.reports.verdict import NAMED
 from streamer.geo.shapes import Circle
 
 SLEEP = 0.02
 TRIES, TRY_AGAIN = 25, 0.2
 READY_WITHIN = 30.0
 OBSERVE_EVERY = 0.5
+FEWEST_COMPARED = 5
+"""Customers with delays in a second, of which the median says what is usual."""
 CHECK_COUNTS_EVERY = 15.0
 DISTURBED = 0.25
 """Seconds of own delay after which a worker pauses its observations: it would blame the server."""
@@ -116,7 +120,33 @@ class Audience(Population[Customer]):
             }
         return checks
 
+    def summaries(self) -> list[dict[str, Any]]:
+        """Returns the delays of each customer that was timed."""
+        return [customer.summary() for customer in self.apps if customer.delays and not customer.slow]
+
+    def stalest(self) -> list[dict[str, Any]]:
+        """Returns the customers with the largest freshness gaps, the largest first."""
+        found = sorted(self.auditor.stalest.values(), key=lambda stale: -stale.gap_ms)
+        return [stale._asdict() for stale in found[:NAMED]]
+
     # Population
+
+    def _begin(self, start: float) -> None:
+        self.auditor.measured_from = start + self._share.scenario.warmup * 1000
+
+    def count(self) -> None:
+        super().count()
+        self.compare()
+
+    def compare(self) -> None:
+        """Compares each customer's delay since the last call with that of the median customer."""
+        delays = {customer: median(customer.recent) for customer in self.apps if customer.recent}
+        middle = median(delays.values()) if len(delays) >= FEWEST_COMPARED else None
+        for customer, delay in delays.items():
+            if middle is None:
+                customer.forget()
+            else:
+                customer.compared(delay - middle)
 
     async def _act(self, now: float) -> None:
         while self._acts and self._acts[0][0] <= now:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from loadtest.clients.simulated_vendor import Acked
 from loadtest.engine.verification import MOST_SHOWN, same
-from loadtest.measure.recorder import Recorder
+from loadtest.measure.recorder import Recorder, time_of_day
 from venta_client.view import View
 
 GRACE = 2500.0
@@ -46,6 +46,9 @@ class Seen(NamedTuple):
     lat: float
     long: float
 
+    def __str__(self) -> str:
+        return f"{self.lat}, {self.long} as of {time_of_day(self.timestamp)}"
+
 
 class Observation(NamedTuple):
     """What a customer saw `at` a moment (epoch ms); `only` is the one vendor of its watch, if it is one."""
@@ -72,18 +75,35 @@ class Known(NamedTuple):
     timed: bool
     heard: float
 
+    def __str__(self) -> str:
+        return f"{self.lat}, {self.long} as of {time_of_day(self.timestamp)}"
+
+
+class Stale(NamedTuple):
+    """A freshness gap: a position is shown, while a newer one has been `due` for `gap_ms`; times are epoch ms."""
+
+    customer: str
+    vendor: str
+    gap_ms: float
+    at: float
+    shown: int
+    due: int
+
 
 class ViewAuditor:
     """Judges observations; `found` holds the first differences, `total` counts all, `observations` what was judged.
 
     The freshness gap of every vendor seen is recorded as the delay `freshness`: 0 when the newest position was shown,
-    else the time since the oldest position that was not shown yet was due.
+    else the time since the oldest position that was not shown yet was due. `measured_from` (epoch ms) is when that
+    begins; `stalest` holds the largest gap of each customer.
     """
 
     def __init__(self, vendor_ids: Sequence[str], recorder: Recorder) -> None:
         self.found: list[str] = []
         self.total = 0
         self.observations = 0
+        self.measured_from = 0.0
+        self.stalest: dict[str, Stale] = {}
         self._vendor_ids = vendor_ids
         self._recorder = recorder
         self._tracks: dict[str, deque[Known]] = {}
@@ -156,17 +176,24 @@ class ViewAuditor:
             possible = [known for known in track if must.timestamp <= known.timestamp <= one.at]
             if all(one.area.contains(known.lat, known.long) for known in possible):
                 self._accuse(
-                    one, vendor_id, "missing", f"is not shown; it was at {must[1:3]} as of {moment(must[0])}, inside"
+                    one,
+                    vendor_id,
+                    "missing",
+                    f"is not shown; expected {must}, inside",
                 )
             return
         unseen = next((k for k in track if k.timestamp > seen.timestamp and k.timestamp <= one.at and k.timed), None)
-        gaps.append(max(0, int((one.at - unseen.timestamp) * 10)) if unseen is not None else 0)
+        if one.at >= self.measured_from:
+            gaps.append(max(0, int((one.at - unseen.timestamp) * 10)) if unseen is not None else 0)
+            if unseen is not None and one.at - unseen.timestamp > self._gap(one.customer):
+                self.stalest[one.customer] = Stale(
+                    one.customer, vendor_id, one.at - unseen.timestamp, one.at, seen.timestamp, unseen.timestamp
+                )
         if seen.timestamp < must.timestamp:
             inside = one.area.contains(must.lat, must.long)
             self._accuse(
                 *(one, vendor_id, "stale" if inside else "left"),
-                f"is shown at {seen.lat}, {seen.long} as of {moment(seen.timestamp)}; expected {must.lat}, {must.long}"
-                f" as of {moment(must.timestamp)}, acked {(one.at - must.heard) / 1000:.1f} s before"
+                f"is shown at {seen}; expected {must}, acked {(one.at - must.heard) / 1000:.1f} s before"
                 + ("" if inside else ", outside: it should have left"),
             )
             return
@@ -174,14 +201,16 @@ class ViewAuditor:
         if sent is not None and not (same(sent.lat, seen.lat) and same(sent.long, seen.long)):
             self._accuse(
                 *(one, vendor_id, "elsewhere"),
-                f"is shown at {seen.lat}, {seen.long} as of {moment(seen.timestamp)}; expected {sent.lat}, {sent.long}",
+                f"is shown at {seen}; expected {sent.lat}, {sent.long}",
             )
         elif sent is None and track[-1].timestamp > seen.timestamp:
             self._accuse(
                 *(one, vendor_id, "unknown"),
-                f"is shown at {seen.lat}, {seen.long} as of {moment(seen.timestamp)}, which was never sent;"
-                f" expected {must.lat}, {must.long} as of {moment(must.timestamp)}",
+                f"is shown at {seen}, which was never sent; expected {must}",
             )
+
+    def _gap(self, customer: str) -> float:
+        return self.stalest[customer].gap_ms if customer in self.stalest else 0.0
 
     def _accuse(self, one: Observation, vendor_id: str, kind: str, what: str) -> None:
         self.total += 1
@@ -189,7 +218,7 @@ class ViewAuditor:
         key = (one.customer, vendor_id, kind)
         if key not in self._accused and self._kinds[kind] <= SHOWN_OF_A_KIND:
             self._accused.add(key)
-            self.found.append(f"{moment(one.at)} {one.customer}: vendor {vendor_id} {what}")
+            self.found.append(f"{time_of_day(one.at)} {one.customer}: vendor {vendor_id} {what}")
 
 
 class CountsAuditor:
@@ -212,7 +241,7 @@ class CountsAuditor:
                 self._since[customer, group] = (counts, now)
                 if len(self.found) < MOST_SHOWN:
                     self.found.append(
-                        f"{moment(time.time() * 1000)} {customer}: group {group} is held as {counts[0]} vendors,"
+                        f"{time_of_day(time.time() * 1000)} {customer}: group {group} is held as {counts[0]} vendors,"
                         f" expected {counts[1]} as in a fresh snapshot (count, open, online)"
                     )
 
@@ -220,8 +249,3 @@ class CountsAuditor:
 def numbers(group: dict[str, Any] | None) -> tuple[int, int, int]:
     """Returns the counts of a group; zeros of none."""
     return (0, 0, 0) if group is None else (group["count"], group["open"], group["online"])
-
-
-def moment(milliseconds: float) -> str:
-    """Returns an epoch ms as the time of day in UTC."""
-    return f"{time.strftime('%H:%M:%S', time.gmtime(milliseconds / 1000))}.{int(milliseconds) % 1000:03d}"

@@ -25,7 +25,7 @@ from loadtest.measure.clock import unready
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.timeline import Timeline, shown
 from loadtest.measure.usage import Meter
-from loadtest.reports.verdict import judge, per_customer, uneven
+from loadtest.reports.verdict import LONG, judge, per_customer, uneven
 
 SCHEMA = "venta-loadtest/2"
 LEAD = 0.3
@@ -144,6 +144,7 @@ class Run:
                 await self._verify(pool, alerts)
                 await pool.order({"do": "end"})
                 self._ends = await pool.gather("ended", pool.members, END_WITHIN)
+                self.timeline.end(self._ends)
             except (RunFailed, TimeoutError) as failed:
                 if not self.timeline.reached:
                     raise
@@ -241,7 +242,7 @@ class Run:
             totals.update(bucket.counts)
         nested: dict[str, Counter[str]] = {name: Counter() for name in NESTED}
         violations, incidents = list[str](), list[str]()
-        summaries: list[dict[str, Any]] = []
+        summaries, stalest = list[dict[str, Any]](), list[dict[str, Any]]()
         for end in self._ends:
             totals.update(end["counts"])
             totals.update(end["sums"])
@@ -250,10 +251,11 @@ class Run:
             violations += end["violations"]
             incidents += end["incidents"]
             summaries += end["summaries"]
+            stalest += end["stalest"]
         counts, workers = timeline.counts(), timeline.own()
         checks = self._checks | {"protocol": check(violations, compared=1)}
-        if summaries:
-            checks["even"] = check(uneven(summaries), compared=1)
+        if compared := sum(one["seconds"] >= LONG for one in summaries):
+            checks["even"] = check(uneven(summaries), compared=compared)
         views, positions = self._checks.get("views", {}), self._checks.get("positions", {})
         own = time.process_time() - self._own if not self._ends else self._own
         made: dict[str, Any] = {
@@ -291,7 +293,7 @@ class Run:
                 name: shown(histogram, strict=name not in ("late", "lag"))
                 for name, histogram in (timeline.delays() | self._alert_delays).items()
             },
-            "customers": per_customer(summaries),
+            "customers": per_customer(summaries, stalest),
             "server": server(plan.meter, timeline),
             "generator": {
                 "cpu": {kind: round(value, 3) for kind, value in sorted(workers.items())},

@@ -135,11 +135,8 @@ class Worker:
             "violations": [line for app in population.apps for line in app.violations][:MAX_QUOTED],
             "incidents": [line for app in population.apps for line in app.incidents][:MAX_QUOTED],
             "apps": len(population.apps),
-            "summaries": [
-                app.summary()
-                for app in (population.apps if isinstance(population, Audience) else [])
-                if app.delays and not app.slow
-            ],
+            "summaries": population.summaries() if isinstance(population, Audience) else [],
+            "stalest": population.stalest() if isinstance(population, Audience) else [],
         }
 
 

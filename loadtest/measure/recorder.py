@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +12,10 @@ STEPS_PER_S = 10_000
 
 
 class Recorder:
-    """Counters by name, and delays by name as {step: count}; `take` returns both and starts over.
-
-    `baseline` holds the median of each delay in the last period that had any, in ms.
-    """
+    """Counters by name, and delays by name as {step: count}; `take` returns both and starts over."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.baseline: dict[str, float] = {}
         self._delays: dict[str, Counter[int]] = {}
 
     def delay(self, name: str, seconds: float) -> None:
@@ -54,11 +51,14 @@ class Recorder:
             "counts": dict(self.counts),
             "delays": {name: [list(steps), list(steps.values())] for name, steps in self._delays.items()},
         }
-        for name, steps in self._delays.items():
-            self.baseline[name] = (percentile(steps, 50) or 0) * 1000 / STEPS_PER_S
         self.counts = Counter()
         self._delays = {}
         return taken
+
+
+def time_of_day(milliseconds: float) -> str:
+    """Returns an epoch ms as the time of day in UTC."""
+    return f"{time.strftime('%H:%M:%S', time.gmtime(milliseconds / 1000))}.{int(milliseconds) % 1000:03d}"
 
 
 def percentile(steps: Mapping[int, int], percent: float) -> int | None:

@@ -73,6 +73,13 @@ class Timeline:
         if second == self._coming_at:
             self._coming.add(kind, number, report)
 
+    def end(self, reports: Iterable[Mapping[str, Any]]) -> None:
+        """Adds the freshness gaps of the last seconds, which could be judged only when all acks had come."""
+        last = self.buckets[max(0, math.ceil(self.reached / self.interval) - 1)]
+        for report in reports:
+            if found := report["delays"].get("freshness"):
+                add(last.delays.setdefault("freshness", {}), zip(*found, strict=True))
+
     def usage(self, at: float, cpu: Mapping[str, float], resident: Mapping[str, float]) -> None:
         """Adds what the server had used `at` seconds after the start."""
         self.usages.append(Usage(at, dict(cpu), dict(resident)))

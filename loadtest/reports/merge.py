@@ -68,7 +68,9 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "clock_error_ms": max(report["generator"]["clock_error_ms"] for report in reports),
         },
         "checks": checks,
-        "customers": per_customer([one for report in reports for one in report["customers"]["slowest"]]),
+        "customers": per_customer(
+            *([one for report in reports for one in report["customers"][name]] for name in ("slowest", "stalest"))
+        ),
         "verified": all(report["verified"] for report in reports),
         "compared": plus(*(report["compared"] for report in reports)) | of_scenario(first),
         "incidents": [line for report in reports for line in report["incidents"]],

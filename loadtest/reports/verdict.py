@@ -6,6 +6,7 @@ from typing import Any
 
 from loadtest.engine.scenario import DEFAULT_THRESHOLDS, Threshold, threshold
 from loadtest.measure.histogram import POINTS, needed
+from loadtest.measure.recorder import time_of_day
 
 SLACK = 0.01
 ENOUGH = 1000
@@ -13,8 +14,9 @@ ENOUGH = 1000
 IDLE_CORES = 0.1
 LATER_MS = 100
 COMPARED = 20
-LONG, MOSTLY = 5, 0.8
+LONG = 5
 """A customer is served late when it was so for most of at least 5 seconds, and not for a moment only."""
+NAMED = 5
 DELAYS = ("watch", "ack", "snapshot", "pan", "slow", "recovery", "freshness", "alert")
 NEEDS_DATABASE = "lost"
 
@@ -87,7 +89,8 @@ def outcome(limit: Threshold, report: dict[str, Any], found: dict[str, float | N
     value = found.get(limit.name)
     made = {"threshold": str(limit), "name": limit.name, "limit": limit.limit, "value": value}
     if value is not None:
-        return made | {"ok": limit.keeps(value), "said": f"{value:g}"}
+        kept = limit.keeps(value)
+        return made | {"ok": kept, "said": f"{value:g}" if kept else f"{value:g}{first_case(limit.name, report)}"}
     if limit.name not in found and limit.name not in KNOWN:
         return made | {"ok": False, "said": "there is no such figure"}
     default = limit.name in DEFAULT_THRESHOLDS and limit.name not in report["settings"]["thresholds"]
@@ -99,6 +102,13 @@ def outcome(limit: Threshold, report: dict[str, Any], found: dict[str, float | N
     if point in POINTS and count:
         return made | {"ok": False, "said": f"too few samples ({count}; {point} needs {needed(POINTS[point])})"}
     return made | {"ok": None if default else False, "said": "it was not measured"}
+
+
+def first_case(name: str, report: dict[str, Any]) -> str:
+    """Returns a case in which a threshold was not kept, where one is known."""
+    if name.startswith("freshness") and report["customers"]["stalest"]:
+        return f"; {staleness(report['customers']['stalest'][0])}"
+    return f"; {report['incidents'][0]}" if name == "errors" and report["incidents"] else ""
 
 
 def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
@@ -155,21 +165,38 @@ def uneven(summaries: list[dict[str, Any]]) -> list[str]:
     """Returns the customers whose positions came much later than those of all customers at the same time."""
     return [
         f"customer {one['customer']} saw positions {one['later_ms']} ms later than the median customer did at the same"
-        f" time, in {one['later_seconds']} of {one['seconds']} seconds (its own p50 {one['p50_ms']} ms);"
+        f" time, in {one['seconds']} seconds (its own p50 {one['p50_ms']} ms), {example(one['latest'])};"
         f" expected less than {LATER_MS} ms"
         for one in summaries
-        if one["seconds"] >= LONG and one["later_seconds"] >= MOSTLY * one["seconds"]
+        if one["seconds"] >= LONG and one["later_ms"] >= LATER_MS and one["mostly_later_ms"] >= LATER_MS / 2
     ]
 
 
-def per_customer(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns figures per customer: how their medians are distributed, and the slowest of them."""
+def example(latest: dict[str, Any]) -> str:
+    """Returns the latest position of a customer for people."""
+    return (
+        f"such as that of vendor {latest['vendor']} as of {time_of_day(latest['timestamp'])}, which came at"
+        f" {time_of_day(latest['at'])}"
+    )
+
+
+def staleness(one: dict[str, Any]) -> str:
+    """Returns a freshness gap for people."""
+    return (
+        f"at {time_of_day(one['at'])} {one['customer']} saw vendor {one['vendor']} as of {time_of_day(one['shown'])};"
+        f" expected {time_of_day(one['due'])} or later, {one['gap_ms']:.0f} ms before"
+    )
+
+
+def per_customer(summaries: list[dict[str, Any]], stalest: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns figures per customer: how their medians are distributed, the slowest, and the largest freshness gaps."""
     enough = sorted((one for one in summaries if one["frames"] >= COMPARED), key=lambda one: float(one["p50_ms"]))
     at = max(0, -(-99 * len(enough) // 100) - 1)
     return {
         "timed": len(enough),
         "p50_p99_ms": enough[at]["p50_ms"] if enough else None,
-        "slowest": enough[:-6:-1],
+        "slowest": enough[: -NAMED - 1 : -1],
+        "stalest": sorted(stalest, key=lambda one: -float(one["gap_ms"]))[:NAMED],
     }
 
 

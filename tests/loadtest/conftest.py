@@ -63,7 +63,7 @@ def report(
             "environment": {"cpu": "a CPU", "cores": 2},
             "verified": True,
             "compared": {"vendors": 20, "vendors_of": 20, "customers": 5, "customers_of": 30},
-            "customers": per_customer([]),
+            "customers": per_customer([], []),
             "incidents": [],
             "measured": {name: counts[name] for name in MEASURED},
             "delays": {name: shown(histogram) for name, histogram in record.delays().items()},

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from random import Random
 from typing import Any
 
 import orjson
 import pytest
 from aiohttp import web
 
+from loadtest.clients.customer import Customer
 from loadtest.clients.identity import Identity
+from loadtest.clients.target import Target
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
+from loadtest.engine.scenario import Customers
 from loadtest.engine.share import Share
 from loadtest.engine.verification import Live
 from loadtest.measure.recorder import Recorder
@@ -22,6 +26,27 @@ from tests.support.loadtest_stand_in import standing_in
 def groups(count: int) -> list[dict[str, Any]]:
     """One group of so many vendors."""
     return [{"group": "g1", "lat": 52.0, "long": 21.0, "count": count, "open": count, "online": count}]
+
+
+def test_a_second_is_compared_among_the_customers_of_the_same_second() -> None:
+    """A busy second is late for all, and nobody is accused of it; with too few customers nobody knows what is usual."""
+    customers = [
+        Customer(Target("h", 1, False), None, Random(1), Recorder(), time.time, habits=Customers(), known=())
+        for _ in range(6)
+    ]
+    audience = Audience.__new__(Audience)
+    audience.apps = customers
+    for usual in (40.0, 900.0):
+        for customer in customers:
+            customer.recent = [usual, usual + 10, usual + 20]
+        customers[5].recent = [usual + 160]
+        audience.compare()
+    customers[0].recent = [9999.0]
+    audience.compare()
+    found = [customer.summary() for customer in customers]
+    assert [one["later_ms"] for one in found] == [0, 0, 0, 0, 0, 150]
+    assert [one["seconds"] for one in found] == [2] * 6
+    assert customers[0].recent == []
 
 
 @pytest.mark.parametrize("skipping", [False, True])

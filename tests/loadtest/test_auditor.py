@@ -46,7 +46,7 @@ def at(timestamp: int, lat: float = 52.5) -> Seen:
     [
         ([(1000, 52.5), (6000, 52.6)], at(1000), "expected 52.6, 21.0 as of"),
         ([(1000, 52.5), (6000, 51.0)], at(1000), "outside: it should have left"),
-        ([(1000, 52.5), (6000, 52.6)], None, "is not shown; it was at (52.6, 21.0)"),
+        ([(1000, 52.5), (6000, 52.6)], None, "is not shown; expected 52.6, 21.0 as of"),
         ([(1000, 52.5), (6000, 52.6)], at(6000, 52.7), "expected 52.6, 21.0"),
         ([(1000, 52.5), (6000, 52.6), (9900, 52.6)], at(7000, 52.7), "which was never sent"),
         ([(1000, 52.5), (6000, 51.0)], at(6000, 51.0), "outside of the watched area"),
@@ -81,6 +81,17 @@ def test_the_freshness_gap_is_the_age_of_the_oldest_position_that_is_not_shown()
     assert audited(pings, at(9000, 52.7))[1] == [0]
     assert audited(pings, at(8000, 52.6))[1] == [10_000]
     assert audited(pings, at(1000))[1] == [20_000]
+
+
+def test_the_largest_freshness_gap_of_a_customer_is_named_with_vendor_and_times() -> None:
+    """Only of the measured time: what a warm-up showed is in no figure."""
+    auditor = ViewAuditor(["v"], Recorder())
+    auditor.acked([(0, NOW + due, 52.5, 21.0, True) for due in (1000, 3000, 7000)], NOW + 7000)
+    auditor.measured_from = NOW + 10_500
+    for moment, shown in ((10_000, 1000), (11_000, 3000), (12_000, 7000)):
+        auditor.observe(Observation("customer 1", NOW + moment, North(), {"v": at(shown)}, None))
+    auditor.judge(NOW + 20_000)
+    assert auditor.stalest["customer 1"] == ("customer 1", "v", 4000, NOW + 11_000, NOW + 3000, NOW + 7000)
 
 
 def group(count: int) -> dict[str, Any]:

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 from tests.conftest import Serve
 from tests.support.apps import SECRET
 from tests.support.faulty_proxy import Faults, FaultyProxy
 from tests.support.paths import ROOT
 
-# a small town in which vendors enter and leave circles all the time, seen by forty customers
+HONEST_RUNS = int(os.environ.get("HONEST_RUNS", "1"))
+
+# a small town in which vendors enter and leave circles all the time, seen by a hundred customers
 TOWN = (
-    *("quiet-town", "--vendors", "60", "--customers", "40", "--sampled", "40", "--seed", "7", "--warmup", "1"),
+    *("quiet-town", "--vendors", "60", "--customers", "100", "--sampled", "50", "--warmup", "1"),
     *("--set", "vendors.movements=[{kind='driving', every=0.25}]", "--set", "city.radius=600"),
     *("--set", "customers.radius=[250, 400]", "--set", "customers.pan=0", "--set", "customers.follow=0"),
     *("--set", "customers.sleep=0", "--set", "late_ms=60000"),
@@ -67,28 +70,31 @@ def shown(report: dict[str, Any], check: str) -> str:
     return "\n".join(report["checks"][check]["shown"])
 
 
-async def test_an_honest_server_is_accused_of_nothing(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """The proxy without a fault: every check holds, and the share that was verified is stated."""
+@pytest.mark.parametrize("seed", range(HONEST_RUNS))
+async def test_an_honest_server_is_accused_of_nothing(serve: Serve, database_url: str, seed: int) -> None:
+    """The proxy without a fault: every check holds, and the share that was verified is stated.
+
+    `make judge` has ten runs with the thresholds of every scenario; else the machine may be busy and positions late.
+    """
     running = await serve()
+    late = () if HONEST_RUNS > 1 else ("--threshold", "freshness_max_ms=false")
     async with FaultyProxy(running.url, Faults()).running() as target:
-        code, report, said = await judged(
-            f"http://{target.authority}", database_url, "--threshold", "freshness_max_ms=false"
-        )
+        code, report, said = await judged(f"http://{target.authority}", database_url, "--seed", str(seed), *late)
     assert code == 0, said
-    assert report["compared"] == {"vendors": 60, "vendors_of": 60, "customers": 40, "customers_of": 40}
+    assert report["compared"] == {"vendors": 60, "vendors_of": 60, "customers": 50, "customers_of": 100}
     assert report["checks"]["live views"]["observations"] > 100
     assert report["delays"]["freshness"]["count"] > 1000
     assert report["checks"]["stored"]["rows"] == report["totals"]["acked"] > 1000
 
 
 async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, database_url: str) -> None:
-    """One ping in 500 acked and dropped, a row twice, an older position, no `left`, a circle too large, closed sockets.
+    """One ping in 1,000 acked and dropped, a row twice, an older position, no `left`, a circle too large, a cut socket.
 
     Each is named with the vendor, the time and what was expected.
     """
     running = await serve()
     faults = Faults(
-        drop_every=500,
+        drop_every=1000,
         settle_after=7.0,
         frozen=frozenset(range(0, 8)),
         never_left=frozenset(range(8, 16)),
@@ -116,7 +122,7 @@ async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, d
     assert "outside of the watched area" in live
     assert report["figures"]["errors"] == 1
     assert any("customer" in line and "ended with 1006" in line for line in report["incidents"]), report["incidents"]
-    assert "a malformed message" in shown(report, "protocol")
+    assert "customer 32: lat, long, timestamp missing in {'vendorId': 7}" in shown(report, "protocol")
 
 
 async def test_an_update_of_counts_that_is_skipped_is_found(serve: Serve, database_url: str) -> None:
@@ -146,22 +152,24 @@ async def test_an_update_of_counts_that_is_skipped_is_found(serve: Serve, databa
 
 
 async def test_lateness_of_few_and_for_a_moment_is_found(serve: Serve, database_url: str) -> None:
-    """Half a second for one customer of forty, 2 s for all now and then, and a connection that is open and silent.
-
-    On a busy machine customers are a tenth of a second apart without any fault.
-    """
+    """150 ms for one customer of a hundred, 2 s for all once, and a connection that is open and silent."""
     running = await serve()
-    faults = Faults(late=frozenset({5}), lateness=0.5, stalls=(3.0, 6.5), half_open=frozenset({9}), cut_at=2.0)
+    faults = Faults(late=frozenset({5}), stalls=(5.0,), half_open=frozenset({9}), cut_at=2.0)
     async with FaultyProxy(running.url, faults).running() as target:
         code, report, said = await judged(
             f"http://{target.authority}", database_url, "--set", "heartbeat=2", "--set", "settle=10"
         )
     assert code == 1, said
     assert report["figures"]["freshness_max_ms"] > 1500
-    assert "threshold freshness_max_ms <= 1500 was not kept" in said
+    assert re.search(
+        r"threshold freshness_max_ms <= 1500 was not kept: [\d.]+; at \S+ customer \d+ saw vendor cloadtest\w+"
+        r" as of \S+; expected \S+ or later, \d+ ms before",
+        said,
+    ), said
     even = shown(report, "even")
     assert "later than the median customer" in even
     assert report["checks"]["even"]["differences"] == 1, even
     late = report["customers"]["slowest"][0]
     assert f"customer {late['customer']} " in even
+    assert re.search(r"such as that of vendor cloadtest\w+ as of \S+, which came at \S+; expected less than", even)
     assert any("4408: half-open" in line for line in report["incidents"]), report["incidents"]

@@ -89,4 +89,3 @@ def test_a_stall_weighs_as_long_as_it_lasted() -> None:
     steps = dict(zip(*recorder.take()["delays"]["lag"], strict=True))
     assert (percentile(steps, 99) or 0) > 3000
     assert (percentile(steps, 90) or 0) < 50
-    assert recorder.baseline["lag"] == pytest.approx(1.0)

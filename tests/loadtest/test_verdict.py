@@ -27,7 +27,16 @@ GOOD: dict[str, Any] = {
         "freshness": {"count": 900, "p50_ms": 0.0, "p99_ms": 90.0, "max_ms": 140.0},
         "late": {"count": 1200, "p99_ms": 1.0},
     },
-    "customers": {"timed": 0, "p50_p99_ms": None, "slowest": []},
+    "customers": {
+        **{"timed": 0, "p50_p99_ms": None, "slowest": []},
+        "stalest": [
+            {
+                **{"customer": "customer 3", "vendor": "v7", "gap_ms": 1900.0, "at": 1_732_467_601_900.0},
+                **{"shown": 1_732_467_599_000, "due": 1_732_467_600_000},
+            }
+        ],
+    },
+    "incidents": ["17:00:00.000 customer 4: the connection ended with 1006: "],
     "server": {
         **{"source": "processes", "seconds": 4.0, "resident_mb": {"all": 100.0}, "kb_per_connection": 20.0},
         "cpu": {"all": 2.0, "server": 1.0},
@@ -62,12 +71,16 @@ def test_a_good_run_passes() -> None:
         ({"delays": {"ack": {"count": 900, "p99_ms": 100.5}}}, "threshold ack_p99_ms <= 100 was not kept: 100.5"),
         ({"delays": {"ack": {"count": 18, "p99_ms": None}}}, "too few samples (18; p99 needs 500)"),
         ({"delays": {"ack": {"count": 0}}}, "threshold ack_p99_ms <= 100 was not kept: it was not measured"),
-        ({"delays": {"freshness": {"count": 9, "max_ms": 1900.0}}}, "threshold freshness_max_ms <= 1500"),
+        (
+            {"delays": {"freshness": {"count": 9, "max_ms": 1900.0}}},
+            "threshold freshness_max_ms <= 1500 was not kept: 1900; at 17:00:01.900 customer 3 saw vendor v7 as of"
+            " 16:59:59.000; expected 17:00:00.000 or later, 1900 ms before",
+        ),
         ({"settings": {"thresholds": {"watch_p98_ms": 5}}}, "there is no such figure"),
         ({"settings": {"thresholds": {"acks_per_s": ">= 1000"}}}, "threshold acks_per_s >= 1000 was not kept: 300"),
         ({"totals": {"unanswered": 1}}, "threshold unacked <= 0 was not kept: 1"),
         ({"totals": {"dropped": 2}}, "threshold unacked <= 0 was not kept: 2"),
-        ({"totals": {"closes": {"1006": 2}}}, "threshold errors <= 0 was not kept: 2"),
+        ({"totals": {"closes": {"1006": 2}}}, "threshold errors <= 0 was not kept: 2; 17:00:00.000 customer 4: the"),
         ({"totals": {"refused": 2}}, "threshold refused <= 0 was not kept: 2"),
         ({"totals": {"rejected": {"ERR_TIMESTAMP_IN_FUTURE": 2}}}, "threshold rejected <= 0 was not kept: 2"),
         ({"checks": {"stored": {"ok": False, "differences": 3, "shown": ["x"]}}}, "lost <= 0 was not kept: 3"),
@@ -113,9 +126,10 @@ def customer(number: int, later: int, seconds: int = 9) -> dict[str, Any]:
         "frames": 50,
         "p50_ms": 20 + later,
         "p90_ms": 40,
-        "later_ms": later,
         "seconds": seconds,
-        "later_seconds": seconds if later else 1,
+        "later_ms": later,
+        "mostly_later_ms": later // 2,
+        "latest": {"delay": 170.0, "at": 1_732_467_600_170.0, "vendor": "v7", "timestamp": 1_732_467_600_000},
     }
 
 
@@ -124,6 +138,7 @@ def test_the_clients_with_the_longest_delay_are_named() -> None:
     summaries = [customer(number, 0) for number in range(99)] + [customer(99, 150)]
     (line,) = uneven(summaries)
     assert line.startswith("customer 99 saw positions 150 ms later")
+    assert "such as that of vendor v7 as of 17:00:00.000, which came at 17:00:00.170; expected less than 100" in line
     assert uneven([customer(1, 150, seconds=3)]) == []
-    found = per_customer(summaries)
+    found = per_customer(summaries, [])
     assert (found["timed"], found["slowest"][0]["customer"], found["p50_p99_ms"]) == (100, 99, 20)

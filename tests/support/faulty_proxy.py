@@ -205,6 +205,10 @@ class FaultyProxy:
         app.router.add_get("/v1/vendor", self.socket)
         app.router.add_get("/v1/watch", self.socket)
         app.router.add_get("/{path:.*}", self.get)
-        async with aiohttp.ClientSession() as self._session, TestServer(app, host="127.0.0.1") as server:
+        connector = aiohttp.TCPConnector(limit=0)  # a hundred customers and more
+        async with (
+            aiohttp.ClientSession(connector=connector) as self._session,
+            TestServer(app, host="127.0.0.1") as server,
+        ):
             assert server.port is not None
             yield Target("127.0.0.1", server.port, False)
