@@ -1,6 +1,6 @@
 # A fresh machine needs only make and python3 (3.11 or newer, with venv).
 #
-#   make run     the whole thing on this machine: PostgreSQL, Valkey, the server, 200 simulated vendors
+#   make run     the whole thing on this machine: PostgreSQL, Valkey, the server, 200 simulated vendors (ARGS='--port 9000')
 #   make test    all checks and tests, as CI runs them (ARGS='-k name' for some of the tests)
 #   make coverage   the same tests, and which lines they reach
 #   make chaos   two servers, PostgreSQL, Valkey and the network fail in ROUNDS=100 rounds; SEED=N plays one again
@@ -27,7 +27,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 .PHONY: run test coverage chaos judge soak fuzz lint lock audit screenshots clean
 
 run: .venv/installed-dev
-	exec $(BIN)/streamer dev --simulate 200
+	exec $(BIN)/streamer dev --simulate 200 $(ARGS)
 
 test: lint
 	$(BIN)/pytest -n 4 $(ARGS)

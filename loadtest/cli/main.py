@@ -204,7 +204,7 @@ def make_report(
         return read_report(report)
 
     found = executed(main())
-    for path in targets(out or [report.with_suffix(".html")], report):
+    for path in targets(out or [Path("html")], report.with_suffix("")):
         path.write_text(FORMATS[path.suffix](found), encoding="utf-8")
         typer.echo(f"written to {path}")
 

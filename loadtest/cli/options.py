@@ -172,8 +172,8 @@ class OutputOptions:
     out: Annotated[
         list[Path] | None,
         typer.Option(
-            help="a file for the report: .json, .html, .csv, .prom (Prometheus), .xml (JUnit), or a NAME for NAME.json "
-            "and NAME.html; may be repeated; default: reports/SCENARIO-TIME"
+            help="a format (json, html, csv, prometheus, junit), or a file: .json, .html, .csv, .prom, .xml, or a NAME "
+            "for NAME.json and NAME.html; may be repeated; default: reports/SCENARIO-TIME"
         ),
     ] = None
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON, no progress")] = False

@@ -108,11 +108,18 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     ".xml": as_junit,
 }
 """What is written, by the extension of the file."""
+NAMES = {"json": ".json", "html": ".html", "csv": ".csv", "prometheus": ".prom", "junit": ".xml"}
+"""Formats by name, as --out takes them."""
 
 
 def targets(outs: list[Path] | None, default: Path) -> list[Path]:
-    """Returns the files to write: a name without a known extension stands for its JSON and its HTML."""
+    """Returns the files to write: `csv` is the default in this format, another NAME is NAME.json and NAME.html."""
     found = []
     for out in outs or [default]:
-        found += [out] if out.suffix in FORMATS else [out.with_name(out.name + suffix) for suffix in (".json", ".html")]
+        if str(out) in NAMES:
+            found.append(default.with_name(default.name + NAMES[str(out)]))
+        elif out.suffix in FORMATS:
+            found.append(out)
+        else:
+            found += [out.with_name(out.name + suffix) for suffix in (".json", ".html")]
     return found

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import sys
+from datetime import datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
+from streamer.accounts.tokens import make_token
 from tests.conftest import Serve
 from tests.support.apps import SECRET
 from tests.support.faulty_proxy import Faults, FaultyProxy
@@ -173,3 +176,61 @@ async def test_lateness_of_few_and_for_a_moment_is_found(serve: Serve, database_
     assert f"customer {late['customer']} " in even
     assert re.search(r"such as that of vendor cloadtest\w+ as of \S+, which came at \S+; expected less than", even)
     assert any("4408: half-open" in line for line in report["incidents"]), report["incidents"]
+
+
+async def test_a_lost_alert_is_found_and_named(serve: Serve, database_url: str) -> None:
+    """Three webhooks of hundreds are answered 204 and dropped; a stay of under 2.5 s may have been merged."""
+    running = await serve(alert_key="a-key-for-alerts-a-key-for-alerts", alert_development_hosts=("127.0.0.1",))
+    faults = Faults(lost_alerts=frozenset({20, 25, 30}))
+    async with FaultyProxy(running.url, faults).running() as target:
+        code, report, said = await judged(
+            f"http://{target.authority}",
+            database_url,
+            *("--customers", "4", "--set", "alerts.count=60", "--set", "alerts.radius=[100, 250]"),
+            *("--set", "alerts.late_ms=60000", "--threshold", "freshness_max_ms=false"),
+        )
+    assert code == 1, said
+    found = re.findall(
+        r"missed: \S+ vendor (\S+) was (?:inside|outside) of alert (\S+) for \S+ s; expected (\S+), which never came",
+        shown(report, "alerts"),
+    )
+    assert found, said
+    assert set(found) <= set(faults.done["alert"])
+    assert len(faults.done["alert"]) == 3
+    assert report["checks"]["alerts"]["differences"] == report["checks"]["alerts"]["missed"]
+
+
+@pytest.mark.parametrize("swaying", [True] if HONEST_RUNS == 1 else [True, False])
+async def test_percentiles_agree_with_an_independent_watcher(serve: Serve, database_url: str, swaying: bool) -> None:
+    """Within 2 %, in the same run, of the same circle: by a socket that shares no code with the load test.
+
+    The proxy makes positions so late that a busy machine does not matter; `make judge` also measures without that.
+    """
+    running = await serve()
+    token = make_token(SECRET, "somebody", 600)
+    area = {"center": {"lat": 52.2297, "long": 21.0122}, "radius": 400}
+    async with FaultyProxy(running.url, Faults(swaying=swaying)).running() as target:
+        raw = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.support.raw_watcher", str(target.port), token, json.dumps(area)),
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        _, report, said = await judged(
+            f"http://{target.authority}",
+            database_url,
+            *("--customers", "10", "--set", "customers.shared=true", "--set", "customers.radius=[400, 400]"),
+        )
+        out, _ = await raw.communicate(b"")  # the end of its input ends it
+    begin = datetime.fromisoformat(report["started"]).timestamp() * 1000 + report["warmup"] * 1000
+    # an odd timestamp is one of a backlog, which counts for nobody
+    delays = sorted(
+        arrived - timestamp
+        for arrived, timestamp in json.loads(out)
+        if begin <= arrived < begin + report["seconds"] * 1000 and not timestamp & 1
+    )
+    assert len(delays) > 500, said
+    for point, percent in (("p50", 50), ("p90", 90), ("p99", 99)):
+        independent = delays[math.ceil(len(delays) * percent / 100) - 1]
+        print(f"{point}: {report['delays']['watch'][f'{point}_ms']} ms, independent {independent:.1f} ms")
+        assert report["delays"]["watch"][f"{point}_ms"] == pytest.approx(independent, rel=0.02), point

@@ -26,4 +26,5 @@ def test_other_tools_read_the_report() -> None:
     assert failed == ["watch_p99_ms <= 100"]
     assert suite.get("failures") == "1"
     assert len(suite) > 6
-    assert [out.name for out in targets([Path("a"), Path("b.xml")], Path("c"))] == ["a.json", "a.html", "b.xml"]
+    outs = [Path(name) for name in ("a", "b.xml", "csv", "prometheus")]
+    assert [out.name for out in targets(outs, Path("c.1"))] == ["a.json", "a.html", "b.xml", "c.1.csv", "c.1.prom"]

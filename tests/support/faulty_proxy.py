@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +33,8 @@ class Faults:
     late: frozenset[int] = frozenset()
     """Customers that get everything `lateness` seconds late."""
     lateness: float = 0.15
+    swaying: bool = False
+    """All customers get everything 200 to 800 ms late, in waves of 2 s."""
     frozen: frozenset[int] = frozenset()
     """Customers that are shown an older position of one vendor."""
     never_left: frozenset[int] = frozenset()
@@ -49,6 +52,8 @@ class Faults:
     """Customers that are sent no update of their counts from `cut_at` on."""
     malformed: frozenset[int] = frozenset()
     """Customers that get one update without its members."""
+    lost_alerts: frozenset[int] = frozenset()
+    """Webhooks, by number, that are answered 204 and dropped."""
     settle_after: float = 1e9
     """From when on no ping is dropped: an ack that covers it must follow."""
     done: dict[str, list[Any]] = field(default_factory=dict)
@@ -67,6 +72,8 @@ class FaultyProxy:
         self._began: float | None = None
         self._numbers = {"vendor": itertools.count(), "watch": itertools.count()}
         self._pings = 0
+        self._webhooks = itertools.count()
+        self._receiver = self._own = ""
         self._session: aiohttp.ClientSession
 
     @property
@@ -74,8 +81,32 @@ class FaultyProxy:
         return time.monotonic() - self._began if self._began is not None else 0.0
 
     async def get(self, request: web.Request) -> web.Response:
-        async with self._session.get(f"{self._upstream}{request.path_qs}") as answer:
+        headers = {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
+        async with self._session.get(f"{self._upstream}{request.path_qs}", headers=headers) as answer:
             return web.Response(status=answer.status, body=await answer.read())
+
+    async def alerts(self, request: web.Request) -> web.Response:
+        """Passes a request about alerts on; their webhooks come by here."""
+        body = await request.read()
+        if request.method == "POST":
+            asked = orjson.loads(body)
+            self._receiver = asked["url"]
+            body = orjson.dumps(asked | {"url": f"{self._own}/hook"})
+        headers = {name: request.headers[name] for name in ("Authorization", "Content-Type") if name in request.headers}
+        async with self._session.request(
+            request.method, f"{self._upstream}{request.path_qs}", data=body or None, headers=headers
+        ) as answer:
+            return web.Response(status=answer.status, body=await answer.read())
+
+    async def webhook(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        if next(self._webhooks) in self._faults.lost_alerts:
+            event = orjson.loads(body)
+            self._faults.note("alert", (event["vendor"]["vendorId"], event["alertId"], event["type"]))
+            return web.Response(status=204)
+        headers = {name: value for name, value in request.headers.items() if name.lower().startswith("webhook-")}
+        async with self._session.post(self._receiver, data=body, headers=headers) as answer:
+            return web.Response(status=answer.status)
 
     async def socket(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.rsplit("/", 1)[1]
@@ -136,7 +167,8 @@ class FaultyProxy:
         faults = self._faults
         watching = kind == "watch"
         late: asyncio.Queue[tuple[float, str]] = asyncio.Queue()
-        sending = asyncio.create_task(self._send_late(late, down)) if watching and number in faults.late else None
+        delayed = watching and (faults.swaying or number in faults.late)
+        sending = asyncio.create_task(self._send_late(late, down)) if delayed else None
         victim: str | None = None
         try:
             async for message in up:
@@ -177,7 +209,9 @@ class FaultyProxy:
                     update["moved"] = [fix for fix in update["moved"] if fix["vendorId"] != victim]
                     text = orjson.dumps(update).decode()
                 if sending is not None:
-                    late.put_nowait((time.monotonic() + self._faults.lateness, text))
+                    now = time.monotonic()
+                    lateness = 0.5 + 0.3 * math.sin(math.pi * now) if faults.swaying else faults.lateness
+                    late.put_nowait((now + lateness, text))
                 else:
                     await down.send_str(text)
             await down.close(code=up.close_code or 1000)
@@ -204,6 +238,9 @@ class FaultyProxy:
         app = web.Application()
         app.router.add_get("/v1/vendor", self.socket)
         app.router.add_get("/v1/watch", self.socket)
+        for method in ("GET", "POST", "DELETE"):
+            app.router.add_route(method, "/v1/alerts{rest:.*}", self.alerts)
+        app.router.add_post("/hook", self.webhook)
         app.router.add_get("/{path:.*}", self.get)
         connector = aiohttp.TCPConnector(limit=0)  # a hundred customers and more
         async with (
@@ -211,4 +248,5 @@ class FaultyProxy:
             TestServer(app, host="127.0.0.1") as server,
         ):
             assert server.port is not None
+            self._own = f"http://127.0.0.1:{server.port}"
             yield Target("127.0.0.1", server.port, False)
