@@ -47,6 +47,7 @@ from streamer.operations.workers.peers import Peers
 from streamer.settings import Settings
 from streamer.storage import revisions, roles
 from streamer.storage.alerts import AlertStore
+from streamer.storage.database import Database
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
@@ -144,7 +145,7 @@ class Server:
         self.tracing = Tracing(settings.otlp_url, self.process) if settings.otlp_url is not None else None
         self.positions = PositionWriter(store.update_positions, interval=settings.position_interval)
         self.batcher = Batcher(
-            store.store_chunks,
+            store.pings.store,
             max_pings=settings.buffer_pings,
             max_bytes=settings.buffer_bytes,
             batch_pings=settings.batch_pings,
@@ -187,7 +188,7 @@ class Server:
         self.reports = HttpIngest(services)
         keys = [key.get_secret_value() for key in (settings.alert_key, settings.alert_key_previous) if key is not None]
         vault = Vault(keys) if settings.alert_key is not None else None
-        alert_store = AlertStore(store)
+        alert_store = AlertStore(store.database)
         self.deliverer = None if vault is None else Deliverer(settings, alert_store, vault, clock, counters)
         self.evaluator = (
             None
@@ -321,7 +322,7 @@ class Server:
             await self.tracing.close()
         await self.pages.close()
         await self.broker.close()
-        await self.store.close()
+        await self.store.database.close()
 
     async def beat(self) -> None:
         """Sends heartbeats to the other workers, with the tasks that failed, until cancelled."""
@@ -440,14 +441,14 @@ async def open_server(settings: Settings, peers: Peers | None = None) -> Server:
     await revisions.require_newest(url)
     await roles.require_rights(url)
     counters = Counters()
-    store = await Store.open(
+    database = await Database.open(
         url,
         pool_size=settings.pool_size,
         pool_timeout=settings.pool_timeout,
         statement_timeout=settings.statement_timeout,
         counters=counters,
     )
-    return Server(settings, store, counters, peers=peers)
+    return Server(settings, Store(database), counters, peers=peers)
 
 
 @asynccontextmanager

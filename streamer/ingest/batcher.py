@@ -33,7 +33,7 @@ PING_BYTES = 40
 
 MAX_JOINED = 500
 """Pings up to which a waiting chunk takes more of its session in; a larger one would make the batches coarse."""
-WORTHWHILE = 300
+WORTHWHILE = 200
 """Waiting pings that are committed at once: more of them would not make a commit cheaper for each."""
 BACKLOG_ROOM = 0.75
 """The share of the buffer that a backlog may fill; the rest is for live pings."""

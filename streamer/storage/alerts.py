@@ -14,8 +14,8 @@ import orjson
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.copy_rows import id_floor
 from streamer.storage import alert_sql as sql
+from streamer.storage.database import Database, can_be_text
 from streamer.storage.partitions import BUSY, LOCK_TIMEOUT_MS
-from streamer.storage.store import Store, can_be_text
 
 SLOTS = 256
 """Alerts are shared between processes by slots."""
@@ -140,8 +140,8 @@ def slot_of(alert_id: str) -> int:
 class AlertStore:
     """Reads and writes alerts; raises Unavailable and DatabaseError as `Store` does."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     # for their owners
 
@@ -186,7 +186,7 @@ class AlertStore:
                 )
                 return _alert(row), True
 
-        created = await self._store.answer(work, "alerts")
+        created = await self._database.answer(work, "alerts")
         if isinstance(created, ProtocolError):
             raise created
         return created
@@ -195,14 +195,14 @@ class AlertStore:
         """Returns a user's alerts in the order of their ids, after one."""
         if not (can_be_text(clerk_id) and can_be_text(after)):
             return []
-        rows = await self._store.answer(lambda c: c.fetch(sql.LIST, clerk_id, after, limit), "alerts")
+        rows = await self._database.fetch("alerts", sql.LIST, clerk_id, after, limit)
         return [_alert(row) for row in rows]
 
     async def get(self, clerk_id: str, id: str) -> AlertRow:
         """Returns a user's alert; ProtocolError when the user has none of this id."""
         if not (can_be_text(clerk_id) and can_be_text(id)):
             raise _no_alert(id)
-        row = await self._store.answer(lambda c: c.fetchrow(sql.GET, clerk_id, id), "alerts")
+        row = await self._database.answer(lambda c: c.fetchrow(sql.GET, clerk_id, id), "alerts")
         if row is None:
             raise _no_alert(id)
         return _alert(row)
@@ -232,7 +232,7 @@ class AlertStore:
                     await connection.execute(sql.DROP_EVENTS, id)
                 return row
 
-        row = await self._store.answer(work, "alerts")
+        row = await self._database.answer(work, "alerts")
         if row is None:
             raise _no_alert(id)
         return _alert(row)
@@ -249,52 +249,50 @@ class AlertStore:
                     await connection.execute(sql.DROP_EVENTS, id)
                 return found
 
-        if await self._store.answer(work, "alerts") is None:
+        if await self._database.answer(work, "alerts") is None:
             raise _no_alert(id)
 
     async def deliveries(self, id: str, before: str, limit: int) -> list[DeliveryRow]:
         """Returns an alert's webhooks, the newest first, before one; an empty id for the newest of all."""
         if not can_be_text(before):
             return []
-        rows = await self._store.answer(lambda c: c.fetch(sql.DELIVERIES, id, before, limit), "alerts")
+        rows = await self._database.fetch("alerts", sql.DELIVERIES, id, before, limit)
         return [DeliveryRow._make((*row[:8], orjson.loads(row["log"]))) for row in rows]
 
     async def add_event(self, alert_id: str, kind: str, body: str, at: int) -> str:
         """Has a webhook sent that is about no vendor; returns its id."""
         id = new_id(at)
-        await self._store.answer(lambda c: c.execute(sql.ADD_EVENT, id, alert_id, "", kind, body, at), "alerts")
+        await self._database.execute("alerts", sql.ADD_EVENT, id, alert_id, "", kind, body, at)
         return id
 
     # for the processes that look at them
 
     async def beat(self, process: str, lease: int) -> set[str]:
         """Says that a process is there; returns those that said so within `lease` ms, this one included."""
-        rows = await self._store.answer(lambda c: c.fetch(sql.BEAT, process, lease), "alert-beat")
+        rows = await self._database.fetch("alert-beat", sql.BEAT, process, lease)
         return {row[0] for row in rows}
 
     async def leave(self, process: str) -> None:
         """Says that a process looks at no alerts any more."""
-        await self._store.answer(lambda c: c.execute(sql.LEAVE, process), "alert-beat")
+        await self._database.execute("alert-beat", sql.LEAVE, process)
 
     async def changed(
         self, slots: Iterable[int], since: int, after: str = "", *, ended: bool = True
     ) -> list[Evaluated]:
         """Returns up to PAGE alerts of some slots in the order of (updated, id), changed after (since, after)."""
         wanted = list(slots)
-        rows = await self._store.answer(
-            lambda c: c.fetch(sql.CHANGED, wanted, since, after, PAGE, ended), "alert-changes"
-        )
+        rows = await self._database.fetch("alert-changes", sql.CHANGED, wanted, since, after, PAGE, ended)
         return [Evaluated._make((row[0], row[1], orjson.loads(row[2]), *row[3:])) for row in rows]
 
     async def states(self, alert_ids: Sequence[str]) -> list[StateRow]:
         """Returns what is known of vendors to these alerts."""
-        rows = await self._store.answer(lambda c: c.fetch(sql.STATES, alert_ids), "alert-states")
+        rows = await self._database.fetch("alert-states", sql.STATES, alert_ids)
         return [StateRow._make((*row[:6], orjson.loads(row[6]), orjson.loads(row[7]), row[8])) for row in rows]
 
     async def start(self, alerts: Sequence[tuple[str, int]]) -> None:
         """Notes of alerts, each with its revision, that what vendors were at the beginning is stored."""
         ids, revisions = [id for id, _ in alerts], [revision for _, revision in alerts]
-        await self._store.answer(lambda c: c.execute(sql.START, ids, revisions), "alert-states")
+        await self._database.execute("alert-states", sql.START, ids, revisions)
 
     async def commit(
         self, states: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]
@@ -306,7 +304,7 @@ class AlertStore:
             process, or their alert was changed or ended: nothing of them is stored.
         """
         given = orjson.dumps(states).decode(), orjson.dumps(events).decode()
-        rows = await self._store.answer(lambda c: c.fetch(sql.COMMIT, *given), "alert-events")
+        rows = await self._database.fetch("alert-events", sql.COMMIT, *given)
         return {(row[0], row[1]): row[2] for row in rows}
 
     # for delivery
@@ -320,7 +318,7 @@ class AlertStore:
             busy: how many each host has now.
         """
         full = [host for host, count in busy.items() if count >= per_host]
-        rows = await self._store.answer(
+        rows = await self._database.answer(
             lambda c: c.fetch(sql.CLAIM, most, per_host, list(busy), list(busy.values()), full, lease), "alert-claim"
         )
         return [Claimed(row["id"], row["alertId"], row["body"].encode(), *row[3:]) for row in rows]
@@ -340,7 +338,7 @@ class AlertStore:
                 for each in attempts
             ]
         ).decode()
-        await self._store.answer(lambda c: c.execute(sql.RECORD, given), "alert-record")
+        await self._database.execute("alert-record", sql.RECORD, given)
 
     async def disable(self, alert_id: str, reason: str, failing_for: int | None = None) -> bool:
         """Disables an alert, if its webhooks have failed for so many ms; returns whether it did."""
@@ -352,16 +350,16 @@ class AlertStore:
                 await connection.execute(sql.DROP_EVENTS, alert_id)
                 return True
 
-        return await self._store.answer(work, "alert-record")
+        return await self._database.answer(work, "alert-record")
 
     async def waiting(self) -> tuple[int, float]:
         """Returns how many webhooks are not delivered yet (up to 100,000), and the age of the oldest in seconds."""
-        row = await self._store.answer(lambda c: c.fetchrow(sql.WAITING), "alert-counts")
+        row = await self._database.answer(lambda c: c.fetchrow(sql.WAITING), "alert-counts")
         return row[0], row[1]
 
     async def counts(self) -> tuple[int, int]:
         """Returns how many alerts there are, and how many disabled ones."""
-        row = await self._store.answer(lambda c: c.fetchrow(sql.COUNTS), "alert-counts")
+        row = await self._database.answer(lambda c: c.fetchrow(sql.COUNTS), "alert-counts")
         return row[0], row[1]
 
     async def ensure_partitions(self, today: date, ahead: int) -> None:
@@ -383,7 +381,7 @@ class AlertStore:
                 except BUSY:
                     return
 
-        await self._store.answer(work, "partitions")
+        await self._database.answer(work, "partitions")
 
 
 def _alert(row: Any) -> AlertRow:

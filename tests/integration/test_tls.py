@@ -19,6 +19,7 @@ from streamer.broker.redis_node import Node
 from streamer.cli import config
 from streamer.errors import SettingsError, Unavailable
 from streamer.storage import drift, revisions, seed
+from streamer.storage.database import Database
 from streamer.storage.store import Store
 from tests.conftest import Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually, now_ms
@@ -78,9 +79,9 @@ async def test_a_certificate_of_the_authority_is_taken(
         url = f"{front.url}?sslmode={mode}&sslrootcert={trusted}"
         assert await revisions.revision(url) == revisions.head()
         assert await drift.drift(url) == []
-        store = await Store.open(url)
+        store = Store(await Database.open(url))
         await store.now()
-        await store.close()
+        await store.database.close()
         assert front.served >= 4
 
 
@@ -90,7 +91,7 @@ async def refused(url: str) -> str:
     with pytest.raises(Unavailable) as by_command:
         await revisions.revision(url)
     with pytest.raises(Unavailable) as by_server:
-        await Store.open(url, pool_timeout=5)
+        Store(await Database.open(url, pool_timeout=5))
     said = [str(by_command.value), str(by_server.value)]
     assert all(" localhost:" in text or "@localhost:" in text for text in said), "which one it was"
     assert "venta:" not in "".join(said).replace("venta:***", ""), "no password"

@@ -28,6 +28,7 @@ ELSEWHERE = {
         "streamer.operations.workers.manager operations.workers.peers operations.workers.scoreboard"
     ),
     "e2e/web/test_api_docs": "streamer.protocol.asyncapi protocol.openapi protocol.schemas",
+    "integration/storage/test_store": "streamer.storage.database storage.ping_writer",
     "integration/storage/test_adopt": "streamer.storage.adopt_sql",
     "integration/storage/test_migrate": "streamer.storage.drift storage.revisions",
     "e2e/transport/test_websocket": (

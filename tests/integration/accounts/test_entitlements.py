@@ -11,6 +11,7 @@ import pytest
 from streamer.accounts import entitlements
 from streamer.accounts.tokens import make_token
 from streamer.errors import Unavailable
+from streamer.storage.database import Database
 from streamer.storage.seed import SeededVendor
 from streamer.storage.store import Store
 from tests.conftest import Running, Serve
@@ -96,11 +97,11 @@ async def test_which_subscriptions_are_active(database_url: str, vendors: list[S
     """What was paid for is given, from its first to its last second, and nothing else is."""
     for vendor, (status, start, end, _) in zip(vendors, SUBSCRIPTIONS, strict=True):
         await subscribe(direct, vendor, status, start, end)
-    store = await Store.open(database_url)
+    store = Store(await Database.open(database_url))
     try:
         paying = await store.paying([vendor.vendor_id for vendor in vendors] + ["nobody", "\0"])
     finally:
-        await store.close()
+        await store.database.close()
     expected = {vendor.vendor_id for vendor, (*_, counts) in zip(vendors, SUBSCRIPTIONS, strict=True) if counts}
     assert paying == expected
 

@@ -12,7 +12,7 @@ import pytest
 from streamer.operations import maintenance
 from streamer.storage import seed
 from streamer.storage.alerts import AlertRow, AlertStore, Attempt, NewAlert, new_id
-from streamer.storage.store import Store
+from streamer.storage.database import Database
 from tests.conftest import connected
 from tests.support.apps import now_ms
 
@@ -20,9 +20,9 @@ from tests.support.apps import now_ms
 @pytest.fixture
 async def store(serving_url: str) -> AsyncIterator[AlertStore]:
     """Under the role of servers."""
-    opened = await Store.open(serving_url)
-    yield AlertStore(opened)
-    await opened.close()
+    database = await Database.open(serving_url)
+    yield AlertStore(database)
+    await database.close()
 
 
 async def alert(store: AlertStore, database_url: str, host: str = "a.example") -> AlertRow:

@@ -13,6 +13,7 @@ import pytest
 
 from streamer.ingest.position import Position
 from streamer.storage import audit, drift
+from streamer.storage.database import Database
 from streamer.storage.models import Base
 from streamer.storage.store import Store
 from tests.conftest import SERVING_ROLE, Serve, connected
@@ -200,13 +201,13 @@ async def test_a_change_taken_back_leaves_no_entry(connection: Any) -> None:
 
 async def test_pings_are_not_audited(connection: Any, serving_url: str) -> None:
     """A city's vendors move each second: an entry for each would cost more than the pings."""
-    store = await Store.open(serving_url)
+    store = Store(await Database.open(serving_url))
     try:
         await store.update_positions([("v1", Position(1_732_467_600_000, 52.0, 21.0))])
         assert await connection.fetchval('SELECT "lat" FROM "vendors"') == 52.0
         assert await entries(connection) == []
     finally:
-        await store.close()
+        await store.database.close()
 
 
 async def test_a_vendor_opens(serve: Serve, database_url: str, connection: Any) -> None:

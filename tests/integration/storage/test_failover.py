@@ -20,6 +20,7 @@ from streamer.ingest.copy_rows import RowEncoder, location_id
 from streamer.ingest.position import Position
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, revisions, seed
+from streamer.storage.database import Database
 from streamer.storage.seed import SeededVendor
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
@@ -76,7 +77,7 @@ class Load:
     def __init__(self, store: Store, vendors: list[SeededVendor]) -> None:
         self.sent: list[str] = []
         self.acked: list[str] = []
-        self.batcher = Batcher(store.store_chunks, chance=lambda: 1.0)
+        self.batcher = Batcher(store.pings.store, chance=lambda: 1.0)
         self._supervisor = Supervisor()
         self._supervisor.start({"batcher": self.batcher.run})
         self._vendors = [vendor.vendor_id for vendor in vendors]
@@ -122,7 +123,7 @@ async def test_a_standby_that_is_promoted_under_load(
     with an asynchronous one at most those that were acked before the promotion.
     """
     async with replicated(postgres_server, own_folder, synchronous) as pair:
-        store = await Store.open(pair.url, statement_timeout=5, pool_timeout=5)
+        store = Store(await Database.open(pair.url, statement_timeout=5, pool_timeout=5))
         load = Load(store, pair.vendors)
         await load.more(200)
         pair.primary.kill()
@@ -130,7 +131,7 @@ async def test_a_standby_that_is_promoted_under_load(
         await pair.standby.promote()
         await load.more(200)
         await load.stop()
-        await store.close()
+        await store.database.close()
         there = await stored(pair.standby.url)
         assert len(set(there)) == len(there)
         assert set(there) <= set(load.sent)
@@ -147,7 +148,7 @@ async def test_a_primary_that_is_demoted_and_keeps_its_sessions(
 ) -> None:
     """Sessions that go on but refuse every write would hold all pings back without end."""
     async with replicated(postgres_server, own_folder, False) as pair:
-        store = await Store.open(pair.url, statement_timeout=5, pool_timeout=5)
+        store = Store(await Database.open(pair.url, statement_timeout=5, pool_timeout=5))
         load = Load(store, pair.vendors)
         await load.more(200)
         await execute(
@@ -156,7 +157,7 @@ async def test_a_primary_that_is_demoted_and_keeps_its_sessions(
         await pair.standby.promote()
         await load.more(200)
         await load.stop()
-        await store.close()
+        await store.database.close()
         assert set(load.acked[-200:]) <= set(await stored(pair.standby.url))
     gc.collect()
     loop_errors.messages[:] = [m for m in loop_errors.messages if "ConnectionDoesNotExistError" not in m]
@@ -177,6 +178,6 @@ async def test_two_standbys_and_no_primary_are_named(postgres_server: PostgresSe
     async with replicated(postgres_server, own_folder, False) as pair:
         pair.primary.kill()
         with pytest.raises(Unavailable, match=rf"{pair.standby.port}: it is a standby, or read-only"):
-            await Store.open(pair.url, pool_timeout=5)
+            Store(await Database.open(pair.url, pool_timeout=5))
         with pytest.raises(Unavailable, match="name all servers in DATABASE_URL"):
             await seed.seed(pair.standby.url)

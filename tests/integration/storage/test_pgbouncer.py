@@ -12,9 +12,10 @@ from streamer.ingest.batcher import Chunk
 from streamer.ingest.copy_rows import RowEncoder
 from streamer.ingest.position import Position
 from streamer.storage import migrate, revisions, roles, seed
+from streamer.storage.database import Database, _session_settings
 from streamer.storage.drift import drift
 from streamer.storage.dsn import parse_url
-from streamer.storage.store import Store, _session_settings
+from streamer.storage.store import Store
 from tests.conftest import connected
 from tests.support.apps import now_ms
 from tests.support.pgbouncer import PROGRAM, pgbouncer
@@ -40,7 +41,7 @@ async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> No
     assert await drift(url) == []
     (vendor,) = await seed.seed(url)
     await roles.require_rights(url)
-    store = await Store.open(url)
+    store = Store(await Database.open(url))
     try:
         start = now_ms()
         for retry in (False, True, True):
@@ -48,19 +49,19 @@ async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> No
                 ping = Position(start + n, 52.0, 21.0)
                 rows = RowEncoder(vendor.vendor_id).encode([ping[:3]])
                 chunk = Chunk(vendor.vendor_id, range(1, 2), rows, True, ping, lambda *_: None)
-                assert await store.store_chunks([chunk], retry) == {}
+                assert await store.pings.store([chunk], retry) == {}
         await store.update_positions([(vendor.vendor_id, Position(start, 52.0, 21.0))])
         (row,) = await store.cards([vendor.vendor_id])
         assert row.located_at == start
         assert len(await store.locations(vendor.vendor_id, start, start + 100, 100)) == 20
     finally:
-        await store.close()
+        await store.database.close()
 
 
 @pytest.mark.parametrize("query", ["", "?schema=public", "?schema=other&pgbouncer=true"])
 async def test_a_url_that_pgbouncer_refuses_names_the_remedy(bouncer: str, query: str) -> None:
     """`try again` for what never mends itself would keep an operator waiting for nothing."""
-    for call in (migrate.upgrade, Store.open):
+    for call in (migrate.upgrade, Database.open):
         with pytest.raises(DatabaseError, match=r"pgbouncer=true|ALTER ROLE") as refused:
             await call(bouncer + query)
         assert "try again" not in str(refused.value)
@@ -80,7 +81,7 @@ async def test_what_pgbouncer_refuses_for_ever(bouncer: str, part: str, instead:
     known = part.format(database=parsed.database, password=parsed.password, user=parsed.user)
     assert known in bouncer
     with pytest.raises(DatabaseError, match=says) as refused:
-        await Store.open(bouncer.replace(known, instead) + "?pgbouncer=true")
+        Store(await Database.open(bouncer.replace(known, instead) + "?pgbouncer=true"))
     assert "try again" not in str(refused.value)
 
 
@@ -89,7 +90,7 @@ async def test_a_login_that_postgresql_refuses_behind_pgbouncer(empty_database_u
     parsed = parse_url(empty_database_url)
     async with pgbouncer(empty_database_url.replace(f":{parsed.password}@", ":outdated@"), tmp_path) as url:
         with pytest.raises(DatabaseError, match="check user and password") as refused:
-            await Store.open(f"{url}?pgbouncer=true")
+            Store(await Database.open(f"{url}?pgbouncer=true"))
     assert "try again" not in str(refused.value)
 
 
@@ -98,7 +99,7 @@ async def test_prepared_statements_in_transaction_mode_name_the_remedy(empty_dat
     await migrate.upgrade(empty_database_url)
     ignored = ", ".join(PASSED)
     async with pgbouncer(empty_database_url, tmp_path, ignore_startup_parameters=ignored) as url:
-        store = await Store.open(url, pool_size=1)
+        store = Store(await Database.open(url, pool_size=1))
         try:
             assert await store.deleted_users() == []
             async with connected(f"{url}?pgbouncer=true") as other, other.transaction():
@@ -107,4 +108,4 @@ async def test_prepared_statements_in_transaction_mode_name_the_remedy(empty_dat
                 with pytest.raises(Unavailable, match="pgbouncer=true"):
                     await store.deleted_users()
         finally:
-            await store.close()
+            await store.database.close()

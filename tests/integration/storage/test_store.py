@@ -24,8 +24,9 @@ from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder, id_floor, location_id
 from streamer.ingest.position import Position, arrived
 from streamer.operations.embedded import PostgresServer
+from streamer.storage import database as database_module
 from streamer.storage import migrate
-from streamer.storage import store as store_module
+from streamer.storage.database import Database
 from streamer.storage.queries import RECONCILE_POSITIONS
 from streamer.storage.store import LocationRow, Store, VendorRow
 from streamer.supervisor import Supervisor
@@ -61,11 +62,11 @@ async def connected(url: str) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def opened(url: str, **options: Any) -> AsyncIterator[Store]:
-    store = await Store.open(url, **options)
+    store = Store(await Database.open(url, **options))
     try:
         yield store
     finally:
-        await store.close()
+        await store.database.close()
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def pings(vendor_id: str, timestamps: Sequence[int]) -> list[tuple[str, int]]:
 async def test_stored_pings_equal_the_reported_ones(store: Store, direct: Any) -> None:
     """A coordinate or a millisecond lost in the binary format is a false history, for Prisma's clients too."""
     timestamps = [0, T0, T0 + 1, 36**8 - 1]
-    assert await store.store_chunks([chunk(VENDOR, timestamps, lat=-12.345678901234567)]) == {}
+    assert await store.pings.store([chunk(VENDOR, timestamps, lat=-12.345678901234567)]) == {}
     rows = await direct.fetch('SELECT * FROM "locations" ORDER BY "id"')
     assert [row["id"] for row in rows] == [location_id(VENDOR, timestamp) for timestamp in timestamps]
     assert {(row["vendorId"], row["lat"], row["long"]) for row in rows} == {(VENDOR, -12.345678901234567, 21.0)}
@@ -136,10 +137,10 @@ async def test_a_ping_sent_twice_is_stored_once(store: Store, url: str, direct: 
     """A reconnecting app sends again what was not acked: within a batch, in the next, through another server."""
     ten = range(T0, T0 + 10)
     twice = [chunk(VENDOR, ten), chunk(OTHER, ten), chunk(VENDOR, range(T0 + 5, T0 + 15), lat=9.0)]
-    assert await store.store_chunks(twice, retry) == {}
-    assert await store.store_chunks([chunk(VENDOR, range(T0 + 10, T0 + 20), lat=9.0)], retry) == {}
+    assert await store.pings.store(twice, retry) == {}
+    assert await store.pings.store([chunk(VENDOR, range(T0 + 10, T0 + 20), lat=9.0)], retry) == {}
     async with opened(url) as another:
-        assert await another.store_chunks([chunk(VENDOR, range(T0, T0 + 25), lat=9.0)], retry) == {}
+        assert await another.pings.store([chunk(VENDOR, range(T0, T0 + 25), lat=9.0)], retry) == {}
     assert await stored(direct) == sorted(pings(VENDOR, range(T0, T0 + 25)) + pings(OTHER, ten))
     # of two positions at one timestamp the first to arrive is the ping
     lats = await direct.fetch('SELECT "lat" FROM "locations" WHERE "vendorId" = $1 ORDER BY "id"', VENDOR)
@@ -155,7 +156,7 @@ async def test_two_servers_store_the_same_pings_at_once(store: Store, url: str, 
             retry = False
             while True:
                 try:
-                    assert await target.store_chunks(chunks, retry) == {}
+                    assert await target.pings.store(chunks, retry) == {}
                     return
                 except Unavailable:  # a deadlock between the two, say; the batcher tries again
                     retry = True
@@ -169,7 +170,7 @@ async def test_a_vendor_that_is_gone_costs_only_its_own_pings(store: Store, dire
     """One deleted vendor's app would stop the storage of all others."""
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
     gone = chunk(OTHER, [T0, T0 + 1], seq=7)
-    rejected = await store.store_chunks([chunk(VENDOR, [T0]), gone, chunk(VENDORS[2], [T0])])
+    rejected = await store.pings.store([chunk(VENDOR, [T0]), gone, chunk(VENDORS[2], [T0])])
     assert list(rejected) == [gone]
     assert list(rejected[gone]) == [7, 8]
     code, message = rejected[gone][7]
@@ -184,7 +185,7 @@ async def test_a_vendor_deleted_while_its_pings_are_stored(store: Store, direct:
     await deletion.start()
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
     gone = chunk(OTHER, [T0])
-    storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0]), gone], True))
+    storing = asyncio.create_task(store.pings.store([chunk(VENDOR, [T0]), gone], True))
     await asyncio.sleep(0.1)
     assert not storing.done()
     await deletion.commit()
@@ -198,7 +199,7 @@ async def test_one_row_that_can_not_be_stored_costs_only_itself(store: Store, di
     hundred = range(T0, T0 + 100)
     first, second = poison(VENDOR, hundred, 37, seq=1000), poison(OTHER, hundred, 99)
     chunks = [chunk(VENDORS[2], hundred), first, second, chunk(VENDORS[3], hundred)]
-    rejected = await store.store_chunks(chunks, retry)
+    rejected = await store.pings.store(chunks, retry)
     assert {each: list(seqs) for each, seqs in rejected.items()} == {first: [1037], second: [100]}
     code, message = rejected[first][1037]
     assert code == ErrorCode.INTERNAL
@@ -207,7 +208,7 @@ async def test_one_row_that_can_not_be_stored_costs_only_itself(store: Store, di
     assert "timestamp out of range" in message
     assert len(await stored(direct)) == 398
     # and the connection is as good as before
-    assert await store.store_chunks([chunk(VENDORS[4], hundred)], retry) == {}
+    assert await store.pings.store([chunk(VENDORS[4], hundred)], retry) == {}
 
 
 async def test_staging_leaves_nothing_behind(store: Store, direct: Any) -> None:
@@ -216,10 +217,10 @@ async def test_staging_leaves_nothing_behind(store: Store, direct: Any) -> None:
     async def catalog() -> int:
         return int(await direct.fetchval("SELECT count(*) FROM pg_class"))
 
-    await store.store_chunks([chunk(VENDOR, [T0])], True)
+    await store.pings.store([chunk(VENDOR, [T0])], True)
     before = await catalog()
     for n in range(20):
-        await store.store_chunks([chunk(VENDOR, [T0, T0 + n])], True)
+        await store.pings.store([chunk(VENDOR, [T0, T0 + n])], True)
     assert await catalog() == before
     assert await direct.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'") == 0
 
@@ -232,17 +233,17 @@ async def test_staging_leaves_nothing_behind(store: Store, direct: Any) -> None:
 async def test_a_connection_cut_at_the_commit(url: str, direct: Any, retry: bool, committed: bool) -> None:
     """Nobody can know whether these pings are stored: they must be, once, after another try."""
     async with Proxy(url) as proxy, opened(proxy.url) as store:
-        await store.store_chunks([chunk(OTHER, [T0])], retry)
+        await store.pings.store([chunk(OTHER, [T0])], retry)
         # COPY: its end as the server sees it, or as the client does; staging: COMMIT likewise
         piece = b"COMMIT\0" if retry else b"COPY 3\0" if committed else b"\xff\xff"
         setattr(proxy, "cut_answer" if committed else "cut_request", piece)
         three = range(T0, T0 + 3)
         with pytest.raises(Unavailable):
-            await store.store_chunks([chunk(VENDOR, three)], retry)
+            await store.pings.store([chunk(VENDOR, three)], retry)
         assert proxy.cut_request is proxy.cut_answer is None, "it was cut"
         if committed:
             assert await stored(direct) == pings(VENDOR, three) + pings(OTHER, [T0])
-        assert await store.store_chunks([chunk(VENDOR, three)], True) == {}
+        assert await store.pings.store([chunk(VENDOR, three)], True) == {}
         assert await stored(direct) == pings(VENDOR, three) + pings(OTHER, [T0])
 
 
@@ -252,7 +253,7 @@ async def test_a_session_terminated_while_it_stores(store: Store, direct: Any, r
     lock = direct.transaction()
     await lock.start()
     await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
-    storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], retry))
+    storing = asyncio.create_task(store.pings.store([chunk(VENDOR, range(T0, T0 + 3))], retry))
     waiting = """SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"""
     async with asyncio.timeout(20):
         while (pid := await direct.fetchval(waiting)) is None:  # noqa: ASYNC110  # only PostgreSQL knows
@@ -262,7 +263,7 @@ async def test_a_session_terminated_while_it_stores(store: Store, direct: Any, r
         await storing
     await lock.commit()
     assert await stored(direct) == []
-    assert await store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], True) == {}
+    assert await store.pings.store([chunk(VENDOR, range(T0, T0 + 3))], True) == {}
     assert await stored(direct) == pings(VENDOR, range(T0, T0 + 3))
 
 
@@ -273,10 +274,10 @@ async def test_a_lock_that_is_not_released(url: str, direct: Any, retry: bool) -
         async with direct.transaction():
             await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
             with pytest.raises(Unavailable, match="55P03"):
-                await store.store_chunks([chunk(VENDOR, [T0])], retry)
+                await store.pings.store([chunk(VENDOR, [T0])], retry)
             with pytest.raises(Unavailable, match="55P03"):
                 await store.locations(VENDOR, T0, T0 + 1, 10)
-        assert await store.store_chunks([chunk(VENDOR, [T0])], True) == {}
+        assert await store.pings.store([chunk(VENDOR, [T0])], True) == {}
     assert await stored(direct) == pings(VENDOR, [T0])
 
 
@@ -285,12 +286,12 @@ async def test_a_cancelled_call_leaves_no_trace(store: Store, direct: Any, retry
     """A server that stops in the middle of a batch must stop, and its connection must not come back half used."""
     async with direct.transaction():
         await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
-        storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0])], retry))
+        storing = asyncio.create_task(store.pings.store([chunk(VENDOR, [T0])], retry))
         await asyncio.sleep(0.1)
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await storing
-    assert await store.store_chunks([chunk(VENDOR, [T0])], True) == {}
+    assert await store.pings.store([chunk(VENDOR, [T0])], True) == {}
     assert await stored(direct) == pings(VENDOR, [T0])
 
 
@@ -299,7 +300,7 @@ async def test_an_exhausted_pool_is_an_outage_of_bounded_length(url: str, direct
     limits = ("&" if "?" in url else "?") + "connection_limit=1&pool_timeout=1"
     async with opened(url + limits, pool_size=9, pool_timeout=99) as store, direct.transaction():
         await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
-        storing = asyncio.create_task(store.store_chunks([chunk(VENDOR, [T0])]))
+        storing = asyncio.create_task(store.pings.store([chunk(VENDOR, [T0])]))
 
         async def blocked() -> bool:
             return bool(await direct.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
@@ -316,7 +317,7 @@ async def test_behind_pgbouncer(url: str, direct: Any) -> None:
     """Its transaction pooling keeps no session of ours: nothing may count on one."""
     async with opened(url + ("&" if "?" in url else "?") + "pgbouncer=true") as store:
         for retry in (False, True, True):
-            assert await store.store_chunks([chunk(VENDOR, [T0, T0 + 1])], retry) == {}
+            assert await store.pings.store([chunk(VENDOR, [T0, T0 + 1])], retry) == {}
         assert await durable(store) == T0 + 1
     assert await stored(direct) == pings(VENDOR, [T0, T0 + 1])
 
@@ -324,7 +325,7 @@ async def test_behind_pgbouncer(url: str, direct: Any) -> None:
 async def test_a_failed_open_names_the_remedy_and_no_password(unused_tcp_port: int) -> None:
     """The message ends in logs and on screens."""
     with pytest.raises(Unavailable) as failed:
-        await Store.open(f"postgresql://venta:s3cret@127.0.0.1:{unused_tcp_port}/venta_db")
+        Store(await Database.open(f"postgresql://venta:s3cret@127.0.0.1:{unused_tcp_port}/venta_db"))
     assert f"127.0.0.1:{unused_tcp_port}/venta_db" in str(failed.value)
     assert "DATABASE_URL" in str(failed.value)
     assert "s3cret" not in str(failed.value)
@@ -334,7 +335,7 @@ async def test_acked_is_on_disk_even_where_commits_are_asynchronous(url: str, di
     """With synchronous_commit off, as some hosts have it, a crash would lose what was acked."""
     await direct.execute(f'ALTER DATABASE "{urlsplit(url).path[1:]}" SET synchronous_commit = off')
     async with opened(url) as store:
-        assert await store._run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == "on"
+        assert await store.database.run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == "on"
 
 
 async def test_a_server_killed_and_restarted_loses_no_ping(
@@ -344,7 +345,7 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
     await migrate.upgrade(postgres_server.url)
     await seed(postgres_server.url)
     async with opened(postgres_server.url, statement_timeout=5, pool_timeout=5) as store:
-        batcher, supervisor = Batcher(store.store_chunks, chance=lambda: 1.0), Supervisor()
+        batcher, supervisor = Batcher(store.pings.store, chance=lambda: 1.0), Supervisor()
         supervisor.start({"batcher": batcher.run})
         acked: list[Chunk] = []
 
@@ -389,16 +390,16 @@ async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
     postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frozen machine sends no error: only our own clock ends the wait. What it got before it froze counts once."""
-    monkeypatch.setattr(store_module, "ANSWER_GRACE", 0.1)
+    monkeypatch.setattr(database_module, "ANSWER_GRACE", 0.1)
     await migrate.upgrade(postgres_server.url)
     await seed(postgres_server.url)
     async with opened(postgres_server.url, statement_timeout=0.3, pool_timeout=0.5) as store:
         for retry in (False, True):
-            await store.store_chunks([chunk(OTHER, [T0])], retry)
+            await store.pings.store([chunk(OTHER, [T0])], retry)
             postgres_server.pause()
             try:
                 with pytest.raises(Unavailable, match="did not answer"):
-                    await store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], retry)
+                    await store.pings.store([chunk(VENDOR, range(T0, T0 + 3))], retry)
                 with pytest.raises(Unavailable):
                     await vendor(store, VENDOR)
                 with pytest.raises(Unavailable):
@@ -414,7 +415,7 @@ async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
             async with asyncio.timeout(30):
                 while True:
                     with suppress(Unavailable):
-                        assert await store.store_chunks([chunk(VENDOR, range(T0, T0 + 3))], True) == {}
+                        assert await store.pings.store([chunk(VENDOR, range(T0, T0 + 3))], True) == {}
                         break
                     await asyncio.sleep(0.05)
     async with connected(postgres_server.url) as direct:
@@ -485,10 +486,10 @@ async def test_positions_behind_are_brought_up_after_a_crash(
     store: Store, direct: Any, at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process killed between a commit and the merged update would leave a parked truck where it was before."""
-    monkeypatch.setattr(store_module, "RECONCILE_VENDORS", at_a_time)
-    await store.store_chunks([chunk(VENDOR, [T0 + 1, T0 + 9, T0 + 5], lat=7.0), chunk(OTHER, [T0 - 5000], lat=7.0)])
+    monkeypatch.setattr("streamer.storage.store.RECONCILE_VENDORS", at_a_time)
+    await store.pings.store([chunk(VENDOR, [T0 + 1, T0 + 9, T0 + 5], lat=7.0), chunk(OTHER, [T0 - 5000], lat=7.0)])
     await store.update_positions([(VENDORS[2], Position(T0, 1.0, 1.0))])
-    await store.store_chunks([chunk(VENDORS[2], [T0 - 1], lat=7.0)])
+    await store.pings.store([chunk(VENDORS[2], [T0 - 1], lat=7.0)])
     assert await store.reconcile_positions(T0 - 1000) == 1
     assert await position_of(direct, VENDOR) == (7.0, 21.0, datetime(2024, 11, 24, 17, 0, 0, 9000))
     assert (await position_of(direct, OTHER))[0] is None
@@ -551,11 +552,11 @@ async def test_vendors_and_cards(store: Store, direct: Any) -> None:
 async def test_durable_is_the_newest_stored_ping(store: Store) -> None:
     """An app throws away what is older: a value too new loses its pings, one too old has them sent again."""
     assert await durable(store) is None
-    await store.store_chunks([chunk(VENDOR, [T0, T0 + 60_000]), chunk(OTHER, [T0 + 90_000])])
+    await store.pings.store([chunk(VENDOR, [T0, T0 + 60_000]), chunk(OTHER, [T0 + 90_000])])
     assert await durable(store) == T0 + 60_000
     await store.update_positions([(VENDOR, Position(T0 + 60_000, 1.0, 1.0))])
     assert await durable(store) == T0 + 60_000
-    await store.store_chunks([chunk(VENDOR, [T0 + 70_000, T0 + 30_000])])
+    await store.pings.store([chunk(VENDOR, [T0 + 70_000, T0 + 30_000])])
     assert await durable(store) == T0 + 70_000
 
 
@@ -563,7 +564,7 @@ async def test_history_is_paged_without_gaps_or_repeats(store: Store, direct: An
     """Rows that Prisma or an import wrote under ids of their own belong to the history too."""
     day = 86_400_000
     timestamps = [T0 - day, T0, T0 + 1, T0 + 2, T0 + day]
-    await store.store_chunks([chunk(VENDOR, timestamps), chunk(OTHER, timestamps)])
+    await store.pings.store([chunk(VENDOR, timestamps), chunk(OTHER, timestamps)])
     foreign = ["0198c0de-0000-7000-8000-000000000000", "c0ffee00-0000-4000-8000-000000000000", "zzz", "cm3vuh7k1zzzz"]
     await direct.executemany(
         """INSERT INTO "locations" ("id", "vendorId", "lat", "long", "timestamp") VALUES ($1, $2, 52, 21, $3)""",
@@ -592,7 +593,7 @@ async def test_a_database_without_our_tables_is_named_as_such(empty_database_url
     """The operator must read what to do; pings must be kept until it is done."""
     async with opened(empty_database_url) as store:
         with pytest.raises(Unavailable, match="42P01"):
-            await store.store_chunks([chunk(VENDOR, [T0])])
+            await store.pings.store([chunk(VENDOR, [T0])])
         with pytest.raises((Unavailable, DatabaseError), match="42P01"):
             await vendor(store, VENDOR)
 
@@ -603,7 +604,7 @@ async def test_position_updates_stay_on_their_page(store: Store, direct: Any) ->
         pytest.skip("BRIN indexes do not prevent HOT updates from PostgreSQL 16 on")
     for n in range(20):
         await store.update_positions([(vendor_id, Position(T0 + n, 52.0 + n / 1000, 21.0)) for vendor_id in VENDORS])
-    await store.close()  # a session sends its statistics at its end at the latest
+    await store.database.close()  # a session sends its statistics at its end at the latest
     statistics = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'vendors'"
 
     async def counted() -> bool:

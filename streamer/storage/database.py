@@ -1,0 +1,250 @@
+"""The pool of connections to PostgreSQL: bounded waits, and the errors of drivers as errors of this project.
+
+Unavailable means that PostgreSQL can't be reached, does not answer, or refuses for a reason that is not in the data:
+what was to be stored may be stored or not, and may be stored again without harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import asyncpg
+
+from streamer import tls
+from streamer.counters import Counters
+from streamer.errors import DatabaseError, Unavailable
+from streamer.storage import queries
+from streamer.storage.connections import Connector, explanation, unreachable
+from streamer.storage.dsn import parse_url
+
+T = TypeVar("T")
+
+ANSWER_GRACE = 2.0
+"""Seconds a server may be late with its own timeout before the connection is given up."""
+
+HEALTH_TIMEOUT = 2.0
+CLOSE_TIMEOUT = 5.0
+
+# SQLSTATE classes that are the fault of a row: data exception, integrity constraint, program limit, raised by a
+# trigger. 08P01 from a server is a malformed row in a binary COPY.
+DATA_CLASSES = frozenset({"22", "23", "54", "P0"})
+
+# InternalClientError: the server ended a session while it was idle, and asyncpg had only half noticed.
+_CONNECTION_ERRORS = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+
+class Database:
+    """The server's connections to one database; opened by `Database.open`."""
+
+    def __init__(
+        self, pool: Any, where: str, pool_timeout: float, statement_timeout: float, counters: Counters | None = None
+    ) -> None:
+        self._pool = pool
+        self._counters = counters or Counters()
+        self._where = where
+        self._pool_timeout = pool_timeout
+        self._answer_timeout = statement_timeout + ANSWER_GRACE
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        pool_size: int = 8,
+        pool_timeout: float = 10.0,
+        statement_timeout: float = 30.0,
+        counters: Counters | None = None,
+    ) -> Database:
+        """Connect; the URL's connection_limit and pool_timeout win. Times are seconds. Raises Unavailable.
+
+        It survives later outages: each call tries again.
+        """
+        parsed = parse_url(url)
+        pool_size = parsed.pool_size or pool_size
+        pool_timeout = parsed.pool_timeout or pool_timeout
+        where = f"{parsed.places}/{parsed.database}"
+        arguments = parsed.connect_args()
+        # PgBouncer rejects settings that it is not configured to pass on: there only our own timer limits a statement.
+        settings = {} if parsed.pgbouncer else _session_settings(statement_timeout)
+        arguments["server_settings"] = {
+            "application_name": "venta-streamer",
+            **settings,
+            **arguments["server_settings"],
+        }
+        arguments["timeout"] = min(arguments["timeout"], pool_timeout)
+        # No floor: asyncpg would keep it by a task of its own that logs a traceback for each failure of an outage.
+        pool = asyncpg.create_pool(
+            **arguments,
+            connect=Connector(parsed),
+            min_size=0,
+            max_size=pool_size,
+            init=_keep_commits_durable,
+            reset=_nothing_to_reset,
+        )
+        try:
+            await pool
+            await pool.release(await pool.acquire(timeout=pool_timeout))
+        except _CONNECTION_ERRORS as error:
+            pool.terminate()
+            where = f"PostgreSQL at {where}"
+            if isinstance(error, asyncpg.PostgresError):
+                raise explanation(where, error.sqlstate, error) from None
+            raise Unavailable(f"{where}{unreachable(error, f'no answer within {pool_timeout:g} s')}") from None
+        return cls(pool, where, pool_timeout, statement_timeout, counters)
+
+    async def close(self) -> None:
+        """Waits a moment for running statements, and closes all connections."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def answer(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
+        """Returns what `work` returns, as `run` does, where PostgreSQL has no reason to refuse: else DatabaseError."""
+        try:
+            return await self.run(work, what)
+        except asyncpg.PostgresError as error:
+            raise DatabaseError(
+                f"PostgreSQL at {self._where} refused a statement: {error} (SQLSTATE {error.sqlstate});"
+                " the schema or what is in it is not what this version expects: bring it up to date"
+            ) from error
+
+    async def fetch(self, what: str, statement: str, *arguments: object) -> list[Any]:
+        """Returns the rows of a statement; `what` labels the duration metric."""
+        rows: list[Any] = await self.answer(lambda connection: connection.fetch(statement, *arguments), what)
+        return rows
+
+    async def execute(self, what: str, statement: str, *arguments: object) -> None:
+        """Executes a statement; `what` labels the duration metric."""
+        await self.answer(lambda connection: connection.execute(statement, *arguments), what)
+
+    async def run(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
+        """Returns what `work` returns on a pooled connection, within bounds; `what` labels the duration metric.
+
+        A connection is kept only when its state is known.
+
+        Raises:
+            asyncpg.PostgresError: the fault is in the data.
+            Unavailable: anything else.
+        """
+        began = time.monotonic()
+        try:
+            return await self._work(work)
+        finally:
+            self._counters.postgresql[what].observe(time.monotonic() - began)
+
+    async def _work(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        try:
+            connection = await self._pool.acquire(timeout=self._pool_timeout)
+        except TimeoutError:
+            raise Unavailable(
+                f"no connection to PostgreSQL at {self._where} within {self._pool_timeout:g} s:"
+                f" all {self._pool.get_max_size()} are in use, or it does not answer"
+            ) from None
+        except asyncpg.PostgresError as error:
+            raise Unavailable(str(explanation(f"PostgreSQL at {self._where}", error.sqlstate, error))) from error
+        except _CONNECTION_ERRORS as error:
+            failed = tls.trouble(error, "DATABASE_URL", "sslrootcert")
+            raise Unavailable(f"PostgreSQL at {self._where} can't be reached: {failed or error}") from error
+        given_up = known = False
+
+        def give_up() -> None:
+            nonlocal given_up
+            given_up = True
+            _terminate(connection)
+
+        # Not asyncio.timeout: what it cancels may then wait for a rollback, forever if the server hangs.
+        timer = asyncio.get_running_loop().call_later(self._answer_timeout, give_up)
+        try:
+            answer = await work(connection)
+            known = True
+            return answer
+        except _CONNECTION_ERRORS as error:
+            if given_up:
+                raise Unavailable(
+                    f"PostgreSQL at {self._where} did not answer within {self._answer_timeout:g} s;"
+                    " the connection was given up"
+                ) from None
+            if isinstance(error, asyncpg.PostgresError):
+                known = _is_in_the_data(error) and not is_closed(connection)
+                if known:
+                    raise
+                reason = explanation(f"PostgreSQL at {self._where}", error.sqlstate, error)
+                raise Unavailable(str(reason)) from error
+            if isinstance(error, asyncpg.InterfaceError) and not is_closed(connection):
+                raise
+            raise Unavailable(f"the connection to PostgreSQL at {self._where} was lost: {error}") from error
+        finally:
+            timer.cancel()
+            if not known:
+                _terminate(connection)
+            # What can fail here is a connection just lost, which is out of the pool by itself.
+            with suppress(*_CONNECTION_ERRORS):
+                await self._pool.release(connection)
+
+    async def soon(self, work: Callable[[Any], Awaitable[T]], what: str) -> T:
+        """Returns what `work` returns within HEALTH_TIMEOUT, or raises Unavailable."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                return await self.answer(work, what)
+        except TimeoutError:
+            raise Unavailable(f"PostgreSQL at {self._where} did not answer within {HEALTH_TIMEOUT:g} s") from None
+
+
+async def _keep_commits_durable(connection: Any) -> None:
+    # Override synchronous_commit=off: an ack promises durability.
+    await connection.execute(queries.KEEP_COMMITS_DURABLE)
+
+
+async def _nothing_to_reset(_: Any) -> None:
+    """Saves a round trip: the statements of this package leave nothing behind in a session."""
+
+
+def _is_in_the_data(error: Any) -> bool:
+    sqlstate = error.sqlstate or ""
+    return sqlstate[:2] in DATA_CLASSES or sqlstate == "08P01"
+
+
+def _terminate(connection: Any) -> None:
+    with suppress(asyncpg.InterfaceError):  # a lost connection is taken from us, and then answers nothing
+        connection.terminate()
+
+
+def is_closed(connection: Any) -> bool:
+    """Returns whether a connection is closed, or was taken from us."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
+def can_be_text(value: str) -> bool:
+    """Returns whether PostgreSQL can store this text."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _session_settings(statement_timeout: float) -> dict[str, str]:
+    milliseconds = str(round(statement_timeout * 1000))
+    return {
+        "statement_timeout": milliseconds,
+        # Earlier than that, so that the error names a lock as the cause.
+        "lock_timeout": str(round(statement_timeout * 500)),
+        # The locks of a client that vanished are released as soon.
+        "idle_in_transaction_session_timeout": milliseconds,
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+        # Compiling takes longer than any statement here.
+        "jit": "off",
+    }
