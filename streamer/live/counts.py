@@ -8,7 +8,7 @@ Processes that count with the same key use the same groups, so their sums add up
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from itertools import islice
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ AT_ONCE = 2_000
 """Vendors that are added up before the event loop gets its turn, and again each round."""
 CELL_COST, TEST_COST, POLYGON_TEST_COST = 4, 2, 8
 """What a cell and a vendor at the area's boundary take, where adding up a vendor takes 1."""
+RECOUNTS = 3
+"""How often cells that change while they are counted are counted again at most; each time they are fewer."""
 SETTLED = 1 / 64
 """The share of a group's height by which its mean must move to be sent again."""
 
@@ -85,7 +87,7 @@ class CellSums:
 
     def of(self, level: int, only_open: bool) -> dict[int, Sums | None]:
         """The known sums of a level's cells."""
-        self.index.recount.setdefault(level, set())
+        self.index.recount.setdefault(level, {})
         return self._grids.setdefault((level, only_open), {})
 
     def refresh(self) -> None:
@@ -133,18 +135,47 @@ class Counter:
         return ((box.north - box.south) / size + 1) * (width / size + 1)
 
     async def count(self, cells: CellSums) -> dict[int, Sums]:
-        """The sums by group; everybody else has a turn after each step. A vendor that moves meanwhile may be missed."""
+        """The sums by group; everybody else has a turn after each step."""
         groups: dict[int, Sums] = {}
         for _ in self.steps(cells, groups):
             await asyncio.sleep(0)
         return groups
 
     def steps(self, cells: CellSums, groups: dict[int, Sums]) -> Iterator[None]:
-        """Counts in steps of about AT_ONCE vendors; puts the sums by group into `groups`."""
+        """Counts in steps of about AT_ONCE vendors; puts the sums by group into `groups`.
+
+        Cells that change meanwhile are counted again: a vendor that moves from one to another counts once.
+        """
+        index, refreshed, since = cells.index, cells.refreshed, 0
+        added: dict[int, tuple[int, Sums]] = {}
+        yield from self._add(cells, groups, added)
+        for _ in range(RECOUNTS):
+            changed = {at for at, number in index.recount.get(self._level, {}).items() if number > since}
+            if not changed or refreshed != cells.refreshed:
+                break
+            since = index.recounted
+            whole = cells.of(self._level, self._key.open)
+            for at in changed:
+                whole.pop(at, None)
+                if at in added:
+                    group, sums = added.pop(at)
+                    add(groups[group], [-value for value in sums])
+            yield from self._add(cells, groups, added, changed)
+        for group in [group for group, sums in groups.items() if not sums[0]]:
+            del groups[group]
+
+    def _add(
+        self,
+        cells: CellSums,
+        groups: dict[int, Sums],
+        added: dict[int, tuple[int, Sums]],
+        only: Set[int] | None = None,
+    ) -> Iterator[None]:
+        """Adds the sums of cells, or of only some, to their groups; notes in `added` what was added of each cell."""
         only_open, contains = self._key.open, self._key.area.contains
         test_cost = POLYGON_TEST_COST if isinstance(self._key.area, Polygon) else TEST_COST
         whole, work = cells.of(self._level, only_open), 0
-        for at, vendors, inside, group in self._cells(cells.index):
+        for at, vendors, inside, group in self._cells(cells.index, only):
             work += CELL_COST
             if work >= AT_ONCE:
                 yield
@@ -167,15 +198,18 @@ class Counter:
                     # Otherwise what changed in the cell meanwhile is not known any more.
                     whole[at] = sums
             if sums is not None:
+                added[at] = group, sums
                 held = groups.get(group)
                 groups[group] = sums.copy() if held is None else add(held, sums)
 
-    def _cells(self, index: LiveIndex) -> Iterator[tuple[int, Collection[Vendor], bool | None, int]]:
+    def _cells(
+        self, index: LiveIndex, only: Set[int] | None
+    ) -> Iterator[tuple[int, Collection[Vendor], bool | None, int]]:
         """Each cell with vendors: its vendors, whether it is wholly inside the area (None: outside), and its group."""
         cells, located = index.cells(self._level), self._located
         if self._whole is not None:
             for inside, covered in ((True, self._whole), (False, self._boundary)):
-                for at in covered:
+                for at in covered if only is None else covered & only:
                     spot = cells.get(at)
                     if spot is not None and spot.vendors:
                         if at not in located:
@@ -184,7 +218,7 @@ class Counter:
             return
         box = self._key.area
         assert isinstance(box, Box)
-        for at in tuple(cells):
+        for at in tuple(cells if only is None else only):
             spot = cells.get(at)
             if spot is not None and spot.vendors:
                 if at not in located:

@@ -84,8 +84,10 @@ class LiveIndex:
         """Bytes of updates and snapshots written."""
         self.delivered = 0
         """Positions in them."""
-        self.recount: dict[int, set[int]] = {}
-        """For each level whose cells are counted, the cells in which counts may have changed."""
+        self.recount: dict[int, dict[int, int]] = {}
+        """For each level whose cells are counted, the cells whose counts may have changed, and the change's number."""
+        self.recounted = 0
+        """The number of the last such change."""
         self.unfinished = False
         """Whether the next tick has more of a large snapshot for a client that can take it."""
         self.observer: Callable[[Mapping[Vendor, Before]], object] | None = None
@@ -338,8 +340,9 @@ class LiveIndex:
     def note_count(self, vendor: Vendor) -> None:
         """Has the cell of a vendor counted again."""
         if self.recount and vendor.cell >= 0:
+            self.recounted += 1
             for level, cells in self.recount.items():
-                cells.add(parent(vendor.cell, level))
+                cells[parent(vendor.cell, level)] = self.recounted
 
     def in_bus_cell(self, id: int) -> tuple[Vendor, ...]:
         """Returns the live vendors in a cell of the grid that names Redis channels."""
@@ -450,7 +453,8 @@ class LiveIndex:
             self._take_out(vendor, level, old)
             self._cell(level, new).add(vendor)
             if level in self.recount:
-                self.recount[level].update((old, new))
+                self.recounted += 1
+                self.recount[level][old] = self.recount[level][new] = self.recounted
         vendor.cell = to
 
     def _take_out(self, vendor: Vendor, level: int, id: int) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import time
 from typing import Any
 
 import aiohttp
 import orjson
+import psutil
+import pytest
 
+from loadtest.clients.target import Target
+from loadtest.clients.websocket import WebSocket, connect
 from streamer.storage.seed import seed
 from tests.conftest import Serve
 from tests.support.apps import App, VendorApp, eventually
+from tests.support.crowd import crowd
+from tests.support.process import ServerProcess
 
 WORLD = {"sw": {"lat": -90, "long": -180}, "ne": {"lat": 90, "long": 180}}
 
@@ -60,3 +69,54 @@ async def test_the_world_in_every_notation(serve: Serve, database_url: str) -> N
                 pass
             snapshot = orjson.loads(line[5:])
             assert sum(group["count"] for group in snapshot["groups"]) == 3
+
+
+CROWD = int(os.environ.get("STREAMER_CROWD", "2000"))
+CUSTOMERS = 1000 if "STREAMER_CROWD" in os.environ else 20
+SECONDS = 20 if "STREAMER_CROWD" in os.environ else 4
+
+
+@pytest.mark.timeout(300)
+async def test_overviews_of_a_crowd(serving_url: str, redis_url: str) -> None:
+    """Customers who see the world cost little while all its vendors move: the same bytes, as few, for each of them.
+
+    `STREAMER_CROWD=100000 pytest -s` measures what docs/map.md says.
+    """
+    async with crowd(redis_url, CROWD), ServerProcess(serving_url, redis_url, admission_rate=1000) as server:
+        process = psutil.Process(server.pid)
+        sockets: list[WebSocket] = []
+        held: list[dict[str, int]] = []
+
+        async def customer() -> None:
+            groups: dict[str, int] = {}
+
+            def take(data: bytes) -> None:
+                message = orjson.loads(data)
+                if message["type"] in ("snapshot", "update"):
+                    groups.update((group["group"], group["count"]) for group in message["groups"])
+
+            socket = await connect(Target.parse(server.url), "/v1/watch", take)
+            await socket.opened
+            socket.send(orjson.dumps({"type": "watch", "id": "z", "area": WORLD, "as": "counts"}))
+            sockets.append(socket)
+            held.append(groups)
+
+        async def cost() -> tuple[float, int]:
+            """Percent of a core, and bytes to one customer in a second."""
+            await asyncio.sleep(2)
+            used, received, began = sum(process.cpu_times()[:2]), sum(one.received for one in sockets), time.monotonic()
+            await asyncio.sleep(SECONDS)
+            passed = time.monotonic() - began
+            got = (sum(one.received for one in sockets) - received) / max(1, len(sockets))
+            return round((sum(process.cpu_times()[:2]) - used) / passed * 100, 1), round(got / passed)
+
+        figures = {0: await cost()}
+        for number in (1, CUSTOMERS):
+            while len(sockets) < number:
+                await customer()
+            await eventually(lambda: all(sum(groups.values()) == CROWD for groups in held), "the world for all")
+            figures[number] = await cost()
+        print(f"\n{CROWD} vendors; customers: (% of a core, bytes/s each): {figures}")
+        assert all(groups == held[0] for groups in held)
+        for socket in sockets:
+            socket.close()

@@ -24,7 +24,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._stranded: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._down = False
+        self._down = self._ended = False
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.url = url
@@ -44,6 +44,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        self._ended = True
         self.cut()
         for task in tuple(self._tasks):
             task.cancel()
@@ -84,9 +85,14 @@ class Proxy:
         return await asyncio.open_connection(self._parts.hostname, self._parts.port)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._ended:  # it was on its way
+            writer.transport.abort()
+            return
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # one that is cancelled before its first step has closed nothing
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = {writer}

@@ -8,6 +8,8 @@ const EXTENT = 8192;
 /** Zoom levels of the server's tiles; they are outlines, so they are drawn larger at the levels between. */
 const LEVELS = [6, 3, 0];
 const TILE = 512;
+/** Time of a frame in which further tiles are painted, ms. */
+const PAINTING = 5;
 const [COUNTRY, , CAPITAL] = [0, 1, 2];
 
 const kept = new Map();
@@ -17,7 +19,7 @@ function fetched(url, z, x, y) {
   const path = url.replace("{z}", z).replace("{x}", x).replace("{y}", y);
   if (!kept.has(path)) {
     const coming = fetch(path).then((answer) => {
-      if (answer.status === 200) return answer.json().then(unpacked);
+      if (answer.status === 200) return answer.json().then((tile) => unpacked(tile, x === 0, x === 2 ** z - 1));
       if (answer.status === 204) return null;
       throw new Error(`${path}: ${answer.status}`);
     });
@@ -28,24 +30,54 @@ function fetched(url, z, x, y) {
   return kept.get(path);
 }
 
-/** Decodes a tile's polygons, with the box around each, as most of them are not visible at a time. */
-function unpacked({ land, places }) {
+/** Decodes a tile's polygons into paths, with the box around each, as most of them are not visible at a time. */
+function unpacked({ land, places }, first, last) {
   const polygons = land.map(([, ...rings]) => {
     const box = [Infinity, Infinity, -Infinity, -Infinity];
-    const corners = rings.map((ring) => {
-      const found = new Int32Array(ring);
-      for (let at = 2; at < found.length; at += 1) found[at] += found[at - 2];
-      for (let at = 0; at < found.length; at += 2) {
-        box[0] = Math.min(box[0], found[at]);
-        box[1] = Math.min(box[1], found[at + 1]);
-        box[2] = Math.max(box[2], found[at]);
-        box[3] = Math.max(box[3], found[at + 1]);
+    const fill = new Path2D();
+    const line = new Path2D();
+    for (const ring of rings) {
+      for (let at = 2; at < ring.length; at += 1) ring[at] += ring[at - 2];
+      let [x, y] = ring;
+      fill.moveTo(x, y);
+      line.moveTo(x, y);
+      for (let at = 2; at <= ring.length; at += 2) {
+        const to = at === ring.length ? 0 : at;
+        const nextX = ring[to];
+        const nextY = ring[to + 1];
+        fill.lineTo(nextX, nextY);
+        // where the map of the world is cut open there is no border
+        const edge = x === nextX && ((first && x === 0) || (last && x === EXTENT));
+        const outside =
+          (x < 0 && nextX < 0) || (y < 0 && nextY < 0) || (x > EXTENT && nextX > EXTENT) || (y > EXTENT && nextY > EXTENT);
+        if (edge || outside) line.moveTo(nextX, nextY);
+        else line.lineTo(nextX, nextY);
+        x = nextX;
+        y = nextY;
+        box[0] = Math.min(box[0], x);
+        box[1] = Math.min(box[1], y);
+        box[2] = Math.max(box[2], x);
+        box[3] = Math.max(box[3], y);
       }
-      return found;
-    });
-    return { corners, box };
+      fill.closePath();
+    }
+    return { fill, line, box };
   });
   return { polygons, places };
+}
+
+const queue = [];
+
+/** Paints when it is its turn: only so many tiles in a frame, so that the map and its vendors move on meanwhile. */
+function soon(paintTile) {
+  if (queue.push(paintTile) === 1) requestAnimationFrame(work);
+}
+
+function work() {
+  const until = performance.now() + PAINTING;
+  do queue.shift()();
+  while (queue.length > 0 && performance.now() < until);
+  if (queue.length > 0) requestAnimationFrame(work);
 }
 
 function colours() {
@@ -79,61 +111,38 @@ export const LandLayer = L.GridLayer.extend({
       return canvas;
     }
     fetched(this._source, level, ((x % across) + across) % across, y).then(
-      (tile) => {
-        const context = canvas.getContext("2d");
-        const unit = (TILE * ratio * shift) / EXTENT;
-        context.setTransform(unit, 0, 0, unit, -(coords.x - x * shift) * TILE * ratio, -(coords.y - y * shift) * TILE * ratio);
-        if (tile !== null) {
-          const part = EXTENT / shift;
-          paint(context, tile.polygons, [(coords.x - x * shift) * part, (coords.y - y * shift) * part, part], unit, across, x, ratio);
-          if (tile.places.length > 0) this._names.add(`${level}/${x}/${y}`, tile.places);
-        }
-        grid(context, coords, ratio);
-        done(null, canvas);
-      },
+      (tile) =>
+        soon(() => {
+          if (!canvas.isConnected) return; // zoomed on meanwhile
+          const context = canvas.getContext("2d");
+          const unit = (TILE * ratio * shift) / EXTENT;
+          context.setTransform(unit, 0, 0, unit, -(coords.x - x * shift) * TILE * ratio, -(coords.y - y * shift) * TILE * ratio);
+          if (tile !== null) {
+            const part = EXTENT / shift;
+            paint(context, tile.polygons, [(coords.x - x * shift) * part, (coords.y - y * shift) * part, part], unit, ratio);
+            if (tile.places.length > 0) this._names.add(`${level}/${x}/${y}`, tile.places);
+          }
+          grid(context, coords, ratio);
+          done(null, canvas);
+        }),
       (error) => done(error, canvas),
     );
     return canvas;
   },
 });
 
-function paint(context, polygons, [left, top, part], unit, across, column, ratio) {
+function paint(context, polygons, [left, top, part], unit, ratio) {
   const colour = colours();
-  const fill = new Path2D();
-  const line = new Path2D();
-  const first = ((column % across) + across) % across === 0;
-  const last = ((column % across) + across) % across === across - 1;
   const margin = (4 * ratio) / unit;
-  for (const { corners, box } of polygons) {
-    if (box[2] < left - margin || box[0] > left + part + margin || box[3] < top - margin || box[1] > top + part + margin) continue;
-    for (const ring of corners) {
-      let x = ring[0];
-      let y = ring[1];
-      fill.moveTo(x, y);
-      line.moveTo(x, y);
-      for (let at = 2; at <= ring.length; at += 2) {
-        const to = at === ring.length ? 0 : at;
-        const nextX = ring[to];
-        const nextY = ring[to + 1];
-        fill.lineTo(nextX, nextY);
-        // where the map of the world is cut open there is no border
-        const edge = x === nextX && ((first && x === 0) || (last && x === EXTENT));
-        const outside =
-          (x < 0 && nextX < 0) || (y < 0 && nextY < 0) || (x > EXTENT && nextX > EXTENT) || (y > EXTENT && nextY > EXTENT);
-        if (edge || outside) line.moveTo(nextX, nextY);
-        else line.lineTo(nextX, nextY);
-        x = nextX;
-        y = nextY;
-      }
-      fill.closePath();
-    }
-  }
+  const seen = polygons.filter(
+    ({ box }) => box[2] >= left - margin && box[0] <= left + part + margin && box[3] >= top - margin && box[1] <= top + part + margin,
+  );
   context.fillStyle = colour.land;
-  context.fill(fill, "evenodd");
   context.strokeStyle = colour.line;
   context.lineWidth = (1.1 * ratio) / unit;
   context.lineJoin = "round";
-  context.stroke(line);
+  for (const { fill } of seen) context.fill(fill, "evenodd");
+  for (const { line } of seen) context.stroke(line);
 }
 
 /** Thin lines of longitude and latitude: where there is nothing else they show that the map moves. */

@@ -157,7 +157,11 @@ let edge = null;
 let view = null;
 /** The counts of the vendors in view; null while there are few. */
 let overview = null;
-/** Whether the server knows `counts` watches. */
+/** Whether `view` still watches where the map was before, as what is in view is counted first. */
+let behind = false;
+/** The zoom at which `view` began to watch where it does. */
+let viewZoom = 0;
+let hinted = false;
 
 /** The view and a little around it; `clipped` when one watch of vendors can't hold it. */
 function viewArea() {
@@ -170,14 +174,17 @@ function wanted(more) {
 
 function showVendors() {
   const { area: box, clipped } = viewArea();
+  behind = false;
+  viewZoom = map.getZoom();
   drawEdge(clipped ? box : null);
-  notice(clipped ? text("zoom-in") : "");
+  hint(clipped);
   if (view !== null) return view.move(wanted({ area: box }));
   view = client.watch(
     wanted({ area: box }),
     handlers("view", {
-      onSnapshot: (vendors) => {
-        if (vendors.size > MANY) return showCounts();
+      // a snapshot has the first of many vendors only, the others enter after it
+      onEntered: () => view !== null && view.vendors.size > MANY && stopVendors(),
+      onSnapshot: () => {
         overview?.close();
         overview = null;
         bubbles.show(new Map());
@@ -185,6 +192,13 @@ function showVendors() {
     }),
     "view",
   );
+}
+
+/** Receives no more vendors; those that came stay on the map until their counts are known. */
+function stopVendors() {
+  view.close();
+  view = null;
+  showCounts();
 }
 
 function showCounts() {
@@ -197,7 +211,7 @@ function showCounts() {
   };
   const asked = wanted({ area: box, as: "counts", detail: Math.max(16, Math.min(400, Math.round((size.x * size.y) / 6_000))) });
   drawEdge(null);
-  notice("");
+  hint(false);
   if (overview !== null) return overview.move(asked);
   overview = client.watch(
     asked,
@@ -206,9 +220,9 @@ function showCounts() {
         answered = true;
         const total = sum(groups, "count");
         if (overview?.fresh && total <= FEW && !viewArea().clipped) {
-          if (view === null) showVendors();
-        } else if (view !== null) {
-          view.close();
+          if (view === null || behind) showVendors();
+        } else if (overview?.fresh) {
+          view?.close();
           view = null;
           fleet.drop("view");
         }
@@ -220,6 +234,12 @@ function showCounts() {
     },
     "overview",
   );
+}
+
+/** Says that the view is larger than the box of vendors, until it is no more. */
+function hint(clipped) {
+  if (clipped !== hinted) notice(clipped ? text("zoom-in") : "");
+  hinted = clipped;
 }
 
 function sum(groups, name) {
@@ -246,9 +266,14 @@ function look() {
   clearTimeout(moving);
   moving = setTimeout(() => {
     const near = map.getZoom() >= STREET && !viewArea().clipped;
-    const few = view !== null && view.vendors.size <= FEW && !viewArea().clipped;
-    if (few || (near && overview === null)) showVendors();
-    else showCounts();
+    // as many for each part of the view as before, to spare receiving them all when zoomed out
+    const expected = view === null ? 0 : view.vendors.size * 4 ** Math.max(0, viewZoom - map.getZoom());
+    const few = view !== null && expected <= FEW && !viewArea().clipped;
+    if (few || (near && overview === null && view === null)) showVendors();
+    else {
+      behind = view !== null;
+      showCounts();
+    }
     status();
     keep();
     refreshSoon();

@@ -190,6 +190,57 @@ async def test_the_page_in_another_language(endpoint: Chromium, serve: Serve, da
         assert tab.errors == []
 
 
+async def test_every_gesture_of_the_help(endpoint: Chromium, serve: Serve, database_url: str) -> None:
+    """What the help says that fingers can do, fingers can do: drag, pinch, tap twice, open a bubble, draw an area."""
+    server = await serve()
+    phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
+    async with (
+        world_of(server.url, database_url, 5),
+        opened(endpoint, f"{server.url}/#13/{LAT}/{LONG}", **phone) as tab,
+    ):
+        await tab.live()
+        fingers = await tab.page.context.new_cdp_session(tab.page)
+
+        async def touch(*ways: list[tuple[float, float]]) -> None:
+            """Each finger goes its way, all at the same time."""
+            for step, points in enumerate(zip(*ways, strict=True)):
+                touched = [{"x": x, "y": y, "id": id} for id, (x, y) in enumerate(points)]
+                kind = "touchMove" if step else "touchStart"
+                await fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touched})
+                await tab.run("new Promise(requestAnimationFrame)")
+            await fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+        def way(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
+            return [(start[0] + (end[0] - start[0]) * n / 8, start[1] + (end[1] - start[1]) * n / 8) for n in range(9)]
+
+        before = await tab.run("liveMap.map.getCenter().lng")
+        await touch(way((250, 400), (150, 400)))
+        await tab.until(f"liveMap.map.getCenter().lng > {before} + 0.01", "the map dragged")
+
+        await touch(way((180, 400), (100, 330)), way((210, 400), (290, 470)))
+        await tab.until("liveMap.map.getZoom() >= 14 && !liveMap.map._animatingZoom", "zoomed in by two fingers")
+        await touch(way((100, 330), (180, 400)), way((290, 470), (210, 400)))
+        await tab.until("liveMap.map.getZoom() <= 13 && !liveMap.map._animatingZoom", "and out")
+
+        zoom = await tab.run("liveMap.map.getZoom()")
+        for _ in range(2):
+            await touch([(60, 250)])
+        await tab.until(f"liveMap.map.getZoom() > {zoom} && !liveMap.map._animatingZoom", "zoomed in by two taps")
+
+        await tab.page.tap("#tool-circle")
+        center = await tab.run("[liveMap.map.getCenter().lat, liveMap.map.getCenter().lng]")
+        await touch(way((195, 400), (195, 300)))
+        await tab.until("liveMap.tool.area?.radius > 100", "a circle drawn by a finger")
+        assert await tab.run("[liveMap.map.getCenter().lat, liveMap.map.getCenter().lng]") == center, "the map stays"
+
+        await tab.run(f"liveMap.map.setView([{LAT}, {LONG}], 4, {{ animate: false }})")
+        await tab.until("liveMap.view?.fresh && liveMap.bubbles.bubbles.some((one) => one.seen)", "a bubble")
+        x, y = await tab.run("(() => { const { px, py } = liveMap.bubbles.bubbles[0]; return [px, py]; })()")
+        await touch([(x, y)])
+        await tab.until("liveMap.map.getZoom() > 4", "what is in the bubble")
+        assert tab.errors == []
+
+
 async def test_a_bad_token_does_not_lock_the_map(endpoint: Chromium, serve: Serve, database_url: str) -> None:
     """A token that expired overnight: the map goes on without it where that is allowed, and says so."""
     server = await serve()
@@ -240,7 +291,7 @@ async def test_bubbles_join_and_open(endpoint: Chromium, serve: Serve) -> None:
     """Groups whose bubbles would overlap are one, over the antimeridian too; a click zooms to what is in it."""
     server = await serve()
     async with opened(endpoint, server.url + "/#4/0/180") as tab:
-        await tab.until("globalThis.liveMap", "the map")
+        await tab.live()  # no snapshot of the empty world comes after it
         await tab.run(
             """(() => {
               const of = (group, lat, long, count, open) => [group, { group, lat, long, count, open, online: count }];

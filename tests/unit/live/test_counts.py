@@ -197,3 +197,28 @@ def test_a_cell_that_changes_while_it_is_counted() -> None:
     for _ in steps:
         pass
     assert sum(sums[0] for sums in counted(counter, cells).values()) == len(index.vendors)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_vendors_that_move_from_cell_to_cell_while_they_are_counted(kept: bool) -> None:
+    """Each counts once: a map of very many vendors, of whom some always move, must not miss or double any."""
+    chance, index = random.Random(3), fleet(0)
+    towns = [(10.0, 10.0), (10.9, 10.0), (40.0, 60.0), (-20.0, -179.99)]
+    ids = [f"crowd{number}" for number in range(5 * AT_ONCE)]
+    for id in ids:
+        put(index, id, *chance.choice(towns))
+    counter, cells = Counter(counts_key(WORLD, 200, False)), CellSums(index, lambda _: True)
+    if kept:
+        counted(counter, cells)
+        cells.refresh()
+    groups: dict[int, list[float]] = {}
+    moves = 0
+    for now, _ in enumerate(counter.steps(cells, groups), NOW + 1):
+        if moves < 400:  # the last pass over what changed finds none that moves
+            for id in chance.sample(ids, 40):
+                index.put_fix(id, Fix(now, *chance.choice(towns)), now)
+            moves += 40
+    assert moves > 0 or kept
+    assert sum(sums[0] for sums in groups.values()) == len(index.vendors)
+    anew = counted(Counter(counts_key(WORLD, 200, False)), CellSums(index, lambda _: True))
+    assert {group: sums[0] for group, sums in groups.items()} == {group: sums[0] for group, sums in anew.items()}
