@@ -47,6 +47,12 @@ class Collected(logging.Handler):
         self.messages.append(logging.Formatter().format(record))
 
 
+def pytest_collection_finish() -> None:
+    """Takes what is there before the first test out of all collections: each of `loop_errors` would look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def loop_errors(request: pytest.FixtureRequest) -> Iterator[Collected]:
     """Fails a test that leaves an error with the event loop: in a callback, in a task nobody awaits, a task destroyed.
