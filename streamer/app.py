@@ -115,6 +115,7 @@ class Server:
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
             visibility=Visibility.of(settings.show_closed, settings.show_offline, settings.closed_grid),
+            rest_share=settings.heavy_cost / 1000,
         )
         ticks = replace(TICKS, ceiling=max(TICKS.floor, settings.frame_interval / 1000))
         self.ticker = Ticker(self.index, clock, Cadence(ticks))
@@ -391,6 +392,7 @@ class Server:
     def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
         """Sends snapshots to the watches that may have missed changes."""
         self.watches.gap(cells, vendor_ids)
+        self.ticker.changed()
 
     def on_tie(self, vendor_id: str, timestamp: int) -> None:
         """Has the stored one of two pings of one timestamp shown."""

@@ -105,11 +105,16 @@ class Cadence:
         self._started = self._utilisation.clock()
         self._cpu_at = self._utilisation.cpu_clock()
 
-    def end(self, cost: float | None = None) -> None:
-        """Ends a round, which cost so many seconds of CPU time; by default all that the thread used since `begin`."""
+    def end(self, cost: float | None = None, aside: float = 0.0) -> None:
+        """Ends a round.
+
+        Args:
+            cost: Its CPU seconds; by default all that the thread used since `begin`.
+            aside: Those of them that fewer rounds would not save. For them alone rounds do not become less frequent.
+        """
         if cost is None:
             cost = self._utilisation.cpu_clock() - self._cpu_at
-        self.cost += WEIGHT * (cost - self.cost)
+        self.cost += WEIGHT * (max(0.0, cost - aside) - self.cost)
         after = self._started + interval(self.cost, self._utilisation.value(), self.pace)
         # A round that takes longer than its interval leaves time for others all the same.
         self.next = max(after, self._utilisation.clock() + min(cost / 2, self.pace.ceiling))

@@ -12,7 +12,7 @@ from streamer.geo.grid import bus_cover
 from streamer.geo.shapes import Polygon
 from streamer.live import watch as live_watch
 from streamer.live.counts import CountsKey, counts_key
-from streamer.live.index import POLYGON_TESTS, SLICE, LiveIndex
+from streamer.live.index import PART, POLYGON_TESTS, LiveIndex
 from streamer.live.vendor import Vendor
 from streamer.live.view import ViewKey
 from streamer.live.visibility import Visibility
@@ -124,8 +124,7 @@ class Subscriptions:
                 watch
                 for watch, needs in self._needs.items()
                 if not (cells.isdisjoint(needs.cells) and vendor_ids.isdisjoint(needs.listed))
-            ],
-            self._clock(),
+            ]
         )
 
     async def vendor(self, vendor_id: str) -> tuple[Vendor | None, bool]:
@@ -146,10 +145,11 @@ class Subscriptions:
             complete = await self._broker.ready(*needs)
             key = ViewKey(wanted.area, wanted.vendors, wanted.open)
             found, rest = self._index.members(key)
-            size = SLICE // POLYGON_TESTS if isinstance(wanted.area, Polygon) else SLICE
+            size = PART // POLYGON_TESTS if isinstance(wanted.area, Polygon) else PART
             while rest:
                 await asyncio.sleep(0)
-                some = [rest.popitem()[0] for _ in range(min(size, len(rest)))]
+                some = rest[-size:]
+                del rest[-size:]
                 found += [vendor for vendor in some if key.holds(vendor)]
             return found, complete
         finally:

@@ -6,7 +6,7 @@ Degrees everywhere: `lat` in -90..90, `long` in -180..180; metres for lengths.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import asin, cos, degrees, inf, isqrt, nextafter, pi, sin, sqrt
@@ -29,8 +29,11 @@ MAX_ROWS = 32
 """Bins of a polygon by longitude and by latitude: columns cost time to make, rows next to nothing."""
 
 _Edge = tuple[float, float, float, float]
-_Slope = tuple[float, float, float, float, float]
-_Bin = tuple[bool, list[float], list[_Slope]]
+_Column = tuple[bytes, dict[int, tuple[float, ...]], tuple[Sequence[int], ...]]
+"""The bins of a column by row: their parities, longitudes at which it turns, and numbers of the edges near by.
+
+Numbers in bytes, as the garbage collector looks at every container: a thousand polygons must not be millions of them.
+"""
 
 
 def distance(lat1: float, long1: float, lat2: float, long2: float) -> float:
@@ -191,7 +194,7 @@ class Polygon:
     _south_pole: bool = field(init=False, repr=False, compare=False)
     _per_long: float = field(init=False, repr=False, compare=False)
     _per_lat: float = field(init=False, repr=False, compare=False)
-    _columns: list[list[_Bin] | None] = field(init=False, repr=False, compare=False)
+    _columns: list[_Column | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.points) < 3:
@@ -251,29 +254,33 @@ class Polygon:
         column = self._columns[number]
         if column is None:
             column = self._columns[number] = self._column(number)
-        inside, turns, near = column[int((lat - self._south) * self._per_lat)]
-        if turns and bisect_right(turns, long) & 1:
+        row = int((lat - self._south) * self._per_lat)
+        parities, turns, near = column
+        inside = parities[row] == 1
+        if turns and row in turns and bisect_right(turns[row], long) & 1:
             inside = not inside
-        for x1, x2, y1, width, height in near:
-            if x1 <= long < x2 and lat >= y1 + (long - x1) / width * height:
+        edges = self.edges
+        for edge in near[row]:
+            x1, y1, x2, y2 = edges[edge]
+            if x1 <= long < x2 and lat >= y1 + (long - x1) / (x2 - x1) * (y2 - y1):
                 inside = not inside
         return inside
 
-    def _column(self, number: int) -> list[_Bin]:
-        """The bins of one column, from south to north.
+    def _column(self, number: int) -> _Column:
+        """The bins of one column.
 
         An edge is in the bins that it may touch. In the bins above them it only counts by its longitudes: either
         everywhere, or from one of its ends on. Where both edges of a corner are below, these ends cancel out.
         """
         south, per_lat = self._south, self._per_lat
         rows = int((self._north - south) * per_lat) + 1
-        near: list[list[_Slope]] = [[] for _ in range(rows)]
+        near: list[list[int]] = [[] for _ in range(rows)]
         inside = [False] * (rows + 1)
         ends: list[list[float]] = [[] for _ in range(rows + 1)]
         step = 1 / self._per_long if self._per_long else ANGLE_SLACK
         west = self._west + number * step - ANGLE_SLACK
         east = self._west + (number + 1) * step + ANGLE_SLACK
-        for x1, y1, x2, y2 in self.edges:
+        for edge, (x1, y1, x2, y2) in enumerate(self.edges):
             if x1 > east or x2 <= west or x1 == x2:
                 continue
             width, height = x2 - x1, y2 - y1
@@ -281,11 +288,10 @@ class Polygon:
             high = y2 if x2 <= east else y1 + (east - x1) / width * height
             if high < low:
                 low, high = high, low
-            slope = (x1, x2, y1, width, height)
             first = int((low - ANGLE_SLACK - south) * per_lat)
             above = int((high + ANGLE_SLACK - south) * per_lat) + 1
             for row in range(max(first, 0), min(above, rows)):
-                near[row].append(slope)
+                near[row].append(edge)
             if above < rows:
                 if x1 <= west:
                     inside[above] = not inside[above]
@@ -293,14 +299,17 @@ class Polygon:
                     ends[above].append(x1)
                 if x2 <= east:
                     ends[above].append(x2)
-        column: list[_Bin] = []
-        parity, turns = self._south_pole, set[float]()
+        parities, turns = bytearray(), dict[int, tuple[float, ...]]()
+        parity, turned = self._south_pole, set[float]()
         for row in range(rows):
             parity ^= inside[row]
+            parities.append(parity)
             for x in ends[row]:
-                turns ^= {x}
-            column.append((parity, sorted(turns), near[row]))
-        return column
+                turned ^= {x}
+            if turned:
+                turns[row] = tuple(sorted(turned))
+        kind = bytes if len(self.edges) <= 256 else tuple
+        return bytes(parities), turns, tuple([kind(edges) for edges in near])
 
     def bounds(self) -> Box:
         """Returns the smallest box around the polygon; all longitudes if its ring goes round the axis."""

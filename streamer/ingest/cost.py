@@ -4,7 +4,7 @@ Each budget is a leaky bucket of CPU seconds: what a client costs is measured an
 each second. A client whose bucket holds more than BURST seconds' worth has to wait until the excess has drained. Times
 are seconds of a monotonic clock and are passed in.
 
-Clients that use much (over a quarter of their rate, beyond half of a burst) additionally share one budget. So however
+Clients that use much (over a tenth of their rate, beyond half of a burst) additionally share one budget. So however
 many of them there are, they leave the event loop to the others.
 
 Standing watches are charged for what all of a connection's together use over WATCHING of its rate. Ordinary ones use
@@ -21,10 +21,10 @@ from streamer.ingest.rate_limit import Meter
 BURST = 5.0
 """Seconds of a budget that may be used at once."""
 RESUME = 4.0
-"""The same for watches that were slowed: the client's own messages, such as `unwatch`, go first."""
+"""The same for watches that rest: the client's own messages, such as `unwatch`, go first."""
 WATCHING = 0.05
 """The share of a connection's rate that its standing watches use without being charged."""
-HEAVY_RATE, HEAVY_BURST = 0.25, 0.5
+HEAVY_RATE, HEAVY_BURST = 0.1, 0.5
 """The shares of its rate and of its burst beyond which a client is heavy."""
 PREPAID = 0.001
 """Seconds of CPU that work which is about to start is charged for, so that not everybody starts at once."""
@@ -90,11 +90,11 @@ class ClientCost:
             " second: send fewer of them, or watch fewer and simpler areas"
         )
 
-    def charge(self, seconds: float, now: float) -> None:
-        """Add CPU time that was used for this client."""
+    def charge(self, seconds: float, now: float, *, resting: bool = False) -> None:
+        """Add CPU time that was used for this client; `resting`: for watches that rest."""
         for meter in self._meters:
             meter.add(seconds, now)
-        if self._is_heavy(now):
+        if not resting and self.heavy(now):
             self._budgets.heavy.add(seconds, now)
 
     def charge_watching(self, seconds: float, now: float) -> None:
@@ -103,12 +103,14 @@ class ClientCost:
             self._watching.add(-excess, now)
             self.charge(excess, now)
 
-    def wait(self, now: float, burst: float = BURST) -> float:
-        """Returns seconds after which the client may be served again; 0 when it may be now."""
+    def wait(self, now: float, *, resting: bool = False) -> float:
+        """Returns seconds after which the client, or its watches that rest, may be served again; 0 when now."""
+        burst = RESUME if resting else BURST
         wait = max(_excess(meter, now, burst) for meter in self._meters)
-        return max(wait, _excess(self._budgets.heavy, now, burst)) if self._is_heavy(now) else wait
+        return max(wait, _excess(self._budgets.heavy, now, burst)) if not resting and self.heavy(now) else wait
 
-    def _is_heavy(self, now: float) -> bool:
+    def heavy(self, now: float) -> bool:
+        """Returns whether the client used much lately."""
         return any(meter.heavy(now) for meter in self._meters)
 
 

@@ -9,14 +9,13 @@ states then, so nothing is remembered per watch and vendor:
 - A watch that can't be written to (or is paced by its interval) falls behind: then, and only then, it keeps the ids of
   what changed, merged, bounded by the vendors in its area.
 - Boundary tests are measured now and then and charged to the clients of the watches. A watch whose client has used up
-  what it may rests: it leaves its view, and comes back with a snapshot when the client may have it.
+  what it may rests: it leaves its view, and gets a snapshot now and then.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import islice
 from time import thread_time
 from typing import NamedTuple
 
@@ -25,24 +24,25 @@ from streamer.geo.grid import cell as cell_at
 from streamer.geo.shapes import Polygon
 from streamer.live.cell import Cell
 from streamer.live.fix import Fix, order
+from streamer.live.resting import Resting
 from streamer.live.vendor import NO_FIX, Before, Card, Owner, Presence, Vendor
 from streamer.live.view import View, ViewKey
 from streamer.live.visibility import Visibility
-from streamer.live.watch import FrameKind, Watch
+from streamer.live.watch import FrameKind, Rest, Watch
 from streamer.protocol.messages import encode_snapshot
 
 MEASURE_EVERY = 64
 """Moves in a cell of which one tick's boundary tests are measured, so that it takes a fraction of what they take."""
 SLICE = 1000
-"""Vendors that are looked at together for a snapshot, and in one tick for all that were not finished."""
+"""Vendors that are looked at together for a snapshot."""
+PART = 400
+"""The same for the parts that follow a large snapshot."""
 POLYGON_TESTS = 4
 """How many vendors one counts for whose polygon is tested: some polygons take as much."""
 LEAST_CHARGE = 1e-4
 """CPU seconds for each watch of a view from which on they are charged."""
-LEAST_REST = 0.5
-"""Seconds that a watch rests at least."""
-WAKING = 2e-3
-"""CPU seconds of one tick after which no more watches come back from their rest."""
+WORK = 5e-4
+"""CPU seconds of one tick after which no more snapshots are begun or continued in it."""
 
 
 Move = tuple[Vendor, float, float, float, float]
@@ -50,7 +50,7 @@ Move = tuple[Vendor, float, float, float, float]
 
 
 class Ticked(NamedTuple):
-    """What a tick did: frames written, and watches that still wait for their client, interval or rest."""
+    """What a tick did: frames written, and watches that still wait for their client or interval, or rest."""
 
     frames: int
     waiting: int
@@ -66,6 +66,7 @@ class LiveIndex:
         offline_after: int = 60_000,
         leave_after: int = 600_000,
         visibility: Visibility | None = None,
+        rest_share: float = 0.1,
         cpu_clock: Callable[[], float] = thread_time,
     ) -> None:
         self.me = me
@@ -90,6 +91,8 @@ class LiveIndex:
         """The number of the last such change."""
         self.unfinished = False
         """Whether the next tick has more of a large snapshot for a client that can take it."""
+        self.aside = 0.0
+        """CPU seconds of the last tick that less frequent ticks would not save: tests, and parts of snapshots."""
         self.observer: Callable[[Mapping[Vendor, Before]], object] | None = None
         """Called in each tick with the vendors that changed since the last one, and what they were then."""
         self.frozen = False
@@ -105,9 +108,7 @@ class LiveIndex:
         self._fresh: dict[Watch, None] = {}
         self._measured: dict[View, None] = {}
         """Views whose boundary tests were measured in the current tick."""
-        self._resting: dict[Watch, tuple[int, ViewKey]] = {}
-        """Watches that rest: the number of their entry in `_rests`, and what they show again."""
-        self._rests: list[tuple[int, int, Watch]] = []
+        self._resting = Resting(self._find, self._watch, lambda: self.cpu_clock(), rest_share)
         self._deadlines: list[tuple[int, int, Vendor]] = []
         self._order = 0
         self._departed: list[str] = []
@@ -224,8 +225,17 @@ class LiveIndex:
         return departed
 
     def watch(self, watch: Watch, key: ViewKey, now: int) -> None:
-        """Starts a watch, or moves it: a snapshot replaces what the client holds for it."""
+        """Starts a watch, or moves it: a snapshot replaces what the client holds for it, now or with a next tick."""
         self.unwatch(watch)
+        payer = watch.payer
+        if payer is not None and ((excess := payer.charge(0.0)) or self._resting.has(payer)):
+            self._resting.add(watch, key, now, owed=True)
+            if excess:
+                payer.slowed(watch.id, excess)
+        else:
+            self._watch(watch, key, now)
+
+    def _watch(self, watch: Watch, key: ViewKey, now: int) -> None:
         view = self.views.get(key) or self._attach(key)
         view.watches[watch] = None
         watch.view = view
@@ -235,7 +245,7 @@ class LiveIndex:
     def unwatch(self, watch: Watch) -> None:
         """Ends a watch; nothing more is sent for it."""
         view, watch.view = watch.view, None
-        self._resting.pop(watch, None)
+        self._resting.remove(watch)
         self._waiting.pop(watch, None)
         self._fresh.pop(watch, None)
         watch.drop_pending()
@@ -246,25 +256,26 @@ class LiveIndex:
             if not view.watches:
                 self._detach(view)
 
-    def resnapshot(self, watches: Iterable[Watch], now: int) -> None:
-        """Sends each of these watches a snapshot, as changes may have been missed."""
+    def resnapshot(self, watches: Iterable[Watch]) -> None:
+        """Sends each of these watches a snapshot with the next ticks, as changes may have been missed."""
         for watch in watches:
             if watch.view is not None:
                 self._fresh.pop(watch, None)
                 watch.drop_pending()
                 watch.snapshot_due = True
-                self._snapshot(watch, now)
+                self._waiting[watch] = None
 
-    def members(self, key: ViewKey) -> tuple[list[Vendor], dict[Vendor, None]]:
+    def members(self, key: ViewKey) -> tuple[list[Vendor], list[Vendor]]:
         """Returns vendors in an area or list now, and, after SLICE of them, those for which `key.holds` decides."""
-        view = self.views.get(key)
-        if view is not None:
-            return self._members(view)
-        view = self._attach(key)
+        view = self.views.get(key) or self._attach(key)
         try:
-            return self._members(view)
+            found, rest = self._members(view)
+            if rest is None:
+                return found, []
+            return found, rest.take(len(self.vendors))
         finally:
-            self._detach(view)
+            if not view.watches:
+                self._detach(view)
 
     def tick(self, now: int) -> Ticked:
         """Turns all changes since the last tick into at most one frame per watch, and writes those that can be."""
@@ -275,14 +286,16 @@ class LiveIndex:
             raise
 
     def _tick(self, now: int) -> Ticked:
-        frames = 0
+        frames, tested = 0, 0.0
         changed, self._changed = self._changed, {}
         self.changes += len(changed)
         if changed and self.observer is not None:
             self.observer(changed)
         if changed and self.views:
             changed_views: list[View] = []
+            began = self.cpu_clock()
             self._collect(changed, changed_views)
+            tested = self.cpu_clock() - began
             for view in changed_views:
                 frames += self._deliver(view, now)
             for watch in self._fresh:
@@ -301,19 +314,32 @@ class LiveIndex:
             watch.fresh = None
             self._waiting[watch] = None
         self._fresh.clear()
-        self.unfinished, left = False, SLICE
+        self.unfinished = False
+        work = 0.0
         for watch in tuple(self._waiting):
-            if (not watch.held(now) or watch.rest) and watch.writer.ready():
-                if watch.rest:
-                    self.unfinished = True
-                    if left < POLYGON_TESTS:
-                        continue
-                weight = POLYGON_TESTS if watch.rest and watch.view and type(watch.view.key.area) is Polygon else 1
-                looked_at = min(left // weight, len(watch.rest))
-                frames += self._flush(watch, looked_at, now)
-                left -= looked_at * weight
-        if self._rests:
-            frames += self._wake(now)
+            if (watch.held(now) and watch.rest is None) or not watch.writer.ready():
+                continue
+            if watch.rest is None and not watch.snapshot_due:
+                frames += self._flush(watch, 0, now)
+            elif work < WORK:
+                began = self.cpu_clock()
+                size = PART // POLYGON_TESTS if watch.view and type(watch.view.key.area) is Polygon else PART
+                frames += self._flush(watch, size, now)
+                cost = self.cpu_clock() - began
+                if watch.rest is not None and watch.payer is not None:
+                    watch.payer.charge_rest(cost)
+                work += cost
+            else:
+                self.unfinished = True
+        if self._resting:
+            began = self.cpu_clock()
+            turns = self._resting.step(now)
+            work += self.cpu_clock() - began
+            frames += turns.frames
+            self.sent += turns.sent
+            self.delivered += turns.delivered
+            self.unfinished |= self._resting.unfinished
+        self.aside = tested + work
         return Ticked(frames, len(self._waiting) + len(self._resting))
 
     def _start_over(self) -> None:
@@ -504,12 +530,11 @@ class LiveIndex:
             if cell.unused:
                 del self._grids[view.level][cell.id]
 
-    def _members(self, view: View) -> tuple[list[Vendor], dict[Vendor, None]]:
-        area, rest = view.key.area, dict[Vendor, None]()
+    def _members(self, view: View) -> tuple[list[Vendor], Rest | None]:
+        area, vendors_left, cells_left = view.key.area, list[Vendor](), list[Cell]()
         left = SLICE // POLYGON_TESTS if type(area) is Polygon else SLICE
         if area is None:
-            listed = view.key.vendors or ()
-            found = [vendor for id in listed if (vendor := self.vendors.get(id)) is not None and vendor.live]
+            found = [vendor for vendor in self._find(view.key) if vendor.live]
         else:
             found = []
             for number, cell in enumerate(view.cells):
@@ -517,19 +542,29 @@ class LiveIndex:
                 if not vendors:
                     continue
                 if not left:
-                    rest.update(cell.vendors)
+                    cells_left.append(cell)
                     continue
                 if len(vendors) > left:
-                    vendors = list(islice(vendors, left))
-                    rest.update(cell.vendors)
-                    for vendor in vendors:
-                        del rest[vendor]
+                    vendors = list(vendors)
+                    vendors_left = vendors[left:]
+                    del vendors[left:]
                 left -= len(vendors)
                 if number < view.whole:
                     found.extend(vendors)
                 else:
                     found.extend([v for v in vendors if area.contains(v.shown.lat, v.shown.long)])
+        rest = Rest(vendors_left, cells_left) if vendors_left or cells_left else None
         return [v for v in found if v.card.open] if view.only_open else found, rest
+
+    def _find(self, key: ViewKey, cells: Iterable[int] = ()) -> list[Vendor]:
+        """Returns the vendors in these cells, which cover the area, or those of the list, as far as they are known."""
+        if key.area is None:
+            return [vendor for id in key.vendors or () if (vendor := self.vendors.get(id)) is not None]
+        grid, found = self._grids[cover_level(key.area)], list[Vendor]()
+        for id in cells:
+            if (cell := grid.get(id)) is not None:
+                found.extend(cell.vendors)
+        return found
 
     def _snapshot(self, watch: Watch, now: int) -> bool:
         """Writes the snapshot that is due if the client can take it; returns whether it could."""
@@ -545,8 +580,9 @@ class LiveIndex:
         watch.snapshot_due = watch.behind = False
         watch.due = now + watch.interval
         self._waiting.pop(watch, None)
-        if rest:
+        if rest is not None:
             watch.rest = rest
+            rest.held.update(members)
             watch.behind = self.unfinished = True
             self._waiting[watch] = None
         if self._changed:
@@ -645,35 +681,9 @@ class LiveIndex:
         share, view.cost = view.cost / max(count, 1), 0.0
         for watch in tuple(view.watches):
             if watch.payer is not None and (excess := watch.payer.charge(share)):
-                key = view.key
                 self.unwatch(watch)
-                self._rest(watch, key, excess, now)
+                self._resting.add(watch, view.key, now)
                 watch.payer.slowed(watch.id, excess)
-
-    def _rest(self, watch: Watch, key: ViewKey, seconds: float, now: int) -> None:
-        self._order += 1
-        self._resting[watch] = self._order, key
-        heapq.heappush(self._rests, (now + int(max(seconds, LEAST_REST) * 1000), self._order, watch))
-
-    def _wake(self, now: int) -> int:
-        """Brings back watches that have rested, as many as a tick has time for; returns the snapshots written."""
-        used, frames = 0.0, 0
-        while self._rests and self._rests[0][0] <= now and used < WAKING:
-            _, number, watch = heapq.heappop(self._rests)
-            order, key = self._resting.get(watch, (0, None))
-            if key is None or order != number:
-                continue  # it ended or was moved
-            assert watch.payer is not None
-            if excess := watch.payer.excess():
-                self._rest(watch, key, excess, now)
-                continue
-            began = self.cpu_clock()
-            self.watch(watch, key, now)
-            cost = self.cpu_clock() - began
-            watch.payer.charge(cost)
-            used += cost
-            frames += not watch.snapshot_due
-        return frames
 
     def _note(self, view: View, vendor: Vendor, before: Before, changed_views: list[View]) -> None:
         was, now = view.key.held(vendor, before), view.key.holds(vendor)
@@ -731,7 +741,7 @@ class LiveIndex:
                 elif vendor.card_changed:
                     watch.upsert(vendor)
                 else:
-                    watch.moved[vendor] = None
+                    watch.move(vendor)
             elif was:
                 watch.leave(vendor)
 
@@ -739,9 +749,12 @@ class LiveIndex:
         if watch.snapshot_due:
             return int(self._snapshot(watch, now))
         update = watch.take_pending(limit)
-        if not watch.rest:
+        del self._waiting[watch]
+        if watch.rest is None:
             watch.behind = False
-            del self._waiting[watch]
+        else:
+            self._waiting[watch] = None  # behind the others
+            self.unfinished = True
         if update is None:
             return 0
         body, positions = update

@@ -71,7 +71,7 @@ class Ticker:
             return
         self.ticks += 1
         self.frames += ticked.frames
-        self._cadence.end()
+        self._cadence.end(aside=self._index.aside)
         if self._index.unfinished:
             self.changed()
         elif ticked.waiting and not self._soon:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from streamer.live.cell import EMPTY_DICT
+from streamer.live.cell import EMPTY_DICT, Cell
 from streamer.live.vendor import Vendor
 from streamer.live.view import View, left_ids
 from streamer.protocol.messages import update_body, update_head
@@ -39,7 +39,15 @@ class Payer(Protocol):
         ...
 
     def excess(self) -> float:
-        """Returns for how much longer a watch that rests must do so."""
+        """Returns after how long a watch that rests may get a snapshot."""
+        ...
+
+    def charge_rest(self, seconds: float) -> None:
+        """Charges a snapshot of a watch that rests."""
+        ...
+
+    def calm(self) -> bool:
+        """Returns whether watches that rest may get updates again."""
         ...
 
     def slowed(self, watch_id: str, seconds: float) -> None:
@@ -62,6 +70,26 @@ class FrameKind(NamedTuple):
 def frame_kind(id: str, framing: Callable[[bytes], bytes]) -> FrameKind:
     """Returns the same object for the same kind: most apps name their watch alike."""
     return FrameKind(update_head(id), framing)
+
+
+class Rest:
+    """What is not sent yet of a large snapshot: vendors that were not looked at, and cells with more of them."""
+
+    __slots__ = ("cells", "held", "vendors")
+
+    def __init__(self, vendors: list[Vendor], cells: list[Cell]) -> None:
+        self.vendors = vendors
+        self.cells = cells
+        self.held: set[Vendor] = set()
+        """The vendors that the client holds, or will with what waits for it."""
+
+    def take(self, count: int) -> list[Vendor]:
+        """Returns so many of the vendors to be looked at next."""
+        while self.cells and len(self.vendors) < count:
+            self.vendors.extend(self.cells.pop().vendors)
+        some = self.vendors[-count:]
+        del self.vendors[-count:]
+        return some
 
 
 class Watch:
@@ -100,8 +128,8 @@ class Watch:
         """After a snapshot between two ticks: vendors whose change the snapshot knew, and those of them it held."""
         self.events: dict[Vendor, int] = EMPTY_DICT
         self.moved: dict[Vendor, None] = EMPTY_DICT
-        self.rest: dict[Vendor, None] = EMPTY_DICT
-        """Vendors of a large snapshot that were not looked at yet; those of its view come as entered."""
+        self.rest: Rest | None = None
+        """What is not sent yet of a large snapshot; its vendors come as entered."""
 
     def held(self, now: int) -> bool:
         """Returns whether the interval since the last update has not passed yet."""
@@ -114,20 +142,32 @@ class Watch:
 
     def enter(self, vendor: Vendor) -> None:
         """Merges: the vendor came into the view."""
-        self.rest.pop(vendor, None)
+        if self.rest is not None:
+            self.rest.held.add(vendor)
         self.events[vendor] = UPSERTED if self.events.get(vendor) == LEFT else ENTERED
+
+    def move(self, vendor: Vendor) -> None:
+        """Merges: the vendor moved within the view."""
+        if self.rest is None or vendor in self.rest.held:
+            self.moved[vendor] = None
+        else:
+            self.enter(vendor)
 
     def upsert(self, vendor: Vendor) -> None:
         """Merges: the vendor's card changed."""
-        if vendor not in self.rest:
+        if self.rest is None or vendor in self.rest.held:
             self.events.setdefault(vendor, UPSERTED)
+        else:
+            self.enter(vendor)
 
     def leave(self, vendor: Vendor) -> None:
         """Merges: the vendor left; not reported if the client never had it."""
+        if self.rest is not None:
+            if vendor not in self.rest.held:
+                return
+            self.rest.held.remove(vendor)
         self.moved.pop(vendor, None)
-        if vendor in self.rest:
-            del self.rest[vendor]
-        elif self.events.get(vendor) == ENTERED:
+        if self.events.get(vendor) == ENTERED:
             del self.events[vendor]
         else:
             self.events[vendor] = LEFT
@@ -137,8 +177,8 @@ class Watch:
         self.begin_merge()
         for cell in view.moved_cells:
             moved = cell.moved or ()
-            self.moved.update(dict.fromkeys([v for v in moved if v.card.open] if view.only_open else moved))
-        self.moved.update(dict.fromkeys(view.moved))
+            self._move_all([v for v in moved if v.card.open] if view.only_open else moved)
+        self._move_all(view.moved)
         for vendor in view.entered:
             self.enter(vendor)
         for vendor in view.card_changed:
@@ -146,10 +186,17 @@ class Watch:
         for vendor in view.left:
             self.leave(vendor)
 
+    def _move_all(self, vendors: Iterable[Vendor]) -> None:
+        if self.rest is None:
+            self.moved.update(dict.fromkeys(vendors))
+        else:
+            for vendor in vendors:
+                self.move(vendor)
+
     def drop_pending(self) -> None:
         """Forgets what was not sent: a snapshot will contain it."""
-        self.events = self.moved = self.rest = EMPTY_DICT
-        self.fresh = None
+        self.events = self.moved = EMPTY_DICT
+        self.rest = self.fresh = None
 
     def take_pending(self, limit: int) -> tuple[bytes, int] | None:
         """Returns the merged update after its id and the positions in it, and forgets it; None when there is none.
@@ -160,12 +207,15 @@ class Watch:
         events, rest = self.events, self.rest
         entered = [vendor for vendor, kind in events.items() if kind != LEFT]
         left = left_ids((vendor for vendor, kind in events.items() if kind == LEFT), entered)
-        moved = [vendor.fix_bytes() for vendor in self.moved if vendor not in events and vendor not in rest]
-        if rest:
+        moved = [vendor.fix_bytes() for vendor in self.moved if vendor not in events]
+        if rest is not None:
             assert self.view is not None
             holds = self.view.key.holds
-            entered += [v for v in [rest.popitem()[0] for _ in range(min(limit, len(rest)))] if holds(v)]
-            self.rest = rest or EMPTY_DICT
+            found = [vendor for vendor in rest.take(limit) if vendor not in rest.held and holds(vendor)]
+            rest.held.update(found)
+            entered += found
+            if not (rest.vendors or rest.cells):
+                self.rest = None
         self.events = self.moved = EMPTY_DICT
         if not (entered or left or moved):
             return None

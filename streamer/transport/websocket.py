@@ -49,6 +49,8 @@ SMALL_FRAGMENT = 1024
 """Bytes below which a fragment counts as a message for the rate limit."""
 CLOSE_TIMEOUT = 3.0
 """Seconds a client gets to answer a Close frame, and then to take what waits for it."""
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at a budget that several clients wait for."""
 TOKEN_RATE = 0.2
 TOKEN_BURST = 20
 """Tokens a second, and at once, that one connection may send: checking a signature costs as much as storing pings."""
@@ -328,8 +330,8 @@ class WebSocket(Connection):
         if self._closing:
             return
         if len(frame[1]) > self.free_size and (pause := self.slot.cost.wait(self.heard)):
-            # Others of the same user or address used up what there was meanwhile.
-            self._pause = self.services.loop.call_later(pause, self._resume, frame)
+            # Others used up what there was meanwhile; to look as often as it drains would take more than it gives.
+            self._pause = self.services.loop.call_later(max(pause, LOOK_AGAIN), self._resume, frame)
             return
         try:
             self._handle(*frame)

@@ -7,15 +7,18 @@ from collections.abc import Callable
 from functools import cache
 from math import inf
 from time import thread_time
+from typing import cast
 
 import orjson
 import pytest
 
 from streamer.geo.grid import bus_cover, cover, cover_level
 from streamer.geo.shapes import Area, Circle, Polygon, distance
+from streamer.ingest.cost import CostBudgets, CostLimits
 from streamer.live import watch as live_watch
 from streamer.live.fix import Fix
 from streamer.live.index import POLYGON_TESTS, SLICE, LiveIndex
+from streamer.live.resting import Resting
 from streamer.live.vendor import Card, Presence
 from streamer.live.view import ViewKey
 from streamer.protocol import history
@@ -28,6 +31,8 @@ from streamer.protocol.messages import (
 )
 from streamer.storage.store import LocationRow
 from streamer.transport.problem import json_response
+from streamer.transport.watch_budget import WatchBudget
+from streamer.transport.writer import Writer
 from tests.support.paths import ROOT
 
 NOW = 1_732_467_600_000
@@ -52,13 +57,13 @@ def slowness() -> float:
 
 @cache
 def metropolis() -> LiveIndex:
-    """A process that knows 10,000 vendors around one place."""
+    """A process that knows 50,000 vendors around one place."""
     index = LiveIndex("me")
-    for number in range(10_000):
+    for number in range(50_000):
         id = f"v{number:024}"
         index.put_card(id, Card(NOW, "Ice cream of the old town", True, None), NOW)
         index.put_presence(id, Presence(NOW, "me", 0), NOW)
-        index.put_fix(id, Fix(NOW, 52 + number % 141 / 120, 21 + number % 143 / 120, 90.0, 4.2), NOW)
+        index.put_fix(id, Fix(NOW, 52 + number % 353 / 300, 21 + number % 359 / 300, 90.0, 4.2), NOW)
     index.tick(NOW)
     return index
 
@@ -92,6 +97,29 @@ def first_thousand() -> None:
 def begun() -> None:
     unencoded()
     first_thousand()
+
+
+class Over(WatchBudget):
+    """A client that has a turn whenever it may."""
+
+    def excess(self) -> float:
+        return 0.0
+
+    def calm(self) -> bool:
+        return False
+
+
+@cache
+def rest() -> Resting:
+    """The watches that rest of a process: one, over the whole metropolis, whose snapshot is begun."""
+    index = metropolis()
+    index.tick(NOW)
+    found = Resting(index._find, index._watch, thread_time, inf)
+    budget = Over(CostBudgets(CostLimits()).client(None, 0.0), cast(Writer, Nowhere()), lambda: 0.0)
+    zigzag = Polygon(tuple((long, lat) for long, lat in ZIGZAG))
+    found.add(live_watch.Watch("r", Nowhere(), payer=budget), ViewKey(zigzag, None, False), NOW, owed=True)
+    found.step(NOW)
+    return found
 
 
 def answered() -> None:
@@ -137,12 +165,14 @@ COSTS: dict[str, Callable[[], object]] = {
     "… as GPX": lambda: history.encode_rows(history.Format.GPX, "v", ROWS),
     "`GET …/nearby`, each 500 vendors": lambda: sorted(distance(52, 21, 52, 21 + row.timestamp % 7) for row in ROWS),
     "… its answer, 1,000 vendors": answered,
-    "`watch`, an area with 10,000 vendors: the first thousand": first_thousand,
-    "… each further thousand": lambda: metropolis().tick(NOW),
+    "`watch`, an area with 50,000 vendors: the first thousand": first_thousand,
+    "… its next vendors, in each tick": lambda: metropolis().tick(NOW),
+    "`watch`, a zigzag that rests: each turn": lambda: rest().step(NOW),
 }
 PREPARED: dict[str, Callable[[], object]] = {
-    "`watch`, an area with 10,000 vendors: the first thousand": unencoded,
-    "… each further thousand": begun,
+    "`watch`, an area with 50,000 vendors: the first thousand": unencoded,
+    "… its next vendors, in each tick": begun,
+    "`watch`, a zigzag that rests: each turn": unencoded,
 }
 """What comes before a step and is not measured."""
 

@@ -243,6 +243,12 @@ async def test_counts_that_cost_too_much_rest(redis_url: str) -> None:
         def excess(self) -> float:
             return 600.0
 
+        def charge_rest(self, seconds: float) -> None:
+            raise AssertionError("counts do not rest")
+
+        def calm(self) -> bool:
+            return False
+
         def slowed(self, watch_id: str, seconds: float) -> None:
             self.told += 1
 

@@ -83,11 +83,12 @@ def test_a_client_with_steady_high_use_is_heavy() -> None:
             if not client.wait(float(second)):
                 client.charge(0.019, float(second))
                 served += 0.019 * (second >= 60)
-    assert served / 60 < 0.3, "a quarter of what they may, and the share of heavy clients"
-    panning = budgets.client("panning", 0.0)
+    assert served / 60 < 0.2, "a tenth of what they may, and the share of heavy clients"
+    panning, typing = budgets.client("panning", 0.0), budgets.client("typing", 0.0)
     for second in range(120):
-        panning.charge(0.005, float(second))
-        assert panning.wait(float(second)) == 0
+        panning.charge(0.005 if second % 30 < 10 else 0, float(second))
+        typing.charge(0.002, float(second))
+        assert panning.wait(float(second)) == typing.wait(float(second)) == 0
 
 
 def test_ordinary_watching_is_free() -> None:
@@ -107,7 +108,7 @@ def test_costly_watching_is_charged() -> None:
         client.charge_watching(0.04, float(second))
     wait = client.wait(10.0)
     assert wait == pytest.approx((10 * 0.04 - 0.005 - 0.001 * 9 - 0.02 * 10) / 0.02 - BURST, abs=0.5)
-    assert client.wait(10.0, RESUME) == pytest.approx(wait + BURST - RESUME), "watches come back after messages"
+    assert client.wait(10.0, resting=True) == pytest.approx(wait + BURST - RESUME), "watches come back after messages"
 
 
 def test_what_is_remembered_is_bounded() -> None:

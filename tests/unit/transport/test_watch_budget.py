@@ -84,3 +84,36 @@ def test_costly_watches_use_no_more_than_their_share(monkeypatch: pytest.MonkeyP
         assert {error["code"] for error in client.told} == {"ERR_RATE_LIMITED"}
         assert client.snapshots > 4, "those at the start, and others"
     assert ordinary.kinds.count(("w", "update")) == seconds * 10
+
+
+def test_a_try_that_fails_is_repeated_later() -> None:
+    """Watches that are too costly for updates are tried seldom: forty clients' tries would be most of a core."""
+    now = 0.0
+    cost = CostBudgets(LIMITS).client(None, 0.0)
+    budget = WatchBudget(cost, cast(Writer, Taking()), lambda: now)
+    tried = []
+    while now < 3600:
+        now += 0.1
+        if budget.calm():
+            if budget.charge(0.02):
+                tried.append(now)
+        else:
+            budget.charge_rest(0.0001)
+    pauses = [after - before for before, after in itertools.pairwise(tried)]
+    assert len(tried) < 15
+    assert pauses[0] < 60
+    assert pauses[-1] >= 600
+
+
+def test_a_client_that_was_calm_for_long_rests_shortly() -> None:
+    """One costly minute a day is no reason for ten minutes without updates."""
+    now = 0.0
+    budget = WatchBudget(CostBudgets(LIMITS).client(None, 0.0), cast(Writer, Taking()), lambda: now)
+    for _ in range(5):
+        while not budget.charge(0.1):
+            pass
+        began = now
+        while not budget.calm():
+            now += 1.0
+        assert now - began < 120
+        now += 600
