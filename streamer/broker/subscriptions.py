@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 from streamer.broker.broker import Broker
+from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.grid import bus_cover
 from streamer.geo.shapes import Polygon
 from streamer.live import watch as live_watch
@@ -17,6 +19,9 @@ from streamer.live.vendor import Vendor
 from streamer.live.view import ViewKey
 from streamer.live.visibility import Visibility
 from streamer.protocol import messages
+
+MOST_COUNTED = 64
+"""`counts` watches and reads of one client at once: an eighth of what one process counts for all."""
 
 
 class Needs(NamedTuple):
@@ -54,7 +59,9 @@ class Subscriptions:
         self._broker = broker
         self._clock = clock
         self._needs: dict[live_watch.Watch, Needs] = {}
-        self._counted: dict[live_watch.Watch, CountsKey] = {}
+        self._counted: dict[live_watch.Watch, tuple[CountsKey, str | None]] = {}
+        """What `counts` watches show, and whose they are."""
+        self._counts_of: Counter[str] = Counter()
 
     @property
     def visibility(self) -> Visibility:
@@ -64,10 +71,14 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._needs) + len(self._counted)
 
-    async def open(self, watch: live_watch.Watch, wanted: messages.Watch) -> None:
-        """Starts a watch or moves it; its snapshot is written as soon as its cells are subscribed."""
+    async def open(self, watch: live_watch.Watch, wanted: messages.Watch, client: str | None = None) -> None:
+        """Starts a watch or moves it; its snapshot is written as soon as its cells are subscribed.
+
+        Raises:
+            ProtocolError: `client` watches too many counts.
+        """
         if wanted.detail is not None:
-            await self._open_counts(watch, wanted)
+            await self._open_counts(watch, wanted, client)
             return
         needs = needs_of(wanted)
         # Held before the old ones are released: cells of both stay subscribed.
@@ -85,32 +96,63 @@ class Subscriptions:
         self._needs[watch] = needs
         if before is not None:
             self._broker.release(*before)
-        if (counted := self._counted.pop(watch, None)) is not None:
-            self._broker.counts.close(watch, counted)
+        self._close_counts(watch)
         watch.interval = wanted.interval
         self._index.watch(watch, ViewKey(wanted.area, wanted.vendors, wanted.open), self._clock())
 
-    async def _open_counts(self, watch: live_watch.Watch, wanted: messages.Watch) -> None:
+    async def _open_counts(self, watch: live_watch.Watch, wanted: messages.Watch, client: str | None) -> None:
         key = key_of(wanted)
-        await self._broker.counts.open(watch, key, wanted.interval)
         before = self._counted.get(watch)
-        self._counted[watch] = key
+        if before is None:
+            self._count(client)
+        try:
+            await self._broker.counts.open(watch, key, wanted.interval)
+        except BaseException:
+            if before is None:
+                self._uncount(client)
+            raise
+        self._counted[watch] = key, client if before is None else before[1]
         if before is not None:
-            self._broker.counts.close(watch, before, moved=before == key)
+            self._broker.counts.close(watch, before[0], moved=before[0] == key)
         needs = self._needs.pop(watch, None)
         if needs is not None:
             self._broker.release(*needs)
             self._index.unwatch(watch)
 
-    async def groups(self, wanted: messages.Watch) -> list[messages.Group]:
+    def _close_counts(self, watch: live_watch.Watch) -> bool:
+        counted = self._counted.pop(watch, None)
+        if counted is None:
+            return False
+        self._broker.counts.close(watch, counted[0])
+        self._uncount(counted[1])
+        return True
+
+    def _count(self, client: str | None) -> None:
+        if client is not None:
+            if self._counts_of[client] >= MOST_COUNTED:
+                raise ProtocolError(
+                    ErrorCode.TOO_MANY_WATCHES,
+                    f"you already have {MOST_COUNTED} watches or reads of counts on this server: end one of them",
+                )
+            self._counts_of[client] += 1
+
+    def _uncount(self, client: str | None) -> None:
+        if client is not None:
+            self._counts_of[client] -= 1
+            if not self._counts_of[client]:
+                del self._counts_of[client]
+
+    async def groups(self, wanted: messages.Watch, client: str | None = None) -> list[messages.Group]:
         """Returns the groups that a `counts` watch would show now."""
-        return await self._broker.counts.groups(key_of(wanted))
+        self._count(client)
+        try:
+            return await self._broker.counts.groups(key_of(wanted))
+        finally:
+            self._uncount(client)
 
     def close(self, watch: live_watch.Watch) -> None:
         """Ends a watch."""
-        counted = self._counted.pop(watch, None)
-        if counted is not None:
-            self._broker.counts.close(watch, counted)
+        if self._close_counts(watch):
             return
         needs = self._needs.pop(watch, None)
         if needs is not None:

@@ -59,15 +59,21 @@ class CostBudgets:
 class ClientCost:
     """What one connection or request costs, charged to itself, its user and its address."""
 
-    __slots__ = ("_budgets", "_meters", "_watching", "user")
+    __slots__ = ("_address", "_budgets", "_meters", "_watching", "user")
 
     def __init__(self, budgets: CostBudgets, address: str | None, now: float) -> None:
+        self._address = address
         self._budgets = budgets
         self._meters = [Budget(budgets.limits.connection, now)]
         self._watching = Meter(WATCHING * budgets.limits.connection, now)
         if address is not None:
             self._meters.append(budgets.addresses.of(address, now))
         self.user: str | None = None
+
+    @property
+    def client(self) -> str | None:
+        """Whose it is: the user, or the address of a client without a token; None on this machine."""
+        return self._address if self.user is None else self.user
 
     def set_user(self, user: str, now: float) -> None:
         """Charge this user, too, from now on."""

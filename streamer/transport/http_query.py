@@ -15,7 +15,7 @@ from streamer.geo.shapes import Circle, distance
 from streamer.live.vendor import Vendor
 from streamer.protocol import fields, history, messages
 from streamer.storage.store import LocationRow, VendorRow
-from streamer.transport.identify import identify, identify_watcher
+from streamer.transport.identify import COST, identify, identify_watcher
 from streamer.transport.problem import json_response, problem
 from streamer.transport.services import Services
 from streamer.transport.sse import message_of
@@ -68,7 +68,7 @@ class HttpQuery:
         """`GET /v1/vendors/counts?area&open&detail`: groups of vendors, as a `counts` watch has them."""
         await self.authorize(request)
         wanted = messages.watch_of({**message_of(request.query), "as": "counts"}, self._services.bounds)
-        groups = await self._subscriptions.groups(wanted)
+        groups = await self._subscriptions.groups(wanted, request[COST].client)
         return json_response({"groups": groups}, headers={"Cache-Control": "no-store"})
 
     async def card(self, request: web.Request) -> web.Response:

@@ -166,7 +166,7 @@ class EventStreams:
 
     async def _open(self, stream: EventStream, watch: Watch, wanted: messages.Watch) -> None:
         try:
-            opening = self._services.subscriptions.open(watch, wanted)
+            opening = self._services.subscriptions.open(watch, wanted, stream.slot.cost.client)
             await Measured(opening, stream.slot.cost, self._services.connections.now)
         except (ProtocolError, Unavailable) as failed:
             log.debug("an event stream could not be served", connection=stream.name, cause=str(failed))

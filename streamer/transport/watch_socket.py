@@ -70,7 +70,7 @@ class WatchSocket(WebSocket):
             watch = self._watches.get(wanted.id)
             if watch is None:
                 watch = self._watches[wanted.id] = Watch(wanted.id, self.writer, payer=self._budget)
-            await self.services.subscriptions.open(watch, wanted)
+            await self.services.subscriptions.open(watch, wanted, self.slot.cost.client)
             self.services.changed()
             self._bad_messages.good()
         except ProtocolError as wrong:

@@ -204,6 +204,31 @@ async def test_too_many_different_areas(redis_url: str, monkeypatch: pytest.Monk
             await look(one, HALF)
 
 
+async def test_one_client_does_not_take_all_areas(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client with many watches of counts would leave none to the others; one that is ended or moved makes room."""
+    monkeypatch.setattr("streamer.broker.subscriptions.MOST_COUNTED", 2)
+    async with Peer(redis_url, "one") as one:
+
+        def wanted(step: int) -> messages.Watch:
+            area = {"sw": {"lat": 0, "long": step}, "ne": {"lat": 10, "long": 10 + step}}
+            return messages.watch_of({**FIELDS, "area": area}, Bounds())
+
+        watches = [live_watch.Watch("z", Bubbles()) for _ in range(4)]
+        for watch in watches[:2]:
+            await one.watches.open(watch, wanted(1), "mallory")
+        await one.watches.open(watches[0], wanted(2), "mallory")
+        with pytest.raises(ProtocolError, match="you already have 2"):
+            await one.watches.open(watches[2], wanted(3), "mallory")
+        with pytest.raises(ProtocolError, match="you already have 2"):
+            await one.watches.groups(wanted(3), "mallory")
+        await one.watches.open(watches[3], wanted(4), "alice")
+        one.watches.close(watches[0])
+        await one.watches.open(watches[2], wanted(3), "mallory")
+        for watch in watches:
+            one.watches.close(watch)
+        assert not one.watches._counts_of
+
+
 async def test_a_watch_turns_from_vendors_to_counts_and_back(redis_url: str) -> None:
     """Whoever zooms out and in keeps one watch: each form replaces the other."""
     async with Peer(redis_url, "one") as one:
