@@ -21,10 +21,8 @@ import orjson
 import typer
 from rich.console import Console
 
-from loadtest.benchmarks.capacity import Costs, need, table
-from loadtest.benchmarks.capacity import Plan as Capacity
-from loadtest.benchmarks.find_max import Vary, Wanted, find
-from loadtest.cli.dashboard import Dashboard
+from loadtest.capacity import Costs, need, table
+from loadtest.capacity import Plan as Capacity
 from loadtest.cli.options import (
     OutputOptions,
     RunOptions,
@@ -38,6 +36,7 @@ from loadtest.cli.options import (
 )
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database, measure_copy
+from loadtest.engine.find_max import Vary, Wanted, find
 from loadtest.engine.run import SCHEMA, Run
 from loadtest.engine.scenario import Scenario
 from loadtest.engine.worker import first_cause, raise_file_limit, run_loop
@@ -48,7 +47,7 @@ from loadtest.reports.compare import compare
 from loadtest.reports.html import page
 from loadtest.reports.merge import merge
 from loadtest.reports.outputs import FORMATS, as_json, targets
-from loadtest.reports.terminal import show_changes, summarise
+from loadtest.reports.terminal import Dashboard, show_changes, summarise
 from loadtest.reports.verdict import judge
 from venta_client.errors import ClientError
 

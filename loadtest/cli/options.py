@@ -16,19 +16,15 @@ import typer
 
 from loadtest import behaviour
 from loadtest.behaviour import CustomerBehaviour, VendorBehaviour
-from loadtest.clients.identity import Identity, check_secret, enough, read
-from loadtest.clients.target import Target, check_host
+from loadtest.clients.target import Identity, Target, check_host, check_secret, enough, read_vendors
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database
+from loadtest.engine.movement import beginning, read_trace, surroundings
+from loadtest.engine.population import Trace
 from loadtest.engine.run import Plan
-from loadtest.engine.scenario import Scenario
-from loadtest.engine.share import Trace
-from loadtest.engine.stages import Course
-from loadtest.engine.trace_file import beginning, surroundings
-from loadtest.engine.trace_file import read as read_trace
+from loadtest.engine.scenario import Course, Scenario
 from loadtest.errors import WrongUse
-from loadtest.measure.usage import Meter, Processes, meter, parent, runs_here
-from loadtest.reports.environment import environment
+from loadtest.measure.server import Meter, Processes, environment, meter, parent, runs_here
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
@@ -260,7 +256,7 @@ class Server:
         customers = math.ceil(scenario.customers.count * peak.customers / CUSTOMERS_OF_A_USER)
         source = self._options.vendors_file
         if source is not None:
-            yield enough(read(source), wanted, "standard input" if source == "-" else source)
+            yield enough(read_vendors(source), wanted, "standard input" if source == "-" else source)
             return
         if self.database_url is None:
             raise WrongUse("the server must know the vendors; give --vendors-file, or --database or --data to add some")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from math import cos, inf, radians
 from typing import Any, NamedTuple
 
-from loadtest.clients.simulated_vendor import Acked
+from loadtest.clients.vendor import Acked
 from loadtest.engine.verification import MOST_SHOWN
-from loadtest.measure.histogram import Histogram
-from loadtest.measure.recorder import time_of_day
+from loadtest.measure.histogram import Histogram, time_of_day
 from streamer.geo.shapes import Circle, distance
 
 MARGIN = 20.0

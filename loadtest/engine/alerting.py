@@ -16,8 +16,7 @@ import orjson
 from aiohttp import web
 
 from loadtest.behaviour import City
-from loadtest.clients.identity import Identity, mint
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target, mint
 from loadtest.engine.alert_auditor import AlertAuditor
 from loadtest.engine.scenario import Scenario
 from loadtest.errors import RunFailed

@@ -14,12 +14,11 @@ from typing import Any
 from loadtest import behaviour
 from loadtest.behaviour import City, CustomerBehaviour, LookAround
 from loadtest.clients.customer import CHECK, COUNTS, MAP, ONE, Customer
-from loadtest.clients.identity import minting
+from loadtest.clients.target import minting
 from loadtest.clients.vendor import Ping
 from loadtest.engine import verification
-from loadtest.engine.auditor import CountsAuditor, Observation, ViewAuditor, Whole
-from loadtest.engine.population import Population
-from loadtest.engine.share import SILVER, spread
+from loadtest.engine.population import SILVER, Population, spread
+from loadtest.engine.verification import CountsAuditor, Observation, ViewAuditor, Whole
 from loadtest.reports.verdict import NAMED
 from streamer.geo.shapes import Circle
 

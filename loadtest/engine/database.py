@@ -11,8 +11,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from loadtest.clients.identity import Identity
-from loadtest.clients.target import check_host
+from loadtest.clients.target import Identity, check_host
 from loadtest.clients.vendor import Ping
 from loadtest.errors import RunFailed, WrongUse
 from loadtest.measure.histogram import Histogram

@@ -11,15 +11,12 @@ from typing import Any
 
 from loadtest import behaviour
 from loadtest.behaviour import VendorBehaviour
-from loadtest.clients.identity import minting
-from loadtest.clients.simulated_vendor import GRID, Acked, BulkVendor, SimulatedVendor, on_grid, route
-from loadtest.clients.vendor import Ping
+from loadtest.clients.target import minting
+from loadtest.clients.vendor import GRID, Acked, BulkVendor, Ping, SimulatedVendor, on_grid, route
 from loadtest.engine import verification
 from loadtest.engine.database import Database
-from loadtest.engine.movement import MOVEMENTS
-from loadtest.engine.population import Population
-from loadtest.engine.share import pick
-from loadtest.engine.trace_file import by_vehicle, read
+from loadtest.engine.movement import MOVEMENTS, by_vehicle, read_trace
+from loadtest.engine.population import Population, pick
 
 LONGEST_SLEEP = 0.02
 SHORTEST_SLEEP = 0.001
@@ -66,7 +63,7 @@ class Fleet(Population[SimulatedVendor]):
         self._due: list[tuple[int, int, int, Ping, Iterator[Ping]]] = []
         self._counted = (0, 0)
         self._start = 0.0
-        self._fixes = by_vehicle(read(Path(share.trace.path)))[share.number :: share.of] if share.trace else None
+        self._fixes = by_vehicle(read_trace(Path(share.trace.path)))[share.number :: share.of] if share.trace else None
 
     async def settle(self, within: float) -> dict[str, Any]:
         """Gives every phone its network back, waits for the acks, and returns what watchers must see."""

@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from loadtest.clients.identity import Identity
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target
 from loadtest.engine.alerting import Alerts, tokens
-from loadtest.engine.scenario import Scenario
-from loadtest.engine.share import Share, Trace
-from loadtest.engine.stages import Course
+from loadtest.engine.population import Share, Trace
+from loadtest.engine.scenario import Course, Scenario
 from loadtest.engine.verification import MOST_SHOWN, check
 from loadtest.engine.worker_pool import Coordinator, RemoteMember, WorkerPool
 from loadtest.errors import RunFailed
-from loadtest.measure.clock import unready
 from loadtest.measure.histogram import Histogram
+from loadtest.measure.server import Meter, unready
 from loadtest.measure.timeline import Timeline, shown
-from loadtest.measure.usage import Meter
 from loadtest.reports.verdict import LONG, judge, per_customer, uneven
 
 SCHEMA = "venta-loadtest/2"

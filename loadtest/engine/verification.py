@@ -1,15 +1,23 @@
-"""How what is stored and shown differs from what was sent. Pure."""
+"""How what is stored and shown differs from what was sent, at the end and while a run goes on. Pure.
+
+An observation holds what a customer saw at a moment. It is judged a few seconds later, when every ping that was sent
+before that moment has been acked. What was seen of a vendor must then be the newest ping that had been acked for
+`GRACE` ms at the moment, or a later one.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from loadtest.clients.vendor import Ping
+from loadtest.clients.vendor import Acked, Ping
 from loadtest.engine.database import Stored
+from loadtest.measure.histogram import Recorder, time_of_day
+from venta_client.view import View
 
 SAME = 1e-9
 MOST_SHOWN = 15
@@ -125,3 +133,237 @@ def check(found: Sequence[str], *, compared: int, total: int | None = None) -> d
     problems = list(found) if compared else ["nothing was compared", *found]
     differences = max(len(problems), total or 0) if problems else 0
     return {"ok": not problems, "differences": differences, "shown": problems[:MOST_SHOWN], "compared": compared}
+
+
+GRACE = 2500.0
+"""How late, in ms, an acked ping may be shown before the view is wrong; lateness itself is the freshness gap."""
+JUDGED_AFTER = 3000.0
+KEPT = 60_000.0
+SHOWN_OF_A_KIND = 3
+UNCHANGED = 6.5
+"""Seconds: counts are true within 5 s, so of two watches that differ for longer, unchanged, one is wrong."""
+
+
+class Area(Protocol):
+    """An area as the observation needs it."""
+
+    def contains(self, lat: float, long: float) -> bool: ...
+
+
+class Whole:
+    """The area of a watch of one vendor: everywhere."""
+
+    def contains(self, lat: float, long: float) -> bool:
+        return True
+
+
+class Seen(NamedTuple):
+    """A vendor as it was shown."""
+
+    timestamp: int
+    lat: float
+    long: float
+
+    def __str__(self) -> str:
+        return f"{self.lat}, {self.long} as of {time_of_day(self.timestamp)}"
+
+
+class Observation(NamedTuple):
+    """What a customer saw `at` a moment (epoch ms); `only` is the one vendor of its watch, if it is one."""
+
+    customer: str
+    at: float
+    area: Area
+    seen: dict[str, Seen]
+    only: str | None
+
+    @classmethod
+    def of(cls, customer: str, at: float, area: Area, view: View, only: str | None = None) -> Observation:
+        """Returns an observation of a view now."""
+        seen = {name: Seen(card["timestamp"], card["lat"], card["long"]) for name, card in view.vendors.items()}
+        return cls(customer, at, area, seen, only)
+
+
+class Known(NamedTuple):
+    """An acked ping, and when it was reported (epoch ms)."""
+
+    timestamp: int
+    lat: float
+    long: float
+    timed: bool
+    heard: float
+
+    def __str__(self) -> str:
+        return f"{self.lat}, {self.long} as of {time_of_day(self.timestamp)}"
+
+
+class Stale(NamedTuple):
+    """A freshness gap: a position is shown, while a newer one has been `due` for `gap_ms`; times are epoch ms."""
+
+    customer: str
+    vendor: str
+    gap_ms: float
+    at: float
+    shown: int
+    due: int
+
+
+class ViewAuditor:
+    """Judges observations; `found` holds the first differences, `total` counts all, `observations` what was judged.
+
+    The freshness gap of every vendor seen is recorded as the delay `freshness`: 0 when the newest position was shown,
+    else the time since the oldest position that was not shown yet was due. `measured_from` (epoch ms) is when that
+    begins; `stalest` holds the largest gap of each customer.
+    """
+
+    def __init__(self, vendor_ids: Sequence[str], recorder: Recorder) -> None:
+        self.found: list[str] = []
+        self.total = 0
+        self.observations = 0
+        self.measured_from = 0.0
+        self.stalest: dict[str, Stale] = {}
+        self._vendor_ids = vendor_ids
+        self._recorder = recorder
+        self._tracks: dict[str, deque[Known]] = {}
+        self._forgotten: set[str] = set()
+        self._overdue: dict[int, dict[str, int]] = {}
+        self._waiting: deque[Observation] = deque()
+        self._accused: set[tuple[str, str, str]] = set()
+        self._kinds: Counter[str] = Counter()
+
+    def acked(self, pings: Iterable[Acked], now: float) -> None:
+        """Takes in acked pings, reported at `now` (epoch ms)."""
+        for vendor, timestamp, lat, long, timed in pings:
+            vendor_id = self._vendor_ids[vendor]
+            track = self._tracks.setdefault(vendor_id, deque())
+            if track and timestamp <= track[-1].timestamp:
+                # sent again, or the newest of a backlog went first: rare, and put in its place
+                ordered = sorted({*track, Known(timestamp, lat, long, timed, now)})
+                track.clear()
+                track.extend(ordered)
+            else:
+                track.append(Known(timestamp, lat, long, timed, now))
+            while len(track) > 2 and track[1].heard < now - KEPT:
+                track.popleft()
+
+    def waiting(self, worker: int, vendors: Iterable[tuple[int, int]]) -> None:
+        """Takes in which of a worker's vendors have pings without an ack, and until when all are acked (epoch ms)."""
+        self._overdue[worker] = {self._vendor_ids[vendor]: until for vendor, until in vendors}
+
+    def forget(self, vendors: Iterable[int]) -> None:
+        """Stops checking these vendors: the server may have taken them off the map."""
+        self._forgotten.update(self._vendor_ids[vendor] for vendor in vendors)
+
+    def observe(self, observation: Observation) -> None:
+        """Keeps an observation to be judged later."""
+        self._waiting.append(observation)
+
+    def judge(self, now: float) -> None:
+        """Judges every observation that is old enough."""
+        while self._waiting and self._waiting[0].at <= now - JUDGED_AFTER:
+            self._judge(self._waiting.popleft())
+
+    def _judge(self, one: Observation) -> None:
+        self.observations += 1
+        gaps: list[int] = []
+        names: Collection[str] = self._tracks if one.only is None else [one.only]
+        # a ping that was sent before the observation and is not acked yet may have been shown, or moved a vendor away
+        unknown = {name for some in self._overdue.values() for name, until in some.items() if until <= one.at}
+        for vendor_id in names:
+            track = self._tracks.get(vendor_id)
+            if track and vendor_id not in self._forgotten and vendor_id not in unknown:
+                self._judge_vendor(one, vendor_id, track, one.seen.get(vendor_id), gaps)
+        for vendor_id, seen in one.seen.items():
+            if not one.area.contains(seen.lat, seen.long):
+                self._accuse(
+                    one, vendor_id, "outside", f"is shown at {seen.lat}, {seen.long}, outside of the watched area"
+                )
+            elif one.only is not None and vendor_id != one.only:
+                self._accuse(one, vendor_id, "other", f"is shown, but only vendor {one.only} is watched")
+        self._recorder.delays("freshness", gaps)
+
+    def _judge_vendor(
+        self, one: Observation, vendor_id: str, track: deque[Known], seen: Seen | None, gaps: list[int]
+    ) -> None:
+        must = next((known for known in reversed(track) if known.heard <= one.at - GRACE), None)
+        if must is None:
+            return
+        if seen is None:
+            if not one.area.contains(must.lat, must.long):
+                return
+            possible = [known for known in track if must.timestamp <= known.timestamp <= one.at]
+            if all(one.area.contains(known.lat, known.long) for known in possible):
+                self._accuse(
+                    one,
+                    vendor_id,
+                    "missing",
+                    f"is not shown; expected {must}, inside",
+                )
+            return
+        unseen = next((k for k in track if k.timestamp > seen.timestamp and k.timestamp <= one.at and k.timed), None)
+        if one.at >= self.measured_from:
+            gaps.append(max(0, int((one.at - unseen.timestamp) * 10)) if unseen is not None else 0)
+            if unseen is not None and one.at - unseen.timestamp > self._gap(one.customer):
+                self.stalest[one.customer] = Stale(
+                    one.customer, vendor_id, one.at - unseen.timestamp, one.at, seen.timestamp, unseen.timestamp
+                )
+        if seen.timestamp < must.timestamp:
+            inside = one.area.contains(must.lat, must.long)
+            self._accuse(
+                *(one, vendor_id, "stale" if inside else "left"),
+                f"is shown at {seen}; expected {must}, acked {(one.at - must.heard) / 1000:.1f} s before"
+                + ("" if inside else ", outside: it should have left"),
+            )
+            return
+        sent = next((known for known in track if known.timestamp == seen.timestamp), None)
+        if sent is not None and not (same(sent.lat, seen.lat) and same(sent.long, seen.long)):
+            self._accuse(
+                *(one, vendor_id, "elsewhere"),
+                f"is shown at {seen}; expected {sent.lat}, {sent.long}",
+            )
+        elif sent is None and track[-1].timestamp > seen.timestamp:
+            self._accuse(
+                *(one, vendor_id, "unknown"),
+                f"is shown at {seen}, which was never sent; expected {must}",
+            )
+
+    def _gap(self, customer: str) -> float:
+        return self.stalest[customer].gap_ms if customer in self.stalest else 0.0
+
+    def _accuse(self, one: Observation, vendor_id: str, kind: str, what: str) -> None:
+        self.total += 1
+        self._kinds[kind] += 1
+        key = (one.customer, vendor_id, kind)
+        if key not in self._accused and self._kinds[kind] <= SHOWN_OF_A_KIND:
+            self._accused.add(key)
+            self.found.append(f"{time_of_day(one.at)} {one.customer}: vendor {vendor_id} {what}")
+
+
+class CountsAuditor:
+    """Compares the counts that a customer holds with those of a second, fresh watch of the same box."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self._since: dict[tuple[str, str], tuple[Any, float]] = {}
+
+    def observe(self, customer: str, now: float, held: dict[str, Any] | None, fresh: dict[str, Any] | None) -> None:
+        """Looks at both at `now` (monotonic s); a group that differs for 6.5 s, unchanged in both, is wrong."""
+        if held is None or fresh is None:
+            return
+        for group in held.keys() | fresh.keys():
+            counts = tuple(numbers(one.get(group)) for one in (held, fresh))
+            before = self._since.get((customer, group))
+            if before is None or before[0] != counts:
+                self._since[customer, group] = (counts, now)
+            elif counts[0] != counts[1] and now - before[1] > UNCHANGED:
+                self._since[customer, group] = (counts, now)
+                if len(self.found) < MOST_SHOWN:
+                    self.found.append(
+                        f"{time_of_day(time.time() * 1000)} {customer}: group {group} is held as {counts[0]} vendors,"
+                        f" expected {counts[1]} as in a fresh snapshot (count, open, online)"
+                    )
+
+
+def numbers(group: dict[str, Any] | None) -> tuple[int, int, int]:
+    """Returns the counts of a group; zeros of none."""
+    return (0, 0, 0) if group is None else (group["count"], group["open"], group["online"])

@@ -24,10 +24,10 @@ import orjson
 
 from loadtest.engine.audience import Audience, live_of
 from loadtest.engine.fleet import Fleet
-from loadtest.engine.share import Share
+from loadtest.engine.population import Share
 from loadtest.errors import LoadtestError, RunFailed
-from loadtest.measure.clock import offset
-from loadtest.measure.recorder import Recorder
+from loadtest.measure.histogram import Recorder
+from loadtest.measure.server import offset
 from venta_client.errors import ClientError
 
 LONGEST_MESSAGE = 512 << 20

@@ -14,7 +14,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import WSMsgType, web
 
-from loadtest.engine.share import Share
+from loadtest.engine.population import Share
 from loadtest.errors import RunFailed
 
 LONGEST_MESSAGE = 512 << 20

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from loadtest.measure.histogram import Histogram
-from loadtest.measure.recorder import STEPS_PER_S
+from loadtest.measure.histogram import STEPS_PER_S, Histogram
 
 MOST_BUCKETS = 300
 IN_SERIES = ("watch", "ack", "freshness")

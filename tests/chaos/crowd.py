@@ -13,8 +13,7 @@ from typing import Any
 import orjson
 
 from loadtest.clients.app import App
-from loadtest.clients.identity import Identity, minting
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target, minting
 from loadtest.clients.vendor import Ping, Vendor
 from streamer.geo.shapes import Circle
 from tests.support.running import ready, running

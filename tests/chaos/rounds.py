@@ -12,8 +12,7 @@ from typing import NamedTuple, Self
 
 import aiohttp
 
-from loadtest.clients.identity import Identity, minting
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target, minting
 from loadtest.clients.vendor import Vendor
 from streamer.accounts.tokens import make_token
 from streamer.storage import seed

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from loadtest.clients.identity import Identity
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target
 from loadtest.engine import verification as truth
 from loadtest.engine.database import Database
 from streamer.storage import seed

@@ -12,14 +12,13 @@ import pytest
 from aiohttp import web
 
 from loadtest.clients.customer import Customer
-from loadtest.clients.identity import Identity
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
+from loadtest.engine.population import Share
 from loadtest.engine.scenario import Customers
-from loadtest.engine.share import Share
 from loadtest.engine.verification import Live
-from loadtest.measure.recorder import Recorder
+from loadtest.measure.histogram import Recorder
 from tests.support.loadtest_stand_in import standing_in
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.benchmarks.capacity import Costs, Plan, need, table
+from loadtest.capacity import Costs, Plan, need, table
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "scaling.md"

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from loadtest.cli.main import app
 from loadtest.cli.options import Services
-from loadtest.clients.identity import Identity, enough, mint, parse, read
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target, enough, mint, parse_vendors, read_vendors
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.run import Plan, Run
 from loadtest.errors import RunFailed, WrongUse
@@ -109,11 +108,11 @@ def test_vendors_are_read_as_the_seed_command_prints_them(tmp_path: Path) -> Non
     """Its other lines don't count, a broken one is named."""
     path = tmp_path / "vendors"
     path.write_text("seeding\n" + LINES + LINES)
-    assert enough(read(str(path)), 2, "it") == [Identity("v1", "c1", "One"), Identity("v2", "c2", "Two")]
+    assert enough(read_vendors(str(path)), 2, "it") == [Identity("v1", "c1", "One"), Identity("v2", "c2", "Two")]
     with pytest.raises(WrongUse, match="3 vendors are needed, it has 2"):
-        enough(read(str(path)), 3, "it")
+        enough(read_vendors(str(path)), 3, "it")
     with pytest.raises(WrongUse, match="it line 1"):
-        parse(['{"vendorId":"v1"}'], "it")
+        parse_vendors(['{"vendorId":"v1"}'], "it")
 
 
 def test_a_data_folder_provides_the_settings_of_a_run(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.clients.identity import Identity
+from loadtest.clients.target import Identity
 from loadtest.clients.vendor import Ping
 from loadtest.engine.database import Database, Stored, base36, location_id, measure_copy, milliseconds, moment, rows
 from loadtest.errors import RunFailed, WrongUse
-from loadtest.measure.usage import parent
+from loadtest.measure.server import parent
 
 NOW = 1_732_467_600_123
 

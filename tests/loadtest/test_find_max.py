@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.benchmarks.find_max import Search, Wanted, find
 from loadtest.engine import scenario as scenarios
+from loadtest.engine.find_max import Search, Wanted, find
 from loadtest.engine.scenario import Scenario
 from loadtest.errors import WrongUse
 from loadtest.reports.html import page
@@ -47,7 +47,7 @@ def found(keeps: Callable[[float], bool], **options: Any) -> dict[str, Any]:
 
 def test_the_highest_load_is_found_with_its_knee(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report names the last load that kept the thresholds, the first that broke them, and where delay took off."""
-    monkeypatch.setattr("loadtest.benchmarks.find_max.PAUSE", 0.0)
+    monkeypatch.setattr("loadtest.engine.find_max.PAUSE", 0.0)
     result = found(lambda scale: scale <= 5)
     validate({name: value for name, value in result.items() if name != "tried"})
     assert result["ok"]
@@ -69,7 +69,7 @@ def test_the_highest_load_is_found_with_its_knee(monkeypatch: pytest.MonkeyPatch
 
 def test_a_load_that_kept_the_thresholds_only_once_is_not_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single lucky run is no capacity: the highest is run again, and the one below it is reported if it fails."""
-    monkeypatch.setattr("loadtest.benchmarks.find_max.PAUSE", 0.0)
+    monkeypatch.setattr("loadtest.engine.find_max.PAUSE", 0.0)
     seen: list[float] = []
 
     def keeps(scale: float) -> bool:
@@ -83,7 +83,7 @@ def test_a_load_that_kept_the_thresholds_only_once_is_not_the_answer(monkeypatch
 
 def test_only_what_is_to_vary_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--vary customers` finds how many customers a fleet can have."""
-    monkeypatch.setattr("loadtest.benchmarks.find_max.PAUSE", 0.0)
+    monkeypatch.setattr("loadtest.engine.find_max.PAUSE", 0.0)
     result = found(lambda scale: scale < 3, vary="customers", most=3)
     assert {step["vendors"] for step in result["steps"]} == {20}
     assert [step["customers"] for step in result["steps"]] == [30, 60, 120, 60]

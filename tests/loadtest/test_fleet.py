@@ -12,16 +12,14 @@ from aiohttp import web
 
 from loadtest.behaviour import City, LookAround
 from loadtest.clients.customer import Customer
-from loadtest.clients.identity import Identity
-from loadtest.clients.simulated_vendor import Ledger
-from loadtest.clients.target import Target
-from loadtest.clients.vendor import Ping
+from loadtest.clients.target import Identity, Target
+from loadtest.clients.vendor import Ledger, Ping
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
 from loadtest.engine.fleet import Fleet
+from loadtest.engine.population import Share
 from loadtest.engine.scenario import Customers, Scenario
-from loadtest.engine.share import Share
-from loadtest.measure.recorder import Recorder
+from loadtest.measure.histogram import Recorder
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
 

@@ -17,8 +17,7 @@ import asyncpg
 import pytest
 
 from loadtest.cli.options import RunOptions, ScenarioOptions, chosen
-from loadtest.clients.identity import Identity
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target
 from loadtest.engine.run import Plan, Run
 from loadtest.errors import RunFailed
 from loadtest.reports.merge import merge

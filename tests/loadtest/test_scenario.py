@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.behaviour import City
-from loadtest.clients.simulated_vendor import GRID, on_grid
+from loadtest.clients.vendor import GRID, on_grid
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.movement import DRIVE, Driving, Parked, Walking
-from loadtest.engine.scenario import Stage
-from loadtest.engine.share import pick
-from loadtest.engine.stages import Course, Levels
+from loadtest.engine.population import pick
+from loadtest.engine.scenario import Course, Levels, Stage
 from loadtest.errors import WrongUse
 
 

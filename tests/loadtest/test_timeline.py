@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.measure.histogram import Histogram
-from loadtest.measure.recorder import Recorder, percentile
+from loadtest.measure.histogram import Histogram, Recorder, percentile
 from loadtest.measure.timeline import Timeline
 
 

@@ -11,8 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from loadtest.clients.identity import Identity
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target
 from loadtest.clients.vendor import Ping, Vendor
 from loadtest.clients.websocket import Close
 from loadtest.errors import RunFailed

@@ -7,7 +7,7 @@ from tests.support.paths import ROOT
 ELSEWHERE = {
     # tested through the commands that an operator types
     "e2e/cli/test_main": "streamer.cli.config cli.db cli.dev cli.link cli.process cli.redis cli.serve",
-    "loadtest/test_cli": "loadtest.cli.options clients.identity reports.terminal reports.environment",
+    "loadtest/test_cli": "loadtest.cli.options",
     # parts of one thing that is tested as a whole
     "e2e/test_privacy": "streamer.accounts.permissions",
     "integration/operations/test_privacy": "streamer.broker.erasure",
@@ -38,10 +38,8 @@ ELSEWHERE = {
     "e2e/transport/test_hostile": "streamer.transport.admission transport.problem",
     "e2e/transport/test_http_query": "streamer.transport.http_ingest",
     "e2e/transport/test_cost": "streamer.transport.read_limits transport.watch_budget",
-    "loadtest/test_fleet": "loadtest.behaviour clients.customer clients.simulated_vendor engine.population",
+    "loadtest/test_fleet": "loadtest.behaviour clients.customer engine.population",
     "loadtest/test_run": "loadtest.engine.worker engine.worker_pool",
-    "loadtest/test_scenario": "loadtest.engine.movement engine.share engine.stages",
-    "loadtest/test_timeline": "loadtest.measure.recorder",
     "loadtest/test_reports": "loadtest.reports.html",
     "unit/alerts/test_tracker": "streamer.alerts.alert alerts.evaluator",
     "unit/transport/test_mqtt": "streamer.transport.aiomqtt_compat transport.mqtt_url",

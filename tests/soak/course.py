@@ -18,8 +18,7 @@ import psutil
 import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.clients.identity import Identity, minting
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target, minting
 from loadtest.clients.vendor import Ping, Vendor
 from loadtest.measure.histogram import Histogram
 from streamer.operations.embedded import PostgresServer, ValkeyServer

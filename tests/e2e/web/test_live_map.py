@@ -21,8 +21,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from loadtest.clients.identity import Identity, minting
-from loadtest.clients.target import Target
+from loadtest.clients.target import Identity, Target, minting
 from loadtest.clients.vendor import Ping, Vendor
 from streamer.accounts.tokens import make_token
 from streamer.geo.shapes import Circle

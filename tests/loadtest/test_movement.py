@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.engine.trace_file import Fix, beginning, by_vehicle, parse, read, surroundings
+from loadtest.engine.movement import Fix, beginning, by_vehicle, parse_trace, read_trace, surroundings
 from loadtest.errors import WrongUse
 
 HEADER = "vehicle,timestamp,lat,long\n"
@@ -29,7 +29,7 @@ def test_a_trace_is_read_with_its_times_in_utc(tmp_path: Path) -> None:
     path.write_bytes(
         gzip.compress(f"{HEADER}1058,2024-02-13T06:31:20Z,52.196903,20.919635\n1,2024-02-13T06:31:21,1,-2\n\n".encode())
     )
-    assert read(path) == [
+    assert read_trace(path) == [
         Fix("1058", 1_707_805_880_000, 52.196903, 20.919635),
         Fix("1", 1_707_805_881_000, 1.0, -2.0),
     ]
@@ -50,7 +50,7 @@ def test_a_trace_is_read_with_its_times_in_utc(tmp_path: Path) -> None:
 def test_what_is_no_trace_is_refused_by_line(text: str, complaint: str) -> None:
     """A row that is skipped silently would be missing in every figure."""
     with pytest.raises(WrongUse, match=complaint):
-        parse(text.splitlines(keepends=True), "trace.csv")
+        parse_trace(text.splitlines(keepends=True), "trace.csv")
 
 
 def test_a_file_that_is_no_gzip_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_file_that_is_no_gzip_is_refused_with_its_name(tmp_path: Path) -> None
     path = tmp_path / "trace.csv.gz"
     path.write_bytes(gzip.compress(HEADER.encode() * 1000)[:30])
     with pytest.raises(WrongUse, match=r"trace.csv.gz can't be read"):
-        read(path)
+        read_trace(path)
 
 
 def test_a_gap_in_the_middle_is_traffic_that_paused() -> None:

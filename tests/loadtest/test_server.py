@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loadtest.errors import WrongUse
-from loadtest.measure.usage import Processes, kind, parent, parse
+from loadtest.measure.server import Processes, kind, parent, parse_metrics
 
 SPIN = """
 import time
@@ -54,6 +54,6 @@ def test_metrics_of_several_workers_add_up() -> None:
         'process_cpu_seconds_total{worker="1"} 1.5\nprocess_cpu_seconds_total{worker="2"} 2.5e0\n'
         "process_resident_memory_bytes 1e8\nother_total 7\n"
     )
-    assert parse(text) == ({"server": 4.0, "all": 4.0}, {"server": 1e8, "all": 1e8})
-    assert parse("other_total 7\n") is None
-    assert parse("process_cpu_seconds_total x\n") is None
+    assert parse_metrics(text) == ({"server": 4.0, "all": 4.0}, {"server": 1e8, "all": 1e8})
+    assert parse_metrics("other_total 7\n") is None
+    assert parse_metrics("process_cpu_seconds_total x\n") is None

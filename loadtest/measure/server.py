@@ -1,17 +1,27 @@
-"""CPU and memory of the server: of its processes when they run here, else what it reports at `/metrics`."""
+"""The server as it is seen from outside: ready or not, its clock, CPU and memory; and the machine of the run."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
 import re
+import subprocess
+import time
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 import aiohttp
+import orjson
 import psutil
 
-from loadtest.clients.target import Target
-from loadtest.errors import WrongUse
+from loadtest.clients.target import Identity, Target, mint
+from loadtest.clients.websocket import connect
+from loadtest.errors import RunFailed, WrongUse
+from venta_client.errors import ClientError
 
 TIMEOUT = 5.0
 CPU = "process_cpu_seconds_total"
@@ -131,12 +141,12 @@ class MetricsMeter:
                 aiohttp.ClientSession(timeout=self._timeout) as session,
                 session.get(self._url, allow_redirects=False) as answer,
             ):
-                return parse(await answer.text(errors="replace")) if answer.status == 200 else None
+                return parse_metrics(await answer.text(errors="replace")) if answer.status == 200 else None
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
 
 
-def parse(text: str) -> Look | None:
+def parse_metrics(text: str) -> Look | None:
     """Returns CPU and memory from the Prometheus text format; None when they are not in it."""
     sums: dict[str, float] = {}
     for name, value in SAMPLE.findall(text):
@@ -156,3 +166,107 @@ async def meter(target: Target, processes: Processes | None) -> Meter | None:
         return ProcessMeter(processes)
     found = MetricsMeter(target)
     return found if await found.look() is not None else None
+
+
+TRIES = 7
+MAX_QUOTED = 500
+WITHIN = 10.0
+
+
+class Offset(NamedTuple):
+    """The server's clock less this machine's, in ms, and by how much that may be wrong."""
+
+    ms: float
+    error_ms: float
+
+
+async def offset(target: Target, identity: Identity, secret: str) -> Offset:
+    """Returns the offset by the quickest of some hellos, which is the most exact. Zero on one machine."""
+    if target.loopback:
+        return Offset(0.0, 0.0)
+    try:
+        return min([await hello(target, identity, secret) for _ in range(TRIES)], key=lambda found: found.error_ms)
+    except (OSError, TimeoutError, ClientError) as failed:
+        raise RunFailed(f"the server's clock can't be read: {failed}; is the server up?") from None
+
+
+async def hello(target: Target, identity: Identity, secret: str) -> Offset:
+    """Compares one connection's `hello.time` with the time halfway between asking and receiving it."""
+    heard: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
+
+    def received(message: bytes) -> None:
+        decoded = orjson.loads(message)
+        if decoded.get("type") == "hello" and not heard.done():
+            heard.set_result((int(decoded["time"]), time.time() * 1000))
+
+    asked = time.time() * 1000
+    token = mint(identity.clerk_id, secret, time.time())
+    socket = await connect(target, f"/v1/vendor?vendorId={quote(identity.vendor_id, safe='')}", received, token=token)
+    try:
+        server, now = await asyncio.wait_for(heard, WITHIN)
+    finally:
+        socket.close()
+        await asyncio.wait({socket.closed}, timeout=WITHIN)
+    return Offset(server - (asked + now) / 2, (now - asked) / 2)
+
+
+async def unready(target: Target) -> str | None:
+    """Returns what `/readyz` complains of, None when the server is ready; raises RunFailed when it does not answer."""
+    url = f"{'https' if target.tls else 'http'}://{target.authority}/readyz"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)) as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            if answer.status == 200:
+                return None
+            return f"{answer.status}: {(await answer.text(errors='replace'))[:MAX_QUOTED].strip()}"
+    except (aiohttp.ClientError, OSError, TimeoutError) as failed:
+        raise RunFailed(f"{url} does not answer: {failed!r}; is the server up?") from None
+
+
+PACKAGES = ("venta-streamer", "aiohttp", "asyncpg", "orjson", "uvloop")
+
+
+def environment() -> dict[str, Any]:
+    """Returns what describes this machine and this checkout; what can't be found out is left out."""
+    found: dict[str, Any] = {
+        "cpu": cpu(),
+        "cores": os.cpu_count(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "revision": revision(),
+        "packages": {},
+    }
+    for name in PACKAGES:
+        try:
+            found["packages"][name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def cpu() -> str | None:
+    """Returns the model of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def revision() -> str | None:
+    """Returns the git revision of this code, with a + when files have changed since."""
+    here = Path(__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return shown.stdout.strip() or None

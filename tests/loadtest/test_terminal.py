@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from loadtest.cli.dashboard import Dashboard
 from loadtest.engine import scenario as scenarios
-from loadtest.engine.stages import Course
+from loadtest.engine.scenario import Course
+from loadtest.reports.terminal import Dashboard
 from tests.loadtest.conftest import recorded
 
 

@@ -1,1 +1,0 @@
-"""Measurements that are more than one run."""
