@@ -26,6 +26,27 @@ OVERLOADED = (429, 503)
 HALF_OPEN = 4408
 
 
+class ReadTime:
+    """The time of `clock`, but the same for all sockets that one look of the event loop found readable.
+
+    Their data had all arrived when the first of them was read: what a generator of many customers needs to read the
+    others is its own delay, and not the server's.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._now: float | None = None
+
+    def __call__(self) -> float:
+        if self._now is None:
+            self._now = self._clock()
+            asyncio.get_running_loop().call_soon(self._forget)
+        return self._now
+
+    def _forget(self) -> None:
+        self._now = None
+
+
 class App:
     """Keeps a connection to `path` open until `stop()`; each message goes to `received`.
 

@@ -45,9 +45,9 @@ class Customer(App):
     """One customer's app. Every frame is counted, every `timed_every`th is decoded and its delays are recorded.
 
     With `full` each frame is decoded and the views are held as the contract says, for the comparison with the truth.
-    `clock` is the server's time in epoch ms; positions of vendors that are not `known` are not timed. `recent` holds
-    the delays (ms) of the frames since `compared` was called last; `excess` counts seconds by how much later its
-    positions came than those of the other customers, in 5 ms steps.
+    `clock` is the server's time of reading in epoch ms; positions of vendors that are not `known` are not timed.
+    `recent` holds the delays (ms) of the frames since `compared` was called last; `excess` counts seconds by how much
+    later its positions came than those of the other customers, in 5 ms steps.
     """
 
     path = "/v1/watch"
@@ -180,6 +180,7 @@ class Customer(App):
             self._send({"type": "watch", "id": ONE, "vendors": [self.following]})
 
     def received(self, message: bytes) -> None:
+        now = self._now()
         # decoding costs most: the type stands first in what the server sends, and is looked up only where it doesn't
         counts = self._recorder.counts
         head = message[:32]
@@ -191,7 +192,7 @@ class Customer(App):
             timed = self._frames % self._timed_every == 0
             timed = timed and self._timing
             if timed or self.full or self._decode_all or self.counting:
-                self._read(self.decode(message), timed)
+                self._read(self.decode(message), now if timed else None)
         elif not self.full and not self.counting and (named := SNAPSHOT.match(message)) is not None:
             self._shown(named[1].decode(), message)
         elif self.full or self.counting or b'"unwatched"' not in head:
@@ -236,10 +237,10 @@ class Customer(App):
             self.socket.narrow(STALLED_BUFFER)
             self.socket.hold(True)
 
-    def _read(self, update: dict[str, Any], timed: bool) -> None:
+    def _read(self, update: dict[str, Any], now: float | None) -> None:
         moved = update.get("moved", [])
-        if timed:
-            self._time(moved)
+        if now is not None:
+            self._time(moved, now)
         if "groups" in update:
             held = self.groups.get(update["id"])
             if held is None:
@@ -255,8 +256,8 @@ class Customer(App):
         if self._decode_all and self.behaviour is not None:
             self.behaviour.on_update(update)
 
-    def _time(self, moved: list[dict[str, Any]]) -> None:
-        now, known = self._now(), self._known
+    def _time(self, moved: list[dict[str, Any]], now: float) -> None:
+        known = self._known
         # an odd timestamp was collected without a network; an entered fix may be old, as the area has moved
         timed = [fix for fix in moved if not fix["timestamp"] & 1 and fix["vendorId"] in known]
         steps = [int((now - fix["timestamp"]) * STEPS_PER_MS) for fix in timed]

@@ -13,6 +13,7 @@ from typing import Any
 
 from loadtest import behaviour
 from loadtest.behaviour import City, CustomerBehaviour, LookAround
+from loadtest.clients.app import ReadTime
 from loadtest.clients.customer import CHECK, COUNTS, MAP, ONE, Customer
 from loadtest.clients.target import minting
 from loadtest.clients.vendor import Ping
@@ -40,7 +41,7 @@ class Audience(Population[Customer]):
     kind = "customers"
 
     def _make_apps(self) -> None:
-        share, recorder, clock, city = self._share, self._recorder, self._now, self._city
+        share, recorder, clock, city = self._share, self._recorder, ReadTime(self._now), self._city
         habits = share.scenario.customers
         count = round(habits.count * self._course.peak().customers)
         self._prepare(count, habits.phones)

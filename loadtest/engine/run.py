@@ -280,7 +280,7 @@ class Run:
             "compared": {
                 "vendors": positions.get("vendors", 0),
                 "vendors_of": plan.scenario.vendors.count,
-                "customers": views.get("watchers", 0),
+                "customers": views.get("watchers", 0) + self._checks.get("counts", {}).get("watchers", 0),
                 "customers_of": plan.scenario.customers.count,
             },
             "totals": {name: totals[name] for name in TOTALS} | {name: dict(one) for name, one in nested.items()},

@@ -238,7 +238,7 @@ class Scenario(Part):
     customers: Customers = Customers()
     alerts: Alerts = Alerts()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=100)]
-    heartbeat: Annotated[float, Field(ge=0, le=60)] = 4.5
+    heartbeat: Annotated[float, Field(ge=0, le=60)] = 4.0
     thresholds: dict[str, Limit] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from typing import Any
 
 from loadtest.measure.histogram import Histogram
 from loadtest.reports.plot import Band, Line, Plot, draw
+from loadtest.reports.verdict import staleness
 
 Report = dict[str, Any]
 
@@ -137,6 +138,8 @@ def details(report: Report) -> Iterable[str]:
         highest = number(report["customers"]["p50_p99_ms"], "ms")
         note = f"99 % of {report['customers']['timed']:,} customers had a median of at most {highest}."
         yield f"<h2>Slowest customers</h2>{card(f'{found}<p class=note>{note}</p>')}"
+    if stalest := report["customers"]["stalest"]:
+        yield f"<h2>Largest freshness gaps</h2>{card(listed(staleness(one) for one in stalest))}"
     yield f"<h2>Totals</h2>{card(pairs((text, total(report['totals'][name])) for name, text in TOTALS.items()))}"
     costs = [(text, number(figures[name], unit)) for name, (text, unit) in COST.items()]
     clock = f"{own['clock_offset_ms']:g} ms ±{own['clock_error_ms']:g}"

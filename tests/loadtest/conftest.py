@@ -35,6 +35,12 @@ def recorded(delay: float, seconds: int = 12, pings: int = 50) -> Timeline:
     return record
 
 
+STALE = {
+    **{"customer": "customer 3", "vendor": "v7", "gap_ms": 900.0, "at": 1_732_467_601_900.0},
+    **{"shown": 1_732_467_600_000, "due": 1_732_467_601_000},
+}
+
+
 def report(
     delay: float = 0.05, *, part: int = 1, parts: int = 1, seconds: int = 12, **thresholds: float
 ) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def report(
             "environment": {"cpu": "a CPU", "cores": 2},
             "verified": True,
             "compared": {"vendors": 20, "vendors_of": 20, "customers": 5, "customers_of": 30},
-            "customers": per_customer([], []),
+            "customers": per_customer([], [STALE]),
             "incidents": [],
             "measured": {name: counts[name] for name in MEASURED},
             "delays": {name: shown(histogram) for name, histogram in record.delays().items()},

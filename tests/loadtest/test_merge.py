@@ -52,3 +52,13 @@ def test_a_missing_part_is_reported() -> None:
     both = merge([report(part=1, parts=3), report(part=3, parts=3)])
     assert not both["ok"]
     assert "the parts [2] of 3 are missing" in both["reasons"]
+
+
+def test_rates_are_of_the_time_in_which_all_machines_took_part() -> None:
+    """One that was stopped after 8 of 12 seconds would halve the rate of the rest, and be taken for the server."""
+    whole, stopped = report(part=1, parts=2), report(part=2, parts=2)
+    stopped["series"] = stopped["series"][:8]
+    both = merge([whole, stopped])
+    assert both["seconds"] == 6
+    assert both["measured"]["sent"] == 600
+    assert both["figures"]["pings_per_s"] == 100

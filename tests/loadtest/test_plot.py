@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,3 +31,12 @@ def test_axes_have_round_numbers(highest: float) -> None:
     ticks = nice(highest)
     assert 2 <= len(ticks) <= 8
     assert ticks[-1] >= highest * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(("limit", "drawn"), [(200.0, False), (10.0, True)])
+def test_a_threshold_far_above_a_curve_does_not_flatten_it(limit: float, drawn: bool) -> None:
+    """A curve of 6 ms under a threshold of 200 ms fills its plot; the threshold stands in the legend."""
+    figure = draw(Plot("delay", [Line("p99", [(0, 3.0), (1, 6.0), (2, 4.0)])], "s", "ms", limit=limit))
+    ticks = [float(tick) for tick in re.findall(r'text-anchor="end">([\d.]+)<', figure)]
+    assert max(ticks) == (10 if drawn else 6)
+    assert f"{limit:g}" in figure

@@ -59,6 +59,7 @@ def test_a_page_is_complete_and_needs_no_network() -> None:
     bad = report(0.3, watch_p99_ms=100)
     bad["settings"]["title"] = "Lunch <script>alert(1)</script>"
     text = page(bad)
+    assert "customer 3 saw vendor v7 as of 17:00:00.000; expected 17:00:01.000 or later, 900 ms before" in text
     assert not re.search(r"""(src|href)=|url\(|@import|https?://""", text)
     assert "<script>alert" not in text
     assert "threshold watch_p99_ms" in text

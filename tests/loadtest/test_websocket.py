@@ -8,14 +8,18 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from random import Random
 
 import pytest
 from aiohttp import WSMsgType, web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.clients.app import HALF_OPEN, App, ReadTime
 from loadtest.clients.target import Target
 from loadtest.clients.websocket import GUID, PING, TEXT, Close, WebSocket, connect, frame
+from loadtest.engine import scenario as scenarios
+from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
 from venta_client.errors import Refused, Violation
 
@@ -295,3 +299,34 @@ def test_messages_do_not_depend_on_how_the_network_cuts_them(stream: tuple[list[
         return got
 
     assert asyncio.run(receive()) == messages
+
+
+async def test_what_one_look_found_readable_was_read_at_one_time() -> None:
+    """The last of a thousand sockets is not late because the load test read the others before it."""
+    ticks = iter(range(10))
+    now = ReadTime(lambda: float(next(ticks)))
+    assert [now(), now(), now()] == [0, 0, 0]
+    await asyncio.sleep(0)
+    assert [now(), now()] == [1, 1]
+
+
+async def test_a_half_open_connection_is_noticed_within_ten_seconds() -> None:
+    """With the heartbeat of every scenario, looked after once a second: nothing comes, not even a pong."""
+
+    async def silent(socket: web.WebSocketResponse) -> None:
+        async for _ in socket:
+            pass
+
+    heartbeat = scenarios.load("quiet-town").heartbeat
+    async with standing_in({"/": silent}, autoping=False) as target:
+        app = App(target, None, Random(0))
+        running = asyncio.create_task(app.run())
+        await eventually(lambda: app.socket is not None and app.socket.opened.done(), "connected")
+        noticed = 0
+        while app.socket is not None and not app.socket.closed.done():
+            app.check_alive(noticed := noticed + 1, heartbeat)
+        await eventually(lambda: app.closes == {HALF_OPEN: 1}, "noticed")
+        app.stop()
+        await running
+    # silence begins up to a second before it is seen first
+    assert noticed + 1 <= 10
