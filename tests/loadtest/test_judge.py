@@ -125,7 +125,7 @@ async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, d
     assert "outside of the watched area" in live
     assert report["figures"]["errors"] == 1
     assert any("customer" in line and "ended with 1006" in line for line in report["incidents"]), report["incidents"]
-    assert "customer 32: lat, long, timestamp missing in {'vendorId': 7}" in shown(report, "protocol")
+    assert re.search(r"customer 32: .*timestamp.*vendorId\W+7", shown(report, "protocol")), shown(report, "protocol")
 
 
 async def test_an_update_of_counts_that_is_skipped_is_found(serve: Serve, database_url: str) -> None:
@@ -179,23 +179,26 @@ async def test_lateness_of_few_and_for_a_moment_is_found(serve: Serve, database_
 
 
 async def test_a_lost_alert_is_found_and_named(serve: Serve, database_url: str) -> None:
-    """Three webhooks of hundreds are answered 204 and dropped; a stay of under 2.5 s may have been merged."""
+    """Three of the first webhooks are answered 204 and dropped; a stay of under 5 s may have been merged.
+
+    A busy machine may merge others too: that the honest server is not accused is tested elsewhere.
+    """
     running = await serve(alert_key="a-key-for-alerts-a-key-for-alerts", alert_development_hosts=("127.0.0.1",))
-    faults = Faults(lost_alerts=frozenset({20, 25, 30}))
+    faults = Faults(lost_alerts=frozenset({5, 8, 11}))
     async with FaultyProxy(running.url, faults).running() as target:
         code, report, said = await judged(
             f"http://{target.authority}",
             database_url,
             *("--customers", "4", "--set", "alerts.count=60", "--set", "alerts.radius=[100, 250]"),
-            *("--set", "alerts.late_ms=60000", "--threshold", "freshness_max_ms=false"),
+            *("--set", "alerts.late_ms=60000", "--set", "alerts.stay_ms=5000"),
+            *("--threshold", "freshness_max_ms=false"),
         )
     assert code == 1, said
     found = re.findall(
         r"missed: \S+ vendor (\S+) was (?:inside|outside) of alert (\S+) for \S+ s; expected (\S+), which never came",
         shown(report, "alerts"),
     )
-    assert found, said
-    assert set(found) <= set(faults.done["alert"])
+    assert set(found) & set(faults.done["alert"]), said
     assert len(faults.done["alert"]) == 3
     assert report["checks"]["alerts"]["differences"] == report["checks"]["alerts"]["missed"]
 
