@@ -28,6 +28,9 @@ ELSEWHERE = {
         "streamer.operations.workers.manager operations.workers.peers operations.workers.scoreboard"
     ),
     "e2e/web/test_api_docs": "streamer.protocol.asyncapi protocol.openapi protocol.schemas",
+    "integration/operations/test_backup": (
+        "streamer.operations.backup.archive operations.backup.files operations.backup.streams"
+    ),
     "integration/storage/test_store": "streamer.storage.database storage.ping_writer",
     "integration/storage/test_adopt": "streamer.storage.adopt_sql",
     "integration/storage/test_migrate": "streamer.storage.drift storage.revisions",

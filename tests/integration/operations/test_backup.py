@@ -16,7 +16,6 @@ import pytest
 
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.copy_rows import RowEncoder, decode_rows
-from streamer.operations import backup as module
 from streamer.operations.backup import (
     Backups,
     Counted,
@@ -27,8 +26,11 @@ from streamer.operations.backup import (
     manifest_of,
     proof_of,
     prove,
+    remove_old,
     restore,
 )
+from streamer.operations.backup.files import UNFINISHED
+from streamer.operations.backup.streams import Digest, program_of, sha256
 from streamer.storage import drift, migrate, queries, revisions, seed
 from tests.support.commands import run
 
@@ -121,7 +123,7 @@ async def test_whole_or_not_at_all(filled: str, empty_database_url: str, tmp_pat
     path = await backup(filled, tmp_path)
     path.write_bytes(path.read_bytes()[:-200])
     manifest = json.loads(manifest_of(path).read_text())
-    manifest["sha256"] = module._sha256(path)
+    manifest["sha256"] = sha256(path)
     manifest_of(path).write_text(json.dumps(manifest))
     with pytest.raises(DatabaseError, match="pg_restore"):
         await restore(empty_database_url, path)
@@ -174,10 +176,10 @@ async def test_encrypted(filled: str, empty_database_url: str, tmp_path: Path) -
 async def test_a_full_disk_leaves_nothing(filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a backup that looks like one is worse than none."""
 
-    def full(self: module.Digest, data: bytes) -> int:
+    def full(self: Digest, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.Digest, "write", full)
+    monkeypatch.setattr(Digest, "write", full)
     with pytest.raises(DatabaseError, match=r"No space left on device.*make room"):
         await backup(filled, tmp_path)
     assert os.listdir(tmp_path) == []
@@ -221,14 +223,14 @@ def test_old_ones_are_removed(tmp_path: Path) -> None:
     others = [tmp_path / "notes.txt", tmp_path / "venta_db-20200101T000000Z.dump"]  # the second has no manifest
     for other in others:
         other.write_text("mine")
-    abandoned = tmp_path / f"{module.UNFINISHED}x"
+    abandoned = tmp_path / f"{UNFINISHED}x"
     abandoned.write_text("half")
     os.utime(abandoned, (0, 0))
-    assert module.remove_old(tmp_path, 7, now=NOW) == [days[9], days[8]]
+    assert remove_old(tmp_path, 7, now=NOW) == [days[9], days[8]]
     assert {path.name for path in tmp_path.iterdir()} == {
         each.name for path in days[:8] for each in (path, manifest_of(path), proof_of(path))
     } | {other.name for other in others}
-    assert module.remove_old(tmp_path, 1, now=NOW + timedelta(days=400)) == days[7:0:-1]
+    assert remove_old(tmp_path, 1, now=NOW + timedelta(days=400)) == days[7:0:-1]
     assert [each.path for each in found(tmp_path)] == days[:1]
 
 
@@ -273,7 +275,7 @@ async def test_proved_on_a_server(filled: str, tmp_path: Path) -> None:
 def test_a_program_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """pg_dump refuses a newer server in its own words; ours say what to install."""
     with pytest.raises(SettingsError, match="postgresql-client-99"):
-        module.program_of("pg_dump", 99)
+        program_of("pg_dump", 99)
 
 
 async def test_the_commands(filled: str, empty_database_url: str, tmp_path: Path) -> None:
