@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -30,7 +28,7 @@ from streamer.broker.stream import Feed, Status
 from streamer.broker.subscriptions import Subscriptions
 from streamer.cadence import TICKS, Cadence
 from streamer.counters import Counters
-from streamer.errors import DatabaseError, SettingsError, Unavailable
+from streamer.errors import DatabaseError, Unavailable
 from streamer.ingest.batcher import Batcher, Chunk
 from streamer.ingest.position_writer import PositionWriter
 from streamer.live.index import LiveIndex
@@ -45,20 +43,16 @@ from streamer.operations.metrics import Metrics
 from streamer.operations.tracing import Tracing
 from streamer.operations.workers.peers import Peers
 from streamer.settings import Settings
-from streamer.storage import revisions, roles
 from streamer.storage.alerts import AlertStore
-from streamer.storage.database import Database
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
-from streamer.transport.aiohttp_compat import hide_server
 from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.cors import Cors
 from streamer.transport.http_alerts import HttpAlerts
 from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
 from streamer.transport.http_search import VendorSearch
-from streamer.transport.mqtt_url import MqttBroker
 from streamer.transport.problem import MAX_BODY, answering
 from streamer.transport.read_limits import limiting_reads
 from streamer.transport.services import Services
@@ -85,8 +79,6 @@ BEAT = 0.5
 """Seconds between two heartbeats of a worker."""
 OTHER_CONNECTIONS = 2000
 """Connections beside WebSockets and streams; above this, one that sends no request at once is closed."""
-KEEPALIVE = 75.0
-"""Seconds an idle HTTP connection is kept: longer than proxies keep theirs, so that the proxy closes it."""
 MOST_HURRIED = 0.5
 """Minimum number of seconds of a drain in which buffered pings are stored, however long the clients took to leave."""
 
@@ -224,29 +216,25 @@ class Server:
         self.slow_clients = SlowClients(
             settings.handshake_timeout, settings.request_timeout, settings.max_connections + OTHER_CONNECTIONS
         )
-        token = settings.admin_token.get_secret_value() if settings.admin_token is not None else None
+        self.admin_url: str | None = None
         self.admin = web.Application()
         """The operators' endpoints, for STREAMER_ADMIN_PORT and for the other workers."""
-        self.admin_url: str | None = None
-        self.admin.add_routes(
-            [
-                web.get("/livez", self.health.livez),
-                web.get("/readyz", self.health.readyz),
-                web.get("/health", self.health.health),
-                web.get("/metrics", self.metrics.metrics),
-            ]
-        )
         self.app = web.Application(
             middlewares=[self.slow_clients.through, answering(counters, self.process), limiting_reads(self.admission)],
             client_max_size=MAX_BODY,
         )
+        self._add_routes()
+
+    def _add_routes(self) -> None:
+        settings, health = self.settings, self.health
+        liveness = [web.get("/livez", health.livez), web.get("/readyz", health.readyz)]
+        self.admin.add_routes([*liveness, web.get("/health", health.health), web.get("/metrics", self.metrics.metrics)])
         self.app.add_routes(
             [
                 *self.pages.routes(),
                 *ApiDocs(settings).routes(),
                 web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
-                web.get("/livez", self.health.livez),
-                web.get("/readyz", self.health.readyz),
+                *liveness,
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
                 web.get("/v1/watch/events", self.events.watch, allow_head=False),
@@ -266,7 +254,8 @@ class Server:
             ]
         )
         if settings.admin_port is None:
-            self.app.router.add_get("/health", operators_only(self.health.health, token))
+            token = settings.admin_token.get_secret_value() if settings.admin_token is not None else None
+            self.app.router.add_get("/health", operators_only(health.health, token))
             self.app.router.add_get("/metrics", operators_only(self.metrics.metrics, token))
         Cors(settings.origins).join(self.app)
 
@@ -423,103 +412,3 @@ class Server:
             vendor = vendors.get(vendor_id)
             if vendor is not None and vendor.live:
                 yield vendor_id, vendor.card.open, vendor.online
-
-
-def not_listening(host: str, port: int, error: OSError, option: str = "--port") -> SettingsError:
-    """Explains why an address cannot be listened on; `option` sets the port."""
-    where = f"{f'[{host}]' if ':' in host else host}:{port}"
-    if error.errno == errno.EADDRINUSE:
-        return SettingsError(f"port {port} is taken: stop what listens on {where}, or choose another by {option}")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return SettingsError(f"listening on {where} is not allowed: choose a port from 1024 on by {option}")
-    return SettingsError(f"cannot listen on {where}: {error.strerror or error}; choose another address by --host")
-
-
-async def open_server(settings: Settings, peers: Peers | None = None) -> Server:
-    """Returns a server for these settings. Raises DatabaseError for another migration or missing privileges."""
-    if settings.database_url is None or settings.redis_url is None:
-        raise SettingsError("DATABASE_URL and REDIS_URL are needed")
-    url = settings.database_url.get_secret_value()
-    await revisions.require_newest(url)
-    await roles.require_rights(url)
-    counters = Counters()
-    database = await Database.open(
-        url,
-        pool_size=settings.pool_size,
-        pool_timeout=settings.pool_timeout,
-        statement_timeout=settings.statement_timeout,
-        counters=counters,
-    )
-    return Server(settings, Store(database), counters, peers=peers)
-
-
-@asynccontextmanager
-async def serving(settings: Settings, peers: Peers | None = None) -> AsyncIterator[tuple[Server, str]]:
-    """Serves while the context lasts, alone or as one of several workers; yields the server and its URL."""
-    async with AsyncExitStack() as stack:
-        server = await open_server(settings, peers)
-        await server.start()
-        stack.push_async_callback(server.stop)
-        admin = await _runner(stack, server.admin)
-        runner = await _runner(stack, server.app)
-        listening = runner.server
-        assert listening is not None
-        server.supervisor.start({"slow-clients": lambda: server.slow_clients.watch(lambda: listening.connections)})
-        stack.push_async_callback(server.drain)
-        url = await _listen(stack, runner, settings.host, settings.port, "--port", shared=peers is not None)
-        if settings.admin_port is not None:
-            server.admin_url = await _listen(
-                stack, admin, settings.host, settings.admin_port, "STREAMER_ADMIN_PORT", shared=peers is not None
-            )
-        if peers is not None:
-            peers.socket.unlink(missing_ok=True)  # its predecessor may have been killed
-            await web.UnixSite(admin, peers.socket).start()
-            server.supervisor.start({"beat": server.beat})
-        yield server, url
-
-
-@asynccontextmanager
-async def bridging(settings: Settings, broker: MqttBroker, client_id: str) -> AsyncIterator[Server]:
-    """Stores what a broker's OwnTracks apps publish while the context lasts; nobody can connect but operators."""
-    from streamer.transport.mqtt import MqttBridge  # not above: aiomqtt takes a tenth of a second to import
-
-    async with AsyncExitStack() as stack:
-        server = await open_server(settings)
-        await server.start()
-        stack.push_async_callback(server.stop)
-        stack.push_async_callback(server.drain)
-        if settings.admin_port is not None:
-            admin = await _runner(stack, server.admin)
-            server.admin_url = await _listen(
-                stack, admin, settings.host, settings.admin_port, "STREAMER_ADMIN_PORT", shared=False
-            )
-        server.mqtt = MqttBridge(broker, client_id, server.reports, server.dataloader, server.counters, clock)
-        receiving = Supervisor()
-        receiving.start({"mqtt": server.mqtt.run})
-        # Before the drain: what is received no more is sent again to the next process.
-        stack.push_async_callback(receiving.stop)
-        yield server
-
-
-async def _runner(stack: AsyncExitStack, served: web.Application) -> web.AppRunner:
-    runner = web.AppRunner(
-        served, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=KEEPALIVE
-    )
-    await runner.setup()
-    hide_server(runner)
-    stack.push_async_callback(runner.cleanup)
-    return runner
-
-
-async def _listen(
-    stack: AsyncExitStack, runner: web.AppRunner, host: str, port: int, option: str, *, shared: bool
-) -> str:
-    """Listens until the stack unwinds and returns the URL; `shared` lets other workers listen on the port too."""
-    site = web.TCPSite(runner, host, port, backlog=4096, reuse_port=shared)
-    try:
-        await site.start()
-    except OSError as error:
-        raise not_listening(host, port, error, option) from None
-    stack.push_async_callback(site.stop)
-    bound_host, bound_port = runner.addresses[0][:2]
-    return f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"

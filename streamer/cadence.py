@@ -43,7 +43,7 @@ class Pace:
     ceiling: float
 
 
-TICKS = Pace(share=0.6, floor=0.002, ceiling=0.18)
+TICKS = Pace(share=1.0, floor=0.002, ceiling=0.18)
 """Writing updates to watchers. The setting `frame_interval` replaces the ceiling."""
 COMMITS = Pace(share=0.6, floor=0.015, ceiling=0.25)
 """Storing pings. The floor bounds what PostgreSQL spends on commits, which this process can't measure."""

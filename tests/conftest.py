@@ -267,7 +267,7 @@ async def serve(serving_url: str, serving_redis_url: str) -> AsyncIterator[Serve
 
     They have the least rights: a query that needs more fails here, and `roles.RIGHTS` must name it.
     """
-    from streamer import app, settings
+    from streamer import lifecycle, settings
 
     async with AsyncExitStack() as stack:
 
@@ -282,7 +282,7 @@ async def serve(serving_url: str, serving_redis_url: str) -> AsyncIterator[Serve
                 "pool_size": 4,
                 **changed,
             }
-            running = Running(*await stack.enter_async_context(app.serving(settings.load(**values))))
+            running = Running(*await stack.enter_async_context(lifecycle.serving(settings.load(**values))))
 
             await eventually(lambda: not running.server.health.unready(), "a server that is ready")
             return running

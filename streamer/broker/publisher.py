@@ -33,6 +33,10 @@ HANDOVER = 3.0
 """Seconds for which the last fix of a vendor that went to another process is broadcast: that one may miss a message."""
 
 
+TURN = 250
+"""Vendors after which a flush lets others have the loop: about a millisecond."""
+
+
 class Publisher:
     """Flushes what is marked at the configured pace, or `alone_gap` seconds apart while no other process is there."""
 
@@ -183,8 +187,10 @@ class Publisher:
     async def _flush(self, dirty: dict[str, int]) -> None:
         placed = await self._place(dirty) if dirty else {}
         flush = Flush()
-        for id, parts in dirty.items():
+        for number, (id, parts) in enumerate(dirty.items(), 1):
             self._collect(flush, id, parts, placed)
+            if number % TURN == 0:
+                await asyncio.sleep(0)
         for at, entries in self.placement.dropping.items():
             if self._nodes.answers(channel(at)):
                 flush.drop(at, entries, self._index)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from pydantic import SecretStr
 
-from streamer import app, settings
+from streamer import lifecycle, settings
 from streamer.cli import config
 from streamer.cli.dev import DATA
 from streamer.cli.process import interrupts, run, tune_collector
@@ -58,7 +58,7 @@ def mqtt(
 
 async def _mqtt(configured: Settings, broker: MqttBroker, client_id: str) -> None:
     with Watchdog(configured.stuck_after) as watchdog:
-        async with interrupts() as interrupt, app.bridging(configured, broker, client_id):
+        async with interrupts() as interrupt, lifecycle.bridging(configured, broker, client_id):
             tune_collector()
             print(f"bridging from the MQTT broker {broker.where}", file=sys.stderr, flush=True)
             await interrupt.wait()

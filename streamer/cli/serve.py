@@ -13,7 +13,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from streamer import app
+from streamer import lifecycle
 from streamer.cli import config
 from streamer.cli.config import Host, Port
 from streamer.cli.process import interrupts, report, run, tune_collector
@@ -55,7 +55,7 @@ def serve(
 
 async def _serve(configured: Settings, peers: Peers | None = None) -> None:
     with Watchdog(configured.stuck_after) as watchdog:
-        async with interrupts() as interrupt, app.serving(configured, peers) as (_, url):
+        async with interrupts() as interrupt, lifecycle.serving(configured, peers) as (_, url):
             tune_collector()
             if peers is None:
                 print(f"serving on {url}", file=sys.stderr, flush=True)
@@ -69,7 +69,7 @@ def _serve_with_workers(configured: Settings) -> int:
     try:
         reserved, port = reserve(configured.host, configured.port)
     except OSError as error:
-        raise app.not_listening(configured.host, configured.port, error) from None
+        raise lifecycle.not_listening(configured.host, configured.port, error) from None
     settled = configured.model_copy(update={"port": port})
     scoreboard = Scoreboard(settled.workers)
     host = f"[{settled.host}]" if ":" in settled.host else settled.host

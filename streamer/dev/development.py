@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 from pydantic import SecretStr
 
-from streamer import app, settings
+from streamer import lifecycle, settings
 from streamer.accounts.tokens import rules_of
 from streamer.app import Server
 from streamer.dev.simulate import simulate
@@ -101,7 +101,7 @@ async def dev_server(given: Settings, data: Path, simulated: int, progress: Prog
                 "history_access": given.history_access if "history_access" in settings.given() else "public",
             }
         )
-        server, url = await stack.enter_async_context(app.serving(configured))
+        server, url = await stack.enter_async_context(lifecycle.serving(configured))
         await until_ready(server)
         stack.enter_context(_published(data / SERVICES, {"http": url, "database": database_url, "redis": redis_url}))
         if vendors:
@@ -118,7 +118,7 @@ async def check_port(host: str, port: int) -> None:
     try:
         listening = await loop.create_server(asyncio.Protocol, host, port)
     except OSError as refused:
-        raise app.not_listening(host, port, refused) from None
+        raise lifecycle.not_listening(host, port, refused) from None
     listening.close()
     await listening.wait_closed()
 

@@ -11,7 +11,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from streamer import app, settings
+from streamer import lifecycle, settings
 from streamer.accounts.tokens import make_token
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
@@ -127,7 +127,7 @@ async def fragile(postgres_server: PostgresServer, redis_url: str) -> AsyncItera
             silence=6.0,
             heartbeat=1.0,
         )
-        running = Running(*await stack.enter_async_context(app.serving(configured)))
+        running = Running(*await stack.enter_async_context(lifecycle.serving(configured)))
         yield running
 
 

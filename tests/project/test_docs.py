@@ -278,7 +278,7 @@ def test_every_setting_that_is_named_exists() -> None:
 def test_the_picture_is_the_code() -> None:
     """A reader finds every package in the picture, and every arrow in the code."""
     (picture,) = [one.code for one in snippets("docs/architecture.md") if "flowchart" in one.code]
-    packages = {path.parent.name for path in (ROOT / "streamer").glob("*/__init__.py")} | {"app"}
+    packages = {path.parent.name for path in (ROOT / "streamer").glob("*/__init__.py")} | {"app", "lifecycle"}
     shown = {name for name in re.findall(r"\w+", re.sub(r"\[[^\]]*\]", "", picture)) if name in packages}
     assert shown == packages, f"docs/architecture.md does not show {sorted(packages - shown)}"
     graph = grimp.build_graph("streamer", cache_dir=None)

@@ -6,6 +6,7 @@ from tests.support.paths import ROOT
 
 ELSEWHERE = {
     # tested through the commands that an operator types
+    "e2e/test_app": "streamer.lifecycle",
     "e2e/cli/test_main": "streamer.cli.config cli.db cli.dev cli.link cli.process cli.redis cli.serve",
     "loadtest/test_cli": "loadtest.cli.options",
     # parts of one thing that is tested as a whole

@@ -15,7 +15,7 @@ from tests.support.commands import Command
 
 HANGS = """
 import asyncio, sys, time
-from streamer import app, settings
+from streamer import lifecycle, settings
 from streamer.operations.watchdog import Watchdog
 
 def hang_here() -> None:
@@ -24,7 +24,7 @@ def hang_here() -> None:
 async def main() -> None:
     configured = settings.load(port=0)
     with Watchdog(2.0):
-        async with app.serving(configured) as (_, url):
+        async with lifecycle.serving(configured) as (_, url):
             print("serving on", url, file=sys.stderr, flush=True)
             await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
             hang_here()

@@ -16,7 +16,7 @@ import trustme
 from aiomqtt import Client
 from structlog.testing import capture_logs
 
-from streamer import app, settings
+from streamer import lifecycle, settings
 from streamer.app import Server
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
@@ -71,7 +71,7 @@ async def bridge(
 ) -> AsyncIterator[Server]:
     """A bridge that receives, over another URL than the broker's own if one is given."""
     configured = settings.load(database_url=database_url, redis_url=redis_url, drain_timeout=2.0, **changed)
-    async with app.bridging(configured, parse_broker(url or broker.url), "venta-streamer") as server:
+    async with lifecycle.bridging(configured, parse_broker(url or broker.url), "venta-streamer") as server:
 
         def receives() -> bool:
             return server.mqtt is not None and server.mqtt.cause is None
