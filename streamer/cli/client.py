@@ -14,9 +14,9 @@ import orjson
 import typer
 
 from streamer import settings
-from streamer.cli.dev import DATA, sign
 from streamer.cli.process import interrupts, run
-from streamer.dev.development import read_services
+from streamer.cli.token import sign
+from streamer.dev.folder import DATA, read_services
 from streamer.errors import SettingsError, StreamerError
 from streamer.settings import coordinates
 

@@ -16,8 +16,8 @@ from rich.markup import escape
 from streamer.accounts.jwks import IssuerKeys
 from streamer.broker.diagnose import look_at
 from streamer.cli import config
-from streamer.cli.dev import DATA
-from streamer.dev.development import check_port, read_services
+from streamer.dev.development import check_port
+from streamer.dev.folder import DATA, read_services
 from streamer.errors import StreamerError
 from streamer.operations import logs
 from streamer.settings import Settings

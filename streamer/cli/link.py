@@ -12,8 +12,7 @@ import typer
 
 from streamer import settings
 from streamer.accounts.sign_in import LIFETIME, make_link
-from streamer.cli.dev import DATA
-from streamer.dev.development import SECRET, SERVICES
+from streamer.dev.folder import DATA, SECRET, SERVICES
 from streamer.errors import SettingsError
 
 

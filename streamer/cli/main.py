@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
 from streamer import __version__
-from streamer.cli import client, config, conformance, db, dev, doctor, link, mqtt, redis, serve
 from streamer.cli.process import report
 from streamer.errors import SettingsError, StreamerError
 
+MODULES = {
+    **{name: name for name in ("serve", "mqtt", "dev", "doctor", "config", "token", "link")},
+    **{"watch": "client", "ping": "client", "conformance": "conformance", "db": "db", "redis": "redis"},
+}
+"""The module of each command, in the order of the help."""
+
+
+class Commands(TyperGroup):
+    """Imports the module of a command when it is asked for: the others' would take most of a short command's time."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in MODULES:
+            for name in MODULES:  # what may have been meant is chosen among them
+                self.get_command(ctx, name)
+        elif cmd_name not in self.commands:
+            found = getattr(import_module(f"streamer.cli.{MODULES[cmd_name]}"), cmd_name)
+            if isinstance(found, typer.Typer):
+                self.commands[cmd_name] = typer.main.get_group(found)
+            else:
+                alone = typer.Typer(add_completion=False)
+                alone.command(cmd_name)(found)
+                self.commands[cmd_name] = typer.main.get_command(alone)
+        return self.commands.get(cmd_name)
+
+
 cli = typer.Typer(
     name="streamer",
+    cls=Commands,
     help="Live-location server: vendors send pings, PostgreSQL stores them, customers watch areas in real time.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-cli.command()(serve.serve)
-cli.command()(mqtt.mqtt)
-cli.command()(dev.dev)
-cli.command()(doctor.doctor)
-cli.command()(config.config)
-cli.command()(dev.token)
-cli.command()(link.link)
-cli.command()(client.watch)
-cli.command()(client.ping)
-cli.command()(conformance.conformance)
-cli.add_typer(db.db)
-cli.add_typer(redis.redis)
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,9 +13,8 @@ from pydantic import SecretStr
 
 from streamer import lifecycle, settings
 from streamer.cli import config
-from streamer.cli.dev import DATA
 from streamer.cli.process import interrupts, run, tune_collector
-from streamer.dev.development import read_services
+from streamer.dev.folder import DATA, read_services
 from streamer.operations import logs
 from streamer.operations.watchdog import Watchdog
 from streamer.settings import Settings

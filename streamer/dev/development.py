@@ -1,21 +1,11 @@
-"""A development server with an embedded PostgreSQL and Valkey unless others are given, seeded and ready.
-
-Its data folder holds, beside the files of `operations/embedded/`:
-
-    services.json   {"http","database","redis"}: the URLs with passwords, present while the server is ready
-    jwt-secret      signs its tokens, kept so that they outlive a restart
-"""
+"""A development server with an embedded PostgreSQL and Valkey unless others are given, seeded and ready."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import secrets
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,8 +15,9 @@ from pydantic import SecretStr
 from streamer import lifecycle, settings
 from streamer.accounts.tokens import rules_of
 from streamer.app import Server
+from streamer.dev.folder import SERVICES, kept_secret, make_folder, published
 from streamer.dev.simulate import simulate
-from streamer.errors import SettingsError, Unavailable
+from streamer.errors import Unavailable
 from streamer.settings import Settings
 from streamer.storage import migrate, seed
 from streamer.supervisor import end
@@ -36,8 +27,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-SECRET = "jwt-secret"
-SERVICES = "services.json"
 RECEIVERS = ("localhost:9000", "127.0.0.1:9000")
 """Where webhooks of alerts may go without TLS, unless a setting names other hosts."""
 READY_TIMEOUT = 10.0
@@ -103,7 +92,7 @@ async def dev_server(given: Settings, data: Path, simulated: int, progress: Prog
         )
         server, url = await stack.enter_async_context(lifecycle.serving(configured))
         await until_ready(server)
-        stack.enter_context(_published(data / SERVICES, {"http": url, "database": database_url, "redis": redis_url}))
+        stack.enter_context(published(data / SERVICES, {"http": url, "database": database_url, "redis": redis_url}))
         if vendors:
             claims = rules_of(given).claims
             moving = asyncio.create_task(simulate(url, vendors, secret, claims), name="simulated vendors")
@@ -131,61 +120,6 @@ async def until_ready(server: Server) -> None:
             listed = "; ".join(f"{part}: {cause}" for part, cause in causes.items())
             raise Unavailable(f"the server is not ready after {READY_TIMEOUT:g} s: {listed}")
         await asyncio.sleep(0.02)
-
-
-def make_folder(data: Path) -> Path:
-    """Creates the data folder and returns its absolute path."""
-    try:
-        # private; under root PostgreSQL runs as another user and has to pass through
-        data.mkdir(0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
-        if not os.access(data, os.W_OK | os.X_OK):
-            raise PermissionError("it is not writable")
-    except OSError as refused:
-        raise SettingsError(f"cannot use --data {data}: {refused.strerror or refused}; choose another folder") from None
-    return data.absolute()
-
-
-def kept_secret(data: Path) -> str:
-    """Returns the token secret in this folder, creating it on the first start."""
-    path = data / SECRET
-    if not path.exists():
-        _write(path, secrets.token_urlsafe(48))
-    return read_secret(data)
-
-
-def read_secret(data: Path) -> str:
-    """Returns the token secret in this folder; raises OSError when there is none."""
-    return (data / SECRET).read_text().strip()
-
-
-def read_services(data: Path) -> dict[str, str]:
-    """Returns the URLs of the server that runs in this folder; empty when none is ready."""
-    try:
-        found: dict[str, str] = json.loads((data / SERVICES).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a private file that is complete or absent."""
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    with open(handle, "w") as file:
-        file.write(text)
-    Path(name).replace(path)
-
-
-@contextlib.contextmanager
-def _published(path: Path, urls: dict[str, str]) -> Iterator[None]:
-    text = json.dumps(urls)
-    _write(path, text)
-    try:
-        yield
-    finally:
-        # Another server may have written its own file, where both use given services.
-        with contextlib.suppress(OSError):
-            if path.read_text() == text:
-                path.unlink()
 
 
 async def _start(stack: contextlib.AsyncExitStack, server: EmbeddedServer) -> None:

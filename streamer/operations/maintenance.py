@@ -16,7 +16,7 @@ from sqlalchemy.exc import SAWarning
 
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.copy_rows import id_floor
-from streamer.storage import alert_sql, audit, connections, models, partitions, queries, revisions
+from streamer.storage import alert_sql, audit, connections, partitions, queries, revisions
 from streamer.storage.connections import connected
 from streamer.storage.drift import drift
 from streamer.storage.dsn import literal, parse_url, quoted
@@ -273,8 +273,8 @@ async def stats(url: str, *, statements: int = 10) -> Stats:
             temporary,
             await connection.fetchval(queries.OLDEST_TRANSACTION),
             since,
-            [TableStats(*row) for row in await connection.fetch(queries.TABLE_STATS, models.TABLES)],
-            [IndexStats(*row) for row in await connection.fetch(queries.INDEX_STATS, models.TABLES)],
+            [TableStats(*row) for row in await connection.fetch(queries.TABLE_STATS, queries.TABLES)],
+            [IndexStats(*row) for row in await connection.fetch(queries.INDEX_STATS, queries.TABLES)],
             [Partition(*row) for row in await connection.fetch(queries.PARTITION_SIZES)],
             await _statements(connection, statements),
         )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from streamer.errors import DatabaseError, Unavailable
 from streamer.storage import adopt_sql as sql
-from streamer.storage import migrate, revisions
+from streamer.storage import migrate
 from streamer.storage.connections import connected
 from streamer.storage.dsn import literal, parse_url, quoted
 from streamer.storage.models import Base
@@ -171,7 +171,7 @@ async def _plan(connection: Any, url: str) -> Plan:
 
 async def _missing_columns(connection: Any) -> list[Obstacle]:
     there = {(row[0], row[1]) for row in await connection.fetch(sql.COLUMNS, list(sql.PRISMA_TABLES))}
-    added = revisions.added_columns()
+    added = migrate.added_columns()
     missing = [
         f"{table}.{column.name}"
         for table in sql.PRISMA_TABLES
@@ -264,7 +264,7 @@ async def _complete_schema(connection: Any) -> None:
     """Adds the documented indexes, columns and checks to the other tables, without long locks."""
     for statement in sql.INDEXES:
         await connection.execute(statement)
-    for table, column in sorted(revisions.added_columns("0002")):
+    for table, column in sorted(migrate.added_columns("0002")):
         added = f"ALTER TABLE {quoted(table)} ADD COLUMN IF NOT EXISTS {quoted(column)} TIMESTAMP(3)"
         await _exchange(connection, _statements([added]))
     present = {row[0] for row in await connection.fetch(sql.CHECK_NAMES)}

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
 
 from streamer import tls
 from streamer.errors import DatabaseError, Unavailable
@@ -83,12 +82,10 @@ async def connected(url: str | DatabaseUrl, timeout: float = ANSWER_TIMEOUT) -> 
 
 @contextmanager
 def explained(parsed: DatabaseUrl) -> Iterator[None]:
-    """Turns the errors of asyncpg and SQLAlchemy into Unavailable or DatabaseError."""
+    """Turns the errors of asyncpg into Unavailable or DatabaseError."""
     where = f"PostgreSQL at {parsed.masked()}"
     try:
         yield
-    except DBAPIError as error:
-        raise explanation(where, getattr(error.orig, "sqlstate", None), error.orig) from error
     except asyncpg.PostgresError as error:
         raise explanation(where, error.sqlstate, error) from error
     except TimeoutError as error:

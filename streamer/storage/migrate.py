@@ -9,19 +9,22 @@ from typing import Any
 from uuid import uuid4
 
 from alembic import command
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, NullPool, inspect, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from streamer.errors import DatabaseError
 from streamer.storage import roles
-from streamer.storage.connections import Connector, connect_args, connected, explained
+from streamer.storage.connections import Connector, connect_args, connected, explained, explanation
 from streamer.storage.dsn import DatabaseUrl, parse_url, quoted
 from streamer.storage.models import Base
 from streamer.storage.partitions import PARTITIONS_AHEAD, ensure_partitions
 from streamer.storage.queries import ADDS_PARTITIONS, OUR_FUNCTIONS, OUR_TABLES
-from streamer.storage.revisions import alembic_config, known
+from streamer.storage.revisions import known, migrations
 
 CHANGE_TIMEOUT = 3_600.0
 """Seconds that one statement of a migration may take; it may rewrite a large table."""
@@ -76,6 +79,26 @@ async def reset(url: str, *, today: date | None = None, ahead: int = PARTITIONS_
         await roles.grant(url, role)
 
 
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Returns Alembic's configuration, to run on a connection."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def added_columns(only: str | None = None) -> frozenset[tuple[str, str]]:
+    """Returns the (table, column) that migrations add to Prisma's tables: all of them, or one migration's."""
+    scripts = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    return frozenset(
+        column
+        for script in scripts
+        if only in (None, script.revision)
+        for column in getattr(script.module, "ADDED_COLUMNS", ())
+    )
+
+
 def comparison() -> dict[str, Any]:
     """Returns the arguments of Alembic's `context.configure`: how it compares the models with the database.
 
@@ -105,6 +128,9 @@ async def migrating(url: str) -> AsyncIterator[AsyncConnection]:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({CHANGING_SCHEMA})"))
                 await connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
                 yield connection
+    except DBAPIError as error:
+        where = f"PostgreSQL at {parsed.masked()}"
+        raise explanation(where, getattr(error.orig, "sqlstate", None), error.orig) from error
     except CommandError as error:
         raise DatabaseError(
             f"{parsed.masked()} can't be migrated: {error}; this version has {', '.join(sorted(known()))}"

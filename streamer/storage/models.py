@@ -296,7 +296,3 @@ class AlertProcess(Base):
 
     id: Mapped[Text]
     seen_at: Mapped[Time] = mapped_column("seenAt")
-
-
-TABLES = tuple(Base.metadata.tables)
-"""All tables of the models; a partition belongs to its table."""

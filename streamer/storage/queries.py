@@ -201,6 +201,12 @@ SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent 
 IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('locations'))"
 ADDS_PARTITIONS = "SELECT to_regprocedure('streamer_add_partition(date)') IS NOT NULL"
 
+TABLES = (
+    *("users", "subscriptions", "vendors", "locations", "integrations", "streamer_audit"),
+    *("streamer_alerts", "streamer_alert_states", "streamer_alert_events", "streamer_alert_processes"),
+)
+"""All tables of the models; a partition belongs to its table."""
+
 OUR_TABLES = r"""
 SELECT relname FROM pg_class
 WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) AND relkind IN ('r', 'p')

@@ -19,7 +19,6 @@ from streamer.errors import DatabaseError, SettingsError
 from streamer.storage import queries
 from streamer.storage.connections import connected
 from streamer.storage.dsn import parse_url, quoted
-from streamer.storage.models import Base
 from streamer.storage.revisions import require_newest
 
 
@@ -241,7 +240,7 @@ async def _give(connection: Any, role: str) -> None:
 
 async def _tables(connection: Any) -> Sequence[str]:
     """Returns the tables of the models that exist."""
-    names = [*Base.metadata.tables, "alembic_version"]
+    names = [*queries.TABLES, "alembic_version"]
     rows = await connection.fetch(
         "SELECT n FROM unnest($1::text[]) n WHERE to_regclass(quote_ident(n)) IS NOT NULL", names
     )

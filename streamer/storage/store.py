@@ -11,7 +11,6 @@ from streamer.ingest.copy_rows import id_floor, location_id
 from streamer.ingest.position import Position
 from streamer.storage import partitions, queries, revisions
 from streamer.storage.database import Database, can_be_text
-from streamer.storage.models import TABLES
 from streamer.storage.ping_writer import PingWriter
 from streamer.storage.revisions import Condition
 
@@ -227,7 +226,9 @@ class Store:
 
     async def table_sizes(self) -> list[TableSize]:
         """Returns the sizes of the tables soon, or raises Unavailable: a locked table can't be measured."""
-        rows = await self.database.soon(lambda connection: connection.fetch(queries.TABLE_SIZES, list(TABLES)), "sizes")
+        rows = await self.database.soon(
+            lambda connection: connection.fetch(queries.TABLE_SIZES, queries.TABLES), "sizes"
+        )
         return [TableSize(*row) for row in rows]
 
     async def ensure_partitions(self, today: date, ahead: int) -> list[str]:

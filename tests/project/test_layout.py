@@ -7,7 +7,7 @@ from tests.support.paths import ROOT
 ELSEWHERE = {
     # tested through the commands that an operator types
     "e2e/test_app": "streamer.lifecycle",
-    "e2e/cli/test_main": "streamer.cli.config cli.db cli.dev cli.link cli.process cli.redis cli.serve",
+    "e2e/cli/test_main": "streamer.cli.config cli.db cli.dev cli.link cli.process cli.redis cli.serve cli.token",
     "loadtest/test_cli": "loadtest.cli.options",
     # parts of one thing that is tested as a whole
     "e2e/test_privacy": "streamer.accounts.permissions",
@@ -17,7 +17,7 @@ ELSEWHERE = {
     "integration/broker/test_publisher": "streamer.broker.flush",
     "integration/broker/test_redis_cluster": "streamer.broker.redis_connections broker.redis_node",
     "integration/broker/test_broker": "streamer.broker.subscriptions",
-    "integration/dev/test_development": "streamer.dev.simulate",
+    "integration/dev/test_development": "streamer.dev.folder dev.simulate",
     "clients/test_conformance": "streamer.dev.conformance.program dev.conformance.script dev.conformance.server",
     "unit/live/test_index": "streamer.live.cell live.view live.watch",
     "e2e/operations/test_health": "streamer.operations.parts",

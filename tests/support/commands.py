@@ -121,7 +121,7 @@ def command(words: list[str]) -> Any:
     """The command that these words begin with."""
     found: Any = typer.main.get_command(cli)
     for word in words:
-        found = getattr(found, "commands", {}).get(word)
+        found = found.get_command(None, word) if hasattr(found, "get_command") else None
     return found
 
 

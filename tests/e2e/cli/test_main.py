@@ -33,8 +33,8 @@ NOWHERE = "postgresql://somebody:dont-tell@127.0.0.1:1/venta"
 def commands(command: Any, *names: str) -> Iterator[tuple[str, ...]]:
     """The words of every command, groups included."""
     yield names
-    for name, below in getattr(command, "commands", {}).items():
-        yield from commands(below, *names, name)
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        yield from commands(command.get_command(None, name), *names, name)
 
 
 EVERY_COMMAND = list(commands(typer.main.get_command(cli)))

@@ -10,8 +10,9 @@ import aiohttp
 import pytest
 
 from streamer import settings
-from streamer.dev import development
-from streamer.dev.development import dev_server, kept_secret
+from streamer.dev import development, folder
+from streamer.dev.development import dev_server
+from streamer.dev.folder import kept_secret
 from streamer.dev.simulate import CENTRE
 from streamer.errors import Unavailable
 from tests.support.apps import CustomerApp, circle, eventually
@@ -29,13 +30,13 @@ async def test_a_redis_that_is_away_is_named_without_its_password(
             raise AssertionError("it is not ready")
     assert "dont-tell" not in str(away.value)
     assert steps == ["migrating the database", "starting the server"]
-    assert not (tmp_path / development.SERVICES).exists()
+    assert not (tmp_path / folder.SERVICES).exists()
 
 
 async def test_services_of_another(database_url: str, redis_url: str, tmp_path: Path) -> None:
     """With given services two servers may share a folder: the one that ends first leaves the other's URLs there."""
     given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
-    services = tmp_path / development.SERVICES
+    services = tmp_path / folder.SERVICES
     async with dev_server(given, tmp_path, 0, print) as second:
         async with dev_server(given, tmp_path, 0, print) as first:
             assert first.http in services.read_text()
@@ -53,8 +54,8 @@ def test_the_secret(tmp_path: Path) -> None:
         os.umask(before)
     assert len(secret) >= 32
     assert kept_secret(tmp_path) == secret
-    assert stat.S_IMODE((tmp_path / development.SECRET).stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == [development.SECRET]
+    assert stat.S_IMODE((tmp_path / folder.SECRET).stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == [folder.SECRET]
 
 
 async def test_all_simulated_vendors_are_there(database_url: str, redis_url: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from streamer.errors import SettingsError, Unavailable
 from streamer.operations import maintenance
 from streamer.operations.maintenance import check, days_of, prune, stats
-from streamer.storage import drift, models, partitions, seed
+from streamer.storage import drift, partitions, queries, seed
 from tests.support.commands import run
 
 TODAY = date(2031, 3, 31)
@@ -113,7 +113,7 @@ async def test_stats(database_url: str, direct: Any, days: list[date]) -> None:
     await direct.execute('SELECT * FROM "vendors" WHERE "id" = $1', "x")
     found = await stats(database_url)
     tables = {table.table: table for table in found.tables}
-    assert set(tables) >= set(models.TABLES)
+    assert set(tables) >= set(queries.TABLES)
     assert tables["locations"].rows == 62
     assert tables["locations"].table_bytes > 60 * 8192
     assert tables["vendors"].analyzed is not None

@@ -163,7 +163,7 @@ async def test_nothing_is_lost_on_the_way_there_and_back(prisma_url: str) -> Non
 def test_the_guide_names_each_added_column() -> None:
     """`prisma migrate` would propose to drop one that the Prisma schema does not name."""
     guide = (ROOT / "docs/from-nestjs.md").read_text()
-    for _, column in revisions.added_columns():
+    for _, column in migrate.added_columns():
         assert re.search(rf"`{column} \w+\?`", guide), column
 
 
