@@ -1,6 +1,6 @@
 """Which migrations there are, and which of them a database has.
 
-Without Alembic and SQLAlchemy, which a server has no other use for: they cost it a third of its start, and memory.
+Without Alembic and SQLAlchemy, which a server has no other use for: they cost it time at its start, and memory.
 """
 
 from __future__ import annotations

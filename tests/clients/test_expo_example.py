@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.support.clients import NODE, NODE_VERSION
 from tests.support.commands import STREAMER
@@ -20,12 +19,11 @@ CASES = ("kept until", "same timestamps", "a view is", "4401: again", "bye")
 
 pytestmark = [
     pytest.mark.skipif(NPM is None or NODE_VERSION < 20, reason="needs npm, and Node 20 or newer"),
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("expo"),
+    pytest.mark.timeout(1800),
 ]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture
 async def app() -> AsyncIterator[Path]:
     """The example with its packages, beside the clients as they are."""
     folder = Path(tempfile.mkdtemp(prefix="streamer-expo-"))
@@ -40,9 +38,12 @@ async def app() -> AsyncIterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.asyncio(loop_scope="module")
-async def test_the_example_is_typed_and_built(app: Path) -> None:
-    """A developer starts from the example: it must compile, and Metro must find every module of the clients."""
+async def test_the_example_and_the_client_on_react_native(app: Path) -> None:
+    """A developer starts from the example: it must compile, and Metro must find every module of the clients.
+
+    React Native's URL can't be changed, its WebSocket has no bufferedAmount: an app would fail at its start. One test,
+    as installing the packages takes most of the time.
+    """
     await run(app, "npm", "run", "check")
     await run(app, "npm", "run", "build", within=600)
     (bundle,) = (app / "dist").rglob("*.js")
@@ -50,10 +51,6 @@ async def test_the_example_is_typed_and_built(app: Path) -> None:
     for name in ("VendorClient", "StorageQueue", "VentaProvider"):
         assert name in text
 
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_the_client_on_react_natives_url_and_websocket(app: Path) -> None:
-    """React Native's URL can't be changed, its WebSocket has no bufferedAmount: an app would fail at its start."""
     assert NODE is not None
     program = (NODE, "--no-warnings", str(ROOT / "tests" / "js" / "react-native.cjs"), str(app))
     cases = [word for case in CASES for word in ("--case", case)]

@@ -99,8 +99,9 @@ def test_it_works_alone_on_each_python(version: str, packed: Path, tmp_path: Pat
     ran(tmp_path, python, "-m", "venv", "venv")
     ran(tmp_path, inside, *PIP, "install", str(wheel), unreachable="No matching distribution")
     (tmp_path / "app.py").write_text(APP)
-    mypy = ("-m", "mypy", "--strict", "--python-version", version, "--python-executable", inside)
-    ran(tmp_path, sys.executable, *mypy, "app.py")
+    if version == PYTHONS[0]:  # the types are the same for all
+        mypy = ("-m", "mypy", "--strict", "--python-version", version, "--python-executable", inside)
+        ran(tmp_path, sys.executable, *mypy, "app.py")
     testee = shutil.copy(KIT / "testee.py", tmp_path)
     cases = [word for name in ("outlive", "exact again", "counts", "compressed", "4401") for word in ("--case", name)]
     ran(tmp_path, str(STREAMER), "conformance", *cases, "--within", "60", "--", inside, str(testee))

@@ -270,7 +270,7 @@ def test_a_server_reads_the_revisions_as_alembic_does() -> None:
 
 
 def test_a_server_starts_without_sqlalchemy() -> None:
-    """It has no use for it; importing it would cost a third of the start, and memory for as long as it runs."""
+    """It has no use for it; importing it costs time at the start, and memory for as long as it runs."""
     said = "import sys, streamer.cli.serve; print({'sqlalchemy', 'alembic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
