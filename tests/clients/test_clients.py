@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any, Protocol
 
+import aiohttp
 import pytest
 
 from streamer.accounts.tokens import make_token
@@ -236,6 +237,38 @@ async def test_a_view_is_true_again_after_every_cut(
             await app.sees("w", {})
             await app.do("move", id="w", wanted={"area": {"center": {"lat": LAT, "long": LONG}, "radius": 1e9}})
             assert (await app.happens("error"))["error"]["code"] == "ERR_AREA_TOO_LARGE"
+
+
+async def test_a_view_of_more_vendors_than_a_snapshot_has(program: Start, serve: Serve, database_url: str) -> None:
+    """The others of a metropolis come as updates, and the view is all of them, also of those that move meanwhile."""
+    running, vendors = await serve(), await seed.seed(database_url, 1100)
+    truth: dict[str, tuple[float, float]] = {}
+    async with aiohttp.ClientSession(running.url) as session, program("customer", running.url) as app:
+
+        async def report(number: int, lat: float) -> None:
+            vendor = vendors[number]
+            truth[vendor.vendor_id] = lat, LONG + number % 50 / 1e4
+            async with session.post(
+                f"/v1/vendors/{vendor.vendor_id}/locations",
+                json={"lat": lat, "long": LONG + number % 50 / 1e4},
+                headers={"Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 600)}"},
+            ) as answer:
+                assert answer.status == 200
+
+        async def differ() -> list[str]:
+            view = {c["vendorId"]: (c["lat"], c["long"]) for c in (await app.do("view", id="w"))["vendors"]}
+            return [id for id in view.keys() | truth.keys() if view.get(id) != truth.get(id)]
+
+        async def same() -> bool:
+            return not await differ()
+
+        for first in range(0, 1100, 50):
+            await asyncio.gather(*(report(number, LAT + first / 1e5) for number in range(first, first + 50)))
+        watching = app.begin("watch", id="w", wanted={"area": circle(LAT, LONG, 5000)})
+        for first in range(0, 1100, 110):
+            await asyncio.gather(*(report(number, LAT - first / 1e5) for number in range(first, first + 11)))
+        await app.happens("done", number=watching)
+        await eventually(same, "a view of all 1,100", within=30)
 
 
 async def test_a_dead_link_is_noticed_by_both_apps(program: Start, serve: Serve, database_url: str) -> None:

@@ -112,3 +112,12 @@ async def test_serve_warns_of_unset_origins(
     async with ServerProcess(serving_url, serving_redis_url, log=log, origins=origins):
         pass
     assert log.read_text().count("STREAMER_ORIGINS is not set") == (0 if origins else 1)
+
+
+async def test_serve_names_the_retention(serving_url: str, serving_redis_url: str, tmp_path: Path) -> None:
+    """Whoever runs it knows from the start for how long positions are kept: 90 days, if a schedule prunes."""
+    log = tmp_path / "log"
+    async with ServerProcess(serving_url, serving_redis_url, log=log):
+        pass
+    (line,) = [line for line in log.read_text().splitlines() if "locations are kept until" in line]
+    assert '"retention_days": 90' in line or "retention_days=90" in line

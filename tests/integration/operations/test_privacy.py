@@ -15,11 +15,12 @@ import redis.asyncio
 from streamer.accounts.tokens import make_token
 from streamer.errors import DatabaseError
 from streamer.ingest.copy_rows import location_id
-from streamer.operations import maintenance, privacy
+from streamer.operations import backup, maintenance, privacy
 from streamer.storage import partitions, seed
 from streamer.storage.queries import ALL_TABLES
 from tests.conftest import Serve, connected
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually
+from tests.support.process import ServerProcess
 
 LAT, LONG = 52.123456, 21.654321
 FEED = "test:feed"
@@ -111,6 +112,49 @@ async def test_nothing_is_left(serve: Serve, database_url: str, redis_url: str, 
     assert await rows_with(database_url, stays.vendor_id) != []
     with pytest.raises(DatabaseError, match="no vendor and no user"):
         await privacy.erase(database_url, redis_url, gone.vendor_id, stream_key=FEED, noticed_within=0)
+
+
+def files_with(folder: Path, *texts: str) -> dict[str, set[str]]:
+    """The files of a folder in whose name or contents the texts are."""
+    found: dict[str, set[str]] = {}
+    for file in folder.rglob("*"):
+        contents = file.read_bytes() if file.is_file() else b""
+        if held := {text for text in texts if text in file.name or text.encode() in contents}:
+            found[str(file.relative_to(folder))] = held
+    return found
+
+
+async def test_no_file_is_left(serving_url: str, database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """A server's log and folders have nothing of whoever was erased but the id in the log, and the named backups."""
+    (gone,) = await seed.seed(database_url, 1)
+    backups, log = tmp_path / "backups", tmp_path / "server.log"
+    backups.mkdir()
+    settings = {"backup_dir": backups, "feed": "on", "feed_key": FEED, "position_interval": 0.1}
+    async with ServerProcess(serving_url, redis_url, log=log, **settings) as server:
+        async with CustomerApp(server.url) as customer, VendorApp(server.url, gone.clerk_id) as app:
+            await customer.watch("w", circle(LAT, LONG, 1000))
+            await app.ping(LAT, LONG)
+            await app.acked(1)
+            await app.send({"type": "status", "open": False})
+            await app.send({"type": "ping", "lat": LAT, "long": 999})
+            await app.expect("reject")
+        headers = {"Authorization": f"Bearer {make_token(SECRET, gone.clerk_id, 600)}"}
+        async with aiohttp.ClientSession(server.url, headers=headers) as session:
+            async with session.get("/v1/osmand", params={"lat": LAT, "lon": LONG, "speed": "no number"}) as answer:
+                await answer.read()
+            async with session.get("/v1/vendors/nearby", params={"lat": LAT, "long": LONG, "radius": -1}) as answer:
+                assert answer.status == 400
+            url = f"/v1/vendors/{gone.vendor_id}/locations"
+            async with session.post(url, json={"lat": LAT, "long": LONG, "timestamp": 1}) as answer:
+                await answer.read()
+        dump = await backup.backup(database_url, backups)
+        done = await privacy.erase(
+            database_url, redis_url, gone.clerk_id, stream_key=FEED, backup_dir=backups, noticed_within=4.0
+        )
+    assert [each.path for each in done.backups] == [dump]
+    found = files_with(tmp_path, gone.vendor_id, gone.clerk_id, str(LAT), str(LONG), "seed_000001@example.com")
+    assert found.pop("server.log", set()) <= {gone.vendor_id}
+    assert found.keys() <= {f"backups/{dump.name}"}, found
 
 
 async def add(url: str, vendor_id: str, start: datetime, count: int, step: timedelta) -> None:
