@@ -85,8 +85,8 @@ def app() -> web.Application:
     made = web.Application()
     made.add_routes(
         [
-            web.get("/", lambda _: _file("index.html")),
-            web.get("/worker.js", lambda _: _file("worker.js")),
+            web.get("/", page),
+            web.get("/worker.js", worker),
             web.get("/key", forwarder.key),
             web.post("/subscribe", forwarder.subscribe),
             web.post("/hook", forwarder.hook),
@@ -95,8 +95,14 @@ def app() -> web.Application:
     return made
 
 
-async def _file(name: str) -> web.FileResponse:
-    return web.FileResponse(HERE / name)
+async def page(_: web.Request) -> web.FileResponse:
+    """The page that asks for messages."""
+    return web.FileResponse(HERE / "index.html")
+
+
+async def worker(_: web.Request) -> web.FileResponse:
+    """The script that shows them, also while the page is closed."""
+    return web.FileResponse(HERE / "worker.js")
 
 
 if __name__ == "__main__":
