@@ -205,6 +205,7 @@ class Pages:
             "maxExtent": configured.max_extent,
             "maxBatch": configured.max_batch,
             "tokenNeeded": configured.watch_auth == "required",
+            "alerts": configured.alert_key is not None,
             "pastIsPublic": configured.history_access == "public",
         }
         return {

@@ -640,9 +640,19 @@ function from() {
   return you.position ?? [lat, lng];
 }
 
+// alerts
+
+let alerts = null;
+by("tool-alerts").addEventListener("click", async () => {
+  const { Alerts } = await import("./alerts.js");
+  alerts ??= new Alerts(() => accessToken, () => tool.area);
+  await alerts.open();
+});
+
 // status and counts
 
 function status() {
+  by("tool-alerts").hidden = !settings.alerts || accessToken === null;
   const button = by("status");
   const { state } = client;
   const silent = Date.now() - (client.lastMessageAt ?? Date.now());

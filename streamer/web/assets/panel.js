@@ -207,10 +207,7 @@ export class Panel {
       by("area-log").replaceChildren();
       return "";
     }
-    const { ne, sw } = area;
-    const size = area.center
-      ? text("area.circle", { radius: metres(area.radius) })
-      : text("area.box", { width: metres(distance(ne.lat, sw.long, ne.lat, ne.long)), height: metres(distance(ne.lat, ne.long, sw.lat, ne.long)) });
+    const size = areaWords(area);
     put("area-title", size);
     const open = cards.filter((card) => card.open).length;
     const inside = fresh ? text("area.inside", { vendors: count(cards.length, "vendors"), open }) : text("area.loading");
@@ -232,4 +229,12 @@ function image(url) {
   const made = element("img", { alt: "", loading: "lazy", referrerPolicy: "no-referrer", src: url });
   made.addEventListener("error", () => made.remove());
   return made;
+}
+
+/** Returns the shape and size of an area in words. */
+export function areaWords(area) {
+  if (area.polygon) return text("area.polygon");
+  if (area.center) return text("area.circle", { radius: metres(area.radius) });
+  const { ne, sw } = area;
+  return text("area.box", { width: metres(distance(ne.lat, sw.long, ne.lat, ne.long)), height: metres(distance(ne.lat, ne.long, sw.lat, ne.long)) });
 }
