@@ -321,6 +321,11 @@ class Server:
             self.peers.beat("; ".join(f"{task}: {why}" for task, why in self.supervisor.failures.items()))
             await asyncio.sleep(BEAT)
 
+    async def _warn_of_alerts(self) -> None:
+        """Says so when there are alerts and this process may not look at them."""
+        if self.evaluator is None and (waiting := (await self.alert_store.counts())[0]):
+            log.warning("alerts are off here: set STREAMER_ALERT_KEY to the key of the other processes", alerts=waiting)
+
     async def _keep_partitions(self) -> None:
         reconciled = False
         while True:
@@ -333,6 +338,7 @@ class Server:
                     # A process killed between a commit and the merged update left vendors.lat/long behind.
                     await self.store.reconcile_positions(clock() - RECONCILE_BACK)
                     reconciled = True
+                    await self._warn_of_alerts()
                 wait = PARTITION_CHECK
             except (Unavailable, DatabaseError) as away:
                 log.warning("partitions could not be created; trying again", cause=str(away))

@@ -236,10 +236,13 @@ class Settings(BaseSettings):
         "for development only",
     )
     alerts_per_user: int = _setting(100, "alerts of one user", "alerts", ge=1)
+    alert_changes: float = _setting(
+        0.5, "creations, changes and tests of a user's alerts, after a burst of 30", "1/s", gt=0
+    )
     alert_extent: float = _setting(20_000.0, "largest width and height of an alert's area", "m", gt=0)
     alert_vendors: int = _setting(200, "vendors in an alert's list", "vendors", ge=1)
-    alert_deliveries: int = _setting(64, "webhooks sent at once by a process", "requests", ge=1, le=10_000)
-    alert_host_deliveries: int = _setting(8, "webhooks sent at once by a process to one host", "requests", ge=1)
+    alert_deliveries: int = _setting(128, "webhooks sent at once by a process", "requests", ge=1, le=10_000)
+    alert_host_deliveries: int = _setting(16, "webhooks sent at once by a process to one host", "requests", ge=1)
     alert_timeout: float = _setting(10.0, "longest time a receiver may take to answer a webhook", "s", gt=0, le=60)
     alert_disable_after: float = _setting(
         5.0, "an alert whose every webhook failed for this long is disabled", "days", gt=0

@@ -110,6 +110,33 @@ class Allowances:
         return allowance
 
 
+class Rates:
+    """A rate for each of many names, as users: `rate` a second, and `ahead` at once."""
+
+    def __init__(self, rate: float, ahead: int) -> None:
+        self._rate = rate
+        self._ahead = ahead
+        self._of: dict[str, Meter] = {}
+        self._look_at = 1000
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def wait(self, name: str, now: float) -> float:
+        """Count one, or return the seconds after which to try again when it is one too many."""
+        meter = self._of.get(name)
+        if meter is None:
+            if len(self._of) >= self._look_at:
+                self._of = {name: each for name, each in self._of.items() if each.level(now)}
+                self._look_at = max(1000, 2 * len(self._of))
+            meter = self._of[name] = Meter(self._rate, now)
+        excess = meter.level(now) + 1 - self._ahead
+        if excess > 0:
+            return excess / self._rate
+        meter.add(1, now)
+        return 0.0
+
+
 class Limit:
     """The hard limit on a connection's messages: `rate` a second, and a second's worth at once.
 

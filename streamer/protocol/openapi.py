@@ -272,7 +272,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"201": answer("The alert, with its secret.", ref("NewAlert"))},
                 [header("Idempotency-Key", "a second request with it finds what the first created")],
-                (*WRITTEN_ALERT, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_ALERTS),
+                (*WRITTEN_ALERT, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_ALERTS, ErrorCode.RATE_LIMITED),
                 body=json_body(ref("AlertRequest")),
             ),
             "get": operation(
@@ -302,7 +302,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"200": answer("The alert.", ref("Alert"))},
                 [alert],
-                (*ONE_ALERT, *WRITTEN_ALERT),
+                (*ONE_ALERT, *WRITTEN_ALERT, ErrorCode.RATE_LIMITED),
                 body=json_body(ref("AlertPatch")),
             ),
             "delete": operation(
@@ -334,7 +334,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"202": answer("It is on its way.", ref("TestSent"))},
                 [alert],
-                (*ONE_ALERT, ErrorCode.INVALID_MESSAGE),
+                (*ONE_ALERT, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             )
         },
         "/v1/owntracks": {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import orjson
+import structlog
 from aiohttp import web
 
 from streamer.accounts.tokens import Authenticator
@@ -16,6 +18,7 @@ from streamer.alerts.evaluator import Evaluator
 from streamer.alerts.signing import Vault, new_secret
 from streamer.alerts.url_check import check_url, host_of
 from streamer.errors import ErrorCode, ProtocolError
+from streamer.ingest.rate_limit import Rates
 from streamer.protocol import alerts
 from streamer.protocol.fields import decode_json, shown
 from streamer.settings import Settings
@@ -24,7 +27,11 @@ from streamer.transport.http_query import number
 from streamer.transport.identify import identify
 from streamer.transport.problem import json_response
 
+log = structlog.get_logger()
+
 MAX_LIMIT = 100
+CHANGES_AHEAD = 30
+"""Times a user may create, change or test alerts at once."""
 MAX_KEY = 255
 BY_OWNER = "by its owner"
 TEST = "alert.test"
@@ -52,6 +59,9 @@ class HttpAlerts:
         self._bounds = alerts.bounds_of(settings)
         self._limit = settings.alerts_per_user
         self._development = settings.alert_development_hosts
+        self._rate = settings.alert_changes
+        self._changes = Rates(self._rate, CHANGES_AHEAD)
+        self._said = False
 
     def routes(self) -> list[web.RouteDef]:
         """Returns the routes."""
@@ -68,6 +78,7 @@ class HttpAlerts:
     async def create(self, request: web.Request) -> web.Response:
         """`POST /v1/alerts`: creates an alert; the answer alone has its signing secret."""
         user, vault = await self._user(request)
+        self._count(user)
         raw = await request.read()
         asked = alerts.decode_alert(_object(raw), self._bounds, self._clock())
         check_url(asked.url, self._development)
@@ -108,6 +119,7 @@ class HttpAlerts:
     async def change(self, request: web.Request) -> web.Response:
         """`PATCH /v1/alerts/{id}`: a JSON merge patch."""
         user, _ = await self._user(request)
+        self._count(user)
         patch = _object(await request.read())
         row = await self._store.get(user, request.match_info["id"])
         before = written(row)
@@ -143,6 +155,7 @@ class HttpAlerts:
     async def test(self, request: web.Request) -> web.Response:
         """`POST /v1/alerts/{id}/test`: sends one webhook that is about no vendor."""
         user, _ = await self._user(request)
+        self._count(user)
         row = await self._store.get(user, request.match_info["id"])
         if row.disabled is not None:
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the alert is disabled, {row.reason}: enable it first")
@@ -160,8 +173,21 @@ class HttpAlerts:
         if self._evaluator is not None:
             self._evaluator.wake()
 
+    def _count(self, user: str) -> None:
+        """Raises ProtocolError when a user changes or tests alerts too often."""
+        if (wait := self._changes.wait(user, time.monotonic())) > 0:
+            raise ProtocolError(
+                ErrorCode.RATE_LIMITED,
+                f"alerts may be created, changed and tested {CHANGES_AHEAD} times at once, then every "
+                f"{1 / self._rate:g} s; try again in {wait:.0f} s",
+                retry_after_ms=max(1, round(wait * 1000)),
+            )
+
     async def _user(self, request: web.Request) -> tuple[str, Vault]:
         if self._vault is None:
+            if not self._said:
+                self._said = True
+                log.warning("alerts were asked for, but are off: set STREAMER_ALERT_KEY, or ignore this")
             raise ProtocolError(ErrorCode.FORBIDDEN, "alerts are off: set STREAMER_ALERT_KEY")
         return (await identify(request, self._authenticator)).clerk_id, self._vault
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from streamer.accounts.tokens import make_token
 from streamer.storage import seed
+from streamer.transport.http_alerts import CHANGES_AHEAD
 from tests.conftest import Serve, connected
-from tests.support.apps import SECRET, circle, described, now_ms
+from tests.support.apps import SECRET, circle, described, eventually, now_ms
 
 KEY = "a-key-for-alerts-a-key-for-alerts"
 ASKED: dict[str, Any] = {
@@ -215,3 +217,45 @@ async def test_without_a_key_alerts_are_off(serve: Serve, database_url: str) -> 
     async with signed_in(server.url, one.clerk_id) as session, session.post("/v1/alerts", json=ASKED) as answer:
         assert answer.status == 403
         assert "STREAMER_ALERT_KEY" in (await answer.json(content_type=None))["detail"]
+
+
+async def test_alerts_are_created_changed_and_tested_at_a_rate(serve: Serve, database_url: str) -> None:
+    """Each test is a request to a URL of the user's choice: a loop of them would make this server a weapon."""
+    one, two = await seed.seed(database_url, 2)
+    server = await serve(alert_key=KEY, alert_changes=0.001)
+    async with signed_in(server.url, one.clerk_id) as session, signed_in(server.url, two.clerk_id) as other:
+        created = await create(session)
+        path = f"/v1/alerts/{created['id']}"
+        for _ in range(CHANGES_AHEAD - 1):
+            async with session.patch(path, json={"quiet": 0}) as answer:
+                assert answer.status == 200
+        for request in (
+            session.post("/v1/alerts", json=ASKED),
+            session.patch(path, json={"quiet": 0}),
+            session.post(f"{path}/test"),
+        ):
+            async with request as answer:
+                assert int(answer.headers["Retry-After"]) > 0
+                assert await refusal(answer) == (429, "ERR_RATE_LIMITED")
+        await create(other)
+        async with session.delete(path) as answer:
+            assert answer.status == 204
+
+
+async def test_alerts_that_nobody_looks_at_are_warned_of(serve: Serve, database_url: str) -> None:
+    """A process without the key serves maps, but tells nothing: an operator would look for a fault elsewhere."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(alert_key=KEY)
+    async with signed_in(server.url, one.clerk_id) as session:
+        await create(session)
+    with capture_logs() as logs:
+        without = await serve()
+        await eventually(
+            lambda: any("alerts are off here" in entry["event"] and entry["alerts"] == 1 for entry in logs),
+            "a warning at the start",
+        )
+        async with signed_in(without.url, one.clerk_id) as session:
+            for _ in range(2):
+                async with session.get("/v1/alerts") as answer:
+                    assert answer.status == 403
+        assert len([entry for entry in logs if "alerts were asked for" in entry["event"]]) == 1

@@ -17,6 +17,7 @@ from streamer.ingest.rate_limit import (
     Allowances,
     Limit,
     Meter,
+    Rates,
 )
 
 steps = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 500)), max_size=60)
@@ -112,3 +113,15 @@ def test_a_steady_client_is_never_warned(rate: float) -> None:
     """At its rate or below nobody is bothered."""
     limit = Limit(max(rate, 2.0), 0.0)
     assert not any(limit.over(number / max(rate, 2.0)) for number in range(1, 500))
+
+
+def test_each_name_has_a_rate_of_its_own() -> None:
+    """One user's script must not use up the requests of another; and names are not kept for ever."""
+    rates = Rates(0.5, 3)
+    assert [rates.wait("a", 0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 2.0]
+    assert rates.wait("b", 0.0) == 0.0
+    assert rates.wait("a", 1.0) == 1.0
+    assert rates.wait("a", 2.0) == 0.0
+    for number in range(5000):
+        rates.wait(f"user {number}", 100.0 + 10 * number)
+    assert len(rates) <= 1001
