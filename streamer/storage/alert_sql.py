@@ -145,7 +145,8 @@ SELECT "alertId", "vendorId", "version" FROM kept
 
 # Delivery
 
-# Of one vendor and alert only the oldest undelivered webhook is due. A host gets no more than its share of the
+# Of one vendor and alert only the oldest undelivered webhook is due; each that is looked at costs an index scan, so of
+# a backlog they are few: a host that has its share is left out the next time. A host gets no more than its share of the
 # process's requests; $3 and $4 are the hosts that have some now, and how many.
 CLAIM = f"""
 WITH due AS (
@@ -157,7 +158,7 @@ WITH due AS (
             WHERE p."alertId" = e."alertId" AND p."vendorId" = e."vendorId" AND p."id" < e."id"
                 AND p."nextAttempt" IS NOT NULL
         )
-    ORDER BY e."nextAttempt" LIMIT 500
+    ORDER BY e."nextAttempt" LIMIT 100
 ), shares AS (
     SELECT "id", row_number() OVER (PARTITION BY "host" ORDER BY "nextAttempt") + coalesce((
         SELECT b."count" FROM unnest($3::text[], $4::bigint[]) AS b("host", "count") WHERE b."host" = due."host"

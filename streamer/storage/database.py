@@ -141,6 +141,11 @@ class Database:
         began = time.monotonic()
         try:
             return await self._work(work)
+        except asyncpg.CheckViolationError as error:
+            if error.constraint_name is not None:
+                raise
+            # The partition of a row was created while it was on its way into the default one.
+            return await self._work(work)
         finally:
             self._counters.postgresql[what].observe(time.monotonic() - began)
 

@@ -14,7 +14,7 @@ from streamer.storage import seed
 from streamer.storage.alerts import AlertRow, AlertStore, Attempt, NewAlert, new_id
 from streamer.storage.database import Database
 from tests.conftest import connected
-from tests.support.apps import now_ms
+from tests.support.apps import eventually, now_ms
 
 
 @pytest.fixture
@@ -160,3 +160,20 @@ async def test_processes_that_are_there_know_each_other(store: AlertStore) -> No
     assert await store.beat("b", 60_000) == {"a", "b"}
     await store.leave("a")
     assert await store.beat("b", 60_000) == {"b"}
+
+
+async def test_a_webhook_on_its_way_while_its_partition_is_made(store: AlertStore, database_url: str) -> None:
+    """PostgreSQL then refuses the row that was meant for the default partition: it goes into the new one."""
+    row = await alert(store, database_url)
+    async with connected(database_url) as connection:
+        async with connection.transaction():
+            await connection.execute("SELECT streamer_add_alert_partition($1)", datetime.now(UTC).date())
+            adding = asyncio.create_task(store.add_event(row.id, "alert.test", "{}", now_ms()))
+            async with connected(database_url) as other:
+
+                async def waits() -> bool:
+                    count: int = await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                    return count > 0
+
+                await eventually(waits, "a row that waits for the partition")
+        assert await adding
