@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from streamer.alerts import rules
-from streamer.alerts.edges import METRES, margin_of
+from streamer.alerts.edges import margin_of
+from streamer.alerts.plane import METRES
 from streamer.geo.grid import bus_cover
 from streamer.geo.shapes import Area, Box
 from streamer.protocol.alerts import Definition

@@ -6,10 +6,12 @@ whose edge is near; far from all edges a move costs one comparison.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from math import asin, ceil, cos, hypot, inf, log2, pi, sin
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
+from streamer.alerts.plane import METRES, Circles, Placed, Plane
 from streamer.geo.shapes import EARTH_RADIUS, Area, Box, Circle, distance
 
 REACH = 25.0
@@ -18,13 +20,13 @@ MARGIN = 20.0
 """Metres that a vendor must be outside before it has left: positions of GPS scatter by about as much."""
 MARGIN_SHARE = 0.1
 """Of a small area's width or height the margin is at most so much."""
-METRES = EARTH_RADIUS * pi / 180
-"""Of a degree of latitude."""
 SHARPNESS = 6
 """Cells of the grid along an area, about."""
 FINEST = 0.001
 """Degrees of latitude of the smallest cell."""
 MOST_LEVEL = 12
+MOST_FLATTENED = 4000
+"""Cells that keep their circles as numbers."""
 NEAR_POLE = 89.0
 """Degrees beyond which no flat projection is good enough: all edges count as near."""
 
@@ -88,13 +90,6 @@ def _to_meridian(lat: float, degrees: float) -> float:
     return EARTH_RADIUS * asin(cos(lat * _RADIAN) * sin(degrees * _RADIAN))
 
 
-class Placed(Protocol):
-    """What the grid holds."""
-
-    placed: bool
-    """It is in the grid; one that is not any more stays in some cells until these are looked at."""
-
-
 T = TypeVar("T", bound=Placed)
 Key = tuple[int, int]
 
@@ -102,13 +97,27 @@ Key = tuple[int, int]
 class EdgeCell(Generic[T]):
     """The areas whose edge is near a cell, and those that contain all of it."""
 
-    __slots__ = ("cleaned", "edges", "whole")
+    __slots__ = ("circles", "cleaned", "edges", "plane", "whole")
 
     def __init__(self) -> None:
         self.cleaned = 0
         """How many removals there had been when it was cleaned last."""
         self.edges: list[T] = []
         self.whole: list[T] = []
+        self.plane: Plane | None = None
+        """The plane of `circles`, which hold the edges as long as they are in use."""
+        self.circles: Circles[T] | None = None
+
+    def add(self, item: T, whole: bool) -> None:
+        """Adds an area."""
+        (self.whole if whole else self.edges).append(item)
+        self.circles = None
+
+    def clean(self) -> None:
+        """Takes out the areas that are not in the grid any more."""
+        self.edges = [item for item in self.edges if item.placed]
+        self.whole = [item for item in self.whole if item.placed]
+        self.circles = None
 
 
 class EdgeGrid(Generic[T]):
@@ -122,6 +131,7 @@ class EdgeGrid(Generic[T]):
         self._levels: dict[int, dict[Key, EdgeCell[T]]] = {}
         self._removals = 0
         self._sweeping: list[tuple[int, Key]] = []
+        self._flattened: deque[EdgeCell[T]] = deque()
 
     def add(self, item: T, area: Area) -> None:
         """Adds what has an area; it must not have been added before."""
@@ -133,7 +143,7 @@ class EdgeGrid(Generic[T]):
             if found is None:
                 found = cells[key] = EdgeCell()
                 found.cleaned = self._removals
-            (found.whole if whole else found.edges).append(item)
+            found.add(item, whole)
 
     def remove(self, item: T) -> None:
         """Removes what was added: to find it in its cells would take long, so these are cleaned when they are used."""
@@ -145,9 +155,21 @@ class EdgeGrid(Generic[T]):
         for level, cells in self._levels.items():
             found = cells.get(key_of(lat, long, level))
             if found is not None:
-                if found.cleaned != self._removals:
-                    self._clean(found)
+                self._clean(found)
                 yield found
+
+    def circles_at(self, lat: float, long: float, plane: Plane) -> Iterator[Circles[T]]:
+        """Yields what `at` does, on a plane: every area that can matter is in one of them."""
+        for cell in self.at(lat, long):
+            circles = cell.circles
+            if circles is None or cell.plane is not plane:
+                if circles is None:
+                    self._flattened.append(cell)
+                if len(self._flattened) > MOST_FLATTENED:
+                    self._flattened.popleft().circles = None
+                circles = cell.circles = Circles(cell.edges, plane, lat, long)
+                cell.plane = plane
+            yield circles
 
     def sweep(self, most: int) -> None:
         """Cleans so many of the cells that nobody looks at."""
@@ -162,9 +184,9 @@ class EdgeGrid(Generic[T]):
                 del cells[key]
 
     def _clean(self, cell: EdgeCell[T]) -> None:
-        cell.cleaned = self._removals
-        cell.edges = [item for item in cell.edges if item.placed]
-        cell.whole = [item for item in cell.whole if item.placed]
+        if cell.cleaned != self._removals:
+            cell.cleaned = self._removals
+            cell.clean()
 
 
 def level_of(area: Area) -> int:

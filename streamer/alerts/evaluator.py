@@ -13,6 +13,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from itertools import count
+from operator import is_
 from typing import Any
 
 import structlog
@@ -24,8 +25,9 @@ from streamer.alerts.tracker import Tracker
 from streamer.broker.broker import Broker
 from streamer.counters import Counters
 from streamer.errors import DatabaseError, StreamerError, Unavailable
+from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
-from streamer.live.vendor import Before, Vendor
+from streamer.live.vendor import Before, Card, Vendor
 from streamer.protocol.alerts import encode_event, stored_definition
 from streamer.storage.alerts import PAGE, AlertStore, Evaluated, new_id
 
@@ -79,6 +81,7 @@ class Evaluator:
         self._gained: set[int] = set()
         self._since = 0
         self._tracker = Tracker(self._look)
+        self._card: tuple[Vendor | None, Fix | None, Card | None, bool, dict[str, Any]] = (None, None, None, False, {})
         self._pending: dict[tuple[Alert, str], State] = {}
         self._reload: dict[str, Alert] = {}
         self._starting: dict[str, Alert] = {}
@@ -141,13 +144,19 @@ class Evaluator:
         self._tracker.keep(alert, vendor_id, state)
         state.known = following
         if vendor is not None and vendor.fix.timestamp >= 0:
-            state.card = vendor.card_fields()
+            state.card = self._card_of(vendor)
         elif vendor is None:
             state.card = {**state.card, "online": False}
         for kind, at in events:
             state.events.append((kind, at, encode_event(kind, alert.id, state.card, at, alert.metadata)))
         self._pending[alert, vendor_id] = state
         self._flush.set()
+
+    def _card_of(self, vendor: Vendor) -> dict[str, Any]:
+        """Returns a vendor's card; a ping that crosses several edges has one, which nobody may change."""
+        if not all(map(is_, self._card[:4], (vendor, vendor.shown, vendor.card, vendor.online))):
+            self._card = vendor, vendor.shown, vendor.card, vendor.online, vendor.card_fields()
+        return self._card[4]
 
     # which alerts are looked at
 

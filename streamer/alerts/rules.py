@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from streamer.protocol.alerts import EVENTS, Definition
+from streamer.protocol.alerts import Definition
 
 
 class Seen(NamedTuple):
@@ -62,16 +62,15 @@ def happened(only_open: bool, before: Seen, seen: Seen) -> list[str]:
     """Returns the events between two looks at a vendor, in the order of EVENTS."""
     belonged = before.inside and (before.open or not only_open)
     belongs = seen.inside and (seen.open or not only_open)
-    stayed = before.inside and seen.inside
-    found = {
-        "entered": belongs and not belonged,
-        "left": belonged and not belongs,
-        "opened": stayed and seen.open and not before.open,
-        "closed": stayed and before.open and not seen.open,
-        "online": stayed and seen.online and not before.online,
-        "offline": stayed and before.online and not seen.online,
-    }
-    return [event for event in EVENTS if found[event]]
+    found = []
+    if belongs is not belonged:
+        found.append("entered" if belongs else "left")
+    if before.inside and seen.inside:
+        if seen.open is not before.open:
+            found.append("opened" if seen.open else "closed")
+        if seen.online is not before.online:
+            found.append("online" if seen.online else "offline")
+    return found
 
 
 def quiet_until(definition: Definition, state: State) -> int:

@@ -31,6 +31,10 @@ class Item:
 
     placed = False
 
+    def __init__(self, area: Area | None) -> None:
+        self.area = area
+        self.margin = 0.0 if area is None else margin_of(area)
+
 
 def around(chance: random.Random, area: Area) -> tuple[float, float]:
     """A position in the neighbourhood of an area."""
@@ -70,7 +74,7 @@ def test_the_grid_finds_every_area_whose_edge_is_near(area: Area) -> None:
     """An area that the grid does not find is an alert that never tells anything."""
     chance = random.Random(8)
     grid: EdgeGrid[Item] = EdgeGrid()
-    item = Item()
+    item = Item(area)
     grid.add(item, area)
     near = 0
     for _ in range(3000):

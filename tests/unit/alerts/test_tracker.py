@@ -144,10 +144,10 @@ def test_every_change_is_found(centre: tuple[float, float], seed: int) -> None:
             if chance.random() < 0.02:
                 stage.index.remove(vendor_id)
         stage.tick()
-        if chance.random() < 0.1:
+        for _ in range(12 if chance.random() < 0.02 else chance.random() < 0.1):
             stage.add(new())
             stage.expected |= {pair for pair in stage.inside if pair[0] == stage.alerts[-1].id}
-        if chance.random() < 0.1:
+        if chance.random() < (0.3 if len(stage.alerts) > 25 else 0.1):
             stage.remove(chance.choice(stage.alerts))
         stage.tick()
 
