@@ -125,6 +125,7 @@ async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: C
             # it kept the thresholds only once: the next lower scale is the answer
             lower = [one for one in reports if one < scale and reports[one]["ok"]]
             search.kept, search.broken = max(lower, default=None), scale
+            reports[scale], confirmed = report, False
         elif not confirmed:
             search.tried(scale, report["ok"])
             reports[scale] = report
@@ -174,6 +175,8 @@ def result(
             f"{settings['vendors']['count']:,} vendors and {settings['customers']['count']:,} customers:"
             f" {found['pings_per_s'] or 0:,.0f} pings/s, {found['positions_per_s'] or 0:,.0f} positions/s"
         )
+        if not confirmed:
+            said += ", in a single run"
         if search.broken is None and not own_limit:
             said += ", and more was not tried"
         elif search.broken is not None:
