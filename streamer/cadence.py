@@ -9,11 +9,12 @@ busy for more than half of the time, whatever with, all intervals are stretched 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from math import exp, inf, sqrt
-from types import coroutine
 from typing import Any, TypeVar
+
+from streamer.cpu_time import measured
 
 MEMORY = 1.0
 """Seconds over which utilisation is averaged."""
@@ -100,6 +101,19 @@ class Cadence:
         """Returns the seconds until the next round may start."""
         return max(0.0, self.next - self._utilisation.clock())
 
+    async def round(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Does one round, and counts the CPU time of its own steps only."""
+        cost = 0.0
+
+        def add(seconds: float) -> None:
+            nonlocal cost
+            cost += seconds
+
+        self.begin()
+        result = await measured(work, add, self._utilisation.cpu_clock)
+        self.end(cost)
+        return result
+
     def begin(self) -> None:
         """Starts a round."""
         self._started = self._utilisation.clock()
@@ -118,32 +132,3 @@ class Cadence:
         after = self._started + interval(self.cost, self._utilisation.value(), self.pace)
         # A round that takes longer than its interval leaves time for others all the same.
         self.next = max(after, self._utilisation.clock() + min(cost / 2, self.pace.ceiling))
-
-
-class Meter:
-    """Adds up the CPU time that a coroutine uses in its own steps, without what runs while it waits."""
-
-    __slots__ = ("_cpu_clock", "seconds")
-
-    def __init__(self, cpu_clock: Callable[[], float] = time.thread_time) -> None:
-        self.seconds = 0.0
-        self._cpu_clock = cpu_clock
-
-    @coroutine
-    def run(self, work: Coroutine[Any, Any, Result]) -> Generator[Any, Any, Result]:
-        """Awaits the work and measures it."""
-        error: BaseException | None = None
-        while True:
-            began = self._cpu_clock()
-            try:
-                waited_for = work.send(None) if error is None else work.throw(error)
-            except StopIteration as done:
-                result: Result = done.value
-                return result
-            finally:
-                self.seconds += self._cpu_clock() - began
-            error = None
-            try:
-                yield waited_for
-            except BaseException as thrown:
-                error = thrown

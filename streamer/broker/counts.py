@@ -30,7 +30,7 @@ from streamer.broker.redis_schema import (
     place_key,
     positions_key,
 )
-from streamer.cadence import Meter
+from streamer.cpu_time import measured
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.grid import named_cell
 from streamer.geo.shapes import Area, Box, Circle, Polygon
@@ -314,9 +314,9 @@ class Counts:
         for counted in tuple(self._keys.values()):
             if counted.rests_until > loop.time() or not counted.refs:
                 continue
-            meter = Meter()
-            await meter.run(self._merge(counted))
-            self._charge(counted, meter.seconds, loop.time())
+            used: list[float] = []
+            await measured(self._merge(counted), used.append)
+            self._charge(counted, sum(used), loop.time())
             now, changed = self._clock(), counted.changed
             counted.changed = {}
             frames: dict[Any, bytes] = {}

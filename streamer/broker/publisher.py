@@ -18,7 +18,7 @@ from streamer.broker.membership import Membership
 from streamer.broker.placement import OUTDATED, Entry, Placement
 from streamer.broker.redis_connections import Answer, Command, refused
 from streamer.broker.redis_schema import ANY_VERSION, WRITE, channel, versions_of
-from streamer.cadence import Cadence, Meter
+from streamer.cadence import Cadence
 from streamer.errors import Unavailable
 from streamer.geo.grid import BUS_LEVEL, cell_name, parent
 from streamer.live.fix import Fix
@@ -160,10 +160,7 @@ class Publisher:
                 await self._wake.wait()
             self._wake.clear()
             started = loop.time()
-            self._cadence.begin()
-            meter = Meter()
-            await meter.run(self.flush())
-            self._cadence.end(meter.seconds)
+            await self._cadence.round(self.flush())
             # While a node is away a flush suspends nowhere, and what it could not do may wake the next one at once.
             failing = self._retry or placement.dropping
             await asyncio.sleep(config.pace.ceiling if failing else self._cadence.wait())

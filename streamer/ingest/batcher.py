@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from streamer.cadence import COMMITS, Cadence, Meter
+from streamer.cadence import COMMITS, Cadence
 from streamer.counters import Counters
 from streamer.errors import ErrorCode, Unavailable
 from streamer.ingest.position import Position
@@ -294,10 +294,7 @@ class Batcher:
             wait = self._cadence.wait()
             if wait > 0 and self._ready < WORTHWHILE and not self._draining:
                 await self._sleep(WORTHWHILE, wait)
-            self._cadence.begin()
-            meter = Meter()
-            await meter.run(self._store_batch())
-            self._cadence.end(meter.seconds)
+            await self._cadence.round(self._store_batch())
 
     async def drain(self, timeout: float) -> bool:
         """Stores all that is held without waiting; returns whether all was settled within `timeout` seconds."""

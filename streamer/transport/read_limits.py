@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from streamer.cpu_time import measured
 from streamer.transport.admission import Admission
 from streamer.transport.identify import COST
-from streamer.transport.measured import Measured
 
 READS = "/v1/vendors"
 
@@ -32,6 +32,6 @@ def limiting_reads(admission: Admission) -> Middleware:
         async def handled() -> web.StreamResponse:
             return await handler(request)
 
-        return await Measured(handled(), cost, clock)
+        return await measured(handled(), lambda seconds: cost.charge(seconds, clock()))
 
     return limited

@@ -20,6 +20,7 @@ from aiohttp import HttpVersion11, web
 from multidict import MultiMapping
 
 from streamer.accounts.tokens import Identity
+from streamer.cpu_time import measured
 from streamer.errors import CloseCode, Disconnect, ErrorCode, ProtocolError, Unavailable
 from streamer.live.watch import Watch
 from streamer.protocol import messages
@@ -29,7 +30,6 @@ from streamer.transport.aiohttp_compat import Handover
 from streamer.transport.connection import Connection, ConnectionRegistry
 from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.identify import identify_watcher
-from streamer.transport.measured import Measured
 from streamer.transport.services import Services
 from streamer.transport.watch_budget import WatchBudget
 from streamer.transport.writer import Writer, bound_unsent, event_chunk, event_lines
@@ -167,7 +167,8 @@ class EventStreams:
     async def _open(self, stream: EventStream, watch: Watch, wanted: messages.Watch) -> None:
         try:
             opening = self._services.subscriptions.open(watch, wanted, stream.slot.cost.client)
-            await Measured(opening, stream.slot.cost, self._services.connections.now)
+            now = self._services.connections.now
+            await measured(opening, lambda seconds: stream.slot.cost.charge(seconds, now()))
         except (ProtocolError, Unavailable) as failed:
             log.debug("an event stream could not be served", connection=stream.name, cause=str(failed))
             stream.end(CloseCode.INTERNAL)

@@ -17,6 +17,7 @@ import structlog
 from structlog.contextvars import bind_contextvars
 
 from streamer.accounts.tokens import Identity
+from streamer.cpu_time import measured
 from streamer.errors import CloseCode, Disconnect, ErrorCode, FrameError, ProtocolError, Unavailable
 from streamer.ingest.rate_limit import PAUSE, Limit, Meter
 from streamer.protocol import messages
@@ -35,7 +36,6 @@ from streamer.protocol.frames import (
 )
 from streamer.transport.connection import NO_STATUS, Connection
 from streamer.transport.connection_limits import ConnectionSlot
-from streamer.transport.measured import Measured
 from streamer.transport.services import Services
 from streamer.transport.writer import Writer
 
@@ -294,7 +294,10 @@ class WebSocket(Connection):
         try:
             self.receive(payload)
         finally:
-            self.slot.cost.charge(thread_time() - began, self.heard)
+            self._charge(thread_time() - began)
+
+    def _charge(self, seconds: float) -> None:
+        self.slot.cost.charge(seconds, self.registry.now())
 
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == PING:
@@ -343,7 +346,7 @@ class WebSocket(Connection):
         bind_contextvars(connection=self.name)
         failed: Exception | None = None
         try:
-            await Measured(work(*args), self.slot.cost, self.registry.now)
+            await measured(work(*args), self._charge)
         except Unavailable as unavailable:
             log.debug("a connection could not be served", cause=str(unavailable))
             failed = Disconnect(CloseCode.INTERNAL, ErrorCode.OVERLOADED, unavailable.public_message)

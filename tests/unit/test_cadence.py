@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import mean
@@ -12,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamer.cadence import COMMITS, PUBLISHES, TICKS, Cadence, Meter, Pace, Utilisation, interval
+from streamer.cadence import COMMITS, PUBLISHES, TICKS, Cadence, Pace, Utilisation, interval
 
 costs = st.floats(0, 10)
 utilisations = st.floats(0, 1)
@@ -114,18 +112,21 @@ def test_no_oscillation_and_no_starvation(pings: float, ping_cost: float, frames
         "publish": Work(PUBLISHES, 0.0005, 1e-5),
     }
     machine.run(kinds, pings, ping_cost, until=15.0)
-    # Beyond its capacity rounds grow, as each finds what came in during the ones before.
-    overload = max(1.0, pings * (ping_cost + sum(kind.each for kind in kinds.values())))
+    # Beyond its capacity rounds grow, as each finds what came in during the ones before, and work piles up.
+    load = pings * (ping_cost + sum(kind.each for kind in kinds.values()))
+    load += sum(kind.fixed / kind.pace.ceiling for kind in kinds.values())
+    overload = max(1.0, load)
+    backlog = 15.0 * (overload - 1.0)
     ceilings = {name: kind.pace.ceiling for name, kind in kinds.items()}
     for name in kinds:
         found = machine.intervals(name, since=9.0)
         assert found, f"no {name} for six seconds"
         # One turn of the others, and its own duration, may come on top of the interval.
         turn = sum(kind.cost(int(pings * 2 * ceilings[other])) for other, kind in kinds.items()) + 50 * ping_cost
-        assert max(found) <= 2 * (ceilings[name] + 1 / pings) + 3 * turn * overload, f"{name} starved"
-        # Steady work finds a steady interval, near saturation after seconds: the second half is like the first.
+        assert max(found) <= 2 * (ceilings[name] + 1 / pings) + 3 * turn * overload + backlog, f"{name} starved"
+        # Work that can be done finds a steady interval, near saturation after seconds: its halves are alike.
         half = len(found) // 2
-        if half > 5:
+        if half > 5 and load < 0.75:
             assert mean(found[:half]) == pytest.approx(mean(found[half:]), rel=0.35, abs=0.005), f"{name} oscillates"
 
 
@@ -174,49 +175,3 @@ def test_a_long_round_leaves_time_for_others() -> None:
     machine.work(5 * TICKS.ceiling)
     cadence.end()
     assert cadence.wait() == pytest.approx(TICKS.ceiling)
-
-
-async def test_a_meter_measures_a_coroutine_and_not_what_runs_meanwhile() -> None:
-    """A commit that is charged for the tick beside it would be held back by watchers, and acks with it."""
-
-    def burn(seconds: float) -> None:
-        until = time.thread_time() + seconds
-        while time.thread_time() < until:
-            pass
-
-    async def work() -> str:
-        burn(0.01)
-        await asyncio.sleep(0)
-        burn(0.01)
-        return "done"
-
-    async def others() -> None:
-        burn(0.2)
-
-    meter = Meter()
-    task = asyncio.create_task(others())
-    assert await meter.run(work()) == "done"
-    await task
-    assert 0.02 <= meter.seconds < 0.1
-
-
-async def test_a_metered_coroutine_can_fail_and_be_cancelled() -> None:
-    """A shutdown that never reaches the commit in flight would hang."""
-    ended: list[str] = []
-
-    async def work(error: BaseException | None) -> None:
-        try:
-            if error is not None:
-                raise error
-            await asyncio.sleep(3600)
-        finally:
-            ended.append("ended")
-
-    with pytest.raises(KeyError):
-        await Meter().run(work(KeyError("bug")))
-    task = asyncio.create_task(Meter().run(work(None)))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ended == ["ended", "ended"]
