@@ -33,8 +33,8 @@ LOOK_EVERY = 1.0
 """Seconds after which webhooks of other processes, and those to be repeated, are looked for."""
 LEASE_GRACE = 5.0
 """Seconds that a claim lasts longer than a request may take."""
-COLLECT = 0.02
-"""Seconds for which outcomes are collected to be stored together."""
+COLLECT = 0.05
+"""Seconds for which outcomes are collected to be stored together, and webhooks to be claimed together."""
 MOST_READ = 4096
 """Bytes of an answer that are read, so that the connection can be used again; of a longer one it is closed."""
 FAILING_LOOK = 5
@@ -110,6 +110,7 @@ class Deliverer:
                     session = development if is_development(webhook.url, self._development) else guarded
                     self._start(session, webhook)
                 if claimed and not self._away:
+                    await asyncio.sleep(COLLECT)
                     continue  # there may be more, of other hosts
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY):

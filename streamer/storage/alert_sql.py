@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 NOW = "date_trunc('milliseconds', clock_timestamp() AT TIME ZONE 'UTC')"
+STARTED = NOW.replace("clock", "statement")
+"""When the statement began. Unlike NOW it is the same for all rows, so that an index finds what is due."""
 NOW_MS = "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
 
 # What the owner sees of an alert.
@@ -152,7 +154,7 @@ CLAIM = f"""
 WITH due AS (
     SELECT e."id", a."host", e."nextAttempt"
     FROM "streamer_alert_events" e JOIN "streamer_alerts" a ON a."id" = e."alertId"
-    WHERE e."nextAttempt" <= {NOW} AND a."deletedAt" IS NULL AND a."disabledAt" IS NULL AND a."host" <> ALL($5::text[])
+    WHERE e."nextAttempt" <= {STARTED} AND a."deletedAt" IS NULL AND a."disabledAt" IS NULL AND a."host" <> ALL($5::text[])
         AND NOT EXISTS (
             SELECT FROM "streamer_alert_events" p
             WHERE p."alertId" = e."alertId" AND p."vendorId" = e."vendorId" AND p."id" < e."id"
@@ -167,7 +169,7 @@ WITH due AS (
 ), claimed AS (
     SELECT e."id" FROM "streamer_alert_events" e
     WHERE e."id" = ANY(ARRAY(SELECT "id" FROM shares WHERE "share" <= $2 ORDER BY "nextAttempt" LIMIT $1))
-        AND e."nextAttempt" <= {NOW}
+        AND e."nextAttempt" <= {STARTED}
     FOR UPDATE OF e SKIP LOCKED
 )
 UPDATE "streamer_alert_events" e

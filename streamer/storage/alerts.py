@@ -195,7 +195,7 @@ class AlertStore:
         """Returns a user's alerts in the order of their ids, after one."""
         if not (can_be_text(clerk_id) and can_be_text(after)):
             return []
-        rows = await self._database.fetch("alerts", sql.LIST, clerk_id, after, limit)
+        rows = await self._database.fetch(sql.LIST, clerk_id, after, limit, what="alerts")
         return [_alert(row) for row in rows]
 
     async def get(self, clerk_id: str, id: str) -> AlertRow:
@@ -256,43 +256,43 @@ class AlertStore:
         """Returns an alert's webhooks, the newest first, before one; an empty id for the newest of all."""
         if not can_be_text(before):
             return []
-        rows = await self._database.fetch("alerts", sql.DELIVERIES, id, before, limit)
+        rows = await self._database.fetch(sql.DELIVERIES, id, before, limit, what="alerts")
         return [DeliveryRow._make((*row[:8], orjson.loads(row["log"]))) for row in rows]
 
     async def add_event(self, alert_id: str, kind: str, body: str, at: int) -> str:
         """Has a webhook sent that is about no vendor; returns its id."""
         id = new_id(at)
-        await self._database.execute("alerts", sql.ADD_EVENT, id, alert_id, "", kind, body, at)
+        await self._database.execute(sql.ADD_EVENT, id, alert_id, "", kind, body, at, what="alerts")
         return id
 
     # for the processes that look at them
 
     async def beat(self, process: str, lease: int) -> set[str]:
         """Says that a process is there; returns those that said so within `lease` ms, this one included."""
-        rows = await self._database.fetch("alert-beat", sql.BEAT, process, lease)
+        rows = await self._database.fetch(sql.BEAT, process, lease, what="alert-beat")
         return {row[0] for row in rows}
 
     async def leave(self, process: str) -> None:
         """Says that a process looks at no alerts any more."""
-        await self._database.execute("alert-beat", sql.LEAVE, process)
+        await self._database.execute(sql.LEAVE, process, what="alert-beat")
 
     async def changed(
         self, slots: Iterable[int], since: int, after: str = "", *, ended: bool = True
     ) -> list[Evaluated]:
         """Returns up to PAGE alerts of some slots in the order of (updated, id), changed after (since, after)."""
         wanted = list(slots)
-        rows = await self._database.fetch("alert-changes", sql.CHANGED, wanted, since, after, PAGE, ended)
+        rows = await self._database.fetch(sql.CHANGED, wanted, since, after, PAGE, ended, what="alert-changes")
         return [Evaluated._make((row[0], row[1], orjson.loads(row[2]), *row[3:])) for row in rows]
 
     async def states(self, alert_ids: Sequence[str]) -> list[StateRow]:
         """Returns what is known of vendors to these alerts."""
-        rows = await self._database.fetch("alert-states", sql.STATES, alert_ids)
+        rows = await self._database.fetch(sql.STATES, alert_ids, what="alert-states")
         return [StateRow._make((*row[:6], orjson.loads(row[6]), orjson.loads(row[7]), row[8])) for row in rows]
 
     async def start(self, alerts: Sequence[tuple[str, int]]) -> None:
         """Notes of alerts, each with its revision, that what vendors were at the beginning is stored."""
         ids, revisions = [id for id, _ in alerts], [revision for _, revision in alerts]
-        await self._database.execute("alert-states", sql.START, ids, revisions)
+        await self._database.execute(sql.START, ids, revisions, what="alert-states")
 
     async def commit(
         self, states: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]
@@ -304,7 +304,7 @@ class AlertStore:
             process, or their alert was changed or ended: nothing of them is stored.
         """
         given = orjson.dumps(states).decode(), orjson.dumps(events).decode()
-        rows = await self._database.fetch("alert-events", sql.COMMIT, *given)
+        rows = await self._database.fetch(sql.COMMIT, *given, what="alert-events")
         return {(row[0], row[1]): row[2] for row in rows}
 
     # for delivery
@@ -338,7 +338,7 @@ class AlertStore:
                 for each in attempts
             ]
         ).decode()
-        await self._database.execute("alert-record", sql.RECORD, given)
+        await self._database.execute(sql.RECORD, given, what="alert-record")
 
     async def disable(self, alert_id: str, reason: str, failing_for: int | None = None) -> bool:
         """Disables an alert, if its webhooks have failed for so many ms; returns whether it did."""

@@ -120,12 +120,12 @@ class Database:
                 " the schema or what is in it is not what this version expects: bring it up to date"
             ) from error
 
-    async def fetch(self, what: str, statement: str, *arguments: object) -> list[Any]:
+    async def fetch(self, statement: str, *arguments: object, what: str = "other") -> list[Any]:
         """Returns the rows of a statement; `what` labels the duration metric."""
         rows: list[Any] = await self.answer(lambda connection: connection.fetch(statement, *arguments), what)
         return rows
 
-    async def execute(self, what: str, statement: str, *arguments: object) -> None:
+    async def execute(self, statement: str, *arguments: object, what: str = "other") -> None:
         """Executes a statement; `what` labels the duration metric."""
         await self.answer(lambda connection: connection.execute(statement, *arguments), what)
 

@@ -63,7 +63,7 @@ class PingWriter:
             if chunk.duplicates is not None
         }
         ids = by_id.keys() | {id for pings in sent.values() for id, _ in pings}
-        found = await self._database.fetch("stored", queries.STORED, list(ids))
+        found = await self._database.fetch(queries.STORED, list(ids), what="stored")
         stored = {row[0]: (row[1], row[2]) for row in found}
         for chunk, pings in sent.items():
             chunk.duplicates = sum(stored.get(id, position) != position for id, position in pings)

@@ -96,7 +96,7 @@ class Store:
             return
         rows = [(vendor_id, at.version, at.lat, at.long, at.ahead > 0) for vendor_id, at in positions]
         columns = [list(column) for column in zip(*rows, strict=True)]
-        await self.database.execute("positions", queries.UPDATE_POSITIONS, *columns)
+        await self.database.execute(queries.UPDATE_POSITIONS, *columns, what="positions")
 
     async def reconcile_positions(self, since_ms: int) -> int:
         """Updates vendors.lat/long to the newest stored ping since then; returns how many vendors were behind.
@@ -138,7 +138,7 @@ class Store:
             words: letters and digits only, folded as the index folds names.
         """
         query = " & ".join(f"{word}:*" for word in words)
-        rows = await self.database.fetch("search", queries.SEARCH, query, only_open, *after, limit)
+        rows = await self.database.fetch(queries.SEARCH, query, only_open, *after, limit, what="search")
         return [VendorRow(*row) for row in rows]
 
     async def paying(self, vendor_ids: Sequence[str]) -> set[str]:
@@ -146,27 +146,27 @@ class Store:
         asked = [vendor_id for vendor_id in vendor_ids if can_be_text(vendor_id)]
         if not asked:
             return set()
-        return {row[0] for row in await self.database.fetch("other", queries.PAYING, asked)}
+        return {row[0] for row in await self.database.fetch(queries.PAYING, asked)}
 
     async def changes(self, after: int, since: int, limit: int) -> Changes:
         """Returns changes of users and vendors with an id above `after`, by transactions from `since` on."""
-        rows = await self.database.fetch("other", queries.CHANGES, after, since, limit)
+        rows = await self.database.fetch(queries.CHANGES, after, since, limit)
         oldest, following, newest = rows[0][:3]
         return Changes(oldest, following, newest, [Change(*row[3:]) for row in rows if row[3] is not None])
 
     async def users(self, user_ids: Sequence[str]) -> list[tuple[str, str | None]]:
         """Returns (clerkId, vendorId) for each vendor of these users, deleted or not; None for a user without one."""
-        rows = await self.database.fetch("other", queries.USERS, user_ids)
+        rows = await self.database.fetch(queries.USERS, user_ids)
         return [(row[0], row[1]) for row in rows]
 
     async def living_users(self, clerk_ids: Sequence[str]) -> set[str]:
         """Returns those of these `clerkId`s that are users and not deleted."""
-        rows = await self.database.fetch("other", queries.LIVING_USERS, clerk_ids)
+        rows = await self.database.fetch(queries.LIVING_USERS, clerk_ids)
         return {row[0] for row in rows}
 
     async def deleted_users(self) -> list[str]:
         """Returns the `clerkId` of users marked as deleted, and of those deleted within a day."""
-        rows = await self.database.fetch("other", queries.DELETED_USERS)
+        rows = await self.database.fetch(queries.DELETED_USERS)
         return [row[0] for row in rows]
 
     async def newest_stored(self, located: Sequence[tuple[str, int | None]]) -> dict[tuple[str, int | None], int]:
@@ -180,13 +180,13 @@ class Store:
         # That of a phone whose clock is ahead is in the future: its newest ping until now is a little older.
         floors = ["" if at is None else id_floor(at - LOCATED_AHEAD) for _, at in located]
         columns = [[id for id, _ in located], [at for _, at in located], floors]
-        rows = await self.database.fetch("durable", queries.NEWEST_STORED, *columns)
+        rows = await self.database.fetch(queries.NEWEST_STORED, *columns, what="durable")
         return {(row[0], row[1]): row[2] for row in rows}
 
     async def positions_at(self, pings: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[float, float]]:
         """Returns the stored latitude and longitude of each (vendor_id, timestamp) that is stored."""
         by_id = {location_id(*ping): ping for ping in pings}
-        rows = await self.database.fetch("stored", queries.STORED, list(by_id))
+        rows = await self.database.fetch(queries.STORED, list(by_id), what="stored")
         return {by_id[row[0]]: (row[1], row[2]) for row in rows}
 
     async def locations(
@@ -208,13 +208,13 @@ class Store:
             id_floor(to_ms + ID_SLACK_MS),
             limit,
         )
-        rows = await self.database.fetch("history", queries.LOCATIONS, *arguments)
+        rows = await self.database.fetch(queries.LOCATIONS, *arguments, what="history")
         return [LocationRow(*row) for row in rows]
 
     async def set_open(self, vendor_id: str, open: bool, hidden: bool, clerk_id: str) -> None:
         """Sets whether a vendor is open for business; the audit names this user as the actor."""
         if can_be_text(vendor_id) and can_be_text(clerk_id):
-            await self.database.execute("open", queries.SET_OPEN, vendor_id, open, clerk_id, hidden)
+            await self.database.execute(queries.SET_OPEN, vendor_id, open, clerk_id, hidden, what="open")
 
     async def now(self) -> int:
         """Returns PostgreSQL's time soon, epoch ms, or raises Unavailable."""
@@ -238,5 +238,5 @@ class Store:
         )
 
     async def _vendors(self, statement: str, argument: object) -> list[VendorRow]:
-        rows = await self.database.fetch("vendors", statement, argument)
+        rows = await self.database.fetch(statement, argument, what="vendors")
         return [VendorRow(*row) for row in rows]
