@@ -1,8 +1,8 @@
 """The live index: the vendors on the map, their watchers, and what entered, moved or left. Pure.
 
-Changes go in (`put_fix`, `put_card`, `put_presence`, `put_http`, `remove`, `expire`); `tick` turns all changes since
-the last tick into one frame per watch. What a client holds is the state of its last frame, a function of the vendors'
-states then, so nothing is remembered per watch and vendor:
+Changes of vendors go in (`VendorIndex`); `tick` turns all changes since the last tick into one frame per watch. What a
+client holds is the state of its last frame, a function of the vendors' states then, so nothing is remembered per watch
+and vendor:
 
 - Watches of the same area share one `View`; its update is encoded once.
 - A cell wholly inside an area needs no test: its moved vendors are joined once and shared by all views.
@@ -14,18 +14,16 @@ states then, so nothing is remembered per watch and vendor:
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
 from time import thread_time
 from typing import NamedTuple
 
-from streamer.geo.grid import BUS_LEVEL, LEVELS, cover, cover_level, parent
-from streamer.geo.grid import cell as cell_at
+from streamer.geo.grid import cover, cover_level, parent
 from streamer.geo.shapes import Polygon
 from streamer.live.cell import Cell
-from streamer.live.fix import Fix, order
 from streamer.live.resting import Resting
-from streamer.live.vendor import NO_FIX, Before, Card, Owner, Presence, Vendor
+from streamer.live.vendor import Before, Vendor
+from streamer.live.vendor_index import VendorIndex
 from streamer.live.view import View, ViewKey
 from streamer.live.visibility import Visibility
 from streamer.live.watch import FrameKind, Rest, Watch
@@ -56,7 +54,7 @@ class Ticked(NamedTuple):
     waiting: int
 
 
-class LiveIndex:
+class LiveIndex(VendorIndex):
     """Vendors and views of one process; `me` is its own name among the owners. Times are epoch milliseconds."""
 
     def __init__(
@@ -69,14 +67,9 @@ class LiveIndex:
         rest_share: float = 0.1,
         cpu_clock: Callable[[], float] = thread_time,
     ) -> None:
-        self.me = me
+        super().__init__(me, offline_after=offline_after, leave_after=leave_after, visibility=visibility)
         self.cpu_clock = cpu_clock
-        self.visibility = visibility or Visibility()
-        self.offline_after = offline_after
-        self.leave_after = leave_after
-        self.vendors: dict[str, Vendor] = {}
         self.views: dict[ViewKey, View] = {}
-        self.owners: dict[str, Owner] = {}
         self.changes = 0
         """Vendors that changed, merged by tick."""
         self.held_back = 0
@@ -85,144 +78,21 @@ class LiveIndex:
         """Bytes of updates and snapshots written."""
         self.delivered = 0
         """Positions in them."""
-        self.recount: dict[int, dict[int, int]] = {}
-        """For each level whose cells are counted, the cells whose counts may have changed, and the change's number."""
-        self.recounted = 0
-        """The number of the last such change."""
         self.unfinished = False
         """Whether the next tick has more of a large snapshot for a client that can take it."""
         self.aside = 0.0
         """CPU seconds of the last tick that less frequent ticks would not save: tests, and parts of snapshots."""
         self.observer: Callable[[Mapping[Vendor, Before]], object] | None = None
         """Called in each tick with the vendors that changed since the last one, and what they were then."""
-        self.frozen = False
-        """While Redis is away nothing is heard of other processes, so none of them counts as lost."""
-        # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
-        # are vendors, and a vendor changes its cell on the coarse ones seldom.
-        self._grids: list[dict[int, Cell]] = [{} for _ in range(LEVELS)]
         self._viewed: dict[int, int] = {}
         """Views on each level's grid."""
         self._listed: dict[str, dict[View, None]] = {}
-        self._changed: dict[Vendor, Before] = {}
         self._waiting: dict[Watch, None] = {}
         self._fresh: dict[Watch, None] = {}
         self._measured: dict[View, None] = {}
         """Views whose boundary tests were measured in the current tick."""
         self._resting = Resting(self._find, self._watch, lambda: self.cpu_clock(), rest_share)
-        self._deadlines: list[tuple[int, int, Vendor]] = []
-        self._order = 0
-        self._departed: list[str] = []
         self._moved_cells: list[Cell] = []
-
-    def put_fix(self, vendor_id: str, fix: Fix, now: int) -> bool:
-        """Takes a fix if it replaces the one held; returns whether it was taken and its vendor is still known."""
-        vendor = self.vendors.get(vendor_id)
-        if vendor is None:
-            vendor = self.vendors[vendor_id] = Vendor(vendor_id, now)
-        elif (
-            # The usual case is decided without comparing closely: neither is ahead of its time, and this one is newer.
-            (fix.timestamp <= vendor.fix.timestamp or fix.timestamp > now or fix.ahead or vendor.fix.ahead)
-            and vendor.fix is not NO_FIX
-            and not fix.replaces(vendor.fix, now)
-        ):
-            return False
-        self._remember(vendor)
-        vendor.fix = fix
-        vendor.forget_encoded()
-        self._show(vendor)
-        if vendor.live:
-            return True
-        self._settle(vendor, now)
-        return self.vendors.get(vendor_id) is vendor
-
-    def put_card(self, vendor_id: str, card: Card, now: int) -> bool:
-        """Takes a card if it replaces the one held; returns whether anything that customers see changed.
-
-        As with fixes, a version of a process whose clock is wrong yields to every other.
-        """
-        vendor = self._vendor(vendor_id, now)
-        newer = order(card.version, vendor.card.version, now)
-        if newer < 0 or (newer == 0 and card.register(vendor_id) <= vendor.card.register(vendor_id)):
-            return False
-        if card[1:] == vendor.card[1:] and vendor.card.version >= 0:
-            vendor.card = card
-            return False
-        self._touch(vendor)
-        vendor.card = card
-        vendor.card_changed = True
-        vendor.forget_encoded()
-        if vendor.fix is not NO_FIX and self.visibility.closed_level is not None:
-            self._show(vendor)
-        self._settle(vendor, now)
-        return True
-
-    def put_presence(self, vendor_id: str, presence: Presence, now: int) -> bool:
-        """Takes a presence unless a newer connection is known; returns whether it was taken."""
-        vendor = self._vendor(vendor_id, now)
-        held = vendor.presence
-        newer = order(presence.since, held.since, now)
-        if newer < 0 or (newer == 0 and presence <= held):
-            return False
-        if held.owner in self.owners:
-            self.owners[held.owner].vendors.discard(vendor)
-        vendor.presence = presence
-        self.note_count(vendor)
-        if presence.ended == 0:
-            self._owner(presence.owner).vendors.add(vendor)
-        self._settle(vendor, now)
-        return True
-
-    def put_http(self, vendor_id: str, at: int, now: int) -> bool:
-        """Takes the time of a vendor's last ping over HTTP, which keeps it online for a while."""
-        vendor = self._vendor(vendor_id, now)
-        if order(at, vendor.http, now) <= 0:
-            return False
-        vendor.http = at
-        self._settle(vendor, now)
-        return True
-
-    def remove(self, vendor_id: str) -> None:
-        """Removes a vendor: it was deleted, or this process need not know it any more."""
-        vendor = self.vendors.pop(vendor_id, None)
-        if vendor is not None:
-            self._leave(vendor)
-            owner = self.owners.get(vendor.presence.owner)
-            if owner is not None:
-                owner.vendors.discard(vendor)
-
-    def owner_heard(self, owner: str, at: int, now: int) -> None:
-        """Takes a sign of life of a process."""
-        known = self._owner(owner)
-        known.heard = max(min(known.heard, now), at)  # ahead of now: heard before the clock was set back
-        if known.lost and known.heard + self.offline_after > now:
-            known.lost = False
-            for vendor in tuple(known.vendors):
-                self._settle(vendor, now)
-
-    def pardon(self, now: int) -> None:
-        """Counts every process that is not lost yet as heard now: none could be heard for a while."""
-        for name, owner in tuple(self.owners.items()):
-            if not owner.lost:
-                self.owner_heard(name, now, now)
-
-    def expire(self, now: int) -> list[str]:
-        """Lets vendors go offline and leave by time; checks only those that are due. Returns the ids that left."""
-        if not self.frozen:
-            for name, owner in tuple(self.owners.items()):
-                if name != self.me and owner.heard + self.offline_after <= now:
-                    if not owner.lost:
-                        owner.lost = True
-                        for vendor in tuple(owner.vendors):
-                            self._settle(vendor, now)
-                    if not owner.vendors:
-                        del self.owners[name]
-        while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, _, vendor = heapq.heappop(self._deadlines)
-            if vendor.deadline == deadline and self.vendors.get(vendor.vendor_id) is vendor:
-                vendor.deadline = 0
-                self._settle(vendor, now)
-        departed, self._departed = self._departed, []
-        return departed
 
     def watch(self, watch: Watch, key: ViewKey, now: int) -> None:
         """Starts a watch, or moves it: a snapshot replaces what the client holds for it, now or with a next tick."""
@@ -358,144 +228,6 @@ class LiveIndex:
                 watch.drop_pending()
                 watch.snapshot_due = True
                 self._waiting[watch] = None
-
-    def cells(self, level: int) -> Mapping[int, Cell]:
-        """Returns the cells of a level in which vendors are, or which are watched."""
-        return self._grids[level]
-
-    def note_count(self, vendor: Vendor) -> None:
-        """Has the cell of a vendor counted again."""
-        if self.recount and vendor.cell >= 0:
-            self.recounted += 1
-            for level, cells in self.recount.items():
-                cells[parent(vendor.cell, level)] = self.recounted
-
-    def in_bus_cell(self, id: int) -> tuple[Vendor, ...]:
-        """Returns the live vendors in a cell of the grid that names Redis channels."""
-        cell = self._grids[BUS_LEVEL].get(id)
-        return tuple(cell.vendors) if cell is not None else ()
-
-    @property
-    def has_changes(self) -> bool:
-        """Whether a tick would have anything new to send."""
-        return bool(self._changed)
-
-    def _vendor(self, vendor_id: str, now: int) -> Vendor:
-        vendor = self.vendors.get(vendor_id)
-        if vendor is None:
-            vendor = self.vendors[vendor_id] = Vendor(vendor_id, now)
-        return vendor
-
-    def _owner(self, name: str) -> Owner:
-        owner = self.owners.get(name)
-        if owner is None:
-            owner = self.owners[name] = Owner(0)
-            owner.lost = name != self.me
-        return owner
-
-    def _touch(self, vendor: Vendor) -> None:
-        self.note_count(vendor)
-        self._remember(vendor)
-
-    def _remember(self, vendor: Vendor) -> None:
-        """Keeps what a vendor was at the last tick."""
-        if vendor not in self._changed:
-            self._changed[vendor] = (vendor.live, vendor.shown, vendor.cell, vendor.card.open)
-
-    def _settle(self, vendor: Vendor, now: int) -> None:
-        """Brings live, online and the next deadline in line with the vendor's registers and the time."""
-        presence = vendor.presence
-        connected = False
-        if presence.owner or vendor.http:
-            last = vendor.http
-            if presence.ended:
-                last = max(last, presence.ended)
-            elif presence.owner:
-                owner = self._owner(presence.owner)
-                connected = not owner.lost
-                last = max(last, owner.heard, presence.since)
-            offline_at = last + self.offline_after
-            leave_at = offline_at + self.leave_after
-        else:
-            # Its presence comes with the next register; one that never comes is waited for only until then.
-            offline_at, leave_at = 0, vendor.born + self.offline_after
-        online = connected or now < offline_at
-        known = vendor.fix.timestamp >= 0 and vendor.card.version >= 0 and offline_at > 0
-        live = known and (online or now < leave_at) and self.visibility.allows(vendor.card, online)
-        if live != vendor.live or online != vendor.online:
-            self._touch(vendor)
-            if online != vendor.online:
-                vendor.online = online
-                vendor.card_changed = True
-                vendor.forget_encoded()
-            if live and not vendor.live:
-                vendor.live = True
-                self._place(vendor)
-            elif vendor.live and not live:
-                self._leave(vendor)
-        if connected:
-            return
-        if not online and now >= leave_at:
-            self.remove(vendor.vendor_id)
-            self._departed.append(vendor.vendor_id)
-            return
-        # One look at a time: a deadline put off, as by every ping over HTTP, is found out when the old one comes.
-        deadline = offline_at if online else leave_at
-        if not vendor.deadline or deadline < vendor.deadline:
-            vendor.deadline = deadline
-            self._order += 1
-            heapq.heappush(self._deadlines, (deadline, self._order, vendor))
-
-    def _leave(self, vendor: Vendor) -> None:
-        if vendor.live:
-            self._touch(vendor)
-            vendor.live = False
-            for level in range(LEVELS):
-                self._take_out(vendor, level, parent(vendor.cell, level))
-
-    def _place(self, vendor: Vendor) -> None:
-        for level in range(LEVELS):
-            self._cell(level, parent(vendor.cell, level)).add(vendor)
-
-    def _show(self, vendor: Vendor) -> None:
-        """Brings where a vendor is seen, and its cell, in line with its fix and card."""
-        fix = vendor.fix
-        if self.visibility.closed_level is not None:
-            fix = self.visibility.shown(fix, vendor.card)
-        vendor.shown = fix
-        to = cell_at(fix.lat, fix.long)
-        if to == vendor.cell:
-            return
-        if vendor.live:
-            self._move(vendor, to)
-        else:
-            vendor.cell = to
-
-    def _move(self, vendor: Vendor, to: int) -> None:
-        for level in range(LEVELS):
-            old, new = parent(vendor.cell, level), parent(to, level)
-            if old == new:
-                break  # so are all coarser ones
-            self._take_out(vendor, level, old)
-            self._cell(level, new).add(vendor)
-            if level in self.recount:
-                self.recounted += 1
-                self.recount[level][old] = self.recount[level][new] = self.recounted
-        vendor.cell = to
-
-    def _take_out(self, vendor: Vendor, level: int, id: int) -> None:
-        cells = self._grids[level]
-        cell = cells[id]
-        cell.discard(vendor)
-        if cell.unused:
-            del cells[id]
-
-    def _cell(self, level: int, id: int) -> Cell:
-        cells = self._grids[level]
-        cell = cells.get(id)
-        if cell is None:
-            cell = cells[id] = Cell(id)
-        return cell
 
     def _attach(self, key: ViewKey) -> View:
         if key.area is None:

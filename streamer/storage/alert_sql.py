@@ -154,7 +154,8 @@ CLAIM = f"""
 WITH due AS (
     SELECT e."id", a."host", e."nextAttempt"
     FROM "streamer_alert_events" e JOIN "streamer_alerts" a ON a."id" = e."alertId"
-    WHERE e."nextAttempt" <= {STARTED} AND a."deletedAt" IS NULL AND a."disabledAt" IS NULL AND a."host" <> ALL($5::text[])
+    WHERE e."nextAttempt" <= {STARTED} AND a."deletedAt" IS NULL AND a."disabledAt" IS NULL
+        AND a."host" <> ALL($5::text[])
         AND NOT EXISTS (
             SELECT FROM "streamer_alert_events" p
             WHERE p."alertId" = e."alertId" AND p."vendorId" = e."vendorId" AND p."id" < e."id"

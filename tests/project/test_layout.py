@@ -19,7 +19,7 @@ ELSEWHERE = {
     "integration/broker/test_broker": "streamer.broker.subscriptions",
     "integration/dev/test_development": "streamer.dev.folder dev.simulate",
     "clients/test_conformance": "streamer.dev.conformance.program dev.conformance.script dev.conformance.server",
-    "unit/live/test_index": "streamer.live.cell live.view live.watch",
+    "unit/live/test_index": "streamer.live.cell live.vendor_index live.view live.watch",
     "e2e/operations/test_health": "streamer.operations.parts",
     "integration/operations/test_embedded": (
         "streamer.operations.embedded.postgres operations.embedded.programs operations.embedded.server"
