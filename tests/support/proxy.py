@@ -113,6 +113,8 @@ class Proxy:
             self._stranded -= ends
             for end in ends:
                 end.transport.abort()
+            # asyncio reports the reset that ended a stream unless somebody has asked for it
+            await asyncio.gather(*(end.wait_closed() for end in ends), return_exceptions=True)
 
     async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, cut: str) -> None:
         def rate() -> float | None:
