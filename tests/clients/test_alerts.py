@@ -22,7 +22,7 @@ HERE: Circle = {"center": {"lat": 52.2297, "long": 21.0122}, "radius": 500}
 async def test_a_backend_in_python(serve: Serve, database_url: str) -> None:
     """A backend keeps its users' alerts without writing HTTP requests, and sees why one was refused."""
     (one,) = await seed.seed(database_url, 1)
-    server = await serve(alert_key=KEY, alerts_per_user=200)
+    server = await serve(alert_key=KEY, alerts_per_user=200, alert_changes=1000)
 
     async def token(refresh: bool) -> str:
         return make_token(SECRET, one.clerk_id, 600)
@@ -54,7 +54,7 @@ async def test_a_backend_in_python(serve: Serve, database_url: str) -> None:
 async def test_a_backend_in_javascript(serve: Serve, database_url: str) -> None:
     """The same in Node."""
     (one,) = await seed.seed(database_url, 1)
-    server = await serve(alert_key=KEY, alerts_per_user=200)
+    server = await serve(alert_key=KEY, alerts_per_user=200, alert_changes=1000)
     process = await asyncio.create_subprocess_exec(
         *NODE_COMMAND,
         str(ROOT / "tests" / "js" / "alerts.mjs"),
