@@ -150,12 +150,17 @@ SELECT "alertId", "vendorId", "version" FROM kept
 # Of one vendor and alert only the oldest undelivered webhook is due; each that is looked at costs an index scan, so of
 # a backlog they are few: a host that has its share is left out the next time. A host gets no more than its share of the
 # process's requests; $3 and $4 are the hosts that have some now, and how many.
+# A plan from when the day's partition was empty would read all of it; OFFSET 0 keeps the planner, which knows little of
+# tables that just filled, from beginning with the alerts. Either took 30 to 100 ms instead of 2 with 6,000 events.
+PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
 CLAIM = f"""
 WITH due AS (
     SELECT e."id", a."host", e."nextAttempt"
-    FROM "streamer_alert_events" e JOIN "streamer_alerts" a ON a."id" = e."alertId"
-    WHERE e."nextAttempt" <= {STARTED} AND a."deletedAt" IS NULL AND a."disabledAt" IS NULL
-        AND a."host" <> ALL($5::text[])
+    FROM "streamer_alert_events" e CROSS JOIN LATERAL (
+        SELECT a."host" FROM "streamer_alerts" a
+        WHERE a."id" = e."alertId" AND a."deletedAt" IS NULL AND a."disabledAt" IS NULL OFFSET 0
+    ) a
+    WHERE e."nextAttempt" <= {STARTED} AND a."host" <> ALL($5::text[])
         AND NOT EXISTS (
             SELECT FROM "streamer_alert_events" p
             WHERE p."alertId" = e."alertId" AND p."vendorId" = e."vendorId" AND p."id" < e."id"

@@ -318,9 +318,16 @@ class AlertStore:
             busy: how many each host has now.
         """
         full = [host for host, count in busy.items() if count >= per_host]
-        rows = await self._database.answer(
-            lambda c: c.fetch(sql.CLAIM, most, per_host, list(busy), list(busy.values()), full, lease), "alert-claim"
-        )
+
+        async def work(connection: Any) -> list[Any]:
+            async with connection.transaction():
+                await connection.execute(sql.PLAN_ANEW)
+                rows: list[Any] = await connection.fetch(
+                    sql.CLAIM, most, per_host, list(busy), list(busy.values()), full, lease
+                )
+                return rows
+
+        rows = await self._database.answer(work, "alert-claim")
         return [Claimed(row["id"], row["alertId"], row["body"].encode(), *row[3:]) for row in rows]
 
     async def record(self, attempts: Sequence[Attempt]) -> None:
