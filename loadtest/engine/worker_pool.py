@@ -250,7 +250,6 @@ class WorkerPool:
                     f"worker {member.share.number} of the {member.share.kind} failed: {message['cause']}; "
                     "what it measured is lost with it"
                 )
-            member.ended = member.ended or message["is"] == "ended"
             return member, message
 
     async def gather(self, kind: str, members: Sequence[Member], within: float) -> list[Message]:
@@ -272,7 +271,12 @@ class WorkerPool:
         return found
 
     async def _listen(self, member: Member) -> None:
-        await member.listen(lambda message: self._reports.put_nowait((member, message)))
+        def heard(message: Message) -> None:
+            # at once, as the connection may close before anybody takes the report
+            member.ended = member.ended or message["is"] == "ended"
+            self._reports.put_nowait((member, message))
+
+        await member.listen(heard)
 
     async def _leave(self) -> None:
         await asyncio.gather(*(member.close() for member in self.members), return_exceptions=True)

@@ -116,8 +116,8 @@ async def test_when_there_are_too_many(serve: Serve, monkeypatch: pytest.MonkeyP
     server = await serve(handshake_timeout=60.0, max_connections=1)
     flood = [await Raw(server.url).__aenter__() for _ in range(10)]
     try:
-        await asyncio.gather(*(raw.cut(60.0) for raw in flood))
-        assert server.server.slow_clients.cut >= 5
+        # four that came after the others were cut may stay
+        await eventually(lambda: server.server.slow_clients.cut >= 6, "room again")
         async with CustomerApp(server.url) as customer:
             await customer.watch("w", circle(LAT, LONG, 1000))
     finally:

@@ -36,7 +36,7 @@ async def test_an_alert_is_made_listed_and_ended(endpoint: Chromium, serve: Serv
                 await tab.page.click("#alerts button.secondary")
                 await tab.run(f"liveMap.tool.show({{ center: {{ lat: {LAT}, long: {LONG} }}, radius: 500 }})")
                 await tab.page.click("#tool-alerts")
-                assert "500 m" in await tab.text("alerts-area")
+                await tab.until("document.getElementById('alerts-area').textContent.includes('500 m')", "the circle")
                 await tab.page.fill("#alerts-url", "http://elsewhere.example/hook")
                 await tab.page.click("#alerts-create")
                 await tab.until("document.getElementById('alerts-said').textContent.includes('https://')", "why not")
