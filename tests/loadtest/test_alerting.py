@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 from typing import Any
 
 from tests.conftest import Serve
 from tests.loadtest.conftest import validate
-from tests.support.apps import SECRET
-from tests.support.paths import ROOT
+from tests.support.loadtest_run import load_run
 
 TOWN = (
     *("alerts", "--vendors", "30", "--customers", "4", "--seed", "3", "--warmup", "1", "--set", "city.radius=900"),
@@ -24,16 +20,7 @@ KEY = "a-key-for-alerts-a-key-for-alerts"
 
 async def run(url: str, database_url: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, report and messages of one run."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest", "run", *TOWN, *arguments),
-        *("--url", url, "--database", database_url, "--secret", SECRET, "--json"),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 200)
-    assert process.returncode is not None
-    return process.returncode, json.loads(out) if out else {}, err.decode()
+    return await load_run(url, database_url, *TOWN, *arguments, within=200)
 
 
 async def test_every_crossing_is_told_once(serve: Serve, database_url: str) -> None:

@@ -22,6 +22,7 @@ from streamer.accounts.tokens import make_token
 from tests.conftest import Serve
 from tests.support.apps import SECRET
 from tests.support.faulty_proxy import Faults, FaultyProxy
+from tests.support.loadtest_run import load_run
 from tests.support.paths import ROOT
 
 HONEST_RUNS = int(os.environ.get("HONEST_RUNS", "1"))
@@ -38,16 +39,7 @@ TOWN = (
 
 async def judged(url: str, database_url: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, report and messages of one run."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest", "run", *TOWN, *arguments),
-        *("--url", url, "--database", database_url, "--secret", SECRET, "--json"),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 100)
-    assert process.returncode is not None
-    return process.returncode, json.loads(out) if out else {}, err.decode()
+    return await load_run(url, database_url, *TOWN, *arguments, within=100)
 
 
 async def double_a_row(database_url: str) -> str:

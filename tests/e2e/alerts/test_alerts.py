@@ -221,6 +221,16 @@ async def test_a_slow_receiver_delays_nobody_else(serve: Serve, database_url: st
         await eventually(lambda: len(slow.events()) == 20, "the slow one's events")
 
 
+async def disabled(session: aiohttp.ClientSession, alert_id: str, why: str) -> None:
+    """Waits until an alert is disabled for a reason with these words."""
+
+    async def found() -> bool:
+        async with session.get(f"/v1/alerts/{alert_id}") as answer:
+            return why in (await answer.json()).get("disabled", {}).get("reason", "")
+
+    await eventually(found, f"an alert that is disabled: {why}")
+
+
 async def test_410_ends_the_alert(serve: Serve, database_url: str, receiver: Receiver) -> None:
     """A receiver that is gone for good says so, and is asked no more."""
     (one,) = await seed.seed(database_url, 1)
@@ -231,12 +241,7 @@ async def test_410_ends_the_alert(serve: Serve, database_url: str, receiver: Rec
         id = await alert(session, receiver)
         receiver.answer = lambda _: 410
         await app.ping(*HERE)
-
-        async def disabled() -> bool:
-            async with session.get(f"/v1/alerts/{id}") as answer:
-                return "410" in (await answer.json()).get("disabled", {}).get("reason", "")
-
-        await eventually(disabled, "an alert that its receiver ended")
+        await disabled(session, id, "410")
         other = await alert(session, receiver, "/other")
         receiver.answer = lambda _: 204
         await app.ping(*FAR)
@@ -268,12 +273,7 @@ async def test_an_alert_that_fails_for_days_is_disabled(serve: Serve, database_u
                 'UPDATE "streamer_alert_events" SET "attempts" = 9'
             )
         await due_now(database_url)
-
-        async def disabled() -> bool:
-            async with session.get(f"/v1/alerts/{id}") as answer:
-                return "failed for too long" in (await answer.json()).get("disabled", {}).get("reason", "")
-
-        await eventually(disabled, "an alert that is disabled")
+        await disabled(session, id, "failed for too long")
         async with session.patch(f"/v1/alerts/{id}", json={"disabled": False}) as answer:
             assert "failingSince" not in await answer.json()
         await begun(session, id)
