@@ -131,7 +131,7 @@ def test_units_run_commands_that_there_are() -> None:
             started.append(line)
         if unit.suffix == ".timer":
             assert unit.with_suffix(".service").exists()
-    assert len(started) == 7
+    assert len(started) == 8
 
 
 def test_the_server_does_not_have_the_owners_credentials() -> None:
