@@ -137,7 +137,9 @@ class Cover(NamedTuple):
 def cover(area: Area, level: int) -> Cover:
     """Returns the cells of `level` that an area touches, tight to about one ring of cells."""
     if isinstance(area, Polygon):
-        return _polygon_cover(area, level)
+        if level not in area.covers:
+            area.covers[level] = _polygon_cover(area, level)
+        return Cover(*area.covers[level])
     full: set[int] = set()
     touched: set[int] = set()
     for row, outer, inner in _circle_spans(area, level) if isinstance(area, Circle) else _box_spans(area, level):

@@ -195,6 +195,8 @@ class Polygon:
     _per_long: float = field(init=False, repr=False, compare=False)
     _per_lat: float = field(init=False, repr=False, compare=False)
     _columns: list[_Column | None] = field(init=False, repr=False, compare=False)
+    covers: dict[int, tuple[frozenset[int], frozenset[int]]] = field(init=False, repr=False, compare=False)
+    """What `grid.cover` found, by level: it costs more than all else, and is asked for several times."""
 
     def __post_init__(self) -> None:
         if len(self.points) < 3:
@@ -236,6 +238,7 @@ class Polygon:
             ("_per_long", columns / width if width > ANGLE_SLACK else 0.0),
             ("_per_lat", rows / (north - south) if north - south > ANGLE_SLACK else 0.0),
             ("_columns", [None] * (columns + 1)),
+            ("covers", {}),
         ):
             object.__setattr__(self, name, value)
 

@@ -64,7 +64,7 @@ class LiveIndex(VendorIndex):
         offline_after: int = 60_000,
         leave_after: int = 600_000,
         visibility: Visibility | None = None,
-        rest_share: float = 0.1,
+        rest_share: float = 0.05,
         cpu_clock: Callable[[], float] = thread_time,
     ) -> None:
         super().__init__(me, offline_after=offline_after, leave_after=leave_after, visibility=visibility)
@@ -203,7 +203,7 @@ class LiveIndex(VendorIndex):
                 self.unfinished = True
         if self._resting:
             began = self.cpu_clock()
-            turns = self._resting.step(now)
+            turns = self._resting.step(now, work)
             work += self.cpu_clock() - began
             frames += turns.frames
             self.sent += turns.sent

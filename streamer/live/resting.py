@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from streamer.geo.grid import cover, cover_level
-from streamer.geo.shapes import Polygon
 from streamer.live.vendor import Vendor
 from streamer.live.view import ViewKey
 from streamer.live.watch import Payer, Watch
@@ -27,8 +26,10 @@ WORK = 5e-4
 """CPU seconds of one tick after which nobody else gets a turn in it."""
 AHEAD = 0.01
 """CPU seconds that may be used ahead of the share of all turns."""
-LOOKED_AT, TESTED = 400, 100
-"""Vendors that are looked at in one turn, and those of them that are tested against a polygon."""
+PART = 2e-4
+"""CPU seconds for which one turn looks at vendors. Their number says little: a polygon's first tests take most."""
+AT_ONCE = 5
+"""Vendors that are looked at before the time is."""
 FORGET = 60.0
 """Seconds beyond which a time ahead is due to a clock that was set back."""
 MOST_CARDS = 1000
@@ -135,9 +136,9 @@ class Resting:
             client.turn = 0
             del self._clients[client.payer]
 
-    def step(self, now: int) -> Turns:
-        """Gives clients their turns for a moment."""
-        used, self.unfinished = 0.0, False
+    def step(self, now: int, used: float = 0.0) -> Turns:
+        """Gives clients their turns for what is left of WORK in a tick that has used so many CPU seconds of it."""
+        self.unfinished = False
         self._frames = self._sent = self._delivered = 0
         while self._turns and self._due(now) and self._may_go_on(now / 1000):
             if used >= WORK:
@@ -194,11 +195,14 @@ class Resting:
             return
         if poll.to_look_at is None:
             poll.to_look_at = self._find(poll.key, poll.cells)
-        count = TESTED if type(area) is Polygon else LOOKED_AT
-        some = poll.to_look_at[-count:]
-        del poll.to_look_at[-count:]
-        poll.cards += [vendor.card_bytes() for vendor in some if poll.key.holds(vendor)]
-        if poll.to_look_at and len(poll.cards) < MOST_CARDS - LOOKED_AT:
+        until = self._cpu_clock() + PART
+        while poll.to_look_at and len(poll.cards) <= MOST_CARDS - AT_ONCE:
+            some = poll.to_look_at[-AT_ONCE:]
+            del poll.to_look_at[-AT_ONCE:]
+            poll.cards += [vendor.card_bytes() for vendor in some if poll.key.holds(vendor)]
+            if self._cpu_clock() >= until:
+                break
+        if poll.to_look_at and len(poll.cards) <= MOST_CARDS - AT_ONCE:
             return
         cards, poll.cards = poll.cards, []
         frame = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 
 from streamer.cadence import Cadence
 from streamer.live.index import LiveIndex
@@ -12,6 +13,8 @@ SUSPENDED = 5000
 """Milliseconds between two runs of `expire` after which this process can't say which other process was silent."""
 LOOK_AGAIN = 0.1
 """Seconds until watches that wait are looked at again."""
+GO_ON = 0.002
+"""Seconds from one tick to another that only goes on with snapshots."""
 
 
 class Ticker:
@@ -26,14 +29,26 @@ class Ticker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
         self._soon = False
-        """The timer is for the next tick that the cadence allows."""
+        """The timer is for changes, as soon as the cadence allows."""
+        self._going_on = False
+        """The timer is for snapshots that go on."""
+        self._ticked_at = -inf
         self._broken: asyncio.Future[None]
 
     def changed(self) -> None:
-        """Schedules a tick."""
-        if not self._soon and self._loop is not None:
+        """Schedules a tick.
+
+        One that only goes on with snapshots counts for nothing in the cadence: those of clients that watch much must
+        not make changes wait.
+        """
+        if self._loop is None or self._soon:
+            return
+        if self._index.has_changes:
             self._soon = True
             self._tick_after(self._cadence.wait())
+        elif not self._going_on:
+            self._going_on = True
+            self._tick_after(self._ticked_at + GO_ON - self._loop.time())
 
     async def run(self) -> None:
         """Ticks until cancelled; raises what a tick raised."""
@@ -49,7 +64,7 @@ class Ticker:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            self._soon = False
+            self._soon = self._going_on = False
 
     def _tick_after(self, seconds: float) -> None:
         assert self._loop is not None
@@ -61,8 +76,12 @@ class Ticker:
             self._timer = self._loop.call_soon(self._tick)
 
     def _tick(self) -> None:
-        self._timer, self._soon = None, False
-        self._cadence.begin()
+        assert self._loop is not None
+        self._timer, self._soon, self._going_on = None, False, False
+        self._ticked_at = self._loop.time()
+        changes = self._index.has_changes
+        if changes:
+            self._cadence.begin()
         try:
             ticked = self._index.tick(self._clock())
         except Exception as error:
@@ -71,7 +90,8 @@ class Ticker:
             return
         self.ticks += 1
         self.frames += ticked.frames
-        self._cadence.end(aside=self._index.aside)
+        if changes:
+            self._cadence.end(aside=self._index.aside)
         if self._index.unfinished:
             self.changed()
         elif ticked.waiting and not self._soon:

@@ -14,6 +14,10 @@ from streamer.protocol.messages import BEARER
 NO_TOKEN = "a token is needed, as Authorization: Bearer or ?token="
 COST = web.RequestKey("cost", ClientCost)
 """What a request that is limited by its CPU time is charged to."""
+PATIENCE = 1.0
+"""Seconds that a read waits for its client's budget: refused at once it would come again at once, which costs more."""
+LOOK_AGAIN = 0.1
+"""Seconds at least between two looks at a budget: others may use up what there is of it."""
 
 
 def token_of(request: web.Request) -> str | None:
@@ -42,10 +46,21 @@ async def identify(request: web.Request, authenticator: Authenticator, token: st
     identity = await authenticator.check(token)
     cost = request.get(COST)
     if cost is not None:
-        now = asyncio.get_running_loop().time()
-        cost.set_user(identity.clerk_id, now)
-        cost.check(now)
+        cost.set_user(identity.clerk_id, asyncio.get_running_loop().time())
+        await await_budget(cost)
     return identity
+
+
+async def await_budget(cost: ClientCost) -> None:
+    """Wait until a read may be served. Raises ProtocolError when that takes longer than PATIENCE."""
+    clock = asyncio.get_running_loop().time
+    now = clock()
+    until = now + PATIENCE
+    while wait := cost.wait(now):
+        if now >= until:
+            cost.check(now)
+        await asyncio.sleep(min(max(wait, LOOK_AGAIN), until - now))
+        now = clock()
 
 
 async def identify_watcher(request: web.Request, authenticator: Authenticator, *, required: bool) -> Identity | None:

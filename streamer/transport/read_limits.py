@@ -10,7 +10,7 @@ from aiohttp.typedefs import Middleware
 
 from streamer.cpu_time import measured
 from streamer.transport.admission import Admission
-from streamer.transport.identify import COST
+from streamer.transport.identify import COST, await_budget
 
 READS = "/v1/vendors"
 
@@ -26,7 +26,7 @@ def limiting_reads(admission: Admission) -> Middleware:
             return await handler(request)
         cost = admission.read_cost(request)
         clock = asyncio.get_running_loop().time
-        cost.check(clock())
+        await await_budget(cost)
         request[COST] = cost  # `identify` adds the user
 
         async def handled() -> web.StreamResponse:

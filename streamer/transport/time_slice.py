@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
-SECONDS = 0.002
+SECONDS = 0.0005
 
 
 class TimeSlice:

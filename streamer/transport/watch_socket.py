@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from streamer.accounts.tokens import Identity
 from streamer.errors import ErrorCode, ProtocolError
@@ -16,6 +17,11 @@ from streamer.transport.services import Services
 from streamer.transport.watch_budget import WatchBudget
 from streamer.transport.websocket import WebSocket
 from streamer.transport.writer import Writer
+
+UNPACED = 4
+"""Watches of a connection that get updates as often as there are any."""
+PACE = 6
+"""Milliseconds more between two updates of each further one: many watches cost a frame each, several times a tick."""
 
 
 class WatchSocket(WebSocket):
@@ -70,6 +76,8 @@ class WatchSocket(WebSocket):
             watch = self._watches.get(wanted.id)
             if watch is None:
                 watch = self._watches[wanted.id] = Watch(wanted.id, self.writer, payer=self._budget)
+            pace = PACE * max(0, len(self._watches) - UNPACED)
+            wanted = replace(wanted, interval=max(wanted.interval, pace))
             await self.services.subscriptions.open(watch, wanted, self.slot.cost.client)
             self.services.changed()
             self._bad_messages.good()

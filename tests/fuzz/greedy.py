@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.greedy [--seconds 30]`: 40 clients at their most expensive beside one that asks for little.
+"""`python -m tests.fuzz.greedy [--seconds 45]`: 40 clients at their most expensive beside one that asks for little.
 
 A server process with a PostgreSQL and a Valkey of its own, and 300 vendors that ping once a second. One customer
 watches one more vendor; how late its updates come is measured without and with 40 clients who stay within all limits:
@@ -35,7 +35,7 @@ CLIENTS = 40
 WATCHES = 32
 SOUTH, WEST, SIZE = 52.0, 21.0, 1.2
 """The vendors are in this square of degrees, and the polygons cover it."""
-EVERY = 0.05
+EVERY = 0.02
 """Seconds between two positions that are timed."""
 WARM_UP = 20.0
 """Seconds in which everybody connects and the greedy use up what they may use at once."""
@@ -195,7 +195,7 @@ async def measure(seconds: float, folder: Path) -> bool:
 def main() -> int:
     """Exit status 1 when the server died, failed, or cut off the one that asks for little."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.greedy", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each of the two measurements")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of each of the two measurements")
     for hidden in ("--part", "--url", "--users"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import aiohttp
@@ -11,6 +13,7 @@ from streamer.accounts.tokens import make_token
 from streamer.geo.shapes import Polygon
 from streamer.live import index
 from streamer.storage.seed import SeededVendor
+from streamer.transport.identify import LOOK_AGAIN
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 
@@ -110,6 +113,28 @@ async def test_a_standing_watch_pays(
         assert heavy.close_code is None
 
 
+async def test_many_watches_of_a_connection(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """Thirty watches get a frame each whenever a vendor moves; beyond the first few they get fewer, and the truth."""
+    server, (one, two, *_), seq = await serve(), vendors, 0
+    began = now_ms()
+    async with VendorApp(server.url, one.clerk_id) as vendor, CustomerApp(server.url, two.clerk_id) as customer:
+        await vendor.ping(LAT, LONG, timestamp=began)
+        for number in range(30):
+            await customer.watch(f"w{number}", circle(LAT, LONG, 1000))
+
+        def updates(id: str) -> int:
+            return sum(m["type"] == "update" and m["id"] == id for m in customer.messages)
+
+        async with asyncio.timeout(60):
+            while updates("w0") < 20 or updates("w29") > updates("w0") / 2:
+                seq += 1
+                place = LAT + seq % 100 * 1e-5, LONG
+                await vendor.ping(*place, timestamp=began + seq)
+                await customer.sees("w0", {one.vendor_id: place})
+        for number in range(30):
+            await customer.sees(f"w{number}", {one.vendor_id: place})
+
+
 async def test_turns_round_a_pole(serve: Serve) -> None:
     """A ring of 66 turns took the server ten seconds to hold; now it is refused before anything is made of it."""
     server = await serve(watch_auth="optional")
@@ -119,29 +144,52 @@ async def test_turns_round_a_pole(serve: Serve) -> None:
         assert error["code"] == "ERR_INVALID_AREA"
 
 
+READERS = 40
+"""Reads at once: each waits a while for its budget, and not all of them can be served meanwhile."""
+
+
 async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A user who reads without end is refused with Retry-After; another user is not."""
+    """A user who reads without end is slowed, then refused with Retry-After; another user is not."""
     server = await serve(user_cost=2.0)
 
     def headers(vendor: SeededVendor) -> dict[str, str]:
         return {"Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 600)}"}
 
     url = f"{server.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=100000"
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def read(vendor: SeededVendor) -> tuple[int, dict[str, Any], str | None]:
             async with session.get(url, headers=headers(vendor)) as answer:
                 return answer.status, await answer.json(content_type=None), answer.headers.get("Retry-After")
 
-        for _ in range(1000):
-            status, problem, retry_after = await read(vendors[1])
-            if status != 200:
-                break
-        assert (status, problem["code"]) == (429, "ERR_RATE_LIMITED")
-        assert retry_after is not None
-        assert int(retry_after) >= 1
-        assert problem["retryAfterMs"] > 0
+        refused: list[tuple[int, dict[str, Any], str | None]] = []
+        async with asyncio.timeout(60):
+            while not refused:
+                answers = await asyncio.gather(*(read(vendors[1]) for _ in range(READERS)))
+                refused = [answer for answer in answers if answer[0] != 200]
+        for status, problem, retry_after in refused:
+            assert (status, problem["code"]) == (429, "ERR_RATE_LIMITED")
+            assert retry_after is not None
+            assert int(retry_after) >= 1
+            assert problem["retryAfterMs"] > 0
         assert (await read(vendors[2]))[0] == 200
+
+
+async def test_reads_beyond_a_budget_are_slowed(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """Who reads again as soon as it was answered gets each answer, only later, and takes no more than its share."""
+    server = await serve(user_cost=2.0)
+    headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
+    url = f"{server.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=100000"
+    counters = server.server.counters.requests
+    async with aiohttp.ClientSession() as session:
+        slowed = 0
+        async with asyncio.timeout(60):
+            while slowed < 3:
+                began = time.monotonic()
+                async with session.get(url, headers=headers) as answer:
+                    assert answer.status == 200, await answer.text()
+                slowed += time.monotonic() - began > LOOK_AGAIN
+    assert {status for _, _, status in counters} == {200}
 
 
 async def test_reads_of_this_machine_without_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
@@ -149,13 +197,16 @@ async def test_reads_of_this_machine_without_a_token(serve: Serve, vendors: list
     server = await serve(watch_auth="optional", address_cost=2.0)
     url = f"{server.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=100000"
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
-    async with aiohttp.ClientSession() as session:
-        status = 200
-        for _ in range(1000):
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def read() -> int:
             async with session.get(url) as answer:
-                status = answer.status
-            if status != 200:
-                break
-        assert status == 429
+                return answer.status
+
+        statuses = set[int]()
+        async with asyncio.timeout(60):
+            while 429 not in statuses:
+                statuses |= set(await asyncio.gather(*(read() for _ in range(READERS))))
+        assert statuses <= {200, 429}
         async with session.get(url, headers=headers) as answer:
             assert answer.status == 200

@@ -210,8 +210,8 @@ def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "MEASURE_EVERY", 2)
     monkeypatch.setattr(index_module, "SLICE", 3)
     monkeypatch.setattr(index_module, "PART", 3)
-    monkeypatch.setattr(resting, "LOOKED_AT", 2)
-    monkeypatch.setattr(resting, "TESTED", 2)
+    monkeypatch.setattr(resting, "AT_ONCE", 2)
+    monkeypatch.setattr(resting, "PART", 0.0)
     monkeypatch.setattr(resting, "MOST_CARDS", 4)
     monkeypatch.setattr(index_module, "POLYGON_TESTS", 2)
 

@@ -112,6 +112,16 @@ async def test_changes_between_two_ticks_are_merged(slow: Stage) -> None:
     assert slow.client.types == ["snapshot", "update"]
 
 
+async def test_snapshots_that_go_on_make_no_change_wait(slow: Stage) -> None:
+    """Clients that watch more than they may would make everybody's positions late, tick by tick."""
+    await turns()
+    slow.ticker.changed()
+    await eventually(lambda: slow.ticker.ticks == 1, "a tick without changes")
+    slow.move()
+    await turns()
+    assert slow.client.types == ["snapshot", "update"]
+
+
 async def test_merged_changes_go_out(stage: Stage) -> None:
     """What was gathered goes out without another change."""
     for _ in range(3):
