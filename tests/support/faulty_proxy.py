@@ -49,7 +49,7 @@ class Faults:
     half_open: frozenset[int] = frozenset()
     """Customers whose connection stays open in silence."""
     uncounted: frozenset[int] = frozenset()
-    """Customers that are sent no update of their counts from `cut_at` on."""
+    """Customers that are not sent the first update of their counts from `cut_at` on."""
     malformed: frozenset[int] = frozenset()
     """Customers that get one update without its members."""
     lost_alerts: frozenset[int] = frozenset()
@@ -192,6 +192,7 @@ class FaultyProxy:
                     watching
                     and number in faults.uncounted
                     and self._now > faults.cut_at
+                    and number not in faults.done.get("uncounted", ())
                     and text.startswith('{"type":"update","id":"counts"')
                 ):
                     faults.note("uncounted", number)
