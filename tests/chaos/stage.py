@@ -73,7 +73,7 @@ class Stage:
                     drain_timeout=DRAIN_TIMEOUT,
                     pool_size=POOL_SIZE,
                     alert_key=SECRET,
-                    alert_development_hosts=self.receiver.host,
+                    alert_development_hosts=f"{self.receiver.host},127.0.0.1",
                     alert_timeout=ANSWERS_WITHIN,
                 )
                 keeping = asyncio.create_task(self._keep(name, server), name=f"keep {name}")

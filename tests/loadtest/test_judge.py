@@ -121,7 +121,7 @@ async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, d
 
 
 async def test_an_update_of_counts_that_is_skipped_is_found(serve: Serve, database_url: str) -> None:
-    """One vendor more comes to a town of parked ones; a zoomed-out customer that misses this update holds one too few."""
+    """One vendor more comes to a town of parked ones; a zoomed-out customer that misses this update holds too few."""
     running = await serve()
     faults = Faults(uncounted=frozenset({2}), cut_at=8.0)
     async with FaultyProxy(running.url, faults).running() as target:

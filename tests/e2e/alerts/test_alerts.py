@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
+from streamer.alerts import evaluator
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
 from tests.conftest import Serve, connected
@@ -231,8 +232,11 @@ async def disabled(session: aiohttp.ClientSession, alert_id: str, why: str) -> N
     await eventually(found, f"an alert that is disabled: {why}")
 
 
-async def test_410_ends_the_alert(serve: Serve, database_url: str, receiver: Receiver) -> None:
+async def test_410_ends_the_alert(
+    serve: Serve, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A receiver that is gone for good says so, and is asked no more."""
+    monkeypatch.setattr(evaluator, "COUNT_EVERY", 0.5)
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -242,6 +246,12 @@ async def test_410_ends_the_alert(serve: Serve, database_url: str, receiver: Rec
         receiver.answer = lambda _: 410
         await app.ping(*HERE)
         await disabled(session, id, "410")
+
+        async def counted() -> bool:
+            async with session.get("/metrics") as answer:
+                return "\nstreamer_alerts_disabled 1.0\n" in await answer.text()
+
+        await eventually(counted, "a metric that counts it")
         other = await alert(session, receiver, "/other")
         receiver.answer = lambda _: 204
         await app.ping(*FAR)
