@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import aiohttp
 import asyncpg
+import psutil
 import pytest
 import pytest_asyncio
 import redis.asyncio
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 TEMPLATE = "venta_template"
 SERVING_ROLE = "venta_serving"
 SERVING_PASSWORD = "of no use outside the tests"
+MEMORY = Path("/dev/shm")  # the folders in it are made by mkdtemp
+ROOM = 8 << 30
+"""Bytes free in it and of memory, so that the servers of all of pytest's workers have room."""
 
 
 class Collected(logging.Handler):
@@ -75,8 +79,12 @@ def loop_errors(request: pytest.FixtureRequest) -> Iterator[Collected]:
 
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
-    """A folder for servers; not one of pytest's, which PostgreSQL's unprivileged user may not enter."""
-    folder = Path(tempfile.mkdtemp(prefix="streamer-tests-"))
+    """A folder for servers; not one of pytest's, which PostgreSQL's unprivileged user may not enter.
+
+    In memory if there is room: a test's database is 430 files, which take 0.3 s to make on a disk, and 0.01 s there.
+    """
+    roomy = MEMORY.is_dir() and min(psutil.virtual_memory().available, psutil.disk_usage(str(MEMORY)).free) > ROOM
+    folder = Path(tempfile.mkdtemp(prefix="streamer-tests-", dir=MEMORY if roomy else None))
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)

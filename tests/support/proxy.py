@@ -9,6 +9,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 CHUNK = 16 << 10
 SMALL_CHUNK = 1 << 10
+ON_THEIR_WAY = 5
+"""Rounds of the event loop until a connection that was accepted is known to `Proxy`."""
 
 
 class Proxy:
@@ -43,8 +45,13 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
         self._ended = True
+        # asyncio loses a connection that it has accepted when the server closes, and leaves it open
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _round in range(ON_THEIR_WAY):
+            await asyncio.sleep(0)
+        self._server.close()
         self.cut()
         for task in tuple(self._tasks):
             task.cancel()
