@@ -30,10 +30,10 @@ run: .venv/installed-dev
 	exec $(BIN)/streamer dev --simulate 200 $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n 4 $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 coverage: .venv/installed-test
-	$(BIN)/pytest -n 4 --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal --cov --cov-report=term $(ARGS)
 
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
