@@ -107,7 +107,7 @@ class Server:
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
             visibility=Visibility.of(settings.show_closed, settings.show_offline, settings.closed_grid),
-            rest_share=settings.heavy_cost / 2000,
+            rest_share=settings.heavy_cost / 1000 / 2,  # beside what heavy clients' messages and reads may use
         )
         ticks = replace(TICKS, ceiling=max(TICKS.floor, settings.frame_interval / 1000))
         self.ticker = Ticker(self.index, clock, Cadence(ticks))

@@ -28,6 +28,8 @@ HEAVY_RATE, HEAVY_BURST = 0.1, 0.5
 """The shares of its rate and of its burst beyond which a client is heavy."""
 PREPAID = 0.001
 """Seconds of CPU that work which is about to start is charged for, so that not everybody starts at once."""
+LOOK_AGAIN = 0.1
+"""Seconds at least between two looks at a budget that several clients wait for."""
 MIN_PRUNE = 1000
 """Users or addresses that are remembered before idle ones are looked for."""
 

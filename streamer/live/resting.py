@@ -196,14 +196,14 @@ class Resting:
         if poll.to_look_at is None:
             poll.to_look_at = self._find(poll.key, poll.cells)
         until = self._cpu_clock() + PART
-        while poll.to_look_at and len(poll.cards) <= MOST_CARDS - AT_ONCE:
+        while True:
             some = poll.to_look_at[-AT_ONCE:]
             del poll.to_look_at[-AT_ONCE:]
             poll.cards += [vendor.card_bytes() for vendor in some if poll.key.holds(vendor)]
-            if self._cpu_clock() >= until:
+            if not poll.to_look_at or len(poll.cards) > MOST_CARDS - AT_ONCE:
                 break
-        if poll.to_look_at and len(poll.cards) <= MOST_CARDS - AT_ONCE:
-            return
+            if self._cpu_clock() >= until:
+                return
         cards, poll.cards = poll.cards, []
         frame = None
         if not poll.started:

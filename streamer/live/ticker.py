@@ -94,7 +94,7 @@ class Ticker:
             self._cadence.end(aside=self._index.aside)
         if self._index.unfinished:
             self.changed()
-        elif ticked.waiting and not self._soon:
+        elif ticked.waiting and self._timer is None:
             # Watches wait for their client or their interval: look again even if nothing changes.
             self._tick_after(max(self._cadence.wait(), LOOK_AGAIN))
 

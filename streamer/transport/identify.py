@@ -8,7 +8,7 @@ from aiohttp import web
 
 from streamer.accounts.tokens import Authenticator, Identity
 from streamer.errors import ErrorCode, ProtocolError
-from streamer.ingest.cost import ClientCost
+from streamer.ingest.cost import LOOK_AGAIN, ClientCost
 from streamer.protocol.messages import BEARER
 
 NO_TOKEN = "a token is needed, as Authorization: Bearer or ?token="
@@ -16,8 +16,6 @@ COST = web.RequestKey("cost", ClientCost)
 """What a request that is limited by its CPU time is charged to."""
 PATIENCE = 1.0
 """Seconds that a read waits for its client's budget: refused at once it would come again at once, which costs more."""
-LOOK_AGAIN = 0.1
-"""Seconds at least between two looks at a budget: others may use up what there is of it."""
 
 
 def token_of(request: web.Request) -> str | None:

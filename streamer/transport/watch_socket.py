@@ -77,7 +77,8 @@ class WatchSocket(WebSocket):
             if watch is None:
                 watch = self._watches[wanted.id] = Watch(wanted.id, self.writer, payer=self._budget)
             pace = PACE * max(0, len(self._watches) - UNPACED)
-            wanted = replace(wanted, interval=max(wanted.interval, pace))
+            if wanted.interval < pace:
+                wanted = replace(wanted, interval=pace)
             await self.services.subscriptions.open(watch, wanted, self.slot.cost.client)
             self.services.changed()
             self._bad_messages.good()

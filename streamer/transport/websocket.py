@@ -19,6 +19,7 @@ from structlog.contextvars import bind_contextvars
 from streamer.accounts.tokens import Identity
 from streamer.cpu_time import measured
 from streamer.errors import CloseCode, Disconnect, ErrorCode, FrameError, ProtocolError, Unavailable
+from streamer.ingest.cost import LOOK_AGAIN
 from streamer.ingest.rate_limit import PAUSE, Limit, Meter
 from streamer.protocol import messages
 from streamer.protocol.fields import decode_object
@@ -49,8 +50,6 @@ SMALL_FRAGMENT = 1024
 """Bytes below which a fragment counts as a message for the rate limit."""
 CLOSE_TIMEOUT = 3.0
 """Seconds a client gets to answer a Close frame, and then to take what waits for it."""
-LOOK_AGAIN = 0.1
-"""Seconds between two looks at a budget that several clients wait for."""
 TOKEN_RATE = 0.2
 TOKEN_BURST = 20
 """Tokens a second, and at once, that one connection may send: checking a signature costs as much as storing pings."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import asyncpg
-
 from tests.chaos.faults import Fault
 from tests.chaos.stage import Stage
+from tests.conftest import connected
 from tests.support.apps import eventually
 from tests.support.loadtest_run import load_run
 
@@ -38,19 +37,15 @@ async def test_each_crossing_is_told_once_while_all_is_killed(tmp_path: Path) ->
         async def moving() -> bool:
             if running.done():
                 raise AssertionError((await running)[2])
-            connection = await asyncpg.connect(stage.postgres.url)
-            try:
+            async with connected(stage.postgres.url) as connection:
                 return bool(await connection.fetchval("SELECT count(*) > 100 FROM locations"))
-            finally:
-                await connection.close()
 
         await eventually(moving, "pings that are stored", within=60.0)
         await asyncio.gather(*map(stage.fail, FAULTS))
         code, report, said = await running
-        starts = stage.starts
     assert code == 0, said
     check = report["checks"]["alerts"]
     assert check["compared"] > 50
     assert check["differences"] == 0
     assert report["checks"]["stored"]["rows"] >= report["totals"]["acked"] > 500
-    assert starts == 4, "each server was started again"
+    assert stage.starts == 4, "each server was started again"

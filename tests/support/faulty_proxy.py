@@ -188,15 +188,10 @@ class FaultyProxy:
                     if number in faults.malformed and "malformed" not in faults.done:
                         faults.note("malformed", number)
                         text = '{"type":"update","id":"map","moved":[{"vendorId":7}]}'
-                if (
-                    watching
-                    and number in faults.uncounted
-                    and self._now > faults.cut_at
-                    and number not in faults.done.get("uncounted", ())
-                    and text.startswith('{"type":"update","id":"counts"')
-                ):
-                    faults.note("uncounted", number)
-                    continue
+                    skips = number in faults.uncounted and number not in faults.done.get("uncounted", ())
+                    if skips and text.startswith('{"type":"update","id":"counts"'):
+                        faults.note("uncounted", number)
+                        continue
                 if watching and number in faults.never_left and '"left"' in text:
                     update = orjson.loads(text)
                     if update.pop("left", None):

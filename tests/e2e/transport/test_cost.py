@@ -11,9 +11,9 @@ import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.geo.shapes import Polygon
+from streamer.ingest.cost import LOOK_AGAIN
 from streamer.live import index
 from streamer.storage.seed import SeededVendor
-from streamer.transport.identify import LOOK_AGAIN
 from tests.conftest import Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 
