@@ -15,11 +15,10 @@ import orjson
 import typer
 
 from loadtest import behaviour
-from loadtest.behaviour import CustomerBehaviour, VendorBehaviour
+from loadtest.behaviour import CustomerBehaviour, VendorBehaviour, beginning, read_trace, surroundings
 from loadtest.clients.target import Identity, Target, check_host, check_secret, enough, read_vendors
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database
-from loadtest.engine.movement import beginning, read_trace, surroundings
 from loadtest.engine.population import Trace
 from loadtest.engine.run import Plan
 from loadtest.engine.scenario import Course, Scenario

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import behaviour
-from loadtest.behaviour import VendorBehaviour
+from loadtest.behaviour import MOVEMENTS, VendorBehaviour, by_vehicle, read_trace
 from loadtest.clients.target import minting
 from loadtest.clients.vendor import GRID, Acked, BulkVendor, Ping, SimulatedVendor, on_grid, route
 from loadtest.engine import verification
 from loadtest.engine.database import Database
-from loadtest.engine.movement import MOVEMENTS, by_vehicle, read_trace
 from loadtest.engine.population import Population, pick
 
 LONGEST_SLEEP = 0.02

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.behaviour import City
+from loadtest.behaviour import DRIVE, City, Driving, Parked, Walking
 from loadtest.clients.vendor import GRID, on_grid
 from loadtest.engine import scenario as scenarios
-from loadtest.engine.movement import DRIVE, Driving, Parked, Walking
 from loadtest.engine.population import pick
 from loadtest.engine.scenario import Course, Levels, Stage
 from loadtest.errors import WrongUse

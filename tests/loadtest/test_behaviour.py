@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.engine.movement import Fix, beginning, by_vehicle, parse_trace, read_trace, surroundings
+from loadtest.behaviour import Fix, beginning, by_vehicle, parse_trace, read_trace, surroundings
 from loadtest.errors import WrongUse
 
 HEADER = "vehicle,timestamp,lat,long\n"
