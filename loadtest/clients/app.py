@@ -13,7 +13,7 @@ import orjson
 
 from loadtest.clients.target import Target
 from loadtest.clients.websocket import ABNORMAL, Close, WebSocket, connect
-from loadtest.measure.histogram import time_of_day
+from loadtest.measure.recording import time_of_day
 from venta_client import reconnect
 from venta_client.errors import Refused, Violation
 

@@ -16,7 +16,7 @@ from loadtest.behaviour import CustomerBehaviour
 from loadtest.clients.app import App
 from loadtest.clients.target import Target
 from loadtest.engine.scenario import Customers
-from loadtest.measure.histogram import STEPS_PER_S, Recorder, percentile
+from loadtest.measure.recording import STEPS_PER_S, Recorder, percentile
 from venta_client.errors import Violation
 from venta_client.view import View
 

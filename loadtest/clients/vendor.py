@@ -14,7 +14,7 @@ from urllib.parse import quote
 from loadtest.behaviour import VendorBehaviour
 from loadtest.clients.app import App
 from loadtest.clients.target import Identity, Target
-from loadtest.measure.histogram import Histogram, Recorder
+from loadtest.measure.recording import Histogram, Recorder
 from venta_client.errors import Violation
 from venta_client.outbox import Outbox
 from venta_client.ping import encode

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from loadtest.clients.vendor import Acked
 from loadtest.engine.verification import MOST_SHOWN
-from loadtest.measure.histogram import Histogram, time_of_day
+from loadtest.measure.recording import Histogram, time_of_day
 from streamer.geo.shapes import Circle, distance
 
 MARGIN = 20.0

@@ -20,7 +20,7 @@ from loadtest.clients.target import Identity, Target, mint
 from loadtest.engine.alert_auditor import AlertAuditor
 from loadtest.engine.scenario import Scenario
 from loadtest.errors import RunFailed
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 from streamer.geo.shapes import Circle
 from venta_client.webhooks import WebhookRefused, verify
 

@@ -14,7 +14,7 @@ import asyncpg
 from loadtest.clients.target import Identity, check_host
 from loadtest.clients.vendor import Ping
 from loadtest.errors import RunFailed, WrongUse
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 
 EPOCH = datetime(1970, 1, 1)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"

@@ -16,7 +16,7 @@ from loadtest.behaviour import City
 from loadtest.clients.app import App, stop
 from loadtest.clients.target import Identity, Target
 from loadtest.engine.scenario import Course, Phones, Scenario, Stage, build
-from loadtest.measure.histogram import Recorder
+from loadtest.measure.recording import Recorder
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 SILVER = math.sqrt(2) - 1

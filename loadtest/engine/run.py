@@ -19,9 +19,8 @@ from loadtest.engine.scenario import Course, Scenario
 from loadtest.engine.verification import MOST_SHOWN, check
 from loadtest.engine.worker_pool import Coordinator, RemoteMember, WorkerPool
 from loadtest.errors import RunFailed
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram, Timeline, shown
 from loadtest.measure.server import Meter, unready
-from loadtest.measure.timeline import Timeline, shown
 from loadtest.reports.verdict import LONG, judge, per_customer, uneven
 
 SCHEMA = "venta-loadtest/2"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from loadtest.clients.vendor import Acked, Ping
 from loadtest.engine.database import Stored
-from loadtest.measure.histogram import Recorder, time_of_day
+from loadtest.measure.recording import Recorder, time_of_day
 from venta_client.view import View
 
 SAME = 1e-9

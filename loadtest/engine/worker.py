@@ -26,7 +26,7 @@ from loadtest.engine.audience import Audience, live_of
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.population import Share
 from loadtest.errors import LoadtestError, RunFailed
-from loadtest.measure.histogram import Recorder
+from loadtest.measure.recording import Recorder
 from loadtest.measure.server import offset
 from venta_client.errors import ClientError
 

@@ -9,7 +9,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from loadtest.errors import WrongUse
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 
 BLOCKS = 5
 CERTAIN = 2.5

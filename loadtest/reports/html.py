@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 from loadtest.reports.plot import Band, Line, Plot, draw
 from loadtest.reports.verdict import staleness
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from loadtest.engine.run import MEASURED, add_checks
 from loadtest.errors import WrongUse
-from loadtest.measure.histogram import Histogram
-from loadtest.measure.timeline import shown
+from loadtest.measure.recording import Histogram, shown
 from loadtest.reports.verdict import judge, per_customer
 
 SAME = ("schema", "scenario", "settings", "parts", "planned_seconds", "warmup", "interval", "trace", "seed")

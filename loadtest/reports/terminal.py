@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.engine.scenario import Course
-from loadtest.measure.histogram import STEPS_PER_S, percentile
-from loadtest.measure.timeline import Timeline
+from loadtest.measure.recording import STEPS_PER_S, Timeline, percentile
 
 DELAYS = (
     ("watch", "ping → watcher"),
@@ -240,7 +239,7 @@ class Dashboard:
         for column in delays.columns[1:4]:
             column.justify = "right"
         for name, text in ROWS:
-            steps = latest.delays.get(name, {})
+            steps = latest.delays.get(name, Counter())
             values = [in_ms(steps, percent) for percent in (50, 99, 100)]
             shown = ["-" if value is None else f"{value:,.1f}" for value in values]
             delays.add_row(text, *shown, self._spark(f"{name} p99", values[1] or 0.0, fresh))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loadtest.engine.scenario import DEFAULT_THRESHOLDS, Threshold, threshold
-from loadtest.measure.histogram import POINTS, needed, time_of_day
+from loadtest.measure.recording import POINTS, needed, time_of_day
 
 SLACK = 0.01
 ENOUGH = 1000

@@ -10,8 +10,7 @@ import jsonschema_rs
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.run import MEASURED, SCHEMA, TOTALS
 from loadtest.engine.verification import check
-from loadtest.measure.histogram import Recorder
-from loadtest.measure.timeline import Timeline, shown
+from loadtest.measure.recording import Recorder, Timeline, shown
 from loadtest.reports.verdict import judge, per_customer
 from tests.support.paths import ROOT
 

@@ -18,7 +18,7 @@ from loadtest.engine.audience import Audience
 from loadtest.engine.population import Share
 from loadtest.engine.scenario import Customers
 from loadtest.engine.verification import Live
-from loadtest.measure.histogram import Recorder
+from loadtest.measure.recording import Recorder
 from tests.support.loadtest_stand_in import standing_in
 
 

@@ -19,7 +19,7 @@ from loadtest.engine.audience import Audience
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.population import Share
 from loadtest.engine.scenario import Customers, Scenario
-from loadtest.measure.histogram import Recorder
+from loadtest.measure.recording import Recorder
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
 

@@ -15,7 +15,7 @@ from loadtest.clients.target import Identity, Target
 from loadtest.clients.vendor import Ping, Vendor
 from loadtest.clients.websocket import Close
 from loadtest.errors import RunFailed
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 from tests.support.loadtest_stand_in import standing_in
 from tests.support.running import ready, running, settled
 

@@ -22,7 +22,7 @@ from loadtest.engine.verification import (
     stored_differences,
     view_differences,
 )
-from loadtest.measure.histogram import Recorder
+from loadtest.measure.recording import Recorder
 
 NOW = 1_732_467_600_000
 MINUTE = 60_000

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
 from tests.support.running import running

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.clients.target import Identity, Target, minting
 from loadtest.clients.vendor import Ping, Vendor
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.storage import migrate, seed
 from tests.soak.trend import Bound

@@ -12,7 +12,7 @@ import orjson
 
 from loadtest.clients.app import App
 from loadtest.clients.target import Target
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.recording import Histogram
 from venta_client.view import View
 
 WATCH_ID = "w1"

@@ -1,13 +1,14 @@
-"""What is made of the workers' seconds: nothing of the warm-up, and nothing is lost."""
+"""What is made of the workers' seconds: nothing of the warm-up, nothing is lost, no percentile of too few samples."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from loadtest.measure.histogram import Histogram, Recorder, percentile
-from loadtest.measure.timeline import Timeline
+from loadtest.measure.recording import LONGEST_US, Histogram, Recorder, Timeline, needed, percentile
 
 
 def second(number: int, **counts: int) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def test_delays_keep_their_size_through_all_stages() -> None:
     steps, counts = recorder.take()["delays"]["watch"]
     assert percentile(dict(zip(steps, counts, strict=True)), 50) == pytest.approx(10_000, rel=0.001)
     half = Histogram()
-    half.record_steps(steps, counts, 10_000)
+    half.record_steps(dict(zip(steps, counts, strict=True)))
     whole.add(half.encode())
     whole.add(half.encode())
     whole.add("")
@@ -88,3 +89,35 @@ def test_a_stall_weighs_as_long_as_it_lasted() -> None:
     steps = dict(zip(*recorder.take()["delays"]["lag"], strict=True))
     assert (percentile(steps, 99) or 0) > 3000
     assert (percentile(steps, 90) or 0) < 50
+
+
+@given(st.lists(st.floats(-1, 1000), min_size=1, max_size=50))
+def test_a_histogram_leaves_nothing_out(seconds: list[float]) -> None:
+    """The library silently skips what is out of range: the slowest would be missing from the percentiles."""
+    histogram = Histogram()
+    for duration in seconds:
+        histogram.record(duration)
+    summary = histogram.summary(strict=False)
+    longest = min(max(0.0, *seconds), LONGEST_US / 1e6) * 1000 if len(seconds) > 1 else None
+    assert summary["count"] == len(seconds)
+    p50, p99, most = (summary[name] or 0.0 for name in ("p50_ms", "p99_ms", "max_ms"))
+    assert p50 <= p99 <= most
+    if longest is not None:
+        assert abs(most - longest) <= max(longest * 0.001, 0.001)
+
+
+def test_an_empty_histogram_has_no_percentiles() -> None:
+    """No percentile of nothing."""
+    assert Histogram().summary() == {"count": 0}
+
+
+def test_a_percentile_of_too_few_samples_is_none() -> None:
+    """The 99th percentile of 18 samples is the largest of them by another name."""
+    histogram = Histogram()
+    for number in range(18):
+        histogram.record(number / 1000)
+    assert histogram.summary()["p50_ms"] is not None
+    assert histogram.summary()["p99_ms"] is None
+    assert histogram.summary()["max_ms"] is not None
+    assert histogram.summary(strict=False)["p99_ms"] is not None
+    assert (needed(50), needed(90), needed(99), needed(99.9)) == (10, 50, 500, 5000)
