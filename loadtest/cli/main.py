@@ -43,10 +43,9 @@ from loadtest.engine.worker import first_cause, raise_file_limit, run_loop
 from loadtest.engine.worker import remote as work_remotely
 from loadtest.engine.worker_pool import Coordinator
 from loadtest.errors import LoadtestError, WrongUse
-from loadtest.reports.compare import compare
 from loadtest.reports.html import page
-from loadtest.reports.merge import merge
 from loadtest.reports.outputs import FORMATS, as_json, targets
+from loadtest.reports.several import compare, merge
 from loadtest.reports.terminal import Dashboard, show_changes, summarise
 from loadtest.reports.verdict import judge
 from venta_client.errors import ClientError

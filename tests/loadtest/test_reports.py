@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from loadtest.cli.main import app
 from loadtest.reports.html import page
-from loadtest.reports.merge import merge
+from loadtest.reports.several import merge
 from tests.loadtest.conftest import report, validate
 
 

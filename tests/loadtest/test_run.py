@@ -20,7 +20,7 @@ from loadtest.cli.options import RunOptions, ScenarioOptions, chosen
 from loadtest.clients.target import Identity, Target
 from loadtest.engine.run import Plan, Run
 from loadtest.errors import RunFailed
-from loadtest.reports.merge import merge
+from loadtest.reports.several import merge
 from streamer.storage import seed
 from tests.conftest import Serve
 from tests.support.apps import SECRET
