@@ -21,6 +21,8 @@ SECONDS ?= 60
 MESSAGES ?= 1000000
 DURATION ?= 3600
 BIN := .venv/bin
+# Some machines switch compiled modules off, and then each of the hundreds of processes of a test run compiles its own.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
