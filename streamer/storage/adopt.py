@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
@@ -100,7 +100,7 @@ async def adopt(url: str, progress: Progress = lambda _: None) -> Adopted:
             done.copied = await _copy(connection, sql.OLD, sql.NEW, progress)
             await _complete_schema(connection)
             progress("exchanging the tables")
-            done.held = await _exchange(connection, _cut_over)
+            done.held = await _exchange(connection, sql.CUT_OVER)
         progress("validating the constraints")
         for table, name in await connection.fetch(sql.UNVALIDATED_CHECKS, [name for _, name, _ in sql.CHECKS]):
             await connection.execute(f"ALTER TABLE {quoted(table)} VALIDATE CONSTRAINT {quoted(name)}")
@@ -123,16 +123,16 @@ async def revert(url: str, progress: Progress = lambda _: None) -> Adopted:
                     f'{marked} users or vendors are marked by "deletedAt", a column that goes: delete or unmark them'
                 )
             if phase == "adopted":
-                await _exchange(connection, _mirror_back)
+                await _exchange(connection, sql.BEGIN_REVERTING)
             progress("copying back what was written since")
             await connection.execute(sql.REMOVE_VANISHED)
-            done.copied = await _copy(connection, "locations", sql.BEFORE, progress)
+            done.copied = await _copy(connection, sql.OLD, sql.BEFORE, progress)
             await migrate.downgrade(url, "0002")
             progress("exchanging the tables")
-            done.held = await _exchange(connection, _cut_back)
+            done.held = await _exchange(connection, sql.CUT_BACK)
         elif phase in ("preparing", "copying"):
-            await _exchange(connection, _unmirror_old)
-        await _exchange(connection, _statements(sql.REMOVE_NEW), HOLD_TIMEOUT_MS * 100)
+            await _exchange(connection, sql.UNMIRROR)
+        await _exchange(connection, sql.REMOVE_NEW, HOLD_TIMEOUT_MS * 100)
     return done
 
 
@@ -142,7 +142,7 @@ async def finish(url: str) -> None:
         await _alone(connection)
         if await _phase(connection) != "adopted":
             raise DatabaseError(f"{parse_url(url).masked()} has no adopted table whose old one could be dropped")
-        await _exchange(connection, _statements(sql.FINISH), HOLD_TIMEOUT_MS * 100)
+        await _exchange(connection, sql.FINISH, HOLD_TIMEOUT_MS * 100)
 
 
 # Looking
@@ -203,21 +203,16 @@ async def _prepare(connection: Any, days: Sequence[date]) -> None:
     today = datetime.now(UTC).date()
     wanted = {*days, *(today + timedelta(days=n) for n in range(-PARTITIONS_BACK, PARTITIONS_AHEAD + 1))}
 
-    await _exchange(connection, _statements([sql.STATE, sql.BEGIN_STATE, sql.MIRROR_FUNCTION]))
+    await _exchange(connection, (sql.STATE, sql.BEGIN_STATE, sql.MIRROR_FUNCTION))
     for statement in sql.CREATE_NEW:
-        await _exchange(connection, _statements([statement]))
+        await _exchange(connection, [statement])
     for day in sorted(wanted):
         # One by one: each asks for a lock on vendors, for its foreign key.
         name, lower, upper = partition_bounds(day)
         bounds = f"PARTITION OF {quoted(sql.NEW)} FOR VALUES FROM ({literal(lower)}) TO ({literal(upper)})"
-        await _exchange(connection, _statements([f"CREATE TABLE IF NOT EXISTS {quoted(name)} {bounds}"]))
+        await _exchange(connection, [f"CREATE TABLE IF NOT EXISTS {quoted(name)} {bounds}"])
     await _copy_grants(connection)
-
-    async def begin(connection: Any) -> None:
-        await _mirror(connection, sql.OLD, sql.NEW)
-        await connection.execute(sql.BEGIN_COPYING)
-
-    await _exchange(connection, begin)
+    await _exchange(connection, sql.BEGIN_COPYING)
 
 
 async def _copy_grants(connection: Any) -> None:
@@ -226,19 +221,6 @@ async def _copy_grants(connection: Any) -> None:
     await connection.execute(f"ALTER TABLE {quoted(sql.NEW)} OWNER TO {quoted(owner)}")
     for row in await connection.fetch(sql.GRANTS, sql.NEW):
         await connection.execute(row[0])
-
-
-async def _mirror(connection: Any, source: str, target: str) -> None:
-    row, statement = map(quoted, sql.MIRROR_TRIGGERS)
-    into = f"EXECUTE FUNCTION streamer_adopt_mirror({literal(target)})"
-    on = f"ON {quoted(source)} FOR EACH"
-    await connection.execute(f"CREATE TRIGGER {row} AFTER INSERT OR UPDATE OR DELETE {on} ROW {into}")
-    await connection.execute(f"CREATE TRIGGER {statement} AFTER TRUNCATE {on} STATEMENT {into}")
-
-
-async def _unmirror(connection: Any, table: str) -> None:
-    for trigger in sql.MIRROR_TRIGGERS:
-        await connection.execute(f"DROP TRIGGER IF EXISTS {quoted(trigger)} ON {quoted(table)}")
 
 
 async def _copy(connection: Any, source: str, target: str, progress: Progress) -> int:
@@ -266,47 +248,16 @@ async def _complete_schema(connection: Any) -> None:
         await connection.execute(statement)
     for table, column in sorted(migrate.added_columns("0002")):
         added = f"ALTER TABLE {quoted(table)} ADD COLUMN IF NOT EXISTS {quoted(column)} TIMESTAMP(3)"
-        await _exchange(connection, _statements([added]))
+        await _exchange(connection, [added])
     present = {row[0] for row in await connection.fetch(sql.CHECK_NAMES)}
     for table, name, condition in sql.CHECKS:
         if name not in present:
             added = f"ALTER TABLE {quoted(table)} ADD CONSTRAINT {quoted(name)} CHECK ({condition}) NOT VALID"
-            await _exchange(connection, _statements([added]))
+            await _exchange(connection, [added])
 
 
-async def _cut_over(connection: Any) -> None:
-    await connection.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
-    await _unmirror(connection, sql.OLD)
-    for statement in sql.CUT_OVER:
-        await connection.execute(statement)
-
-
-async def _mirror_back(connection: Any) -> None:
-    await _mirror(connection, "locations", sql.BEFORE)
-    await connection.execute(sql.BEGIN_REVERTING)
-
-
-async def _cut_back(connection: Any) -> None:
-    await connection.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
-    await _unmirror(connection, "locations")
-    for statement in sql.CUT_BACK:
-        await connection.execute(statement)
-
-
-async def _unmirror_old(connection: Any) -> None:
-    await _unmirror(connection, sql.OLD)
-
-
-def _statements(statements: Sequence[str]) -> Callable[[Any], Awaitable[None]]:
-    async def run(connection: Any) -> None:
-        for statement in statements:
-            await connection.execute(statement)
-
-    return run
-
-
-async def _exchange(connection: Any, change: Callable[[Any], Awaitable[None]], hold_ms: int = HOLD_TIMEOUT_MS) -> float:
-    """Runs a change that needs locks on tables in use; returns the seconds it took when it got them.
+async def _exchange(connection: Any, statements: Sequence[str], hold_ms: int = HOLD_TIMEOUT_MS) -> float:
+    """Runs statements that need locks on tables in use, in one transaction; returns the seconds it took.
 
     It asks for its locks briefly and again, so that nobody waits behind it for long.
     """
@@ -316,7 +267,8 @@ async def _exchange(connection: Any, change: Callable[[Any], Awaitable[None]], h
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
                 await connection.execute(f"SET LOCAL statement_timeout = {hold_ms}")
-                await change(connection)
+                for statement in statements:
+                    await connection.execute(statement)
             return time.monotonic() - began
         except BUSY as busy:
             if attempt == TRIES:

@@ -69,7 +69,6 @@ STATE = 'CREATE TABLE IF NOT EXISTS "streamer_adopt" ("phase" TEXT NOT NULL, "la
 BEGIN_STATE = """
 INSERT INTO "streamer_adopt" ("phase") SELECT 'preparing' WHERE NOT EXISTS (SELECT FROM "streamer_adopt")
 """
-BEGIN_COPYING = """UPDATE "streamer_adopt" SET "phase" = 'copying', "last" = NULL"""
 
 CREATE_NEW = (
     f"""
@@ -107,7 +106,7 @@ FROM (
 # Mirroring: with its owner's rights, as whoever writes the old table need not have any on the new one.
 
 MIRROR = "zz_streamer_adopt"
-MIRROR_TRIGGERS = ("zz_streamer_adopt", "zz_streamer_adopt_truncate")
+"""How the names of the triggers begin."""
 MIRROR_FUNCTION = """
 DO $do$ BEGIN
     EXECUTE format(
@@ -132,6 +131,30 @@ END
 $body$);
 END $do$
 """
+
+
+def _mirrored_to(target: str) -> tuple[str, ...]:
+    """Returns the statements that have every change of `locations` mirrored into another table."""
+    return (
+        f'CREATE TRIGGER "{MIRROR}" AFTER INSERT OR UPDATE OR DELETE ON "locations" '
+        f"FOR EACH ROW EXECUTE FUNCTION streamer_adopt_mirror('{target}')",
+        f'CREATE TRIGGER "{MIRROR}_truncate" AFTER TRUNCATE ON "locations" '
+        f"FOR EACH STATEMENT EXECUTE FUNCTION streamer_adopt_mirror('{target}')",
+    )
+
+
+UNMIRROR = (
+    f'DROP TRIGGER IF EXISTS "{MIRROR}" ON "locations"',
+    f'DROP TRIGGER IF EXISTS "{MIRROR}_truncate" ON "locations"',
+)
+BEGIN_COPYING = (
+    *_mirrored_to(NEW),
+    """UPDATE "streamer_adopt" SET "phase" = 'copying', "last" = NULL""",
+)
+BEGIN_REVERTING = (
+    *_mirrored_to(BEFORE),
+    """UPDATE "streamer_adopt" SET "phase" = 'reverting', "last" = NULL""",
+)
 
 # Copying: {0} is the source, {1} the target, {2} > or >=.
 
@@ -199,7 +222,9 @@ WITHOUT_SUFFIX = "regexp_replace(index.relname, '_before$', '')"
 WITH_PREFIX = "'adopt_' || index.relname"
 WITHOUT_PREFIX = "regexp_replace(index.relname, '^adopt_', '')"
 
+LOCK_AND_UNMIRROR = ('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE', *UNMIRROR)
 CUT_OVER = (
+    *LOCK_AND_UNMIRROR,
     'ALTER TABLE "locations" RENAME TO "locations_before_adopt"',
     RENAME_INDEXES.format(table=BEFORE, name=WITH_SUFFIX),
     'ALTER TABLE "streamer_adopt_locations" RENAME TO "locations"',
@@ -210,9 +235,8 @@ CUT_OVER = (
     """UPDATE "streamer_adopt" SET "phase" = 'adopted', "last" = NULL""",
 )
 
-BEGIN_REVERTING = """UPDATE "streamer_adopt" SET "phase" = 'reverting', "last" = NULL"""
-
 CUT_BACK = (
+    *LOCK_AND_UNMIRROR,
     'ALTER TABLE "locations" RENAME TO "streamer_adopt_locations"',
     RENAME_INDEXES.format(table=NEW, name=WITH_PREFIX),
     'ALTER TABLE "locations_before_adopt" RENAME TO "locations"',
@@ -227,13 +251,6 @@ CUT_BACK = (
     """UPDATE "streamer_adopt" SET "phase" = 'reverted'""",
 )
 
-REMOVE_NEW = (
-    'DROP TABLE IF EXISTS "streamer_adopt_locations"',
-    "DROP FUNCTION IF EXISTS streamer_adopt_mirror() CASCADE",
-    'DROP TABLE "streamer_adopt"',
-)
-FINISH = (
-    'DROP TABLE "locations_before_adopt"',
-    "DROP FUNCTION IF EXISTS streamer_adopt_mirror() CASCADE",
-    'DROP TABLE "streamer_adopt"',
-)
+CLEAN_UP = ("DROP FUNCTION IF EXISTS streamer_adopt_mirror() CASCADE", 'DROP TABLE "streamer_adopt"')
+REMOVE_NEW = ('DROP TABLE IF EXISTS "streamer_adopt_locations"', *CLEAN_UP)
+FINISH = ('DROP TABLE "locations_before_adopt"', *CLEAN_UP)
