@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SAWarning
@@ -17,7 +19,7 @@ from sqlalchemy.exc import SAWarning
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.copy_rows import id_floor
 from streamer.storage import alert_sql, audit, connections, partitions, queries, revisions
-from streamer.storage.connections import connected
+from streamer.storage.connections import connected, delete_in_batches, row_count
 from streamer.storage.drift import drift
 from streamer.storage.dsn import literal, parse_url, quoted
 
@@ -29,8 +31,6 @@ LOCK_TIMEOUT_MS = 500
 MOST_TRIES = 60
 TRY_AGAIN = 0.5
 ROWS_AT_ONCE = 10_000
-DAY = re.compile(r"locations_(\d{8})")
-ALERT_DAY = re.compile(r"streamer_alert_events_(\d{8})")
 THINNED = re.compile(r"thinned to (\d+) s")
 HOUR_MS = 3_600_000
 AGE = re.compile(r"(\d{1,5})([dw])")
@@ -83,59 +83,62 @@ async def prune(
 
     Ingest waits for at most half a second at a time. Of two runs at once the second is refused.
     """
-    pruned = Pruned((today or datetime.now(UTC).date()) - timedelta(days=days))
-    cutoff = datetime(pruned.before.year, pruned.before.month, pruned.before.day)
-    where = parse_url(url).masked()
+    today = today or datetime.now(UTC).date()
+    pruned = Pruned(today - timedelta(days=days))
+    async with _pruning(url) as connection:
+        if await connection.fetchval("SELECT to_regclass('locations') IS NULL"):
+            raise DatabaseError(f"{parse_url(url).masked()} has no table locations: run `streamer db upgrade`")
+        pruned.partitions += await _drop_days(connection, "locations", "vendors", pruned.before, dry_run)
+        cutoff = _midnight(pruned.before)
+        if dry_run:
+            pruned.rows = await connection.fetchval(queries.OLD_ROWS, cutoff)
+        else:
+            pruned.rows = await delete_in_batches(connection, queries.DELETE_OLD_ROWS, cutoff, ROWS_AT_ONCE)
+        if audit_days is not None:
+            before = datetime.now(UTC) - timedelta(days=audit_days)
+            pruned.entries = await audit.prune(connection, before, dry_run=dry_run)
+        if alert_days is not None:
+            await _prune_alerts(connection, pruned, today, alert_days, dry_run)
+    return pruned
+
+
+@asynccontextmanager
+async def _pruning(url: str) -> AsyncIterator[Any]:
+    """Opens the one connection that may prune or thin now."""
     async with connected(url, STATEMENT) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", PRUNING):
             raise Unavailable(
-                f"{where} is being pruned by another process: wait for its end, or look into pg_stat_activity"
+                f"{parse_url(url).masked()} is being pruned or thinned by another process: wait for its end, or look"
+                " into pg_stat_activity"
             )
         try:
-            if await connection.fetchval("SELECT to_regclass('locations') IS NULL"):
-                raise DatabaseError(f"{where} has no table locations: run `streamer db upgrade`")
-            for row in await connection.fetch(queries.PARTITION_SIZES):
-                partition = Partition(*row)
-                named = DAY.fullmatch(partition.name)
-                if named is None or datetime.strptime(named[1], "%Y%m%d").date() >= pruned.before:
-                    continue
-                if not dry_run:
-                    await _drop(connection, partition.name, "locations", "vendors")
-                pruned.partitions.append(partition)
-            if dry_run:
-                pruned.rows = await connection.fetchval(queries.OLD_ROWS, cutoff)
-            else:
-                while deleted := _count(await connection.execute(queries.DELETE_OLD_ROWS, cutoff, ROWS_AT_ONCE)):
-                    pruned.rows += deleted
-            if audit_days is not None:
-                before = datetime.now(UTC) - timedelta(days=audit_days)
-                pruned.entries = await audit.prune(connection, before, dry_run=dry_run)
-            if alert_days is not None:
-                await _prune_alerts(connection, pruned, (today or datetime.now(UTC).date()), alert_days, dry_run)
+            yield connection
         finally:
             await connection.fetchval("SELECT pg_advisory_unlock($1)", PRUNING)
-    return pruned
 
 
 async def _prune_alerts(connection: Any, pruned: Pruned, today: date, days: int, dry_run: bool) -> None:
     before = today - timedelta(days=days)
-    for row in await connection.fetch(alert_sql.PARTITION_SIZES):
-        partition = Partition(*row)
-        named = ALERT_DAY.fullmatch(partition.name)
-        if named is None or datetime.strptime(named[1], "%Y%m%d").date() >= before:
-            continue
-        if not dry_run:
-            await _drop(connection, partition.name, "streamer_alert_events", "streamer_alerts")
-        pruned.partitions.append(partition)
+    pruned.partitions += await _drop_days(connection, "streamer_alert_events", "streamer_alerts", before, dry_run)
     if dry_run:
         return
-    cutoff = datetime(before.year, before.month, before.day)
-    yesterday = datetime.combine(today - timedelta(days=1), datetime.min.time())
     for table, statement in alert_sql.PRUNE.items():
         # A state matters for as long as its quiet time, which has passed; the rest is kept as long as webhooks are.
-        until = yesterday if table == "streamer_alert_states" else cutoff
-        while deleted := _count(await connection.execute(statement, until, ROWS_AT_ONCE)):
-            pruned.alerts += deleted
+        until = today - timedelta(days=1) if table == "streamer_alert_states" else before
+        pruned.alerts += await delete_in_batches(connection, statement, _midnight(until), ROWS_AT_ONCE)
+
+
+async def _drop_days(connection: Any, table: str, referenced: str, before: date, dry_run: bool) -> list[Partition]:
+    """Drops the partitions of earlier days; returns them."""
+    dropped = []
+    for row in await connection.fetch(queries.PARTITION_SIZES, table):
+        partition = Partition(*row)
+        day = partitions.day_of(partition.name)
+        if day is not None and day < before:
+            if not dry_run:
+                await _drop(connection, partition.name, table, referenced)
+            dropped.append(partition)
+    return dropped
 
 
 async def _drop(connection: Any, name: str, parent: str, referenced: str) -> None:
@@ -158,8 +161,8 @@ async def _drop(connection: Any, name: str, parent: str, referenced: str) -> Non
         await asyncio.sleep(TRY_AGAIN)
 
 
-def _count(status: str) -> int:
-    return int(status.rsplit(" ", 1)[-1])
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time())
 
 
 # Thinning
@@ -180,22 +183,15 @@ async def thin(url: str, days: int, seconds: int = 60, *, today: date | None = N
     """
     before = (today or datetime.now(UTC).date()) - timedelta(days=days)
     done = []
-    async with connected(url, STATEMENT) as connection:
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", PRUNING):
-            raise Unavailable(
-                f"{parse_url(url).masked()} is being pruned or thinned by another process: wait for its end"
-            )
+    async with _pruning(url) as connection:
         for name, comment in await connection.fetch(queries.PARTITION_COMMENTS):
-            named, marked = DAY.fullmatch(name), THINNED.fullmatch(comment)
-            if named is None or (marked is not None and int(marked[1]) >= seconds):
+            day, marked = partitions.day_of(name), THINNED.fullmatch(comment)
+            if day is None or day >= before or (marked is not None and int(marked[1]) >= seconds):
                 continue
-            day = datetime.strptime(named[1], "%Y%m%d").replace(tzinfo=UTC)
-            if day.date() >= before:
-                continue
-            start, rows = int(day.timestamp()) * 1000, 0
+            start, rows = int(_midnight(day).replace(tzinfo=UTC).timestamp()) * 1000, 0
             for hour in range(24):
                 bounds = id_floor(start + hour * HOUR_MS), id_floor(start + (hour + 1) * HOUR_MS)
-                rows += _count(await connection.execute(queries.THIN, *bounds, seconds))
+                rows += row_count(await connection.execute(queries.THIN, *bounds, seconds))
             await connection.execute(f"COMMENT ON TABLE {quoted(name)} IS {literal(f'thinned to {seconds} s')}")
             done.append(Thinned(name, rows))
     return done
@@ -275,7 +271,7 @@ async def stats(url: str, *, statements: int = 10) -> Stats:
             since,
             [TableStats(*row) for row in await connection.fetch(queries.TABLE_STATS, queries.TABLES)],
             [IndexStats(*row) for row in await connection.fetch(queries.INDEX_STATS, queries.TABLES)],
-            [Partition(*row) for row in await connection.fetch(queries.PARTITION_SIZES)],
+            [Partition(*row) for row in await connection.fetch(queries.PARTITION_SIZES, "locations")],
             await _statements(connection, statements),
         )
 
@@ -315,13 +311,13 @@ async def check(url: str, *, today: date | None = None) -> list[str]:
 async def _partition_faults(connection: Any, days_ahead: int) -> list[str]:
     said = []
     if days_ahead < 1:
-        day = "today" if days_ahead < 0 else "tomorrow"
-        said.append(f"locations: there is no partition for {day}: run `streamer db upgrade`")
+        absent = "today" if days_ahead < 0 else "tomorrow"
+        said.append(f"locations: there is no partition for {absent}: run `streamer db upgrade`")
     for name, bounds in await connection.fetch(queries.PARTITION_BOUNDS):
-        named = DAY.fullmatch(name)
-        if named is None:
+        day = partitions.day_of(name)
+        if day is None:
             continue
-        _, lower, upper = partitions.partition_bounds(datetime.strptime(named[1], "%Y%m%d").date())
+        _, lower, upper = partitions.partition_bounds(day)
         wanted = f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
         if bounds != wanted:
             said.append(f"locations: partition {name} is {bounds}, it should be {wanted}")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -18,7 +17,7 @@ from streamer.operations import backup
 from streamer.protocol import history
 from streamer.protocol.history import Format
 from streamer.storage import queries
-from streamer.storage.connections import connected
+from streamer.storage.connections import connected, delete_in_batches, row_count
 from streamer.storage.dsn import parse_url
 from streamer.storage.revisions import require_newest
 from streamer.storage.store import LocationRow
@@ -68,8 +67,8 @@ async def erase(
         progress("waiting until every server has closed the connections")
         await asyncio.sleep(noticed_within)
         progress("deleting the locations")
-        while deleted := _count(await connection.execute(queries.ERASE_LOCATIONS, vendors, BATCH)):
-            done.rows["locations"] = done.rows.get("locations", 0) + deleted
+        if deleted := await delete_in_batches(connection, queries.ERASE_LOCATIONS, vendors, BATCH):
+            done.rows["locations"] = deleted
         if redis_url is not None:
             progress("erasing it from Redis")
             done.redis = await erase_vendors(redis_url, vendors, stream_key)
@@ -77,8 +76,8 @@ async def erase(
         clerk_ids = list(found["clerkIds"])
         async with connection.transaction():
             for table, statement in queries.ERASE_ROWS.items():
-                done.rows[table] = _count(await connection.execute(statement, [*vendors, *users]))
-            done.rows["streamer_audit"] = _count(
+                done.rows[table] = row_count(await connection.execute(statement, [*vendors, *users]))
+            done.rows["streamer_audit"] = row_count(
                 await connection.execute(queries.ERASE_AUDIT, [*vendors, *users, *others], clerk_ids)
             )
             await connection.execute(queries.ERASE_ACTOR, clerk_ids)
@@ -119,7 +118,3 @@ async def export(url: str, vendor_id: str, archive: Path) -> int:
     except OSError as error:
         raise DatabaseError(f"{archive} can't be written: {error.strerror}; name another file by --to") from None
     return count
-
-
-def _count(status: Any) -> int:
-    return int(str(status).rsplit(" ", 1)[-1])

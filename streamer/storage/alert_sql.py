@@ -5,7 +5,6 @@ from __future__ import annotations
 NOW = "date_trunc('milliseconds', clock_timestamp() AT TIME ZONE 'UTC')"
 STARTED = NOW.replace("clock", "statement")
 """When the statement began. Unlike NOW it is the same for all rows, so that an index finds what is due."""
-NOW_MS = "(EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
 
 # What the owner sees of an alert.
 COLUMNS = """
@@ -223,15 +222,6 @@ FROM "streamer_alerts" WHERE "deletedAt" IS NULL
 
 # Maintenance
 
-PARTITIONS = """
-SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-WHERE i.inhparent = to_regclass('streamer_alert_events') ORDER BY 1
-"""
-PARTITION_SIZES = """
-SELECT c.relname, GREATEST(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-WHERE i.inhparent = to_regclass('streamer_alert_events') ORDER BY 1
-"""
 PRUNE = {
     "streamer_alerts": """
 DELETE FROM "streamer_alerts" WHERE "id" = ANY(ARRAY(

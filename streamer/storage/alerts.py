@@ -15,7 +15,7 @@ from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.copy_rows import id_floor
 from streamer.storage import alert_sql as sql
 from streamer.storage.database import Database, can_be_text
-from streamer.storage.partitions import BUSY, LOCK_TIMEOUT_MS
+from streamer.storage.partitions import BUSY, LOCK_TIMEOUT_MS, present_partitions
 
 SLOTS = 256
 """Alerts are shared between processes by slots."""
@@ -376,7 +376,7 @@ class AlertStore:
         """
 
         async def work(connection: Any) -> None:
-            present = {row[0] for row in await connection.fetch(sql.PARTITIONS)}
+            present = await present_partitions(connection, "streamer_alert_events")
             for number in range(-1, ahead + 1):
                 day = today + timedelta(days=number)
                 if f"streamer_alert_events_{day:%Y%m%d}" in present:

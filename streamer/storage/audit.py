@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamer.storage import queries
-from streamer.storage.connections import connected
+from streamer.storage.connections import connected, delete_in_batches
 from streamer.storage.models import Base
 from streamer.storage.revisions import require_newest
 
@@ -111,10 +111,7 @@ async def prune(connection: Any, before: datetime, *, dry_run: bool = False) -> 
     until = before.astimezone(UTC).replace(tzinfo=None)
     if dry_run:
         return int(await connection.fetchval(queries.COUNT_AUDIT, until))
-    gone = 0
-    while deleted := int((await connection.execute(queries.PRUNE_AUDIT, until, PRUNE_CHUNK)).rsplit(" ", 1)[-1]):
-        gone += deleted
-    return gone
+    return await delete_in_batches(connection, queries.PRUNE_AUDIT, until, PRUNE_CHUNK)
 
 
 async def gaps(connection: Any) -> list[str]:

@@ -80,6 +80,19 @@ async def connected(url: str | DatabaseUrl, timeout: float = ANSWER_TIMEOUT) -> 
                 await connection.close(timeout=CLOSE_TIMEOUT)
 
 
+def row_count(status: str) -> int:
+    """Returns how many rows a statement changed, by its status, such as `DELETE 5`."""
+    return int(status.rpartition(" ")[2])
+
+
+async def delete_in_batches(connection: Any, statement: str, *arguments: object) -> int:
+    """Repeats a DELETE of some rows until there are none; returns how many there were."""
+    rows = 0
+    while deleted := row_count(await connection.execute(statement, *arguments)):
+        rows += deleted
+    return rows
+
+
 @contextmanager
 def explained(parsed: DatabaseUrl) -> Iterator[None]:
     """Turns the errors of asyncpg into Unavailable or DatabaseError."""

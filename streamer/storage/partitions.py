@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ PARTITIONS_BACK = 2
 """Days: pings arrive late from phones that were offline."""
 
 LOCK_TIMEOUT_MS = 2_000
+DAY = re.compile(r"(?:locations|streamer_alert_events)_(\d{8})")
 
 BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
 """Errors of a statement that did not get its locks in time: try again."""
@@ -35,9 +36,15 @@ def partition_bounds(day: date) -> tuple[str, str, str]:
     return f"locations_{day:%Y%m%d}", id_floor(start), id_floor(end)
 
 
-async def present_partitions(connection: Any) -> Sequence[str]:
-    """Returns the names of the partitions that are there."""
-    return [row[0] for row in await connection.fetch(PARTITION_NAMES)]
+def day_of(partition: str) -> date | None:
+    """Returns the day of a partition by its name; None for the default partition."""
+    day = DAY.fullmatch(partition)
+    return None if day is None else datetime.strptime(day[1], "%Y%m%d").date()
+
+
+async def present_partitions(connection: Any, table: str = "locations") -> set[str]:
+    """Returns the names of a table's partitions."""
+    return {row[0] for row in await connection.fetch(PARTITION_NAMES, table)}
 
 
 async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[str]:
@@ -49,7 +56,7 @@ async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[st
     """
     # The most urgent first.
     days = [today + timedelta(days=n) for n in (*range(ahead + 1), *range(-1, -PARTITIONS_BACK - 1, -1))]
-    present = set(await present_partitions(connection))
+    present = await present_partitions(connection)
     created, failed = [], []
     for day in days:
         name, _, _ = partition_bounds(day)

@@ -195,9 +195,7 @@ GROUP BY 1 ORDER BY 1
 
 # Partitions and migrations
 
-PARTITION_NAMES = """
-SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = to_regclass('locations')
-"""
+PARTITION_NAMES = "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = to_regclass($1)"
 IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('locations'))"
 ADDS_PARTITIONS = "SELECT to_regprocedure('streamer_add_partition(date)') IS NOT NULL"
 
@@ -296,7 +294,7 @@ FROM pg_trigger t WHERE t.tgfoid = to_regprocedure('streamer_audit()')
 
 PARTITION_SIZES = """
 SELECT c.relname, GREATEST(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('locations') ORDER BY 1
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass($1) ORDER BY 1
 """
 
 OLD_ROWS = 'SELECT count(*) FROM "locations_default" WHERE "timestamp" < $1'

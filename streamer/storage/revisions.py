@@ -92,7 +92,7 @@ async def require_newest(url: str) -> None:
 async def condition(connection: Any, today: date) -> Condition:
     """Returns the state of the database behind an asyncpg connection."""
     found = await revision_of(connection)
-    present = set(await present_partitions(connection))
+    present = await present_partitions(connection)
     ahead = -1
     while partition_bounds(today + timedelta(days=ahead + 1))[0] in present:
         ahead += 1

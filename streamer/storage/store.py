@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from streamer.ingest.copy_rows import id_floor, location_id
 from streamer.ingest.position import Position
 from streamer.storage import partitions, queries, revisions
+from streamer.storage.connections import row_count
 from streamer.storage.database import Database, can_be_text
 from streamer.storage.ping_writer import PingWriter
 from streamer.storage.revisions import Condition
@@ -110,7 +111,7 @@ class Store:
             last: str | None = await connection.fetchval(queries.LAST_OF_SOME, first, RECONCILE_VENDORS)
             if last is not None:
                 status = await connection.execute(queries.RECONCILE_POSITIONS, since, first, last)
-                behind += int(str(status).rsplit(" ", 1)[-1])
+                behind += row_count(status)
             return last
 
         while (last := await self.database.answer(some, "reconcile")) is not None:

@@ -69,7 +69,7 @@ async def test_prune_drops_whole_days_that_are_older(database_url: str, direct: 
 async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
     """Cron and an operator at the same time: the second gets an error, and the first is not disturbed."""
     await direct.fetchval("SELECT pg_advisory_lock($1)", maintenance.PRUNING)
-    with pytest.raises(Unavailable, match="is being pruned by another process"):
+    with pytest.raises(Unavailable, match="is being pruned or thinned by another process"):
         await prune(database_url, 30, today=TODAY)
     await direct.fetchval("SELECT pg_advisory_unlock($1)", maintenance.PRUNING)
     await prune(database_url, 30, today=TODAY)

@@ -29,7 +29,7 @@ KNOWN = {
     ("adopt.py", "row[0]"): "made by PostgreSQL's format() with quoted identifiers",
     ("adopt.py", "statement"): "of the lists in adopt_sql, or with quoted names",
     ("adopt.py", "hold_ms"): "a number of the same file",
-    ("maintenance.py", "statement"): "of the table PRUNE in alert_sql.py",
+    ("connections.py", "statement"): "of callers, who give constants",
     ("privacy.py", "statement"): "of the table ERASE_ROWS in queries.py",
     ("migrate.py", "signature"): "regprocedure's text, which PostgreSQL has quoted",
 }
