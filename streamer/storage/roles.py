@@ -62,49 +62,24 @@ RIGHTS: tuple[Right, ...] = (
     Right("locations", "SELECT", ("id", "vendorId", "lat", "long", "timestamp"), "history, and a vendor's newest ping"),
 )
 
-_ALERT = [
-    "id",
-    "userId",
-    "slot",
-    "revision",
-    "definition",
-    "quiet",
-    "url",
-    "host",
-    "secret",
-    "expiresAt",
-    "startedAt",
-    "failingSince",
-    "disabledAt",
-    "disabledReason",
-    "deletedAt",
-    "idempotencyKey",
-    "requestHash",
-    "createdAt",
-    "updatedAt",
-]
-_STATE = ["alertId", "vendorId", "version", "inside", "open", "online", "told", "card", "eventAt", "quietUntil"]
-_EVENT = [
-    "id",
-    "alertId",
-    "vendorId",
-    "type",
-    "body",
-    "at",
-    "attempts",
-    "nextAttempt",
-    "deliveredAt",
-    "gaveUpAt",
-    "log",
-]
+_ALERT = (
+    *("id", "userId", "slot", "revision", "definition", "quiet", "url", "host", "secret", "expiresAt", "startedAt"),
+    *("failingSince", "disabledAt", "disabledReason", "deletedAt", "idempotencyKey", "requestHash"),
+    *("createdAt", "updatedAt"),
+)
+_STATE = ("alertId", "vendorId", "version", "inside", "open", "online", "told", "card", "eventAt", "quietUntil")
+_EVENT = (
+    *("id", "alertId", "vendorId", "type", "body", "at"),
+    *("attempts", "nextAttempt", "deliveredAt", "gaveUpAt", "log"),
+)
 _WRITTEN = {
     "streamer_alerts": (_ALERT, _ALERT[3:], "alerts"),
     "streamer_alert_states": (_STATE, _STATE[2:], "what alerts know of vendors"),
     "streamer_alert_events": (_EVENT, _EVENT[6:], "the webhooks of alerts"),
-    "streamer_alert_processes": (["id", "seenAt"], ["seenAt"], "which processes look at alerts"),
+    "streamer_alert_processes": (("id", "seenAt"), ("seenAt",), "which processes look at alerts"),
 }
 RIGHTS += tuple(
-    Right(table, privilege, tuple(columns), why)
+    Right(table, privilege, columns, why)
     for table, (all_columns, changed, why) in _WRITTEN.items()
     for privilege, columns in (("SELECT", all_columns), ("INSERT", all_columns), ("UPDATE", changed))
 )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from streamer.ingest.copy_rows import id_floor, location_id
 from streamer.ingest.position import Position
+from streamer.protocol.history import LATEST_MS
 from streamer.storage import partitions, queries, revisions
 from streamer.storage.connections import row_count
 from streamer.storage.database import Database, can_be_text
@@ -23,9 +24,6 @@ ID_SLACK_MS = 3_600_000
 
 LOCATED_AHEAD = 60_000
 """How far, in ms, before `vendors.locatedAt` the newest ping that is not in the future is looked for."""
-
-LATEST_MS = 253_402_300_800_000
-"""The year 10000, beyond which no timestamp is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
