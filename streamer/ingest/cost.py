@@ -14,9 +14,10 @@ less, and thousands of customers may have one address.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from streamer.errors import ErrorCode, ProtocolError
-from streamer.ingest.rate_limit import Meter
+from streamer.ingest.rate_limit import Meter, Remembered
 
 BURST = 5.0
 """Seconds of a budget that may be used at once."""
@@ -30,8 +31,6 @@ PREPAID = 0.001
 """Seconds of CPU that work which is about to start is charged for, so that not everybody starts at once."""
 LOOK_AGAIN = 0.1
 """Seconds at least between two looks at a budget that several clients wait for."""
-MIN_PRUNE = 1000
-"""Users or addresses that are remembered before idle ones are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,8 @@ class CostBudgets:
 
     def __init__(self, limits: CostLimits) -> None:
         self.limits = limits
-        self.users = _Meters(limits.user)
-        self.addresses = _Meters(limits.address)
+        self.users = Remembered(partial(Budget, limits.user), Budget.idle)
+        self.addresses = Remembered(partial(Budget, limits.address), Budget.idle)
         self.heavy = Meter(limits.heavy, 0.0)
 
     def client(self, address: str | None, now: float) -> ClientCost:
@@ -140,27 +139,6 @@ class Budget(Meter):
     def heavy(self, now: float) -> bool:
         """Returns whether much was used lately."""
         return self._use.level(now) > HEAVY_BURST * BURST * self.rate
-
-
-class _Meters:
-    """A meter for each user or address that used anything lately."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._of: dict[str, Budget] = {}
-        self._prune_at = MIN_PRUNE
-
-    def __len__(self) -> int:
-        return len(self._of)
-
-    def of(self, name: str, now: float) -> Budget:
-        meter = self._of.get(name)
-        if meter is None:
-            if len(self._of) >= self._prune_at:
-                self._of = {name: each for name, each in self._of.items() if each.level(now) > 0}
-                self._prune_at = max(MIN_PRUNE, 2 * len(self._of))
-            meter = self._of[name] = Budget(self._rate, now)
-        return meter
 
 
 def _excess(meter: Meter, now: float, burst: float) -> float:

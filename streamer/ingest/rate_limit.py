@@ -5,6 +5,9 @@ Times are seconds of a monotonic clock and are passed in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
 from streamer.errors import CloseCode, Disconnect, ErrorCode
 
 AHEAD = 1000
@@ -16,6 +19,10 @@ MOST_WARNINGS = 5
 FORGET = 10.0
 CHANGES_AHEAD = 10
 """Times a vendor may open or close at once; each is a write, an audit entry, and an update to all who watch."""
+MIN_PRUNE = 1000
+"""Names that are remembered before idle ones are looked for."""
+
+T = TypeVar("T")
 
 
 class Meter:
@@ -32,6 +39,10 @@ class Meter:
         """Returns what has not drained yet."""
         return max(0.0, self._level - self.rate * max(0.0, now - self._at))
 
+    def idle(self, now: float) -> bool:
+        """Returns whether everything has drained, so that a new one would do as well."""
+        return not self.level(now)
+
     def add(self, count: float, now: float) -> float:
         """Add what arrived now; returns the level with it."""
         elapsed, level = now - self._at, self._level
@@ -40,6 +51,34 @@ class Meter:
             level = max(0.0, level - self.rate * elapsed)
         self._level = level = level + count
         return level
+
+
+class Remembered(Generic[T]):
+    """Values by name, made when they are first asked for; when there are many, idle ones are forgotten.
+
+    Args:
+        make: Returns the value of a new name; its argument is the time.
+        idle: Whether a new value would do as well as this one.
+    """
+
+    def __init__(self, make: Callable[[float], T], idle: Callable[[T, float], bool]) -> None:
+        self._make = make
+        self._idle = idle
+        self._of: dict[str, T] = {}
+        self._prune_at = MIN_PRUNE
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, name: str, now: float) -> T:
+        """Returns the value of a name."""
+        value = self._of.get(name)
+        if value is None:
+            if len(self._of) >= self._prune_at:
+                self._of = {name: each for name, each in self._of.items() if not self._idle(each, now)}
+                self._prune_at = max(MIN_PRUNE, 2 * len(self._of))
+            value = self._of[name] = self._make(now)
+        return value
 
 
 class Allowance:
@@ -82,32 +121,14 @@ class Allowance:
 
     def idle(self, now: float) -> bool:
         """Whether a new one would do as well."""
-        quiet = not self._meter.level(now) and not self._changes.level(now)
-        return quiet and not self.connections and not self.unsettled
+        return self._meter.idle(now) and self._changes.idle(now) and not self.connections and not self.unsettled
 
 
-class Allowances:
+class Allowances(Remembered[Allowance]):
     """The allowances of vendors that are or were lately connected, so that a reconnect does not reset them."""
 
     def __init__(self, rate: float, burst: int, changes: float = 0.5) -> None:
-        self._rate = rate
-        self._changes = changes
-        self._burst = burst
-        self._of: dict[str, Allowance] = {}
-        self._look_at = 1000
-
-    def __len__(self) -> int:
-        return len(self._of)
-
-    def of(self, vendor_id: str, now: float) -> Allowance:
-        """Returns the allowance of a vendor."""
-        allowance = self._of.get(vendor_id)
-        if allowance is None:
-            if len(self._of) >= self._look_at:
-                self._of = {id: each for id, each in self._of.items() if not each.idle(now)}
-                self._look_at = max(1000, 2 * len(self._of))
-            allowance = self._of[vendor_id] = Allowance(self._rate, self._burst, now, self._changes)
-        return allowance
+        super().__init__(lambda now: Allowance(rate, burst, now, changes), Allowance.idle)
 
 
 class Rates:
@@ -116,20 +137,14 @@ class Rates:
     def __init__(self, rate: float, ahead: int) -> None:
         self._rate = rate
         self._ahead = ahead
-        self._of: dict[str, Meter] = {}
-        self._look_at = 1000
+        self._meters = Remembered(lambda now: Meter(rate, now), Meter.idle)
 
     def __len__(self) -> int:
-        return len(self._of)
+        return len(self._meters)
 
     def wait(self, name: str, now: float) -> float:
         """Count one, or return the seconds after which to try again when it is one too many."""
-        meter = self._of.get(name)
-        if meter is None:
-            if len(self._of) >= self._look_at:
-                self._of = {name: each for name, each in self._of.items() if each.level(now)}
-                self._look_at = max(1000, 2 * len(self._of))
-            meter = self._of[name] = Meter(self._rate, now)
+        meter = self._meters.of(name, now)
         excess = meter.level(now) + 1 - self._ahead
         if excess > 0:
             return excess / self._rate

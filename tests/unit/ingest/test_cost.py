@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.ingest.cost import BURST, MIN_PRUNE, RESUME, CostBudgets, CostLimits
+from streamer.ingest.cost import BURST, RESUME, CostBudgets, CostLimits
+from streamer.ingest.rate_limit import MIN_PRUNE
 
 LIMITS = CostLimits(connection=0.02, user=0.06, address=0.3, heavy=0.1)
 
