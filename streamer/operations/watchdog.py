@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 BEAT = 0.25
@@ -38,9 +37,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._ended.set()

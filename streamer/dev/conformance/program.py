@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
-from types import TracebackType
 from typing import Any, Self
 
 import orjson
@@ -36,9 +35,7 @@ class Program:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._read_errors())]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.kill()
 
     async def kill(self) -> None:

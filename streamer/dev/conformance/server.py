@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,11 +12,10 @@ import orjson
 from streamer.errors import FrameError
 from streamer.protocol import frames
 from streamer.protocol.deflate import Deflater, accept_deflate
-from streamer.protocol.messages import SUBPROTOCOL
+from streamer.protocol.messages import BEARER, SUBPROTOCOL
 
 MAX_MESSAGE = 64 << 10
 """Bytes of a message that the real server takes."""
-BEARER = "bearer."
 
 
 class Connection:
@@ -163,9 +161,7 @@ class CaseServer:
         self._server = await asyncio.start_server(self._arrive, "127.0.0.1", 0)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.close()
         for connection in self.connections:
             await connection.end()
