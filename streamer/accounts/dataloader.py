@@ -24,7 +24,6 @@ class BatchLoader(Generic[K, V]):
     """Looks up keys with `find(keys)`, one query at a time; an error of `find` goes to every caller of that query."""
 
     def __init__(self, find: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]], name: str) -> None:
-        self.queries = 0
         self._find = find
         self._name = name
         self._waiting: dict[K, asyncio.Future[V | None]] = {}
@@ -45,7 +44,6 @@ class BatchLoader(Generic[K, V]):
         try:
             while self._waiting:
                 batch = {key: self._waiting.pop(key) for key in list(self._waiting)[:MAX_KEYS]}
-                self.queries += 1
                 try:
                     found = await self._find(list(batch))
                 except Exception as error:
@@ -82,11 +80,6 @@ class DataLoader:
     async def durable(self, row: VendorRow) -> int | None:
         """Returns the timestamp (epoch ms) of a vendor's newest stored ping; `row` must have been read just before."""
         return await self._stored.get((row.vendor_id, row.located_at))
-
-    @property
-    def queries(self) -> int:
-        """Queries sent so far."""
-        return self._rows.queries + self._owned.queries + self._stored.queries
 
     async def _find_rows(self, vendor_ids: Sequence[str]) -> Mapping[str, VendorRow]:
         return {row.vendor_id: row for row in await self._store.cards(vendor_ids)}

@@ -30,7 +30,6 @@ class IssuerKeys:
     """The keys of a JWKS by `kid`. `run` refreshes them; the last good set stays in use while the issuer is down."""
 
     def __init__(self, url: str, *, refresh: float = REFRESH, min_interval: float = MIN_INTERVAL) -> None:
-        self.fetches = 0
         self.cause: str | None = None
         """Why the last fetch failed; None when it succeeded."""
         self._url = url
@@ -75,7 +74,6 @@ class IssuerKeys:
         return self._keys.get(kid)
 
     async def _fetch_once(self) -> None:
-        self.fetches += 1
         try:
             keys = usable_keys(orjson.loads(await self._read()))
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -200,7 +200,6 @@ class Batcher:
         """Pings held: waiting and in flight."""
         self.bytes = 0
         """Bytes they take."""
-        self.batches = 0
         self.settled_chunks = 0
         self.settled_pings = 0
         self.rejected_pings = 0
@@ -432,7 +431,6 @@ class Batcher:
         self.rejected_pings += refusals
         self.settled_chunks += len(batch)
         self.settled_pings += count
-        self.batches += 1
         self._counters.batches.observe(count)
         if self._traced is not None:
             waited = now - min(chunk.offered_at for chunk in batch)

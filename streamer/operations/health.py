@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -97,11 +97,11 @@ class Probe(Generic[T]):
 class Health:
     """Checks all parts of one process, and the other workers of its server."""
 
-    def __init__(self, parts: Parts, today: Callable[[], date] = lambda: datetime.now(UTC).date()) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._started = time.monotonic()
         store = parts.store
-        self.condition: Probe[Condition] = Probe(lambda: store.condition(today()), CONDITION_TTL)
+        self.condition: Probe[Condition] = Probe(lambda: store.condition(datetime.now(UTC).date()), CONDITION_TTL)
         self.sizes: Probe[list[TableSize]] = Probe(store.table_sizes, SIZES_TTL)
 
     async def watch(self) -> None:

@@ -46,7 +46,6 @@ class ConnectionRate:
     def __init__(self, rate: float, max_wait: float) -> None:
         self.rate = rate
         self.max_wait = max_wait
-        self.admitted = 0
         self.refused = 0
         self._early = max(1.0, rate * BURST) / rate
         self._next = self._retry = -inf
@@ -63,7 +62,6 @@ class ConnectionRate:
             self.refused += 1
             return None
         self._next = turn + min(max(1.0, lag / LATE), MAX_SLOWDOWN) / self.rate
-        self.admitted += 1
         return max(0.0, turn - now)
 
     def retry_after(self, now: float) -> float:

@@ -59,10 +59,10 @@ class File(NamedTuple):
 class Pages:
     """Serves the pages, their files, and what the map requests besides vendors."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], int], land: Basemap | None = None) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], int]) -> None:
         self._settings = settings
         self._clock = clock
-        self._basemap = Basemap() if land is None else land
+        self._basemap = Basemap()
 
     def routes(self) -> list[web.RouteDef]:
         """Returns the routes."""

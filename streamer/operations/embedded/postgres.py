@@ -27,10 +27,8 @@ class PostgresServer(EmbeddedServer):
     program = "postgres"
     stop_signals = ((signal.SIGINT, STOP_TIMEOUT), (signal.SIGQUIT, STOP_TIMEOUT / 5))
 
-    def __init__(
-        self, folder: Path, port: int | None = None, *, durable: bool = True, progress: Progress | None = None
-    ) -> None:
-        super().__init__(folder, port, progress=progress)
+    def __init__(self, folder: Path, *, durable: bool = True, progress: Progress | None = None) -> None:
+        super().__init__(folder, progress=progress)
         self.durable = durable
         self.bin = Path()
         """The folder of PostgreSQL's programs, known after the start."""

@@ -81,10 +81,10 @@ class EmbeddedServer(ABC):
     stop_signals: ClassVar[Sequence[tuple[signal.Signals, float]]]
     """Signals that stop it in order, each with the seconds to wait. The first is also sent when our process dies."""
 
-    def __init__(self, folder: Path, port: int | None = None, *, progress: Progress | None = None) -> None:
+    def __init__(self, folder: Path, *, progress: Progress | None = None) -> None:
         self.folder = folder.absolute()
         self.account = Account(os.geteuid(), os.getegid())
-        self._port = port
+        self._port: int | None = None
         self._progress = progress or (lambda message: None)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None

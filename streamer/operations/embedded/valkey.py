@@ -18,10 +18,8 @@ class ValkeyServer(EmbeddedServer):
     program = "valkey-server"
     stop_signals = ((signal.SIGTERM, STOP_TIMEOUT / 2),)
 
-    def __init__(
-        self, folder: Path, port: int | None = None, *, cluster_enabled: bool = False, progress: Progress | None = None
-    ) -> None:
-        super().__init__(folder, port, progress=progress)
+    def __init__(self, folder: Path, *, cluster_enabled: bool = False, progress: Progress | None = None) -> None:
+        super().__init__(folder, progress=progress)
         self.cluster_enabled = cluster_enabled
 
     @property

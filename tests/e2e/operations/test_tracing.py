@@ -62,7 +62,7 @@ async def test_one_span_for_each_batch(serve: Serve, database_url: str, collecto
         await app.acked(6)
     spans = collector[0].spans
     batcher = running.server.batcher
-    await eventually(lambda: len(spans) == batcher.batches, "a span for each batch", within=20)
+    await eventually(lambda: len(spans) == running.server.counters.batches.count, "a span for each batch", within=20)
     attributes = [{each.key: each.value for each in span.attributes} for span in spans]
     assert sum(each["streamer.pings"].int_value for each in attributes) == batcher.settled_pings == 6
     assert {each["streamer.attempts"].int_value for each in attributes} == {1}

@@ -239,12 +239,16 @@ async def test_death_is_noticed(folder: Path, kind: Kind) -> None:
 
 
 @both
-async def test_a_port_that_was_asked_for_and_is_taken(folder: Path, kind: Kind) -> None:
-    """Who asks for a port and gets another one would connect to a stranger."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(EmbeddedError, match=f"127.0.0.1:{port}, the port is taken"):
-            await kind(folder, port).start()
+async def test_a_port_that_is_taken_when_it_starts_again(folder: Path, kind: Kind) -> None:
+    """Clients know the port of the first start: with another one they would connect to a stranger."""
+    async with kind(folder) as server:
+        pass
+    port = server.port
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(EmbeddedError, match=f"127.0.0.1:{port}, the port is taken"),
+    ):
+        await server.start()
 
 
 @both
