@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from streamer.supervisor import end
+
 T = TypeVar("T")
 
 
@@ -28,9 +30,7 @@ class SingleFlight(Generic[T]):
     async def close(self) -> None:
         """Cancels the running call."""
         if self._task is not None:
-            task = self._task
-            task.cancel()
-            await asyncio.wait({task})
+            await end([self._task])
 
     def _done(self, task: asyncio.Task[T]) -> None:
         self._task = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -99,7 +100,7 @@ class Supervisor:
         return delay
 
 
-async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels tasks and waits for their end, bounded.
 
     A library may turn a cancellation into its own error and go on, so each task is cancelled several times.

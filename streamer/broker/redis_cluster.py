@@ -21,6 +21,7 @@ from streamer.broker.redis_connections import CONNECTION_ERRORS, Answer, Command
 from streamer.broker.redis_node import Node, RedisHandler
 from streamer.counters import Counters
 from streamer.errors import Unavailable
+from streamer.single_flight import SingleFlight
 from streamer.supervisor import end
 
 log = structlog.get_logger()
@@ -49,7 +50,7 @@ class Nodes:
         self._nodes: dict[Host, Node] = {}
         self._slots: list[Node | None] = []
         self._map_outdated = asyncio.Event()
-        self._reading_map: asyncio.Task[None] | None = None
+        self._map = SingleFlight(self._read_map, "broker-cluster-map")
         self._map_cause: str | None = None
         self._primary: Host | None = None
         if self.cluster:
@@ -126,7 +127,7 @@ class Nodes:
                     if not isinstance(answers[at], TryAgainError):
                         todo.remove(at)
             if any(isinstance(answers[at], MovedError) for at in todo):
-                await self._refresh_map()
+                await self._map.result()
         return answers
 
     async def _run_once(
@@ -166,7 +167,7 @@ class Nodes:
                     wrong = self._map_outdated.is_set() or self.cause is not None
                     if wrong or loop.time() - looked > MAP_EVERY_IDLE:
                         self._map_outdated.clear()
-                        await self._refresh_map()
+                        await self._map.result()
                         looked = loop.time()
                         pause = MAP_EVERY
                 elif self.address.service is not None and loop.time() - looked > SENTINEL_EVERY:
@@ -187,8 +188,7 @@ class Nodes:
 
     async def close(self) -> None:
         """Closes all connections."""
-        if self._reading_map is not None:
-            await end([self._reading_map])
+        await self._map.close()
         for node in self._nodes.values():
             node.close()
         await self.address.close()
@@ -217,14 +217,8 @@ class Nodes:
             self._one.lost(f"the Sentinels made {primary[0]}:{primary[1]} the primary")
         self._primary = primary
 
-    async def _refresh_map(self) -> None:
-        """Reads the cluster's map; callers at the same time share one read."""
-        if self._reading_map is None or self._reading_map.done():
-            self._reading_map = asyncio.create_task(self._read_map(), name="broker-cluster-map")
-        await asyncio.wait({self._reading_map})
-        self._reading_map.result()
-
     async def _read_map(self) -> None:
+        """Reads the cluster's map."""
         known = sorted(self._nodes.values(), key=lambda node: not node.answers)
         for where in dict.fromkeys([*(node.where for node in known), self.address.seed]):
             requests = RequestConnection(partial(self.address.connect, where), self._timeout)
