@@ -55,21 +55,19 @@ class BrokerEventHandler(Protocol):
         """Another process found a vendor of this one deleted."""
 
 
+@dataclass(eq=False, slots=True)
 class SubscribedCell:
     """A broker cell that this process is subscribed to."""
 
-    __slots__ = ("doubtful", "early", "idle_since", "loaded", "mark", "ready", "refs")
-
-    def __init__(self) -> None:
-        self.refs = 0
-        self.loaded = False
-        self.ready = asyncio.Event()
-        self.idle_since: float | None = None
-        self.mark: bytes | None = None
-        self.doubtful = False
-        """Redis lost the cell: a vendor that is missing in it may simply not have been written again yet."""
-        self.early: set[str] = set()
-        """Vendors heard of before the cell was read: of some, only one register may have come."""
+    refs: int = 0
+    loaded: bool = False
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    idle_since: float | None = None
+    mark: bytes | None = None
+    doubtful: bool = False
+    """Redis lost the cell: a vendor that is missing in it may simply not have been written again yet."""
+    early: set[str] = field(default_factory=set)
+    """Vendors heard of before the cell was read: of some, only one register may have come."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,18 +18,9 @@ import orjson
 import structlog
 
 from streamer.broker.context import HEARTBEAT, MISSED_HEARTBEATS, Context
+from streamer.broker.membership import read_cell
 from streamer.broker.redis_connections import Command, refused
-from streamer.broker.redis_schema import (
-    BROADCAST,
-    PROCESSES,
-    SCAN,
-    Reading,
-    Registers,
-    cells_key,
-    parse_place,
-    place_key,
-    positions_key,
-)
+from streamer.broker.redis_schema import BROADCAST, PROCESSES, Registers, cells_key, parse_place, place_key
 from streamer.cpu_time import measured
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.grid import named_cell
@@ -381,7 +372,7 @@ class Counts:
             self._orphans.owner_heard(process, min(at, now), now)
         owned: dict[str, set[str]] = {process: set() for process in lost}
         for name in dict.fromkeys(names):
-            found = await self._read_cell(named_cell(name.decode()))
+            found = (await read_cell(self._nodes, named_cell(name.decode()))).found
             places = await self._places([id for id, registers in found.items() if _by_place(registers)])
             for id, registers in found.items():
                 counted_by = places.get(id) or registers.process()
@@ -394,14 +385,6 @@ class Counts:
         counts = {process: len(ids) for process, ids in owned.items()}
         log.info("counting the vendors of processes that do not answer", vendors=counts)
 
-    async def _read_cell(self, at: int) -> dict[str, Registers]:
-        key, reading = positions_key(at), Reading()
-        while True:
-            (part,) = await self._nodes.run([Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN))], "read")
-            if refused(part) or reading.take(part):
-                return reading.found
-            await asyncio.sleep(0)
-
     async def _places(self, vendor_ids: Iterable[str]) -> dict[str, str]:
         """The processes that wrote the places of vendors which report over HTTP."""
         ids = list(vendor_ids)
@@ -412,9 +395,7 @@ class Counts:
 
     def _forget_orphans(self, process: str) -> None:
         for id in self._orphaned.pop(process):
-            vendor = self._orphans.vendors.get(id)
-            if vendor is not None:
-                self._orphans.remove(id)
+            self._orphans.remove(id)
 
 
 def _all(_: Vendor) -> bool:

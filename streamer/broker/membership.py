@@ -10,6 +10,7 @@ from math import inf
 import structlog
 
 from streamer.broker.context import HEARTBEAT, MISSED_HEARTBEATS, Context
+from streamer.broker.redis_cluster import Nodes
 from streamer.broker.redis_connections import Command, refused
 from streamer.broker.redis_schema import (
     BROADCAST,
@@ -174,13 +175,7 @@ class Membership:
 
     async def _drop_expired(self, at: int) -> int:
         """Drops a cell's entries of vendors that left the map by time."""
-        key, reading = positions_key(at), Reading()
-        while True:
-            (part,) = await self._nodes.run([Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN))], "read")
-            if refused(part):
-                return 0
-            if reading.take(part):
-                break
+        reading = await read_cell(self._nodes, at)
         await self.learn(reading.processes())
         now = self._clock()
         expired = [
@@ -191,6 +186,16 @@ class Membership:
         ]
         counts = await self._nodes.run(list(drop_commands(at, expired)), "read")
         return sum(count for count in counts if not refused(count))
+
+
+async def read_cell(nodes: Nodes, at: int) -> Reading:
+    """Returns what Redis holds of a cell, as far as it answers."""
+    key, reading = positions_key(at), Reading()
+    while True:
+        (part,) = await nodes.run([Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN))], "read")
+        if refused(part) or reading.take(part):
+            return reading
+        await asyncio.sleep(0)
 
 
 def drop_commands(at: int, words: Sequence[str | bytes]) -> Iterator[Command]:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 
@@ -238,24 +239,16 @@ class CellBatch:
         return b"[%b,%b,%b]" % (orjson.dumps(origin), b",".join(lists), orjson.dumps(self.gone))
 
 
+@dataclass(eq=False, slots=True)
 class Registers:
     """One vendor as a cell holds it: each register as it is stored, None where there is none."""
 
-    __slots__ = ("card", "fix", "http", "presence")
+    NAMES: ClassVar = (b"f", b"c", b"p", b"h")
 
-    NAMES = (b"f", b"c", b"p", b"h")
-
-    def __init__(
-        self,
-        fix: bytes | None = None,
-        card: bytes | None = None,
-        presence: bytes | None = None,
-        http: bytes | None = None,
-    ) -> None:
-        self.fix = fix
-        self.card = card
-        self.presence = presence
-        self.http = http
+    fix: bytes | None = None
+    card: bytes | None = None
+    presence: bytes | None = None
+    http: bytes | None = None
 
     def take(self, kind: bytes, value: bytes) -> None:
         """Sets a register by the first letter of its field."""
@@ -306,17 +299,15 @@ class Registers:
             index.put_fix(id, fix, now)
 
 
+@dataclass(eq=False, slots=True)
 class Reading:
     """A cell being read. A vendor that is heard of meanwhile is known better by that."""
 
-    __slots__ = ("cursor", "found", "heard", "left", "mark")
-
-    def __init__(self) -> None:
-        self.cursor: bytes | int = 0
-        self.mark: bytes | None = None
-        self.found: dict[str, Registers] = {}
-        self.heard: set[str] = set()
-        self.left: dict[str, int] = {}
+    cursor: bytes | int = 0
+    mark: bytes | None = None
+    found: dict[str, Registers] = field(default_factory=dict)
+    heard: set[str] = field(default_factory=set)
+    left: dict[str, int] = field(default_factory=dict)
 
     def restart(self) -> None:
         """Starts over: a cursor means nothing to another node, or to the same one after a restart."""
@@ -327,14 +318,14 @@ class Reading:
         """Takes a part of the cell in; returns whether it was the last."""
         self.cursor, flat = answer
         found = self.found
-        for field, value in zip(flat[::2], flat[1::2], strict=True):
-            if field == MARK:
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            if name == MARK:
                 continue
-            id = field[1:].decode()
+            id = name[1:].decode()
             registers = found.get(id)
             if registers is None:
                 registers = found[id] = Registers()
-            registers.take(field[:1], value)
+            registers.take(name[:1], value)
         return int(self.cursor) == 0
 
     def processes(self) -> set[str]:
