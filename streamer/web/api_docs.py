@@ -16,7 +16,7 @@ from streamer import __version__
 from streamer.protocol.asyncapi import asyncapi
 from streamer.protocol.openapi import openapi
 from streamer.protocol.schemas import Schema
-from streamer.settings import Settings
+from streamer.settings import Settings, number
 
 FOLDER = Path(__file__).resolve().parent
 FILES = {"docs.css": "text/css", "docs.js": "text/javascript"}
@@ -154,7 +154,7 @@ def page(http: Mapping[str, Any], sockets: Mapping[str, Any]) -> str:
     ]
     for name, schema in http["components"]["schemas"].items():
         head = f"<code>{as_html(name)}</code> {as_html(schema.get('description', ''))}"
-        parts.append(f"<details id='{anchor(name)}'><summary>{head}</summary>{members(schema)}</details>")
+        parts.append(f"<details id='{name}'><summary>{head}</summary>{members(schema)}</details>")
     return "\n".join([*parts, "</main></html>"])
 
 
@@ -211,7 +211,7 @@ def call(method: str, path: str, one: Mapping[str, Any]) -> str:
     ]
     if "text/event-stream" not in one["responses"].get("200", {}).get("content", {}):
         parts.append(form(method, path, one))
-    return f"<details id='{anchor(one['operationId'])}'>{''.join(parts)}</details>"
+    return f"<details id='{one['operationId']}'>{''.join(parts)}</details>"
 
 
 def form(method: str, path: str, one: Mapping[str, Any]) -> str:
@@ -252,7 +252,7 @@ def kind(schema: Schema) -> str:
     """Returns the type of a value in a few words."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return f"<a href='#{anchor(name)}'>{as_html(name)}</a>"
+        return f"<a href='#{name}'>{as_html(name)}</a>"
     for several in ("anyOf", "oneOf"):
         if several in schema and "type" not in schema:
             return " or ".join(kind(one) for one in schema[several])
@@ -267,15 +267,10 @@ def kind(schema: Schema) -> str:
     words = " or ".join(named) if isinstance(named, list) else named
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None or high is not None:
-        words += f" {'' if low is None else f'from {plain(low)}'}{'' if high is None else f' to {plain(high)}'}"
+        words += f" {'' if low is None else f'from {number(low)}'}{'' if high is None else f' to {number(high)}'}"
     if "default" in schema:
         words += f" (default {schema['default']})"
     return as_html(words)
-
-
-def plain(bound: float) -> str:
-    """Returns a bound without an exponent."""
-    return str(int(bound)) if float(bound).is_integer() else str(bound)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -289,8 +284,3 @@ def as_html(value: str) -> str:
     """Returns text as HTML; what stands between backticks becomes code."""
     pieces = escape(value).split("`")
     return "".join(piece if at % 2 == 0 else f"<code>{piece}</code>" for at, piece in enumerate(pieces))
-
-
-def anchor(name: str) -> str:
-    """Returns a name as the target of a link."""
-    return name.replace(" ", "-")
