@@ -14,7 +14,7 @@ from streamer.protocol import fields
 from streamer.protocol.areas import decode_area
 from streamer.protocol.bounds import Bounds
 from streamer.protocol.fields import missing_or_invalid
-from streamer.protocol.messages import MAX_ID
+from streamer.protocol.messages import MAX_ID, check_listed
 from streamer.settings import Settings
 
 EVENTS = ("entered", "left", "opened", "closed", "online", "offline")
@@ -82,10 +82,7 @@ def decode_alert(body: Mapping[str, Any], bounds: Bounds, now: int) -> Request:
             wanted = f"an object of at most {MAX_METADATA} bytes as JSON"
             raise missing_or_invalid(body, "metadata", wanted, quote=False)
         source["metadata"] = metadata
-    disabled = body.get("disabled")
-    if disabled is not None and type(disabled) is not bool:
-        raise missing_or_invalid(body, "disabled", "true or false")
-    return Request(definition, source, url, expires, bool(disabled))
+    return Request(definition, source, url, expires, fields.flag(body, "disabled"))
 
 
 def stored_definition(source: Mapping[str, Any], quiet: int) -> Definition:
@@ -98,9 +95,7 @@ def _definition(body: Mapping[str, Any], bounds: Bounds) -> tuple[Definition, di
     if (area is None) == (vendors is None):
         code = ErrorCode.MISSING_FIELD if area is None else ErrorCode.INVALID_MESSAGE
         raise ProtocolError(code, "an alert needs either an area or a list of vendors")
-    is_open = body.get("open")
-    if is_open is not None and type(is_open) is not bool:
-        raise missing_or_invalid(body, "open", "true or false")
+    is_open = fields.flag(body, "open")
     on = body.get("on")
     if type(on) is not list or not on or not all(type(event) is str and event in EVENTS for event in on):
         raise missing_or_invalid(body, "on", f"a list of some of {', '.join(EVENTS)}")
@@ -119,13 +114,10 @@ def _definition(body: Mapping[str, Any], bounds: Bounds) -> tuple[Definition, di
     else:
         if type(vendors) is not list or not vendors or not all(_is_id(vendor) for vendor in vendors):
             raise missing_or_invalid(body, "vendors", "a list of vendorIds")
-        if len(vendors) > bounds.max_listed:
-            raise ProtocolError(
-                ErrorCode.AREA_TOO_LARGE, f"{len(vendors)} vendors are listed; the limit is {bounds.max_listed}"
-            )
+        check_listed(vendors, bounds)
         source["vendors"] = sorted(set(vendors))
     listed = None if vendors is None else frozenset(vendors)
-    return Definition(decoded, listed, bool(is_open), frozenset(on), quiet), source
+    return Definition(decoded, listed, is_open, frozenset(on), quiet), source
 
 
 def _is_id(value: object) -> bool:

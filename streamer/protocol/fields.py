@@ -117,6 +117,14 @@ def measure(value: Any, most: float) -> float | None:
     return None
 
 
+def flag(message: Mapping[str, Any], name: str) -> bool:
+    """Returns an optional member that is true or false; False when it is left out."""
+    value = message.get(name)
+    if value is not None and type(value) is not bool:
+        raise missing_or_invalid(message, name, "true or false")
+    return bool(value)
+
+
 def missing_or_invalid(message: Mapping[str, Any], name: str, wanted: str, *, quote: bool = True) -> ProtocolError:
     """Returns the error for a required member that is missing or of the wrong kind."""
     value = message.get(name)

@@ -17,7 +17,7 @@ from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Area
 from streamer.protocol.areas import decode_area
 from streamer.protocol.bounds import Bounds
-from streamer.protocol.fields import decode_object, epoch_ms, measure, missing_or_invalid, position, shown
+from streamer.protocol.fields import decode_object, epoch_ms, flag, measure, missing_or_invalid, position, shown
 
 SUBPROTOCOL = "streamer.v1"
 BEARER = "bearer."
@@ -212,12 +212,10 @@ def check_age(timestamp: int, now: int, bounds: Bounds) -> None:
 
 
 def _decode_status(message: Mapping[str, Any]) -> Status:
-    is_open, hidden = message.get("open"), message.get("hidden")
-    if type(is_open) is not bool:
+    if message.get("open") is None:
         raise missing_or_invalid(message, "open", "true or false")
-    if hidden is not None and type(hidden) is not bool:
-        raise missing_or_invalid(message, "hidden", "true or false")
-    return Status(is_open, bool(hidden) and not is_open)
+    is_open, hidden = flag(message, "open"), flag(message, "hidden")
+    return Status(is_open, hidden and not is_open)
 
 
 def decode_auth(message: Mapping[str, Any]) -> Auth:
@@ -254,9 +252,7 @@ def watch_of(message: Mapping[str, Any], bounds: Bounds, watches: Collection[str
     if (area is None) == (vendors is None):
         code = ErrorCode.MISSING_FIELD if area is None else ErrorCode.INVALID_MESSAGE
         raise ProtocolError(code, f"watch {id!r} needs either an area or a list of vendors")
-    is_open = message.get("open")
-    if is_open is not None and type(is_open) is not bool:
-        raise missing_or_invalid(message, "open", "true or false")
+    is_open = flag(message, "open")
     interval = message.get("interval")
     if interval is None:
         interval = 0
@@ -265,16 +261,21 @@ def watch_of(message: Mapping[str, Any], bounds: Bounds, watches: Collection[str
     detail = _decode_detail(message)
     if area is not None:
         decoded = decode_area(area, bounds, any_box=detail is not None)
-        return Watch(id, decoded, None, bool(is_open), int(interval), detail)
+        return Watch(id, decoded, None, is_open, int(interval), detail)
     if detail is not None:
         raise ProtocolError(ErrorCode.INVALID_MESSAGE, f'watch {id!r} lists vendors: "as":"counts" needs an area')
     if type(vendors) is not list or not all(type(v) is str and 0 < len(v) <= MAX_ID for v in vendors):
         raise missing_or_invalid(message, "vendors", "a list of vendorIds")
+    check_listed(vendors, bounds)
+    return Watch(id, None, frozenset(vendors), is_open, int(interval))
+
+
+def check_listed(vendors: Collection[str], bounds: Bounds) -> None:
+    """Raises ProtocolError when more vendors are listed than the bounds allow."""
     if len(vendors) > bounds.max_listed:
         raise ProtocolError(
             ErrorCode.AREA_TOO_LARGE, f"{len(vendors)} vendors are listed; the limit is {bounds.max_listed}"
         )
-    return Watch(id, None, frozenset(vendors), bool(is_open), int(interval))
 
 
 def _decode_detail(message: Mapping[str, Any]) -> int | None:

@@ -23,9 +23,21 @@ WITHIN = 60.0
 
 def described(names: tuple[str, ...]) -> dict[str, jsonschema_rs.Validator]:
     """Validators of messages by the AsyncAPI document, without additional members."""
-    shapes = schemas.closed(schemas.schemas(Settings.model_construct()))
+    shapes = closed(schemas.schemas(Settings.model_construct()))
     whole = {"components": {"schemas": shapes}}
     return {name: jsonschema_rs.validator_for({**whole, **schemas.ref(name)}) for name in names}
+
+
+def closed(schema: Any) -> Any:
+    """The same schema without additional members."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: closed(value) for name, value in schema.items()}
+    if inner.get("type") == "object" and isinstance(inner.get("properties"), dict):
+        inner["additionalProperties"] = False
+    return inner
 
 
 DESCRIBED = {"/v1/vendor": described(asyncapi.VENDOR_RECEIVES), "/v1/watch": described(asyncapi.CUSTOMER_RECEIVES)}
