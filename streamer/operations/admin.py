@@ -6,15 +6,14 @@ the main port for this machine and for whoever sends STREAMER_ADMIN_TOKEN.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.transport.client_address import is_loopback
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 """Headers of a reverse proxy: its client is not on this machine, even if the proxy is."""
 

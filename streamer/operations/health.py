@@ -26,7 +26,7 @@ from streamer.operations.parts import Parts
 from streamer.single_flight import SingleFlight
 from streamer.storage.revisions import Condition
 from streamer.storage.store import TableSize
-from streamer.transport.problem import json_response
+from streamer.transport.problem import NO_STORE, json_response
 
 log = structlog.get_logger()
 
@@ -41,7 +41,6 @@ SIZES_TTL = 60.0
 """Seconds for which a good result is cached."""
 FAILURE_TTL = 0.25
 """Seconds for which a failure is cached."""
-NO_STORE = {"Cache-Control": "no-store"}
 
 
 class Result(NamedTuple, Generic[T]):

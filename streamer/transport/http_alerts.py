@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
 
 import orjson
 import structlog
@@ -23,13 +22,12 @@ from streamer.protocol import alerts
 from streamer.protocol.fields import decode_json, shown
 from streamer.settings import Settings
 from streamer.storage.alerts import AlertRow, AlertStore, DeliveryRow, NewAlert
-from streamer.transport.http_query import number
 from streamer.transport.identify import identify
-from streamer.transport.problem import json_response
+from streamer.transport.problem import NO_STORE, json_response
+from streamer.transport.query import limit_of, paged
 
 log = structlog.get_logger()
 
-MAX_LIMIT = 100
 CHANGES_AHEAD = 30
 """Times a user may create, change or test alerts at once."""
 MAX_KEY = 255
@@ -105,16 +103,16 @@ class HttpAlerts:
     async def list(self, request: web.Request) -> web.Response:
         """`GET /v1/alerts?limit&cursor`: a page of the user's alerts, the oldest first."""
         user, _ = await self._user(request)
-        limit, cursor = _page(request.query)
-        rows = await self._store.list_of(user, cursor, limit + 1)
+        limit = limit_of(request.query)
+        rows = await self._store.list_of(user, request.query.get("cursor", ""), limit + 1)
         following = rows[limit - 1].id if len(rows) > limit else None
-        return _paged(request, "alerts", [described(row) for row in rows[:limit]], following)
+        return paged(request, "alerts", [described(row) for row in rows[:limit]], following)
 
     async def get(self, request: web.Request) -> web.Response:
         """`GET /v1/alerts/{id}`."""
         user, _ = await self._user(request)
         row = await self._store.get(user, request.match_info["id"])
-        return json_response(described(row), headers={"Cache-Control": "no-store"})
+        return json_response(described(row), headers=NO_STORE)
 
     async def change(self, request: web.Request) -> web.Response:
         """`PATCH /v1/alerts/{id}`: a JSON merge patch."""
@@ -134,7 +132,7 @@ class HttpAlerts:
         same = all(new.source.get(name) == row.source.get(name) for name in watched) and row.disabled is None
         row = await self._store.change(row.id, new, same=same, revive=reason is None)
         self._changed()
-        return json_response(described(row), headers={"Cache-Control": "no-store"})
+        return json_response(described(row), headers=NO_STORE)
 
     async def delete(self, request: web.Request) -> web.Response:
         """`DELETE /v1/alerts/{id}`: what waits to be sent is not sent any more."""
@@ -147,10 +145,10 @@ class HttpAlerts:
         """`GET /v1/alerts/{id}/deliveries?limit&cursor`: a page of webhooks and their answers, the newest first."""
         user, _ = await self._user(request)
         row = await self._store.get(user, request.match_info["id"])
-        limit, cursor = _page(request.query)
-        rows = await self._store.deliveries(row.id, cursor, limit + 1)
+        limit = limit_of(request.query)
+        rows = await self._store.deliveries(row.id, request.query.get("cursor", ""), limit + 1)
         following = rows[limit - 1].id if len(rows) > limit else None
-        return _paged(request, "deliveries", [delivery(each) for each in rows[:limit]], following)
+        return paged(request, "deliveries", [delivery(each) for each in rows[:limit]], following)
 
     async def test(self, request: web.Request) -> web.Response:
         """`POST /v1/alerts/{id}/test`: sends one webhook that is about no vendor."""
@@ -166,7 +164,7 @@ class HttpAlerts:
         id = await self._store.add_event(row.id, TEST, orjson.dumps(event).decode(), now)
         if self._deliverer is not None:
             self._deliverer.due()
-        return json_response({"id": id}, status=202, headers={"Cache-Control": "no-store"})
+        return json_response({"id": id}, status=202, headers=NO_STORE)
 
     def _changed(self) -> None:
         """Has this process look for the change at once."""
@@ -253,19 +251,3 @@ def _object(raw: bytes) -> dict[str, Any]:
     if type(body) is not dict:
         raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the body must be a JSON object, not {shown(body)}")
     return body
-
-
-def _page(query: Mapping[str, str]) -> tuple[int, str]:
-    limit = number("limit", query.get("limit", "20"))
-    if not (1 <= limit <= MAX_LIMIT and limit.is_integer()):
-        raise ProtocolError(
-            ErrorCode.INVALID_MESSAGE, f"limit must be a whole number from 1 to {MAX_LIMIT}, not {limit:g}"
-        )
-    return int(limit), query.get("cursor", "")
-
-
-def _paged(request: web.Request, name: str, page: list[dict[str, Any]], following: str | None) -> web.Response:
-    headers = {"Cache-Control": "no-store"}
-    if following is not None:
-        headers["Link"] = f'<{request.path}?{urlencode({**request.query, "cursor": following})}>; rel="next"'
-    return json_response({name: page, "next": following}, headers=headers)

@@ -24,7 +24,7 @@ from streamer.protocol.fields import decode_json, missing_or_invalid, shown
 from streamer.protocol.messages import Ping, Pings, decode_pings
 from streamer.storage.store import VendorRow
 from streamer.transport.identify import identify
-from streamer.transport.problem import json_response, problem
+from streamer.transport.problem import NO_STORE, json_response, problem
 from streamer.transport.services import Services
 
 log = structlog.get_logger()
@@ -87,7 +87,7 @@ class HttpIngest:
         body = outcome._asdict()
         if not outcome.duplicates:
             del body["duplicates"]
-        return refusal(outcome) or json_response(body, headers={"Cache-Control": "no-store"})
+        return refusal(outcome) or json_response(body, headers=NO_STORE)
 
     async def owntracks(self, request: web.Request) -> web.Response:
         """`POST /v1/owntracks`: the OwnTracks apps in HTTP mode; answers `[]`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from heapq import nsmallest
 
 from aiohttp import web
@@ -16,7 +15,8 @@ from streamer.live.vendor import Vendor
 from streamer.protocol import fields, history, messages
 from streamer.storage.store import LocationRow, VendorRow
 from streamer.transport.identify import COST, identify, identify_watcher
-from streamer.transport.problem import json_response, problem
+from streamer.transport.problem import NO_STORE, json_response, problem
+from streamer.transport.query import number
 from streamer.transport.services import Services
 from streamer.transport.sse import message_of
 
@@ -62,14 +62,14 @@ class HttpQuery:
             found = nsmallest(int(limit), found)
             await asyncio.sleep(0)
         cards = [{**v.card_fields(), "distance": d} for d, _, v in found]
-        return json_response({"vendors": cards}, headers={"Cache-Control": "no-store"})
+        return json_response({"vendors": cards}, headers=NO_STORE)
 
     async def counts(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/counts?area&open&detail`: groups of vendors, as a `counts` watch has them."""
         await self.authorize(request)
         wanted = messages.watch_of({**message_of(request.query), "as": "counts"}, self._services.bounds)
         groups = await self._subscriptions.groups(wanted, request[COST].client)
-        return json_response({"groups": groups}, headers={"Cache-Control": "no-store"})
+        return json_response({"groups": groups}, headers=NO_STORE)
 
     async def card(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors/{id}`: the card of a vendor that is on the map; for its owner also while it is hidden."""
@@ -80,7 +80,7 @@ class HttpQuery:
             on_map = vendor.live and vendor.shown is vendor.fix
             exact = on_map or (vendor.known and await self._owns(identity, vendor_id))
             if exact or vendor.live:
-                return json_response(vendor.card_fields(exact=exact), headers={"Cache-Control": "no-store"})
+                return json_response(vendor.card_fields(exact=exact), headers=NO_STORE)
         if not complete:
             message = f"vendor {vendor_id!r} is not on this process, and the others can't be asked"
             raise Unavailable(message, message)
@@ -140,15 +140,3 @@ class HttpQuery:
         """Checks the token of a customer's request, and returns its user. Raises ProtocolError if it is rejected."""
         required = self._settings.watch_auth == "required"
         return await identify_watcher(request, self._services.authenticator, required=required)
-
-
-def number(name: str, value: str) -> float:
-    """Return a finite number of a query string; ProtocolError names what is none."""
-    try:
-        found = float(value)
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        code = ErrorCode.INVALID_COORDINATES if name in fields.COORDINATES else ErrorCode.INVALID_MESSAGE
-        raise ProtocolError(code, f"{name} is a number, not {value!r:.80}")
-    return found

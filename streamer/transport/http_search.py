@@ -6,19 +6,16 @@ import re
 import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlencode
 
 import orjson
 from aiohttp import web
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.storage.store import Store
-from streamer.transport.http_query import number
-from streamer.transport.problem import json_response
+from streamer.transport.query import limit_of, paged
 
 MOST_WORDS = 8
 MOST_LETTERS = 100
-MOST_LIMIT = 100
 WORD = re.compile(r"[^\W_]+")
 SPECIAL = str.maketrans("łøđ", "lod")
 
@@ -43,27 +40,20 @@ class VendorSearch:
                 f"query must have 1 to {MOST_WORDS} words in at most {MOST_LETTERS} characters, not {query!r:.120}"
             )
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, message)
-        limit = number("limit", request.query.get("limit", "20"))
-        if not (1 <= limit <= MOST_LIMIT and limit.is_integer()):
-            raise ProtocolError(
-                ErrorCode.INVALID_MESSAGE, f"limit must be a whole number from 1 to {MOST_LIMIT}, not {limit:g}"
-            )
+        limit = limit_of(request.query)
         given = request.query.get("open", "false")
         if given not in ("true", "false"):
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"open must be true or false, not {given!r:.40}")
         cursor = request.query.get("cursor")
         after = ("", "") if cursor is None else decode_cursor(cursor)
-        rows = await self._store.search(found, given == "true", int(limit) + 1, after)
-        page = rows[: int(limit)]
+        rows = await self._store.search(found, given == "true", limit + 1, after)
+        page = rows[:limit]
         following = encode_cursor(page[-1].name, page[-1].vendor_id) if len(rows) > len(page) else None
-        headers = {"Cache-Control": "no-store"}
-        if following is not None:
-            headers["Link"] = f'<{request.path}?{urlencode({**request.query, "cursor": following})}>; rel="next"'
         vendors = [
             {"vendorId": row.vendor_id, "name": row.name, "open": row.open, "primaryImage": row.primary_image}
             for row in page
         ]
-        return json_response({"vendors": vendors, "next": following}, headers=headers)
+        return paged(request, "vendors", vendors, following)
 
 
 def words(query: str) -> list[str]:

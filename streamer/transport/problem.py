@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from itertools import count
 
 import orjson
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from streamer.counters import Counters
 from streamer.errors import HTTP_STATUS, ErrorCode, ProtocolError, Unavailable
@@ -19,8 +18,8 @@ log = structlog.get_logger()
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body, uncompressed."""
+NO_STORE = {"Cache-Control": "no-store"}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -34,7 +33,7 @@ def problem(
     """Return a problem document, with the status of its code unless another is given."""
     status = status or HTTP_STATUS[code]
     body: dict[str, object] = {"type": "about:blank", "status": status, "title": code, "code": code, "detail": message}
-    headers = {"Cache-Control": "no-store"}
+    headers = dict(NO_STORE)
     if retry_after_ms is not None:
         body["retryAfterMs"] = retry_after_ms
         headers["Retry-After"] = str(-(-retry_after_ms // 1000))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from streamer.cpu_time import measured
 from streamer.transport.admission import Admission
 from streamer.transport.identify import COST, await_budget
 
 READS = "/v1/vendors"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def limiting_reads(admission: Admission) -> Middleware:

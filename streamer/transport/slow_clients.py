@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 
 CHECK_EVERY = 1.0
@@ -37,9 +38,7 @@ class SlowClients:
         """Connections that have not taken all of their answer, and since when."""
 
     @web.middleware
-    async def through(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Note each request while it is handled."""
         connection = request.protocol
         self._known.add(connection)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Any
@@ -32,7 +30,7 @@ from streamer.transport.connection_limits import ConnectionSlot
 from streamer.transport.identify import identify_watcher
 from streamer.transport.services import Services
 from streamer.transport.watch_budget import WatchBudget
-from streamer.transport.writer import Writer, bound_unsent, event_chunk, event_lines
+from streamer.transport.writer import Writer, bound_unsent, event_chunk, event_lines, set_user_timeout
 
 log = structlog.get_logger()
 
@@ -212,15 +210,6 @@ def number_or_text(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
-    """Have the kernel end a connection whose other end acknowledges nothing: nothing is ever received on it."""
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    raw = transport.get_extra_info("socket")
-    if option is not None and raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):
-            raw.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1000))
 
 
 def _listed(query: MultiMapping[str]) -> Iterator[str]:

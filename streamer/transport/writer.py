@@ -26,11 +26,19 @@ def event_lines(payload: bytes) -> bytes:
 
 def bound_unsent(transport: asyncio.Transport) -> None:
     """Limit what the kernel buffers beyond what the network takes to UNSENT bytes; what waits longer is merged."""
-    option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
+    _set_tcp(transport, getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None), UNSENT)
+
+
+def set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
+    """Have the kernel end a connection whose other end acknowledges nothing: nothing is ever received on it."""
+    _set_tcp(transport, getattr(socket, "TCP_USER_TIMEOUT", None), round(seconds * 1000))
+
+
+def _set_tcp(transport: asyncio.Transport, option: int | None, value: int) -> None:
     raw = transport.get_extra_info("socket")
     if option is not None and raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
         with suppress(OSError):
-            raw.setsockopt(socket.IPPROTO_TCP, option, UNSENT)
+            raw.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Writer:

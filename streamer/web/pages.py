@@ -25,7 +25,7 @@ from aiohttp import web
 from streamer import __version__
 from streamer.errors import Unavailable
 from streamer.settings import Settings, coordinates
-from streamer.transport.problem import json_response
+from streamer.transport.problem import NO_STORE, json_response
 from streamer.web import basemap
 from streamer.web.basemap import Basemap
 
@@ -126,7 +126,7 @@ class Pages:
 
     async def now(self, _: web.Request) -> web.Response:
         """`GET /map/now`: the server's clock, by which a page computes the age of a position."""
-        return json_response({"time": self._clock()}, headers={"Cache-Control": "no-store"})
+        return json_response({"time": self._clock()}, headers=NO_STORE)
 
     async def file(self, request: web.Request) -> web.Response:
         """`GET /map/{edition}/{name}`: a file of the pages."""

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from streamer.accounts.sign_in import SignInLinks
 from streamer.settings import Settings
-from streamer.transport.problem import json_response
+from streamer.transport.problem import NO_STORE, json_response
 from streamer.web.backends import member, require_backend
 
 
@@ -35,13 +35,13 @@ class SignInEndpoints:
             vendor_id, self._settings.public_url or str(request.url.origin()), self._clock() / 1000
         )
         body = {"url": link.url, "vendorId": vendor_id, "expiresAt": link.expires * 1000, "qr": qr_svg(link.url)}
-        return json_response(body, status=201, headers={"Cache-Control": "no-store"})
+        return json_response(body, status=201, headers=NO_STORE)
 
     async def exchange(self, request: web.Request) -> web.Response:
         """`POST /v1/sign-in`: exchanges a link's code for a token, once."""
         used = await self._links.exchange(await member(request, "code"), self._clock() / 1000)
         body = {"token": used.token, "vendorId": used.vendor_id, "expiresAt": used.expires * 1000}
-        return json_response(body, headers={"Cache-Control": "no-store"})
+        return json_response(body, headers=NO_STORE)
 
 
 def qr_svg(text: str) -> str:

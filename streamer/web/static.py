@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 CLIENT = {
     "venta.js": "text/javascript; charset=utf-8",
@@ -26,7 +26,7 @@ def client_folder() -> Path:
     return beside("client", "clients", "js")
 
 
-def handing_out(folder: Path, types: dict[str, str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def handing_out(folder: Path, types: dict[str, str]) -> Handler:
     """Returns a handler for `{name}`: a file of the folder that is among `types`, revalidated at each request.
 
     Pages of any origin may import it.

@@ -40,7 +40,7 @@ ELSEWHERE = {
         " transport.websocket_server"
     ),
     "e2e/transport/test_hostile": "streamer.transport.admission transport.problem",
-    "e2e/transport/test_http_query": "streamer.transport.http_ingest",
+    "e2e/transport/test_http_query": "streamer.transport.http_ingest transport.query",
     "e2e/transport/test_cost": "streamer.transport.read_limits transport.watch_budget",
     "loadtest/test_fleet": "loadtest.clients.customer engine.population",
     "loadtest/test_run": "loadtest.engine.worker engine.worker_pool",
