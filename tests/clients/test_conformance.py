@@ -22,9 +22,9 @@ async def test_both_clients_pass(client: str, tmp_path: Path) -> None:
     command = PROGRAMS[client]
     if command is None:
         pytest.skip("needs Node 20 or newer")
-    done = await run(
-        "conformance", "--jobs", "2", "--within", "60", "--", *command, folder=tmp_path, PYTHONPATH=PYTHONPATH
-    )
+    # most of a case is waiting
+    words = ("--jobs", "6", "--within", "60", "--", *command)
+    done = await run("conformance", *words, folder=tmp_path, PYTHONPATH=PYTHONPATH)
     assert done.status == 0, done.out
     count = len(script.load())
     assert done.out.splitlines()[-1] == f"{count} of {count} passed"
@@ -83,7 +83,7 @@ async def test_a_client_with_a_fault_fails(fault: str, tmp_path: Path) -> None:
         f"setattr(owner, {name!r}, ({patch})(getattr(owner, {name!r})))\n"
         f"runpy.run_path({str(KIT / 'testee.py')!r}, run_name='__main__')\n"
     )
-    words = ("--client", kind, "--case", case, "--within", "8", "--", sys.executable, str(faulty))
+    words = ("--client", kind, "--case", case, "--within", "4", "--", sys.executable, str(faulty))
     done = await run("conformance", *words, folder=tmp_path, PYTHONPATH=PYTHONPATH)
     assert done.status == 1, done
     assert done.out.startswith(f"FAIL  {kind}  {case}"), done
