@@ -173,7 +173,8 @@ async def test_lateness_of_few_and_for_a_moment_is_found(serve: Serve, database_
 async def test_a_lost_alert_is_found_and_named(serve: Serve, database_url: str) -> None:
     """Three of the first webhooks are answered 204 and dropped; a stay of under 5 s may have been merged.
 
-    A busy machine may merge others too: that the honest server is not accused is tested elsewhere.
+    A busy machine may merge or delay others too: that the honest server is not accused is tested elsewhere. A webhook
+    that never comes is awaited until it would be late.
     """
     running = await serve(alert_key="a-key-for-alerts-a-key-for-alerts", alert_development_hosts=("127.0.0.1",))
     faults = Faults(lost_alerts=frozenset({5, 8, 11}))
@@ -182,7 +183,7 @@ async def test_a_lost_alert_is_found_and_named(serve: Serve, database_url: str) 
             f"http://{target.authority}",
             database_url,
             *("--customers", "4", "--set", "alerts.count=60", "--set", "alerts.radius=[100, 250]"),
-            *("--set", "alerts.late_ms=60000", "--set", "alerts.stay_ms=5000"),
+            *("--set", "alerts.late_ms=8000", "--set", "alerts.stay_ms=5000"),
             *("--threshold", "freshness_max_ms=false"),
         )
     assert code == 1, said
@@ -192,7 +193,8 @@ async def test_a_lost_alert_is_found_and_named(serve: Serve, database_url: str) 
     )
     assert set(found) & set(faults.done["alert"]), said
     assert len(faults.done["alert"]) == 3
-    assert report["checks"]["alerts"]["differences"] == report["checks"]["alerts"]["missed"]
+    check = report["checks"]["alerts"]
+    assert check["differences"] == check["missed"] + check["late"]
 
 
 @pytest.mark.parametrize("swaying", [True] if HONEST_RUNS == 1 else [True, False])
