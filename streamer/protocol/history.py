@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 from xml.sax.saxutils import escape
 
@@ -34,20 +34,13 @@ _DIGITS = re.compile(r"-?[0-9]{1,15}")
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class Location(Protocol):
-    """A stored ping, as the store returns it."""
+class LocationRow(NamedTuple):
+    """A stored ping; (timestamp, id) is its place in the history."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def lat(self) -> float: ...
-    @property
-    def long(self) -> float: ...
-
-
-Row = TypeVar("Row", bound=Location)
+    id: str
+    timestamp: int
+    lat: float
+    long: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +166,7 @@ def _quality(parameters: Sequence[str]) -> float:
 # responses
 
 
-def cut(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], str | None]:
+def cut(rows: Sequence[LocationRow], limit: int) -> tuple[Sequence[LocationRow], str | None]:
     """Returns one page of rows that were read one further than `limit`, and the cursor of the next page, if any."""
     if len(rows) <= limit:
         return rows, None
@@ -194,7 +187,7 @@ def encode(form: Format, vendor_id: str, name: str, parts: Sequence[bytes], curs
     )
 
 
-def encode_rows(form: Format, vendor_id: str, rows: Sequence[Location]) -> bytes:
+def encode_rows(form: Format, vendor_id: str, rows: Sequence[LocationRow]) -> bytes:
     """Returns some rows of a page. Thousands at once would hold the event loop for tens of milliseconds."""
     if form is Format.GPX:
         return "\n".join(

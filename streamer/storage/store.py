@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from streamer.ingest.copy_rows import id_floor, location_id
 from streamer.ingest.position import Position
-from streamer.protocol.history import LATEST_MS
+from streamer.protocol.history import LATEST_MS, LocationRow
 from streamer.storage import partitions, queries, revisions
 from streamer.storage.connections import row_count
 from streamer.storage.database import Database, can_be_text
@@ -39,15 +39,6 @@ class VendorRow:
     long: float | None
     located_at: int | None
     hidden: bool = False
-
-
-class LocationRow(NamedTuple):
-    """A stored ping; (timestamp, id) is its place in the history."""
-
-    id: str
-    timestamp: int
-    lat: float
-    long: float
 
 
 class TableSize(NamedTuple):

@@ -13,7 +13,8 @@ from streamer.errors import ErrorCode, ProtocolError, Unavailable
 from streamer.geo.shapes import Circle, distance
 from streamer.live.vendor import Vendor
 from streamer.protocol import fields, history, messages
-from streamer.storage.store import LocationRow, VendorRow
+from streamer.protocol.history import LocationRow
+from streamer.storage.store import VendorRow
 from streamer.transport.identify import COST, identify, identify_watcher
 from streamer.transport.problem import NO_STORE, json_response, problem
 from streamer.transport.query import number

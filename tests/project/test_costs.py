@@ -24,12 +24,12 @@ from streamer.live.view import ViewKey
 from streamer.protocol import history
 from streamer.protocol.bounds import Bounds
 from streamer.protocol.frames import text_frame
+from streamer.protocol.history import LocationRow
 from streamer.protocol.messages import (
     Watch,
     decode_vendor,
     decode_watch,
 )
-from streamer.storage.store import LocationRow
 from streamer.transport.problem import json_response
 from streamer.transport.watch_budget import WatchBudget
 from streamer.transport.writer import Writer

@@ -24,11 +24,12 @@ from streamer.ingest.batcher import Batcher, Chunk, Rejected
 from streamer.ingest.copy_rows import RowEncoder, id_floor, location_id
 from streamer.ingest.position import Position, arrived
 from streamer.operations.embedded import PostgresServer
+from streamer.protocol.history import LocationRow
 from streamer.storage import database as database_module
 from streamer.storage import migrate
 from streamer.storage.database import Database
 from streamer.storage.queries import RECONCILE_POSITIONS
-from streamer.storage.store import LocationRow, Store, VendorRow
+from streamer.storage.store import Store, VendorRow
 from streamer.supervisor import Supervisor
 from tests.conftest import Collected
 from tests.support.apps import eventually

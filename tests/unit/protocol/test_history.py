@@ -18,6 +18,7 @@ from streamer.protocol.history import (
     DAY_MS,
     LATEST_MS,
     Format,
+    LocationRow,
     Range,
     cut,
     decode_cursor,
@@ -28,7 +29,6 @@ from streamer.protocol.history import (
     negotiate,
     rfc3339,
 )
-from streamer.storage.store import LocationRow
 
 NOW = 1_732_467_600_000
 TOLERANCE = 60_000
