@@ -35,7 +35,7 @@ from streamer.live.index import LiveIndex
 from streamer.live.ticker import Ticker
 from streamer.live.visibility import Visibility
 from streamer.operations.admin import operators_only
-from streamer.operations.backup import Backups
+from streamer.operations.backup.files import Backups
 from streamer.operations.clock_check import ClockCheck
 from streamer.operations.health import Health
 from streamer.operations.loop_lag import LoopLag

@@ -21,8 +21,8 @@ from rich.table import Table
 from streamer.cli import config
 from streamer.cli.process import Steps
 from streamer.errors import DatabaseError, SettingsError
-from streamer.operations import backup as backups
 from streamer.operations import maintenance, privacy
+from streamer.operations.backup import archive, files
 from streamer.settings import Settings
 from streamer.storage import adopt as adoption
 from streamer.storage import audit as audits
@@ -166,14 +166,13 @@ def backup(
     configured = config.load(NEEDS_DATABASE)
     folder = _backup_folder(configured, folder)
     began = time.monotonic()
-    path = asyncio.run(backups.backup(_database_url(configured), folder, recipient=to))
-    manifest = backups.Manifest.read(path)
-    rows = sum(table.rows for table in manifest.tables.values())
+    path = asyncio.run(archive.backup(_database_url(configured), folder, recipient=to))
+    manifest = files.Manifest.read(path)
     typer.echo(
-        f"{path}: {manifest.bytes:,} bytes, {rows:,} rows of {len(manifest.tables)} tables,"
+        f"{path}: {manifest.bytes:,} bytes, {manifest.rows:,} rows of {len(manifest.tables)} tables,"
         f" in {time.monotonic() - began:.1f} s"
     )
-    for removed in backups.remove_old(folder, keep_days):
+    for removed in files.remove_old(folder, keep_days):
         typer.echo(f"removed {removed}, older than {keep_days} days")
 
 
@@ -187,9 +186,8 @@ def restore(
 ) -> None:
     """Restore a backup into the empty DATABASE_URL, completely or not at all, and verify every row."""
     url = _database_url()
-    manifest = asyncio.run(backups.restore(url, file, identity=identity))
-    rows = sum(table.rows for table in manifest.tables.values())
-    typer.echo(f"restored {rows:,} rows of {len(manifest.tables)} tables, as they were at {manifest.at}")
+    manifest = asyncio.run(archive.restore(url, file, identity=identity))
+    typer.echo(f"restored {manifest.rows:,} rows of {len(manifest.tables)} tables, as they were at {manifest.at}")
     typer.echo("next: `streamer db upgrade`, which creates the partitions of the coming days")
 
 
@@ -206,12 +204,11 @@ def prove(
     scratch: Annotated[Path | None, typer.Option(help="Folder for a temporary PostgreSQL.")] = None,
 ) -> None:
     """Verify the newest backup: restore it into a temporary database and compare every row. Made for a schedule."""
-    dump = file or backups.newest(_backup_folder(config.load(), folder)).path
+    dump = file or files.newest(_backup_folder(config.load(), folder)).path
     with Steps(Console(stderr=True, soft_wrap=True)) as steps:
-        proof = asyncio.run(backups.prove(dump, identity=identity, on=on, scratch=scratch, progress=steps))
-    rows = sum(table.rows for table in proof.manifest.tables.values())
+        proof = asyncio.run(archive.prove(dump, identity=identity, on=on, scratch=scratch, progress=steps))
     typer.echo(
-        f"{proof.path} is good: {rows:,} rows of {len(proof.manifest.tables)} tables, as they were at"
+        f"{proof.path} is good: {proof.manifest.rows:,} rows of {len(proof.manifest.tables)} tables, as they were at"
         f" {proof.manifest.at}, restored in {proof.seconds:.1f} s"
     )
     for difference in proof.differences:
@@ -296,9 +293,9 @@ def export(
     to: Annotated[Path | None, typer.Option(help="Archive to write; default: VENDOR.zip.")] = None,
 ) -> None:
     """Write everything stored of a vendor into a ZIP archive: JSON, GeoJSON, GPX."""
-    archive = to or Path(f"{re.sub(r'[^A-Za-z0-9_-]', '_', vendor)}.zip")
-    count = asyncio.run(privacy.export(_database_url(), vendor, archive))
-    typer.echo(f"{archive}: {count:,} locations")
+    target = to or Path(f"{re.sub(r'[^A-Za-z0-9_-]', '_', vendor)}.zip")
+    count = asyncio.run(privacy.export(_database_url(), vendor, target))
+    typer.echo(f"{target}: {count:,} locations")
 
 
 @db.command()

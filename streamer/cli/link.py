@@ -12,7 +12,7 @@ import typer
 
 from streamer import settings
 from streamer.accounts.sign_in import LIFETIME, make_link
-from streamer.dev.folder import DATA, SECRET, SERVICES
+from streamer.dev.folder import DATA, SERVICES, read_secret
 from streamer.errors import SettingsError
 
 
@@ -25,7 +25,7 @@ def link(
     configured = settings.load()
     origin, secret = url or configured.public_url, configured.jwt_secret
     try:
-        key = secret.get_secret_value() if secret is not None else (data / SECRET).read_text().strip()
+        key = secret.get_secret_value() if secret is not None else read_secret(data)
         origin = origin or json.loads((data / SERVICES).read_text())["http"]
     except OSError:
         raise SettingsError(

@@ -14,7 +14,7 @@ from streamer.ingest.batcher import Batcher
 from streamer.ingest.position_writer import PositionWriter
 from streamer.live.index import LiveIndex
 from streamer.live.ticker import Ticker
-from streamer.operations.backup import Backups
+from streamer.operations.backup.files import Backups
 from streamer.operations.clock_check import ClockCheck
 from streamer.operations.loop_lag import LoopLag
 from streamer.operations.workers.peers import Peers

@@ -13,14 +13,13 @@ import orjson
 
 from streamer.broker.erasure import erase_vendors
 from streamer.errors import DatabaseError
-from streamer.operations import backup
+from streamer.operations.backup import files
 from streamer.protocol import history
-from streamer.protocol.history import Format
+from streamer.protocol.history import Format, LocationRow
 from streamer.storage import queries
 from streamer.storage.connections import connected, delete_in_batches, row_count
 from streamer.storage.dsn import parse_url
 from streamer.storage.revisions import require_newest
-from streamer.storage.store import LocationRow
 
 STATEMENT_TIMEOUT = 600.0
 BATCH = 10_000
@@ -38,7 +37,7 @@ class Erased:
 
     rows: dict[str, int] = field(default_factory=dict)
     redis: int = 0
-    backups: list[backup.Found] = field(default_factory=list)
+    backups: list[files.Found] = field(default_factory=list)
 
 
 async def erase(
@@ -83,7 +82,7 @@ async def erase(
             await connection.execute(queries.ERASE_ACTOR, clerk_ids)
             await connection.execute(queries.UNLIST, vendors)
     if backup_dir is not None:
-        done.backups = await asyncio.to_thread(backup.found, backup_dir)
+        done.backups = await asyncio.to_thread(files.found, backup_dir)
     return done
 
 

@@ -49,6 +49,11 @@ class Manifest:
     sha256: str
     tables: dict[str, Counted]
 
+    @property
+    def rows(self) -> int:
+        """The number of rows of all tables."""
+        return sum(table.rows for table in self.tables.values())
+
     @classmethod
     def read(cls, dump: Path) -> Manifest:
         """Of a backup; DatabaseError when it has none that can be read."""

@@ -20,7 +20,8 @@ import pytest
 import structlog
 
 from streamer.ingest.copy_rows import id_floor
-from streamer.operations import backup, maintenance
+from streamer.operations import maintenance
+from streamer.operations.backup import archive
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, partitions, roles, seed
 from streamer.storage.seed import SeededVendor
@@ -306,7 +307,7 @@ async def test_prune_and_backup_beside_ingest(serve: Serve, database_url: str, t
     async with VendorApp(running.url, vendor.clerk_id) as app:
         phone = Phone(app, vendor)
         for name, work in (
-            ("backup", backup.backup(database_url, tmp_path)),
+            ("backup", archive.backup(database_url, tmp_path)),
             ("prune", maintenance.prune(database_url, 90)),
         ):
             loop = asyncio.get_running_loop()

@@ -16,20 +16,17 @@ import pytest
 
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.copy_rows import RowEncoder, decode_rows
-from streamer.operations.backup import (
+from streamer.operations.backup.archive import backup, compared, prove, restore
+from streamer.operations.backup.files import (
+    UNFINISHED,
     Backups,
     Counted,
     Manifest,
-    backup,
-    compared,
     found,
     manifest_of,
     proof_of,
-    prove,
     remove_old,
-    restore,
 )
-from streamer.operations.backup.files import UNFINISHED
 from streamer.operations.backup.streams import Digest, program_of, sha256
 from streamer.storage import drift, migrate, queries, revisions, seed
 from tests.support.commands import run

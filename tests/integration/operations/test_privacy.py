@@ -15,7 +15,8 @@ import redis.asyncio
 from streamer.accounts.tokens import make_token
 from streamer.errors import DatabaseError
 from streamer.ingest.copy_rows import location_id
-from streamer.operations import backup, maintenance, privacy
+from streamer.operations import maintenance, privacy
+from streamer.operations.backup import archive
 from streamer.storage import partitions, seed
 from streamer.storage.queries import ALL_TABLES
 from tests.conftest import Serve, connected
@@ -147,7 +148,7 @@ async def test_no_file_is_left(serving_url: str, database_url: str, redis_url: s
             url = f"/v1/vendors/{gone.vendor_id}/locations"
             async with session.post(url, json={"lat": LAT, "long": LONG, "timestamp": 1}) as answer:
                 await answer.read()
-        dump = await backup.backup(database_url, backups)
+        dump = await archive.backup(database_url, backups)
         done = await privacy.erase(
             database_url, redis_url, gone.clerk_id, stream_key=FEED, backup_dir=backups, noticed_within=4.0
         )
