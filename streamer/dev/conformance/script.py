@@ -98,6 +98,8 @@ class _Run:
         self._places: dict[int, tuple[Any, Any]] = {}
         """Where each ping was when it was first sent."""
         self._last_seq = 0
+        self._difference = ""
+        """How the view that a step waits for differed last."""
 
     async def all(self) -> None:
         """Carry out the steps; raises Wrong."""
@@ -143,10 +145,7 @@ class _Run:
 
     async def tell(self, command: dict[str, Any]) -> None:
         """Tell the client to do something, and wait until it has."""
-        number = self.program.tell(command)
-        done = await self.program.until(lambda event: event.get("event") == "done" and event.get("number") == number)
-        if done is None:
-            raise Wrong("the program ended")
+        await self._told(command)
 
     async def event(self, pattern: dict[str, Any]) -> None:
         """Wait until the client reports something, which counts once."""
@@ -168,15 +167,10 @@ class _Run:
     async def view(self, expected: dict[str, Any]) -> None:
         """Wait until a watch's view is exactly this."""
         while True:
-            number = self.program.tell({"do": "view", "id": expected["id"]})
-            answer = await self.program.until(
-                lambda event, number=number: event.get("event") == "done" and event.get("number") == number  # type: ignore[misc]
-            )
-            if answer is None:
-                raise Wrong("the program ended")
-            if (difference := _view_differs(answer, expected)) is None:
+            answer = await self._told({"do": "view", "id": expected["id"]})
+            self._difference = _view_differs(answer, expected) or ""
+            if not self._difference:
                 return
-            self._difference = difference
             await asyncio.sleep(0.02)
 
     # the server
@@ -320,6 +314,13 @@ class _Run:
 
     # inside
 
+    async def _told(self, command: dict[str, Any]) -> dict[str, Any]:
+        number = self.program.tell(command)
+        done = await self.program.until(lambda event: event.get("event") == "done" and event.get("number") == number)
+        if done is None:
+            raise Wrong("the program ended")
+        return done
+
     @property
     def _open(self) -> Connection:
         assert self._connection is not None, "a script begins with `open` or `accept`"
@@ -348,9 +349,11 @@ class _Run:
             raise Wrong(f"the program ended: {self.program.errors.decode(errors='replace')[-500:]}")
 
     def _report(self) -> str:
-        difference = getattr(self, "_difference", None)
         errors = self.program.errors.decode(errors="replace").strip()[-500:]
-        parts = [f"the view: {difference}" if difference else "", f"last events: {self.program.events[-4:]}"]
+        parts = [
+            f"the view: {self._difference}" if self._difference else "",
+            f"last events: {self.program.events[-4:]}",
+        ]
         return "; ".join(filter(None, [*parts, f"on stderr: {errors}" if errors else ""]))
 
     def _resolved(self, value: Any) -> Any:

@@ -150,7 +150,6 @@ class CaseServer:
     def __init__(self) -> None:
         self.arrivals: asyncio.Queue[Connection] = asyncio.Queue()
         self.connections: list[Connection] = []
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
