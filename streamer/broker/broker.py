@@ -160,11 +160,6 @@ class Broker:
                 await self.publisher.flush()
         await self.nodes.close()
 
-    async def probe(self) -> None:
-        """Raises Unavailable unless all of Redis can be used."""
-        if (cause := self.nodes.cause) is not None:
-            raise Unavailable(f"Redis can't be used: {cause}")
-
     async def now(self) -> int:
         """Redis's time, epoch ms; raises Unavailable."""
         (answer,) = await self.nodes.run([Command(BROADCAST, ("TIME",))], "read")

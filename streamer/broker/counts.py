@@ -132,12 +132,6 @@ class Counts:
         finally:
             self._release(counted)
 
-    def resnapshot(self) -> None:
-        """Has every watch sent a snapshot."""
-        for counted in self._keys.values():
-            for watch in counted.watches:
-                watch.snapshot_due = True
-
     async def _hold(self, key: CountsKey) -> Counted:
         counted = self._keys.get(key)
         if counted is None:

@@ -51,7 +51,7 @@ CLOSE_TIMEOUT = 3.0
 class EventStream(Connection):
     """One open event stream."""
 
-    __slots__ = ("_chunked", "_ended", "_transport", "end_watch")
+    __slots__ = ("_chunked", "_ended", "end_watch")
     kind = "events"
     end_watch: Callable[[], None]
 
@@ -60,7 +60,6 @@ class EventStream(Connection):
     ) -> None:
         super().__init__(registry, Writer(transport, event_chunk if chunked else event_lines), slot)
         self.heard = inf  # a client sends nothing; the kernel notices when it is gone
-        self._transport = transport
         self._chunked = chunked
         self._ended = False
 
