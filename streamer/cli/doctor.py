@@ -20,14 +20,13 @@ from streamer.dev.development import check_port
 from streamer.dev.folder import DATA, read_services
 from streamer.errors import StreamerError
 from streamer.operations import logs
+from streamer.operations.file_limits import reserved
 from streamer.settings import Settings
 from streamer.storage import dsn, revisions, roles
 from streamer.storage.lookup import clock_and_version
 
 MAX_SKEW = 2.0
 """Seconds that clocks may differ."""
-RESERVED_FILES = 200
-"""Open files that a process needs beside its clients' connections."""
 CHECK_TIMEOUT = 15.0
 
 
@@ -93,7 +92,7 @@ async def checks(configured: Settings, *, serving: bool = False) -> AsyncIterato
     if not serving:
         address = f"{configured.host}:{configured.port}"
         yield await _check("port", _done(check_port(configured.host, configured.port), f"{address} is free"))
-    yield open_files(configured.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    yield open_files(configured, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
 async def _check(what: str, detail: Awaitable[str]) -> Finding:
@@ -140,14 +139,15 @@ def _check_clock(what: str, clock: float, began: float) -> None:
         )
 
 
-def open_files(max_connections: int, limit: int) -> Finding:
+def open_files(configured: Settings, limit: int) -> Finding:
     """Returns whether the limit of open files is enough for STREAMER_MAX_CONNECTIONS."""
-    needed = max_connections + RESERVED_FILES
+    reserve = reserved(configured)
+    needed = configured.max_connections + reserve
     if limit in (-1, resource.RLIM_INFINITY) or limit >= needed:
-        return Finding("open files", True, f"the limit allows {max_connections} connections")
+        return Finding("open files", True, f"the limit allows {configured.max_connections} connections")
     return Finding(
         "open files",
         False,
         f"the limit is {limit}, and STREAMER_MAX_CONNECTIONS needs {needed}: raise it (ulimit -Hn, LimitNOFILE) or"
-        f" set STREAMER_MAX_CONNECTIONS to {max(1, limit - RESERVED_FILES)}",
+        f" set STREAMER_MAX_CONNECTIONS to {max(1, limit - reserve)}",
     )

@@ -15,6 +15,11 @@ RESERVE = 256
 """Descriptors kept for PostgreSQL, Redis, JWKS, logs, and connections that are being answered with 503."""
 
 
+def reserved(settings: Settings) -> int:
+    """Returns how many descriptors a process needs beside its clients' connections."""
+    return RESERVE + settings.pool_size
+
+
 def fit_to_descriptors(settings: Settings) -> Settings:
     """Raises the soft limit as far as needed; returns settings whose `max_connections` fits into the limit.
 
@@ -24,7 +29,7 @@ def fit_to_descriptors(settings: Settings) -> Settings:
         return settings
     import resource
 
-    reserve = RESERVE + settings.pool_size
+    reserve = reserved(settings)
     needed = settings.max_connections + reserve
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:

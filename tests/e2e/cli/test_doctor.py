@@ -9,6 +9,8 @@ import pytest
 
 from streamer.cli.doctor import MAX_SKEW, _check_clock, open_files
 from streamer.errors import StreamerError
+from streamer.operations.file_limits import RESERVE
+from streamer.settings import Settings
 from streamer.storage import dsn
 from tests.support.apps import SECRET
 from tests.support.commands import run
@@ -79,10 +81,11 @@ def test_a_clock_that_differs(offset: float, word: str) -> None:
 
 def test_open_files() -> None:
     """A server that runs out of file handles refuses clients that its settings allow."""
-    assert open_files(800, 1024).ok
-    found = open_files(50_000, 1024)
+    most = 1024 - RESERVE - 8
+    assert open_files(Settings.model_construct(pool_size=8, max_connections=most), 1024).ok
+    found = open_files(Settings.model_construct(pool_size=8, max_connections=most + 1), 1024)
     assert not found.ok
-    assert "set STREAMER_MAX_CONNECTIONS to 824" in found.detail
+    assert f"set STREAMER_MAX_CONNECTIONS to {most}" in found.detail
 
 
 async def test_a_database_that_is_down(tmp_path: Path) -> None:
