@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -13,20 +12,16 @@ from pydantic import SecretStr
 
 from streamer import lifecycle, settings
 from streamer.cli import config
-from streamer.cli.process import interrupts, run, tune_collector
+from streamer.cli.process import run, until_stopped
 from streamer.dev.folder import DATA, read_services
 from streamer.operations import logs
-from streamer.operations.watchdog import Watchdog
-from streamer.settings import Settings
-from streamer.transport.mqtt_url import MqttBroker, parse_broker
+from streamer.transport.mqtt_url import parse_broker
 
 NEEDED: Mapping[tuple[str, ...], str] = {
     ("database_url",): "where to store",
     ("redis_url",): "the Redis or Valkey that connects the processes",
     ("mqtt_url",): "the broker, also by --broker",
 }
-STOP_WITHIN = 12.0
-"""Seconds beyond `drain_timeout` after which a process that does not stop is ended."""
 
 
 def mqtt(
@@ -52,14 +47,6 @@ def mqtt(
     logs.configure(form=configured.log_form, level=configured.log_level)
     faulthandler.enable()
     assert configured.mqtt_url is not None
-    run(_mqtt(configured, parse_broker(configured.mqtt_url.get_secret_value()), client_id))
-
-
-async def _mqtt(configured: Settings, broker: MqttBroker, client_id: str) -> None:
-    with Watchdog(configured.stuck_after) as watchdog:
-        async with interrupts() as interrupt, lifecycle.bridging(configured, broker, client_id):
-            tune_collector()
-            print(f"bridging from the MQTT broker {broker.where}", file=sys.stderr, flush=True)
-            await interrupt.wait()
-            watchdog.limit_stop(configured.drain_timeout + STOP_WITHIN)
-            print("stopping", file=sys.stderr, flush=True)
+    where = parse_broker(configured.mqtt_url.get_secret_value())
+    bridging = lifecycle.bridging(configured, where, client_id)
+    run(until_stopped(configured, bridging, lambda _: f"bridging from the MQTT broker {where.where}"))

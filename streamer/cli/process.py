@@ -9,14 +9,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
 from streamer.errors import StreamerError
+from streamer.operations.watchdog import Watchdog
+from streamer.settings import Settings
+
+STOP_WITHIN = 12.0
+"""Seconds beyond `drain_timeout` after which a process that does not stop is ended."""
+
+T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -79,6 +86,21 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+async def until_stopped(
+    configured: Settings, running: contextlib.AbstractAsyncContextManager[T], started: Callable[[T], str] | None
+) -> None:
+    """Keeps a server running until a signal stops it; prints what `started` returns once it runs."""
+    with Watchdog(configured.stuck_after) as watchdog:
+        async with interrupts() as interrupt, running as server:
+            tune_collector()
+            if started is not None:
+                print(started(server), file=sys.stderr, flush=True)
+            await interrupt.wait()
+            watchdog.limit_stop(configured.drain_timeout + STOP_WITHIN)
+            if started is not None:
+                print("stopping", file=sys.stderr, flush=True)
 
 
 class Steps:

@@ -16,11 +16,10 @@ import typer
 from streamer import lifecycle
 from streamer.cli import config
 from streamer.cli.config import Host, Port
-from streamer.cli.process import interrupts, report, run, tune_collector
+from streamer.cli.process import report, run, until_stopped
 from streamer.errors import SettingsError, StreamerError
 from streamer.operations import logs
 from streamer.operations.file_limits import fit_to_descriptors
-from streamer.operations.watchdog import Watchdog
 from streamer.operations.workers.manager import Workers, reserve
 from streamer.operations.workers.peers import Peers
 from streamer.operations.workers.scoreboard import Scoreboard
@@ -28,8 +27,6 @@ from streamer.settings import Settings
 
 log = structlog.get_logger()
 
-STOP_WITHIN = 12.0
-"""Seconds beyond `drain_timeout` after which a process that does not stop is ended."""
 WORKER_MARGIN = 2.0
 """Seconds that the manager gives a worker's own watchdog before it kills a stuck worker."""
 
@@ -54,15 +51,9 @@ def serve(
 
 
 async def _serve(configured: Settings, peers: Peers | None = None) -> None:
-    with Watchdog(configured.stuck_after) as watchdog:
-        async with interrupts() as interrupt, lifecycle.serving(configured, peers) as (_, url):
-            tune_collector()
-            if peers is None:
-                print(f"serving on {url}", file=sys.stderr, flush=True)
-            await interrupt.wait()
-            watchdog.limit_stop(configured.drain_timeout + STOP_WITHIN)
-            if peers is None:
-                print("stopping", file=sys.stderr, flush=True)
+    # Of several workers the manager says that they serve.
+    started = None if peers is not None else lambda server: f"serving on {server[1]}"
+    await until_stopped(configured, lifecycle.serving(configured, peers), started)
 
 
 def _serve_with_workers(configured: Settings) -> int:

@@ -12,7 +12,7 @@ import kubernetes_validate  # type: ignore[import-untyped]  # ships no types
 import pytest
 import yaml
 
-from streamer.cli.serve import STOP_WITHIN
+from streamer.cli.process import STOP_WITHIN
 from streamer.settings import Settings, variable
 from tests.support.commands import runs
 from tests.support.paths import ROOT
