@@ -23,14 +23,12 @@ from streamer.protocol.messages import (
 CLOCK_ERRORS = (ErrorCode.TIMESTAMP_IN_FUTURE, ErrorCode.TIMESTAMP_TOO_OLD)
 
 
+@dataclass(eq=False, slots=True)
 class Pending:
     """The pings of one message; `last_seq` is acked once these and all before them are stored or rejected."""
 
-    __slots__ = ("last_seq", "settled")
-
-    def __init__(self, last_seq: int) -> None:
-        self.last_seq = last_seq
-        self.settled = False
+    last_seq: int
+    settled: bool = False
 
 
 @dataclass(slots=True)
@@ -119,15 +117,14 @@ class VendorSession:
             self._bad_messages.good()
         self.last_seq = message.last_seq
         pending = Pending(message.last_seq)
+        self._pending.append(pending)
         if message.accepted:
-            self._pending.append(pending)
             received.pending = pending
             received.pings = message.accepted
             newest = max(message.accepted, key=timestamp_of) if len(message.accepted) > 1 else message.accepted[0]
             if newest.timestamp >= now - self._live_max_age:
                 received.newest = newest
         else:
-            self._pending.append(pending)
             received.replies = [*received.replies, *self.settled(pending)]
         return received
 

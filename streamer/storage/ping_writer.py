@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -95,15 +96,13 @@ class PingWriter:
                 rejected.setdefault(part.chunk, {}).update(dict.fromkeys(part.seqs, why))
 
 
+@dataclass(eq=False, slots=True)
 class _Part:
     """Some of a chunk's pings: those from `start` up to `stop`."""
 
-    __slots__ = ("chunk", "start", "stop")
-
-    def __init__(self, chunk: Chunk, start: int, stop: int) -> None:
-        self.chunk = chunk
-        self.start = start
-        self.stop = stop
+    chunk: Chunk
+    start: int
+    stop: int
 
     @property
     def count(self) -> int:
