@@ -187,7 +187,7 @@ RETURNING e."id", e."alertId", e."body", (EXTRACT(EPOCH FROM e."at") * 1000)::bi
 RECORD = f"""
 WITH given AS (
     SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(
-        "id" text, "alertId" text, "attempts" int, "next" bigint, "delivered" boolean, "entry" jsonb
+        "id" text, "alert_id" text, "attempts" int, "next" bigint, "delivered" boolean, "entry" jsonb
     )
 ), events AS (
     UPDATE "streamer_alert_events" e SET
@@ -198,11 +198,11 @@ WITH given AS (
         AND (g."delivered" OR e."attempts" = g."attempts")
 ), works AS (
     UPDATE "streamer_alerts" a SET "failingSince" = NULL
-    WHERE a."id" IN (SELECT "alertId" FROM given WHERE "delivered") AND a."failingSince" IS NOT NULL
+    WHERE a."id" IN (SELECT "alert_id" FROM given WHERE "delivered") AND a."failingSince" IS NOT NULL
 )
 UPDATE "streamer_alerts" a SET "failingSince" = {NOW}
-WHERE a."id" IN (SELECT "alertId" FROM given WHERE NOT "delivered")
-    AND a."id" NOT IN (SELECT "alertId" FROM given WHERE "delivered") AND a."failingSince" IS NULL
+WHERE a."id" IN (SELECT "alert_id" FROM given WHERE NOT "delivered")
+    AND a."id" NOT IN (SELECT "alert_id" FROM given WHERE "delivered") AND a."failingSince" IS NULL
 """
 DISABLE = f"""
 UPDATE "streamer_alerts" SET "disabledAt" = {NOW}, "disabledReason" = $2, "updatedAt" = {NOW},

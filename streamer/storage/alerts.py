@@ -332,19 +332,7 @@ class AlertStore:
 
     async def record(self, attempts: Sequence[Attempt]) -> None:
         """Stores the outcomes of requests."""
-        given = orjson.dumps(
-            [
-                {
-                    "id": each.id,
-                    "alertId": each.alert_id,
-                    "attempts": each.attempts,
-                    "next": each.next,
-                    "delivered": each.delivered,
-                    "entry": each.entry,
-                }
-                for each in attempts
-            ]
-        ).decode()
+        given = orjson.dumps([each._asdict() for each in attempts]).decode()
         await self._database.execute(sql.RECORD, given, what="alert-record")
 
     async def disable(self, alert_id: str, reason: str, failing_for: int | None = None) -> bool:
