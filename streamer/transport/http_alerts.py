@@ -158,9 +158,7 @@ class HttpAlerts:
         if row.disabled is not None:
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the alert is disabled, {row.reason}: enable it first")
         now = self._clock()
-        event: dict[str, Any] = {"type": TEST, "alertId": row.id, "at": now}
-        if (metadata := row.source.get("metadata")) is not None:
-            event["metadata"] = metadata
+        event = {"type": TEST, "alertId": row.id, "at": now, **_given(metadata=row.source.get("metadata"))}
         id = await self._store.add_event(row.id, TEST, orjson.dumps(event).decode(), now)
         if self._deliverer is not None:
             self._deliverer.due()
@@ -194,35 +192,30 @@ def described(row: AlertRow) -> dict[str, Any]:
     """Returns an alert as its owner sees it."""
     seen = written(row)
     seen.pop("disabled", None)
-    seen = {"id": row.id, **seen, "createdAt": row.created, "updatedAt": row.updated}
-    if row.started is not None:
-        seen["startedAt"] = row.started
-    if row.failing is not None:
-        seen["failingSince"] = row.failing
-    if row.disabled is not None:
-        seen["disabled"] = {"at": row.disabled, "reason": row.reason}
-    return seen
+    return {
+        "id": row.id,
+        **seen,
+        "createdAt": row.created,
+        "updatedAt": row.updated,
+        **_given(
+            startedAt=row.started,
+            failingSince=row.failing,
+            disabled=None if row.disabled is None else {"at": row.disabled, "reason": row.reason},
+        ),
+    }
 
 
 def written(row: AlertRow) -> dict[str, Any]:
     """Returns an alert as its owner could have written it."""
-    members = {**row.source, "url": row.url, "quiet": row.quiet}
-    if row.expires is not None:
-        members["expires"] = row.expires
-    if row.disabled is not None:
-        members["disabled"] = True
-    return members
+    disabled = None if row.disabled is None else True
+    return {**row.source, "url": row.url, "quiet": row.quiet, **_given(expires=row.expires, disabled=disabled)}
 
 
 def delivery(row: DeliveryRow) -> dict[str, Any]:
     """Returns a webhook as the alert's owner sees it."""
     state = "delivered" if row.delivered is not None else "given up" if row.gave_up is not None else "waiting"
-    seen: dict[str, Any] = {"id": row.id, "type": row.kind, "at": row.at, "state": state, "attempts": row.log}
-    if row.vendor_id:
-        seen["vendorId"] = row.vendor_id
-    if row.next is not None:
-        seen["nextAttempt"] = row.next
-    return seen
+    seen = {"id": row.id, "type": row.kind, "at": row.at, "state": state, "attempts": row.log}
+    return seen | _given(vendorId=row.vendor_id or None, nextAttempt=row.next)
 
 
 def _new(
@@ -244,6 +237,11 @@ def _new(
         key=key,
         request_hash=request_hash,
     )
+
+
+def _given(**members: Any) -> dict[str, Any]:
+    """Returns those of the members that are not None."""
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def _object(raw: bytes) -> dict[str, Any]:
