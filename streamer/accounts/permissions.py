@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from streamer.accounts.dataloader import DataLoader
 from streamer.accounts.tokens import Identity
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.storage.store import VendorRow
 
 
-class Vendors(Protocol):
-    """Looks up vendors; `DataLoader` implements it."""
-
-    async def vendor(self, vendor_id: str) -> VendorRow | None: ...
-
-    async def vendors_of(self, clerk_id: str) -> list[VendorRow]: ...
-
-
-async def owned_vendor(vendors: Vendors, identity: Identity, vendor_id: str | None) -> VendorRow:
+async def owned_vendor(vendors: DataLoader, identity: Identity, vendor_id: str | None) -> VendorRow:
     """Returns the named vendor of a user, or the user's only one; raises ProtocolError when there is none."""
     if vendor_id is not None:
         row = await vendors.vendor(vendor_id)

@@ -19,7 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from streamer.accounts.permissions import Vendors
+from streamer.accounts.dataloader import DataLoader
 from streamer.counters import Counters
 from streamer.errors import DatabaseError, ErrorCode, ProtocolError, Unavailable
 from streamer.ingest.batcher import backoff
@@ -48,7 +48,7 @@ LATER = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED})
 """Refusals of what can be stored later."""
 
 
-async def topic_vendor(vendors: Vendors, user: str, device: str) -> VendorRow:
+async def topic_vendor(vendors: DataLoader, user: str, device: str) -> VendorRow:
     """Returns the vendor of a topic `owntracks/USER/DEVICE`; raises ProtocolError when there is none.
 
     USER is a `users.clerkId` or the id of a vendor: the broker's access rules say who may publish as whom. DEVICE names
@@ -94,7 +94,7 @@ class MqttBridge:
         broker: MqttBroker,
         client_id: str,
         reports: HttpIngest,
-        vendors: Vendors,
+        vendors: DataLoader,
         counters: Counters,
         clock: Callable[[], int],
     ) -> None:
