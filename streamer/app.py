@@ -20,7 +20,6 @@ from streamer.accounts.jwks import IssuerKeys
 from streamer.accounts.sign_in import SignInLinks
 from streamer.accounts.tokens import Authenticator, rules_of
 from streamer.alerts.delivery import Deliverer
-from streamer.alerts.evaluator import Evaluator
 from streamer.alerts.signing import Vault
 from streamer.broker.broker import Broker
 from streamer.broker.context import BrokerConfig
@@ -66,6 +65,7 @@ from streamer.web.sign_in import SignInEndpoints
 from streamer.web.static import CLIENT, client_folder, handing_out
 
 if TYPE_CHECKING:
+    from streamer.alerts.evaluator import Evaluator
     from streamer.transport.mqtt import MqttBridge
 
 log = structlog.get_logger()
@@ -183,11 +183,14 @@ class Server:
         vault = Vault(keys) if settings.alert_key is not None else None
         alert_store = AlertStore(store.database)
         self.deliverer = None if vault is None else Deliverer(settings, alert_store, vault, clock, counters)
-        self.evaluator = (
-            None
-            if self.deliverer is None
-            else Evaluator(self.process, alert_store, self.index, self.broker, clock, counters, self.deliverer.due)
-        )
+        self.evaluator: Evaluator | None = None
+        if self.deliverer is not None:
+            # Only here, as it needs numpy and what numpy takes of memory.
+            from streamer.alerts.evaluator import Evaluator
+
+            self.evaluator = Evaluator(
+                self.process, alert_store, self.index, self.broker, clock, counters, self.deliverer.due
+            )
         self.alert_store = alert_store
         self.alerts_api = HttpAlerts(
             settings, alert_store, self.authenticator, clock, vault, self.evaluator, self.deliverer

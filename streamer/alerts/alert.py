@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from streamer.alerts import rules
-from streamer.alerts.edges import margin_of
-from streamer.alerts.plane import METRES
+from streamer.alerts.edges import METRES, EdgeCell, margin_of
 from streamer.geo.grid import bus_cover
 from streamer.geo.shapes import Area, Box
 from streamer.protocol.alerts import Definition
@@ -49,6 +48,8 @@ class Alert:
     __slots__ = (
         "area",
         "begun",
+        "cells",
+        "circle",
         "definition",
         "ended",
         "expires",
@@ -56,7 +57,6 @@ class Alert:
         "margin",
         "metadata",
         "needs",
-        "placed",
         "revision",
         "slot",
         "started",
@@ -74,8 +74,10 @@ class Alert:
         self.area: Area | None = definition.area
         self.margin = 0.0 if definition.area is None else margin_of(definition.area)
         self.needs = needs_of(definition, self.margin)
-        self.placed = False
-        """Its area is in the grid."""
+        self.cells: list[EdgeCell[Alert]] = []
+        """Of the tracker's grid, in which its area is."""
+        self.circle = 0
+        """The number of its area in the grid's table, if that is a circle."""
         self.begun = False
         """Its states are read and compared: changes are looked at."""
         self.ended = False

@@ -1,21 +1,20 @@
-"""How far a position is from the edge of an area, at least; and a grid that finds the areas near a position. Pure.
+"""How far a position is from the edge of an area, at least; and a grid of cells with the areas that matter there. Pure.
 
-An alert is looked at only when a vendor may have crossed its edge. So near a position only the areas are of interest
-whose edge is near; far from all edges a move costs one comparison.
+Of all areas only those matter to a vendor that moves within a cell whose edge passes through it.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from collections.abc import Iterator
+from functools import lru_cache
 from math import asin, ceil, cos, hypot, inf, log2, pi, sin
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import ref
 
-from streamer.alerts.plane import METRES, Circles, Placed, Plane
+from streamer.alerts.circles import Circles, CircleTable
 from streamer.geo.shapes import EARTH_RADIUS, Area, Box, Circle, distance
 
-REACH = 25.0
-"""Metres from an edge within which an area is near."""
 MARGIN = 20.0
 """Metres that a vendor must be outside before it has left: positions of GPS scatter by about as much."""
 MARGIN_SHARE = 0.1
@@ -25,8 +24,12 @@ SHARPNESS = 6
 FINEST = 0.001
 """Degrees of latitude of the smallest cell."""
 MOST_LEVEL = 12
-MOST_FLATTENED = 4000
-"""Cells that keep their circles as numbers."""
+ROWS = 10_000
+"""Rows of the grid whose number of cells is remembered."""
+SPARE = 1.0
+"""Metres added for rounding to what may touch a cell."""
+METRES = EARTH_RADIUS * pi / 180
+"""Of a degree of latitude."""
 NEAR_POLE = 89.0
 """Degrees beyond which no flat projection is good enough: all edges count as near."""
 
@@ -90,38 +93,76 @@ def _to_meridian(lat: float, degrees: float) -> float:
     return EARTH_RADIUS * asin(cos(lat * _RADIAN) * sin(degrees * _RADIAN))
 
 
+class Placed(Protocol):
+    """What is in the grid: an area with the margin that a vendor must be outside before it has left."""
+
+    area: Area | None
+    margin: float
+    cells: list[EdgeCell[Any]]
+    """In which it is."""
+    circle: int
+    """Its number in the table, if its area is a circle."""
+
+
 T = TypeVar("T", bound=Placed)
-Key = tuple[int, int]
+Key = tuple[int, int, int]
+"""Level, row and column."""
 
 
 class EdgeCell(Generic[T]):
-    """The areas whose edge is near a cell, and those that contain all of it."""
+    """The areas whose edge, or the outer side of whose margin, may pass through a cell, and those that contain it."""
 
-    __slots__ = ("circles", "cleaned", "edges", "plane", "whole")
+    __slots__ = ("_circles", "_numbers", "_round", "_table", "key", "other", "whole")
 
-    def __init__(self) -> None:
-        self.cleaned = 0
-        """How many removals there had been when it was cleaned last."""
-        self.edges: list[T] = []
+    def __init__(self, key: Key, table: CircleTable) -> None:
+        self.key = key
+        self.other: list[T] = []
+        """Boxes and polygons whose edge may pass through it."""
         self.whole: list[T] = []
-        self.plane: Plane | None = None
-        """The plane of `circles`, which hold the edges as long as they are in use."""
-        self.circles: Circles[T] | None = None
+        self._round: list[T] = []
+        self._numbers = array("l")
+        self._table = table
+        self._circles: ref[Circles[T]] | None = None
 
-    def add(self, item: T, whole: bool) -> None:
+    def __bool__(self) -> bool:
+        return bool(self._round or self.other or self.whole)
+
+    @property
+    def edges(self) -> list[T]:
+        """All whose edge may pass through it."""
+        return self._round + self.other
+
+    def circles(self) -> Circles[T]:
+        """Returns the circles whose edge may pass through it: the same object until they change, if it is kept."""
+        circles = None if self._circles is None else self._circles()
+        if circles is None:
+            circles = Circles(self._round.copy(), self._table.take(self._numbers))
+            self._circles = ref(circles)
+        return circles
+
+    def add(self, item: T, *, whole: bool) -> None:
         """Adds an area."""
-        (self.whole if whole else self.edges).append(item)
-        self.circles = None
+        self._circles = None
+        if whole:
+            self.whole.append(item)
+        elif isinstance(item.area, Circle):
+            self._round.append(item)
+            self._numbers.append(item.circle)
+        else:
+            self.other.append(item)
 
-    def clean(self) -> None:
-        """Takes out the areas that are not in the grid any more."""
-        self.edges = [item for item in self.edges if item.placed]
-        self.whole = [item for item in self.whole if item.placed]
-        self.circles = None
+    def remove(self, item: T) -> None:
+        """Removes an area."""
+        self._circles = None
+        if item in self._round:
+            number = self._round.index(item)
+            del self._round[number], self._numbers[number]
+        else:
+            (self.other if item in self.other else self.whole).remove(item)
 
 
 class EdgeGrid(Generic[T]):
-    """Areas by grid cells: those whose edge is within REACH of a cell, and those that contain all of it.
+    """Areas by grid cells.
 
     An area is on the level on which it is some cells wide. A row of a level has as many cells as keep them about as
     wide as high.
@@ -129,64 +170,40 @@ class EdgeGrid(Generic[T]):
 
     def __init__(self) -> None:
         self._levels: dict[int, dict[Key, EdgeCell[T]]] = {}
-        self._removals = 0
-        self._sweeping: list[tuple[int, Key]] = []
-        self._flattened: deque[EdgeCell[T]] = deque()
+        self._table = CircleTable()
 
     def add(self, item: T, area: Area) -> None:
-        """Adds what has an area; it must not have been added before."""
-        item.placed = True
+        """Adds what has an area; it must not be in the grid."""
+        if isinstance(area, Circle):
+            item.circle = self._table.put(area, item.margin)
         level = level_of(area)
         cells = self._levels.setdefault(level, {})
         for key, whole in touched(area, level):
-            found = cells.get(key)
-            if found is None:
-                found = cells[key] = EdgeCell()
-                found.cleaned = self._removals
-            found.add(item, whole)
+            cell = cells.get(key)
+            if cell is None:
+                cell = cells[key] = EdgeCell(key, self._table)
+            cell.add(item, whole=whole)
+            item.cells.append(cell)
 
     def remove(self, item: T) -> None:
-        """Removes what was added: to find it in its cells would take long, so these are cleaned when they are used."""
-        item.placed = False
-        self._removals += 1
+        """Removes what was added."""
+        cell: EdgeCell[T]
+        for cell in item.cells:
+            cell.remove(item)
+            if not cell:
+                level = cell.key[0]
+                del self._levels[level][cell.key]
+                if not self._levels[level]:
+                    del self._levels[level]
+        item.cells = []
+        if isinstance(item.area, Circle):
+            self._table.remove(item.circle)
 
-    def at(self, lat: float, long: float) -> Iterator[EdgeCell[T]]:
-        """Yields the cells of a position: every area that it is in, or whose edge is near, is in one of them."""
-        for level, cells in self._levels.items():
-            found = cells.get(key_of(lat, long, level))
-            if found is not None:
-                self._clean(found)
-                yield found
-
-    def circles_at(self, lat: float, long: float, plane: Plane) -> Iterator[Circles[T]]:
-        """Yields what `at` does, on a plane: every area that can matter is in one of them."""
-        for cell in self.at(lat, long):
-            circles = cell.circles
-            if circles is None or cell.plane is not plane:
-                if circles is None:
-                    self._flattened.append(cell)
-                if len(self._flattened) > MOST_FLATTENED:
-                    self._flattened.popleft().circles = None
-                circles = cell.circles = Circles(cell.edges, plane, lat, long)
-                cell.plane = plane
-            yield circles
-
-    def sweep(self, most: int) -> None:
-        """Cleans so many of the cells that nobody looks at."""
-        if not self._sweeping:
-            self._sweeping = [(level, key) for level, cells in self._levels.items() for key in cells]
-        for _ in range(min(most, len(self._sweeping))):
-            level, key = self._sweeping.pop()
-            cells = self._levels[level]
-            found = cells[key]
-            self._clean(found)
-            if not (found.edges or found.whole):
-                del cells[key]
-
-    def _clean(self, cell: EdgeCell[T]) -> None:
-        if cell.cleaned != self._removals:
-            cell.cleaned = self._removals
-            cell.clean()
+    def at(self, lat: float, long: float) -> list[EdgeCell[T]]:
+        """Returns the cells of a position: every area that it is in, or in whose margin, is in one of them."""
+        return [
+            cell for level, cells in self._levels.items() if (cell := cells.get(key_of(lat, long, level))) is not None
+        ]
 
 
 def level_of(area: Area) -> int:
@@ -195,14 +212,15 @@ def level_of(area: Area) -> int:
     return min(MOST_LEVEL, max(0, ceil(log2(max(extent, 1.0) / SHARPNESS / (FINEST * METRES)))))
 
 
-def key_of(lat: float, long: float, level: int) -> tuple[int, int]:
+def key_of(lat: float, long: float, level: int) -> Key:
     """Returns the cell of a position."""
     height = FINEST * (1 << level)
     row = int((lat + 90.0) / height)
     columns = columns_of(row, height)
-    return row, int((long + 180.0) / 360.0 * columns) % columns
+    return level, row, int((long + 180.0) / 360.0 * columns) % columns
 
 
+@lru_cache(ROWS)
 def columns_of(row: int, height: float) -> int:
     """Returns the number of cells in a row."""
     south = row * height - 90.0
@@ -210,10 +228,10 @@ def columns_of(row: int, height: float) -> int:
     return max(1, int(360.0 / height * cos(min(widest, 90.0) * _RADIAN)))
 
 
-def touched(area: Area, level: int) -> Iterator[tuple[tuple[int, int], bool]]:
-    """Yields each cell that an area touches or comes near, and whether the area contains all of it."""
+def touched(area: Area, level: int) -> Iterator[tuple[Key, bool]]:
+    """Yields each cell that an area touches, or its margin, and whether the area contains all of it."""
     height = FINEST * (1 << level)
-    near = REACH + margin_of(area) + 1.0
+    near = margin_of(area) + SPARE
     bounds = area.bounds()
     spread = near / METRES
     first = max(0, int((bounds.south - spread + 90.0) / height))
@@ -238,6 +256,6 @@ def touched(area: Area, level: int) -> Iterator[tuple[tuple[int, int], bool]]:
             column = number % columns
             long = (column + 0.5) * 360.0 / columns - 180.0
             if edge_distance(area, lat, long) <= half + near:
-                yield (row, column), False
+                yield (level, row, column), False
             elif area.contains(lat, long):
-                yield (row, column), True
+                yield (level, row, column), True

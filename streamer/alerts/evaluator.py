@@ -12,7 +12,7 @@ import asyncio
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from operator import is_
 from typing import Any
 
@@ -39,6 +39,10 @@ LEASE = 3000
 """Milliseconds after its last sign of life when a process's alerts are taken over."""
 LOOK_BACK = 60_000
 """Milliseconds before the last look from which changes are read again: statements that ran then are committed since."""
+LOOKED_AT = 100
+"""Vendors that are looked at in one go; more would hold the event loop."""
+LOOK_PAUSE = 0.1
+"""Seconds between two looks at what changed: alone a vendor costs ten times what it costs among many."""
 SLICE = 50
 """Alerts that are begun at once; more would hold the event loop."""
 MOST_PENDING = 50_000
@@ -91,6 +95,9 @@ class Evaluator:
         self._expiries: list[tuple[int, int, Alert]] = []
         self._numbers = count()
         self._wake = asyncio.Event()
+        self._changed: dict[Vendor, None] = {}
+        """Vendors of the live index that changed, and are not looked at yet."""
+        self._moved = asyncio.Event()
         self._flush = asyncio.Event()
         self._lock = asyncio.Lock()
         self._away = False
@@ -103,7 +110,12 @@ class Evaluator:
 
     def tasks(self) -> dict[str, Callable[[], Any]]:
         """The loops, by name, for the supervisor."""
-        return {"alert-shares": self.share, "alerts": self.follow, "alert-states": self.write}
+        return {
+            "alert-shares": self.share,
+            "alerts": self.follow,
+            "alert-looks": self.look,
+            "alert-states": self.write,
+        }
 
     def wake(self) -> None:
         """Looks for changed alerts at once."""
@@ -113,11 +125,23 @@ class Evaluator:
 
     def observe(self, changed: Mapping[Vendor, Before]) -> None:
         """Takes the vendors that a tick of the live index changed."""
-        if not self.alerts:
-            return
-        for vendor in changed:
-            if self._index.vendors.get(vendor.vendor_id) in (vendor, None):
-                self._tracker.changed(vendor)
+        if self.alerts:
+            self._changed.update(dict.fromkeys(changed))
+            self._moved.set()
+
+    async def look(self) -> None:
+        """Looks at the vendors that changed, many at once as each costs less so, for ever."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            while self._changed:
+                some = list(islice(self._changed, LOOKED_AT))
+                for vendor in some:
+                    del self._changed[vendor]
+                vendors = self._index.vendors
+                self._tracker.changed([v for v in some if vendors.get(v.vendor_id) in (v, None)])
+                await asyncio.sleep(0)
+            await asyncio.sleep(LOOK_PAUSE)
 
     def _look(self, alert: Alert, vendor_id: str, inside: bool, vendor: Vendor | None) -> None:
         """Compares what a vendor is to an alert with what it was."""
@@ -141,8 +165,8 @@ class Evaluator:
             following, events = stepped
         if state is None:
             state = State()
-        self._tracker.keep(alert, vendor_id, state)
         state.known = following
+        self._tracker.keep(alert, vendor_id, state)
         if vendor is not None and vendor.fix.timestamp >= 0:
             state.card = self._card_of(vendor)
         elif vendor is None:
@@ -333,7 +357,6 @@ class Evaluator:
 
     def _pass_time(self) -> None:
         now = self._clock()
-        self._tracker.sweep()
         while self._absent and self._absent[0][0] <= now:
             _, _, alert, vendor_id = heapq.heappop(self._absent)
             vendor = self._index.vendors.get(vendor_id)

@@ -1,109 +1,52 @@
 """Finds the alerts that a vendor's change may concern, among any number of them. Pure.
 
-A vendor has an anchor: a position around which the alerts are known whose edge is within REACH, by the distance that
-the vendor may move before it crosses each. A move looks at those that it may have crossed; a longer one finds a new
-anchor. Most vendors stand still, and their positions scatter by metres: that costs one comparison.
+A vendor has the cells of the grid that it is in, and a border: on which side it is of every edge that passes through
+them. A move is compared with the border, those of many vendors in one go; what it crossed is looked at exactly. So are,
+in a new cell, alerts that contain all of the cell or do not reach into it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from math import hypot
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 
 from streamer.alerts.alert import Alert, State
-from streamer.alerts.edges import NEAR_POLE, REACH, EdgeGrid, edge_distance, holds
-from streamer.alerts.plane import BAND, BAND_METRES, BEYOND, FLAT_ERROR, METRES, plane_of
+from streamer.alerts.circles import Border, Circles, crossed
+from streamer.alerts.edges import EdgeCell, EdgeGrid, edge_distance, holds
 from streamer.geo.grid import cover, cover_level
-from streamer.geo.shapes import Box, Circle
+from streamer.geo.shapes import distance
 from streamer.live.index import LiveIndex
-from streamer.live.vendor import Vendor
+from streamer.live.vendor import Card, Vendor
 
 Look = Callable[[Alert, str, bool, Vendor | None], None]
 """Takes an alert, a vendor's id, whether it is inside, and the vendor if it is live."""
 
-FEW = 10
-"""Alerts added at once for which the anchors around them are looked for; for more all are found anew."""
-SWEPT = 500
-"""Cells that are cleaned at once."""
-NOWHERE = plane_of(0, False)
-JITTER = 0.01
+JITTER = 0.11
 """Metres added to a move for rounding."""
+ANCHORED = 25.0
+"""Metres after which a vendor gets a new anchor."""
 
-
-class Near:
-    """Alerts in the order of how far a vendor may move from its anchor before it can cross their edge."""
-
-    __slots__ = ("entries", "slacks")
-
-    def __init__(self) -> None:
-        self.slacks: list[float] = []
-        self.entries: list[tuple[complex, float, Alert]] = []
-        """Of each alert the centre and the radius at which it must be looked at exactly; zeros if it is no circle."""
-
-    def fill(self, rows: list[tuple[float, int, complex, float, Alert]]) -> None:
-        """Holds these alerts: slack, any number, centre, radius."""
-        rows.sort()
-        self.slacks = [row[0] for row in rows]
-        self.entries = [row[2:] for row in rows]
-
-    def put(self, slack: float, entry: tuple[complex, float, Alert]) -> None:
-        """Adds an alert."""
-        number = bisect_right(self.slacks, slack)
-        self.slacks.insert(number, slack)
-        self.entries.insert(number, entry)
-
-    def take(self, alert: Alert) -> tuple[complex, float, Alert] | None:
-        """Removes an alert and returns its entry, if it is there."""
-        for number, entry in enumerate(self.entries):
-            if entry[2] is alert:
-                del self.slacks[number]
-                return self.entries.pop(number)
-        return None
+_slack = itemgetter(0)
 
 
 class Track:
-    """One vendor: its anchor, the alerts near it, and those that know it."""
+    """One vendor: the alerts that it is in, and its borders in the cells that it is in."""
 
-    __slots__ = (
-        "alerts",
-        "anchor",
-        "anchored",
-        "inside",
-        "lat",
-        "live",
-        "long",
-        "other",
-        "outside",
-        "plane",
-        "stretch",
-        "wide",
-        "x",
-        "y",
-    )
+    __slots__ = ("anchor", "borders", "card", "circles", "inside", "live", "online", "others")
 
     def __init__(self) -> None:
         self.live = False
-        self.lat = self.long = 0.0
-        """Where it was looked at last."""
-        self.anchored = -1
-        """The generation of its anchor; negative: it has none."""
-        self.plane = NOWHERE
-        self.wide = NOWHERE.wide
-        """Metres of a degree of longitude on the plane of the anchor."""
-        self.stretch = 1.001
-        """By how much distances on the plane may be too short."""
-        self.anchor = 0j
-        self.y = self.x = 0.0
-        """The anchor, in degrees."""
-        self.inside = Near()
-        """Circles that it is in."""
-        self.outside = Near()
-        """Circles that it is not in."""
-        self.other = Near()
-        """Large circles, boxes and polygons."""
-        self.alerts: dict[Alert, State] = {}
-        """Alerts that hold a state of it, with that state."""
+        self.card: Card | None = None
+        self.online = False
+        self.inside: set[Alert] = set()
+        """Alerts that hold it as inside."""
+        self.circles: list[Circles[Alert]] = []
+        """Of each cell that it is in."""
+        self.borders: list[Border] = []
+        self.others: list[tuple[float, Alert]] = []
+        """Boxes and polygons of the cells, by how far it may move from the anchor before it crosses their edge."""
+        self.anchor = (0.0, 0.0)
 
 
 class Tracker:
@@ -115,10 +58,6 @@ class Tracker:
         self._listed: dict[str, dict[Alert, None]] = {}
         self._tracks: dict[str, Track] = {}
         self._placed: set[Alert] = set()
-        self._added: list[Alert] = []
-        """Alerts that no anchor knows yet."""
-        self._generation = 0
-        """Of the anchors that hold; it grows when so many alerts were added that all are found anew."""
 
     def add(self, alert: Alert) -> None:
         """Adds an alert; `look` is to be called for the vendors that are in it already."""
@@ -127,8 +66,6 @@ class Tracker:
             self._grid.add(alert, alert.area)
         for vendor_id in alert.definition.vendors or ():
             self._listed.setdefault(vendor_id, {})[alert] = None
-        if alert.area is not None:
-            self._added.append(alert)
 
     def remove(self, alert: Alert) -> None:
         """Removes an alert with all that it knows of vendors."""
@@ -137,8 +74,7 @@ class Tracker:
         if alert not in self._placed:
             return
         self._placed.discard(alert)
-        if alert.area is not None:
-            self._grid.remove(alert)
+        self._grid.remove(alert)
         for vendor_id in alert.definition.vendors or ():
             alerts = self._listed[vendor_id]
             del alerts[alert]
@@ -146,18 +82,17 @@ class Tracker:
                 del self._listed[vendor_id]
 
     def keep(self, alert: Alert, vendor_id: str, state: State) -> None:
-        """Has an alert hold a state of a vendor."""
+        """Has an alert hold a state of a vendor; to be called again when the state has changed."""
         alert.states[vendor_id] = state
-        self._track(vendor_id).alerts[alert] = state
+        if state.known.seen.inside:
+            self._track(vendor_id).inside.add(alert)
+        else:
+            self._outside(alert, vendor_id)
 
     def drop(self, alert: Alert, vendor_id: str) -> None:
         """Has an alert forget a vendor."""
         alert.states.pop(vendor_id, None)
-        track = self._tracks.get(vendor_id)
-        if track is not None:
-            track.alerts.pop(alert, None)
-            if not (track.live or track.alerts):
-                del self._tracks[vendor_id]
+        self._outside(alert, vendor_id)
 
     def inside(self, alert: Alert, index: LiveIndex) -> Iterator[Vendor]:
         """Yields the live vendors inside an alert now."""
@@ -177,168 +112,97 @@ class Tracker:
 
     def look(self, alert: Alert, vendor: Vendor) -> None:
         """Looks at a live vendor for one alert."""
-        area = alert.area
-        if area is None:
-            inside = True
-        else:
+        inside = True
+        if alert.area is not None:
             state = alert.states.get(vendor.vendor_id)
             was = state is not None and state.known.seen.inside
-            inside = holds(area, alert.margin, was, vendor.shown.lat, vendor.shown.long)
+            inside = holds(alert.area, alert.margin, was, vendor.shown.lat, vendor.shown.long)
         self._look(alert, vendor.vendor_id, inside, vendor)
 
-    def changed(self, vendor: Vendor) -> None:
-        """Looks at a vendor of the live index that changed, or left it, for all alerts that this may concern."""
-        if self._added:
-            self._forget_anchors()
-        track = self._tracks.get(vendor.vendor_id)
-        if not vendor.live:
-            if track is not None:
-                self._gone(vendor, track)
-            return
-        lat, long = vendor.shown.lat, vendor.shown.long
-        if track is not None and track.live and not vendor.card_changed and abs(lat) < NEAR_POLE:
-            if track.anchored == self._generation:
-                point = complex(lat * METRES, (long % 360.0 if track.plane.far else long) * track.wide)
-                moved = abs(point - track.anchor)
-                if moved < REACH:
-                    self._step(track, vendor, point, moved)
-                    return
-            # A step from where it was looked at last, so that nothing is passed over.
-            if hypot((lat - track.lat) * METRES, (long - track.long) * METRES) < REACH:
-                self._anchor(track)
-                point = track.plane.point(lat, long)
-                self._step(track, vendor, point, abs(point - track.anchor))
-                return
-        self._all(vendor)
-
-    def _step(self, track: Track, vendor: Vendor, point: complex, moved: float) -> None:
-        lat, long = track.lat, track.long = vendor.shown.lat, vendor.shown.long
-        moved = moved * track.stretch + JITTER
-        outside, inside, other = track.outside, track.inside, track.other
-        found: list[Alert] = []
-        if outside.slacks and outside.slacks[0] <= moved:
-            some = outside.entries[: bisect_right(outside.slacks, moved)]
-            found = [alert for centre, radius, alert in some if abs(centre - point) < radius]
-        if inside.slacks and inside.slacks[0] <= moved:
-            some = inside.entries[: bisect_right(inside.slacks, moved)]
-            found += [alert for centre, radius, alert in some if abs(centre - point) > radius]
-        if other.slacks and other.slacks[0] <= moved:
-            found += [alert for _, _, alert in other.entries[: bisect_right(other.slacks, moved)]]
-        for alert in found:
-            area, state = alert.area, track.alerts.get(alert)
-            assert area is not None
-            was = state is not None and state.known.seen.inside
-            holding = area.contains(lat, long)
-            if holding is was or not alert.placed or (was and holds(area, alert.margin, True, lat, long)):
+    def changed(self, vendors: Iterable[Vendor]) -> None:
+        """Looks at vendors of the live index that changed, or left it, for all alerts that this may concern."""
+        borders: list[Border] = []
+        of: list[tuple[Vendor, Track, Circles[Alert]]] = []
+        positions: list[tuple[float, float]] = []
+        for vendor in vendors:
+            track = self._tracks.get(vendor.vendor_id)
+            if not vendor.live:
+                if track is not None:
+                    self._gone(vendor, track)
                 continue
-            self._look(alert, vendor.vendor_id, holding, vendor)
-            self._replace(track, alert)
-
-    def _replace(self, track: Track, alert: Alert) -> None:
-        """Finds anew how far from the anchor a vendor may be before an alert that it just changed for changes again."""
-        area, state = alert.area, track.alerts.get(alert)
-        assert area is not None
-        is_inside = state is not None and state.known.seen.inside
-        slack = 0.0
-        if is_inside and not area.contains(track.y, track.x):
-            # It came in. Back at the anchor it would be in the margin, so it leaves beyond that only.
-            slack = max(0.0, 0.95 * (alert.margin - edge_distance(area, track.y, track.x)) - 0.5)
-        if (entry := track.other.take(alert)) is not None:
-            track.other.put(slack, entry)
-        elif (entry := track.outside.take(alert) or track.inside.take(alert)) is not None:
-            self._put(track, slack, entry[0], alert, is_inside)
-
-    def _put(self, track: Track, slack: float, centre: complex, alert: Alert, is_inside: bool) -> None:
-        area = alert.area
-        assert isinstance(area, Circle)
-        error = track.plane.error(area.radius)
-        if is_inside:
-            track.inside.put(slack, (centre, area.radius + alert.margin - error, alert))
-        else:
-            track.outside.put(slack, (centre, area.radius + error, alert))
-
-    def _anchor(self, track: Track) -> None:
-        """Finds the alerts whose edge is near where the vendor was looked at last."""
-        lat, long = track.y, track.x = track.lat, track.long
-        plane = plane_of(round(lat / BAND), abs(long) > 90.0)
-        if plane is not track.plane:
-            track.plane, track.wide = plane, plane.wide
-            track.stretch = 1.001 + plane.bend * 2 * BAND_METRES
-        track.anchored = self._generation
-        point = track.anchor = plane.point(lat, long)
-        inside: list[tuple[float, int, complex, float, Alert]] = []
-        outside: list[tuple[float, int, complex, float, Alert]] = []
-        other: list[tuple[float, int, complex, float, Alert]] = []
-        known, bend = track.alerts, plane.bend
-        number = 0
-        for circles in self._grid.circles_at(lat, long, plane):
-            for alert, centre, radius, off in circles.within(point, REACH):
-                number += 1
-                reach = radius + BEYOND
-                error = bend * reach * (reach + BAND_METRES) + FLAT_ERROR
-                state = known.get(alert)
-                if state is not None and state.known.seen.inside:
-                    slack = alert.margin - off - error
-                    if slack < REACH:
-                        inside.append((slack, number, centre, radius + alert.margin - error, alert))
-                else:
-                    slack = abs(off) - error
-                    if slack < REACH:
-                        outside.append((slack, number, centre, radius + error, alert))
-            for alert in circles.other:
-                area = alert.area
-                assert area is not None
-                off = edge_distance(area, lat, long)
-                state = known.get(alert)
-                if state is not None and state.known.seen.inside:
-                    slack = alert.margin + (off if area.contains(lat, long) else -off) - FLAT_ERROR
-                else:
-                    slack = off - FLAT_ERROR
-                if slack < REACH:
-                    number += 1
-                    other.append((slack, number, 0j, 0.0, alert))
-        track.inside.fill(inside)
-        track.outside.fill(outside)
-        track.other.fill(other)
-
-    def _all(self, vendor: Vendor) -> None:
-        """Looks at every alert that the vendor is in, or was in."""
-        vendor_id = vendor.vendor_id
-        track = self._track(vendor_id)
-        track.live = True
-        track.anchored = -1
-        lat, long = track.lat, track.long = vendor.shown.lat, vendor.shown.long
-        known = list(track.alerts)
-        alerts = track.alerts
-        for cell in self._grid.at(lat, long):
-            for alert in cell.edges:
-                if alert not in alerts:
-                    area = alert.area
-                    assert area is not None
-                    if area.contains(lat, long):
-                        self._look(alert, vendor_id, True, vendor)
-            for alert in cell.whole:
-                if alert not in alerts:
-                    self._look(alert, vendor_id, True, vendor)
-        for alert in self._listed.get(vendor_id, ()):
-            if alert not in alerts:
-                self._look(alert, vendor_id, True, vendor)
-        for alert in known:
+            if track is None or not track.live or track.card is not vendor.card or track.online is not vendor.online:
+                track = self._renewed(vendor)
+            position = vendor.shown.lat, vendor.shown.long
+            cells = self._grid.at(*position)
+            circles = [cell.circles() for cell in cells]
+            if circles != track.circles:
+                self._enter(track, vendor, cells, circles)
+            elif track.others:
+                self._step(track, vendor)
+            for number, some in enumerate(circles):
+                if some.items:
+                    borders.append(track.borders[number])
+                    positions.append(position)
+                    of.append((vendor, track, some))
+        if not borders:
+            return
+        for number, column in crossed(borders, positions):
+            vendor, track, some = of[number]
+            alert = some.items[column]
             self.look(alert, vendor)
+            some.turn(borders[number], column, is_inside=alert in track.inside)
+
+    def _renewed(self, vendor: Vendor) -> Track:
+        """Looks at a vendor that appeared, or whose card changed, for the alerts that it is in or that list it."""
+        track = self._track(vendor.vendor_id)
+        listed = () if track.live else self._listed.get(vendor.vendor_id, ())
+        track.live, track.card, track.online = True, vendor.card, vendor.online
+        for alert in {*track.inside, *listed}:
+            self.look(alert, vendor)
+        return track
+
+    def _enter(self, track: Track, vendor: Vendor, cells: list[EdgeCell[Alert]], circles: list[Circles[Alert]]) -> None:
+        """Takes the cells that a vendor is in now, and looks at what is not compared with its border from now on."""
+        edges = {alert for cell in cells for alert in cell.edges}
+        whole = {alert for cell in cells for alert in cell.whole}
+        for alert in whole - track.inside:
+            self.look(alert, vendor)
+        for alert in track.inside - edges - whole:
+            self.look(alert, vendor)
+        track.others = [(0.0, alert) for cell in cells for alert in cell.other]
+        for _, alert in track.others:
+            self.look(alert, vendor)
+        track.circles = circles
+        track.borders = [some.border(track.inside) for some in circles]
+        self._anchor(track, vendor)
+
+    def _step(self, track: Track, vendor: Vendor) -> None:
+        """Looks at the boxes and polygons whose edge a vendor may have crossed since it was at its anchor."""
+        moved = distance(vendor.shown.lat, vendor.shown.long, *track.anchor) + JITTER
+        for number in range(bisect_right(track.others, moved, key=_slack)):
+            alert = track.others[number][1]
+            was = alert in track.inside
+            self.look(alert, vendor)
+            if (alert in track.inside) is not was:
+                # It may be crossed back anywhere: it is looked at each time, until there is a new anchor.
+                del track.others[number]
+                track.others.insert(0, (0.0, alert))
+        if moved > ANCHORED:
+            self._anchor(track, vendor)
+
+    def _anchor(self, track: Track, vendor: Vendor) -> None:
+        """Finds how far a vendor may move from here before it crosses each of the boxes and polygons of its cells."""
+        lat, long = track.anchor = vendor.shown.lat, vendor.shown.long
+        others = [(slack(alert, alert in track.inside, lat, long), alert) for _, alert in track.others]
+        track.others = sorted(others, key=_slack)
 
     def _gone(self, vendor: Vendor, track: Track) -> None:
         track.live = False
-        track.anchored = -1
-        for alert in list(track.alerts):
-            state = alert.states[vendor.vendor_id]
-            if state.known.seen.inside:
-                self._look(alert, vendor.vendor_id, False, vendor)
-        if not track.alerts:
+        track.circles = []
+        for alert in list(track.inside):
+            self._look(alert, vendor.vendor_id, False, vendor)
+        if not track.inside:
             self._tracks.pop(vendor.vendor_id, None)
-
-    def sweep(self) -> None:
-        """Frees some of what is left of alerts that were removed; to be called each second."""
-        self._grid.sweep(SWEPT)
 
     def _track(self, vendor_id: str) -> Track:
         track = self._tracks.get(vendor_id)
@@ -346,26 +210,18 @@ class Tracker:
             track = self._tracks[vendor_id] = Track()
         return track
 
-    def _forget_anchors(self) -> None:
-        """Has the anchors found anew around the alerts that were added."""
-        added, self._added = self._added, []
-        around = [surroundings(alert) for alert in added] if len(added) <= FEW else [None]
-        if None in around:
-            self._generation += 1
-            return
-        for track in self._tracks.values():
-            if any(box is not None and box.contains(track.y, track.x) for box in around):
-                track.anchored = -1
+    def _outside(self, alert: Alert, vendor_id: str) -> None:
+        track = self._tracks.get(vendor_id)
+        if track is not None:
+            track.inside.discard(alert)
+            if not (track.live or track.inside):
+                del self._tracks[vendor_id]
 
 
-def surroundings(alert: Alert) -> Box | None:
-    """Returns a box that contains every anchor for which an alert matters; None where that could be anywhere."""
+def slack(alert: Alert, is_inside: bool, lat: float, long: float) -> float:
+    """Returns how many metres a vendor may move, at least, before it goes in, or out of the area and its margin."""
     assert alert.area is not None
-    bounds = alert.area.bounds()
-    spread = (REACH + alert.margin + 1.0) / METRES
-    south, north = bounds.south - spread, bounds.north + spread
-    wide = 12 * spread
-    if south < -85.0 or north > 85.0 or bounds.width + 2 * wide >= 360.0:
-        return None
-    west, east = (bounds.west - wide + 540.0) % 360.0 - 180.0, (bounds.east + wide + 540.0) % 360.0 - 180.0
-    return Box(south, west, north, east)
+    off = edge_distance(alert.area, lat, long)
+    if not is_inside:
+        return off
+    return alert.margin + (off if alert.area.contains(lat, long) else -off)

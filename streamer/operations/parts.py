@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from streamer.alerts.delivery import Deliverer
-from streamer.alerts.evaluator import Evaluator
 from streamer.broker.broker import Broker
 from streamer.broker.stream import Feed
 from streamer.broker.subscriptions import Subscriptions
@@ -24,6 +23,7 @@ from streamer.transport.admission import Admission
 from streamer.transport.connection import ConnectionRegistry
 
 if TYPE_CHECKING:
+    from streamer.alerts.evaluator import Evaluator
     from streamer.transport.mqtt import MqttBridge
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
@@ -13,7 +13,6 @@ from aiohttp import web
 
 from streamer.accounts.tokens import Authenticator
 from streamer.alerts.delivery import Deliverer
-from streamer.alerts.evaluator import Evaluator
 from streamer.alerts.signing import Vault, new_secret
 from streamer.alerts.url_check import check_url, host_of
 from streamer.errors import ErrorCode, ProtocolError
@@ -25,6 +24,9 @@ from streamer.storage.alerts import AlertRow, AlertStore, DeliveryRow, NewAlert
 from streamer.transport.identify import identify
 from streamer.transport.problem import NO_STORE, json_response
 from streamer.transport.query import limit_of, paged
+
+if TYPE_CHECKING:
+    from streamer.alerts.evaluator import Evaluator
 
 log = structlog.get_logger()
 

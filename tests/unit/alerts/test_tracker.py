@@ -51,9 +51,8 @@ class Stage:
         self.index.observer = self.observe
 
     def observe(self, changed: Mapping[Vendor, Before]) -> None:
-        for vendor in changed:
-            if self.index.vendors.get(vendor.vendor_id) in (vendor, None):
-                self.tracker.changed(vendor)
+        vendors = self.index.vendors
+        self.tracker.changed([v for v in changed if vendors.get(v.vendor_id) in (v, None)])
 
     def look(self, alert: Alert, vendor_id: str, inside: bool, _: Vendor | None) -> None:
         self.looks += 1
@@ -167,6 +166,17 @@ def test_a_vendor_that_stands_far_from_all_edges_costs_nothing() -> None:
         stage.put("v1", offset(CENTRES[0], chance.gauss(0, 3), chance.gauss(0, 3)))
         stage.tick()
     assert stage.looks == looks
+
+
+def test_a_vendor_that_leaves_as_its_card_changes_comes_back() -> None:
+    """It is looked at for its card first: its border would still have it inside, and nobody would see it return."""
+    stage, (lat, long) = Stage(), CENTRES[0]
+    stage.add(alert("a", area={"center": {"lat": lat, "long": long}, "radius": 500}))
+    for is_open, north in ((True, 490.0), (False, 525.0), (False, 490.0), (True, 525.0), (True, 490.0)):
+        stage.put("v", offset(CENTRES[0], north, 0.0))
+        stage.index.put_card("v", Card(stage.now, "v", is_open, None), stage.now)
+        stage.tick()
+        assert stage.inside == ({("a", "v")} if north < 500.0 else set())
 
 
 def test_a_closed_vendor_is_inside_where_it_is_shown() -> None:

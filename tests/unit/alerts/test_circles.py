@@ -1,0 +1,96 @@
+"""A border is crossed where the exact rule says so, anywhere on the globe and at every size."""
+
+from __future__ import annotations
+
+import random
+from math import cos, pi
+
+import pytest
+
+from streamer.alerts.circles import Border, Circles, CircleTable, crossed
+from streamer.alerts.edges import holds, margin_of
+from streamer.geo.shapes import Circle, distance
+
+METRES = 111_195.0
+PLACES = [
+    (52.2297, 21.0122),
+    (0.01, 0.0),
+    (-17.0, 179.999),
+    (-17.0, -179.999),
+    (45.0, 90.0),
+    (88.9, 1.0),
+    (-90.0, 0.0),
+]
+EXACT = 0.05
+"""Metres from an edge within which a border may say what it likes: there the alert is looked at exactly."""
+
+
+def near(chance: random.Random, lat: float, long: float, metres: float) -> tuple[float, float]:
+    """A position some metres away."""
+    north = lat + chance.uniform(-metres, metres) / METRES
+    east = long + chance.uniform(-metres, metres) / (METRES * max(0.01, cos(lat * pi / 180)))
+    return max(-90.0, min(90.0, north)), (east + 180.0) % 360.0 - 180.0
+
+
+def circles_of(areas: list[Circle]) -> Circles[Circle]:
+    table = CircleTable()
+    return Circles(areas, table.take([table.put(area, margin_of(area)) for area in areas]))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_border_is_crossed_where_the_exact_rule_says_so(place: tuple[float, float]) -> None:
+    """A crossing that is not found is an event that nobody is told; one that is not there costs an exact look."""
+    chance = random.Random(4)
+    areas = []
+    for _ in range(300):
+        radius = chance.choice((1.0, 5.0, 100.0, 500.0, 5_000.0, 3_000_000.0))
+        areas.append(Circle(*near(chance, *place, min(1.5 * radius, 5_000.0)), radius))
+    circles = circles_of(areas)
+    crossings = 0
+    for _ in range(20):
+        inside = {area for area in areas if chance.random() < 0.5}
+        here = near(chance, *place, 600)
+        found = {areas[column] for _, column in crossed([circles.border(inside)], [here])}
+        for area in areas:
+            was, margin = area in inside, margin_of(area)
+            away = distance(*here, area.lat, area.long) - area.radius
+            if min(abs(away), abs(away - margin)) > EXACT:
+                assert (area in found) is (holds(area, margin, was, *here) is not was), (area, here)
+                crossings += area in found
+    assert crossings > 500
+
+
+def test_a_border_is_turned_where_it_was_crossed() -> None:
+    """A vendor that came in would be looked at with every ping, and never be seen to leave."""
+    areas = [Circle(52.0, 21.0, 500.0), Circle(52.1, 21.0, 500.0)]
+    circles = circles_of(areas)
+    border = circles.border(())
+    inside, outside = (52.0, 21.0), (52.05, 21.0)
+    assert crossed([border], [inside]) == [(0, 0)]
+    circles.turn(border, 0, is_inside=True)
+    assert crossed([border], [inside]) == []
+    assert crossed([border], [outside]) == [(0, 0)]
+    circles.turn(border, 0, is_inside=False)
+    assert crossed([border], [outside]) == []
+    assert crossed([border], [inside]) == [(0, 0)]
+
+
+def test_many_positions_have_each_its_own_border() -> None:
+    """Vendors that are compared in one go would be mixed up."""
+    areas = [Circle(52.0 + n / 100, 21.0, 500.0) for n in range(10)]
+    borders: list[Border] = [circles_of(areas[: n + 1]).border(()) for n in range(10)]
+    positions = [(area.lat, area.long) for area in areas]
+    assert crossed(borders, positions) == [(n, n) for n in range(10)]
+    assert crossed([circles_of([]).border(()), borders[0]], [positions[0], positions[0]]) == [(1, 0)]
+
+
+def test_a_table_grows_and_uses_again_what_was_removed() -> None:
+    """Alerts come and go for months: numbers that are not used again would fill the memory."""
+    table = CircleTable()
+    numbers = [table.put(Circle(0.0, n / 10, 100.0), 10.0) for n in range(1000)]
+    assert sorted(numbers) == list(range(1000))
+    before = table.take(numbers[500:])
+    for number in numbers[:500]:
+        table.remove(number)
+    assert {table.put(Circle(1.0, n / 10, 100.0), 10.0) for n in range(500)} == set(numbers[:500])
+    assert (table.take(numbers[500:]) == before).all()
