@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from random import Random
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -77,9 +76,7 @@ class Alerts:
         self._session = aiohttp.ClientSession(f"{scheme}://{self._target.authority}")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         try:
             await each(self._owners.items(), self._delete)
         finally:

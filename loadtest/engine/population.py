@@ -8,14 +8,16 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
+
+from pydantic import TypeAdapter
 
 from loadtest.behaviour import City
 from loadtest.clients.app import App, stop
 from loadtest.clients.target import Identity, Target
-from loadtest.engine.scenario import Course, Phones, Scenario, Stage, build
+from loadtest.engine.scenario import Course, Phones, Scenario, Stage
 from loadtest.measure.recording import Recorder
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -66,28 +68,9 @@ class Share:
         """Returns which of `count` vendors or customers this worker has."""
         return range(self.number, count, self.of)
 
-    def as_json(self) -> dict[str, Any]:
-        """Returns what JSON can hold."""
-        found = {name: getattr(self, name) for name in self.__slots__}
-        return found | {
-            "target": asdict(self.target),
-            "scenario": self.scenario.model_dump(mode="json"),
-            "identities": [list(identity) for identity in self.identities],
-            "trace": asdict(self.trace) if self.trace else None,
-        }
 
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Share:
-        """Returns the share that `as_json` gave."""
-        return cls(
-            **found
-            | {
-                "target": Target(**found["target"]),
-                "scenario": build(found["scenario"], "of the coordinator"),
-                "identities": [Identity(*identity) for identity in found["identities"]],
-                "trace": Trace(**found["trace"]) if found["trace"] else None,
-            }
-        )
+SHARE = TypeAdapter(Share)
+"""A share as JSON holds it, and back."""
 
 
 def spread(index: int, step: float = GOLDEN) -> float:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import aiohttp
@@ -24,7 +25,7 @@ import orjson
 
 from loadtest.engine.audience import Audience, live_of
 from loadtest.engine.fleet import Fleet
-from loadtest.engine.population import Share
+from loadtest.engine.population import SHARE, Share
 from loadtest.errors import LoadtestError, RunFailed
 from loadtest.measure.recording import Recorder
 from loadtest.measure.server import offset
@@ -148,10 +149,9 @@ async def work(orders: AsyncIterator[Message], tell: Tell) -> None:
         async for order in orders:
             match order["do"]:
                 case "prepare":
-                    share = Share.from_json(order["share"])
+                    share = SHARE.validate_python(order["share"])
                     clock = await offset(share.target, share.identities[0], share.secret)
-                    share = Share.from_json(order["share"] | {"offset": clock.ms})
-                    worker = Worker(share, group, tell)
+                    worker = Worker(replace(share, offset=clock.ms), group, tell)
                     tell({"is": "ready", "offset_ms": clock.ms, "error_ms": clock.error_ms})
                 case "start" if worker is not None:
                     driving = group.create_task(worker.drive(order["at"]))

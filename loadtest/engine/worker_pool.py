@@ -8,21 +8,18 @@ import hmac
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import orjson
 from aiohttp import WSMsgType, web
 
-from loadtest.engine.population import Share
+from loadtest.engine.population import SHARE, Share
+from loadtest.engine.worker import LONGEST_MESSAGE, Message
 from loadtest.errors import RunFailed
 
-LONGEST_MESSAGE = 512 << 20
 PREPARE_WITHIN = 60.0
 END_WITHIN = 20.0
 MAX_QUOTED = 2000
-
-Message = dict[str, Any]
 
 
 class Member(ABC):
@@ -44,38 +41,38 @@ class Member(ABC):
 class LocalMember(Member):
     """A worker process on this machine. The token secret goes by its pipe: a command line can be read by everybody."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         self.share = share
-        self._process: asyncio.subprocess.Process | None = None
+        self._process = process
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         self._said = b""
 
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
+    @classmethod
+    async def start(cls, share: Share) -> Self:
+        """Starts a process for this share."""
+        process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "loadtest.engine.worker"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=LONGEST_MESSAGE,
         )
+        return cls(share, process)
 
     async def order(self, order: Message) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(orjson.dumps(order) + b"\n")
-            await self._process.stdin.drain()
-        except (ConnectionError, RuntimeError):
-            pass  # the process is gone, which `listen` notices
+        with contextlib.suppress(ConnectionError, RuntimeError):  # the process is gone, which `listen` notices
+            self._stdin.write(orjson.dumps(order) + b"\n")
+            await self._stdin.drain()
 
     async def listen(self, heard: Callable[[Message], None]) -> None:
-        process = self._process
-        assert process is not None
-        assert process.stdout is not None
         quoting = asyncio.create_task(self._quote())
         try:
-            while line := await process.stdout.readline():
+            while line := await self._stdout.readline():
                 heard(orjson.loads(line))
-            code = await process.wait()
+            code = await self._process.wait()
             if not self.ended:
                 said = self._said.decode("utf-8", "replace").strip().splitlines()
                 cause = f"its process ended with {code}: {said[-1] if said else 'it said nothing'}"
@@ -84,10 +81,7 @@ class LocalMember(Member):
             quoting.cancel()
 
     async def close(self) -> None:
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._stdin.close()
         try:
             await asyncio.wait_for(self._process.wait(), END_WITHIN)
         except TimeoutError:
@@ -95,9 +89,7 @@ class LocalMember(Member):
             await self._process.wait()
 
     async def _quote(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        while data := await self._process.stderr.read(4096):
+        while data := await self._stderr.read(4096):
             self._said = (self._said + data)[-MAX_QUOTED:]
 
 
@@ -151,9 +143,7 @@ class Coordinator:
         self.port = self._runner.addresses[0][1]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
 
     async def members(self, count: int, within: float) -> list[RemoteMember]:
@@ -203,18 +193,17 @@ class WorkerPool:
         """Called with the acked pings that vendors' workers report."""
         for member, share in zip(remote, shares, strict=False):
             member.share = share
-        self._local = [LocalMember(share) for share in shares[len(remote) :]]
+        self._local = shares[len(remote) :]
         self._reports: asyncio.Queue[tuple[Member, Message]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         try:
-            for process in self._local:
-                await process.start()
-                self.members.append(process)
+            for share in self._local:
+                self.members.append(await LocalMember.start(share))
             for member in self.members:
                 self._tasks.append(asyncio.create_task(self._listen(member)))
-                await member.order({"do": "prepare", "share": member.share.as_json()})
+                await member.order({"do": "prepare", "share": SHARE.dump_python(member.share, mode="json")})
             ready = await self.gather("ready", self.members, PREPARE_WITHIN)
             self.clock = max(((one["offset_ms"], one["error_ms"]) for one in ready), key=lambda one: abs(one[0]))
         except BaseException:
@@ -222,9 +211,7 @@ class WorkerPool:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._leave()
 
     def of(self, kind: str) -> list[Member]:
@@ -238,19 +225,18 @@ class WorkerPool:
 
     async def next(self) -> tuple[Member, Message]:
         """Returns the next report; passes acked pings on to the customers' workers by itself."""
-        while True:
+        member, message = await self._reports.get()
+        while message["is"] == "acked":
+            self.on_acked(message)
+            audited = [one for one in self.of("customers") if one.share.audited]
+            await self.order({**message, "do": "acked"}, audited)
             member, message = await self._reports.get()
-            if message["is"] == "acked":
-                self.on_acked(message)
-                audited = [member for member in self.of("customers") if member.share.audited]
-                await self.order({**message, "do": "acked"}, audited)
-                continue
-            if message["is"] == "failed":
-                raise RunFailed(
-                    f"worker {member.share.number} of the {member.share.kind} failed: {message['cause']}; "
-                    "what it measured is lost with it"
-                )
-            return member, message
+        if message["is"] == "failed":
+            raise RunFailed(
+                f"worker {member.share.number} of the {member.share.kind} failed: {message['cause']}; "
+                "what it measured is lost with it"
+            )
+        return member, message
 
     async def gather(self, kind: str, members: Sequence[Member], within: float) -> list[Message]:
         """Returns a report of this kind from each; raises RunFailed when one does not come in time."""

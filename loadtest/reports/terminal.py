@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, deque
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -185,9 +184,7 @@ class Dashboard:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
