@@ -19,7 +19,7 @@ from loadtest.clients.target import minting
 from loadtest.clients.vendor import Ping
 from loadtest.engine import verification
 from loadtest.engine.population import SILVER, Population, spread
-from loadtest.engine.verification import CountsAuditor, Observation, ViewAuditor, Whole
+from loadtest.engine.verification import CountsAuditor, Observation, ViewAuditor
 from loadtest.reports.verdict import NAMED
 from streamer.geo.shapes import Circle
 
@@ -190,10 +190,11 @@ class Audience(Population[Customer]):
             if customer.counting:
                 self.counts_auditor.observe(customer.name, now, customer.groups.get(COUNTS), customer.groups.get(CHECK))
             elif not customer.pending and MAP in customer.views:
-                self.auditor.observe(Observation.of(customer.name, at, Circle(*customer.circle), customer.views[MAP]))
+                contains = Circle(*customer.circle).contains
+                self.auditor.observe(Observation.of(customer.name, at, contains, customer.views[MAP]))
                 view = customer.views.get(ONE)
                 if customer.following is not None and view is not None and view.snapshots:
-                    self.auditor.observe(Observation.of(customer.name, at, Whole(), view, customer.following))
+                    self.auditor.observe(Observation.of(customer.name, at, everywhere, view, customer.following))
         self.auditor.judge(at)
         if now >= self._check_counts_at:
             self._check_counts_at = now + CHECK_COUNTS_EVERY
@@ -236,7 +237,7 @@ class Audience(Population[Customer]):
             view = customer.views.get(ONE)
             if view is None or not view.snapshots:
                 return [f"{customer.name}: no snapshot came for vendor {customer.following}"]
-            found += verification.view_differences(view.vendors, live, [customer.following], Whole().contains)
+            found += verification.view_differences(view.vendors, live, [customer.following], everywhere)
             others = view.vendors.keys() - {customer.following}
             found += [f"vendor {other} is shown, but only {customer.following} is watched" for other in others]
             held = held | view.vendors
@@ -246,6 +247,11 @@ class Audience(Population[Customer]):
             if not held[vendor_id]["online"]
         ]
         return [f"{customer.name}: {line}" for line in found]
+
+
+def everywhere(lat: float, long: float) -> bool:
+    """The area of a watch of one vendor."""
+    return True
 
 
 def live_of(settled: dict[str, Any]) -> verification.Live:

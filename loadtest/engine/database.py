@@ -21,17 +21,8 @@ DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 COLUMNS = ("id", "vendorId", "lat", "long", "timestamp")
 # Prisma writes settings of its own into the URL, which PostgreSQL does not know
 UNDERSTOOD = {
-    "host",
-    "port",
-    "user",
-    "password",
-    "dbname",
-    "database",
-    "passfile",
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
+    *("host", "port", "user", "password", "dbname", "database", "passfile"),
+    *("sslmode", "sslrootcert", "sslcert", "sslkey"),
 }
 TIMEOUT = 60.0
 COMMITS = 200
@@ -61,7 +52,7 @@ class Stored(NamedTuple):
 
 
 class Database:
-    """One connection to the server's database; an async context manager."""
+    """One connection to the server's database; an async context manager, which has a `connection` once entered."""
 
     def __init__(self, url: str, own: str | None = None) -> None:
         parts = urlsplit(url)
@@ -75,11 +66,10 @@ class Database:
         kept = [(name, value) for name, value in query if name in UNDERSTOOD]
         self._dsn = urlunsplit(parts._replace(query=urlencode(kept)))
         self._settings = {"search_path": f'"{schema}"'} if schema else {}
-        self._connection: asyncpg.Connection | None = None
 
     async def __aenter__(self) -> Database:
         try:
-            self._connection = await asyncpg.connect(
+            self.connection: asyncpg.Connection = await asyncpg.connect(
                 self._dsn, timeout=10, command_timeout=TIMEOUT, server_settings=self._settings
             )
         except (OSError, TimeoutError, asyncpg.PostgresError) as failed:
@@ -88,13 +78,6 @@ class Database:
 
     async def __aexit__(self, *_: object) -> None:
         await self.connection.close(timeout=5)
-
-    @property
-    def connection(self) -> asyncpg.Connection:
-        """The open connection."""
-        if self._connection is None:
-            raise RunFailed("the database is not connected; enter it first")
-        return self._connection
 
     async def stored(self, vendor_ids: Sequence[str], first: int, last: int) -> list[Stored]:
         """Returns the locations of these vendors with `first` <= timestamp <= `last` (epoch ms)."""

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from loadtest.clients.vendor import Acked, Ping
 from loadtest.engine.database import Stored
@@ -114,12 +114,14 @@ def count_differences(name: str, held: Groups | None, fresh: Groups | None) -> l
     """Returns how held counts differ from a fresh snapshot of the same area."""
     if held is None or fresh is None:
         return [f"{name}: no snapshot of counts came"]
-    return [
-        f"{name}: group {group} is held as {held.get(group, {}).get('count', 0)} vendors,"
-        f" expected {fresh.get(group, {}).get('count', 0)} as in a fresh snapshot"
-        for group in sorted(held.keys() | fresh.keys())
-        if held.get(group, {}).get("count", 0) != fresh.get(group, {}).get("count", 0)
-    ]
+    found = []
+    for group in sorted(held.keys() | fresh.keys()):
+        count, expected = (groups.get(group, {}).get("count", 0) for groups in (held, fresh))
+        if count != expected:
+            found.append(
+                f"{name}: group {group} is held as {count} vendors, expected {expected} as in a fresh snapshot"
+            )
+    return found
 
 
 def named(key: tuple[str, int]) -> str:
@@ -144,28 +146,24 @@ UNCHANGED = 6.5
 """Seconds: counts are true within 5 s, so of two watches that differ for longer, unchanged, one is wrong."""
 
 
-class Area(Protocol):
-    """An area as the observation needs it."""
+class Position(NamedTuple):
+    """A vendor's position as it was shown, or acked: then `heard` is when the ack was reported (epoch ms).
 
-    def contains(self, lat: float, long: float) -> bool: ...
-
-
-class Whole:
-    """The area of a watch of one vendor: everywhere."""
-
-    def contains(self, lat: float, long: float) -> bool:
-        return True
-
-
-class Seen(NamedTuple):
-    """A vendor as it was shown."""
+    The delay of one that is not `timed` is that of a phone without a network.
+    """
 
     timestamp: int
     lat: float
     long: float
+    timed: bool = True
+    heard: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.lat}, {self.long} as of {time_of_day(self.timestamp)}"
+
+    def is_in(self, contains: Contains) -> bool:
+        """Returns whether it is in an area."""
+        return contains(self.lat, self.long)
 
 
 class Observation(NamedTuple):
@@ -173,28 +171,15 @@ class Observation(NamedTuple):
 
     customer: str
     at: float
-    area: Area
-    seen: dict[str, Seen]
+    contains: Contains
+    seen: dict[str, Position]
     only: str | None
 
     @classmethod
-    def of(cls, customer: str, at: float, area: Area, view: View, only: str | None = None) -> Observation:
+    def of(cls, customer: str, at: float, contains: Contains, view: View, only: str | None = None) -> Observation:
         """Returns an observation of a view now."""
-        seen = {name: Seen(card["timestamp"], card["lat"], card["long"]) for name, card in view.vendors.items()}
-        return cls(customer, at, area, seen, only)
-
-
-class Known(NamedTuple):
-    """An acked ping, and when it was reported (epoch ms)."""
-
-    timestamp: int
-    lat: float
-    long: float
-    timed: bool
-    heard: float
-
-    def __str__(self) -> str:
-        return f"{self.lat}, {self.long} as of {time_of_day(self.timestamp)}"
+        seen = {name: Position(card["timestamp"], card["lat"], card["long"]) for name, card in view.vendors.items()}
+        return cls(customer, at, contains, seen, only)
 
 
 class Stale(NamedTuple):
@@ -224,7 +209,7 @@ class ViewAuditor:
         self.stalest: dict[str, Stale] = {}
         self._vendor_ids = vendor_ids
         self._recorder = recorder
-        self._tracks: dict[str, deque[Known]] = {}
+        self._tracks: dict[str, deque[Position]] = {}
         self._forgotten: set[str] = set()
         self._overdue: dict[int, dict[str, int]] = {}
         self._waiting: deque[Observation] = deque()
@@ -234,15 +219,15 @@ class ViewAuditor:
     def acked(self, pings: Iterable[Acked], now: float) -> None:
         """Takes in acked pings, reported at `now` (epoch ms)."""
         for vendor, timestamp, lat, long, timed in pings:
-            vendor_id = self._vendor_ids[vendor]
-            track = self._tracks.setdefault(vendor_id, deque())
+            track = self._tracks.setdefault(self._vendor_ids[vendor], deque())
+            known = Position(timestamp, lat, long, timed, now)
             if track and timestamp <= track[-1].timestamp:
                 # sent again, or the newest of a backlog went first: rare, and put in its place
-                ordered = sorted({*track, Known(timestamp, lat, long, timed, now)})
+                ordered = sorted({*track, known})
                 track.clear()
                 track.extend(ordered)
             else:
-                track.append(Known(timestamp, lat, long, timed, now))
+                track.append(known)
             while len(track) > 2 and track[1].heard < now - KEPT:
                 track.popleft()
 
@@ -274,61 +259,44 @@ class ViewAuditor:
             if track and vendor_id not in self._forgotten and vendor_id not in unknown:
                 self._judge_vendor(one, vendor_id, track, one.seen.get(vendor_id), gaps)
         for vendor_id, seen in one.seen.items():
-            if not one.area.contains(seen.lat, seen.long):
-                self._accuse(
-                    one, vendor_id, "outside", f"is shown at {seen.lat}, {seen.long}, outside of the watched area"
-                )
+            if not seen.is_in(one.contains):
+                what = f"is shown at {seen.lat}, {seen.long}, outside of the watched area"
+                self._accuse(one, vendor_id, "outside", what)
             elif one.only is not None and vendor_id != one.only:
                 self._accuse(one, vendor_id, "other", f"is shown, but only vendor {one.only} is watched")
         self._recorder.delays("freshness", gaps)
 
     def _judge_vendor(
-        self, one: Observation, vendor_id: str, track: deque[Known], seen: Seen | None, gaps: list[int]
+        self, one: Observation, vendor_id: str, track: deque[Position], seen: Position | None, gaps: list[int]
     ) -> None:
         must = next((known for known in reversed(track) if known.heard <= one.at - GRACE), None)
         if must is None:
             return
         if seen is None:
-            if not one.area.contains(must.lat, must.long):
-                return
             possible = [known for known in track if must.timestamp <= known.timestamp <= one.at]
-            if all(one.area.contains(known.lat, known.long) for known in possible):
-                self._accuse(
-                    one,
-                    vendor_id,
-                    "missing",
-                    f"is not shown; expected {must}, inside",
-                )
+            if all(known.is_in(one.contains) for known in (must, *possible)):
+                self._accuse(one, vendor_id, "missing", f"is not shown; expected {must}, inside")
             return
         unseen = next((k for k in track if k.timestamp > seen.timestamp and k.timestamp <= one.at and k.timed), None)
         if one.at >= self.measured_from:
-            gaps.append(max(0, int((one.at - unseen.timestamp) * 10)) if unseen is not None else 0)
-            if unseen is not None and one.at - unseen.timestamp > self._gap(one.customer):
+            gap = one.at - unseen.timestamp if unseen is not None else 0.0
+            gaps.append(max(0, int(gap * 10)))
+            stalest = self.stalest.get(one.customer)
+            if unseen is not None and gap > (stalest.gap_ms if stalest is not None else 0.0):
                 self.stalest[one.customer] = Stale(
-                    one.customer, vendor_id, one.at - unseen.timestamp, one.at, seen.timestamp, unseen.timestamp
+                    one.customer, vendor_id, gap, one.at, seen.timestamp, unseen.timestamp
                 )
-        if seen.timestamp < must.timestamp:
-            inside = one.area.contains(must.lat, must.long)
-            self._accuse(
-                *(one, vendor_id, "stale" if inside else "left"),
-                f"is shown at {seen}; expected {must}, acked {(one.at - must.heard) / 1000:.1f} s before"
-                + ("" if inside else ", outside: it should have left"),
-            )
-            return
         sent = next((known for known in track if known.timestamp == seen.timestamp), None)
-        if sent is not None and not (same(sent.lat, seen.lat) and same(sent.long, seen.long)):
-            self._accuse(
-                *(one, vendor_id, "elsewhere"),
-                f"is shown at {seen}; expected {sent.lat}, {sent.long}",
-            )
+        if seen.timestamp < must.timestamp:
+            what = f"is shown at {seen}; expected {must}, acked {(one.at - must.heard) / 1000:.1f} s before"
+            if must.is_in(one.contains):
+                self._accuse(one, vendor_id, "stale", what)
+            else:
+                self._accuse(one, vendor_id, "left", f"{what}, outside: it should have left")
+        elif sent is not None and not (same(sent.lat, seen.lat) and same(sent.long, seen.long)):
+            self._accuse(one, vendor_id, "elsewhere", f"is shown at {seen}; expected {sent.lat}, {sent.long}")
         elif sent is None and track[-1].timestamp > seen.timestamp:
-            self._accuse(
-                *(one, vendor_id, "unknown"),
-                f"is shown at {seen}, which was never sent; expected {must}",
-            )
-
-    def _gap(self, customer: str) -> float:
-        return self.stalest[customer].gap_ms if customer in self.stalest else 0.0
+            self._accuse(one, vendor_id, "unknown", f"is shown at {seen}, which was never sent; expected {must}")
 
     def _accuse(self, one: Observation, vendor_id: str, kind: str, what: str) -> None:
         self.total += 1

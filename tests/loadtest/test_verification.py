@@ -14,7 +14,7 @@ from loadtest.engine.verification import (
     CountsAuditor,
     Live,
     Observation,
-    Seen,
+    Position,
     ViewAuditor,
     check,
     count_differences,
@@ -132,23 +132,13 @@ def test_a_check_that_compared_nothing_fails() -> None:
     }
 
 
-NOW = 1_732_467_600_000
-
-
-class North:
-    """An area: everything north of 52 degrees."""
-
-    def contains(self, lat: float, long: float) -> bool:
-        return lat >= 52
-
-
-def audited(pings: list[tuple[int, float]], seen: Seen | None, at: int = 10_000) -> tuple[list[str], list[int]]:
+def audited(pings: list[tuple[int, float]], seen: Position | None, at: int = 10_000) -> tuple[list[str], list[int]]:
     """What is found when a vendor whose pings (ms, lat) are acked at once is seen so `at` ms; and freshness gaps."""
     recorder = Recorder()
     auditor = ViewAuditor(["v"], recorder)
     for timestamp, lat in pings:
         auditor.acked([(0, NOW + timestamp, lat, 21.0, True)], NOW + timestamp)
-    auditor.observe(Observation("customer 1", NOW + at, North(), {"v": seen} if seen else {}, None))
+    auditor.observe(Observation("customer 1", NOW + at, north, {"v": seen} if seen else {}, None))
     auditor.judge(NOW + at + 2999)
     assert auditor.observations == 0
     auditor.judge(NOW + at + 3000)
@@ -157,9 +147,9 @@ def audited(pings: list[tuple[int, float]], seen: Seen | None, at: int = 10_000)
     return auditor.found, steps
 
 
-def at(timestamp: int, lat: float = 52.5) -> Seen:
+def at(timestamp: int, lat: float = 52.5) -> Position:
     """How it is seen."""
-    return Seen(NOW + timestamp, lat, 21.0)
+    return Position(NOW + timestamp, lat, 21.0)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +163,7 @@ def at(timestamp: int, lat: float = 52.5) -> Seen:
         ([(1000, 52.5), (6000, 51.0)], at(6000, 51.0), "outside of the watched area"),
     ],
 )
-def test_each_wrong_view_is_found(pings: list[tuple[int, float]], seen: Seen | None, said: str) -> None:
+def test_each_wrong_view_is_found(pings: list[tuple[int, float]], seen: Position | None, said: str) -> None:
     """With the vendor, what is shown, and what was expected."""
     found, _ = audited(pings, seen)
     assert len(found) == 1
@@ -210,7 +200,7 @@ def test_the_largest_freshness_gap_of_a_customer_is_named_with_vendor_and_times(
     auditor.acked([(0, NOW + due, 52.5, 21.0, True) for due in (1000, 3000, 7000)], NOW + 7000)
     auditor.measured_from = NOW + 10_500
     for moment, shown in ((10_000, 1000), (11_000, 3000), (12_000, 7000)):
-        auditor.observe(Observation("customer 1", NOW + moment, North(), {"v": at(shown)}, None))
+        auditor.observe(Observation("customer 1", NOW + moment, north, {"v": at(shown)}, None))
     auditor.judge(NOW + 20_000)
     assert auditor.stalest["customer 1"] == ("customer 1", "v", 4000, NOW + 11_000, NOW + 3000, NOW + 7000)
 
