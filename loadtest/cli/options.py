@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import orjson
+import psutil
 import typer
 
 from loadtest import behaviour
@@ -23,7 +24,7 @@ from loadtest.engine.population import Trace
 from loadtest.engine.run import Plan
 from loadtest.engine.scenario import Course, Scenario
 from loadtest.errors import WrongUse
-from loadtest.measure.server import Meter, Processes, environment, meter, parent, runs_here
+from loadtest.measure.server import Meter, MetricsMeter, Processes, environment, parent
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
@@ -269,12 +270,12 @@ class Server:
                     await database.remove_vendors(made)
 
     async def meter(self) -> Meter | None:
-        """Returns what measures the server: its processes if --pid was given, else `/metrics`."""
-        pid = self._options.pid
-        if pid is None:
-            return await meter(self.target, None)
-        roots = [pid, await self._postmaster(), await self._redis_pid()]
-        return await meter(self.target, Processes([root for root in roots if root is not None]))
+        """Returns what measures the server: its processes if --pid was given, else `/metrics`, where there are such."""
+        if self._options.pid is None:
+            found = MetricsMeter(self.target)
+            return found if await found.look() is not None else None
+        roots = [self._options.pid, await self._postmaster(), await self._redis_pid()]
+        return Processes([root for root in roots if root is not None])
 
     async def _postmaster(self) -> int | None:
         if self.database_url is None:
@@ -296,7 +297,7 @@ class Server:
             raise WrongUse(f"Redis can't be asked for its process: {failed!r}; check --redis") from None
         finally:
             await client.aclose()
-        return found if runs_here(found) else None
+        return found if psutil.pid_exists(found) else None
 
 
 def chosen(options: ScenarioOptions, run: RunOptions) -> tuple[Scenario, Trace | None]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from loadtest.behaviour import CustomerBehaviour
+from loadtest.behaviour import METRES_PER_DEGREE, CustomerBehaviour
 from loadtest.clients.app import App
 from loadtest.clients.target import Target
 from loadtest.engine.scenario import Customers
@@ -162,7 +162,7 @@ class Customer(App):
         lat, long, radius = self.circle
         if not self.counting:
             return {"center": {"lat": lat, "long": long}, "radius": radius}
-        north = radius / 111_195
+        north = radius / METRES_PER_DEGREE
         east = north * 1.6
         return {"ne": {"lat": lat + north, "long": long + east}, "sw": {"lat": lat - north, "long": long - east}}
 

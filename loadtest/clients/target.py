@@ -47,6 +47,11 @@ class Target:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def url(self) -> str:
+        """The beginning of its URLs, up to the path."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
+
+    @property
     def loopback(self) -> bool:
         """Whether the server runs on this machine, by its address."""
         found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from math import cos, inf, radians
 from typing import Any, NamedTuple
 
+from loadtest.behaviour import METRES_PER_DEGREE
 from loadtest.clients.vendor import Acked
-from loadtest.engine.verification import MOST_SHOWN
+from loadtest.engine.verification import check
 from loadtest.measure.recording import Histogram, time_of_day
 from streamer.geo.shapes import Circle, distance
 
@@ -112,19 +113,19 @@ class AlertAuditor:
             here = self._grid.get((int(lat / CELL // 1), int(long / CELL // 1)), ())
             for alert_id in {*near, *here}:
                 side = side_of(self._circles[alert_id], lat, long)
-                self._extend(alert_id, vendor_id, side, Stay(side, timestamp, timestamp, now, timed))
+                self._extend(alert_id, vendor_id, Stay(side, timestamp, timestamp, now, timed))
                 (near.discard if side == OUTSIDE else near.add)(alert_id)
             self._last[vendor_id] = timestamp, now, timed
 
-    def _extend(self, alert_id: str, vendor_id: str, side: str, stay: Stay) -> None:
+    def _extend(self, alert_id: str, vendor_id: str, stay: Stay) -> None:
         stays = self._stays.get((alert_id, vendor_id))
         if stays is None:
             stays = self._stays[alert_id, vendor_id] = []
-            if vendor_id in self._last and side != OUTSIDE:
+            if vendor_id in self._last and stay.side != OUTSIDE:
                 # what came before was not near
                 timestamp, heard, timed = self._last[vendor_id]
                 stays.append(Stay(OUTSIDE, timestamp, timestamp, heard, timed))
-        if stays and stays[-1].side == side:
+        if stays and stays[-1].side == stay.side:
             stays[-1].last = stay.last
         else:
             stays.append(stay)
@@ -179,13 +180,7 @@ class AlertAuditor:
         shown: list[str] = []
         for kind in kinds:
             shown += [f"{kind}: {line}" for one, line in faults if one == kind][:SHOWN_OF_A_KIND]
-        if not compared:
-            shown.insert(0, "nothing was compared")
-        return {
-            "ok": not shown,
-            "differences": max(len(faults), len(shown)),
-            "shown": shown[:MOST_SHOWN],
-            "compared": compared,
+        return check(shown, compared=compared, total=len(faults)) | {
             "alerts": len(self._circles),
             "webhooks": len(self._told),
             "repeated": self.repeated,
@@ -286,7 +281,7 @@ def side_of(circle: Circle, lat: float, long: float) -> str:
 
 def cells(circle: Circle) -> Iterable[tuple[int, int]]:
     """Yields the cells that a circle with its margin touches."""
-    spread = (circle.radius + MARGIN + 1.0) / 111_195.0
+    spread = (circle.radius + MARGIN + 1.0) / METRES_PER_DEGREE
     wide = spread / max(0.01, cos(radians(abs(circle.lat) + spread)))
     for row in range(int((circle.lat - spread) / CELL // 1), int((circle.lat + spread) / CELL // 1) + 1):
         for column in range(int((circle.long - wide) / CELL // 1), int((circle.long + wide) / CELL // 1) + 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
@@ -46,14 +45,14 @@ class Alerts:
         target: Target,
         scenario: Scenario,
         identities: Sequence[Identity],
-        token: Callable[[Identity], str],
+        secret: str,
         seed: int,
     ) -> None:
         self.auditor: AlertAuditor | None = None
         self._target = target
         self._scenario = scenario
         self._identities = identities
-        self._token = token
+        self._secret = secret
         self._random = Random(f"{seed} alerts")
         self._secrets: dict[str, str] = {}
         self._owners: dict[str, Identity] = {}
@@ -72,8 +71,7 @@ class Alerts:
             await self._runner.cleanup()
             raise RunFailed(f"the receiver can't listen on {self._scenario.alerts.listen}: {failed}") from None
         self._url = f"http://{host}:{self._runner.addresses[0][1]}/hook"
-        scheme = "https" if self._target.tls else "http"
-        self._session = aiohttp.ClientSession(f"{scheme}://{self._target.authority}")
+        self._session = aiohttp.ClientSession(self._target.url)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -178,10 +176,10 @@ class Alerts:
         """Returns the answer, an empty one for the status `known`; tries for some seconds what may pass."""
         pause = 0.2
         while True:
-            said = ""
+            token = mint(owner.clerk_id, self._secret, time.time(), self._scenario.token_lifetime)
             try:
                 async with self._session.request(
-                    method, path, json=body, headers={"Authorization": f"Bearer {self._token(owner)}"}
+                    method, path, json=body, headers={"Authorization": f"Bearer {token}"}
                 ) as answer:
                     if answer.status == known or answer.status == 204:
                         return {}
@@ -199,11 +197,6 @@ class Alerts:
                 )
             await asyncio.sleep(pause)
             pause *= 2
-
-
-def tokens(secret: str, lifetime: int) -> Callable[[Identity], str]:
-    """Returns a function that gives the owner of a vendor a token."""
-    return lambda identity: mint(identity.clerk_id, secret, math.floor(time.time()), lifetime)
 
 
 async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, U]]) -> list[U]:

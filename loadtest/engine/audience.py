@@ -51,7 +51,7 @@ class Audience(Population[Customer]):
         self.apps = [
             Customer(
                 share.target,
-                minting(share.identities[index % len(share.identities)], share.secret, share.lifetime),
+                minting(share.identities[index % len(share.identities)], share.secret, share.scenario.token_lifetime),
                 random,
                 recorder,
                 clock,

@@ -39,7 +39,7 @@ class Fleet(Population[SimulatedVendor]):
             (BulkVendor if vendors.bulk else SimulatedVendor)(
                 share.target,
                 share.identities[index],
-                minting(share.identities[index], share.secret, share.lifetime),
+                minting(share.identities[index], share.secret, share.scenario.token_lifetime),
                 random,
                 recorder,
                 clock,

@@ -59,11 +59,6 @@ class Share:
     own: str | None = None
     audited: bool = False
 
-    @property
-    def lifetime(self) -> int:
-        """The lifetime of tokens in seconds: no connection may end for its token within the run."""
-        return int(self.scenario.seconds) + 3600
-
     def indices(self, count: int) -> range:
         """Returns which of `count` vendors or customers this worker has."""
         return range(self.number, count, self.of)

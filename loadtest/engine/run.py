@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from loadtest.clients.target import Identity, Target
-from loadtest.engine.alerting import Alerts, tokens
+from loadtest.engine.alerting import Alerts
 from loadtest.engine.population import Share, Trace
 from loadtest.engine.scenario import Course, Scenario
 from loadtest.engine.verification import MOST_SHOWN, check
@@ -196,8 +196,7 @@ class Run:
         if not plan.scenario.alerts.count:
             yield None
             return
-        token = tokens(plan.secret, plan.shares()[0].lifetime)
-        async with Alerts(plan.target, plan.scenario, plan.identities, token, plan.seed) as alerts:
+        async with Alerts(plan.target, plan.scenario, plan.identities, plan.secret, plan.seed) as alerts:
             yield alerts
 
     async def _verify(self, pool: WorkerPool, alerts: Alerts | None) -> None:

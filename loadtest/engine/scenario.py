@@ -244,15 +244,14 @@ class Scenario(Part):
     @model_validator(mode="after")
     def _bounded(self) -> Scenario:
         self.limits()
-        seconds = sum(stage.seconds for stage in self.stages)
-        if seconds > MAX_SECONDS:
-            raise ValueError(f"the stages take {seconds:g} s together; at most {MAX_SECONDS} s are allowed")
-        if self.warmup >= seconds:
+        if self.seconds > MAX_SECONDS:
+            raise ValueError(f"the stages take {self.seconds:g} s together; at most {MAX_SECONDS} s are allowed")
+        if self.warmup >= self.seconds:
             raise ValueError(
-                f"warmup is {self.warmup:g} s and the stages take {seconds:g} s: nothing would be measured"
+                f"warmup is {self.warmup:g} s and the stages take {self.seconds:g} s: nothing would be measured"
             )
         for name, count in (("vendors", self.vendors.count), ("customers", self.customers.count)):
-            highest = max(level for level in self._levels(name))
+            highest = max(self._levels(name))
             if count * highest > MAX_APPS:
                 raise ValueError(f"{count} {name} at level {highest:g} are more than {MAX_APPS}, which a run may have")
         if (rate := self.pings_per_second()) > MAX_PINGS_PER_S:
@@ -283,6 +282,11 @@ class Scenario(Part):
     def seconds(self) -> float:
         """The length of all stages."""
         return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def token_lifetime(self) -> int:
+        """The lifetime of tokens in seconds: no connection may end for its token within the run."""
+        return int(self.seconds) + 3600
 
     def limits(self) -> list[Threshold]:
         """Returns the thresholds of this scenario, those of every scenario included."""

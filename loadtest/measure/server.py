@@ -8,7 +8,9 @@ import platform
 import re
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,19 +26,15 @@ from loadtest.errors import RunFailed, WrongUse
 from venta_client.errors import ClientError
 
 TIMEOUT = 5.0
+WITHIN = 10.0
+TRIES = 7
+MAX_QUOTED = 500
+PACKAGES = ("venta-streamer", "aiohttp", "asyncpg", "orjson", "uvloop")
 CPU = "process_cpu_seconds_total"
 RESIDENT = "process_resident_memory_bytes"
 SAMPLE = re.compile(rf"^({CPU}|{RESIDENT})(?:\{{[^}}]*\}})?\s+(\S+)", re.MULTILINE)
 
 Look = tuple[dict[str, float], dict[str, float]]
-
-
-class Status(NamedTuple):
-    """One process: its kind, CPU seconds (of ended children too, where the system counts them) and resident bytes."""
-
-    kind: str
-    cpu: float
-    resident: int
 
 
 def kind(name: str) -> str:
@@ -46,8 +44,18 @@ def kind(name: str) -> str:
     return "redis" if name.startswith(("redis", "valkey")) else "server"
 
 
+class Meter(Protocol):
+    """Returns CPU seconds and resident bytes, by kind of process and as `all`; None when that fails just now."""
+
+    source: str
+
+    async def look(self) -> Look | None: ...
+
+
 class Processes:
-    """The processes of a server: the given ones and their descendants, looked up each time."""
+    """The server's processes on this machine: the given ones and their descendants, looked up each time."""
+
+    source = "processes"
 
     def __init__(self, roots: Iterable[int]) -> None:
         self.roots = frozenset(roots)
@@ -55,44 +63,27 @@ class Processes:
             if not psutil.pid_exists(root):
                 raise WrongUse(f"there is no process {root} on this machine; give the server's own id as --pid")
 
-    def _all(self) -> list[Status]:
+    async def look(self) -> Look:
+        return await asyncio.to_thread(self.used)
+
+    def used(self) -> Look:
+        """Returns CPU seconds since each process began, and resident bytes, by kind and as `all`.
+
+        The CPU seconds of children that have ended are counted too, where the system does.
+        """
         found: dict[int, psutil.Process] = {}
         for root in self.roots:
-            try:
+            with suppress(psutil.Error):  # it ended meanwhile
                 above = psutil.Process(root)
                 found |= {process.pid: process for process in (above, *above.children(recursive=True))}
-            except psutil.Error:  # it ended meanwhile
-                continue
-        statuses = []
+        cpu, resident = defaultdict[str, float](float), defaultdict[str, float](float)
         for process in found.values():
-            try:
-                with process.oneshot():
-                    times, resident = process.cpu_times(), process.memory_info().rss
-                    statuses.append(Status(kind(process.name()), sum(times[:4]), resident))
-            except psutil.Error:
-                continue
-        return statuses
-
-    def look(self) -> Look:
-        """Returns CPU seconds since each process began, and resident bytes, by kind and as `all`."""
-        found = self._all()
-        return (
-            self._sums([(status.kind, status.cpu) for status in found]),
-            self._sums([(status.kind, float(status.resident)) for status in found]),
-        )
-
-    @staticmethod
-    def _sums(values: list[tuple[str, float]]) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        for name, value in values:
-            sums[name] = sums.get(name, 0.0) + value
-            sums["all"] = sums.get("all", 0.0) + value
-        return sums
-
-
-def runs_here(pid: int) -> bool:
-    """Returns whether there is a process with this id on this machine."""
-    return bool(psutil.pid_exists(pid))
+            with suppress(psutil.Error), process.oneshot():
+                name, seconds, size = kind(process.name()), sum(process.cpu_times()[:4]), process.memory_info().rss
+                for part in (name, "all"):
+                    cpu[part] += seconds
+                    resident[part] += size
+        return cpu, resident
 
 
 def parent(pid: int, of_kind: str) -> int | None:
@@ -106,33 +97,13 @@ def parent(pid: int, of_kind: str) -> int | None:
         return None
 
 
-class Meter(Protocol):
-    """Returns CPU seconds and resident bytes, by kind of process and as `all`; None when that fails just now."""
-
-    source: str
-
-    async def look(self) -> Look | None: ...
-
-
-class ProcessMeter:
-    """The server's processes on this machine."""
-
-    source = "processes"
-
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
-
-    async def look(self) -> Look | None:
-        return await asyncio.to_thread(self._processes.look)
-
-
 class MetricsMeter:
     """What `/metrics` reports: the server alone, without PostgreSQL and Redis; the sum of several workers."""
 
     source = "metrics"
 
     def __init__(self, target: Target) -> None:
-        self._url = f"{'https' if target.tls else 'http'}://{target.authority}/metrics"
+        self._url = f"{target.url}/metrics"
         self._timeout = aiohttp.ClientTimeout(total=TIMEOUT)
 
     async def look(self) -> Look | None:
@@ -158,19 +129,6 @@ def parse_metrics(text: str) -> Look | None:
         return None
     cpu, resident = sums[CPU], sums.get(RESIDENT, 0.0)
     return {"server": cpu, "all": cpu}, {"server": resident, "all": resident}
-
-
-async def meter(target: Target, processes: Processes | None) -> Meter | None:
-    """Returns the best meter there is: processes, else `/metrics`, else None."""
-    if processes is not None:
-        return ProcessMeter(processes)
-    found = MetricsMeter(target)
-    return found if await found.look() is not None else None
-
-
-TRIES = 7
-MAX_QUOTED = 500
-WITHIN = 10.0
 
 
 class Offset(NamedTuple):
@@ -212,7 +170,7 @@ async def hello(target: Target, identity: Identity, secret: str) -> Offset:
 
 async def unready(target: Target) -> str | None:
     """Returns what `/readyz` complains of, None when the server is ready; raises RunFailed when it does not answer."""
-    url = f"{'https' if target.tls else 'http'}://{target.authority}/readyz"
+    url = f"{target.url}/readyz"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)) as session,
@@ -223,9 +181,6 @@ async def unready(target: Target) -> str | None:
             return f"{answer.status}: {(await answer.text(errors='replace'))[:MAX_QUOTED].strip()}"
     except (aiohttp.ClientError, OSError, TimeoutError) as failed:
         raise RunFailed(f"{url} does not answer: {failed!r}; is the server up?") from None
-
-
-PACKAGES = ("venta-streamer", "aiohttp", "asyncpg", "orjson", "uvloop")
 
 
 def environment() -> dict[str, Any]:

@@ -23,15 +23,15 @@ input()
 def test_a_child_counts_while_it_runs_and_after_it_ended() -> None:
     """PostgreSQL's backends come and go: what they used must not vanish with them."""
     mine = Processes([os.getpid()])
-    before = mine.look()[0]["all"]
+    before = mine.used()[0]["all"]
     with subprocess.Popen([sys.executable, "-c", SPIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        cpu, resident = mine.look()
+        cpu, resident = mine.used()
         running = cpu["all"] - before
         assert running >= 0.25
-        assert resident["all"] > Processes([child.pid]).look()[1]["all"] > 1_000_000
-    assert mine.look()[0]["all"] - before >= running - 0.02
+        assert resident["all"] > Processes([child.pid]).used()[1]["all"] > 1_000_000
+    assert mine.used()[0]["all"] - before >= running - 0.02
 
 
 def test_a_process_that_is_not_there_is_wrong_use() -> None:
