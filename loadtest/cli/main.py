@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import orjson
 import typer
@@ -51,6 +51,8 @@ from loadtest.reports.verdict import judge
 from venta_client.errors import ClientError
 
 REFRESH = 2
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Puts a running server under load from outside, and verifies what it stored and showed.",
@@ -159,20 +161,15 @@ def compare_reports(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Compare two reports, beside the noise; exit code 1 when a figure got worse from A to B."""
-
-    async def main() -> dict[str, Any]:
-        return compare(read_report(before), read_report(after), tolerance / 100)
-
-    report = executed(main())
+    with failures_named():
+        report = compare(read_report(before), read_report(after), tolerance / 100)
     if out is not None:
         out.write_text(page(report), encoding="utf-8")
     if json:
         typer.echo(as_json({name: value for name, value in report.items() if name != "series"}), nl=False)
     else:
         show_changes(report, Console())
-    for reason in report["reasons"]:
-        typer.echo(f"Error: {reason}", err=True)
-    raise typer.Exit(0 if report["ok"] else 1)
+    end(report)
 
 
 @app.command("merge")
@@ -184,11 +181,9 @@ def merge_reports(
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Merge the reports of several machines that drove one run, each with its own --part and the same --start-at."""
-
-    async def main() -> dict[str, Any]:
-        return merge([read_report(path) for path in reports])
-
-    finish(executed(main()), OutputOptions(out, json))
+    with failures_named():
+        merged = merge([read_report(path) for path in reports])
+    finish(merged, OutputOptions(out, json))
 
 
 @app.command("report")
@@ -197,11 +192,8 @@ def make_report(
     out: Annotated[list[Path] | None, typer.Option(help="as for `run`; default: the HTML beside the JSON")] = None,
 ) -> None:
     """Write a report in other formats."""
-
-    async def main() -> dict[str, Any]:
-        return read_report(report)
-
-    found = executed(main())
+    with failures_named():
+        found = read_report(report)
     for path in targets(out or [Path("html")], report.with_suffix("")):
         path.write_text(FORMATS[path.suffix](found), encoding="utf-8")
         typer.echo(f"written to {path}")
@@ -222,18 +214,11 @@ def worker(
     within: Annotated[float, typer.Option(help="seconds to wait for the coordinator", min=1, max=3600)] = 60.0,
 ) -> None:
     """Work for a coordinator on another machine: `run --listen HOST:PORT --remote N`."""
-
-    async def main() -> dict[str, Any]:
-        await work_remotely(url, key, within)
-        return {}
-
-    executed(main())
+    executed(work_remotely(url, key, within))
 
 
 def capacity_options() -> type:
     """Returns a dataclass with one option for each member of a capacity plan and its costs."""
-    from dataclasses import MISSING, field, make_dataclass
-
     made: list[Any] = []
     for prefix, kind in (("", Capacity), ("cost_", Costs)):
         for one in fields(kind):
@@ -279,11 +264,11 @@ def live_page(run: Run) -> str:
     return page(run.report(), REFRESH)
 
 
-def executed(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """Runs to the end; a known error becomes one line and exit code 1, wrong use exit code 2."""
-    raise_file_limit()
+@contextlib.contextmanager
+def failures_named() -> Iterator[None]:
+    """A known error becomes one line and exit code 1, wrong use exit code 2."""
     try:
-        return run_loop(main)
+        yield
     except BaseException as failure:
         error = first_cause(failure)
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
@@ -295,6 +280,13 @@ def executed(main: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(1) from None
         raise
+
+
+def executed(main: Coroutine[Any, Any, T]) -> T:
+    """Runs to the end."""
+    raise_file_limit()
+    with failures_named():
+        return run_loop(main)
 
 
 def median_run(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -332,12 +324,16 @@ def finish(report: dict[str, Any], output: OutputOptions) -> None:
             typer.echo(f"written to {' and '.join(str(path) for path in written)}", err=True)
     if output.json:
         typer.echo(as_json(report), nl=False)
+    end(report)
+
+
+def end(report: dict[str, Any]) -> None:
+    """Exits with a report's verdict, and names the reasons."""
     if report.get("interrupted"):
         raise typer.Exit(130)
-    if not report["ok"]:
-        for reason in report["reasons"]:
-            typer.echo(f"Error: {reason}", err=True)
-        raise typer.Exit(1)
+    for reason in report["reasons"]:
+        typer.echo(f"Error: {reason}", err=True)
+    raise typer.Exit(0 if report["ok"] else 1)
 
 
 def save(report: dict[str, Any], paths: Sequence[Path]) -> Sequence[Path]:
