@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from loadtest.measure.recording import Histogram
 from loadtest.reports.plot import Band, Line, Plot, draw
-from loadtest.reports.verdict import staleness
+from loadtest.reports.verdict import DELAYS, compared, staleness
 
 Report = dict[str, Any]
 
-NAMES = {
-    "watch": "Ping → watcher",
-    "ack": "Ping → ack",
-    "snapshot": "Connect → snapshot",
-    "pan": "Pan → snapshot",
-    "slow": "Ping → slow phone",
-    "recovery": "Cut → ready again",
-    "freshness": "Freshness gap",
-    "alert": "Ping → webhook",
-    "late": "Generator: pings sent late",
-    "lag": "Generator: frames read late",
-}
+NAMES = {name: text.capitalize() for name, text in DELAYS.items()}
+NAMES |= {"late": "Generator: pings sent late", "lag": "Generator: frames read late"}
 NINES = ((50.0, "50"), (90.0, "90"), (99.0, "99"), (99.9, "99.9"), (99.99, "99.99"), (99.999, "99.999"))
 PARTS = ("all", "server", "postgres", "redis")
 DELAY_NOTES = {
@@ -187,23 +176,17 @@ def comparison(report: Report) -> Iterable[str]:
         ]
         for one in report["changes"]
     ]
-    lines = [*report["reasons"], *report["advice"], *(f"differs: {line}" for line in report["different"])]
+    reasons = [*report["reasons"], *report["advice"], *(f"differs: {line}" for line in report["different"])]
     said = "Nothing got worse" if report["ok"] else "Worse"
     yield f"<h1>Comparison</h1><p class=soft>{report['runs'][0]} and {report['runs'][1]} runs</p>"
-    yield f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{said}.</b>{listed(lines)}</div>'
+    yield f'<div class="verdict {"ok" if report["ok"] else "bad"}"><b>{said}.</b>{listed(reasons)}</div>'
     yield card(table(["figure", "before", "after", "change", "noise", ""], rows))
-    plots = [
-        Plot(
-            NAMES[name],
-            [delay_line(one, name, "p99", text, hue) for hue, text, one in sides],
-            "seconds",
-            "ms",
-            note="p99",
-        )
-        for name in ("watch", "ack")
-        for sides in [[(1, "before", report["series"][0]), (2, "after", report["series"][1])]]
-    ]
-    yield f'<div class="plots">{"".join(draw(plot) for plot in plots)}</div>'
+    before, after = report["series"]
+    yield '<div class="plots">'
+    for name in ("watch", "ack"):
+        lines = [delay_line(before, name, "p99", "before", 1), delay_line(after, name, "p99", "after", 2)]
+        yield draw(Plot(NAMES[name], lines, "seconds", "ms", note="p99"))
+    yield "</div>"
 
 
 def heading(report: Report) -> str:
@@ -244,9 +227,8 @@ def verification(report: Report) -> str:
     """Returns what was compared with the truth, and the errors and closes there were."""
     rows = []
     for name, check in report["checks"].items():
-        keys = ("rows", "vendors", "watchers", "cards", "observations")
-        compared = ", ".join(f"{check[key]:,} {key}" for key in keys if key in check)
-        text = CHECKS.get(name, escape(name)) + (f"<br><small>{compared} compared</small>" if compared else "")
+        said = compared(check)
+        text = CHECKS.get(name, escape(name)) + (f"<br><small>{said} compared</small>" if said else "")
         rows.append([text, yes(check["ok"], "yes", f"{check['differences']:,} differences")])
     lines = [line for check in report["checks"].values() for line in check["shown"]]
     return f"<h2>Verification</h2>{card(table(['', ''], rows) + listed([*lines, *report['incidents']]))}"
@@ -268,6 +250,10 @@ def over_time(report: Report) -> Iterable[Plot]:
 
     def rate(name: str, text: str, colour: int) -> Line:
         return line(text, colour, lambda entry: entry["counts"].get(name, 0) / entry["seconds"])
+
+    def used(key: str, name: str) -> Line:
+        text = "total" if name == "all" else name
+        return line(text, 1 + PARTS.index(name), lambda entry: entry.get("server", {}).get(key, {}).get(name))
 
     for name, note in DELAY_NOTES.items():
         lines = [delay_line(series, name, "p50", "p50", 1, True)]
@@ -293,19 +279,10 @@ def over_time(report: Report) -> Iterable[Plot]:
         ("CPU", "cores", "cores", f"From the server's {(report['server'] or {}).get('source', 'processes')}."),
         ("Memory", "resident_mb", "MB", "Resident; pages that PostgreSQL's processes share count in each of them."),
     ):
-        lines = [
-            line("total" if name == "all" else name, 1 + PARTS.index(name), partial(server_value, key, name))
-            for name in named
-        ]
+        lines = [used(key, name) for name in named]
         if lines and key == "cores":
             lines.append(line("load generator", 5, lambda entry: entry["own_cpu"] / entry["seconds"], True))
         yield plot(title, lines, unit, note)
-
-
-def server_value(key: str, name: str, entry: Report) -> float | None:
-    """Returns what one kind of the server's processes used in an entry of the series."""
-    found = entry.get("server", {}).get(key, {}).get(name)
-    return None if found is None else float(found)
 
 
 def delay_line(series: Sequence[Report], name: str, point: str, text: str, hue: int, dashed: bool = False) -> Line:

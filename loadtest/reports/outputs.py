@@ -26,25 +26,14 @@ def as_csv(report: dict[str, Any]) -> str:
     delays = [f"{name}_{point}_ms" for name in ("watch", "ack", "freshness") for point in ("p50", "p90", "p99", "max")]
     out = io.StringIO()
     rows = csv.writer(out)
-    heads = [
-        "t",
-        "seconds",
-        "measured",
-        "vendors",
-        "customers",
-        *counts,
-        *delays,
-        "own_cpu",
-        "server_cores",
-        "server_mb",
-    ]
-    rows.writerow(heads)
+    common = ("t", "seconds", "measured", "vendors", "customers")
+    rows.writerow([*common, *counts, *delays, "own_cpu", "server_cores", "server_mb"])
     for entry in series:
         used = entry.get("server", {})
         known = {f"{name}_{point}": value for name, found in entry["delays"].items() for point, value in found.items()}
         rows.writerow(
             [
-                *(entry[name] for name in ("t", "seconds", "measured", "vendors", "customers")),
+                *(entry[name] for name in common),
                 *(entry["counts"].get(name, 0) for name in counts),
                 *(known.get(name) for name in delays),
                 entry["own_cpu"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -15,18 +16,9 @@ from rich.text import Text
 
 from loadtest.engine.scenario import Course
 from loadtest.measure.recording import STEPS_PER_S, Timeline, percentile
+from loadtest.reports.verdict import DELAYS, compared
 
-DELAYS = (
-    ("watch", "ping → watcher"),
-    ("ack", "ping → ack"),
-    ("snapshot", "connect → snapshot"),
-    ("pan", "pan → snapshot"),
-    ("slow", "ping → slow phone"),
-    ("recovery", "cut → ready again"),
-    ("freshness", "freshness gap"),
-    ("alert", "ping → webhook"),
-)
-COMPARED = ("rows", "vendors", "watchers", "cards", "observations")
+POINTS = ("p50", "p90", "p99", "p999", "max")
 
 
 def summarise(report: dict[str, Any], console: Console) -> None:
@@ -39,68 +31,67 @@ def summarise(report: dict[str, Any], console: Console) -> None:
 
 def one_run(report: dict[str, Any], console: Console) -> None:
     """Prints one run."""
-    figures, totals = report["figures"], report["totals"]
-    delays = Table("delay in ms", "p50", "p90", "p99", "p99.9", "max", "count", title=report["settings"]["title"])
-    for column in delays.columns[1:]:
-        column.justify = "right"
-    for name, text in DELAYS:
+    figures, totals, verified = report["figures"], report["totals"], report["compared"]
+    delays = numbers("delay in ms", "p50", "p90", "p99", "p99.9", "max", "count", title=report["settings"]["title"])
+    for name, text in DELAYS.items():
         if found := report["delays"].get(name):
-            points = [found.get(f"{point}_ms") for point in ("p50", "p90", "p99", "p999", "max")]
-            values = ["-" if value is None else f"{value:,.1f}" for value in points]
-            delays.add_row(text, *values, f"{found['count']:,}")
+            delays.add_row(text, *(shown(found.get(f"{point}_ms"), ",.1f") for point in POINTS), f"{found['count']:,}")
     console.print(delays)
-    lines = [
-        f"{totals['sent']:,} pings sent, {totals['acked']:,} acked, {count(figures['lost'])} lost,"
-        f" {figures['rejected']:,} rejected; {figures['errors']:,} errors and closes, {totals['refused']:,} refused",
-        f"{rate(figures['pings_per_s'])} pings/s, {rate(figures['positions_per_s'])} positions/s to watchers,"
-        f" over {report['seconds']:.0f} s",
-    ]
+
+    def say(line: str, style: str = "") -> None:
+        console.print(Text(line, style=style))
+
+    say(
+        f"{totals['sent']:,} pings sent, {totals['acked']:,} acked, {shown(figures['lost'], ',', 'unknown')} lost,"
+        f" {figures['rejected']:,} rejected; {figures['errors']:,} errors and closes, {totals['refused']:,} refused"
+    )
+    say(
+        f"{shown(figures['pings_per_s'])} pings/s, {shown(figures['positions_per_s'])} positions/s to watchers,"
+        f" over {report['seconds']:.0f} s"
+    )
     if report["server"] is not None:
-        lines.append(
+        say(
             f"server: {figures['server_cores']} cores, {cost(figures, 'server')}, {figures['server_mb']:,} MB"
             f" (by its {report['server']['source']})"
         )
     late = figures["late_p99_ms"] or 0.0
-    lines.append(f"load generator: {figures['own_cores']} cores, {cost(figures, 'own')}, late by {late} ms at p99")
+    say(f"load generator: {figures['own_cores']} cores, {cost(figures, 'own')}, late by {late} ms at p99")
     if (bare := report.get("bare_copy")) is not None:
-        lines.append(
+        say(
             f"without the server: COPY {bare['rows_per_s']:,} rows/s (acks: {figures['acks_to_bare_copy']} of it),"
             f" a commit of one row {bare['commit_p50_ms']:g} ms at p50, {bare['commit_p99_ms']:g} ms at p99"
         )
-    for line in lines:
-        console.print(Text(line))
     for name, check in report["checks"].items():
-        extra = ", ".join(f"{check[key]:,} {key}" for key in COMPARED if key in check)
         said = "no difference" if check["ok"] else f"{check['differences']} differences"
-        console.print(Text(f"{name}: {said}{f' ({extra})' if extra else ''}", style="" if check["ok"] else "red"))
+        extra = f" ({compared(check)})" if compared(check) else ""
+        say(f"{name}: {said}{extra}", "" if check["ok"] else "red")
     for one in report["thresholds"]:
-        style = {True: "green", False: "red", None: "dim"}[one["ok"]]
-        console.print(Text(f"threshold {one['threshold']}: {one['said']}", style=style))
+        say(f"threshold {one['threshold']}: {one['said']}", {True: "green", False: "red", None: "dim"}[one["ok"]])
     for line in report["incidents"][:5] if figures["errors"] else []:
-        console.print(Text(line, style="yellow"))
+        say(line, "yellow")
     for note in report["notes"]:
-        console.print(Text(f"note: {note}", style="dim"))
-    compared = report["compared"]
+        say(f"note: {note}", "dim")
     console.print(
-        f"verified: {compared['vendors']} of {compared['vendors_of']} vendors,"
-        f" {compared['customers']} of {compared['customers_of']} customers"
+        f"verified: {verified['vendors']} of {verified['vendors_of']} vendors,"
+        f" {verified['customers']} of {verified['customers_of']} customers"
     )
-    passed = "PASSED: all thresholds and checks met" if report["ok"] else "FAILED"
-    console.print(Text(passed, style="bold green" if report["ok"] else "bold red"))
+    if report["ok"]:
+        say("PASSED: all thresholds and checks met", "bold green")
+    else:
+        say("FAILED", "bold red")
 
 
 def search(report: dict[str, Any], console: Console) -> None:
     """Prints a search for the highest load."""
-    steps = Table("scale", "vendors", "customers", "pings/s", "positions/s", "watch p99", "ack p99", "cores", "")
-    for column in steps.columns[:-1]:
-        column.justify = "right"
+    heads = ("scale", "vendors", "customers", "pings/s", "positions/s", "watch p99", "ack p99", "cores", "")
+    steps = numbers(*heads, names=0, words=1)
     for step in sorted(report["steps"], key=lambda step: step["scale"]):
         figures = step["figures"]
         steps.add_row(
             f"{step['scale']:g}",
             f"{step['vendors']:,}",
             f"{step['customers']:,}",
-            *(rate(figures[name]) for name in ("pings_per_s", "positions_per_s")),
+            *(shown(figures[name]) for name in ("pings_per_s", "positions_per_s")),
             *(str(figures.get(name) or "-") for name in ("watch_p99_ms", "ack_p99_ms", "server_cores")),
             Text("kept" if step["ok"] else "not kept", style="green" if step["ok"] else "red"),
         )
@@ -109,25 +100,20 @@ def search(report: dict[str, Any], console: Console) -> None:
         for reason in step["reasons"]:
             console.print(Text(f"{step['scale']:g} times: {reason}"))
     console.print(Text(report["said"], style="bold"))
-    if report["knee"] is not None:
-        knee = report["knee"]
+    if (knee := report["knee"]) is not None:
         console.print(f"the knee is at {knee['scale']:g} times: p99 {knee['p99_ms']:g} ms, then {knee['then_ms']:g} ms")
 
 
 def show_changes(report: dict[str, Any], console: Console) -> None:
     """Prints before and after, figure by figure."""
-    table = Table(
-        "figure", "before", "after", "change", "noise", "", title=f"{report['runs'][0]} and {report['runs'][1]} runs"
-    )
-    for column in table.columns[1:5]:
-        column.justify = "right"
+    title = f"{report['runs'][0]} and {report['runs'][1]} runs"
+    table = numbers("figure", "before", "after", "change", "noise", "", words=1, title=title)
     styles = {"better": "green", "worse": "red", "noise": "yellow", "unknown": "yellow", "same": "dim", "small": "dim"}
     for one in report["changes"]:
         table.add_row(
             one["name"],
-            f"{one['before']:,.4g}",
-            f"{one['after']:,.4g}",
-            "-" if one["change"] is None else f"{one['change']:+.1%}",
+            *(f"{one[side]:,.4g}" for side in ("before", "after")),
+            shown(one["change"], "+.1%"),
             "unknown" if one["noise"] is None else f"±{one['noise']:.1%}",
             Text(one["verdict"], style=styles[one["verdict"]]),
         )
@@ -136,32 +122,29 @@ def show_changes(report: dict[str, Any], console: Console) -> None:
         console.print(Text(line, style="yellow"))
 
 
-def rate(value: float | None) -> str:
-    """Returns a rate for people."""
-    return "-" if value is None else f"{value:,.0f}"
+def numbers(*heads: str, names: int = 1, words: int = 0, **options: Any) -> Table:
+    """Returns a table of numbers: all columns but the first `names` and the last `words` are flush right."""
+    table = Table(*heads, **options)
+    for column in table.columns[names : len(heads) - words]:
+        column.justify = "right"
+    return table
 
 
-def count(value: float | None) -> str:
-    """Returns a count for people; `unknown` numbers are those that were not compared."""
-    return "unknown" if value is None else f"{value:,}"
+def shown(value: float | None, form: str = ",.0f", unknown: str = "-") -> str:
+    """Returns a number in a format."""
+    return unknown if value is None else format(value, form)
 
 
 def cost(figures: dict[str, Any], of: str) -> str:
     """Returns CPU per ping and per position for people."""
-    values = [figures.get(f"{of}_us_per_{what}") for what in ("ping", "position")]
-    ping, position = ("-" if value is None else f"{value:g}" for value in values)
+    ping, position = (shown(figures.get(f"{of}_us_per_{what}"), "g") for what in ("ping", "position"))
     return f"{ping} µs per ping, {position} µs per position"
 
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 30
 QUIET_EVERY = 10
-ROWS = (
-    ("watch", "ping → watcher"),
-    ("ack", "ping → ack"),
-    ("snapshot", "connect → snapshot"),
-    ("pan", "pan → snapshot"),
-)
+ROWS = ("watch", "ack", "snapshot", "pan")
 
 
 class Dashboard:
@@ -205,8 +188,8 @@ class Dashboard:
         if record.reached:
             found.append(f"{counts['sent']:,} pings/s, {counts['positions']:,} positions/s")
             found += [
-                f"{text} p99 {value:.0f} ms"
-                for name, text in ROWS[:2]
+                f"{DELAYS[name]} p99 {value:.0f} ms"
+                for name in ROWS[:2]
                 if (value := in_ms(delays.get(name, {}), 99)) is not None
             ]
         return " · ".join(found)
@@ -232,14 +215,12 @@ class Dashboard:
             ("faults", "errors and closes/s"),
         ):
             rates.add_row(text, Text(f"{counts[name]:,}", justify="right"), self._spark(name, counts[name], fresh))
-        delays = Table("delay in ms", "p50", "p99", "max", "p99 over time", box=None, padding=(0, 2, 0, 0))
-        for column in delays.columns[1:4]:
-            column.justify = "right"
-        for name, text in ROWS:
-            steps = latest.delays.get(name, Counter())
-            values = [in_ms(steps, percent) for percent in (50, 99, 100)]
-            shown = ["-" if value is None else f"{value:,.1f}" for value in values]
-            delays.add_row(text, *shown, self._spark(f"{name} p99", values[1] or 0.0, fresh))
+        heads = ("delay in ms", "p50", "p99", "max", "p99 over time")
+        delays = numbers(*heads, words=1, box=None, padding=(0, 2, 0, 0))
+        for name in ROWS:
+            values = [in_ms(latest.delays.get(name, {}), percent) for percent in (50, 99, 100)]
+            past = self._spark(f"{name} p99", values[1] or 0.0, fresh)
+            delays.add_row(DELAYS[name], *(shown(value, ",.1f") for value in values), past)
         late = max(in_ms(latest.delays.get(name, {}), 99) or 0.0 for name in ("late", "lag"))
         foot = Text(f"load generator {sum(latest.own.values()):.2f} cores, late by {late:.1f} ms at p99")
         if late > 100:
@@ -262,7 +243,7 @@ class Dashboard:
         return Text("".join(BLOCKS[min(7, int(8 * one / top))] for one in past), style="cyan")
 
 
-def in_ms(steps: dict[int, int], percent: float) -> float | None:
+def in_ms(steps: Mapping[int, int], percent: float) -> float | None:
     """Returns a percentile in ms, without a histogram: it is read every second."""
     step = percentile(steps, percent)
     return None if step is None else step * 1000 / STEPS_PER_S

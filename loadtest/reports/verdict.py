@@ -16,7 +16,18 @@ COMPARED = 20
 LONG = 5
 """A customer is served late when it was so for most of at least 5 seconds, and not for a moment only."""
 NAMED = 5
-DELAYS = ("watch", "ack", "snapshot", "pan", "slow", "recovery", "freshness", "alert")
+DELAYS = {
+    "watch": "ping → watcher",
+    "ack": "ping → ack",
+    "snapshot": "connect → snapshot",
+    "pan": "pan → snapshot",
+    "slow": "ping → slow phone",
+    "recovery": "cut → ready again",
+    "freshness": "freshness gap",
+    "alert": "ping → webhook",
+}
+"""What is timed of the server, in words."""
+UNITS = ("rows", "vendors", "watchers", "cards", "observations")
 NEEDS_DATABASE = "lost"
 
 
@@ -51,8 +62,8 @@ def figures(report: dict[str, Any]) -> dict[str, float | None]:
     for name in DELAYS:
         for point in (*POINTS, "max"):
             found[f"{name}_{point}_ms"] = delays.get(name, {}).get(f"{point}_ms")
-    found["late_p99_ms"] = delays.get("late", {}).get("p99_ms")
-    found["lag_p99_ms"] = delays.get("lag", {}).get("p99_ms")
+    for name in ("late", "lag"):
+        found[f"{name}_p99_ms"] = delays.get(name, {}).get("p99_ms")
     found["unacked"] = totals["unanswered"] + totals["dropped"]
     found["lost"] = report["checks"]["stored"]["differences"] if "stored" in report["checks"] else None
     found["rejected"] = sum(totals["rejected"].values())
@@ -177,6 +188,11 @@ def example(latest: dict[str, Any]) -> str:
         f"such as that of vendor {latest['vendor']} as of {time_of_day(latest['timestamp'])}, which came at"
         f" {time_of_day(latest['at'])}"
     )
+
+
+def compared(check: dict[str, Any]) -> str:
+    """Returns what a check compared for people; nothing for one that does not say."""
+    return ", ".join(f"{check[key]:,} {key}" for key in UNITS if key in check)
 
 
 def staleness(one: dict[str, Any]) -> str:
