@@ -86,9 +86,8 @@ class Wanted:
 async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: Callable[[], bool]) -> dict[str, Any]:
     """Searches; a scale that breaks a threshold, and the highest that keeps them, is run a second time to be sure."""
     scenario = wanted.scenario
-    if not any(
-        threshold.name.endswith("_ms") for threshold in scenario.limits() if threshold.name != "freshness_max_ms"
-    ):
+    names = {threshold.name for threshold in scenario.limits()} - {"freshness_max_ms"}
+    if not any(name.endswith("_ms") for name in names):
         raise WrongUse("find-max needs a threshold on a delay, for example --threshold 'watch_p99_ms<=200'")
     highest = min(wanted.highest, MAX_APPS / max(scenario.vendors.count, scenario.customers.count))
     search = Search(wanted.first, highest, wanted.most)
@@ -108,16 +107,14 @@ async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: C
             say(f"{scale:.3g} times broke a threshold; once more, to be sure")
             await asyncio.sleep(PAUSE)
             again = await run(step, scale)
-            report = again if again["ok"] or not better(report, again) else report
+            if again["ok"] or len(again["reasons"]) < len(report["reasons"]):
+                report = again
         steps.append(
             {
                 "scale": round(scale, 4),
                 "vendors": step.vendors.count,
                 "customers": step.customers.count,
-                "figures": report["figures"],
-                "thresholds": report["thresholds"],
-                "ok": report["ok"],
-                "reasons": report["reasons"],
+                **{name: report[name] for name in ("figures", "thresholds", "ok", "reasons")},
             }
         )
         own_limit = own_limit or too_slow(report)
@@ -138,11 +135,6 @@ async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: C
 def too_slow(report: dict[str, Any]) -> bool:
     """Returns whether the load generator was the limit."""
     return any("itself" in reason for reason in report["reasons"])
-
-
-def better(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Returns whether one failed run has no more reasons than another."""
-    return len(one["reasons"]) <= len(other["reasons"])
 
 
 def result(
@@ -186,10 +178,8 @@ def result(
         "kind": "find-max",
         "scenario": wanted.name,
         "settings": wanted.scenario.model_dump(mode="json"),
-        "tags": best["tags"] if best else {},
-        "environment": best["environment"] if best else {},
-        "target": best["target"] if best else "",
-        "started": best["started"] if best else "",
+        **{name: best[name] if best else {} for name in ("tags", "environment")},
+        **{name: best[name] if best else "" for name in ("target", "started")},
         "vary": wanted.vary,
         "confirmed": confirmed,
         "steps": list(steps),

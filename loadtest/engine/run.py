@@ -253,6 +253,7 @@ class Run:
             checks["even"] = check(uneven(summaries), compared=compared)
         views, positions = self._checks.get("views", {}), self._checks.get("positions", {})
         own = time.process_time() - self._own if not self._ends else self._own
+        used = timeline.server()
         made: dict[str, Any] = {
             "schema": SCHEMA,
             "kind": "run",
@@ -289,7 +290,7 @@ class Run:
                 for name, histogram in (timeline.delays() | self._alert_delays).items()
             },
             "customers": per_customer(summaries, stalest),
-            "server": server(plan.meter, timeline),
+            "server": None if plan.meter is None or used is None else {"source": plan.meter.source, **used},
             "generator": {
                 "cpu": {kind: round(value, 3) for kind, value in sorted(workers.items())},
                 "coordinator_cpu": round(own, 3),
@@ -344,30 +345,6 @@ async def interrupts() -> AsyncIterator[asyncio.Event]:
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
-
-
-def server(meter: Meter | None, timeline: Timeline) -> dict[str, Any] | None:
-    """Returns CPU seconds and memory of the server in the measured time; None when neither is known."""
-    used = timeline.used()
-    if meter is None or used is None:
-        return None
-    seconds, cpu = used
-    inside = [usage for usage in timeline.usages if usage.at >= timeline.warmup - 0.5]
-    names = inside[-1].resident
-    connections = max(
-        (bucket.working("vendors") + bucket.working("customers") for bucket in timeline.buckets), default=0
-    )
-    kind = "server" if "server" in names else "all"
-    grown = max(usage.resident.get(kind, 0.0) for usage in inside) - timeline.usages[0].resident.get(kind, 0.0)
-    return {
-        "source": meter.source,
-        "seconds": round(seconds, 3),
-        "cpu": {name: round(value, 3) for name, value in sorted(cpu.items())},
-        "resident_mb": {
-            name: round(max(usage.resident.get(name, 0.0) for usage in inside) / 1e6, 1) for name in sorted(names)
-        },
-        "kb_per_connection": round(grown / 1000 / connections, 2) if connections else None,
-    }
 
 
 NESTED = ("errors", "closes", "rejected", "gave_up")

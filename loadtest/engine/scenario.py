@@ -23,6 +23,11 @@ MAX_PINGS_PER_S = 200_000
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Level = Annotated[float, Field(ge=0, le=100)]
+Metres = Annotated[float, Field(gt=0, le=50_000)]
+AlertMetres = Annotated[float, Field(ge=100, le=10_000)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Spread = Annotated[float, Field(ge=0, le=10)]
 Limit = bool | float | str
 COMPARED = re.compile(r"^\s*(<=|>=|<|>)?\s*(-?\d+(?:\.\d+)?)\s*$")
 EXPRESSION = re.compile(r"^\s*([a-z_0-9]+)\s*(<=|>=|<|>|=)\s*(\S+)\s*$")
@@ -59,6 +64,11 @@ def threshold(name: str, limit: Limit) -> Threshold:
     return Threshold(name, found[1] or "<=", float(found[2]))
 
 
+def limits(own: dict[str, Limit]) -> list[Threshold]:
+    """Returns the thresholds of a scenario that sets these, those of every scenario included."""
+    return [threshold(name, limit) for name, limit in (DEFAULT_THRESHOLDS | own).items() if limit is not False]
+
+
 def thresholds(texts: Iterable[str]) -> list[tuple[str, Limit]]:
     """Returns the members of `thresholds` that --threshold gives, like `watch_p99_ms<=200` or `errors=false`."""
     made: list[tuple[str, Limit]] = []
@@ -88,7 +98,7 @@ class Place(Part):
     lat: Annotated[float, Field(ge=-80, le=80)] = 52.2297
     long: Annotated[float, Field(ge=-180, le=180)] = 21.0122
     density: Annotated[float, Field(gt=0, le=100_000)] = 40.0
-    radius: Annotated[float, Field(gt=0, le=50_000)] | None = None
+    radius: Metres | None = None
     block: Annotated[float, Field(ge=10, le=2000)] = 120.0
 
     def size(self, vendors: int) -> float:
@@ -102,7 +112,7 @@ class Movement(Part):
     """How a share of the vendors moves, and the seconds between its pings."""
 
     kind: Literal["parked", "walking", "driving"]
-    share: Annotated[float, Field(gt=0)] = 1.0
+    share: Positive = 1.0
     every: Annotated[float, Field(ge=0.05, le=3600)] = 5.0
 
 
@@ -141,15 +151,15 @@ class Customers(Part):
     """
 
     count: Annotated[int, Field(ge=0, le=MAX_APPS)] = 200
-    radius: tuple[Annotated[float, Field(gt=0, le=50_000)], Annotated[float, Field(gt=0, le=50_000)]] = (500.0, 2000.0)
-    spread: Annotated[float, Field(ge=0, le=10)] = 1.0
+    radius: tuple[Metres, Metres] = (500.0, 2000.0)
+    spread: Spread = 1.0
     shared: bool = False
     offset: tuple[float, float] = (0.0, 0.0)
     """Degrees of latitude and longitude by which their part of the world is away from the city."""
     dwell: Annotated[float, Field(ge=0.1, le=MAX_SECONDS)] = 15.0
-    pan: Annotated[float, Field(ge=0)] = 6.0
-    follow: Annotated[float, Field(ge=0)] = 2.0
-    sleep: Annotated[float, Field(ge=0)] = 2.0
+    pan: NotNegative = 6.0
+    follow: NotNegative = 2.0
+    sleep: NotNegative = 2.0
     asleep: Seconds = 20.0
     zoomed: Share = 0.0
     slow: Share = 0.0
@@ -174,14 +184,11 @@ class Alerts(Part):
     """
 
     count: Annotated[int, Field(ge=0, le=10_000)] = 0
-    radius: tuple[Annotated[float, Field(ge=100, le=10_000)], Annotated[float, Field(ge=100, le=10_000)]] = (
-        150.0,
-        500.0,
-    )
-    spread: Annotated[float, Field(ge=0, le=10)] = 1.0
+    radius: tuple[AlertMetres, AlertMetres] = (150.0, 500.0)
+    spread: Spread = 1.0
     listen: Annotated[str, Field(pattern=r"^.+:\d+$")] = "127.0.0.1:0"
-    stay_ms: Annotated[float, Field(gt=0)] = 2500.0
-    late_ms: Annotated[float, Field(gt=0)] = 10_000.0
+    stay_ms: Positive = 2500.0
+    late_ms: Positive = 10_000.0
 
 
 class Stage(Part):
@@ -198,6 +205,11 @@ class Stage(Part):
     customers: Level | None = None
     share: Share = 1.0
     who: Literal["all", "vendors", "customers"] = "all"
+
+    def level(self, name: str) -> float | None:
+        """Returns the level of vendors or of customers that it goes to; None for that before."""
+        own: float | None = getattr(self, name)
+        return self.to if own is None else own
 
     @model_validator(mode="after")
     def _somewhere(self) -> Stage:
@@ -232,7 +244,7 @@ class Scenario(Part):
     about: str = ""
     warmup: Annotated[float, Field(ge=0, le=3600)] = 5.0
     settle: Annotated[float, Field(gt=0, le=600)] = 60.0
-    late_ms: Annotated[float, Field(gt=0)] = 100.0
+    late_ms: Positive = 100.0
     city: Place = Place()
     vendors: Vendors = Vendors()
     customers: Customers = Customers()
@@ -259,7 +271,7 @@ class Scenario(Part):
         return self
 
     def _levels(self, name: str) -> list[float]:
-        found = [getattr(stage, name) if getattr(stage, name) is not None else stage.to for stage in self.stages]
+        found = [stage.level(name) for stage in self.stages]
         return [level for level in found if level is not None] or [1.0]
 
     def changed(self, changes: dict[str, Any]) -> Scenario:
@@ -290,8 +302,7 @@ class Scenario(Part):
 
     def limits(self) -> list[Threshold]:
         """Returns the thresholds of this scenario, those of every scenario included."""
-        merged = DEFAULT_THRESHOLDS | self.thresholds
-        return [threshold(name, limit) for name, limit in merged.items() if limit is not False]
+        return limits(self.thresholds)
 
     def pings_per_second(self) -> float:
         """Returns how many pings a second all vendors send at the highest level; 0 in a closed loop."""
@@ -346,10 +357,7 @@ def put(found: dict[str, Any], dotted: str, value: Any) -> None:
     try:
         for part in path:
             place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
-        if isinstance(place, list):
-            place[int(last)] = value
-        else:
-            place[last] = value
+        place[int(last) if isinstance(place, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError) as bad:
         raise WrongUse(f"--set {dotted}: there is no such place in the scenario ({bad})") from None
 
@@ -440,7 +448,5 @@ class Course:
 
 def goal(stage: Stage, now: Levels) -> Levels:
     """Returns the levels at the end of a stage that begins at `now`."""
-    both = stage.to
-    vendors = stage.vendors if stage.vendors is not None else both
-    customers = stage.customers if stage.customers is not None else both
-    return Levels(now.vendors if vendors is None else vendors, now.customers if customers is None else customers)
+    levels = (stage.level(name) for name in Levels._fields)
+    return Levels(*(before if level is None else level for level, before in zip(levels, now, strict=True)))

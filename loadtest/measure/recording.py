@@ -182,6 +182,10 @@ class Usage(NamedTuple):
     cpu: Mapping[str, float]
     resident: Mapping[str, float]
 
+    def since(self, first: Usage) -> dict[str, float]:
+        """Returns the CPU seconds since an earlier moment, by kind."""
+        return {name: cpu - first.cpu.get(name, 0.0) for name, cpu in self.cpu.items()}
+
 
 class Timeline:
     """A run's seconds in at most 300 buckets of `interval` s; those before `warmup` are in no figure."""
@@ -252,7 +256,25 @@ class Timeline:
         if len(inside) < 2:
             return None
         first, last = inside[0], inside[-1]
-        return last.at - first.at, {name: last.cpu[name] - first.cpu.get(name, 0.0) for name in last.cpu}
+        return last.at - first.at, last.since(first)
+
+    def server(self) -> dict[str, Any] | None:
+        """Returns the server's CPU seconds and memory in the measured time; None when they are not known."""
+        used = self.used()
+        if used is None:
+            return None
+        seconds, cpu = used
+        inside = [usage.resident for usage in self.usages if usage.at >= self.warmup - 0.5]
+        highest = {name: max(resident.get(name, 0.0) for resident in inside) for name in sorted(inside[-1])}
+        kind = "server" if "server" in highest else "all"
+        grown = highest.get(kind, 0.0) - self.usages[0].resident.get(kind, 0.0)
+        connections = max(bucket.working("vendors") + bucket.working("customers") for bucket in self.buckets)
+        return {
+            "seconds": round(seconds, 3),
+            "cpu": {name: round(value, 3) for name, value in sorted(cpu.items())},
+            "resident_mb": {name: round(size / 1e6, 1) for name, size in highest.items()},
+            "kb_per_connection": round(grown / 1000 / connections, 2) if connections else None,
+        }
 
     def series(self) -> list[dict[str, Any]]:
         """Returns one entry per bucket, for plots and merging."""
@@ -285,13 +307,11 @@ class Timeline:
         if len(self.usages) < 2:
             return None
         first, last = self._nearest(begin), self._nearest(end)
-        if last.at - first.at < 0.5:
+        seconds = last.at - first.at
+        if seconds < 0.5:
             return None
         return {
-            "cores": {
-                name: round(max(0.0, last.cpu[name] - first.cpu.get(name, 0.0)) / (last.at - first.at), 3)
-                for name in last.cpu
-            },
+            "cores": {name: round(max(0.0, cpu) / seconds, 3) for name, cpu in last.since(first).items()},
             "resident_mb": {name: round(size / 1e6, 1) for name, size in last.resident.items()},
         }
 

@@ -229,7 +229,7 @@ class Dashboard:
             foot.append(f"   {faults:,} errors and closes so far", style="red")
         if record.usages and len(record.usages) > 1:
             first, last = record.usages[-2:]
-            cores = (last.cpu["all"] - first.cpu["all"]) / max(0.1, last.at - first.at)
+            cores = last.since(first)["all"] / max(0.1, last.at - first.at)
             foot.append(f"   server {cores:.2f} cores, {last.resident['all'] / 1e6:,.0f} MB", style="default")
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=course.total, completed=record.reached))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtest.engine.scenario import DEFAULT_THRESHOLDS, Threshold, threshold
+from loadtest.engine.scenario import DEFAULT_THRESHOLDS, Threshold, limits
 from loadtest.measure.recording import POINTS, needed, time_of_day
 
 SLACK = 0.01
@@ -34,8 +34,7 @@ NEEDS_DATABASE = "lost"
 def judge(report: dict[str, Any]) -> dict[str, Any]:
     """Returns the report with `figures`, `thresholds`, `notes`, `reasons` and `ok` worked out from the rest of it."""
     found = figures(report)
-    limits = DEFAULT_THRESHOLDS | report["settings"]["thresholds"]
-    kept = [outcome(threshold(name, limit), report, found) for name, limit in limits.items() if limit is not False]
+    kept = [outcome(limit, report, found) for limit in limits(report["settings"]["thresholds"])]
     reasons = [*report["failures"], *doubts(report, found)]
     reasons += [
         f"{name}: {check['differences']} differences, first {check['shown'][0] if check['shown'] else 'unknown'}"
