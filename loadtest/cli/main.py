@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from loadtest.capacity import Costs, need, table
 from loadtest.capacity import Plan as Capacity
@@ -114,11 +115,11 @@ def run(
 class SearchOptions:
     """How the highest load is searched for."""
 
-    vary: Annotated[Vary, typer.Option(help="what grows")] = "both"
-    first: Annotated[float, typer.Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
-    up_to: Annotated[float, typer.Option(help="the highest scale to try", min=0.001, max=10_000)] = 10_000
-    steps: Annotated[int, typer.Option(help="the most scales to try", min=1, max=40)] = 12
-    seconds: Annotated[float, typer.Option(help="how long each is measured", min=2, max=600)] = 15.0
+    vary: Annotated[Vary, Option(help="what grows")] = "both"
+    first: Annotated[float, Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
+    up_to: Annotated[float, Option(help="the highest scale to try", min=0.001, max=10_000)] = 10_000
+    steps: Annotated[int, Option(help="the most scales to try", min=1, max=40)] = 12
+    seconds: Annotated[float, Option(help="how long each is measured", min=2, max=600)] = 15.0
 
 
 @takes(app, "find-max", ScenarioOptions, SearchOptions, ServerOptions, OutputOptions)
@@ -154,11 +155,11 @@ def find_max(
 
 @app.command("compare")
 def compare_reports(
-    before: Annotated[Path, typer.Argument(help="a report's JSON", metavar="A.json", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="another's", metavar="B.json", show_default=False)],
-    tolerance: Annotated[float, typer.Option(help="percent of change that is ignored", min=0, max=100)] = 5.0,
-    out: Annotated[Path | None, typer.Option(help="an HTML file with both, figure by figure")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    before: Annotated[Path, Argument(help="a report's JSON", metavar="A.json", show_default=False)],
+    after: Annotated[Path, Argument(help="another's", metavar="B.json", show_default=False)],
+    tolerance: Annotated[float, Option(help="percent of change that is ignored", min=0, max=100)] = 5.0,
+    out: Annotated[Path | None, Option(help="an HTML file with both, figure by figure")] = None,
+    json: Annotated[bool, Option("--json", help="print JSON")] = False,
 ) -> None:
     """Compare two reports, beside the noise; exit code 1 when a figure got worse from A to B."""
     with failures_named():
@@ -175,10 +176,10 @@ def compare_reports(
 @app.command("merge")
 def merge_reports(
     reports: Annotated[
-        list[Path], typer.Argument(help="one report of each machine", metavar="REPORT.json…", show_default=False)
+        list[Path], Argument(help="one report of each machine", metavar="REPORT.json…", show_default=False)
     ],
-    out: Annotated[list[Path] | None, typer.Option(help="as for `run`")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+    out: Annotated[list[Path] | None, Option(help="as for `run`")] = None,
+    json: Annotated[bool, Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Merge the reports of several machines that drove one run, each with its own --part and the same --start-at."""
     with failures_named():
@@ -188,8 +189,8 @@ def merge_reports(
 
 @app.command("report")
 def make_report(
-    report: Annotated[Path, typer.Argument(help="a report's JSON", metavar="REPORT.json", show_default=False)],
-    out: Annotated[list[Path] | None, typer.Option(help="as for `run`; default: the HTML beside the JSON")] = None,
+    report: Annotated[Path, Argument(help="a report's JSON", metavar="REPORT.json", show_default=False)],
+    out: Annotated[list[Path] | None, Option(help="as for `run`; default: the HTML beside the JSON")] = None,
 ) -> None:
     """Write a report in other formats."""
     with failures_named():
@@ -209,9 +210,9 @@ def list_scenarios() -> None:
 
 @app.command("worker")
 def worker(
-    url: Annotated[str, typer.Argument(help="the coordinator: what `run --listen` serves", metavar="http://HOST:PORT")],
-    key: Annotated[str, typer.Option(help="the coordinator's --key", envvar="LOADTEST_KEY", show_envvar=True)],
-    within: Annotated[float, typer.Option(help="seconds to wait for the coordinator", min=1, max=3600)] = 60.0,
+    url: Annotated[str, Argument(help="the coordinator: what `run --listen` serves", metavar="http://HOST:PORT")],
+    key: Annotated[str, Option(help="the coordinator's --key", envvar="LOADTEST_KEY", show_envvar=True)],
+    within: Annotated[float, Option(help="seconds to wait for the coordinator", min=1, max=3600)] = 60.0,
 ) -> None:
     """Work for a coordinator on another machine: `run --listen HOST:PORT --remote N`."""
     executed(work_remotely(url, key, within))
@@ -225,7 +226,7 @@ def capacity_options() -> type:
             number = int if one.type == "int" else float
             flag = f"--{prefix}{one.name}".replace("_", "-")
             default = ... if one.default is MISSING else one.default
-            made.append((f"{prefix}{one.name}", Annotated[number, typer.Option(flag)], field(default=default)))
+            made.append((f"{prefix}{one.name}", Annotated[number, Option(flag)], field(default=default)))
     return make_dataclass("CapacityOptions", made)
 
 

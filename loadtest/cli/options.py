@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import orjson
 import psutil
 import typer
+from typer import Argument, Option
 
 from loadtest import behaviour
 from loadtest.behaviour import CustomerBehaviour, VendorBehaviour, beginning, read_trace, surroundings
@@ -64,50 +65,48 @@ def takes(app: typer.Typer, name: str, *configs: type) -> Callable[[Callable[...
 class ServerOptions:
     """Where the server is, and what it stands on."""
 
-    url: Annotated[str | None, typer.Option(help=f"the server; default: that of --data, or {DEFAULT_URL}")] = None
-    database: Annotated[str | None, typer.Option(help="the server's PostgreSQL URL; default: that of --data")] = None
-    redis: Annotated[
-        str | None, typer.Option(help="the server's Redis URL, to measure its CPU; default: of --data")
-    ] = None
-    data: Annotated[
-        Path | None, typer.Option(help="data folder of a running `streamer dev`: its URLs and token secret")
-    ] = None
-    secret: Annotated[str | None, typer.Option(help="HS256 secret for tokens", envvar=SECRET, show_envvar=True)] = None
+    url: Annotated[str | None, Option(help=f"the server; default: that of --data, or {DEFAULT_URL}")] = None
+    database: Annotated[str | None, Option(help="the server's PostgreSQL URL; default: that of --data")] = None
+    redis: Annotated[str | None, Option(help="the server's Redis URL, to measure its CPU; default: of --data")] = None
+    data: Annotated[Path | None, Option(help="data folder of a running `streamer dev`: its URLs and token secret")] = (
+        None
+    )
+    secret: Annotated[str | None, Option(help="HS256 secret for tokens", envvar=SECRET, show_envvar=True)] = None
     vendors_file: Annotated[
         str | None,
-        typer.Option(help="JSON lines of `streamer db seed --json`, - for standard input; default: vendors of its own"),
+        Option(help="JSON lines of `streamer db seed --json`, - for standard input; default: vendors of its own"),
     ] = None
     keep_vendors: Annotated[
-        bool, typer.Option("--keep-vendors", help="do not remove the vendors of this run from the database afterwards")
+        bool, Option("--keep-vendors", help="do not remove the vendors of this run from the database afterwards")
     ] = False
     i_own: Annotated[
-        str | None, typer.Option(help="repeat a host's name that is neither loopback nor private", metavar="HOST")
+        str | None, Option(help="repeat a host's name that is neither loopback nor private", metavar="HOST")
     ] = None
-    pid: Annotated[int | None, typer.Option(help="the server's process, to measure its CPU", min=1)] = None
+    pid: Annotated[int | None, Option(help="the server's process, to measure its CPU", min=1)] = None
 
 
 @dataclass(frozen=True, slots=True)
 class ScenarioOptions:
     """The scenario and what is changed in it."""
 
-    name: Annotated[str, typer.Argument(help=EPILOG, metavar="SCENARIO", show_default=False)]
-    vendors: Annotated[int | None, typer.Option(help="vendors at level 1", min=1)] = None
-    customers: Annotated[int | None, typer.Option(help="customers at level 1", min=0)] = None
+    name: Annotated[str, Argument(help=EPILOG, metavar="SCENARIO", show_default=False)]
+    vendors: Annotated[int | None, Option(help="vendors at level 1", min=1)] = None
+    customers: Annotated[int | None, Option(help="customers at level 1", min=0)] = None
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="any other member of the scenario", metavar="NAME=VALUE")
+        list[str] | None, Option("--set", help="any other member of the scenario", metavar="NAME=VALUE")
     ] = None
     threshold: Annotated[
         list[str] | None,
-        typer.Option(help="like watch_p99_ms<=200, acks_per_s>=1000 or errors=false for none", metavar="FIGURE<=LIMIT"),
+        Option(help="like watch_p99_ms<=200, acks_per_s>=1000 or errors=false for none", metavar="FIGURE<=LIMIT"),
     ] = None
-    workers: Annotated[int, typer.Option(help="processes for vendors, and as many for customers", min=1, max=64)] = 1
-    sampled: Annotated[int, typer.Option(help="customers whose whole view is held and verified", min=0, max=1000)] = 20
+    workers: Annotated[int, Option(help="processes for vendors, and as many for customers", min=1, max=64)] = 1
+    sampled: Annotated[int, Option(help="customers whose whole view is held and verified", min=0, max=1000)] = 20
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="do not compare what is stored and shown with what was sent")
+        bool, Option("--no-verify", help="do not compare what is stored and shown with what was sent")
     ] = False
-    verify: Annotated[bool, typer.Option("--verify", help="the default, where the database is known")] = False
-    seed: Annotated[int, typer.Option(help="start value of all random numbers")] = 0
-    tag: Annotated[list[str] | None, typer.Option(help="a label of the reports", metavar="NAME=VALUE")] = None
+    verify: Annotated[bool, Option("--verify", help="the default, where the database is known")] = False
+    seed: Annotated[int, Option(help="start value of all random numbers")] = 0
+    tag: Annotated[list[str] | None, Option(help="a label of the reports", metavar="NAME=VALUE")] = None
 
     def changes(self) -> list[tuple[str, Any]]:
         """Returns what the options change, by dotted names."""
@@ -128,36 +127,28 @@ class ScenarioOptions:
 class RunOptions:
     """How one run is made."""
 
-    scale: Annotated[float, typer.Option(help="multiply vendors and customers", min=0.001, max=1000)] = 1.0
-    warmup: Annotated[float | None, typer.Option(help="seconds left out of the figures", min=0)] = None
+    scale: Annotated[float, Option(help="multiply vendors and customers", min=0.001, max=1000)] = 1.0
+    warmup: Annotated[float | None, Option(help="seconds left out of the figures", min=0)] = None
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="instead of the scenario's: ramp:SECONDS:LEVEL, hold:S, spike:S:LEVEL, storm:S:SHARE"),
+        Option(help="instead of the scenario's: ramp:SECONDS:LEVEL, hold:S, spike:S:LEVEL, storm:S:SHARE"),
     ] = None
     trace: Annotated[
-        Path | None, typer.Option(help="gzip CSV vehicle,timestamp,lat,long that drives the vendors", metavar="FILE")
+        Path | None, Option(help="gzip CSV vehicle,timestamp,lat,long that drives the vendors", metavar="FILE")
     ] = None
-    speedup: Annotated[float, typer.Option(help="divide the gaps of --trace by this", min=0.01, max=1000)] = 1.0
-    bare_copy: Annotated[
-        int, typer.Option(help="rows to COPY without the server, for comparison", min=0, max=1_000_000)
-    ] = 0
-    repeat: Annotated[int, typer.Option(help="number of runs, to see how much they differ", min=1, max=20)] = 1
-    part: Annotated[str, typer.Option(help="this machine's part of a run on several, like 2/3; see also --remote")] = (
-        "1/1"
-    )
-    start_at: Annotated[
-        float | None, typer.Option(help="when to start, in epoch seconds, the same on all machines")
-    ] = None
+    speedup: Annotated[float, Option(help="divide the gaps of --trace by this", min=0.01, max=1000)] = 1.0
+    bare_copy: Annotated[int, Option(help="rows to COPY without the server, for comparison", min=0, max=1_000_000)] = 0
+    repeat: Annotated[int, Option(help="number of runs, to see how much they differ", min=1, max=20)] = 1
+    part: Annotated[str, Option(help="this machine's part of a run on several, like 2/3; see also --remote")] = "1/1"
+    start_at: Annotated[float | None, Option(help="when to start, in epoch seconds, the same on all machines")] = None
     remote: Annotated[
-        int,
-        typer.Option(help="number of workers on other machines: `python -m loadtest worker`", min=0, max=128),
+        int, Option(help="number of workers on other machines: `python -m loadtest worker`", min=0, max=128)
     ] = 0
     listen: Annotated[
-        str | None,
-        typer.Option(help="serve a live page, and wait for remote workers, at HOST:PORT", metavar="HOST:PORT"),
+        str | None, Option(help="serve a live page, and wait for remote workers, at HOST:PORT", metavar="HOST:PORT")
     ] = None
     key: Annotated[
-        str | None, typer.Option(help="what remote workers prove to know", envvar="LOADTEST_KEY", show_envvar=True)
+        str | None, Option(help="what remote workers prove to know", envvar="LOADTEST_KEY", show_envvar=True)
     ] = None
 
 
@@ -167,12 +158,12 @@ class OutputOptions:
 
     out: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             help="a format (json, html, csv, prometheus, junit), or a file: .json, .html, .csv, .prom, .xml, or a NAME "
             "for NAME.json and NAME.html; may be repeated; default: reports/SCENARIO-TIME"
         ),
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="print the report as JSON, no progress")] = False
+    json: Annotated[bool, Option("--json", help="print the report as JSON, no progress")] = False
 
 
 @dataclass(frozen=True, slots=True)
