@@ -15,7 +15,6 @@ from loadtest import behaviour
 from loadtest.behaviour import City, CustomerBehaviour, LookAround
 from loadtest.clients.app import ReadTime
 from loadtest.clients.customer import CHECK, COUNTS, MAP, ONE, Customer
-from loadtest.clients.target import minting
 from loadtest.clients.vendor import Ping
 from loadtest.engine import verification
 from loadtest.engine.population import SILVER, Population, spread
@@ -51,7 +50,7 @@ class Audience(Population[Customer]):
         self.apps = [
             Customer(
                 share.target,
-                minting(share.identities[index % len(share.identities)], share.secret, share.scenario.token_lifetime),
+                share.token(index),
                 random,
                 recorder,
                 clock,

@@ -11,7 +11,6 @@ from typing import Any
 
 from loadtest import behaviour
 from loadtest.behaviour import MOVEMENTS, VendorBehaviour, by_vehicle, read_trace
-from loadtest.clients.target import minting
 from loadtest.clients.vendor import GRID, Acked, BulkVendor, Ping, SimulatedVendor, on_grid, route
 from loadtest.engine import verification
 from loadtest.engine.database import Database
@@ -39,7 +38,7 @@ class Fleet(Population[SimulatedVendor]):
             (BulkVendor if vendors.bulk else SimulatedVendor)(
                 share.target,
                 share.identities[index],
-                minting(share.identities[index], share.secret, share.scenario.token_lifetime),
+                share.token(index),
                 random,
                 recorder,
                 clock,
@@ -96,13 +95,11 @@ class Fleet(Population[SimulatedVendor]):
         async with Database(self._share.database, self._share.own) as database:
             waiting = [vendor for vendor in self.apps if vendor.ledger.count]
             while waiting:
-                some: list[SimulatedVendor] = []
-                while (
-                    waiting
-                    and len(some) < VERIFIED_AT_ONCE
-                    and (not some or sum(vendor.ledger.count for vendor in some) < PINGS_AT_ONCE)
-                ):
+                some = [waiting.pop()]
+                pings = some[0].ledger.count
+                while waiting and len(some) < VERIFIED_AT_ONCE and pings < PINGS_AT_ONCE:
                     some.append(waiting.pop())
+                    pings += some[-1].ledger.count
                 acked = {vendor.identity.vendor_id: vendor.ledger.pings() for vendor in some}
                 rejected = {vendor.identity.vendor_id: [ping for _, ping in vendor.rejected] for vendor in some}
                 times = [ping.timestamp for pings in acked.values() for ping in pings]

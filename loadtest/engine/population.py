@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from loadtest.behaviour import City
 from loadtest.clients.app import App, stop
-from loadtest.clients.target import Identity, Target
+from loadtest.clients.target import Identity, Target, minting
 from loadtest.engine.scenario import Course, Phones, Scenario, Stage
 from loadtest.measure.recording import Recorder
 
@@ -58,6 +58,11 @@ class Share:
     database: str | None = None
     own: str | None = None
     audited: bool = False
+
+    def token(self, index: int) -> Callable[[], str]:
+        """Returns what gives the app with this index its tokens: they outlive the run, so none ends a connection."""
+        identity = self.identities[index % len(self.identities)]
+        return minting(identity, self.secret, self.scenario.token_lifetime)
 
     def indices(self, count: int) -> range:
         """Returns which of `count` vendors or customers this worker has."""

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -122,7 +122,10 @@ class Run:
             self._show(self.timeline, self.course, f"waiting for {plan.remote} workers on port {coordinator.port}")
             remote = await coordinator.members(plan.remote, CONNECT_WITHIN)
         self._show(self.timeline, self.course, "starting workers")
-        async with self._alerting() as alerts, WorkerPool(plan.shares(), remote) as pool, interrupts() as stop:
+        alerting: AbstractAsyncContextManager[Alerts | None] = nullcontext()
+        if plan.scenario.alerts.count:
+            alerting = Alerts(plan.target, plan.scenario, plan.identities, plan.secret, plan.seed)
+        async with alerting as alerts, WorkerPool(plan.shares(), remote) as pool, interrupts() as stop:
             self._clock = pool.clock
             if alerts is not None:
                 self._show(self.timeline, self.course, "creating alerts")
@@ -189,16 +192,6 @@ class Run:
                 self.timeline.usage(time.time() - self._began, *found)
             second = max(second + 1, int(time.time() - self._began))
 
-    @asynccontextmanager
-    async def _alerting(self) -> AsyncIterator[Alerts | None]:
-        """Yields the scenario's alerts, if it has any."""
-        plan = self.plan
-        if not plan.scenario.alerts.count:
-            yield None
-            return
-        async with Alerts(plan.target, plan.scenario, plan.identities, plan.secret, plan.seed) as alerts:
-            yield alerts
-
     async def _verify(self, pool: WorkerPool, alerts: Alerts | None) -> None:
         """Lets everything settle; with `verify` compares it with the database, and the views with the truth."""
         vendors, customers = pool.of("vendors"), pool.of("customers")
@@ -236,18 +229,16 @@ class Run:
         for bucket in timeline.buckets:
             totals.update(bucket.counts)
         nested: dict[str, Counter[str]] = {name: Counter() for name in NESTED}
-        violations, incidents = list[str](), list[str]()
-        summaries, stalest = list[dict[str, Any]](), list[dict[str, Any]]()
         for end in self._ends:
             totals.update(end["counts"])
             totals.update(end["sums"])
             for name, counter in nested.items():
                 counter.update(end[name])
-            violations += end["violations"]
-            incidents += end["incidents"]
-            summaries += end["summaries"]
-            stalest += end["stalest"]
-        counts, workers = timeline.counts(), timeline.own()
+        violations, incidents, summaries, stalest = (
+            [one for end in self._ends for one in end[name]]
+            for name in ("violations", "incidents", "summaries", "stalest")
+        )
+        counts = timeline.counts()
         checks = self._checks | {"protocol": check(violations, compared=1)}
         if compared := sum(one["seconds"] >= LONG for one in summaries):
             checks["even"] = check(uneven(summaries), compared=compared)
@@ -292,7 +283,7 @@ class Run:
             "customers": per_customer(summaries, stalest),
             "server": None if plan.meter is None or used is None else {"source": plan.meter.source, **used},
             "generator": {
-                "cpu": {kind: round(value, 3) for kind, value in sorted(workers.items())},
+                "cpu": {kind: round(value, 3) for kind, value in sorted(timeline.own().items())},
                 "coordinator_cpu": round(own, 3),
                 "clock_offset_ms": round(self._clock[0], 2),
                 "clock_error_ms": round(self._clock[1], 2),

@@ -16,13 +16,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 
+from loadtest.clients.app import App
 from loadtest.engine.audience import Audience, live_of
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.population import SHARE, Share
@@ -113,29 +114,22 @@ class Worker:
         """Returns what is left of the counts, and how the connections ended."""
         population = self.population
         population.count()
-        errors, closes, rejected, ended = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-        for app in population.apps:
-            errors += app.errors
-            closes += Counter({str(code): count for code, count in app.closes.items()})
-            if app.ended is not None:
-                ended[str(app.ended.code)] += 1
-        sums: Counter[str] = Counter(connections=sum(app.connections for app in population.apps))
-        if isinstance(population, Fleet):
-            for vendor in population.apps:
-                rejected += vendor.rejections()
-                sums["unanswered"] += vendor.waiting
-                sums["dropped"] += vendor.dropped
+        apps: Sequence[App] = population.apps
+        vendors = population.apps if isinstance(population, Fleet) else []
         return {
             "is": "ended",
             **self.recorder.take(),
-            "sums": dict(sums),
-            "errors": dict(errors),
-            "closes": dict(closes),
-            "rejected": dict(rejected),
-            "gave_up": dict(ended),
-            "violations": [line for app in population.apps for line in app.violations][:MAX_QUOTED],
-            "incidents": [line for app in population.apps for line in app.incidents][:MAX_QUOTED],
-            "apps": len(population.apps),
+            "sums": {
+                "connections": sum(app.connections for app in apps),
+                "unanswered": sum(vendor.waiting for vendor in vendors),
+                "dropped": sum(vendor.dropped for vendor in vendors),
+            },
+            "errors": sum((app.errors for app in apps), Counter()),
+            "closes": sum((app.closes for app in apps), Counter()),
+            "rejected": sum((vendor.rejections() for vendor in vendors), Counter()),
+            "gave_up": Counter(app.ended.code for app in apps if app.ended is not None),
+            "violations": [line for app in apps for line in app.violations][:MAX_QUOTED],
+            "incidents": [line for app in apps for line in app.incidents][:MAX_QUOTED],
             "summaries": population.summaries() if isinstance(population, Audience) else [],
             "stalest": population.stalest() if isinstance(population, Audience) else [],
         }

@@ -7,7 +7,7 @@ import math
 import time
 import zlib
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._delays: dict[str, Counter[int]] = {}
+        self._delays: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
     def delay(self, name: str, seconds: float) -> None:
         """Counts one delay; a negative one, which only a skewed clock can make, counts as zero and as `skewed`."""
@@ -31,10 +31,8 @@ class Recorder:
         if step < 0:
             step = 0
             self.counts["skewed"] += 1
-        steps = self._delays.get(name)
-        if steps is None:
-            steps = self._delays[name] = Counter()
-        steps[step] = steps.get(step, 0) + 1
+        steps = self._delays[name]
+        steps[step] = steps.get(step, 0) + 1  # half the time of `+= 1`
 
     def delays(self, name: str, steps: list[int]) -> None:
         """Counts many delays at once, in steps of 0.1 ms: a fifth of the cost of one by one."""
@@ -43,7 +41,7 @@ class Recorder:
         if min(steps) < 0:
             self.counts["skewed"] += sum(step < 0 for step in steps)
             steps = [max(step, 0) for step in steps]
-        self._delays.setdefault(name, Counter()).update(steps)
+        self._delays[name].update(steps)
 
     def stall(self, name: str, seconds: float, every: float) -> None:
         """Counts a stall weighted by its length: as what events every `every` s within it had to wait for its end."""
@@ -59,7 +57,7 @@ class Recorder:
             "delays": {name: [list(steps), list(steps.values())] for name, steps in self._delays.items()},
         }
         self.counts = Counter()
-        self._delays = {}
+        self._delays = defaultdict(Counter)
         return taken
 
 
@@ -158,7 +156,7 @@ class Bucket:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.delays: dict[str, Counter[int]] = {}
+        self.delays: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self.active: dict[tuple[str, int], int] = {}
         self.own: Counter[str] = Counter()
 
@@ -168,7 +166,7 @@ class Bucket:
         self.active[kind, number] = report["active"]
         self.own[kind] += report["cpu"]
         for name, (steps, counts) in report["delays"].items():
-            self.delays.setdefault(name, Counter()).update(dict(zip(steps, counts, strict=True)))
+            self.delays[name].update(dict(zip(steps, counts, strict=True)))
 
     def working(self, kind: str) -> int:
         """Returns how many vendors or customers took part."""
@@ -219,7 +217,7 @@ class Timeline:
         last = self.buckets[max(0, math.ceil(self.reached / self.interval) - 1)]
         for report in reports:
             if found := report["delays"].get("freshness"):
-                last.delays.setdefault("freshness", Counter()).update(dict(zip(*found, strict=True)))
+                last.delays["freshness"].update(dict(zip(*found, strict=True)))
 
     def usage(self, at: float, cpu: Mapping[str, float], resident: Mapping[str, float]) -> None:
         """Adds what the server had used `at` seconds after the start."""
@@ -244,10 +242,10 @@ class Timeline:
 
     def delays(self) -> dict[str, Histogram]:
         """Returns all delays after the warm-up, by name."""
-        found: dict[str, Counter[int]] = {}
+        found = defaultdict[str, Counter[int]](Counter)
         for bucket in self.measured():
             for name, steps in bucket.delays.items():
-                found.setdefault(name, Counter()).update(steps)
+                found[name].update(steps)
         return {name: histogram(steps) for name, steps in sorted(found.items())}
 
     def used(self) -> tuple[float, dict[str, float]] | None:
