@@ -71,69 +71,45 @@ class Plan:
     """Clients a second that a process lets in."""
 
 
-@dataclass(frozen=True, slots=True)
 class Need:
-    """What that needs, at the peak."""
+    """What a plan needs at the peak; ValueError when a process would be busy with the others' fixes alone."""
 
-    pings: float
-    frames: float
-    deliveries: float
-    processes: int
-    clients_per_process: float
-    hearing: float
-    """Share of a core that each process spends on messages of others."""
-    redis_cores: float
-    redis_out: float
-    """Bytes a second from Redis to the processes."""
-    rows: float
-    postgres: float
-    """PostgreSQLs for that many rows."""
-    disk_per_day: float
-    wal: float
-    """Bytes a second of write-ahead log, per replica once over the network."""
-    back_in: float
-    """Seconds until all clients are back after all were cut off at once."""
-
-
-def need(plan: Plan, costs: Costs | None = None) -> Need:
-    """Returns the need; raises ValueError when a process would be busy with the others' fixes alone."""
-    costs = costs or Costs()
-    per_vendor = plan.moving / plan.moving_every + (1 - plan.moving) / plan.parked_every
-    pings = plan.vendors * per_vendor
-    changes = plan.in_view * per_vendor
-    frames = plan.customers * min(changes, plan.frames)
-    deliveries = plan.customers * changes
-    heard = pings / plan.regions
-    hearing = heard * costs.hear / 1e6
-    if hearing >= plan.busy:
-        raise ValueError(
-            f"each process would receive {heard:,.0f} fixes a second, {hearing:.0%} of a core: more regions are needed"
-        )
-    work = (pings * (costs.ping + costs.publish) + frames * costs.frame + deliveries * costs.position) / 1e6
-    memory = plan.vendors * costs.vendor + plan.customers * costs.customer
-    processes = max(
-        math.ceil(work / (plan.busy - hearing)), math.ceil(memory / (plan.memory - costs.process)), 2 * plan.regions
-    )
-    clients = plan.vendors + plan.customers
-    # Positions of vendors that move are merged; one that is parked sends seldom and each of its pings is written.
-    moving = plan.vendors * plan.moving
-    updates = moving / max(plan.moving_every, plan.position_every) + (plan.vendors - moving) / plan.parked_every
-    rows = pings + updates
-    return Need(
-        pings=pings,
-        frames=frames,
-        deliveries=deliveries,
-        processes=processes,
-        clients_per_process=clients / processes,
-        hearing=hearing,
-        redis_cores=pings * costs.redis / 1e6,
-        redis_out=pings * costs.fix * processes / plan.regions,
-        rows=rows,
-        postgres=rows / costs.rows,
-        disk_per_day=pings * costs.row * DAY,
-        wal=pings * costs.wal,
-        back_in=clients / (processes * plan.admission),
-    )
+    def __init__(self, plan: Plan, costs: Costs | None = None) -> None:
+        costs = costs or Costs()
+        per_vendor = plan.moving / plan.moving_every + (1 - plan.moving) / plan.parked_every
+        changes = plan.in_view * per_vendor
+        self.pings = plan.vendors * per_vendor
+        self.frames = plan.customers * min(changes, plan.frames)
+        self.deliveries = plan.customers * changes
+        heard = self.pings / plan.regions
+        self.hearing = heard * costs.hear / 1e6
+        """Share of a core that each process spends on messages of others."""
+        if self.hearing >= plan.busy:
+            raise ValueError(
+                f"each process would receive {heard:,.0f} fixes a second, {self.hearing:.0%} of a core: "
+                "more regions are needed"
+            )
+        publishing, sending = costs.ping + costs.publish, self.frames * costs.frame
+        work = (self.pings * publishing + sending + self.deliveries * costs.position) / 1e6
+        memory = plan.vendors * costs.vendor + plan.customers * costs.customer
+        by_work, by_memory = work / (plan.busy - self.hearing), memory / (plan.memory - costs.process)
+        self.processes = max(math.ceil(by_work), math.ceil(by_memory), 2 * plan.regions)
+        clients = plan.vendors + plan.customers
+        self.clients_per_process = clients / self.processes
+        self.back_in = clients / (self.processes * plan.admission)
+        """Seconds until all clients are back after all were cut off at once."""
+        self.redis_cores = self.pings * costs.redis / 1e6
+        self.redis_out = self.pings * costs.fix * self.processes / plan.regions
+        """Bytes a second from Redis to the processes."""
+        # Positions of vendors that move are merged; one that is parked sends seldom and each of its pings is written.
+        moving = plan.vendors * plan.moving
+        updates = moving / max(plan.moving_every, plan.position_every) + (plan.vendors - moving) / plan.parked_every
+        self.rows = self.pings + updates
+        self.postgres = self.rows / costs.rows
+        """PostgreSQLs for that many rows."""
+        self.disk_per_day = self.pings * costs.row * DAY
+        self.wal = self.pings * costs.wal
+        """Bytes a second of write-ahead log, per replica once over the network."""
 
 
 def table(plan: Plan, found: Need) -> list[str]:

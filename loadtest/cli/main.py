@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from loadtest.capacity import Costs, need, table
+from loadtest.capacity import Costs, Need, table
 from loadtest.capacity import Plan as Capacity
 from loadtest.cli.options import (
     OutputOptions,
@@ -236,7 +236,7 @@ def capacity(options: Any) -> None:
     plan = Capacity(**{one.name: getattr(options, one.name) for one in fields(Capacity)})
     costs = Costs(**{one.name: getattr(options, f"cost_{one.name}") for one in fields(Costs)})
     try:
-        typer.echo("\n".join(table(plan, need(plan, costs))))
+        typer.echo("\n".join(table(plan, Need(plan, costs))))
     except ValueError as impossible:
         raise typer.BadParameter(str(impossible)) from None
 
