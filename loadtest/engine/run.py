@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from loadtest.clients.target import Identity, Target
-from loadtest.engine.alerting import Alerts
+from loadtest.engine.alerts import Alerts
 from loadtest.engine.population import Share, Trace
 from loadtest.engine.scenario import Course, Scenario
 from loadtest.engine.verification import MOST_SHOWN, check

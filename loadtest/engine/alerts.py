@@ -1,23 +1,46 @@
-"""Truth of alerts: the webhooks that came, compared with where vendors were. Pure.
+"""Alerts of a run: created before it begins, their webhooks received, and compared with where vendors were.
 
-Of each alert and vendor the pings are kept as runs: inside, outside, or in the margin, in which either is right. A
-webhook names the ping that it is about, so it must lie in a run of its side. A run that lasted for `stay` ms without
-a webhook was missed; a shorter one may have been merged with the next.
+The comparison is pure. Of each alert and vendor the pings are kept as runs: inside, outside, or in the margin, in which
+either is right. A webhook names the ping that it is about, so it must lie in a run of its side. A run that lasted for
+`stay` ms without a webhook was missed; a shorter one may have been merged with the next.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import cos, inf, radians
-from typing import Any, NamedTuple
+from random import Random
+from typing import Any, NamedTuple, Self, TypeVar
 
-from loadtest.behaviour import METRES_PER_DEGREE
+import aiohttp
+import orjson
+from aiohttp import web
+
+from loadtest.behaviour import METRES_PER_DEGREE, City
+from loadtest.clients.target import Identity, Target, mint
 from loadtest.clients.vendor import Acked
+from loadtest.engine.scenario import Scenario
 from loadtest.engine.verification import check
+from loadtest.errors import RunFailed
 from loadtest.measure.recording import Histogram, time_of_day
 from streamer.geo.shapes import Circle, distance
+from venta_client.webhooks import WebhookRefused, verify
+
+AT_ONCE = 16
+BEGUN_WITHIN = 120.0
+LOOK_EVERY = 0.25
+QUIET = 2.0
+"""Seconds between two looks for webhooks that are still on their way."""
+EVENTS = ["entered", "left"]
+FATAL = (400, 401, 403, 404, 422)
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 MARGIN = 20.0
 """Metres outside of its area at which a vendor may still belong to an alert."""
@@ -27,6 +50,7 @@ CELL = 0.01
 """Degrees of the cells by which alerts are found."""
 SHOWN_OF_A_KIND = 4
 
+KINDS = ("missed", "doubled", "invented", "late", "disordered", "changed", "refused")
 INSIDE, OUTSIDE, BETWEEN = "inside", "outside", "in the margin"
 SIDES = {"vendor.entered": INSIDE, "vendor.left": OUTSIDE}
 
@@ -79,7 +103,6 @@ class AlertAuditor:
         self.delays = Histogram()
         self.repeated = 0
         """Webhooks that came again with the same id, as they may."""
-        self.received = 0
         self._circles = circles
         self._vendor_ids = vendor_ids
         self._before = known_before
@@ -89,10 +112,9 @@ class AlertAuditor:
         for alert_id, circle in circles.items():
             for key in cells(circle):
                 self._grid.setdefault(key, []).append(alert_id)
-        self._newest: dict[str, int] = {}
         self._out_of_order: set[tuple[str, int]] = set()
-        self._last: dict[str, tuple[int, float, bool]] = {}
-        """Of each vendor the newest ping's time, when it was heard, and whether it was timed."""
+        self._last: dict[str, Stay] = {}
+        """Each vendor's newest ping, as if outside."""
         self._stays: dict[tuple[str, str], list[Stay]] = {}
         self._near: dict[str, set[str]] = {}
         """Alerts by vendor in which it is not surely outside."""
@@ -104,31 +126,24 @@ class AlertAuditor:
         """Takes in acked pings, reported at `now` (epoch ms)."""
         for vendor, timestamp, lat, long, timed in pings:
             vendor_id = self._vendor_ids[vendor]
-            if timestamp <= self._newest.get(vendor_id, -1):
+            before = self._last.get(vendor_id)
+            if before is not None and timestamp <= before.last:
                 # the newest of a backlog went first, or it was sent again: it may have been live, or not
                 self._out_of_order.add((vendor_id, timestamp))
                 continue
-            self._newest[vendor_id] = timestamp
             near = self._near.setdefault(vendor_id, set())
             here = self._grid.get((int(lat / CELL // 1), int(long / CELL // 1)), ())
             for alert_id in {*near, *here}:
                 side = side_of(self._circles[alert_id], lat, long)
-                self._extend(alert_id, vendor_id, Stay(side, timestamp, timestamp, now, timed))
+                stays = self._stays.setdefault((alert_id, vendor_id), [])
+                if not stays and before is not None and side != OUTSIDE:
+                    stays.append(replace(before))  # what came before was not near
+                if stays and stays[-1].side == side:
+                    stays[-1].last = timestamp
+                else:
+                    stays.append(Stay(side, timestamp, timestamp, now, timed))
                 (near.discard if side == OUTSIDE else near.add)(alert_id)
-            self._last[vendor_id] = timestamp, now, timed
-
-    def _extend(self, alert_id: str, vendor_id: str, stay: Stay) -> None:
-        stays = self._stays.get((alert_id, vendor_id))
-        if stays is None:
-            stays = self._stays[alert_id, vendor_id] = []
-            if vendor_id in self._last and stay.side != OUTSIDE:
-                # what came before was not near
-                timestamp, heard, timed = self._last[vendor_id]
-                stays.append(Stay(OUTSIDE, timestamp, timestamp, heard, timed))
-        if stays and stays[-1].side == stay.side:
-            stays[-1].last = stay.last
-        else:
-            stays.append(stay)
+            self._last[vendor_id] = Stay(OUTSIDE, timestamp, timestamp, now, timed)
 
     def forget(self, vendors: Iterable[int]) -> None:
         """Stops judging these vendors: the server may have taken them off the map."""
@@ -140,7 +155,6 @@ class AlertAuditor:
 
     def take(self, id: str, event: Mapping[str, Any], now: float) -> None:
         """Takes in a webhook with a right signature, received at `now` (epoch ms)."""
-        self.received += 1
         if event["type"] not in SIDES:
             return
         vendor = event["vendor"]
@@ -268,9 +282,6 @@ class AlertAuditor:
         self._faults.append((kind, line))
 
 
-KINDS = ("missed", "doubled", "invented", "late", "disordered", "changed", "refused")
-
-
 def side_of(circle: Circle, lat: float, long: float) -> str:
     """Returns on which side of the edge of an alert a position is."""
     if circle.contains(lat, long):
@@ -286,3 +297,176 @@ def cells(circle: Circle) -> Iterable[tuple[int, int]]:
     for row in range(int((circle.lat - spread) / CELL // 1), int((circle.lat + spread) / CELL // 1) + 1):
         for column in range(int((circle.long - wide) / CELL // 1), int((circle.long + wide) / CELL // 1) + 1):
             yield row, column
+
+
+class Alerts:
+    """The alerts of one machine's part of a run, and the receiver of their webhooks; an async context manager.
+
+    What vendors' workers report as acked goes to `auditor`, which is there after `begin`.
+    """
+
+    def __init__(
+        self, target: Target, scenario: Scenario, identities: Sequence[Identity], secret: str, seed: int
+    ) -> None:
+        self.auditor: AlertAuditor | None = None
+        self._target = target
+        self._scenario = scenario
+        self._identities = identities
+        self._secret = secret
+        self._random = Random(f"{seed} alerts")
+        self._secrets: dict[str, str] = {}
+        self._owners: dict[str, Identity] = {}
+        self._offset = 0.0
+        self._url = ""
+
+    async def __aenter__(self) -> Self:
+        host, _, port = self._scenario.alerts.listen.rpartition(":")
+        app = web.Application()
+        app.router.add_post("/hook", self._take)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+        except OSError as failed:
+            await self._runner.cleanup()
+            raise RunFailed(f"the receiver can't listen on {self._scenario.alerts.listen}: {failed}") from None
+        self._url = f"http://{host}:{self._runner.addresses[0][1]}/hook"
+        self._session = aiohttp.ClientSession(self._target.url)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await each(self._owners.items(), self._delete)
+        finally:
+            await self._session.close()
+            await self._runner.cleanup()
+
+    async def begin(self, offset: float) -> None:
+        """Creates the alerts and waits until all are looked at; `offset` is the server's clock less ours, in ms."""
+        self._offset = offset
+        wanted, place = self._scenario.alerts, self._scenario.city
+        city = City(place.lat, place.long, place.size(self._scenario.vendors.count) * wanted.spread, place.block)
+        random = self._random
+        made = []
+        for number in range(wanted.count):
+            lat, long = city.degrees(*city.anywhere(random))
+            circle = Circle(lat, long, round(random.uniform(*wanted.radius)))
+            made.append((self._identities[number % len(self._identities)], circle))
+        circles = dict(await each(made, self._create))
+        seen = await each(self._identities, self._on_map)
+        self.auditor = AlertAuditor(
+            circles,
+            [one.vendor_id for one in self._identities],
+            {vendor_id for vendor_id in seen if vendor_id is not None},
+            wanted.stay_ms,
+            wanted.late_ms,
+        )
+        await each(self._owners.items(), self._begun)
+
+    def acked(self, report: dict[str, Any]) -> None:
+        """Takes in what a vendors' worker reports as acked."""
+        if self.auditor is not None:
+            self.auditor.acked(report["pings"], self._now())
+            self.auditor.forget(report["unsure"])
+
+    async def judged(self, unsure: Iterable[str]) -> dict[str, Any]:
+        """Waits for what is still on its way; returns the check. Nothing is said of the vendors in `unsure`."""
+        assert self.auditor is not None
+        self.auditor.forget_ids(unsure)
+        settled = self._now()
+        until = settled + self._scenario.alerts.late_ms
+        await asyncio.sleep(QUIET)  # for webhooks that should not come
+        check = self.auditor.judge(settled)
+        while check["missed"] and self._now() < until:
+            await asyncio.sleep(QUIET)
+            check = self.auditor.judge(settled)
+        return check
+
+    def delays(self) -> dict[str, Histogram]:
+        """Returns how long after its ping each webhook came."""
+        return {"alert": self.auditor.delays} if self.auditor is not None and len(self.auditor.delays) else {}
+
+    # inside
+
+    def _now(self) -> float:
+        return time.time() * 1000 + self._offset
+
+    async def _take(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        now = self._now()
+        if self.auditor is None:
+            return web.Response(status=503)
+        try:
+            alert_id = orjson.loads(body)["alertId"]
+            verify(self._secrets[alert_id], request.headers, body, now=now / 1000)
+        except (orjson.JSONDecodeError, KeyError, TypeError, WebhookRefused) as refused:
+            self.auditor.refuse(f"{request.headers.get('webhook-id')} was not signed by the server: {refused!r}", now)
+            return web.Response(status=400)
+        self.auditor.take(request.headers["webhook-id"], orjson.loads(body), now)
+        return web.Response(status=204)
+
+    async def _create(self, wanted: tuple[Identity, Circle]) -> tuple[str, Circle]:
+        owner, circle = wanted
+        area = {"center": {"lat": circle.lat, "long": circle.long}, "radius": circle.radius}
+        asked = {"area": area, "on": EVENTS, "quiet": 0, "url": self._url}
+        answered = await self._request("POST", "/v1/alerts", owner, asked)
+        self._secrets[answered["id"]] = answered["secret"]
+        self._owners[answered["id"]] = owner
+        return answered["id"], circle
+
+    async def _begun(self, alert: tuple[str, Identity]) -> None:
+        until = time.monotonic() + BEGUN_WITHIN
+        while "startedAt" not in await self._request("GET", f"/v1/alerts/{alert[0]}", alert[1]):
+            if time.monotonic() > until:
+                raise RunFailed(f"the alert {alert[0]} has not begun within {BEGUN_WITHIN:g} s; read the server's log")
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _delete(self, alert: tuple[str, Identity]) -> None:
+        with suppress(RunFailed):  # the server is gone, or the alert is
+            await self._request("DELETE", f"/v1/alerts/{alert[0]}", alert[1])
+
+    async def _on_map(self, identity: Identity) -> str | None:
+        """Returns the vendor's id when it is on the map already."""
+        found = await self._request("GET", f"/v1/vendors/{identity.vendor_id}", identity, known=404)
+        return identity.vendor_id if found else None
+
+    async def _request(
+        self, method: str, path: str, owner: Identity, body: dict[str, Any] | None = None, known: int = 0
+    ) -> dict[str, Any]:
+        """Returns the answer, an empty one for the status `known`; tries for some seconds what may pass."""
+        pause = 0.2
+        while True:
+            token = mint(owner.clerk_id, self._secret, time.time(), self._scenario.token_lifetime)
+            try:
+                async with self._session.request(
+                    method, path, json=body, headers={"Authorization": f"Bearer {token}"}
+                ) as answer:
+                    if answer.status == known or answer.status == 204:
+                        return {}
+                    answered: dict[str, Any] = await answer.json(content_type=None)
+                    if answer.ok:
+                        return answered
+                    said = f"{answer.status} {answered.get('code')}: {answered.get('detail')}"
+                    fatal = answer.status in FATAL
+            except (aiohttp.ClientError, OSError, orjson.JSONDecodeError) as failed:
+                said, fatal = repr(failed), False
+            if fatal or pause > 5:
+                raise RunFailed(
+                    f"{method} {path} was answered {said}. Alerts need STREAMER_ALERT_KEY, and "
+                    f"STREAMER_ALERT_DEVELOPMENT_HOSTS with {self._scenario.alerts.listen.rpartition(':')[0]}"
+                )
+            await asyncio.sleep(pause)
+            pause *= 2
+
+
+async def each(items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, U]]) -> list[U]:
+    """Does the same for each, some at once; returns the results in order."""
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def one(item: T) -> U:
+        async with free:
+            return await work(item)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(item)) for item in items]
+    return [task.result() for task in tasks]
