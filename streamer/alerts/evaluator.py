@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from itertools import count, islice
+from itertools import count
 from operator import is_
 from typing import Any
 
@@ -21,6 +21,7 @@ import structlog
 from streamer.alerts.alert import Alert, Needs, State
 from streamer.alerts.rules import OUTSIDE, Seen, begin, quiet_until, step
 from streamer.alerts.share import slots_of
+from streamer.alerts.state_writer import StateWriter
 from streamer.alerts.tracker import Tracker
 from streamer.broker.broker import Broker
 from streamer.counters import Counters
@@ -29,7 +30,7 @@ from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Before, Card, Vendor
 from streamer.protocol.alerts import encode_event, stored_definition
-from streamer.storage.alerts import PAGE, AlertStore, Evaluated, new_id
+from streamer.storage.alerts import PAGE, AlertStore, Evaluated
 
 log = structlog.get_logger()
 
@@ -41,15 +42,12 @@ LOOK_BACK = 60_000
 """Milliseconds before the last look from which changes are read again: statements that ran then are committed since."""
 LOOKED_AT = 100
 """Vendors that are looked at in one go; more would hold the event loop."""
+APPEARED = 20
+"""Vendors that move and cost about as much as one that appeared."""
 LOOK_PAUSE = 0.1
 """Seconds between two looks at what changed: alone a vendor costs ten times what it costs among many."""
 SLICE = 50
 """Alerts that are begun at once; more would hold the event loop."""
-MOST_PENDING = 50_000
-"""States that wait for PostgreSQL; beyond these they are forgotten, and compared with the live index afterwards."""
-MOST_AT_ONCE = 1000
-"""States of one transaction."""
-RETRY = 1.0
 COUNT_EVERY = 15.0
 """Seconds between two counts for the metrics."""
 
@@ -79,14 +77,12 @@ class Evaluator:
         self._index = index
         self._broker = broker
         self._clock = clock
-        self._counters = counters
-        self._committed = committed
         self._slots: frozenset[int] = frozenset()
         self._gained: set[int] = set()
         self._since = 0
         self._tracker = Tracker(self._look)
         self._card: tuple[Vendor | None, Fix | None, Card | None, bool, dict[str, Any]] = (None, None, None, False, {})
-        self._pending: dict[tuple[Alert, str], State] = {}
+        self._writer = StateWriter(self, store, counters, committed)
         self._reload: dict[str, Alert] = {}
         self._starting: dict[str, Alert] = {}
         """Alerts whose beginning is not stored yet."""
@@ -98,15 +94,13 @@ class Evaluator:
         self._changed: dict[Vendor, None] = {}
         """Vendors of the live index that changed, and are not looked at yet."""
         self._moved = asyncio.Event()
-        self._flush = asyncio.Event()
-        self._lock = asyncio.Lock()
         self._away = False
         index.observer = self.observe
 
     @property
     def pending(self) -> int:
         """States that are not stored yet."""
-        return len(self._pending)
+        return len(self._writer)
 
     def tasks(self) -> dict[str, Callable[[], Any]]:
         """The loops, by name, for the supervisor."""
@@ -114,7 +108,7 @@ class Evaluator:
             "alert-shares": self.share,
             "alerts": self.follow,
             "alert-looks": self.look,
-            "alert-states": self.write,
+            "alert-states": self._writer.run,
         }
 
     def wake(self) -> None:
@@ -135,7 +129,12 @@ class Evaluator:
             await self._moved.wait()
             self._moved.clear()
             while self._changed:
-                some = list(islice(self._changed, LOOKED_AT))
+                some, cost = [], 0
+                for vendor in self._changed:
+                    cost += 1 if self._tracker.follows(vendor) else APPEARED
+                    some.append(vendor)
+                    if cost >= LOOKED_AT:
+                        break
                 for vendor in some:
                     del self._changed[vendor]
                 vendors = self._index.vendors
@@ -173,8 +172,7 @@ class Evaluator:
             state.card = {**state.card, "online": False}
         for kind, at in events:
             state.events.append((kind, at, encode_event(kind, alert.id, state.card, at, alert.metadata)))
-        self._pending[alert, vendor_id] = state
-        self._flush.set()
+        self._writer.put(alert, vendor_id, state)
 
     def _card_of(self, vendor: Vendor) -> dict[str, Any]:
         """Returns a vendor's card; a ping that crosses several edges has one, which nobody may change."""
@@ -191,7 +189,7 @@ class Evaluator:
                 living = await self._store.beat(self._process, LEASE)
                 self._own(slots_of(self._process, frozenset(living)))
             except (Unavailable, DatabaseError) as away:
-                self._said(away)
+                self.said(away)
             await asyncio.sleep(BEAT)
 
     async def follow(self) -> None:
@@ -207,9 +205,9 @@ class Evaluator:
                     counted = began
                     self.waiting, self.oldest = await self._store.waiting()
                     self.total, self.disabled = await self._store.counts()
-                self._said(None)
+                self.said(None)
             except (Unavailable, DatabaseError) as away:
-                self._said(away)
+                self.said(away)
             self._pass_time()
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.05, began + BEAT - loop.time())):
@@ -220,8 +218,8 @@ class Evaluator:
         """Hands this process's alerts to the others at once, after what is pending is stored."""
         with suppress(Unavailable, DatabaseError, TimeoutError):
             async with asyncio.timeout(2.0):
-                if self._pending:
-                    await self._store_pending()
+                if self._writer:
+                    await self._writer.store()
                 await self._store.leave(self._process)
 
     def _own(self, slots: frozenset[int]) -> None:
@@ -249,8 +247,8 @@ class Evaluator:
             except (Unavailable, DatabaseError):
                 self._reload = {**again, **self._reload}
                 raise
-        pending = {alert.id for alert, _ in self._pending}
-        if begun := [alert for alert in self._starting.values() if alert.id not in pending]:
+        pending = self._writer.alerts()
+        if begun := [alert for alert in self._starting.values() if alert not in pending]:
             # Who is there at the beginning is stored: it is no event for whoever takes over.
             await self._store.start([(alert.id, alert.revision) for alert in begun])
             for alert in begun:
@@ -365,107 +363,35 @@ class Evaluator:
         while self._quiet and self._quiet[0][0] <= now:
             _, _, alert, vendor_id = heapq.heappop(self._quiet)
             state = alert.states.get(vendor_id)
-            if state is None or state.known.seen.inside or (alert, vendor_id) in self._pending:
+            if state is None or state.known.seen.inside or (alert, vendor_id) in self._writer:
                 continue
             if quiet_until(alert.definition, state.known) <= now:
                 self._tracker.drop(alert, vendor_id)
         while self._expiries and self._expiries[0][0] <= now:
             self._forget(heapq.heappop(self._expiries)[2])
 
-    # what is stored
+    # what the writer of states asks for
 
-    async def write(self) -> None:
-        """Stores states and events, for ever."""
-        while True:
-            await self._flush.wait()
-            self._flush.clear()
-            while self._pending:
-                try:
-                    await self._store_pending()
-                except (Unavailable, DatabaseError) as away:
-                    self._said(away)
-                    if len(self._pending) > MOST_PENDING:
-                        self._start_over({alert for alert, _ in self._pending})
-                    await asyncio.sleep(RETRY)
+    def stored(self, alert: Alert, vendor_id: str, state: State) -> None:
+        """Remembers when a state can be forgotten, by `_pass_time`: when nothing of it is quiet any more."""
+        if not state.known.seen.inside:
+            until = quiet_until(alert.definition, state.known)
+            heapq.heappush(self._quiet, (until, next(self._numbers), alert, vendor_id))
 
-    async def _store_pending(self) -> None:
-        async with self._lock:
-            some = dict(zip(self._pending, range(MOST_AT_ONCE), strict=False))
-            batch = {key: self._pending.pop(key) for key in some}
-            rows, events, sent = [], [], {}
-            for (alert, vendor_id), state in batch.items():
-                rows.append(row_of(alert, vendor_id, state))
-                sent[alert, vendor_id] = len(state.events)
-                events += [
-                    {
-                        "id": new_id(at),
-                        "alertId": alert.id,
-                        "vendorId": vendor_id,
-                        "type": f"vendor.{kind}",
-                        "body": body,
-                        "at": at,
-                    }
-                    for kind, at, body in state.events
-                ]
-            try:
-                versions = await self._store.commit(rows, events)
-            except BaseException:
-                # What changed meanwhile is in the same states.
-                self._pending = {**batch, **self._pending}
-                raise
-            refused = set()
-            for (alert, vendor_id), state in batch.items():
-                version = versions.get((alert.id, vendor_id))
-                if version is None:
-                    refused.add(alert)
-                    continue
-                done = state.events[: sent[alert, vendor_id]]
-                del state.events[: len(done)]
-                for kind, _, _ in done:
-                    self._counters.alert_events[kind] += 1
-                state.version = version
-                if not state.known.seen.inside:
-                    # Forgotten, by `_pass_time`, when nothing of it is quiet any more.
-                    until = quiet_until(alert.definition, state.known)
-                    heapq.heappush(self._quiet, (until, next(self._numbers), alert, vendor_id))
-            if events:
-                self._committed()
-        if refused:
-            # Another process was first, or the alert was changed or deleted.
-            self._start_over(refused)
-
-    def _start_over(self, alerts: Iterable[Alert]) -> None:
+    def start_over(self, alerts: Collection[Alert]) -> None:
         """Compares alerts anew with what is stored."""
+        self._writer.forget(alerts)
         for alert in alerts:
-            self._pending = {key: state for key, state in self._pending.items() if key[0] is not alert}
             if not alert.ended:
                 alert.begun = False
                 self._tracker.remove(alert)
                 self._reload[alert.id] = alert
         self._wake.set()
 
-    def _said(self, away: Exception | None) -> None:
+    def said(self, away: Exception | None) -> None:
         """Logs the beginning and the end of an outage."""
         if away is not None and not self._away:
             log.warning("alerts wait: what happens is compared afterwards", cause=str(away))
         elif away is None and self._away:
             log.info("alerts are looked at again")
         self._away = away is not None
-
-
-def row_of(alert: Alert, vendor_id: str, state: State) -> dict[str, Any]:
-    """Returns a state as it is stored."""
-    seen = state.known.seen
-    return {
-        "alertId": alert.id,
-        "vendorId": vendor_id,
-        "revision": alert.revision,
-        "version": state.version + 1,
-        "inside": seen.inside,
-        "open": seen.open,
-        "online": seen.online,
-        "told": state.known.told,
-        "card": state.card,
-        "eventAt": state.known.event_at,
-        "quietUntil": quiet_until(alert.definition, state.known),
-    }

@@ -119,6 +119,11 @@ class Tracker:
             inside = holds(alert.area, alert.margin, was, vendor.shown.lat, vendor.shown.long)
         self._look(alert, vendor.vendor_id, inside, vendor)
 
+    def follows(self, vendor: Vendor) -> bool:
+        """Returns whether a vendor was looked at since it appeared: one that was not costs more."""
+        track = self._tracks.get(vendor.vendor_id)
+        return track is not None and track.live
+
     def changed(self, vendors: Iterable[Vendor]) -> None:
         """Looks at vendors of the live index that changed, or left it, for all alerts that this may concern."""
         borders: list[Border] = []
