@@ -5,6 +5,7 @@ Under pytest-xdist every worker starts servers of its own, on the first test tha
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import shutil
@@ -216,9 +217,20 @@ def own_folder(server_folder: Path, numbers: Iterator[int]) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def empty_server(server_folder: Path) -> Path:
+    """The folder of a stopped PostgreSQL with an empty database: a copy starts in a fifth of the time of a new one."""
+    folder = server_folder / "empty"
+    async with PostgresServer(folder, durable=False):
+        pass
+    return folder
+
+
 @pytest.fixture
-async def postgres_server(own_folder: Path) -> AsyncIterator[PostgresServer]:
+async def postgres_server(own_folder: Path, empty_server: Path) -> AsyncIterator[PostgresServer]:
     """A PostgreSQL of the test's own, its database empty: to kill, pause, resume, stop and restart."""
+    copying = await asyncio.create_subprocess_exec("cp", "-a", empty_server, own_folder)  # keeps the owners
+    assert await copying.wait() == 0
     async with PostgresServer(own_folder, durable=False) as server:
         yield server
 
