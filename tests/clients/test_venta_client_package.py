@@ -96,8 +96,9 @@ def test_it_works_alone_on_each_python(version: str, packed: Path, tmp_path: Pat
         pytest.skip(f"no Python {version} on this machine")
     inside = str(tmp_path / "venv" / "bin" / "python")
     (wheel,) = packed.glob("venta_client-*.whl")
-    ran(tmp_path, python, "-m", "venv", "venv")
-    ran(tmp_path, inside, *PIP, "install", str(wheel), unreachable="No matching distribution")
+    ran(tmp_path, python, "-m", "venv", "--without-pip", "venv")  # ours installs for it, in a third of the time
+    install = ("--python", inside, "install", str(wheel))
+    ran(tmp_path, sys.executable, *PIP, *install, unreachable="No matching distribution")
     (tmp_path / "app.py").write_text(APP)
     if version == PYTHONS[0]:  # the types are the same for all
         mypy = ("-m", "mypy", "--strict", "--python-version", version, "--python-executable", inside)
