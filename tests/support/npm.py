@@ -1,14 +1,23 @@
-"""npm in tests: installs what a lock pins, and skips where the registry can't be reached."""
+"""npm in tests: installs what a lock pins, once, and skips where the registry can't be reached."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import shutil
+import tempfile
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
+
 NPM = shutil.which("npm")
+KEPT = ROOT / ".venv" / "npm"
+"""What was installed, by the lock that pins it; `make clean` removes it."""
 UNREACHABLE = ("network", "ENOTFOUND", "EAI_AGAIN")
 
 
@@ -28,10 +37,38 @@ async def run(folder: Path, *command: str, within: float = 300) -> str:
 
 
 async def install(folder: Path) -> None:
-    """Installs what the lock in a folder pins."""
+    """Installs what the lock in a folder pins; copies it where an earlier run has installed the same."""
+    manifest, lock = (folder / name for name in ("package.json", "package-lock.json"))
+    name = json.loads(manifest.read_bytes())["name"]
+    version = await run(folder, "node", "--version")
+    pinned = sha256(manifest.read_bytes() + lock.read_bytes() + version.encode()).hexdigest()
+    kept = KEPT / f"{name}-{pinned[:16]}"
+    if kept.exists():
+        await _copy(folder, kept, folder / "node_modules")
+        # the one file that npm writes in place, which it does without
+        (folder / "node_modules" / ".package-lock.json").unlink(missing_ok=True)
+        return
     try:
         await run(folder, "npm", "ci", "--no-audit", "--no-fund", "--prefer-offline")
     except (AssertionError, TimeoutError) as failed:
         if isinstance(failed, TimeoutError) or any(word in str(failed) for word in UNREACHABLE):
             pytest.skip("the npm registry can't be reached")
         raise
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for older in KEPT.glob(f"{name}-*"):
+        shutil.rmtree(older, ignore_errors=True)
+    unfinished = Path(tempfile.mkdtemp(dir=KEPT))
+    await _copy(folder, folder / "node_modules", unfinished)
+    try:
+        os.rename(unfinished, kept)
+    except OSError:  # another run was first
+        shutil.rmtree(unfinished)
+
+
+async def _copy(folder: Path, source: Path, target: Path) -> None:
+    """Copies a tree of many files: as links, unless the target is on another disk."""
+    for options in ("-al", "-a"):
+        with suppress(AssertionError):
+            await run(folder, "cp", options, f"{source}/.", str(target))
+            return
+    raise AssertionError(f"can't copy {source} to {target}")
