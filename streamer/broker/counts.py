@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -19,8 +19,9 @@ import structlog
 
 from streamer.broker.context import HEARTBEAT, MISSED_HEARTBEATS, Context
 from streamer.broker.membership import read_cell
+from streamer.broker.placement import read_places
 from streamer.broker.redis_connections import Command, refused
-from streamer.broker.redis_schema import BROADCAST, PROCESSES, Registers, cells_key, parse_place, place_key
+from streamer.broker.redis_schema import BROADCAST, PROCESSES, Registers, cells_key
 from streamer.cpu_time import measured
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.grid import named_cell
@@ -367,9 +368,10 @@ class Counts:
         owned: dict[str, set[str]] = {process: set() for process in lost}
         for name in dict.fromkeys(names):
             found = (await read_cell(self._nodes, named_cell(name.decode()))).found
-            places = await self._places([id for id, registers in found.items() if _by_place(registers)])
+            places = await read_places(self._nodes, [id for id, registers in found.items() if _by_place(registers)])
             for id, registers in found.items():
-                counted_by = places.get(id) or registers.process()
+                place = places.get(id)
+                counted_by = registers.process() if place is None else place.process
                 if counted_by in owned and id not in self._claimed and id not in self._local_vendors:
                     registers.put(self._orphans, now)
                     owned[counted_by].add(id)
@@ -378,14 +380,6 @@ class Counts:
             self._forget_orphans(process)  # it answered meanwhile
         counts = {process: len(ids) for process, ids in owned.items()}
         log.info("counting the vendors of processes that do not answer", vendors=counts)
-
-    async def _places(self, vendor_ids: Iterable[str]) -> dict[str, str]:
-        """The processes that wrote the places of vendors which report over HTTP."""
-        ids = list(vendor_ids)
-        commands = [Command(place_key(id), ("GET", place_key(id))) for id in ids]
-        values = await self._nodes.run(commands, "read") if commands else []
-        places = {id: parse_place(value) for id, value in zip(ids, values, strict=True) if not refused(value)}
-        return {id: place.process for id, place in places.items() if place is not None}
 
     def _forget_orphans(self, process: str) -> None:
         for id in self._orphaned.pop(process):

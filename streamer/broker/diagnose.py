@@ -7,7 +7,7 @@ from typing import NamedTuple
 from redis.exceptions import RedisError
 
 from streamer.broker.redis_address import RedisAddress, describe
-from streamer.broker.redis_compat import reset
+from streamer.broker.redis_connections import CONNECTION_ERRORS, RequestConnection
 from streamer.errors import Unavailable
 
 TIMEOUT = 3.0
@@ -25,18 +25,16 @@ class RedisState(NamedTuple):
 async def look_at(url: str) -> RedisState:
     """Connects, writes one key that expires within a second, and reads version and clock; raises Unavailable."""
     address = RedisAddress(url, TIMEOUT)
+    requests = RequestConnection(address.connect, TIMEOUT)
     try:
-        connection = await address.connect()
-        try:
-            answers = []
-            for command in (("TIME",), ("INFO", "server"), ("SET", KEY, "1", "PX", "1000")):
-                await connection.send_command(*command)
-                answers.append(await connection.read_response(timeout=TIMEOUT))
-        finally:
-            reset(connection)
-    except (RedisError, OSError, TimeoutError) as error:
+        answers = await requests.run([("TIME",), ("INFO", "server"), ("SET", KEY, "1", "PX", "1000")])
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                raise answer
+    except CONNECTION_ERRORS as error:
         raise Unavailable(describe(error)) from error
     finally:
+        requests.cut()
         await address.close()
     (seconds, microseconds), info, _ = answers
     fields = dict(line.partition(":")[::2] for line in bytes(info).decode().splitlines())

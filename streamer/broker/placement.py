@@ -6,12 +6,13 @@ A vendor has one place in Redis. The process that takes it over, or moves it to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from streamer.broker.context import Context
 from streamer.broker.flush import Dropping, Flush
 from streamer.broker.membership import Membership
+from streamer.broker.redis_cluster import Nodes
 from streamer.broker.redis_connections import Command, refused
 from streamer.broker.redis_schema import (
     ANY_VERSION,
@@ -19,6 +20,7 @@ from streamer.broker.redis_schema import (
     CHUNK,
     PLACE,
     UNPLACE,
+    Place,
     Registers,
     Versions,
     parse_place,
@@ -193,8 +195,13 @@ class Placement:
     async def drop_unknown(self, vendor_ids: Iterable[str]) -> None:
         """Has deleted vendors dropped from where another process may have written them."""
         ids = [id for id in vendor_ids if not any(id in entries for entries in self.dropping.values())]
-        values = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in ids]) if ids else []
-        for id, value in zip(ids, values, strict=True):
-            place = None if refused(value) else parse_place(value)
+        for id, place in (await read_places(self._nodes, ids, "write")).items():
             if place is not None:
                 self.drop(place.cell, id, Dropping(ANY_VERSION, gone=True, unplace=True))
+
+
+async def read_places(nodes: Nodes, vendor_ids: Sequence[str], lane: str = "read") -> dict[str, Place | None]:
+    """Returns the places of vendors; those whose Redis does not answer are left out."""
+    commands = [Command(place_key(id), ("GET", place_key(id))) for id in vendor_ids]
+    values = await nodes.run(commands, lane) if commands else []
+    return {id: parse_place(value) for id, value in zip(vendor_ids, values, strict=True) if not refused(value)}

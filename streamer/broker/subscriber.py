@@ -13,9 +13,9 @@ import structlog
 from streamer.broker.cell_reader import CellReader
 from streamer.broker.context import Context, SubscribedCell
 from streamer.broker.membership import Membership
+from streamer.broker.placement import read_places
 from streamer.broker.publisher import RETRY, Publisher
-from streamer.broker.redis_connections import Command, refused
-from streamer.broker.redis_schema import BROADCAST, channel, parse_place, place_key
+from streamer.broker.redis_schema import BROADCAST, channel
 from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
 from streamer.live.fix import Fix, fix_of_register
 from streamer.live.local_vendors import Part
@@ -294,19 +294,14 @@ class Subscriber:
 
     async def _find(self, vendor_ids: list[str]) -> bool:
         """Subscribes to the cells in which listed vendors are; False when a place can't be read now."""
-        places = await self._nodes.run([Command(place_key(id), ("GET", place_key(id))) for id in vendor_ids], "read")
-        unknown = []
-        for id, value in zip(vendor_ids, places, strict=True):
-            if refused(value):
-                unknown.append(id)
-                continue
-            place = parse_place(value)
+        places = await read_places(self._nodes, vendor_ids)
+        for id, place in places.items():
             vendor = self._index.vendors.get(id)
             if vendor is not None and vendor.fix.version > (-1 if place is None else int(place.version)):
                 self._follow(id, parent(vendor.cell, BUS_LEVEL))  # it was heard of meanwhile
             elif place is not None:
                 self._follow(id, place.cell)
-        if unknown:
+        if unknown := [id for id in vendor_ids if id not in places]:
             asyncio.get_running_loop().call_later(RETRY, self._find_later, unknown)
         return not unknown
 
