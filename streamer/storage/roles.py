@@ -120,16 +120,10 @@ async def grant(url: str, role: str, password: str | None = None) -> Granted:
     All or nothing. Raises DatabaseError for a role that is too powerful to be limited.
     """
     await require_newest(url)
-    async with connected(url) as connection:
-        return await grant_on(connection, role, password)
-
-
-async def grant_on(connection: Any, role: str, password: str | None = None) -> Granted:
-    """Does the work of `grant` on a connection, in one transaction."""
     if not role or len(role.encode()) > 63 or "\0" in role:
         raise SettingsError(f"the role {role!r} can't be: PostgreSQL takes names of 1 to 63 bytes")
     verifier = None if password is None else scram_verifier(password)
-    async with connection.transaction():
+    async with connected(url) as connection, connection.transaction():
         found = await connection.fetchrow(queries.ROLE_POWER, role)
         if found is not None and found["power"] is not None:
             raise DatabaseError(
