@@ -28,7 +28,6 @@ from streamer.geo.grid import named_cell
 from streamer.geo.shapes import Area, Box, Circle, Polygon
 from streamer.live.counts import CellSums, Counter, CountsKey, CountsView, Sums, add
 from streamer.live.index import LiveIndex
-from streamer.live.vendor import Vendor
 from streamer.live.watch import Watch
 from streamer.protocol.messages import Group, groups_body, snapshot_head
 
@@ -97,7 +96,7 @@ class Counts:
         )
         """The vendors of processes that do not answer."""
         self._own_sums = CellSums(context.index, context.local_vendors.serves)
-        self._orphan_sums = CellSums(self._orphans, _all)
+        self._orphan_sums = CellSums(self._orphans, lambda _: True)
         self._orphaned: dict[str, set[str]] = {}
         self._claimed: set[str] = set()
         self._round = ROUND
@@ -384,10 +383,6 @@ class Counts:
     def _forget_orphans(self, process: str) -> None:
         for id in self._orphaned.pop(process):
             self._orphans.remove(id)
-
-
-def _all(_: Vendor) -> bool:
-    return True
 
 
 def _by_place(registers: Registers) -> bool:

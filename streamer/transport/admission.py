@@ -63,11 +63,8 @@ class Admission:
 
     def open_slot(self, request: web.Request) -> ConnectionSlot:
         """Count a client's connection; the caller must release it."""
-        return self.limits.open(self._address(request), self.cost(request))
-
-    def cost(self, request: web.Request) -> ClientCost:
-        """Return what a client's new connection or request is charged to."""
-        return self._costs.client(self._address(request), asyncio.get_running_loop().time())
+        address = self._address(request)
+        return self.limits.open(address, self._costs.client(address, asyncio.get_running_loop().time()))
 
     def read_cost(self, request: web.Request) -> ClientCost:
         """Return what a read over HTTP is charged to: those of this machine without a token share one budget."""

@@ -58,7 +58,7 @@ class WatchSocket(WebSocket):
                 self._bad_messages.good()
             else:
                 assert type(message) is messages.Auth
-                self.wait(self._authenticate_again, message.token)
+                self.wait(self.authenticate, message.token)
                 self._bad_messages.good()
         except ProtocolError as wrong:
             self._reply(wrong, messages.named(data))
@@ -93,9 +93,6 @@ class WatchSocket(WebSocket):
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"there is no watch {id!r} to end")
         self.services.subscriptions.close(watch)
         self.writer.send(messages.encode_unwatched(id))
-
-    async def _authenticate_again(self, token: str) -> None:
-        await self.authenticate(token)
 
     def _reply(self, wrong: ProtocolError, id: str | None) -> None:
         """Answer a message that can't be served; Disconnect after too many in a row."""

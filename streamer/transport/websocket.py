@@ -148,7 +148,7 @@ class WebSocket(Connection):
         else:
             self.wait(self.open, None)
 
-    def wait(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    def wait(self, work: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
         """Have a task do something that takes time; messages are held back until it is done."""
         self._task = asyncio.create_task(self._run(work, args), name=self.kind)
 
@@ -341,7 +341,7 @@ class WebSocket(Connection):
             self._failed(error)
         self._process()
 
-    async def _run(self, work: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
+    async def _run(self, work: Callable[..., Coroutine[Any, Any, object]], args: tuple[Any, ...]) -> None:
         bind_contextvars(connection=self.name)
         failed: Exception | None = None
         try:

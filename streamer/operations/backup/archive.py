@@ -70,7 +70,9 @@ async def backup(url: str, folder: Path, *, recipient: str | None = None, now: d
         command += [f"--lock-wait-timeout={LOCK_WAIT_MS}", "--no-owner", "--no-acl"]
         if parsed.schema is not None:
             command.append(f"--schema={quoted(parsed.schema)}")
-        async with _snapshot(connection) as snapshot:
+        # The dump uses this transaction's snapshot.
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
             with complete(path) as file:
                 digest = Digest(file)
                 await _dumped([*command, f"--snapshot={snapshot}"], parsed, digest, seal)
@@ -211,13 +213,6 @@ async def _restored(command: Sequence[str], parsed: DatabaseUrl, dump: Path, man
     with open(dump, "rb") as file, running(command, parsed, stdin=subprocess.PIPE) as program:  # noqa: ASYNC230
         digest = Digest(file)
         await pumped(program, unseal, digest, program.process.stdin, digest)
-
-
-@contextlib.asynccontextmanager
-async def _snapshot(connection: Any) -> AsyncIterator[str]:
-    """Opens a transaction whose snapshot the dump uses."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        yield await connection.fetchval("SELECT pg_export_snapshot()")
 
 
 async def _counted(connection: Any, schema: str | None) -> dict[str, Counted]:
