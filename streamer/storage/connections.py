@@ -100,7 +100,7 @@ def explained(parsed: DatabaseUrl) -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as error:
-        raise explanation(where, error.sqlstate, error) from error
+        raise explanation(where, error) from error
     except TimeoutError as error:
         raise Unavailable(f"{where} did not answer in time: try again when it is less busy") from error
     except (OSError, asyncpg.InterfaceError) as error:
@@ -117,9 +117,9 @@ def unreachable(error: BaseException, silent: str = "no answer in time") -> str:
     return f" can't be reached: {cause}; check that it runs and what DATABASE_URL says"
 
 
-def explanation(where: str, sqlstate: str | None, error: object) -> DatabaseError | Unavailable:
+def explanation(where: str, error: BaseException | None) -> DatabaseError | Unavailable:
     """Returns the error to raise for one that PostgreSQL or PgBouncer reported, with its remedy."""
-    code = sqlstate or "?????"
+    code = getattr(error, "sqlstate", None) or "?????"
     cause = f"{error} (SQLSTATE {code})"
     if "unsupported startup parameter" in str(error):
         if "search_path" in str(error):

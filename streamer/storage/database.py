@@ -72,7 +72,7 @@ class Database:
         parsed = parse_url(url)
         pool_size = parsed.pool_size or pool_size
         pool_timeout = parsed.pool_timeout or pool_timeout
-        where = f"{parsed.places}/{parsed.database}"
+        where = f"PostgreSQL at {parsed.places}/{parsed.database}"
         arguments = parsed.connect_args()
         # PgBouncer rejects settings that it is not configured to pass on: there only our own timer limits a statement.
         settings = {} if parsed.pgbouncer else _session_settings(statement_timeout)
@@ -96,9 +96,8 @@ class Database:
             await pool.release(await pool.acquire(timeout=pool_timeout))
         except _CONNECTION_ERRORS as error:
             pool.terminate()
-            where = f"PostgreSQL at {where}"
             if isinstance(error, asyncpg.PostgresError):
-                raise explanation(where, error.sqlstate, error) from None
+                raise explanation(where, error) from None
             raise Unavailable(f"{where}{unreachable(error, f'no answer within {pool_timeout:g} s')}") from None
         return cls(pool, where, pool_timeout, statement_timeout, counters)
 
@@ -116,7 +115,7 @@ class Database:
             return await self.run(work, what)
         except asyncpg.PostgresError as error:
             raise DatabaseError(
-                f"PostgreSQL at {self._where} refused a statement: {error} (SQLSTATE {error.sqlstate});"
+                f"{self._where} refused a statement: {error} (SQLSTATE {error.sqlstate});"
                 " the schema or what is in it is not what this version expects: bring it up to date"
             ) from error
 
@@ -154,14 +153,14 @@ class Database:
             connection = await self._pool.acquire(timeout=self._pool_timeout)
         except TimeoutError:
             raise Unavailable(
-                f"no connection to PostgreSQL at {self._where} within {self._pool_timeout:g} s:"
+                f"no connection to {self._where} within {self._pool_timeout:g} s:"
                 f" all {self._pool.get_max_size()} are in use, or it does not answer"
             ) from None
         except asyncpg.PostgresError as error:
-            raise Unavailable(str(explanation(f"PostgreSQL at {self._where}", error.sqlstate, error))) from error
+            raise Unavailable(str(explanation(self._where, error))) from error
         except _CONNECTION_ERRORS as error:
             failed = tls.trouble(error, "DATABASE_URL", "sslrootcert")
-            raise Unavailable(f"PostgreSQL at {self._where} can't be reached: {failed or error}") from error
+            raise Unavailable(f"{self._where} can't be reached: {failed or error}") from error
         given_up = known = False
 
         def give_up() -> None:
@@ -178,18 +177,16 @@ class Database:
         except _CONNECTION_ERRORS as error:
             if given_up:
                 raise Unavailable(
-                    f"PostgreSQL at {self._where} did not answer within {self._answer_timeout:g} s;"
-                    " the connection was given up"
+                    f"{self._where} did not answer within {self._answer_timeout:g} s; the connection was given up"
                 ) from None
             if isinstance(error, asyncpg.PostgresError):
                 known = _is_in_the_data(error) and not is_closed(connection)
                 if known:
                     raise
-                reason = explanation(f"PostgreSQL at {self._where}", error.sqlstate, error)
-                raise Unavailable(str(reason)) from error
+                raise Unavailable(str(explanation(self._where, error))) from error
             if isinstance(error, asyncpg.InterfaceError) and not is_closed(connection):
                 raise
-            raise Unavailable(f"the connection to PostgreSQL at {self._where} was lost: {error}") from error
+            raise Unavailable(f"the connection to {self._where} was lost: {error}") from error
         finally:
             timer.cancel()
             if not known:
@@ -204,7 +201,7 @@ class Database:
             async with asyncio.timeout(HEALTH_TIMEOUT):
                 return await self.answer(work, what)
         except TimeoutError:
-            raise Unavailable(f"PostgreSQL at {self._where} did not answer within {HEALTH_TIMEOUT:g} s") from None
+            raise Unavailable(f"{self._where} did not answer within {HEALTH_TIMEOUT:g} s") from None
 
 
 async def _keep_commits_durable(connection: Any) -> None:

@@ -129,8 +129,7 @@ async def migrating(url: str) -> AsyncIterator[AsyncConnection]:
                 await connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
                 yield connection
     except DBAPIError as error:
-        where = f"PostgreSQL at {parsed.masked()}"
-        raise explanation(where, getattr(error.orig, "sqlstate", None), error.orig) from error
+        raise explanation(f"PostgreSQL at {parsed.masked()}", error.orig) from error
     except CommandError as error:
         raise DatabaseError(
             f"{parsed.masked()} can't be migrated: {error}; this version has {', '.join(sorted(known()))}"
