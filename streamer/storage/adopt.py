@@ -22,6 +22,7 @@ from streamer.storage.connections import connected
 from streamer.storage.dsn import literal, parse_url, quoted
 from streamer.storage.models import Base
 from streamer.storage.partitions import BUSY, PARTITIONS_AHEAD, PARTITIONS_BACK, partition_bounds
+from streamer.storage.queries import PRISMA_TABLES
 from streamer.storage.revisions import revision_of
 
 STATEMENT_TIMEOUT = 3_600.0
@@ -170,11 +171,11 @@ async def _plan(connection: Any, url: str) -> Plan:
 
 
 async def _missing_columns(connection: Any) -> list[Obstacle]:
-    there = {(row[0], row[1]) for row in await connection.fetch(sql.COLUMNS, list(sql.PRISMA_TABLES))}
+    there = {(row[0], row[1]) for row in await connection.fetch(sql.COLUMNS, list(PRISMA_TABLES))}
     added = migrate.added_columns()
     missing = [
         f"{table}.{column.name}"
-        for table in sql.PRISMA_TABLES
+        for table in PRISMA_TABLES
         for column in Base.metadata.tables[table].columns
         if (table, column.name) not in there and (table, column.name) not in added
     ]

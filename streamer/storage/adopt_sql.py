@@ -8,8 +8,6 @@ OLD = "locations"
 NEW = "streamer_adopt_locations"
 BEFORE = "locations_before_adopt"
 
-PRISMA_TABLES = ("users", "subscriptions", "vendors", "locations", "integrations")
-
 CHECKS = (
     ("vendors", "vendors_lat_check", LAT_CHECK),
     ("vendors", "vendors_long_check", LONG_CHECK),

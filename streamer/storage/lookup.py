@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from streamer.storage.connections import connected
+from streamer.storage.queries import CLOCK
 
 HAS_USER = """SELECT EXISTS (SELECT FROM "users" WHERE "clerkId" = $1 AND "deletedAt" IS NULL)"""
-CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
 VERSION = "SHOW server_version"
 
 
@@ -18,4 +18,4 @@ async def has_user(url: str, clerk_id: str) -> bool:
 async def clock_and_version(url: str) -> tuple[float, str]:
     """Returns PostgreSQL's clock, epoch seconds, and its version."""
     async with connected(url) as connection:
-        return float(await connection.fetchval(CLOCK)), str(await connection.fetchval(VERSION))
+        return await connection.fetchval(CLOCK) / 1000, str(await connection.fetchval(VERSION))

@@ -199,9 +199,11 @@ PARTITION_NAMES = "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrel
 IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('locations'))"
 ADDS_PARTITIONS = "SELECT to_regprocedure('streamer_add_partition(date)') IS NOT NULL"
 
+PRISMA_TABLES = ("users", "subscriptions", "vendors", "locations", "integrations")
 TABLES = (
-    *("users", "subscriptions", "vendors", "locations", "integrations", "streamer_audit"),
-    *("streamer_alerts", "streamer_alert_states", "streamer_alert_events", "streamer_alert_processes"),
+    *PRISMA_TABLES,
+    *("streamer_audit", "streamer_alerts", "streamer_alert_states", "streamer_alert_events"),
+    "streamer_alert_processes",
 )
 """All tables of the models; a partition belongs to its table."""
 
