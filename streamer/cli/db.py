@@ -21,12 +21,11 @@ from rich.table import Table
 from streamer.cli import config
 from streamer.cli.process import Steps
 from streamer.errors import DatabaseError, SettingsError
-from streamer.operations import maintenance, privacy
+from streamer.operations import maintenance
 from streamer.operations.backup import archive, files
 from streamer.settings import Settings
-from streamer.storage import adopt as adoption
 from streamer.storage import audit as audits
-from streamer.storage import migrate, revisions, roles
+from streamer.storage import revisions, roles
 from streamer.storage import seed as seeds
 from streamer.storage.dsn import parse_url, quoted
 
@@ -39,6 +38,8 @@ NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which Postg
 @db.command()
 def upgrade(revision: Annotated[str, typer.Argument(help="Migration to upgrade to.")] = "head") -> None:
     """Migrate the schema to the newest version."""
+    from streamer.storage import migrate  # imports Alembic, which half of these commands do without
+
     url = _database_url()
     asyncio.run(migrate.upgrade(url, revision))
     _say_revision(url)
@@ -49,6 +50,8 @@ def downgrade(
     revision: Annotated[str, typer.Argument(help="Migration to downgrade to; `base` for an empty database.")],
 ) -> None:
     """Revert migrations."""
+    from streamer.storage import migrate
+
     url = _database_url()
     asyncio.run(migrate.downgrade(url, revision))
     _say_revision(url)
@@ -63,6 +66,8 @@ def adopt(
     finish: Annotated[bool, typer.Option("--finish", help="Drop the old table. This can't be reverted.")] = False,
 ) -> None:
     """Adopt a database made by Prisma, in place, while its gateway keeps writing. Continues an interrupted run."""
+    from streamer.storage import adopt as adoption
+
     url = _database_url()
     if dry_run + revert + finish > 1:
         raise SettingsError("--dry-run, --revert and --finish exclude each other: give one of them")
@@ -94,6 +99,8 @@ def adopt(
 @db.command()
 def reset(yes: Annotated[bool, typer.Option("--yes", help="Allow it outside development.")] = False) -> None:
     """Drop all tables with their data, and create them again."""
+    from streamer.storage import migrate
+
     configured = config.load(NEEDS_DATABASE)
     url = _database_url(configured)
     if configured.env != "development" and not yes:
@@ -263,6 +270,8 @@ def erase(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Erase a vendor, or a user with all vendors, permanently: rows, locations, audit, Redis, the position stream."""
+    from streamer.operations import privacy  # imports the client of Redis
+
     configured = config.load(NEEDS_DATABASE)
     if not yes:
         typer.confirm(f"erase everything stored of {id}? This can't be undone", abort=True)
@@ -293,6 +302,8 @@ def export(
     to: Annotated[Path | None, typer.Option(help="Archive to write; default: VENDOR.zip.")] = None,
 ) -> None:
     """Write everything stored of a vendor into a ZIP archive: JSON, GeoJSON, GPX."""
+    from streamer.operations import privacy
+
     target = to or Path(f"{re.sub(r'[^A-Za-z0-9_-]', '_', vendor)}.zip")
     count = asyncio.run(privacy.export(_database_url(), vendor, target))
     typer.echo(f"{target}: {count:,} locations")

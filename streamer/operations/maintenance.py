@@ -14,13 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy.exc import SAWarning
-
 from streamer.errors import DatabaseError, SettingsError, Unavailable
 from streamer.ingest.copy_rows import id_floor
 from streamer.storage import alert_sql, audit, connections, partitions, queries, revisions
 from streamer.storage.connections import connected, delete_in_batches, row_count
-from streamer.storage.drift import drift
 from streamer.storage.dsn import literal, parse_url, quoted
 
 PRUNING = 0x76656E74610003
@@ -287,6 +284,10 @@ async def _statements(connection: Any, most: int) -> list[StatementStats] | None
 
 async def check(url: str, *, today: date | None = None) -> list[str]:
     """Returns a line with its remedy for each difference from what this version needs; empty when there is none."""
+    from sqlalchemy.exc import SAWarning  # takes longer to import than the other commands take
+
+    from streamer.storage.drift import drift
+
     today = today or datetime.now(UTC).date()
     async with connected(url) as connection:
         condition = await revisions.condition(connection, today)

@@ -14,7 +14,6 @@ from typing import Any
 
 from streamer.storage import queries
 from streamer.storage.connections import connected, delete_in_batches
-from streamer.storage.models import Base
 from streamer.storage.revisions import require_newest
 
 AUDITED = ("users", "vendors", "subscriptions", "integrations")
@@ -81,6 +80,8 @@ class Entry:
 
 def audited_columns(table: str) -> set[str]:
     """Returns the columns of a table whose change makes an entry."""
+    from streamer.storage.models import Base  # imports SQLAlchemy, which reading and pruning do without
+
     left_out = UNAUDITED.get(table, frozenset({"updatedAt"}))
     return {column.name for column in Base.metadata.tables[table].columns} - left_out
 
