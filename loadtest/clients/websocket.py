@@ -73,7 +73,6 @@ class WebSocket(asyncio.Protocol):
         self._on_message = on_message
         self._on_writable = on_writable
         self._transport: asyncio.Transport | None = None
-        self._refusal: tuple[int, bytearray, int] | None = None
         self._upgraded = False
         self._pending = bytearray()
         self._need = 2
@@ -170,8 +169,8 @@ class WebSocket(asyncio.Protocol):
         self._transport = None
         if self._killer is not None:
             self._killer.cancel()
-        if self._refusal is not None:
-            self._refuse(*self._refusal)
+        if not self._upgraded and self._failure is None:
+            self._handshake(bytes(self._pending), whole=True)
         if not self.opened.done():
             self.opened.set_exception(self._failure or exc or ConnectionError("the server closed before it answered"))
             self.opened.exception()  # nobody awaits a connect that timed out
@@ -183,14 +182,8 @@ class WebSocket(asyncio.Protocol):
 
     # receiving
 
-    def _handshake(self, data: bytes) -> int:
-        """Reads the answer to the upgrade; returns how many bytes of `data` it used."""
-        if self._refusal is not None:
-            status, body, length = self._refusal
-            body += data
-            if len(body) >= min(length, MAX_REFUSAL):
-                self._refuse(status, body, length)
-            return len(data)
+    def _handshake(self, data: bytes, whole: bool = False) -> int:
+        """Reads the answer to the upgrade, of which no more comes if `whole`; returns how many bytes it used."""
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_REFUSAL:
@@ -203,10 +196,13 @@ class WebSocket(asyncio.Protocol):
             raise Violation(f"the answer to the handshake is not HTTP: {head[:80]!r}")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
         if words[1] != b"101":
-            length = int(headers.get(b"content-length", b"0"))
-            self._refusal = (int(words[1]), bytearray(data[end + 4 :]), length)
-            if len(data) - end - 4 >= min(length, MAX_REFUSAL):
-                self._refuse(*self._refusal)
+            body, length = data[end + 4 :], int(headers.get(b"content-length", b"0"))
+            if not whole and len(body) < min(length, MAX_REFUSAL):
+                self._need = len(data) + 1
+                return 0
+            if not self.opened.done():
+                self.opened.set_exception(Refused(int(words[1]), body[:500].decode("utf-8", "replace")))
+            self.abort()
             return len(data)
         if headers.get(b"sec-websocket-accept") != self._accept:
             raise Violation(f"Sec-WebSocket-Accept is {headers.get(b'sec-websocket-accept')!r}, not {self._accept!r}")
@@ -214,12 +210,6 @@ class WebSocket(asyncio.Protocol):
         self._need = 2
         self.opened.set_result(None)
         return self._frames(data, end + 4)
-
-    def _refuse(self, status: int, body: bytearray, length: int) -> None:
-        self._refusal = None
-        if not self.opened.done():
-            self.opened.set_exception(Refused(status, body[:500].decode("utf-8", "replace")))
-        self.abort()
 
     def _frames(self, data: bytes, at: int) -> int:
         """Handles every whole frame from `at` on; returns where the first unfinished one begins."""
