@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -25,9 +25,10 @@ Step = Callable[[Scenario, float], Awaitable[dict[str, Any]]]
 
 @dataclass(slots=True)
 class Search:
-    """What to try next. Pure: `tried` takes each scale and whether it kept the thresholds.
+    """What to try next, and what was tried. Pure: `tried` takes each scale and whether it kept the thresholds.
 
-    `highest` is the largest scale that may be tried; at most `most` are.
+    `highest` is the largest scale that may be tried; at most `most` are. `confirmed`: the answer kept them twice.
+    `own_limit`: the load generator was the limit.
     """
 
     first: float
@@ -36,6 +37,10 @@ class Search:
     kept: float | None = None
     broken: float | None = None
     count: int = 0
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    reports: dict[float, dict[str, Any]] = field(default_factory=dict)
+    confirmed: bool = False
+    own_limit: bool = False
 
     def next(self) -> float | None:
         """Returns the next scale; None when the answer is known well enough."""
@@ -91,25 +96,22 @@ async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: C
         raise WrongUse("find-max needs a threshold on a delay, for example --threshold 'watch_p99_ms<=200'")
     highest = min(wanted.highest, MAX_APPS / max(scenario.vendors.count, scenario.customers.count))
     search = Search(wanted.first, highest, wanted.most)
-    steps: list[dict[str, Any]] = []
-    reports: dict[float, dict[str, Any]] = {}
-    confirmed = own_limit = False
     while not stopped():
         scale = search.next()
         if scale is None:
-            if search.kept is None or confirmed:
+            if search.kept is None or search.confirmed:
                 break
             say(f"once more at {search.kept:.3g} times, to confirm it")
-            scale, confirmed = search.kept, True
+            scale, search.confirmed = search.kept, True
         step = step_scenario(scenario, scale, wanted.vary, wanted.seconds)
         report = await run(step, scale)
-        if not report["ok"] and not confirmed and not stopped() and not too_slow(report):
+        if not report["ok"] and not search.confirmed and not stopped() and not too_slow(report):
             say(f"{scale:.3g} times broke a threshold; once more, to be sure")
             await asyncio.sleep(PAUSE)
             again = await run(step, scale)
             if again["ok"] or len(again["reasons"]) < len(report["reasons"]):
                 report = again
-        steps.append(
+        search.steps.append(
             {
                 "scale": round(scale, 4),
                 "vendors": step.vendors.count,
@@ -117,19 +119,18 @@ async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: C
                 **{name: report[name] for name in ("figures", "thresholds", "ok", "reasons")},
             }
         )
-        own_limit = own_limit or too_slow(report)
-        if confirmed and not report["ok"]:
+        search.own_limit = search.own_limit or too_slow(report)
+        if search.confirmed and not report["ok"]:
             # it kept the thresholds only once: the next lower scale is the answer
-            lower = [one for one in reports if one < scale and reports[one]["ok"]]
+            lower = [one for one, before in search.reports.items() if one < scale and before["ok"]]
             search.kept, search.broken = max(lower, default=None), scale
-            reports[scale], confirmed = report, False
-        elif not confirmed:
+            search.reports[scale], search.confirmed = report, False
+        elif not search.confirmed:
             search.tried(scale, report["ok"])
-            reports[scale] = report
+            search.reports[scale] = report
         say(f"{scale:.3g} times: {'kept' if report['ok'] else '; '.join(report['reasons'])}")
         await asyncio.sleep(PAUSE)
-    best = reports.get(search.kept) if search.kept is not None else None
-    return result(wanted, steps, best, search, own_limit, confirmed, stopped())
+    return result(wanted, search, stopped())
 
 
 def too_slow(report: dict[str, Any]) -> bool:
@@ -137,25 +138,18 @@ def too_slow(report: dict[str, Any]) -> bool:
     return any("itself" in reason for reason in report["reasons"])
 
 
-def result(
-    wanted: Wanted,
-    steps: Sequence[dict[str, Any]],
-    best: dict[str, Any] | None,
-    search: Search,
-    own_limit: bool,
-    confirmed: bool,
-    interrupted: bool,
-) -> dict[str, Any]:
+def result(wanted: Wanted, search: Search, interrupted: bool) -> dict[str, Any]:
     """Returns the report of a search."""
+    best = search.reports.get(search.kept) if search.kept is not None else None
     reasons = []
     if best is None:
         reasons.append("not even the lowest load that was tried kept the thresholds")
-    if own_limit:
+    if search.own_limit:
         reasons.append(
             "the load generator itself was the limit: the server holds at least this, perhaps more; "
             "give it more --workers or another machine"
         )
-    if not steps:
+    if not search.steps:
         reasons.append("nothing was tried")
     figures = {}
     said = "No load kept the thresholds"
@@ -167,9 +161,9 @@ def result(
             f"{settings['vendors']['count']:,} vendors and {settings['customers']['count']:,} customers:"
             f" {found['pings_per_s'] or 0:,.0f} pings/s, {found['positions_per_s'] or 0:,.0f} positions/s"
         )
-        if not confirmed:
+        if not search.confirmed:
             said += ", in a single run"
-        if search.broken is None and not own_limit:
+        if search.broken is None and not search.own_limit:
             said += ", and more was not tried"
         elif search.broken is not None:
             said += f"; the limit is between {search.kept:.3g} and {search.broken:.3g} times the scenario"
@@ -181,11 +175,11 @@ def result(
         **{name: best[name] if best else {} for name in ("tags", "environment")},
         **{name: best[name] if best else "" for name in ("target", "started")},
         "vary": wanted.vary,
-        "confirmed": confirmed,
-        "steps": list(steps),
+        "confirmed": search.confirmed,
+        "steps": search.steps,
         "kept_scale": search.kept,
         "broken_scale": search.broken,
-        "knee": knee(steps),
+        "knee": knee(search.steps),
         "figures": figures,
         "said": said,
         "best": best,
