@@ -12,7 +12,7 @@ from datetime import datetime
 from statistics import mean, median, stdev
 from typing import Any
 
-from loadtest.engine.run import MEASURED, NESTED, add_checks
+from loadtest.engine.run import MEASURED, add_checks
 from loadtest.errors import WrongUse
 from loadtest.measure.recording import Histogram, shown
 from loadtest.reports.verdict import judge, per_customer
@@ -173,12 +173,11 @@ def within(report: dict[str, Any], name: str) -> list[float]:
 def part(block: Sequence[dict[str, Any]], name: str) -> float | None:
     """Returns a figure of some seconds."""
     seconds = sum(entry["seconds"] for entry in block)
+    used = [entry["server"] for entry in block if "server" in entry]
     if name == "server_cores":
-        cores = [entry["server"]["cores"]["all"] for entry in block if "server" in entry]
-        return mean(cores) if cores else None
+        return mean(one["cores"]["all"] for one in used) if used else None
     if name == "server_mb":
-        sizes = [entry["server"]["resident_mb"]["all"] for entry in block if "server" in entry]
-        return max(sizes) if sizes else None
+        return max((one["resident_mb"]["all"] for one in used), default=None)
     if name in ("acks_per_s", "positions_per_s"):
         counted = {"acks_per_s": "acked", "positions_per_s": "positions"}[name]
         return float(sum(entry["counts"].get(counted, 0) for entry in block) / seconds)
@@ -244,10 +243,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seconds": round(sum(entry["seconds"] for entry in shared), 3),
         "failures": [failure for report in reports for failure in report["failures"]],
         "interrupted": any(report["interrupted"] for report in reports),
-        "totals": {
-            **plus(*({k: v for k, v in report["totals"].items() if k not in NESTED} for report in reports)),
-            **{name: plus(*(report["totals"][name] for report in reports)) for name in NESTED},
-        },
+        "totals": plus(*(report["totals"] for report in reports)),
         "measured": {name: sum(entry["counts"].get(name, 0) for entry in shared) for name in MEASURED},
         "delays": delays([report["delays"] for report in reports]),
         "server": best_known([report["server"] for report in reports]),
@@ -290,11 +286,12 @@ def began(report: dict[str, Any]) -> datetime:
 
 
 def plus(*counts: dict[str, Any]) -> dict[str, Any]:
-    """Returns the sums by name."""
+    """Returns the sums by name, of counts by name too."""
     sums: dict[str, Any] = {}
     for some in counts:
         for name, value in some.items():
-            sums[name] = round(sums.get(name, 0) + value, 6)
+            before = sums.get(name)
+            sums[name] = plus(before or {}, value) if isinstance(value, dict) else round((before or 0) + value, 6)
     return sums
 
 
