@@ -1,1 +1,22 @@
-"""Load and truth tests from outside: vendors report, customers watch, and what was stored is compared."""
+"""Puts a running server under load from outside, and judges it: `python -m loadtest`. Here is why a run fails.
+
+LoadtestError
+├── WrongUse     the request can't be carried out as given: exit code 2
+└── RunFailed    the run could not be carried out: exit code 1
+
+What the server refuses or does against the protocol is in `venta_client.errors`.
+"""
+
+from __future__ import annotations
+
+
+class LoadtestError(Exception):
+    """The root of all errors this package raises on purpose."""
+
+
+class WrongUse(LoadtestError):
+    """The request can't be carried out as given; the message names the remedy."""
+
+
+class RunFailed(LoadtestError):
+    """The run failed; the message names the step and what to check."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from loadtest.errors import WrongUse
+from loadtest import WrongUse
 
 METRES_PER_DEGREE = 111_195.0
 GPS_ERROR = 2.5

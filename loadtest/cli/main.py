@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
+from loadtest import LoadtestError, WrongUse
 from loadtest.capacity import Costs, Need, table
 from loadtest.capacity import Plan as Capacity
 from loadtest.cli.options import (
@@ -43,7 +44,6 @@ from loadtest.engine.scenario import Scenario
 from loadtest.engine.worker import first_cause, raise_file_limit, run_loop
 from loadtest.engine.worker import remote as work_remotely
 from loadtest.engine.worker_pool import Coordinator
-from loadtest.errors import LoadtestError, WrongUse
 from loadtest.reports.html import page
 from loadtest.reports.outputs import FORMATS, as_json, targets
 from loadtest.reports.several import compare, merge

@@ -16,7 +16,7 @@ import psutil
 import typer
 from typer import Argument, Option
 
-from loadtest import behaviour
+from loadtest import WrongUse, behaviour
 from loadtest.behaviour import CustomerBehaviour, VendorBehaviour, beginning, read_trace, surroundings
 from loadtest.clients.target import Identity, Target, check_host, check_secret, enough, read_vendors
 from loadtest.engine import scenario as scenarios
@@ -24,7 +24,6 @@ from loadtest.engine.database import Database
 from loadtest.engine.population import Trace
 from loadtest.engine.run import Plan
 from loadtest.engine.scenario import Course, Scenario
-from loadtest.errors import WrongUse
 from loadtest.measure.server import Meter, MetricsMeter, Processes, environment, parent
 
 DEFAULT_URL = "http://127.0.0.1:8080"

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import jwt
 import orjson
 
-from loadtest.errors import WrongUse
+from loadtest import WrongUse
 
 PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 

@@ -21,12 +21,12 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from loadtest import RunFailed
 from loadtest.behaviour import METRES_PER_DEGREE, City
 from loadtest.clients.target import Identity, Target, mint
 from loadtest.clients.vendor import Acked
 from loadtest.engine.scenario import Scenario
 from loadtest.engine.verification import check
-from loadtest.errors import RunFailed
 from loadtest.measure.recording import Histogram, time_of_day
 from streamer.geo.shapes import Circle, distance
 from venta_client.webhooks import WebhookRefused, verify

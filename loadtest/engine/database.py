@@ -11,9 +11,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
+from loadtest import RunFailed, WrongUse
 from loadtest.clients.target import Identity, check_host
 from loadtest.clients.vendor import Ping
-from loadtest.errors import RunFailed, WrongUse
 from loadtest.measure.recording import Histogram
 
 EPOCH = datetime(1970, 1, 1)

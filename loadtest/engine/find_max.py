@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from loadtest import WrongUse
 from loadtest.engine.run import SCHEMA
 from loadtest.engine.scenario import MAX_APPS, Scenario, Stage
-from loadtest.errors import WrongUse
 
 CLOSE = 1.12
 PAUSE = 1.0

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from loadtest import RunFailed
 from loadtest.clients.target import Identity, Target
 from loadtest.engine.alerts import Alerts
 from loadtest.engine.population import Share, Trace
 from loadtest.engine.scenario import Course, Scenario
 from loadtest.engine.verification import MOST_SHOWN, check
 from loadtest.engine.worker_pool import Coordinator, RemoteMember, WorkerPool
-from loadtest.errors import RunFailed
 from loadtest.measure.recording import Histogram, Timeline, shown
 from loadtest.measure.server import Meter, unready
 from loadtest.reports.verdict import LONG, judge, per_customer, uneven

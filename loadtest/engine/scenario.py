@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loadtest.errors import WrongUse
+from loadtest import WrongUse
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
 MAX_SECONDS = 6 * 3600

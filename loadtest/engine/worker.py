@@ -23,11 +23,11 @@ from typing import Any, TypeVar
 import aiohttp
 import orjson
 
+from loadtest import LoadtestError, RunFailed
 from loadtest.clients.app import App
 from loadtest.engine.audience import Audience, live_of
 from loadtest.engine.fleet import Fleet
 from loadtest.engine.population import SHARE, Share
-from loadtest.errors import LoadtestError, RunFailed
 from loadtest.measure.recording import Recorder
 from loadtest.measure.server import offset
 from venta_client.errors import ClientError

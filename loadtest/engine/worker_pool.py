@@ -13,9 +13,9 @@ from typing import Self
 import orjson
 from aiohttp import WSMsgType, web
 
+from loadtest import RunFailed
 from loadtest.engine.population import SHARE, Share
 from loadtest.engine.worker import LONGEST_MESSAGE, Message
-from loadtest.errors import RunFailed
 
 PREPARE_WITHIN = 60.0
 END_WITHIN = 20.0

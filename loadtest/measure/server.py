@@ -20,9 +20,9 @@ import aiohttp
 import orjson
 import psutil
 
+from loadtest import RunFailed, WrongUse
 from loadtest.clients.target import Identity, Target, mint
 from loadtest.clients.websocket import connect
-from loadtest.errors import RunFailed, WrongUse
 from venta_client.errors import ClientError
 
 TIMEOUT = 5.0

@@ -12,8 +12,8 @@ from datetime import datetime
 from statistics import mean, median, stdev
 from typing import Any
 
+from loadtest import WrongUse
 from loadtest.engine.run import MEASURED, add_checks
-from loadtest.errors import WrongUse
 from loadtest.measure.recording import Histogram, shown
 from loadtest.reports.verdict import judge, per_customer
 

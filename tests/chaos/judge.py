@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import psutil
 
+from loadtest import LoadtestError
 from loadtest.clients.vendor import Ping
 from loadtest.engine import verification as truth
 from loadtest.engine.database import Database
-from loadtest.errors import LoadtestError
 from streamer.geo.shapes import Circle
 from tests.chaos.crowd import CENTER, RADIUS, Crowd
 from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage

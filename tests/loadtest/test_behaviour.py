@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest import WrongUse
 from loadtest.behaviour import Fix, beginning, by_vehicle, parse_trace, read_trace, surroundings
-from loadtest.errors import WrongUse
 
 HEADER = "vehicle,timestamp,lat,long\n"
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest import RunFailed, WrongUse
 from loadtest.clients.target import Identity
 from loadtest.clients.vendor import Ping
 from loadtest.engine.database import Database, Stored, base36, location_id, measure_copy, milliseconds, moment, rows
-from loadtest.errors import RunFailed, WrongUse
 from loadtest.measure.server import parent
 
 NOW = 1_732_467_600_123

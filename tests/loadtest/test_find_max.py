@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest import WrongUse
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.find_max import Search, Wanted, find, step_scenario
 from loadtest.engine.scenario import Scenario
-from loadtest.errors import WrongUse
 from loadtest.reports.html import page
 from tests.loadtest.conftest import report, validate
 

@@ -16,10 +16,10 @@ import aiohttp
 import asyncpg
 import pytest
 
+from loadtest import RunFailed
 from loadtest.cli.options import RunOptions, ScenarioOptions, chosen
 from loadtest.clients.target import Identity, Target
 from loadtest.engine.run import Plan, Run
-from loadtest.errors import RunFailed
 from loadtest.reports.several import merge
 from streamer.storage import seed
 from tests.conftest import Serve

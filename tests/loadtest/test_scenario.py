@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest import WrongUse
 from loadtest.behaviour import DRIVE, City, Driving, Parked, Walking
 from loadtest.clients.vendor import GRID, on_grid
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.population import pick
 from loadtest.engine.scenario import Course, Levels, Stage
-from loadtest.errors import WrongUse
 
 
 def test_every_scenario_that_comes_along_can_be_run() -> None:

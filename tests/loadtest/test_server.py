@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from loadtest.errors import WrongUse
+from loadtest import WrongUse
 from loadtest.measure.server import Processes, kind, parent, parse_metrics
 
 SPIN = """

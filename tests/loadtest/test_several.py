@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.errors import WrongUse
+from loadtest import WrongUse
 from loadtest.reports.several import compare, merge
 from tests.loadtest.conftest import report
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from loadtest import WrongUse
 from loadtest.clients.target import Target, check_host, may_be_loaded
 from loadtest.engine.database import Database
-from loadtest.errors import WrongUse
 
 
 @pytest.mark.parametrize(

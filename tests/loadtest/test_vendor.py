@@ -11,10 +11,10 @@ import orjson
 import pytest
 from aiohttp import web
 
+from loadtest import RunFailed
 from loadtest.clients.target import Identity, Target
 from loadtest.clients.vendor import Ping, Vendor
 from loadtest.clients.websocket import Close
-from loadtest.errors import RunFailed
 from loadtest.measure.recording import Histogram
 from tests.support.loadtest_stand_in import standing_in
 from tests.support.running import ready, running, settled

@@ -53,7 +53,6 @@ ELSEWHERE = {
 DECLARATIONS = {
     *("streamer.broker.context", "streamer.clocks", "streamer.errors"),
     *("streamer.protocol.bounds", "streamer.transport.services"),
-    "loadtest.errors",
 }
 """Modules without rules: constants, exceptions and dataclasses."""
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+from loadtest import RunFailed
 from loadtest.clients.app import App, stop
 from loadtest.clients.vendor import Vendor
-from loadtest.errors import RunFailed
 
 READY_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
