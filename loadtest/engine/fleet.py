@@ -29,6 +29,7 @@ class Fleet(Population[SimulatedVendor]):
     """Vendors that come and go with the stages."""
 
     kind = "vendors"
+    counted = ("faults", "refused", "sent", "resent")
 
     def _make_apps(self) -> None:
         share, recorder, clock = self._share, self._recorder, self._now
@@ -59,7 +60,6 @@ class Fleet(Population[SimulatedVendor]):
                 app.behaviour = MOVEMENTS[movement.kind](self._city, random, app.index)
                 app.behaviour.every = movement.every
         self._due: list[tuple[int, int, int, Ping, Iterator[Ping]]] = []
-        self._counted = (0, 0)
         self._start = 0.0
         self._fixes = by_vehicle(read_trace(Path(share.trace.path)))[share.number :: share.of] if share.trace else None
 
@@ -112,13 +112,6 @@ class Fleet(Population[SimulatedVendor]):
             "stored": verification.check(lost, compared=rows) | {"rows": rows},
             "positions": verification.check(misplaced, compared=verified) | {"vendors": verified},
         }
-
-    def count(self) -> None:
-        super().count()
-        sent, resent = sum(vendor.sent for vendor in self.apps), sum(vendor.resent for vendor in self.apps)
-        self._recorder.counts["sent"] += sent - self._counted[0]
-        self._recorder.counts["resent"] += resent - self._counted[1]
-        self._counted = sent, resent
 
     def acked(self) -> list[Acked]:
         """Returns the pings that were acked since the last call, for the auditor of the views."""

@@ -7,6 +7,7 @@ import heapq
 import math
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -104,6 +105,8 @@ class Population(Generic[AppT]):
 
     kind: str
     apps: list[AppT]
+    counted: Sequence[str] = ("faults", "refused")
+    """What its apps count themselves."""
 
     def __init__(self, share: Share, recorder: Recorder, clock: Callable[[], float], group: asyncio.TaskGroup) -> None:
         scenario = share.scenario
@@ -113,8 +116,7 @@ class Population(Generic[AppT]):
         self._course = Course(scenario.stages)
         self._share, self._recorder, self._now, self._group = share, recorder, clock, group
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._faults = 0
-        self._refused = 0
+        self._counted: Counter[str] = Counter()
         self._phones: list[tuple[float, int, int]] = []
         self._make_apps()
 
@@ -147,10 +149,9 @@ class Population(Generic[AppT]):
 
     def count(self) -> None:
         """Adds what is counted in the apps to the recorder, and looks for half-open connections."""
-        faults, refused = sum(app.faults for app in self.apps), sum(app.refused for app in self.apps)
-        self._recorder.counts["faults"] += faults - self._faults
-        self._recorder.counts["refused"] += refused - self._refused
-        self._faults, self._refused = faults, refused
+        sums = Counter({name: sum(getattr(app, name) for app in self.apps) for name in self.counted})
+        self._recorder.counts.update({name: total - self._counted[name] for name, total in sums.items()})
+        self._counted = sums
         if heartbeat := self._share.scenario.heartbeat:
             now = time.monotonic()
             for app in self.apps[: self.active]:
