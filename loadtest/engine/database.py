@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -13,7 +13,6 @@ import asyncpg
 
 from loadtest import RunFailed, WrongUse
 from loadtest.clients.target import Identity, check_host
-from loadtest.clients.vendor import Ping
 from loadtest.measure.recording import Histogram
 
 EPOCH = datetime(1970, 1, 1)
@@ -134,31 +133,24 @@ async def measure_copy(database: Database, vendors: Sequence[Identity], count: i
     """Copies `count` rows in one transaction, commits 200 single ones, and returns the rate and the commit delays."""
     each = max(1, count // len(vendors))
     first = int(time.time() * 1000) - PAST
-    pings = [
-        (vendor.vendor_id, Ping(first + step, 52.2 + step * 1e-6, 21.0, 0))
-        for vendor in vendors
-        for step in range(each)
-    ]
-    ready = sorted(rows(pings))
+    ready = sorted(
+        row(vendor.vendor_id, first + step, 52.2 + step * 1e-6) for vendor in vendors for step in range(each)
+    )
     began = time.perf_counter()
     await database.copy(ready)
     rate = len(ready) / (time.perf_counter() - began)
     commits = Histogram()
-    single = rows((vendors[0].vendor_id, Ping(first - 1 - step, 52.2, 21.0, 0)) for step in range(COMMITS))
-    for row in single:
+    for single in [row(vendors[0].vendor_id, first - 1 - step, 52.2) for step in range(COMMITS)]:
         start = time.perf_counter()
-        await database.copy([row])
+        await database.copy([single])
         commits.record(time.perf_counter() - start)
     p50, p99 = commits.curve([50, 99])
     return {"rows_per_s": round(rate), "commit_p50_ms": p50, "commit_p99_ms": p99}
 
 
-def rows(pings: Iterable[tuple[str, Ping]]) -> list[Row]:
-    """Returns rows of `locations` for (vendorId, ping)."""
-    return [
-        (location_id(vendor_id, ping.timestamp), vendor_id, ping.lat, ping.long, moment(ping.timestamp))
-        for vendor_id, ping in pings
-    ]
+def row(vendor_id: str, timestamp: int, lat: float, long: float = 21.0) -> Row:
+    """Returns a row of `locations`; `timestamp` is epoch ms."""
+    return location_id(vendor_id, timestamp), vendor_id, lat, long, moment(timestamp)
 
 
 def location_id(vendor_id: str, timestamp: int) -> str:

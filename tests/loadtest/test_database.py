@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from loadtest import RunFailed, WrongUse
 from loadtest.clients.target import Identity
-from loadtest.clients.vendor import Ping
-from loadtest.engine.database import Database, Stored, base36, location_id, measure_copy, milliseconds, moment, rows
+from loadtest.engine.database import Database, Stored, base36, location_id, measure_copy, milliseconds, moment, row
 from loadtest.measure.server import parent
 
 NOW = 1_732_467_600_123
@@ -34,7 +33,7 @@ async def test_bare_rows_are_stored_and_read_back(database_url: str, vendor_id: 
     """The bare COPY must fill the very table that the server fills, and the check must read exact times."""
     # as Prisma writes it, with settings that PostgreSQL does not know
     async with Database(f"{database_url}?connection_limit=20&schema=public") as database:
-        await database.copy(rows([(vendor_id, Ping(NOW + step, 52.0 + step, 21.0, 0)) for step in range(3)]))
+        await database.copy([row(vendor_id, NOW + step, 52.0 + step) for step in range(3)])
         assert sorted(await database.stored([vendor_id, "other"], NOW, NOW + 1)) == [
             Stored(vendor_id, NOW, 52.0, 21.0),
             Stored(vendor_id, NOW + 1, 53.0, 21.0),
@@ -73,7 +72,7 @@ async def test_a_run_has_vendors_of_its_own_and_takes_them_away(database_url: st
     async with Database(database_url) as database:
         made = await database.add_vendors("0a1b2c3d", 3)
         assert len({one.vendor_id for one in made} | {vendor_id}) == 4
-        await database.copy(rows([(made[0].vendor_id, Ping(NOW, 52.0, 21.0, 0)), (vendor_id, Ping(NOW, 1.0, 2.0, 0))]))
+        await database.copy([row(made[0].vendor_id, NOW, 52.0), row(vendor_id, NOW, 1.0, 2.0)])
         owners = await database.connection.fetch(
             'SELECT u."clerkId" FROM vendors v JOIN users u ON u.id = v."userId"'
             " WHERE v.id = ANY($1::text[]) ORDER BY 1",
