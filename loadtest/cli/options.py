@@ -270,8 +270,8 @@ class Server:
     async def _postmaster(self) -> int | None:
         if self.database_url is None:
             return None
-        async with Database(self.database_url, self.own) as connected:
-            return parent(await connected.backend(), "postgres")
+        async with Database(self.database_url, self.own) as database:
+            return parent(await database.backend(), "postgres")
 
     async def _redis_pid(self) -> int | None:
         if self._redis_url is None:

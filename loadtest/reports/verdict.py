@@ -72,14 +72,12 @@ def figures(report: dict[str, Any]) -> dict[str, float | None]:
     found["slowest_customer_p50_ms"] = max((one["p50_ms"] for one in customers["slowest"]), default=None)
     found["customer_p50_p99_ms"] = customers["p50_p99_ms"]
     if server is not None:
-        cores = server["cpu"]["all"] / server["seconds"]
-        found["server_cores"] = round(cores, 3)
-        found["server_us_per_ping"] = micro(cores * seconds, counts["sent"])
-        found["server_us_per_position"] = micro(cores * seconds, counts["positions"])
-        if "server" in server["cpu"]:
-            alone = server["cpu"]["server"] / server["seconds"]
-            found["server_alone_us_per_ping"] = micro(alone * seconds, counts["sent"])
-            found["server_alone_us_per_position"] = micro(alone * seconds, counts["positions"])
+        found["server_cores"] = round(server["cpu"]["all"] / server["seconds"], 3)
+        for name, kind in (("server", "all"), ("server_alone", "server")):
+            if kind in server["cpu"]:
+                used = server["cpu"][kind] / server["seconds"] * seconds
+                found[f"{name}_us_per_ping"] = micro(used, counts["sent"])
+                found[f"{name}_us_per_position"] = micro(used, counts["positions"])
         found["server_mb"] = server["resident_mb"]["all"]
         found["server_kb_per_connection"] = server["kb_per_connection"]
     coordinator = report["generator"]["coordinator_cpu"] / (seconds + report["warmup"]) if seconds else 0.0
