@@ -41,6 +41,10 @@ class City:
         long = self.long + east / self._east
         return round(self.lat + north / METRES_PER_DEGREE, 6), round((long + 180) % 360 - 180, 6)
 
+    def wider(self, factor: float) -> City:
+        """Returns a city with `factor` times the radius."""
+        return City(self.lat, self.long, self.radius * factor, self.block)
+
     def anywhere(self, random: Random) -> tuple[float, float]:
         """Returns a place, all equally likely."""
         distance, angle = self.radius * math.sqrt(random.random()), random.uniform(0, math.tau)
@@ -230,7 +234,7 @@ class LookAround(CustomerBehaviour):
 
     def _elsewhere(self) -> None:
         habits, random = self.habits, self.random
-        near = City(self.city.lat, self.city.long, self.city.radius * habits.spread, self.city.block)
+        near = self.city.wider(habits.spread)
         self.app.look_at(*near.degrees(*near.anywhere(random)), round(random.uniform(*habits.radius), 1))
 
 

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -117,8 +117,8 @@ class SearchOptions:
 
     vary: Annotated[Vary, Option(help="what grows")] = "both"
     first: Annotated[float, Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
-    up_to: Annotated[float, Option(help="the highest scale to try", min=0.001, max=10_000)] = 10_000
-    steps: Annotated[int, Option(help="the most scales to try", min=1, max=40)] = 12
+    highest: Annotated[float, Option("--up-to", help="the highest scale to try", min=0.001, max=10_000)] = 10_000
+    most: Annotated[int, Option("--steps", help="the most scales to try", min=1, max=40)] = 12
     seconds: Annotated[float, Option(help="how long each is measured", min=2, max=600)] = 15.0
 
 
@@ -145,9 +145,7 @@ def find_max(
             interrupted = interrupted or report["interrupted"]
             return report
 
-        wanted = Wanted(
-            scenario, Path(options.name).stem, search.vary, search.first, search.steps, search.up_to, search.seconds
-        )
+        wanted = Wanted(scenario, Path(options.name).stem, **asdict(search))
         return await find(wanted, step, say, lambda: interrupted)
 
     finish(executed(main()), output)

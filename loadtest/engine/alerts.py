@@ -22,7 +22,7 @@ import orjson
 from aiohttp import web
 
 from loadtest import RunFailed
-from loadtest.behaviour import METRES_PER_DEGREE, City
+from loadtest.behaviour import METRES_PER_DEGREE
 from loadtest.clients.target import Identity, Target, mint
 from loadtest.clients.vendor import Acked
 from loadtest.engine.scenario import Scenario
@@ -344,9 +344,8 @@ class Alerts:
     async def begin(self, offset: float) -> None:
         """Creates the alerts and waits until all are looked at; `offset` is the server's clock less ours, in ms."""
         self._offset = offset
-        wanted, place = self._scenario.alerts, self._scenario.city
-        city = City(place.lat, place.long, place.size(self._scenario.vendors.count) * wanted.spread, place.block)
-        random = self._random
+        wanted, random = self._scenario.alerts, self._random
+        city = self._scenario.disc.wider(wanted.spread)
         made = []
         for number in range(wanted.count):
             lat, long = city.degrees(*city.anywhere(random))

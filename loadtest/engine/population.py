@@ -15,7 +15,6 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from loadtest.behaviour import City
 from loadtest.clients.app import App, stop
 from loadtest.clients.target import Identity, Target, minting
 from loadtest.engine.scenario import Course, Phones, Scenario, Stage
@@ -110,9 +109,8 @@ class Population(Generic[AppT]):
 
     def __init__(self, share: Share, recorder: Recorder, clock: Callable[[], float], group: asyncio.TaskGroup) -> None:
         scenario = share.scenario
-        place = scenario.city
         self.active = self._target = 0
-        self._city = City(place.lat, place.long, place.size(scenario.vendors.count), place.block)
+        self._city = scenario.disc
         self._course = Course(scenario.stages)
         self._share, self._recorder, self._now, self._group = share, recorder, clock, group
         self._tasks: dict[int, asyncio.Task[None]] = {}

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loadtest import WrongUse
+from loadtest.behaviour import City
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
 MAX_SECONDS = 6 * 3600
@@ -299,6 +300,11 @@ class Scenario(Part):
     def token_lifetime(self) -> int:
         """The lifetime of tokens in seconds: no connection may end for its token within the run."""
         return int(self.seconds) + 3600
+
+    @property
+    def disc(self) -> City:
+        """The city with its size."""
+        return City(self.city.lat, self.city.long, self.city.size(self.vendors.count), self.city.block)
 
     def limits(self) -> list[Threshold]:
         """Returns the thresholds of this scenario, those of every scenario included."""

@@ -92,17 +92,20 @@ class Histogram:
     def __init__(self) -> None:
         self._histogram = HdrHistogram(1, LONGEST_US, DIGITS)
 
+    @classmethod
+    def of(cls, steps: Mapping[int, int]) -> Histogram:
+        """Returns durations that were counted in steps of 0.1 ms, as a Recorder counts them."""
+        made = cls()
+        for step, count in steps.items():
+            made._histogram.record_value(min(step * STEP_US, LONGEST_US), count)
+        return made
+
     def __len__(self) -> int:
         return int(self._histogram.get_total_count())
 
     def record(self, seconds: float) -> None:
         """Counts one duration. The library would silently skip one that is out of range."""
         self._histogram.record_value(min(max(round(seconds * 1e6), 0), LONGEST_US))
-
-    def record_steps(self, steps: Mapping[int, int]) -> None:
-        """Counts durations that were counted in steps of 0.1 ms, as a Recorder counts them."""
-        for step, count in steps.items():
-            self._histogram.record_value(min(step * STEP_US, LONGEST_US), count)
 
     def encode(self) -> str:
         """Returns the whole histogram in the compressed V2 format of HdrHistogram, base64; values are µs."""
@@ -246,7 +249,7 @@ class Timeline:
         for bucket in self.measured():
             for name, steps in bucket.delays.items():
                 found[name].update(steps)
-        return {name: histogram(steps) for name, steps in sorted(found.items())}
+        return {name: Histogram.of(steps) for name, steps in sorted(found.items())}
 
     def used(self) -> tuple[float, dict[str, float]] | None:
         """Returns seconds and the server's CPU seconds in them, after the warm-up and up to the end of the stages."""
@@ -294,7 +297,7 @@ class Timeline:
             }
             for name in IN_SERIES:
                 if steps := bucket.delays.get(name):
-                    entry["delays"][name] = shown(histogram(steps), strict=False)
+                    entry["delays"][name] = shown(Histogram.of(steps), strict=False)
             if (used := self._between(begin, begin + self.interval)) is not None:
                 entry["server"] = used
             found.append(entry)
@@ -316,13 +319,6 @@ class Timeline:
     def _nearest(self, at: float) -> Usage:
         place = bisect_left(self.usages, at, key=lambda usage: usage.at)
         return min(self.usages[max(0, place - 1) : place + 1], key=lambda usage: abs(usage.at - at))
-
-
-def histogram(steps: Mapping[int, int]) -> Histogram:
-    """Returns the same delays as a histogram."""
-    made = Histogram()
-    made.record_steps(steps)
-    return made
 
 
 def shown(delays: Histogram, strict: bool = True) -> dict[str, Any]:

@@ -68,8 +68,7 @@ def test_delays_keep_their_size_through_all_stages() -> None:
     assert recorder.counts["skewed"] == 1
     steps, counts = recorder.take()["delays"]["watch"]
     assert percentile(dict(zip(steps, counts, strict=True)), 50) == pytest.approx(10_000, rel=0.001)
-    half = Histogram()
-    half.record_steps(dict(zip(steps, counts, strict=True)))
+    half = Histogram.of(dict(zip(steps, counts, strict=True)))
     whole.add(half.encode())
     whole.add(half.encode())
     whole.add("")
