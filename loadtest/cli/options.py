@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+import tomllib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -23,12 +25,13 @@ from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database
 from loadtest.engine.population import Trace
 from loadtest.engine.run import Plan
-from loadtest.engine.scenario import Course, Scenario
+from loadtest.engine.scenario import Course, Limit, Scenario
 from loadtest.measure.server import Meter, MetricsMeter, Processes, environment, parent
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
 CUSTOMERS_OF_A_USER = 100
+EXPRESSION = re.compile(r"^\s*([a-z_0-9]+)\s*(<=|>=|<|>|=)\s*(\S+)\s*$")
 EPILOG = f"SCENARIO is a .toml file or one of: {', '.join(scenarios.names())}."
 
 
@@ -109,17 +112,17 @@ class ScenarioOptions:
 
     def changes(self) -> list[tuple[str, Any]]:
         """Returns what the options change, by dotted names."""
-        found = scenarios.assignments(self.change or ())
+        found = assignments(self.change or ())
         found += [
             (dotted, value)
             for dotted, value in (("vendors.count", self.vendors), ("customers.count", self.customers))
             if value is not None
         ]
-        return found + [(f"thresholds.{name}", limit) for name, limit in scenarios.thresholds(self.threshold or ())]
+        return found + [(f"thresholds.{name}", limit) for name, limit in thresholds(self.threshold or ())]
 
     def tags(self) -> dict[str, str]:
         """Returns the tags by name."""
-        return {name: str(value) for name, value in scenarios.assignments(self.tag or ())}
+        return {name: str(value) for name, value in assignments(self.tag or ())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +302,7 @@ def chosen(options: ScenarioOptions, run: RunOptions) -> tuple[Scenario, Trace |
     if run.warmup is not None:
         changes.append(("warmup", run.warmup))
     if run.stage:
-        changes.append(("stages", scenarios.stages(run.stage)))
+        changes.append(("stages", stages(run.stage)))
     if run.trace is None:
         scenario = scenarios.load(options.name, changes).scaled(run.scale)
         for name, base in (
@@ -324,6 +327,57 @@ def chosen(options: ScenarioOptions, run: RunOptions) -> tuple[Scenario, Trace |
         given.append(("stages", [{"kind": "hold", "seconds": seconds}]))
     scenario = scenarios.load(options.name, [*given, *changes])
     return scenario, Trace(str(run.trace.resolve()), zero, run.speedup)
+
+
+def thresholds(texts: Iterable[str]) -> list[tuple[str, Limit]]:
+    """Returns the members of `thresholds` that --threshold gives, like `watch_p99_ms<=200` or `errors=false`."""
+    made: list[tuple[str, Limit]] = []
+    for text in texts:
+        found = EXPRESSION.match(text)
+        if found is None:
+            raise WrongUse(
+                f"--threshold is {text!r}; it must be like watch_p99_ms<=200, acks_per_s>=1000 or errors=false"
+            )
+        name, comparison, limit = found.groups()
+        if comparison == "=":
+            made.append((name, False if limit == "false" else limit))
+        else:
+            made.append((name, f"{comparison} {limit}"))
+    return made
+
+
+def assignments(texts: Iterable[str]) -> list[tuple[str, Any]]:
+    """Returns the `NAME=VALUE` pairs of --set; a value that is not TOML is text."""
+    found = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise WrongUse(f"--set is {text!r}; it must be NAME=VALUE like city.density=80")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        found.append((name.strip(), parsed))
+    return found
+
+
+def stages(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Returns the stages that --stage gives: `ramp:30:1`, `hold:60`, `spike:10:3`, `storm:20:0.5` (a share)."""
+    found = []
+    for text in texts:
+        kind, _, rest = text.partition(":")
+        seconds, colon, number = rest.partition(":")
+        try:
+            stage: dict[str, Any] = {"kind": kind, "seconds": float(seconds)}
+            if colon:
+                stage["share" if kind == "storm" else "to"] = float(number)
+        except ValueError:
+            raise WrongUse(
+                f"--stage is {text!r}; it must be KIND:SECONDS or KIND:SECONDS:LEVEL like ramp:30:1, hold:60, "
+                "spike:10:3 or storm:20:0.5"
+            ) from None
+        found.append(stage)
+    return found
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import operator
 import re
 import tomllib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -31,7 +31,6 @@ Positive = Annotated[float, Field(gt=0)]
 Spread = Annotated[float, Field(ge=0, le=10)]
 Limit = bool | float | str
 COMPARED = re.compile(r"^\s*(<=|>=|<|>)?\s*(-?\d+(?:\.\d+)?)\s*$")
-EXPRESSION = re.compile(r"^\s*([a-z_0-9]+)\s*(<=|>=|<|>|=)\s*(\S+)\s*$")
 
 
 class Threshold(NamedTuple):
@@ -68,23 +67,6 @@ def threshold(name: str, limit: Limit) -> Threshold:
 def limits(own: dict[str, Limit]) -> list[Threshold]:
     """Returns the thresholds of a scenario that sets these, those of every scenario included."""
     return [threshold(name, limit) for name, limit in (DEFAULT_THRESHOLDS | own).items() if limit is not False]
-
-
-def thresholds(texts: Iterable[str]) -> list[tuple[str, Limit]]:
-    """Returns the members of `thresholds` that --threshold gives, like `watch_p99_ms<=200` or `errors=false`."""
-    made: list[tuple[str, Limit]] = []
-    for text in texts:
-        found = EXPRESSION.match(text)
-        if found is None:
-            raise WrongUse(
-                f"--threshold is {text!r}; it must be like watch_p99_ms<=200, acks_per_s>=1000 or errors=false"
-            )
-        name, comparison, limit = found.groups()
-        if comparison == "=":
-            made.append((name, False if limit == "false" else limit))
-        else:
-            made.append((name, f"{comparison} {limit}"))
-    return made
 
 
 class Part(BaseModel):
@@ -366,40 +348,6 @@ def put(found: dict[str, Any], dotted: str, value: Any) -> None:
         place[int(last) if isinstance(place, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError) as bad:
         raise WrongUse(f"--set {dotted}: there is no such place in the scenario ({bad})") from None
-
-
-def assignments(texts: Iterable[str]) -> list[tuple[str, Any]]:
-    """Returns the `NAME=VALUE` pairs of --set; a value that is not TOML is text."""
-    found = []
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise WrongUse(f"--set is {text!r}; it must be NAME=VALUE like city.density=80")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value
-        found.append((name.strip(), parsed))
-    return found
-
-
-def stages(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """Returns the stages that --stage gives: `ramp:30:1`, `hold:60`, `spike:10:3`, `storm:20:0.5` (a share)."""
-    found = []
-    for text in texts:
-        kind, _, rest = text.partition(":")
-        seconds, colon, number = rest.partition(":")
-        try:
-            stage: dict[str, Any] = {"kind": kind, "seconds": float(seconds)}
-            if colon:
-                stage["share" if kind == "storm" else "to"] = float(number)
-        except ValueError:
-            raise WrongUse(
-                f"--stage is {text!r}; it must be KIND:SECONDS or KIND:SECONDS:LEVEL like ramp:30:1, hold:60, "
-                "spike:10:3 or storm:20:0.5"
-            ) from None
-        found.append(stage)
-    return found
 
 
 class Levels(NamedTuple):

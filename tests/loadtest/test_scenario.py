@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loadtest import WrongUse
 from loadtest.behaviour import DRIVE, City, Driving, Parked, Walking
+from loadtest.cli import options
 from loadtest.clients.vendor import GRID, on_grid
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.population import pick
@@ -62,23 +63,23 @@ def test_a_scenario_that_is_not_there_names_those_that_are(tmp_path: Path) -> No
 
 def test_flags_win_over_the_file() -> None:
     """Any member can be changed without writing a file."""
-    changes = scenarios.assignments(["city.density=80", 'title="A day"', "vendors.movements.0.kind=walking"])
-    changes.append(("stages", scenarios.stages(["ramp:5:1", "hold:2.5", "spike:3:2", "storm:4:0.5"])))
+    changes = options.assignments(["city.density=80", 'title="A day"', "vendors.movements.0.kind=walking"])
+    changes.append(("stages", options.stages(["ramp:5:1", "hold:2.5", "spike:3:2", "storm:4:0.5"])))
     found = scenarios.load("quiet-town", [*changes, ("warmup", 2)])
     assert (found.city.density, found.title, found.vendors.movements[0].kind) == (80, "A day", "walking")
     assert [stage.kind for stage in found.stages] == ["ramp", "hold", "spike", "storm"]
     assert found.stages[3].share == 0.5
     for wrong in (["ramp:x:1"], ["ramp"], ["hold:"]):
         with pytest.raises(WrongUse, match="KIND:SECONDS"):
-            scenarios.stages(wrong)
+            options.stages(wrong)
     with pytest.raises(WrongUse, match="NAME=VALUE"):
-        scenarios.assignments(["city.density"])
+        options.assignments(["city.density"])
 
 
 def test_thresholds_are_of_every_scenario_unless_it_says_otherwise() -> None:
     """A run that loses a ping or has its connections closed fails without a flag; a flag changes or removes a limit."""
     assert {"lost <= 0", "errors <= 0", "unacked <= 0"} <= {str(one) for one in scenarios.load("quiet-town").limits()}
-    changes = scenarios.thresholds(["watch_p99_ms<=200", "acks_per_s >= 1000", "errors=false", "lost=3"])
+    changes = options.thresholds(["watch_p99_ms<=200", "acks_per_s >= 1000", "errors=false", "lost=3"])
     found = scenarios.load("quiet-town", [(f"thresholds.{name}", limit) for name, limit in changes])
     limits = {one.name: one for one in found.limits()}
     assert "errors" not in limits
@@ -86,7 +87,7 @@ def test_thresholds_are_of_every_scenario_unless_it_says_otherwise() -> None:
     assert (limits["acks_per_s"].keeps(1000), limits["acks_per_s"].keeps(999)) == (True, False)
     assert limits["lost"].keeps(3)
     with pytest.raises(WrongUse, match="watch_p99_ms<=200"):
-        scenarios.thresholds(["fast"])
+        options.thresholds(["fast"])
 
 
 def test_a_larger_town_is_as_dense() -> None:
