@@ -24,6 +24,11 @@ _DIAMETER = 2 * EARTH_RADIUS
 _RADIAN = pi / 180
 _HALF_RADIAN = pi / 360
 
+MOST_FLAT_LAT = 80.0
+MOST_FLAT_LONG = 170.0
+MOST_FLAT_ANGLE = 0.01
+"""Radians: circles of up to 64 km are compared on a plane first."""
+
 MAX_COLUMNS = 8
 MAX_ROWS = 32
 """Bins of a polygon by longitude and by latitude: columns cost time to make, rows next to nothing."""
@@ -68,6 +73,21 @@ def check_position(what: str, lat: float, long: float) -> None:
         )
 
 
+def _plane_bounds(lat: float, long: float, angle: float) -> tuple[float, float]:
+    """Returns the squared degrees on a plane below which a position is in a circle, and above which it is not.
+
+    In between, a few metres at most, only the sphere tells; everywhere for a circle that is large, or near a pole or
+    the antimeridian. Within the circle a degree of longitude varies by a share of angle * tan(lat) at most, and a sine
+    differs from its angle by a share of a sixth of its square.
+    """
+    if abs(lat) > MOST_FLAT_LAT or angle > MOST_FLAT_ANGLE or abs(long) > MOST_FLAT_LONG:
+        return -1.0, inf
+    cos_lat = cos(lat * _RADIAN)
+    error = angle * sin(abs(lat) * _RADIAN) / cos_lat * 1.1 + (angle / cos_lat) ** 2 + 1e-9
+    square = degrees(angle) ** 2
+    return square * (1.0 - error), square * (1.0 + error)
+
+
 @dataclass(frozen=True, slots=True)
 class Circle:
     """All positions whose `distance` to the centre is at most `radius` metres, exact to the last bit.
@@ -81,6 +101,9 @@ class Circle:
     radius: float
     cos_lat: float = field(init=False, repr=False, compare=False)
     _haversine: float = field(init=False, repr=False, compare=False)
+    _inside: float = field(init=False, repr=False, compare=False)
+    _outside: float = field(init=False, repr=False, compare=False)
+    """Squared degrees below and above which the distance on a plane decides."""
 
     def __post_init__(self) -> None:
         check_position("The centre of the circle", self.lat, self.long)
@@ -90,9 +113,18 @@ class Circle:
             )
         object.__setattr__(self, "cos_lat", cos(self.lat * _RADIAN))
         object.__setattr__(self, "_haversine", _largest_haversine(self.radius))
+        inside, outside = _plane_bounds(self.lat, self.long, self.radius / EARTH_RADIUS)
+        object.__setattr__(self, "_inside", inside)
+        object.__setattr__(self, "_outside", outside)
 
     def contains(self, lat: float, long: float) -> bool:
         """Returns whether a position is inside or on the boundary."""
+        y, x = lat - self.lat, (long - self.long) * self.cos_lat
+        square = x * x + y * y
+        if square > self._outside:
+            return False
+        if square < self._inside:
+            return True
         s = sin((lat - self.lat) * _HALF_RADIAN)
         t = sin((long - self.long) * _HALF_RADIAN)
         return s * s + self.cos_lat * cos(lat * _RADIAN) * t * t <= self._haversine

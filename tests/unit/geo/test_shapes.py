@@ -61,6 +61,25 @@ def test_circle_is_its_distance(circle: Circle, seed: int) -> None:
             assert not Circle(circle.lat, circle.long, math.nextafter(metres, 0)).contains(lat, long)
 
 
+def test_a_plane_decides_only_what_the_sphere_confirms() -> None:
+    """Most positions are compared on a plane, which is wrong by metres: near the edge that must not be seen."""
+    chance = random.Random(1)
+    for _ in range(5000):
+        circle = Circle(
+            chance.uniform(-85, 85), chance.uniform(-180, 180), chance.choice((0, 1, 30, 500, 2500, 70_000))
+        )
+        phi = math.radians(circle.lat)
+        for _ in range(10):
+            away = circle.radius * (1 + chance.choice((-1, 1)) * 10 ** chance.uniform(-9, 0)) / EARTH_RADIUS
+            turn = chance.uniform(0, 2 * math.pi)
+            north = math.asin(math.sin(phi) * math.cos(away) + math.cos(phi) * math.sin(away) * math.cos(turn))
+            east = math.atan2(
+                math.sin(turn) * math.sin(away) * math.cos(phi), math.cos(away) - math.sin(phi) * math.sin(north)
+            )
+            lat, long = math.degrees(north), (circle.long + math.degrees(east) + 180) % 360 - 180
+            assert circle.contains(lat, long) == (distance(circle.lat, circle.long, lat, long) <= circle.radius)
+
+
 def test_circle_of_the_whole_globe() -> None:
     """A radius setting of half the globe or more must not loop or lose the antipodes."""
     for radius in (math.pi * EARTH_RADIUS, 1e9):
