@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.asyncio import Connection
 from redis.asyncio.connection import SSLConnection, parse_url
@@ -30,57 +30,54 @@ class RedisAddress:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        split = urlsplit(url)
-        scheme, _, kind = split.scheme.partition("+")
+        parsed = urlsplit(url)
+        scheme, _, kind = parsed.scheme.partition("+")
         self.cluster = kind == "cluster"
         self.service: str | None = None
         """The name of the primary that the Sentinels watch."""
         self._sentinel: Sentinel | None = None
-        netloc, path, query = split.netloc, split.path, split.query
+        plain = parsed._replace(scheme=scheme)
         if kind == "sentinel":
-            credentials, at, hosts = netloc.rpartition("@")
-            sentinels = [_host(host) for host in hosts.split(",") if host]
-            service, _, database = path.strip("/").partition("/")
-            if not service or not sentinels:
-                raise SettingsError(
-                    "REDIS_URL: name the Sentinels and the service, as in"
-                    " redis+sentinel://host1:26379,host2:26379,host3:26379/mymaster"
-                )
-            parts = [part for part in query.split("&") if part]
-            login = {
-                name: unquote(value)
-                for part in parts
-                for name, _, value in [part.removeprefix("sentinel_").partition("=")]
-                if part.startswith("sentinel_") and name in SENTINEL_OPTIONS
-            }
-            query = "&".join(part for part in parts if not part.startswith("sentinel_"))
-            host = sentinels[0][0]
-            netloc, path = f"{credentials}{at}{f'[{host}]' if ':' in host else host}", f"/{database or 0}"
-            self.service = service
-            # Sentinels of a deployment with TLS speak it too, with the same certificates.
-            tls_options = {
-                name: value for name, value in parse_url(f"{scheme}://h/0?{query}").items() if name.startswith("ssl_")
-            }
-            self._sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-                sentinels,
-                sentinel_kwargs={
-                    "socket_timeout": SENTINEL_TIMEOUT,
-                    "socket_connect_timeout": SENTINEL_TIMEOUT,
-                    "ssl": scheme == "rediss",
-                    "protocol": 2,
-                    **tls_options,
-                    **login,
-                },
-            )
-        plain = urlunsplit((scheme, netloc, path, query, split.fragment))
+            plain = self._ask_sentinels(plain)
         self._options: dict[str, Any] = {
-            **parse_url(plain),
+            **parse_url(plain.geturl()),
             "protocol": 2,
             "socket_timeout": timeout,
             "driver_info": None,
         }
         self._connection: Any = self._options.pop("connection_class", Connection)
         self.seed: Host = (str(self._options.get("host", "localhost")), int(self._options.get("port", 6379)))
+
+    def _ask_sentinels(self, url: SplitResult) -> SplitResult:
+        """Has the Sentinels of a URL asked for the primary; returns the URL without what is theirs."""
+        credentials, at, hosts = url.netloc.rpartition("@")
+        sentinels = [_host(host) for host in hosts.split(",") if host]
+        self.service, _, database = url.path.strip("/").partition("/")
+        if not self.service or not sentinels:
+            raise SettingsError(
+                "REDIS_URL: name the Sentinels and the service, as in"
+                " redis+sentinel://host1:26379,host2:26379,host3:26379/mymaster"
+            )
+        parts = [part for part in url.query.split("&") if part]
+        theirs = (part.removeprefix("sentinel_").partition("=") for part in parts if part.startswith("sentinel_"))
+        login = {name: unquote(value) for name, _, value in theirs if name in SENTINEL_OPTIONS}
+        query = "&".join(part for part in parts if not part.startswith("sentinel_"))
+        # Sentinels of a deployment with TLS speak it too, with the same certificates.
+        options = parse_url(f"{url.scheme}://h/0?{query}")
+        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+            sentinels,
+            sentinel_kwargs={
+                "socket_timeout": SENTINEL_TIMEOUT,
+                "socket_connect_timeout": SENTINEL_TIMEOUT,
+                "ssl": url.scheme == "rediss",
+                "protocol": 2,
+                **{name: value for name, value in options.items() if name.startswith("ssl_")},
+                **login,
+            },
+        )
+        host = sentinels[0][0]
+        netloc = f"{credentials}{at}{f'[{host}]' if ':' in host else host}"
+        return url._replace(netloc=netloc, path=f"/{database or 0}", query=query)
 
     async def primary(self) -> Host:
         """The host and port to write to now; asks the Sentinels if there are any, and raises RedisError or OSError."""
