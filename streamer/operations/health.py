@@ -199,8 +199,7 @@ def shortcomings(condition: Result[Condition]) -> dict[str, str]:
     if found is None:
         return {} if condition.cause is None else {"postgresql": condition.cause}
     causes = {}
-    # An unknown revision is newer: in a rolling upgrade the migration runs before the new processes start.
-    if found.revision is None or (found.known and not found.newest):
+    if found.behind:
         causes["migration"] = (
             f"the database is at revision {found.revision or 'none'}, older than this version needs:"
             " run `streamer db upgrade`"

@@ -115,8 +115,8 @@ class ServerCollector(Collector):
         yield histogram("streamer_loop_delay_seconds", "Event-loop lag.", parts.counters.loop)
         yield gauge("streamer_loop_delay_last_seconds", "Newest event-loop lag.", parts.loop_lag.late)
         if (condition := self._health.condition.latest.value) is not None:
-            behind = float(condition.revision is None or (condition.known and not condition.newest))
-            yield gauge("streamer_migration_behind", "1: the database is older than this version needs.", behind)
+            help = "1: the database is older than this version needs."
+            yield gauge("streamer_migration_behind", help, float(condition.behind))
             ahead = "Days after today that have a partition; -1: today has none."
             yield gauge("streamer_partitions_days_ahead", ahead, condition.days_ahead)
 

@@ -30,6 +30,14 @@ class Condition(NamedTuple):
     newest: bool
     days_ahead: int
 
+    @property
+    def behind(self) -> bool:
+        """Whether the revision is older than this version needs.
+
+        An unknown one is newer: in a rolling upgrade the migration runs before the new processes start.
+        """
+        return self.revision is None or (self.known and not self.newest)
+
 
 def migrations() -> Path:
     """Returns the folder of the migrations: in the package when installed, beside it in a checkout."""
