@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,7 +18,9 @@ from rich.status import Status
 
 from streamer.errors import StreamerError
 from streamer.operations.watchdog import Watchdog
-from streamer.settings import Settings
+
+if TYPE_CHECKING:
+    from streamer.settings import Settings  # takes a tenth of a second, which not every command needs
 
 STOP_WITHIN = 12.0
 """Seconds beyond `drain_timeout` after which a process that does not stop is ended."""
