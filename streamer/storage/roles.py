@@ -151,15 +151,12 @@ async def grant(url: str, role: str, password: str | None = None) -> Granted:
     return Granted(found is None, found is None or bool(found["login"]), beyond)
 
 
-async def renew(connection: Any) -> list[str]:
-    """Grants the rights that a new version needs to the roles that had rights before; returns these roles."""
-    renewed = []
+async def renew(connection: Any) -> None:
+    """Grants the rights that a new version needs to the roles that had rights before."""
     for role in await holders(connection):
         if await missing(connection, role):
             async with connection.transaction():
                 await _give(connection, role)
-            renewed.append(role)
-    return renewed
 
 
 async def holders(connection: Any) -> list[str]:
