@@ -113,14 +113,14 @@ async def _done(check: Awaitable[object], detail: str) -> str:
 async def _postgresql(url: str) -> str:
     began = time.time()
     clock, version = await clock_and_version(url)
-    _check_clock("PostgreSQL", clock, began)
+    _check_clock(clock, began)
     return f"version {version} at {dsn.parse_url(url).masked()}, its clock agrees"
 
 
 async def _redis(url: str) -> str:
     began = time.time()
     state = await look_at(url)
-    _check_clock("Redis", state.clock, began)
+    _check_clock(state.clock, began)
     return f"version {state.version} at {config.masked_redis(url)}, takes writes, its clock agrees"
 
 
@@ -129,7 +129,7 @@ async def _jwks(url: str) -> str:
     return f"{url} has usable keys"
 
 
-def _check_clock(what: str, clock: float, began: float) -> None:
+def _check_clock(clock: float, began: float) -> None:
     """Raises StreamerError unless a clock that was read since `began` agrees with this machine's."""
     skew = clock - began if clock < began else max(0.0, clock - time.time())
     if abs(skew) > MAX_SKEW:
