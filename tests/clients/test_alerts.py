@@ -12,7 +12,7 @@ from tests.conftest import Serve
 from tests.support.apps import SECRET
 from tests.support.clients import NODE_COMMAND, NODE_VERSION
 from tests.support.paths import ROOT
-from venta_client import Circle, RequestRefused
+from venta_client import Circle, RequestRefused, sync
 from venta_client.alerts import Alerts
 
 KEY = "a-key-for-alerts-a-key-for-alerts"
@@ -48,6 +48,25 @@ async def test_a_backend_in_python(serve: Serve, database_url: str) -> None:
         for _ in range(101):
             await alerts.create(["left"], url, vendors=[one.vendor_id])
         assert len({alert["id"] async for alert in alerts.list()}) == 101
+
+
+async def test_a_backend_without_asyncio(serve: Serve, database_url: str) -> None:
+    """Django and Flask keep alerts too."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(alert_key=KEY)
+
+    def kept() -> None:
+        with sync.Alerts(server.url, token=make_token(SECRET, one.clerk_id, 600)) as alerts:
+            created = alerts.create(["entered"], "https://hooks.example.com/a", area=HERE, quiet=0)
+            assert alerts.update(created["id"], quiet=5)["quiet"] == 5
+            assert [alert["id"] for alert in alerts.list()] == [alerts.get(created["id"])["id"]]
+            sent = alerts.test(created["id"])
+            assert [delivery["id"] for delivery in alerts.deliveries(created["id"])] == [sent]
+            alerts.delete(created["id"])
+            with pytest.raises(RequestRefused, match="no alert"):
+                alerts.get(created["id"])
+
+    await asyncio.to_thread(kept)
 
 
 @pytest.mark.skipif(NODE_VERSION < 20, reason="needs Node 20 or newer")

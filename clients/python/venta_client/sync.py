@@ -16,16 +16,26 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from venta_client import customer, vendor
+from venta_client import alerts, customer, vendor
+from venta_client.alerts import Alert, AlertEvent, Delivery, NewAlert
 from venta_client.errors import ConnectionFailed
 from venta_client.events import Event
-from venta_client.link import State
+from venta_client.link import State, Token
 from venta_client.queues import MemoryQueue, SqliteQueue
 from venta_client.sign_in import SignedIn
 from venta_client.sign_in import sign_in as sign_in_async
 from venta_client.wire import Area, Card, Group
 
-__all__ = ["CountsWatch", "CustomerClient", "MemoryQueue", "SqliteQueue", "VendorClient", "Watch", "sign_in"]
+__all__ = [
+    "Alerts",
+    "CountsWatch",
+    "CustomerClient",
+    "MemoryQueue",
+    "SqliteQueue",
+    "VendorClient",
+    "Watch",
+    "sign_in",
+]
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -218,6 +228,58 @@ class CustomerClient(_Client[customer.CustomerClient]):
     def counts(self, area: Area, **options: Any) -> CountsWatch:
         """Watch how many vendors are where, in about `detail` groups at most."""
         return CountsWatch(self._loop, self._loop.call(lambda: self._client.counts(area, **options)))
+
+
+class Alerts:
+    """The alerts of one user; a context manager. What the server refuses raises RequestRefused."""
+
+    def __init__(self, url: str, *, token: Token = None, timeout: float = 60.0) -> None:
+        self._alerts = alerts.Alerts(url, token=token)
+        self._timeout = timeout
+
+    def __enter__(self) -> Self:
+        self._loop = _Loop()
+        self._run(self._alerts.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._run(self._alerts.__aexit__(kind, error, trace))
+        finally:
+            self._loop.end()
+
+    def create(self, on: Sequence[AlertEvent], url: str, **options: Any) -> NewAlert:
+        """Create an alert; the options are those of `venta_client.alerts.Alerts.create`."""
+        return self._run(self._alerts.create(on, url, **options))
+
+    def get(self, id: str) -> Alert:
+        """Return an alert."""
+        return self._run(self._alerts.get(id))
+
+    def update(self, id: str, **changes: Any) -> Alert:
+        """Change the members that are given, `disabled` among them; None removes one."""
+        return self._run(self._alerts.update(id, **changes))
+
+    def delete(self, id: str) -> None:
+        """Delete an alert; what waits to be sent is not sent any more."""
+        self._run(self._alerts.delete(id))
+
+    def test(self, id: str) -> str:
+        """Send a webhook that is about no vendor; return its id."""
+        return self._run(self._alerts.test(id))
+
+    def list(self) -> Iterator[Alert]:
+        """Yield all alerts, the oldest first."""
+        return self._loop.iterate(self._alerts.list())
+
+    def deliveries(self, id: str) -> Iterator[Delivery]:
+        """Yield the webhooks of an alert and the answers to them, the newest first."""
+        return self._loop.iterate(self._alerts.deliveries(id))
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._loop.run(work, self._timeout)
 
 
 def sign_in(url: str, code: str) -> SignedIn:
