@@ -94,7 +94,7 @@ class Audience(Population[Customer]):
         sampled = [customer for customer in self.sampled if customer in taking_part]
         for customer in sampled:
             customer.hurry()
-        until = time.monotonic() + READY_WITHIN
+        until = time.monotonic() + min(READY_WITHIN, self._share.scenario.settle)
         for customer in sampled:
             with suppress(TimeoutError):
                 await asyncio.wait_for(customer.ready.wait(), max(0.01, until - time.monotonic()))

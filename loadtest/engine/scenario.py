@@ -217,10 +217,10 @@ DEFAULT_THRESHOLDS: dict[str, Limit] = {
 class Scenario(Part):
     """One whole scenario. The first `warmup` seconds are run but left out of all figures.
 
-    Acks are awaited for `settle` seconds at the end. A generator that is itself later than `late_ms` at the 99th
-    percentile fails the run: it would measure itself. A connection that is silent for `heartbeat` seconds gets a
-    WebSocket ping and counts as half-open after twice that; 0 turns this off. `thresholds` maps a figure to its
-    highest value, to text like ">= 1000", or to false for none.
+    Acks are awaited for `settle` seconds at the end, and customers that reconnect, these for at most 30. A generator
+    that is itself later than `late_ms` at the 99th percentile fails the run: it would measure itself. A connection that
+    is silent for `heartbeat` seconds gets a WebSocket ping and counts as half-open after twice that; 0 turns this off.
+    `thresholds` maps a figure to its highest value, to text like ">= 1000", or to false for none.
     """
 
     title: str
