@@ -59,30 +59,23 @@ class HttpIngest:
     """The handlers of pings over HTTP."""
 
     def __init__(self, services: Services) -> None:
-        settings = services.settings
-        self._counters = services.counters
-        self._dataloader = services.dataloader
+        self._services = services
         self._batcher = services.batcher
-        self._local_vendors = services.local_vendors
-        self._authenticator = services.authenticator
-        self._allowances = services.allowances
-        self._clock = services.clock
-        self._vendors_deleted = services.vendors_deleted
-        self._bounds = services.bounds
-        self._live_max_age = int(settings.live_max_age * 1000)
-        self._settle_wait = settings.statement_timeout + SETTLE_GRACE
+        self._max_batch = services.bounds.max_batch
+        self._live_max_age = int(services.settings.live_max_age * 1000)
+        self._settle_wait = services.settings.statement_timeout + SETTLE_GRACE
         self._waiting = 0
 
     async def locations(self, request: web.Request) -> web.Response:
         """`POST /v1/vendors/{id}/locations`: a ping, an array of pings or {"pings":[…]}."""
-        identity = await identify(request, self._authenticator)
+        identity = await identify(request, self._services.authenticator)
         items = ping_items(await request.read())
-        if len(items) > self._bounds.max_batch:
+        if len(items) > self._max_batch:
             raise ProtocolError(
-                ErrorCode.INVALID_MESSAGE, f"{len(items)} pings in one request; the limit is {self._bounds.max_batch}"
+                ErrorCode.INVALID_MESSAGE, f"{len(items)} pings in one request; the limit is {self._max_batch}"
             )
-        asked = self._clock()
-        row = await owned_vendor(self._dataloader, identity, request.match_info["id"])
+        asked = self._services.clock()
+        row = await owned_vendor(self._services.dataloader, identity, request.match_info["id"])
         outcome = await self._take(row, asked, items)
         body = outcome._asdict()
         if not outcome.duplicates:
@@ -95,9 +88,9 @@ class HttpIngest:
         The token is the password of Basic auth, the user name may be a vendorId; `?vendorId=` names it too.
         """
         user, password = trackers.basic(request.headers.get("Authorization", "")) or (None, None)
-        identity = await identify(request, self._authenticator, password)
+        identity = await identify(request, self._services.authenticator, password)
         items = trackers.owntracks(await request.read())
-        asked = self._clock()
+        asked = self._services.clock()
         row = await self._vendor(identity, request.query.get("vendorId"), user)
         await self.take_tracked(row, asked, items)
         return json_response([])
@@ -123,17 +116,17 @@ class HttpIngest:
         user, password = trackers.basic(request.headers.get("Authorization", "")) or (None, None)
         if password is None and trackers.is_token(device_id):
             password, device_id = device_id, None
-        identity = await identify(request, self._authenticator, password)
-        asked = self._clock()
+        identity = await identify(request, self._services.authenticator, password)
+        asked = self._services.clock()
         row = await self._vendor(identity, request.query.get("vendorId"), device_id or user)
         await self.take_tracked(row, asked, items)
         return json_response({"result": "ok"}) if is_json and trackers.is_overland(body) else web.Response()
 
     async def _vendor(self, identity: Identity, named: str | None, called: str | None) -> VendorRow:
         """The vendor that is named, or that the identifier of an app names; else the user's only one."""
-        if named is None and called is not None and await self._dataloader.vendor(called) is not None:
+        if named is None and called is not None and await self._services.dataloader.vendor(called) is not None:
             named = called
-        return await owned_vendor(self._dataloader, identity, named)
+        return await owned_vendor(self._services.dataloader, identity, named)
 
     async def take_tracked(self, row: VendorRow, asked: int, items: Sequence[Any], *, patient: bool = False) -> int:
         """Stores what can be stored; returns how many pings are.
@@ -145,8 +138,8 @@ class HttpIngest:
             patient: Wait for the commit however long it takes.
         """
         stored = 0
-        for start in range(0, len(items), self._bounds.max_batch):
-            outcome = await self._take(row, asked, items[start : start + self._bounds.max_batch], patient=patient)
+        for start in range(0, len(items), self._max_batch):
+            outcome = await self._take(row, asked, items[start : start + self._max_batch], patient=patient)
             stored += outcome.stored + outcome.duplicates
             if outcome.rejected:
                 first = outcome.rejected[0]
@@ -161,8 +154,8 @@ class HttpIngest:
 
     async def _take(self, row: VendorRow, asked: int, items: Sequence[Any], *, patient: bool = False) -> Outcome:
         """Show the newest ping if it is fresh, and store all of them."""
-        now = self._clock()
-        allowance = self._allowances.of(row.vendor_id, asyncio.get_running_loop().time())
+        now = self._services.clock()
+        allowance = self._services.allowances.of(row.vendor_id, asyncio.get_running_loop().time())
         wait = allowance.wait(asyncio.get_running_loop().time(), self._batcher.contended)
         if wait > 0:
             raise ProtocolError(
@@ -171,19 +164,19 @@ class HttpIngest:
                 " wait to be stored: send the same again later",
                 retry_after_ms=max(1000, round(wait * 1000)),
             )
-        pings = decode_pings(items, now, None, self._bounds)
-        self._counters.reject(reject.code for reject in pings.rejected)
+        pings = decode_pings(items, now, None, self._services.bounds)
+        self._services.counters.reject(reject.code for reject in pings.rejected)
         refused: Rejected = {}
         duplicates = 0
         if pings.accepted:
             newest = max(pings.accepted, key=lambda ping: ping.timestamp)
             if newest.timestamp >= now - self._live_max_age:
-                self._local_vendors.http(row.vendor_id, card_of(row, asked), now)
-                self._local_vendors.fix(row.vendor_id, Fix(*newest[1:]), now)
+                self._services.local_vendors.http(row.vendor_id, card_of(row, asked), now)
+                self._services.local_vendors.fix(row.vendor_id, Fix(*newest[1:]), now)
             refused, duplicates = await self._stored(row.vendor_id, allowance, pings.accepted, now, patient)
             for code, message in refused.values():
                 if code is ErrorCode.VENDOR_NOT_FOUND:
-                    self._vendors_deleted((row.vendor_id,))
+                    self._services.vendors_deleted((row.vendor_id,))
                     raise ProtocolError(code, message)
         rejected = rejections(pings, refused)
         return Outcome(len(items) - len(rejected) - duplicates, duplicates, rejected, now)
