@@ -99,7 +99,7 @@ SELECT max("id") FROM (SELECT "id" FROM "vendors" WHERE "id" > $1 ORDER BY "id" 
 """
 
 VENDORS = """
-SELECT v."id", u."clerkId", v."name", v."open", v."primaryImage", v."lat", v."long",
+SELECT v."id", u."clerkId", v."name", v."open", v."primaryImage",
     (EXTRACT(EPOCH FROM v."locatedAt") * 1000)::bigint, coalesce(v."hidden", false)
 FROM "vendors" v JOIN "users" u ON u."id" = v."userId"
 WHERE v."deletedAt" IS NULL AND u."deletedAt" IS NULL AND

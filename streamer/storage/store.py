@@ -28,15 +28,13 @@ LOCATED_AHEAD = 60_000
 
 @dataclass(frozen=True, slots=True)
 class VendorRow:
-    """A vendor that is not deleted; `located_at` is the version of the position in lat and long."""
+    """A vendor that is not deleted; `located_at` is the version of its position."""
 
     vendor_id: str
     clerk_id: str
     name: str
     open: bool
     primary_image: str | None
-    lat: float | None
-    long: float | None
     located_at: int | None
     hidden: bool = False
 

@@ -527,11 +527,11 @@ async def durable(store: Store) -> int | None:
 
 async def test_vendors_and_cards(store: Store, direct: Any) -> None:
     """Only the owner may report for a vendor; a deleted one has no owner."""
-    row = VendorRow(VENDOR, "clerk", "Truck 0", True, None, None, None, None)
+    row = VendorRow(VENDOR, "clerk", "Truck 0", True, None, None)
     assert await vendor(store, VENDOR) == row
     await store.set_open(VENDOR, False, False, "clerk")
     await store.update_positions([(VENDOR, Position(T0 + 7, 52.5, 21.5))])
-    moved = VendorRow(VENDOR, "clerk", "Truck 0", False, None, 52.5, 21.5, T0 + 7)
+    moved = VendorRow(VENDOR, "clerk", "Truck 0", False, None, T0 + 7)
     assert await vendor(store, VENDOR) == moved
     assert [each.vendor_id for each in await store.vendors_of(["clerk"])] == VENDORS
     await direct.execute('UPDATE "vendors" SET "deletedAt" = now() WHERE "id" = $1', OTHER)
