@@ -27,6 +27,10 @@ WALK = (0.8, 1.7)
 DRIVE = (3.0, 13.0)
 RED_LIGHT = 0.25
 LONGEST_RED = 25.0
+HEADER = "vehicle,timestamp,lat,long"
+MAX_FIXES = 5_000_000
+PARKED_GAP = 60_000
+PARKED_SHARE = 100
 
 
 class City:
@@ -263,11 +267,6 @@ def load(name: str, base: type) -> Any:
 
 
 # traces
-
-HEADER = "vehicle,timestamp,lat,long"
-MAX_FIXES = 5_000_000
-PARKED_GAP = 60_000
-PARKED_SHARE = 100
 
 
 class Fix(NamedTuple):

@@ -18,6 +18,8 @@ import orjson
 from loadtest import WrongUse
 
 PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+LIFETIME = 3600
+MIN_SECRET = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,6 @@ def may_be_loaded(address: str) -> bool:
     """Returns whether an IP address is this machine's own or of a private network."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     return ip.is_loopback or ip.is_private or ip.is_link_local
-
-
-LIFETIME = 3600
-MIN_SECRET = 32
 
 
 class Identity(NamedTuple):

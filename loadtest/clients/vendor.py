@@ -21,6 +21,13 @@ from venta_client.ping import encode
 
 DEFAULT_BATCH = 500
 ACK = b'{"type":"ack","seq":'
+LIMIT = 20_000
+GRID = 4
+SURELY_LIVE = 585_000
+SURELY_HISTORY = 615_000
+BULK_PAST = 300_000
+Acked = tuple[int, int, float, float, bool]
+"""An acked ping as the auditor gets it: the vendor's index, timestamp, lat, long, and whether its delay counts."""
 
 
 class Ping(NamedTuple):
@@ -153,17 +160,6 @@ def integer(message: dict[str, object], name: str) -> int:
     if type(value) is not int:
         raise Violation(f"{name!r} is {value!r} in {message!r}; it must be an integer")
     return value
-
-
-LIMIT = 20_000
-GRID = 4
-SURELY_LIVE = 585_000
-SURELY_HISTORY = 615_000
-BULK_PAST = 300_000
-
-
-Acked = tuple[int, int, float, float, bool]
-"""An acked ping as the auditor gets it: the vendor's index, timestamp, lat, long, and whether its delay counts."""
 
 
 class Ledger:

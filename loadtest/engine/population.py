@@ -22,6 +22,10 @@ from loadtest.measure.recording import Recorder
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 SILVER = math.sqrt(2) - 1
+ADJUST_EVERY = 100.0
+CONNECTED_AT_ONCE = 25
+"""Connections opened in 100 ms at most: under the server's admission limit, so that a ramp is no storm of its own."""
+AppT = TypeVar("AppT", bound=App)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,6 @@ def pick(index: int, shares: Sequence[float]) -> int:
         if at < place:
             return which
     return len(shares) - 1
-
-
-ADJUST_EVERY = 100.0
-CONNECTED_AT_ONCE = 25
-"""Connections opened in 100 ms at most: under the server's admission limit, so that a ramp is no storm of its own."""
-
-AppT = TypeVar("AppT", bound=App)
 
 
 class Population(Generic[AppT]):

@@ -31,6 +31,16 @@ END_WITHIN = 30.0
 OVERDUE = 120.0
 TIMED_APPS = 30
 CONNECT_WITHIN = 120.0
+Show = Callable[[Timeline, Course, str], None]
+NESTED = ("errors", "closes", "rejected", "gave_up")
+TOTALS = (
+    *("due", "sent", "acked", "resent", "backlog", "unanswered", "dropped", "connections", "refused"),
+    *("positions", "frames", "snapshots", "pans", "follows", "sleeps", "losses", "cuts", "skewed"),
+)
+MEASURED = (
+    *("due", "sent", "acked", "backlog", "positions", "frames", "update_bytes"),
+    *("snapshots", "snapshot_bytes", "snapshot_positions"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +97,6 @@ class Plan:
             for number in range(self.workers)
             for kind in kinds
         ]
-
-
-Show = Callable[[Timeline, Course, str], None]
 
 
 class Run:
@@ -336,14 +343,3 @@ async def interrupts() -> AsyncIterator[asyncio.Event]:
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
-
-
-NESTED = ("errors", "closes", "rejected", "gave_up")
-TOTALS = (
-    *("due", "sent", "acked", "resent", "backlog", "unanswered", "dropped", "connections", "refused"),
-    *("positions", "frames", "snapshots", "pans", "follows", "sleeps", "losses", "cuts", "skewed"),
-)
-MEASURED = (
-    *("due", "sent", "acked", "backlog", "positions", "frames", "update_bytes"),
-    *("snapshots", "snapshot_bytes", "snapshot_positions"),
-)

@@ -31,6 +31,21 @@ Positive = Annotated[float, Field(gt=0)]
 Spread = Annotated[float, Field(ge=0, le=10)]
 Limit = bool | float | str
 COMPARED = re.compile(r"^\s*(<=|>=|<|>)?\s*(-?\d+(?:\.\d+)?)\s*$")
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+DEFAULT_THRESHOLDS: dict[str, Limit] = {
+    "lost": 0,
+    "unacked": 0,
+    "rejected": 0,
+    "errors": 0,
+    "refused": 0,
+    "freshness_max_ms": 1500,
+}
+"""What every scenario demands unless it sets a threshold otherwise, or to false."""
 
 
 class Threshold(NamedTuple):
@@ -46,14 +61,6 @@ class Threshold(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} {self.comparison} {self.limit:g}"
-
-
-COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
 
 
 def threshold(name: str, limit: Limit) -> Threshold:
@@ -201,17 +208,6 @@ class Stage(Part):
         if self.kind == "storm" and (self.to, self.vendors, self.customers) != (None, None, None):
             raise ValueError("a storm keeps the level: leave out `to`, `vendors` and `customers`")
         return self
-
-
-DEFAULT_THRESHOLDS: dict[str, Limit] = {
-    "lost": 0,
-    "unacked": 0,
-    "rejected": 0,
-    "errors": 0,
-    "refused": 0,
-    "freshness_max_ms": 1500,
-}
-"""What every scenario demands unless it sets a threshold otherwise, or to false."""
 
 
 class Scenario(Part):

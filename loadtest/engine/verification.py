@@ -24,6 +24,13 @@ MOST_SHOWN = 15
 
 Contains = Callable[[float, float], bool]
 Groups = Mapping[str, Mapping[str, Any]]
+GRACE = 2500.0
+"""How late, in ms, an acked ping may be shown before the view is wrong; lateness itself is the freshness gap."""
+JUDGED_AFTER = 3000.0
+KEPT = 60_000.0
+SHOWN_OF_A_KIND = 3
+UNCHANGED = 6.5
+"""Seconds: counts are true within 5 s, so of two watches that differ for longer, unchanged, one is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +142,6 @@ def check(found: Sequence[str], *, compared: int, total: int | None = None) -> d
     problems = list(found) if compared else ["nothing was compared", *found]
     differences = max(len(problems), total or 0) if problems else 0
     return {"ok": not problems, "differences": differences, "shown": problems[:MOST_SHOWN], "compared": compared}
-
-
-GRACE = 2500.0
-"""How late, in ms, an acked ping may be shown before the view is wrong; lateness itself is the freshness gap."""
-JUDGED_AFTER = 3000.0
-KEPT = 60_000.0
-SHOWN_OF_A_KIND = 3
-UNCHANGED = 6.5
-"""Seconds: counts are true within 5 s, so of two watches that differ for longer, unchanged, one is wrong."""
 
 
 class Position(NamedTuple):

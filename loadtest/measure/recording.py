@@ -16,6 +16,17 @@ from hdrh.histogram import HdrHistogram
 
 STEPS_PER_S = 10_000
 """Delays are counted in steps of 0.1 ms: incrementing a dictionary costs a tenth of what an HDR histogram does."""
+LONGEST_US = 600_000_000
+STEP_US = 1_000_000 // STEPS_PER_S
+DIGITS = 3
+BROKEN = (
+    *(HdrCookieException, HdrHistogramSettingsException, HdrLengthException, binascii.Error, zlib.error),
+    *(TypeError, IndexError, ArithmeticError),
+)
+POINTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
+BEYOND = 5
+MOST_BUCKETS = 300
+IN_SERIES = ("watch", "ack", "freshness")
 
 
 class Recorder:
@@ -77,15 +88,6 @@ def percentile(steps: Mapping[int, int], percent: float) -> int | None:
     return None
 
 
-LONGEST_US = 600_000_000
-STEP_US = 1_000_000 // STEPS_PER_S
-DIGITS = 3
-BROKEN = (
-    *(HdrCookieException, HdrHistogramSettingsException, HdrLengthException, binascii.Error, zlib.error),
-    *(TypeError, IndexError, ArithmeticError),
-)
-
-
 class Histogram:
     """Records seconds, in steps of 1 µs up to 10 minutes; what is below or above counts as the nearest end."""
 
@@ -141,17 +143,9 @@ class Histogram:
         return {"count": count, **named, "max_ms": self._histogram.get_max_value() / 1000}
 
 
-POINTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
-BEYOND = 5
-
-
 def needed(percent: float) -> int:
     """Returns how many samples a percentile needs: at least 5 of them must lie beyond it."""
     return round(BEYOND / (1 - percent / 100))
-
-
-MOST_BUCKETS = 300
-IN_SERIES = ("watch", "ack", "freshness")
 
 
 class Bucket:

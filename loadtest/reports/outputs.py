@@ -13,6 +13,9 @@ import orjson
 
 from loadtest.reports.html import page
 
+NAMES = {"json": ".json", "html": ".html", "csv": ".csv", "prometheus": ".prom", "junit": ".xml"}
+"""Formats by name, as --out takes them."""
+
 
 def as_json(report: dict[str, Any]) -> str:
     """Returns the whole report as one line of JSON."""
@@ -97,8 +100,6 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     ".xml": as_junit,
 }
 """What is written, by the extension of the file."""
-NAMES = {"json": ".json", "html": ".html", "csv": ".csv", "prometheus": ".prom", "junit": ".xml"}
-"""Formats by name, as --out takes them."""
 
 
 def targets(outs: list[Path] | None, default: Path) -> list[Path]:

@@ -19,6 +19,10 @@ from loadtest.measure.recording import STEPS_PER_S, Timeline, percentile
 from loadtest.reports.verdict import DELAYS, compared
 
 POINTS = ("p50", "p90", "p99", "p999", "max")
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH = 30
+QUIET_EVERY = 10
+ROWS = ("watch", "ack", "snapshot", "pan")
 
 
 def summarise(report: dict[str, Any], console: Console) -> None:
@@ -139,12 +143,6 @@ def cost(figures: dict[str, Any], of: str) -> str:
     """Returns CPU per ping and per position for people."""
     ping, position = (shown(figures.get(f"{of}_us_per_{what}"), "g") for what in ("ping", "position"))
     return f"{ping} µs per ping, {position} µs per position"
-
-
-BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH = 30
-QUIET_EVERY = 10
-ROWS = ("watch", "ack", "snapshot", "pan")
 
 
 class Dashboard:

@@ -29,6 +29,14 @@ DELAYS = {
 """What is timed of the server, in words."""
 UNITS = ("rows", "vendors", "watchers", "cards", "observations")
 NEEDS_DATABASE = "lost"
+KNOWN = frozenset(
+    {
+        *("server_cores", "server_us_per_ping", "server_us_per_position", "server_mb", "server_kb_per_connection"),
+        *("server_alone_us_per_ping", "server_alone_us_per_position", "acks_to_bare_copy"),
+        *("bare_copy_rows_per_s", "bare_copy_commit_p50_ms", "bare_copy_commit_p99_ms"),
+    }
+)
+"""Figures that not every run has."""
 
 
 def judge(report: dict[str, Any]) -> dict[str, Any]:
@@ -210,16 +218,6 @@ def per_customer(summaries: list[dict[str, Any]], stalest: list[dict[str, Any]])
         "slowest": enough[: -NAMED - 1 : -1],
         "stalest": sorted(stalest, key=lambda one: -float(one["gap_ms"]))[:NAMED],
     }
-
-
-KNOWN = frozenset(
-    {
-        *("server_cores", "server_us_per_ping", "server_us_per_position", "server_mb", "server_kb_per_connection"),
-        *("server_alone_us_per_ping", "server_alone_us_per_position", "acks_to_bare_copy"),
-        *("bare_copy_rows_per_s", "bare_copy_commit_p50_ms", "bare_copy_commit_p99_ms"),
-    }
-)
-"""Figures that not every run has."""
 
 
 def rate(count: float, seconds: float) -> float | None:
