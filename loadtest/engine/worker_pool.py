@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hmac
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -22,24 +21,10 @@ END_WITHIN = 20.0
 MAX_QUOTED = 2000
 
 
-class Member(ABC):
-    """One worker as the pool sees it: `order` sends, `listen` puts what it reports into the queue until it ends."""
-
-    share: Share
-    ended = False
-
-    @abstractmethod
-    async def order(self, order: Message) -> None: ...
-
-    @abstractmethod
-    async def listen(self, heard: Callable[[Message], None]) -> None: ...
-
-    @abstractmethod
-    async def close(self) -> None: ...
-
-
-class LocalMember(Member):
+class LocalMember:
     """A worker process on this machine. The token secret goes by its pipe: a command line can be read by everybody."""
+
+    ended = False
 
     def __init__(self, share: Share, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -93,8 +78,11 @@ class LocalMember(Member):
             self._said = (self._said + data)[-MAX_QUOTED:]
 
 
-class RemoteMember(Member):
+class RemoteMember:
     """A worker on another machine that has connected to the coordinator."""
+
+    share: Share
+    ended = False
 
     def __init__(self, socket: web.WebSocketResponse) -> None:
         self._socket = socket
@@ -115,6 +103,10 @@ class RemoteMember(Member):
     async def close(self) -> None:
         await self._socket.close()
         self.gone.set()
+
+
+Member = LocalMember | RemoteMember
+"""One worker as the pool sees it: `order` sends, `listen` passes on what it reports until it ends."""
 
 
 class Coordinator:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
@@ -42,14 +42,6 @@ def kind(name: str) -> str:
     if name.startswith(("postgres", "postmaster")):
         return "postgres"
     return "redis" if name.startswith(("redis", "valkey")) else "server"
-
-
-class Meter(Protocol):
-    """Returns CPU seconds and resident bytes, by kind of process and as `all`; None when that fails just now."""
-
-    source: str
-
-    async def look(self) -> Look | None: ...
 
 
 class Processes:
@@ -115,6 +107,10 @@ class MetricsMeter:
                 return parse_metrics(await answer.text(errors="replace")) if answer.status == 200 else None
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
+
+
+Meter = Processes | MetricsMeter
+"""Its `look` returns CPU seconds and resident bytes, by kind of process and as `all`; None when that fails just now."""
 
 
 def parse_metrics(text: str) -> Look | None:
