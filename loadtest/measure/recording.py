@@ -135,10 +135,9 @@ class Histogram:
         count = len(self)
         if not count:
             return {"count": 0}
-        found = self._histogram.get_percentile_to_value_dict(list(POINTS.values()))
         named = {
-            f"{name}_ms": found[point] / 1000 if count >= needed(point) or not strict else None
-            for name, point in POINTS.items()
+            f"{name}_ms": value if count >= needed(percent) or not strict else None
+            for (name, percent), value in zip(POINTS.items(), self.curve(POINTS.values()), strict=True)
         }
         return {"count": count, **named, "max_ms": self._histogram.get_max_value() / 1000}
 
