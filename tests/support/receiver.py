@@ -72,10 +72,12 @@ class Receiver:
         self.port = self._runner.addresses[0][1]
 
     async def deaf(self) -> None:
-        """Stops listening: connections are refused."""
+        """Stops listening and closes its connections, as a process that ends does: new ones are refused."""
         assert self._runner is not None
+        assert self._runner.server is not None
         for site in list(self._runner.sites):
             await site.stop()
+        await self._runner.server.shutdown(0.1)
 
     def events(self, alert_id: str | None = None) -> list[dict[str, Any]]:
         """Returns the events that were taken, each once, in the order in which they came first."""
