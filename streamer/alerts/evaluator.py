@@ -42,11 +42,11 @@ LOOK_BACK = 60_000
 """Milliseconds before the last look from which changes are read again: statements that ran then are committed since."""
 LOOKED_AT = 100
 """Vendors that are looked at in one go; more would hold the event loop."""
-APPEARED = 20
+APPEARED = 50
 """Vendors that move and cost about as much as one that appeared."""
 LOOK_PAUSE = 0.1
 """Seconds between two looks at what changed: alone a vendor costs ten times what it costs among many."""
-SLICE = 50
+SLICE = 10
 """Alerts that are begun at once; more would hold the event loop."""
 COUNT_EVERY = 15.0
 """Seconds between two counts for the metrics."""
