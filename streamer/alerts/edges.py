@@ -28,6 +28,8 @@ ROWS = 10_000
 """Rows of the grid whose number of cells is remembered."""
 SPARE = 1.0
 """Metres added for rounding to what may touch a cell."""
+STAY = 10.0
+"""Metres outside a cell for which it still is good: a vendor that stands where two meet would always change cells."""
 METRES = EARTH_RADIUS * pi / 180
 """Of a degree of latitude."""
 NEAR_POLE = 89.0
@@ -107,15 +109,20 @@ class Placed(Protocol):
 T = TypeVar("T", bound=Placed)
 Key = tuple[int, int, int]
 """Level, row and column."""
+Bounds = tuple[float, float, float, float]
+"""South, north, west and east, in degrees."""
+EVERYWHERE = (-inf, inf, -inf, inf)
 
 
 class EdgeCell(Generic[T]):
     """The areas whose edge, or the outer side of whose margin, may pass through a cell, and those that contain it."""
 
-    __slots__ = ("_circles", "_numbers", "_round", "_table", "key", "other", "whole")
+    __slots__ = ("_circles", "_numbers", "_round", "_table", "key", "other", "version", "whole")
 
     def __init__(self, key: Key, table: CircleTable) -> None:
         self.key = key
+        self.version = 0
+        """How often it changed."""
         self.other: list[T] = []
         """Boxes and polygons whose edge may pass through it."""
         self.whole: list[T] = []
@@ -133,7 +140,7 @@ class EdgeCell(Generic[T]):
         return self._round + self.other
 
     def circles(self) -> Circles[T]:
-        """Returns the circles whose edge may pass through it: the same object until they change, if it is kept."""
+        """Returns the circles whose edge may pass through it: the same object for all that hold it at a time."""
         circles = None if self._circles is None else self._circles()
         if circles is None:
             circles = Circles(self._round.copy(), self._table.take(self._numbers))
@@ -143,6 +150,7 @@ class EdgeCell(Generic[T]):
     def add(self, item: T, *, whole: bool) -> None:
         """Adds an area."""
         self._circles = None
+        self.version += 1
         if whole:
             self.whole.append(item)
         elif isinstance(item.area, Circle):
@@ -154,6 +162,7 @@ class EdgeCell(Generic[T]):
     def remove(self, item: T) -> None:
         """Removes an area."""
         self._circles = None
+        self.version += 1
         if item in self._round:
             number = self._round.index(item)
             del self._round[number], self._numbers[number]
@@ -171,6 +180,8 @@ class EdgeGrid(Generic[T]):
     def __init__(self) -> None:
         self._levels: dict[int, dict[Key, EdgeCell[T]]] = {}
         self._table = CircleTable()
+        self.made = 0
+        """How many cells were made."""
 
     def add(self, item: T, area: Area) -> None:
         """Adds what has an area; it must not be in the grid."""
@@ -182,6 +193,7 @@ class EdgeGrid(Generic[T]):
             cell = cells.get(key)
             if cell is None:
                 cell = cells[key] = EdgeCell(key, self._table)
+                self.made += 1
             cell.add(item, whole=whole)
             item.cells.append(cell)
 
@@ -198,6 +210,12 @@ class EdgeGrid(Generic[T]):
         item.cells = []
         if isinstance(item.area, Circle):
             self._table.remove(item.circle)
+
+    def bounds_at(self, lat: float, long: float) -> Bounds:
+        """Returns where the cells of a position are good, also where there is none as nothing is near."""
+        bounds = [_good_for(key_of(lat, long, level)) for level in self._levels] or [EVERYWHERE]
+        south, north, west, east = zip(*bounds, strict=True)
+        return max(south), min(north), max(west), min(east)
 
     def at(self, lat: float, long: float) -> list[EdgeCell[T]]:
         """Returns the cells of a position: every area that it is in, or in whose margin, is in one of them."""
@@ -228,10 +246,21 @@ def columns_of(row: int, height: float) -> int:
     return max(1, int(360.0 / height * cos(min(widest, 90.0) * _RADIAN)))
 
 
+def _good_for(key: Key) -> Bounds:
+    level, row, column = key
+    height = FINEST * (1 << level)
+    columns = columns_of(row, height)
+    south, west = row * height - 90.0, column * 360.0 / columns - 180.0
+    more = STAY / METRES
+    # the wider degrees of its two parallels, so that it is no more than STAY
+    wide = more / cos(min(abs(south), abs(south + height), 90.0) * _RADIAN) if south * (south + height) > 0 else more
+    return south - more, south + height + more, west - wide, west + 360.0 / columns + wide
+
+
 def touched(area: Area, level: int) -> Iterator[tuple[Key, bool]]:
     """Yields each cell that an area touches, or its margin, and whether the area contains all of it."""
     height = FINEST * (1 << level)
-    near = margin_of(area) + SPARE
+    near = margin_of(area) + 1.5 * STAY + SPARE
     bounds = area.bounds()
     spread = near / METRES
     first = max(0, int((bounds.south - spread + 90.0) / height))

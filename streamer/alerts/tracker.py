@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from streamer.alerts.alert import Alert, State
 from streamer.alerts.circles import Border, Circles, crossed
-from streamer.alerts.edges import EdgeCell, EdgeGrid, edge_distance, holds
+from streamer.alerts.edges import EVERYWHERE, EdgeCell, EdgeGrid, edge_distance, holds
 from streamer.geo.grid import cover, cover_level
 from streamer.geo.shapes import distance
 from streamer.live.index import LiveIndex
@@ -33,7 +33,7 @@ _slack = itemgetter(0)
 class Track:
     """One vendor: the alerts that it is in, and its borders in the cells that it is in."""
 
-    __slots__ = ("anchor", "borders", "card", "circles", "inside", "live", "online", "others")
+    __slots__ = ("anchor", "bounds", "card", "cells", "inside", "live", "made", "near", "online", "others", "versions")
 
     def __init__(self) -> None:
         self.live = False
@@ -41,9 +41,15 @@ class Track:
         self.online = False
         self.inside: set[Alert] = set()
         """Alerts that hold it as inside."""
-        self.circles: list[Circles[Alert]] = []
-        """Of each cell that it is in."""
-        self.borders: list[Border] = []
+        self.cells: list[EdgeCell[Alert]] = []
+        """Those that it is in."""
+        self.versions: list[int] = []
+        self.bounds = EVERYWHERE
+        """Where they are good."""
+        self.made = -1
+        """How many cells the grid had made when these were found; negative: they are to be found anew."""
+        self.near: list[tuple[Circles[Alert], Border]] = []
+        """The circles of the cells, if there are any, and on which side of each it is."""
         self.others: list[tuple[float, Alert]] = []
         """Boxes and polygons of the cells, by how far it may move from the anchor before it crosses their edge."""
         self.anchor = (0.0, 0.0)
@@ -138,24 +144,21 @@ class Tracker:
             if track is None or not track.live or track.card is not vendor.card or track.online is not vendor.online:
                 track = self._renewed(vendor)
             position = vendor.shown.lat, vendor.shown.long
-            cells = self._grid.at(*position)
-            circles = [cell.circles() for cell in cells]
-            if circles != track.circles:
-                self._enter(track, vendor, cells, circles)
+            if not self._stays(track, *position):
+                self._enter(track, vendor)
             elif track.others:
                 self._step(track, vendor)
-            for number, some in enumerate(circles):
-                if some.items:
-                    borders.append(track.borders[number])
-                    positions.append(position)
-                    of.append((vendor, track, some))
+            for circles, border in track.near:
+                borders.append(border)
+                positions.append(position)
+                of.append((vendor, track, circles))
         if not borders:
             return
         for number, column in crossed(borders, positions):
-            vendor, track, some = of[number]
-            alert = some.items[column]
+            vendor, track, circles = of[number]
+            alert = circles.items[column]
             self.look(alert, vendor)
-            some.turn(borders[number], column, is_inside=alert in track.inside)
+            circles.turn(borders[number], column, is_inside=alert in track.inside)
 
     def _renewed(self, vendor: Vendor) -> Track:
         """Looks at a vendor that appeared, or whose card changed, for the alerts that it is in or that list it."""
@@ -166,8 +169,20 @@ class Tracker:
             self.look(alert, vendor)
         return track
 
-    def _enter(self, track: Track, vendor: Vendor, cells: list[EdgeCell[Alert]], circles: list[Circles[Alert]]) -> None:
+    def _stays(self, track: Track, lat: float, long: float) -> bool:
+        """Returns whether the cells that a vendor was in are good for where it is now."""
+        south, north, west, east = track.bounds
+        if track.made != self._grid.made or not (south < lat < north and west < long < east):
+            return False
+        return [cell.version for cell in track.cells] == track.versions
+
+    def _enter(self, track: Track, vendor: Vendor) -> None:
         """Takes the cells that a vendor is in now, and looks at what is not compared with its border from now on."""
+        position = vendor.shown.lat, vendor.shown.long
+        cells = track.cells = self._grid.at(*position)
+        track.bounds = self._grid.bounds_at(*position)
+        track.versions = [cell.version for cell in cells]
+        track.made = self._grid.made
         edges = {alert for cell in cells for alert in cell.edges}
         whole = {alert for cell in cells for alert in cell.whole}
         for alert in whole - track.inside:
@@ -177,8 +192,7 @@ class Tracker:
         track.others = [(0.0, alert) for cell in cells for alert in cell.other]
         for _, alert in track.others:
             self.look(alert, vendor)
-        track.circles = circles
-        track.borders = [some.border(track.inside) for some in circles]
+        track.near = [(some, some.border(track.inside)) for cell in cells if (some := cell.circles()).items]
         self._anchor(track, vendor)
 
     def _step(self, track: Track, vendor: Vendor) -> None:
@@ -203,7 +217,7 @@ class Tracker:
 
     def _gone(self, vendor: Vendor, track: Track) -> None:
         track.live = False
-        track.circles = []
+        track.made = -1
         for alert in list(track.inside):
             self._look(alert, vendor.vendor_id, False, vendor)
         if not track.inside:

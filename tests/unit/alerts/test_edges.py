@@ -7,7 +7,7 @@ from math import cos, pi, sin
 
 import pytest
 
-from streamer.alerts.edges import MARGIN, EdgeCell, EdgeGrid, edge_distance, holds, margin_of
+from streamer.alerts.edges import MARGIN, STAY, EdgeCell, EdgeGrid, edge_distance, holds, margin_of
 from streamer.geo.shapes import Area, Box, Circle, Polygon
 
 METRES = 111_195.0
@@ -94,6 +94,33 @@ def test_the_grid_finds_every_area_whose_edge_is_near(area: Area) -> None:
     assert near or area.extent()[0] > 5000 or isinstance(area, Circle)
     grid.remove(item)
     assert not any(grid.at(*around(chance, area)) for _ in range(100))
+
+
+@pytest.mark.parametrize("area", AREAS)
+def test_a_cell_is_good_a_little_beyond_itself(area: Area) -> None:
+    """Vendors keep their cells while they are within the bounds: what matters there must be in the cells."""
+    chance = random.Random(9)
+    grid: EdgeGrid[Item] = EdgeGrid()
+    item = Item(area)
+    grid.add(item, area)
+    beyond = 0
+    for _ in range(3000):
+        lat, long = around(chance, area)
+        cells = grid.at(lat, long)
+        south, north, west, east = grid.bounds_at(lat, long)
+        assert south < lat < north
+        assert west < long < east
+        for _ in range(3):
+            there = moved(chance, lat, long, chance.uniform(0.0, 1.4 * STAY))
+            if not (south < there[0] < north and west < there[1] < east) or abs(there[0]) > 89.0:
+                continue
+            beyond += grid.at(*there) != cells
+            edges = [each for cell in cells for each in cell.edges]
+            if edge_distance(area, *there) <= margin_of(area):
+                assert item in edges
+            if item not in edges:
+                assert area.contains(*there) == any(cell.whole for cell in cells)
+    assert beyond or area.bounds().north > 89.0
 
 
 def test_a_vendor_leaves_only_beyond_the_margin() -> None:
