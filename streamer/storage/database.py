@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import asyncpg
+import structlog
 
 from streamer import tls
 from streamer.counters import Counters
@@ -20,6 +21,8 @@ from streamer.errors import DatabaseError, Unavailable
 from streamer.storage import queries
 from streamer.storage.connections import Connector, explanation, unreachable
 from streamer.storage.dsn import parse_url
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -70,6 +73,8 @@ class Database:
         It survives later outages: each call tries again.
         """
         parsed = parse_url(url)
+        if parsed.ignored:
+            log.warning("parameters of DATABASE_URL have no effect: correct or remove them", parameters=parsed.ignored)
         pool_size = parsed.pool_size or pool_size
         pool_timeout = parsed.pool_timeout or pool_timeout
         where = f"PostgreSQL at {parsed.places}/{parsed.database}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from structlog.testing import capture_logs
 
 from streamer.errors import DatabaseError, Unavailable
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, revisions, seed
+from streamer.storage.database import Database
 from streamer.storage.drift import drift
 from streamer.storage.dsn import parse_url
 from tests.conftest import connected
@@ -25,6 +27,14 @@ async def test_what_the_url_says_is_what_the_session_has(empty_database_url: str
             assert await connection.fetchval("SELECT current_setting($1)", setting) == expected
     async with connected(empty_database_url) as connection:
         assert await connection.fetchval("SELECT current_schema()") == "public"
+
+
+async def test_a_parameter_without_effect_is_told(empty_database_url: str) -> None:
+    """Who writes connection_limits waits for connections that he thinks he has."""
+    with capture_logs() as logs:
+        await (await Database.open(f"{empty_database_url}?connection_limits=50&connection_limit=5")).close()
+    (warned,) = [line for line in logs if line["log_level"] == "warning"]
+    assert warned["parameters"] == ("connection_limits",)
 
 
 async def test_a_server_without_tls_is_not_good_enough_when_tls_is_required(empty_database_url: str) -> None:
