@@ -306,11 +306,13 @@ function go(link, move) {
   find();
   look();
 }
-addEventListener("hashchange", () => {
-  if (location.hash === "#list") return; // the skip link
-  const link = parse(location.hash);
+addEventListener("hashchange", (event) => {
+  // not location.hash: `keep` may have written over it since
+  const { hash } = new URL(event.newURL);
+  if (hash === "#list") return; // the skip link
+  const link = parse(hash);
   if (link.token) {
-    accessToken = token("token");
+    accessToken = token("token", hash);
     client.disconnect();
     client.connect();
   }

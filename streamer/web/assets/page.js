@@ -105,8 +105,8 @@ export function remember(name, value) {
 }
 
 /** Returns the token of the address (`#token=…`), which never leaves the browser, or the stored one. */
-export function token(name) {
-  const parameters = location.hash.slice(1).split("&");
+export function token(name, hash = location.hash) {
+  const parameters = hash.slice(1).split("&");
   const given = new URLSearchParams(parameters.find((one) => one.startsWith("token="))).get("token");
   if (given) {
     remember(name, given);
