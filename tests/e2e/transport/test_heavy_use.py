@@ -45,14 +45,21 @@ async def test_two_hundred_vendors_behind_one_address(serve: Serve, database_url
     async def reconnect(session: aiohttp.ClientSession, vendor: SeededVendor) -> list[str]:
         token = make_token(SECRET, vendor.clerk_id, 600)
         headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": "203.0.113.9"}
-        heard = []
-        async with session.ws_connect(f"{server.url}/v1/vendor", headers=headers) as socket:
-            await socket.send_json({"lat": LAT, "long": LONG})
-            while "ack" not in heard:
-                heard.append((await socket.receive_json())["type"])
+        heard: list[str] = []
+        while not heard:
+            try:
+                async with session.ws_connect(f"{server.url}/v1/vendor", headers=headers) as socket:
+                    await socket.send_json({"lat": LAT, "long": LONG})
+                    while "ack" not in heard:
+                        heard.append((await socket.receive_json())["type"])
+            except aiohttp.WSServerHandshakeError as refused:
+                # On a busy machine some are told to come again, whatever their address.
+                if refused.status != 503 or refused.headers is None:
+                    raise
+                await asyncio.sleep(float(refused.headers["Retry-After"]))
         return heard
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with asyncio.timeout(60), aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         heard = await asyncio.gather(*(reconnect(session, vendor) for vendor in vendors))
     assert heard == [["hello", "ack"]] * 200
 
