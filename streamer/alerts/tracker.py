@@ -172,8 +172,13 @@ class Tracker:
     def _stays(self, track: Track, lat: float, long: float) -> bool:
         """Returns whether the cells that a vendor was in are good for where it is now."""
         south, north, west, east = track.bounds
-        if track.made != self._grid.made or not (south < lat < north and west < long < east):
+        if not (south < lat < north and west < long < east):
             return False
+        if track.made != self._grid.made:
+            # Most cells are made elsewhere.
+            if track.made < 0 or track.cells != self._grid.at(lat, long):
+                return False
+            track.made, track.bounds = self._grid.made, self._grid.bounds_at(lat, long)
         return [cell.version for cell in track.cells] == track.versions
 
     def _enter(self, track: Track, vendor: Vendor) -> None:
