@@ -65,20 +65,17 @@ class Circles(Generic[T]):
 
     def __init__(self, items: list[T], numbers: Numbers) -> None:
         self.items = items
-        self._into = numbers[:4]
-        self._out = numbers[4]
+        self._into: Border = numbers[:4]
+        self._out: Border = np.concatenate((-numbers[:3], numbers[4:]))
 
     def border(self, inside: Container[T]) -> Border:
         """Returns a vendor's border: beyond it, it is in a circle, or out of one of `inside` and its margin."""
         held = np.fromiter((item in inside for item in self.items), bool, len(self.items))
-        border: Border = np.where(held, -self._into, self._into)
-        border[3] = np.where(held, self._out, self._into[3])
-        return border
+        return np.where(held, self._out, self._into)
 
     def turn(self, border: Border, column: int, *, is_inside: bool) -> None:
         """Changes the border of a vendor that has crossed it at one of the circles."""
-        border[:3, column] = -self._into[:3, column] if is_inside else self._into[:3, column]
-        border[3, column] = self._out[column] if is_inside else self._into[3, column]
+        border[:, column] = (self._out if is_inside else self._into)[:, column]
 
 
 def vectors(lat: Numbers | np.float64, long: Numbers | np.float64) -> tuple[Any, Any, Any]:

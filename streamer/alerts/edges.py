@@ -211,17 +211,15 @@ class EdgeGrid(Generic[T]):
         if isinstance(item.area, Circle):
             self._table.remove(item.circle)
 
-    def bounds_at(self, lat: float, long: float) -> Bounds:
-        """Returns where the cells of a position are good, also where there is none as nothing is near."""
-        bounds = [_good_for(key_of(lat, long, level)) for level in self._levels] or [EVERYWHERE]
-        south, north, west, east = zip(*bounds, strict=True)
-        return max(south), min(north), max(west), min(east)
+    def at(self, lat: float, long: float) -> tuple[list[EdgeCell[T]], Bounds]:
+        """Returns the cells of a position: every area that it is in, or in whose margin, is in one of them.
 
-    def at(self, lat: float, long: float) -> list[EdgeCell[T]]:
-        """Returns the cells of a position: every area that it is in, or in whose margin, is in one of them."""
-        return [
-            cell for level, cells in self._levels.items() if (cell := cells.get(key_of(lat, long, level))) is not None
-        ]
+        With them comes where they are good; also where there is none, as nothing is near.
+        """
+        keys = [key_of(lat, long, level) for level in self._levels]
+        south, north, west, east = zip(*map(_good_for, keys), EVERYWHERE, strict=True)
+        found = [cell for key in keys if (cell := self._levels[key[0]].get(key)) is not None]
+        return found, (max(south), min(north), max(west), min(east))
 
 
 def level_of(area: Area) -> int:

@@ -176,16 +176,16 @@ class Tracker:
             return False
         if track.made != self._grid.made:
             # Most cells are made elsewhere.
-            if track.made < 0 or track.cells != self._grid.at(lat, long):
+            cells, bounds = self._grid.at(lat, long)
+            if track.made < 0 or track.cells != cells:
                 return False
-            track.made, track.bounds = self._grid.made, self._grid.bounds_at(lat, long)
+            track.made, track.bounds = self._grid.made, bounds
         return [cell.version for cell in track.cells] == track.versions
 
     def _enter(self, track: Track, vendor: Vendor) -> None:
         """Takes the cells that a vendor is in now, and looks at what is not compared with its border from now on."""
-        position = vendor.shown.lat, vendor.shown.long
-        cells = track.cells = self._grid.at(*position)
-        track.bounds = self._grid.bounds_at(*position)
+        cells, track.bounds = self._grid.at(vendor.shown.lat, vendor.shown.long)
+        track.cells = cells
         track.versions = [cell.version for cell in cells]
         track.made = self._grid.made
         edges = {alert for cell in cells for alert in cell.edges}

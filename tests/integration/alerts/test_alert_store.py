@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from streamer.operations import maintenance
-from streamer.storage import seed
-from streamer.storage.alerts import AlertRow, AlertStore, Attempt, NewAlert, new_id
+from streamer.storage.alerts import AlertRow, AlertStore, Attempt, new_id
 from streamer.storage.database import Database
 from tests.conftest import connected
+from tests.support.alerts import event_count, new_alert
 from tests.support.apps import eventually, now_ms
 
 
@@ -23,14 +23,6 @@ async def store(serving_url: str) -> AsyncIterator[AlertStore]:
     database = await Database.open(serving_url)
     yield AlertStore(database)
     await database.close()
-
-
-async def alert(store: AlertStore, database_url: str, host: str = "a.example") -> AlertRow:
-    (one,) = await seed.seed(database_url, 1)
-    source = {"on": ["entered"], "vendors": ["v"]}
-    new = NewAlert(source, 0, f"https://{host}/", host, b"x", None, None, None, None)
-    row, _ = await store.create(one.clerk_id, new, 100, now_ms())
-    return row
 
 
 def state(row: AlertRow, vendor_id: str, version: int, *, inside: bool = True, revision: int = 1) -> dict[str, Any]:
@@ -60,37 +52,31 @@ def event(row: AlertRow, vendor_id: str, at: int) -> dict[str, Any]:
     }
 
 
-async def events(database_url: str) -> int:
-    async with connected(database_url) as connection:
-        count: int = await connection.fetchval('SELECT count(*) FROM "streamer_alert_events"')
-        return count
-
-
 async def test_of_two_processes_one_stores_the_event(store: AlertStore, database_url: str) -> None:
     """While alerts change hands two processes see the same vendor enter; its user is told once."""
-    row, now = await alert(store, database_url), now_ms()
+    row, now = await new_alert(store, database_url), now_ms()
     both = await asyncio.gather(*(store.commit([state(row, "v", 1)], [event(row, "v", now + n)]) for n in range(4)))
     assert sorted(len(each) for each in both) == [0, 0, 0, 1]
-    assert await events(database_url) == 1
+    assert await event_count(database_url) == 1
     assert await store.commit([state(row, "v", 2, inside=False)], [event(row, "v", now + 9)]) == {(row.id, "v"): 2}
     assert await store.commit([state(row, "v", 2)], [event(row, "v", now + 9)]) == {}
     # Who left is as good as one that was never there.
     assert await store.commit([state(row, "v", 1)], [event(row, "v", now + 9)]) == {(row.id, "v"): 3}
-    assert await events(database_url) == 3
+    assert await event_count(database_url) == 3
 
 
 async def test_an_alert_that_changed_or_ended_takes_no_event(store: AlertStore, database_url: str) -> None:
     """A user who deletes an alert is not told of anything that happens afterwards."""
-    row, now = await alert(store, database_url), now_ms()
+    row, now = await new_alert(store, database_url), now_ms()
     assert await store.commit([state(row, "v", 1, revision=7)], [event(row, "v", now)]) == {}
     assert await store.disable(row.id, "a test")
     assert await store.commit([state(row, "v", 1, revision=2)], [event(row, "v", now)]) == {}
-    assert await events(database_url) == 0
+    assert await event_count(database_url) == 0
 
 
 async def test_a_webhook_is_claimed_by_one_and_in_order(store: AlertStore, database_url: str) -> None:
     """Sent by two processes at once, or the second before the first, a receiver would end with the wrong state."""
-    row, now = await alert(store, database_url), now_ms()
+    row, now = await new_alert(store, database_url), now_ms()
     await store.commit([state(row, "v", 1)], [event(row, "v", now + n) for n in range(3)])
     await store.commit([state(row, "w", 1)], [event(row, "w", now)])
     claims = await asyncio.gather(*(store.claim(10, 8, {}, 60_000) for _ in range(4)))
@@ -107,7 +93,7 @@ async def test_a_webhook_is_claimed_by_one_and_in_order(store: AlertStore, datab
 
 async def test_a_claim_of_a_killed_process_is_taken_up(store: AlertStore, database_url: str) -> None:
     """Its webhooks would never be sent."""
-    row = await alert(store, database_url)
+    row = await new_alert(store, database_url)
     await store.commit([state(row, "v", 1)], [event(row, "v", now_ms())])
     first = await store.claim(10, 8, {}, 0)
     again = await store.claim(10, 8, {}, 60_000)
@@ -120,7 +106,7 @@ async def test_a_claim_of_a_killed_process_is_taken_up(store: AlertStore, databa
 
 async def test_a_host_gets_its_share_only(store: AlertStore, database_url: str) -> None:
     """All requests of a process would wait for one receiver."""
-    row = await alert(store, database_url)
+    row = await new_alert(store, database_url)
     for number in range(20):
         await store.commit([state(row, f"v{number}", 1)], [event(row, f"v{number}", now_ms())])
     assert len(await store.claim(64, 8, {"a.example": 5}, 60_000)) == 3
@@ -131,7 +117,7 @@ async def test_a_host_gets_its_share_only(store: AlertStore, database_url: str) 
 async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database_url: str, serving_url: str) -> None:
     """Without partitions forgetting a day would be a delete of millions of rows."""
     today = datetime.now(UTC).date()
-    row = await alert(store, database_url)
+    row = await new_alert(store, database_url)
     await store.commit([state(row, "v", 1)], [event(row, "v", now_ms())])
     await store.ensure_partitions(today, 2)
     await store.ensure_partitions(today, 2)
@@ -143,7 +129,7 @@ async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database
         assert made == {f"streamer_alert_events_{today + timedelta(days=n):%Y%m%d}" for n in (-1, 0, 1, 2)}
         # What came before its day had a partition was moved into it.
         assert await connection.fetchval('SELECT count(*) FROM "streamer_alert_events_default"') == 0
-        assert await events(database_url) == 1
+        assert await event_count(database_url) == 1
         await connection.execute('UPDATE "streamer_alerts" SET "deletedAt" = now() AT TIME ZONE \'UTC\'')
         pruned = await maintenance.prune(database_url, 90, None, 30, today=today + timedelta(days=32))
         assert {each.name for each in pruned.partitions if "alert" in each.name} == {
@@ -164,7 +150,7 @@ async def test_processes_that_are_there_know_each_other(store: AlertStore) -> No
 
 async def test_a_webhook_on_its_way_while_its_partition_is_made(store: AlertStore, database_url: str) -> None:
     """PostgreSQL then refuses the row that was meant for the default partition: it goes into the new one."""
-    row = await alert(store, database_url)
+    row = await new_alert(store, database_url)
     async with connected(database_url) as connection:
         async with connection.transaction():
             await connection.execute("SELECT streamer_add_alert_partition($1)", datetime.now(UTC).date())

@@ -16,8 +16,7 @@ from streamer.counters import Counters
 from streamer.protocol.alerts import stored_definition
 from streamer.storage.alerts import AlertStore, Evaluated
 from streamer.storage.database import Database
-from tests.integration.alerts.test_alert_store import alert as new_alert
-from tests.integration.alerts.test_alert_store import events
+from tests.support.alerts import event_count, new_alert
 from tests.support.apps import eventually, now_ms
 from tests.support.proxy import Proxy
 
@@ -87,7 +86,7 @@ async def test_what_changes_while_it_is_stored_is_stored_next(
     assert len(state.events) == 1
     await process.writer.store()
     assert (len(process.writer), state.events, process.kept, process.committed) == (0, [], ["v", "v"], 2)
-    assert await events(database_url) == 2
+    assert await event_count(database_url) == 2
 
 
 async def test_what_postgresql_did_not_take_is_stored_afterwards(
@@ -106,7 +105,7 @@ async def test_what_postgresql_did_not_take_is_stored_afterwards(
     proxy.up()
     await eventually(lambda: not len(process.writer) and len(process.kept) == 5, "all are stored")
     running.cancel()
-    assert await events(database_url) == 5
+    assert await event_count(database_url) == 5
 
 
 async def test_who_was_not_first_starts_over(store: AlertStore, alert: Alert, database_url: str) -> None:
@@ -117,4 +116,4 @@ async def test_who_was_not_first_starts_over(store: AlertStore, alert: Alert, da
         await process.writer.store()
     assert (first.kept, first.again) == (["v"], [])
     assert (second.kept, second.again) == ([], [alert.id])
-    assert await events(database_url) == 1
+    assert await event_count(database_url) == 1

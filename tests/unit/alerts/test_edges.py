@@ -36,6 +36,14 @@ class Item:
         self.margin = 0.0 if area is None else margin_of(area)
 
 
+def grid_of(area: Area) -> tuple[EdgeGrid[Item], Item]:
+    """A grid with one area."""
+    grid: EdgeGrid[Item] = EdgeGrid()
+    item = Item(area)
+    grid.add(item, area)
+    return grid, item
+
+
 def around(chance: random.Random, area: Area) -> tuple[float, float]:
     """A position in the neighbourhood of an area."""
     bounds = area.bounds()
@@ -73,14 +81,13 @@ def test_no_move_that_is_shorter_crosses_the_edge(area: Area) -> None:
 def test_the_grid_finds_every_area_whose_edge_is_near(area: Area) -> None:
     """An area that the grid does not find is an alert that never tells anything."""
     chance = random.Random(8)
-    grid: EdgeGrid[Item] = EdgeGrid()
-    item = Item(area)
-    grid.add(item, area)
+    grid, item = grid_of(area)
     near = 0
     for _ in range(3000):
         lat, long = around(chance, area)
-        edges = [each for cell in grid.at(lat, long) for each in cell.edges]
-        whole = [each for cell in grid.at(lat, long) for each in cell.whole]
+        cells, _ = grid.at(lat, long)
+        edges = [each for cell in cells for each in cell.edges]
+        whole = [each for cell in cells for each in cell.whole]
         assert len(edges) + len(whole) <= 1
         if item in whole:
             assert area.contains(lat, long)
@@ -89,32 +96,29 @@ def test_the_grid_finds_every_area_whose_edge_is_near(area: Area) -> None:
         if edge_distance(area, lat, long) <= margin_of(area):
             assert item in edges
             near += 1
-        for cell in grid.at(lat, long):
+        for cell in cells:
             assert cell.circles().items == [each for each in cell.edges if isinstance(each.area, Circle)]
     assert near or area.extent()[0] > 5000 or isinstance(area, Circle)
     grid.remove(item)
-    assert not any(grid.at(*around(chance, area)) for _ in range(100))
+    assert not any(grid.at(*around(chance, area))[0] for _ in range(100))
 
 
 @pytest.mark.parametrize("area", AREAS)
 def test_a_cell_is_good_a_little_beyond_itself(area: Area) -> None:
     """Vendors keep their cells while they are within the bounds: what matters there must be in the cells."""
     chance = random.Random(9)
-    grid: EdgeGrid[Item] = EdgeGrid()
-    item = Item(area)
-    grid.add(item, area)
+    grid, item = grid_of(area)
     beyond = 0
     for _ in range(3000):
         lat, long = around(chance, area)
-        cells = grid.at(lat, long)
-        south, north, west, east = grid.bounds_at(lat, long)
+        cells, (south, north, west, east) = grid.at(lat, long)
         assert south < lat < north
         assert west < long < east
         for _ in range(3):
             there = moved(chance, lat, long, chance.uniform(0.0, 1.4 * STAY))
             if not (south < there[0] < north and west < there[1] < east) or abs(there[0]) > 89.0:
                 continue
-            beyond += grid.at(*there) != cells
+            beyond += grid.at(*there)[0] != cells
             edges = [each for cell in cells for each in cell.edges]
             if edge_distance(area, *there) <= margin_of(area):
                 assert item in edges
