@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.engine.alerts import INSIDE, AlertAuditor, side_of
+from loadtest.engine.alert_auditor import INSIDE, AlertAuditor, side_of
 from streamer.geo.shapes import Circle
 from tests.conftest import Serve
 from tests.loadtest.conftest import validate
@@ -113,7 +113,7 @@ def test_what_is_not_known_is_not_judged() -> None:
     assert Story(known_before=True).pings((0, IN), (30, FAR), (60, FAR)).check(90)["missed"] == 1
     assert drive().told(10, "entered", vendorId="stranger").check()["invented"] == 0
     story = drive()
-    story.auditor.forget([0])
+    story.auditor.forget(["v"])
     check = story.check()
     assert (check["missed"], check["shown"]) == (0, ["nothing was compared"])
 
