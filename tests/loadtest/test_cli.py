@@ -12,11 +12,11 @@ from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
 from loadtest import RunFailed, WrongUse
-from loadtest.cli.main import app
-from loadtest.cli.options import Services
+from loadtest.__main__ import app
 from loadtest.clients.target import Identity, Target, enough, mint, parse_vendors, read_vendors
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.run import Plan, Run
+from loadtest.options import Services
 
 SECRET = "s" * 32
 TWO = ("run", "quiet-town", "--vendors", "2", "--secret", SECRET, "--no-verify", "--vendors-file", "-")

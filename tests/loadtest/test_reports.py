@@ -11,7 +11,7 @@ import jsonschema_rs
 import pytest
 from typer.testing import CliRunner
 
-from loadtest.cli.main import app
+from loadtest.__main__ import app
 from loadtest.reports.html import page
 from loadtest.reports.several import merge
 from tests.loadtest.conftest import report, validate

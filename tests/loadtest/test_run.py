@@ -17,9 +17,9 @@ import asyncpg
 import pytest
 
 from loadtest import RunFailed
-from loadtest.cli.options import RunOptions, ScenarioOptions, chosen
 from loadtest.clients.target import Identity, Target
 from loadtest.engine.run import Plan, Run
+from loadtest.options import RunOptions, ScenarioOptions, chosen
 from loadtest.reports.several import merge
 from streamer.storage import seed
 from tests.conftest import Serve

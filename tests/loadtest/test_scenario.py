@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import WrongUse
+from loadtest import WrongUse, options
 from loadtest.behaviour import DRIVE, City, Driving, Parked, Walking
-from loadtest.cli import options
 from loadtest.clients.vendor import GRID, on_grid
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.population import pick

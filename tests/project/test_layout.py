@@ -8,7 +8,7 @@ ELSEWHERE = {
     # tested through the commands that an operator types
     "e2e/test_app": "streamer.lifecycle",
     "e2e/cli/test_main": "streamer.cli.config cli.db cli.dev cli.link cli.process cli.redis cli.serve cli.token",
-    "loadtest/test_cli": "loadtest.cli.options",
+    "loadtest/test_cli": "loadtest.options",
     # parts of one thing that is tested as a whole
     "e2e/test_privacy": "streamer.accounts.permissions",
     "integration/operations/test_privacy": "streamer.broker.erasure",

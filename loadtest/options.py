@@ -106,7 +106,6 @@ class ScenarioOptions:
     no_verify: Annotated[
         bool, Option("--no-verify", help="do not compare what is stored and shown with what was sent")
     ] = False
-    verify: Annotated[bool, Option("--verify", help="the default, where the database is known")] = False
     seed: Annotated[int, Option(help="start value of all random numbers")] = 0
     tag: Annotated[list[str] | None, Option(help="a label of the reports", metavar="NAME=VALUE")] = None
 
