@@ -17,7 +17,7 @@ from loadtest.clients.target import Identity, Target
 from loadtest.engine.alerts import Alerts
 from loadtest.engine.population import Share, Trace
 from loadtest.engine.scenario import Course, Scenario
-from loadtest.engine.verification import MOST_SHOWN, check
+from loadtest.engine.verification import MOST_SHOWN, add_checks, check
 from loadtest.engine.worker_pool import Coordinator, RemoteMember, WorkerPool
 from loadtest.measure.recording import Histogram, Timeline, shown
 from loadtest.measure.server import Meter, unready
@@ -224,10 +224,6 @@ class Run:
             customers = pool.members
         for report in await pool.gather("verified", customers, VERIFY_WITHIN):
             add_checks(self._checks, report["checks"])
-        for name in ("views", "live views"):
-            # one of several workers may have no sampled customer
-            if name in self._checks and self._checks[name]["compared"]:
-                forgive_empty(self._checks[name])
 
     def report(self) -> dict[str, Any]:
         """Returns all that is known; `loadtest/schema.json` says what each member means."""
@@ -301,26 +297,6 @@ class Run:
             "series": timeline.series(),
         }
         return judge(made)
-
-
-def add_checks(checks: dict[str, Any], more: dict[str, Any]) -> None:
-    """Adds the checks of one worker or machine to those of others."""
-    for name, one in more.items():
-        before = checks.setdefault(name, {"ok": True, "differences": 0, "shown": []})
-        for key, value in one.items():
-            if key == "ok":
-                before["ok"] = before["ok"] and value
-            elif key == "shown":
-                before["shown"] = (before["shown"] + value)[:MOST_SHOWN]
-            else:
-                before[key] = before.get(key, 0) + value
-
-
-def forgive_empty(one: dict[str, Any]) -> None:
-    """Takes back that a worker compared nothing, when another did."""
-    shown = [line for line in one["shown"] if line != "nothing was compared"]
-    one["differences"] -= len(one["shown"]) - len(shown)
-    one["shown"], one["ok"] = shown, one["differences"] == 0
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from venta_client.view import View
 
 SAME = 1e-9
 MOST_SHOWN = 15
+NOTHING = "nothing was compared"
 
 Contains = Callable[[float, float], bool]
 Groups = Mapping[str, Mapping[str, Any]]
@@ -139,9 +140,20 @@ def named(key: tuple[str, int]) -> str:
 
 def check(found: Sequence[str], *, compared: int, total: int | None = None) -> dict[str, Any]:
     """Returns one check for the report; one that compared nothing fails."""
-    problems = list(found) if compared else ["nothing was compared", *found]
+    problems = list(found) if compared else [NOTHING, *found]
     differences = max(len(problems), total or 0) if problems else 0
     return {"ok": not problems, "differences": differences, "shown": problems[:MOST_SHOWN], "compared": compared}
+
+
+def add_checks(checks: dict[str, Any], more: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds the checks of one worker or machine to those of others, as long as any of them compared something."""
+    for name, one in more.items():
+        before = checks.get(name, {"shown": []})
+        lines = [*before["shown"], *one["shown"]]
+        found = [line for line in lines if line != NOTHING]
+        sums = {key: before.get(key, 0) + value for key, value in one.items() if key not in ("ok", "shown")}
+        total = sums["differences"] - (len(lines) - len(found))
+        checks[name] = before | sums | check(found, compared=sums["compared"], total=total)
 
 
 class Position(NamedTuple):

@@ -244,28 +244,19 @@ class Timeline:
                 found[name].update(steps)
         return {name: Histogram.of(steps) for name, steps in sorted(found.items())}
 
-    def used(self) -> tuple[float, dict[str, float]] | None:
-        """Returns seconds and the server's CPU seconds in them, after the warm-up and up to the end of the stages."""
+    def server(self) -> dict[str, Any] | None:
+        """Returns the server's CPU seconds and memory in the measured time; None when they are not known."""
         inside = [usage for usage in self.usages if self.warmup - 0.5 <= usage.at <= self.total + 1.5]
         if len(inside) < 2:
             return None
         first, last = inside[0], inside[-1]
-        return last.at - first.at, last.since(first)
-
-    def server(self) -> dict[str, Any] | None:
-        """Returns the server's CPU seconds and memory in the measured time; None when they are not known."""
-        used = self.used()
-        if used is None:
-            return None
-        seconds, cpu = used
-        inside = [usage.resident for usage in self.usages if usage.at >= self.warmup - 0.5]
-        highest = {name: max(resident.get(name, 0.0) for resident in inside) for name in sorted(inside[-1])}
+        highest = {name: max(one.resident.get(name, 0.0) for one in inside) for name in sorted(last.resident)}
         kind = "server" if "server" in highest else "all"
         grown = highest.get(kind, 0.0) - self.usages[0].resident.get(kind, 0.0)
         connections = max(bucket.working("vendors") + bucket.working("customers") for bucket in self.buckets)
         return {
-            "seconds": round(seconds, 3),
-            "cpu": {name: round(value, 3) for name, value in sorted(cpu.items())},
+            "seconds": round(last.at - first.at, 3),
+            "cpu": {name: round(value, 3) for name, value in sorted(last.since(first).items())},
             "resident_mb": {name: round(size / 1e6, 1) for name, size in highest.items()},
             "kb_per_connection": round(grown / 1000 / connections, 2) if connections else None,
         }

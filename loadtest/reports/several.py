@@ -13,7 +13,8 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from loadtest import WrongUse
-from loadtest.engine.run import MEASURED, add_checks
+from loadtest.engine.run import MEASURED
+from loadtest.engine.verification import add_checks
 from loadtest.measure.recording import Histogram, shown
 from loadtest.reports.verdict import judge, per_customer
 
@@ -211,7 +212,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         raise WrongUse("merging needs the reports of at least two machines")
     first = reports[0]
     for number, other in enumerate(reports, 1):
-        if other["kind"] not in ("run", "merged"):
+        if other["kind"] != "run":
             raise WrongUse(f"report {number} is of a {other['kind']}; only runs can be merged")
         for name in SAME:
             if other[name] != first[name]:
@@ -224,7 +225,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             raise WrongUse(
                 f"report {number} started {apart:.1f} s from the first; give all machines the same --start-at"
             )
-    parts = sorted(part for report in reports for part in report.get("merged_parts", [report["part"]]))
+    parts = sorted(report["part"] for report in reports)
     if len(set(parts)) != len(parts):
         raise WrongUse(f"these are the parts {parts}: each may be there once")
     missing = sorted(set(range(1, first["parts"] + 1)) - set(parts))
@@ -238,7 +239,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **first,
         "kind": "merged",
         "merged_parts": parts,
-        "machines": sum(report["machines"] for report in reports),
+        "machines": len(reports),
         "workers": sum(report["workers"] for report in reports),
         "seconds": round(sum(entry["seconds"] for entry in shared), 3),
         "failures": [failure for report in reports for failure in report["failures"]],
@@ -324,7 +325,7 @@ def series(found: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
         entries = made[at]
         one = {
             **entries[0],
-            "machines": sum(entry.get("machines", 1) for entry in entries),
+            "machines": len(entries),
             "seconds": min(entry["seconds"] for entry in entries),
             "vendors": sum(entry["vendors"] for entry in entries),
             "customers": sum(entry["customers"] for entry in entries),

@@ -31,9 +31,9 @@ def test_the_warm_up_is_in_no_figure() -> None:
     assert timeline.counts()["acked"] == 60
     assert len(timeline.delays()["ack"]) == 60
     assert timeline.own()["vendors"] == pytest.approx(0.6)
-    used = timeline.used()
-    assert used is not None
-    assert used[1]["all"] / used[0] == pytest.approx(2.0)
+    server = timeline.server()
+    assert server is not None
+    assert server["cpu"]["all"] / server["seconds"] == pytest.approx(2.0)
     series = timeline.series()
     assert [entry["measured"] for entry in series] == [False] * 4 + [True] * 6
     assert series[5]["delays"]["ack"]["p50_ms"] == pytest.approx(20, rel=0.01)

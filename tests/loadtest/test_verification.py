@@ -16,6 +16,7 @@ from loadtest.engine.verification import (
     Observation,
     Position,
     ViewAuditor,
+    add_checks,
     check,
     count_differences,
     position_differences,
@@ -130,6 +131,22 @@ def test_a_check_that_compared_nothing_fails() -> None:
     assert check([], compared=0) == {
         **{"ok": False, "differences": 1, "shown": ["nothing was compared"], "compared": 0},
     }
+
+
+def test_a_worker_without_vendors_fails_no_run() -> None:
+    """More --workers than vendors: one worker compares nothing, and the others' comparison still counts."""
+    idle, busy, wrong = check([], compared=0), check([], compared=7), check(["a", "b"], compared=3)
+    for workers, ok, differences, shown in (
+        ([idle, busy], True, 0, []),
+        ([busy, idle], True, 0, []),
+        ([idle, wrong], False, 2, ["a", "b"]),
+        ([idle, idle], False, 1, ["nothing was compared"]),
+    ):
+        checks: dict[str, Any] = {}
+        for one in workers:
+            add_checks(checks, {"stored": one | {"rows": 1}})
+        found = checks["stored"]
+        assert (found["ok"], found["differences"], found["shown"], found["rows"]) == (ok, differences, shown, 2)
 
 
 def audited(pings: list[tuple[int, float]], seen: Position | None, at: int = 10_000) -> tuple[list[str], list[int]]:
