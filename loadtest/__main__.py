@@ -87,17 +87,18 @@ def run(
         done: list[dict[str, Any]] = []
         async with server.vendors(scenario) as identities, coordinating(run_options) as coordinator:
             plan = replace(
-                server.plan(options, scenario, identities, await server.meter()),
+                server.plan(options, scenario, identities),
                 trace=trace,
                 remote=run_options.remote,
                 part=number,
                 parts=parts,
                 start_at=run_options.start_at,
             )
+            meter = await server.meter()
             while len(done) < run_options.repeat and not (done and done[-1]["interrupted"]):
                 many = f", run {len(done) + 1} of {run_options.repeat}" if run_options.repeat > 1 else ""
                 with Dashboard(scenario.title + many, quiet=output.json) as dashboard:
-                    one = Run(plan, dashboard.show)
+                    one = Run(plan, dashboard.show, meter)
                     if coordinator is not None:
                         coordinator.page = partial(live_page, one)
                     done.append(await one.carry_out(coordinator))
@@ -139,9 +140,9 @@ def find_max(
         async def step(wanted: Scenario, scale: float) -> dict[str, Any]:
             nonlocal interrupted
             async with server.vendors(wanted) as identities:
-                plan = server.plan(options, wanted, identities, meter)
+                plan = server.plan(options, wanted, identities)
                 with Dashboard(f"{wanted.title}, {scale:.3g} times", quiet=output.json) as dashboard:
-                    report = await Run(plan, dashboard.show).carry_out()
+                    report = await Run(plan, dashboard.show, meter).carry_out()
             interrupted = interrupted or report["interrupted"]
             return report
 

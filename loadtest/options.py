@@ -23,8 +23,7 @@ from loadtest.behaviour import CustomerBehaviour, VendorBehaviour, beginning, re
 from loadtest.clients.target import Identity, Target, check_host, check_secret, enough, read_vendors
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database
-from loadtest.engine.population import Trace
-from loadtest.engine.run import Plan
+from loadtest.engine.population import Plan, Trace
 from loadtest.engine.scenario import Course, Limit, Scenario
 from loadtest.measure.server import Meter, MetricsMeter, Processes, environment, parent
 
@@ -215,9 +214,7 @@ class Server:
             raise WrongUse("only the database shows whether pings are lost; give --database or --data, or --no-verify")
         return True
 
-    def plan(
-        self, options: ScenarioOptions, scenario: Scenario, identities: Sequence[Identity], meter: Meter | None
-    ) -> Plan:
+    def plan(self, options: ScenarioOptions, scenario: Scenario, identities: Sequence[Identity]) -> Plan:
         """Returns the plan of a run of a scenario on this server."""
         return Plan(
             target=self.target,
@@ -225,7 +222,6 @@ class Server:
             scenario=scenario,
             name=Path(options.name).stem,
             identities=identities,
-            meter=meter,
             database=self.database_url,
             own=self.own,
             verify=self.verifies(options),

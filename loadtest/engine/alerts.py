@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from random import Random
 from typing import Any, Self, TypeVar
@@ -14,9 +14,9 @@ import orjson
 from aiohttp import web
 
 from loadtest import RunFailed
-from loadtest.clients.target import Identity, Target, mint
+from loadtest.clients.target import Identity, mint
 from loadtest.engine.alert_auditor import AlertAuditor
-from loadtest.engine.scenario import Scenario
+from loadtest.engine.population import Plan
 from loadtest.measure.recording import Histogram
 from streamer.geo.shapes import Circle
 from venta_client.webhooks import WebhookRefused, verify
@@ -39,15 +39,9 @@ class Alerts:
     What vendors' workers report as acked goes to `auditor`, which is there after `begin`.
     """
 
-    def __init__(
-        self, target: Target, scenario: Scenario, identities: Sequence[Identity], secret: str, seed: int
-    ) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.auditor: AlertAuditor | None = None
-        self._target = target
-        self._scenario = scenario
-        self._identities = identities
-        self._secret = secret
-        self._seed = seed
+        self._plan, self._scenario, self._identities = plan, plan.scenario, plan.identities
         self._secrets: dict[str, str] = {}
         self._owners: dict[str, Identity] = {}
         self._offset = 0.0
@@ -65,7 +59,7 @@ class Alerts:
             await self._runner.cleanup()
             raise RunFailed(f"the receiver can't listen on {self._scenario.alerts.listen}: {failed}") from None
         self._url = f"http://{host}:{self._runner.addresses[0][1]}/hook"
-        self._session = aiohttp.ClientSession(self._target.url)
+        self._session = aiohttp.ClientSession(self._plan.target.url)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -78,7 +72,7 @@ class Alerts:
     async def begin(self, offset: float) -> None:
         """Creates the alerts and waits until all are looked at; `offset` is the server's clock less ours, in ms."""
         self._offset = offset
-        wanted, random = self._scenario.alerts, Random(f"{self._seed} alerts")
+        wanted, random = self._scenario.alerts, Random(f"{self._plan.seed} alerts")
         city = self._scenario.disc.wider(wanted.spread)
         made = []
         for number in range(wanted.count):
@@ -169,7 +163,7 @@ class Alerts:
         """Returns the answer, an empty one for the status `known`; tries for some seconds what may pass."""
         pause = 0.2
         while True:
-            token = mint(owner.clerk_id, self._secret, time.time(), self._scenario.token_lifetime)
+            token = mint(owner.clerk_id, self._plan.secret, time.time(), self._scenario.token_lifetime)
             try:
                 async with self._session.request(
                     method, path, json=body, headers={"Authorization": f"Bearer {token}"}

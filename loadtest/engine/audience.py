@@ -23,6 +23,7 @@ from loadtest.reports.verdict import NAMED
 from streamer.geo.shapes import Circle
 
 SLEEP = 0.02
+TIMED_APPS = 30
 TRIES, TRY_AGAIN = 25, 0.2
 READY_WITHIN = 30.0
 OBSERVE_EVERY = 0.5
@@ -40,16 +41,16 @@ class Audience(Population[Customer]):
     kind = "customers"
 
     def _make_apps(self) -> None:
-        share, recorder, clock, city = self._share, self._recorder, ReadTime(self._now), self._city
-        habits = share.scenario.customers
+        share, plan, recorder, clock, city = self._share, self._plan, self._recorder, ReadTime(self._now), self._city
+        habits = self._scenario.customers
         count = round(habits.count * self._course.peak().customers)
         self._prepare(count, habits.phones)
-        self._vendor_ids = [identity.vendor_id for identity in share.identities]
+        self._vendor_ids = [identity.vendor_id for identity in plan.identities]
         known = frozenset(self._vendor_ids)
-        every = max(1, count // share.sampled) if share.sampled else 0
+        every = max(1, count // plan.sampled) if plan.sampled else 0
         self.apps = [
             Customer(
-                share.target,
+                plan.target,
                 share.token(index),
                 random,
                 recorder,
@@ -57,7 +58,7 @@ class Audience(Population[Customer]):
                 habits=habits,
                 known=known,
                 index=index,
-                timed_every=share.timed_every,
+                timed_every=max(1, round(plan.customers / TIMED_APPS)),
                 full=bool(every) and index % every == 0,
                 slow=spread(index) < habits.slow,
                 stalled=spread(index, SILVER) < habits.stalled,
@@ -69,7 +70,7 @@ class Audience(Population[Customer]):
         lat, long = city.lat + habits.offset[0], city.long + habits.offset[1]
         where = City(lat, long, city.radius, city.block)
         self._first: list[float] = []
-        reporting = self._vendor_ids[: round(share.scenario.vendors.count * self._course.peak().vendors)]
+        reporting = self._vendor_ids[: round(self._scenario.vendors.count * self._course.peak().vendors)]
         for customer, random in zip(self.apps, self.randoms, strict=True):
             self._first.append(customer.start(kind(customer, where, random, reporting, habits)))
             if habits.shared:
@@ -94,7 +95,7 @@ class Audience(Population[Customer]):
         sampled = [customer for customer in self.sampled if customer in taking_part]
         for customer in sampled:
             customer.hurry()
-        until = time.monotonic() + min(READY_WITHIN, self._share.scenario.settle)
+        until = time.monotonic() + min(READY_WITHIN, self._scenario.settle)
         for customer in sampled:
             with suppress(TimeoutError):
                 await asyncio.wait_for(customer.ready.wait(), max(0.01, until - time.monotonic()))
@@ -131,7 +132,7 @@ class Audience(Population[Customer]):
     # Population
 
     def _begin(self, start: float) -> None:
-        self.auditor.measured_from = start + self._share.scenario.warmup * 1000
+        self.auditor.measured_from = start + self._scenario.warmup * 1000
 
     def count(self) -> None:
         super().count()

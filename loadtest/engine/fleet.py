@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import behaviour
-from loadtest.behaviour import MOVEMENTS, VendorBehaviour, by_vehicle, read_trace
+from loadtest.behaviour import MOVEMENTS, Fix, VendorBehaviour, by_vehicle, read_trace
 from loadtest.clients.vendor import GRID, Acked, BulkVendor, Ping, SimulatedVendor, on_grid, route
 from loadtest.engine import verification
 from loadtest.engine.database import Database
@@ -32,19 +32,19 @@ class Fleet(Population[SimulatedVendor]):
     counted = ("faults", "refused", "sent", "resent")
 
     def _make_apps(self) -> None:
-        share, recorder, clock = self._share, self._recorder, self._now
-        vendors = share.scenario.vendors
-        self._prepare(min(round(vendors.count * self._course.peak().vendors), len(share.identities)), vendors.phones)
+        share, plan, recorder, clock = self._share, self._plan, self._recorder, self._now
+        vendors = self._scenario.vendors
+        self._prepare(min(round(vendors.count * self._course.peak().vendors), len(plan.identities)), vendors.phones)
         self.apps = [
             (BulkVendor if vendors.bulk else SimulatedVendor)(
-                share.target,
-                share.identities[index],
+                plan.target,
+                plan.identities[index],
                 share.token(index),
                 random,
                 recorder,
                 clock,
                 index=index,
-                keep=share.keep,
+                keep=plan.verify and plan.database is not None,
                 audited=share.audited,
             )
             for index, random in zip(self.indices, self.randoms, strict=True)
@@ -61,7 +61,10 @@ class Fleet(Population[SimulatedVendor]):
                 app.behaviour.every = movement.every
         self._due: list[tuple[int, int, int, Ping, Iterator[Ping]]] = []
         self._start = 0.0
-        self._fixes = by_vehicle(read_trace(Path(share.trace.path)))[share.number :: share.of] if share.trace else None
+        self._fixes: list[list[Fix]] | None = None
+        if plan.trace is not None:
+            vehicles = by_vehicle(read_trace(Path(plan.trace.path)))
+            self._fixes = [vehicles[index] for index in share.indices(len(vehicles))]
 
     async def settle(self, within: float) -> dict[str, Any]:
         """Gives every phone its network back, waits for the acks, and returns what watchers must see."""
@@ -91,8 +94,8 @@ class Fleet(Population[SimulatedVendor]):
         lost: list[str] = []
         misplaced: list[str] = []
         rows = verified = 0
-        assert self._share.database is not None
-        async with Database(self._share.database, self._share.own) as database:
+        assert self._plan.database is not None
+        async with Database(self._plan.database, self._plan.own) as database:
             waiting = [vendor for vendor in self.apps if vendor.ledger.count]
             while waiting:
                 some = [waiting.pop()]
@@ -204,8 +207,8 @@ class Fleet(Population[SimulatedVendor]):
     def _follow(self, place: int, now: float) -> Iterator[Ping]:
         """Yields the vehicle's fixes moved onto the present; what is past already is due at once, like a backlog."""
         assert self._fixes is not None
-        assert self._share.trace is not None
-        zero, speedup = self._share.trace.zero, self._share.trace.speedup
+        assert self._plan.trace is not None
+        zero, speedup = self._plan.trace.zero, self._plan.trace.speedup
         last = 0
         for fix in self._fixes[place] if place < len(self._fixes) else ():
             # two fixes of a vehicle at one time would be one ping

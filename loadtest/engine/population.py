@@ -1,4 +1,4 @@
-"""What the vendors and the customers of a worker have in common: its share of a run, and how they come and go."""
+"""What a worker carries out of a run, and how its vendors or customers come and go."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -26,6 +26,7 @@ ADJUST_EVERY = 100.0
 CONNECTED_AT_ONCE = 25
 """Connections opened in 100 ms at most: under the server's admission limit, so that a ramp is no storm of its own."""
 AppT = TypeVar("AppT", bound=App)
+Kind = Literal["vendors", "customers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,39 +39,71 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """Worker `number` of `of` of the same kind, over all machines: it has every `of`th vendor or customer.
+class Plan:
+    """What to run: part `part` of `parts` machines; `workers` processes for vendors and as many for customers.
 
-    `offset` is the server's clock less this machine's, in ms. `keep`: every acked ping is compared with what is
-    stored. About `sampled` customers in all hold full views; with `audited` these are compared with what vendors'
-    workers report as acked while the run goes on. Every `timed_every`th frame is timed.
+    About `sampled` customers hold full views. `verify` compares these with what was acked while the run goes on, and
+    all that is stored at the end. With a coordinator, `remote` of the workers are on other machines.
     """
 
-    kind: Literal["vendors", "customers"]
-    number: int
-    of: int
     target: Target
     secret: str
     scenario: Scenario
+    name: str
     identities: Sequence[Identity]
-    seed: int = 0
-    offset: float = 0.0
-    keep: bool = False
-    sampled: int = 20
-    timed_every: int = 1
-    trace: Trace | None = None
     database: str | None = None
     own: str | None = None
-    audited: bool = False
+    verify: bool = False
+    trace: Trace | None = None
+    workers: int = 1
+    remote: int = 0
+    sampled: int = 20
+    seed: int = 0
+    part: int = 1
+    parts: int = 1
+    start_at: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def customers(self) -> float:
+        """The number of customers at the highest level, on all machines."""
+        return self.scenario.customers.count * Course(self.scenario.stages).peak().customers
+
+    def shares(self) -> list[Share]:
+        """Returns what each worker of this machine carries out."""
+        kinds: list[Kind] = ["vendors", "customers"] if self.customers else ["vendors"]
+        first = (self.part - 1) * self.workers
+        return [Share(kind, number, self) for number in range(first, first + self.workers) for kind in kinds]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What worker `number` of a kind, counted over all machines, carries out of a plan.
+
+    `offset` is the server's clock less this machine's, in ms.
+    """
+
+    kind: Kind
+    number: int
+    plan: Plan
+    offset: float = 0.0
+
+    @property
+    def audited(self) -> bool:
+        """Whether vendors' workers report acked pings while the run goes on, and customers' compare them with views."""
+        plan = self.plan
+        views = plan.verify and plan.sampled > 0 and bool(plan.customers) and plan.scenario.vendors.bulk is None
+        return views or (self.kind == "vendors" and plan.scenario.alerts.count > 0)
 
     def token(self, index: int) -> Callable[[], str]:
         """Returns what gives the app with this index its tokens: they outlive the run, so none ends a connection."""
-        identity = self.identities[index % len(self.identities)]
-        return minting(identity, self.secret, self.scenario.token_lifetime)
+        identity = self.plan.identities[index % len(self.plan.identities)]
+        return minting(identity, self.plan.secret, self.plan.scenario.token_lifetime)
 
     def indices(self, count: int) -> range:
         """Returns which of `count` vendors or customers this worker has."""
-        return range(self.number, count, self.of)
+        return range(self.number, count, self.plan.workers * self.plan.parts)
 
 
 SHARE = TypeAdapter(Share)
@@ -105,11 +138,11 @@ class Population(Generic[AppT]):
     """What its apps count themselves."""
 
     def __init__(self, share: Share, recorder: Recorder, clock: Callable[[], float], group: asyncio.TaskGroup) -> None:
-        scenario = share.scenario
         self.active = self._target = 0
-        self._city = scenario.disc
-        self._course = Course(scenario.stages)
-        self._share, self._recorder, self._now, self._group = share, recorder, clock, group
+        self._share, self._plan, self._scenario = share, share.plan, share.plan.scenario
+        self._city = self._scenario.disc
+        self._course = Course(self._scenario.stages)
+        self._recorder, self._now, self._group = recorder, clock, group
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._counted: Counter[str] = Counter()
         self._phones: list[tuple[float, int, int]] = []
@@ -118,7 +151,7 @@ class Population(Generic[AppT]):
     def _prepare(self, count: int, phones: Phones) -> None:
         """Chooses this worker's part of `count` apps."""
         self.indices = self._share.indices(count)
-        self.randoms = [Random(f"{self._share.seed} {self.kind} {index}") for index in self.indices]
+        self.randoms = [Random(f"{self._plan.seed} {self.kind} {index}") for index in self.indices]
         self.turns = [0] * len(self.indices)
         self._habits = phones
         self._flapping = [spread(index, SILVER) < phones.lossy for index in self.indices]
@@ -147,7 +180,7 @@ class Population(Generic[AppT]):
         sums = Counter({name: sum(getattr(app, name) for app in self.apps) for name in self.counted})
         self._recorder.counts.update({name: total - self._counted[name] for name, total in sums.items()})
         self._counted = sums
-        if heartbeat := self._share.scenario.heartbeat:
+        if heartbeat := self._scenario.heartbeat:
             now = time.monotonic()
             for app in self.apps[: self.active]:
                 app.check_alive(now, heartbeat)
@@ -191,8 +224,8 @@ class Population(Generic[AppT]):
 
     def _adjust(self, now: float, at: float) -> None:
         """Has as many apps take part as the stage wants."""
-        scenario = getattr(self._share.scenario, self.kind)
-        wanted = round(scenario.count * getattr(self._course.levels(at), self.kind))
+        count = getattr(self._scenario, self.kind).count
+        wanted = round(count * getattr(self._course.levels(at), self.kind))
         target = self._target = sum(1 for index in self.indices if index < wanted)
         for place in range(self.active, min(target, self.active + CONNECTED_AT_ONCE)):
             self.active = place + 1

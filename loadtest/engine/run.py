@@ -6,17 +6,15 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from loadtest import RunFailed
-from loadtest.clients.target import Identity, Target
 from loadtest.engine.alerts import Alerts
-from loadtest.engine.population import Share, Trace
-from loadtest.engine.scenario import Course, Scenario
+from loadtest.engine.population import Plan
+from loadtest.engine.scenario import Course
 from loadtest.engine.verification import MOST_SHOWN, add_checks, check
 from loadtest.engine.worker_pool import Coordinator, RemoteMember, WorkerPool
 from loadtest.measure.recording import Histogram, Timeline, shown
@@ -29,7 +27,6 @@ GRACE = 30.0
 VERIFY_WITHIN = 600.0
 END_WITHIN = 30.0
 OVERDUE = 120.0
-TIMED_APPS = 30
 CONNECT_WITHIN = 120.0
 Show = Callable[[Timeline, Course, str], None]
 NESTED = ("errors", "closes", "rejected", "gave_up")
@@ -43,67 +40,12 @@ MEASURED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to run: part `part` of `parts` machines; `workers` processes for vendors and as many for customers.
-
-    `sampled` customers hold full views. `audited` compares these with the truth during the run, `verify` also compares
-    what is stored at the end. With a coordinator, `remote` of the workers are on other machines.
-    """
-
-    target: Target
-    secret: str
-    scenario: Scenario
-    name: str
-    identities: Sequence[Identity]
-    meter: Meter | None = None
-    database: str | None = None
-    own: str | None = None
-    verify: bool = False
-    trace: Trace | None = None
-    workers: int = 1
-    remote: int = 0
-    sampled: int = 20
-    seed: int = 0
-    part: int = 1
-    parts: int = 1
-    start_at: float | None = None
-    tags: dict[str, str] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    def shares(self) -> list[Share]:
-        """Returns what each worker carries out."""
-        customers = self.scenario.customers.count * Course(self.scenario.stages).peak().customers
-        kinds: list[Literal["vendors", "customers"]] = ["vendors", "customers"] if customers else ["vendors"]
-        audited = self.verify and self.sampled > 0 and bool(customers) and self.scenario.vendors.bulk is None
-        return [
-            Share(
-                kind=kind,
-                number=(self.part - 1) * self.workers + number,
-                of=self.workers * self.parts,
-                target=self.target,
-                secret=self.secret,
-                scenario=self.scenario,
-                identities=self.identities,
-                seed=self.seed,
-                keep=self.verify and self.database is not None,
-                sampled=self.sampled,
-                timed_every=max(1, round(customers / TIMED_APPS)),
-                trace=self.trace,
-                database=self.database,
-                own=self.own,
-                audited=audited or (kind == "vendors" and self.scenario.alerts.count > 0),
-            )
-            for number in range(self.workers)
-            for kind in kinds
-        ]
-
-
 class Run:
     """A running load test. `report()` returns what is known so far, so that a page can show it."""
 
-    def __init__(self, plan: Plan, show: Show) -> None:
+    def __init__(self, plan: Plan, show: Show, meter: Meter | None = None) -> None:
         self.plan = plan
+        self.meter = meter
         self.course = Course(plan.scenario.stages)
         self.timeline = Timeline(self.course.total, plan.scenario.warmup)
         self._show = show
@@ -131,7 +73,7 @@ class Run:
         self._show(self.timeline, self.course, "starting workers")
         alerting: AbstractAsyncContextManager[Alerts | None] = nullcontext()
         if plan.scenario.alerts.count:
-            alerting = Alerts(plan.target, plan.scenario, plan.identities, plan.secret, plan.seed)
+            alerting = Alerts(plan)
         async with alerting as alerts, WorkerPool(plan.shares(), remote) as pool, interrupts() as stop:
             self._clock = pool.clock
             if alerts is not None:
@@ -193,9 +135,9 @@ class Run:
     async def _sample_usage(self) -> None:
         """Reads what the server uses, every second."""
         second = 0
-        while self.plan.meter is not None and second <= self.course.total:
+        while self.meter is not None and second <= self.course.total:
             await asyncio.sleep(max(0.0, self._began + second - time.time()))
-            if (found := await self.plan.meter.look()) is not None:
+            if (found := await self.meter.look()) is not None:
                 self.timeline.usage(time.time() - self._began, *found)
             second = max(second + 1, int(time.time() - self._began))
 
@@ -284,7 +226,7 @@ class Run:
                 for name, histogram in (timeline.delays() | self._alert_delays).items()
             },
             "customers": per_customer(summaries, stalest),
-            "server": None if plan.meter is None or used is None else {"source": plan.meter.source, **used},
+            "server": None if self.meter is None or used is None else {"source": self.meter.source, **used},
             "generator": {
                 "cpu": {kind: round(value, 3) for kind, value in sorted(timeline.own().items())},
                 "coordinator_cpu": round(own, 3),

@@ -85,8 +85,8 @@ class Worker:
         match order["do"]:
             case "acked" if isinstance(population, Audience):
                 population.heard(order)
-            case "settle":
-                settled = await population.settle(self.share.scenario.settle) if isinstance(population, Fleet) else {}
+            case "settle" if isinstance(population, Fleet):
+                settled = await population.settle(self.share.plan.scenario.settle)
                 self._tell_acked()
                 return {"is": "settled", **settled}
             case "verify" if isinstance(population, Fleet):
@@ -144,7 +144,7 @@ async def work(orders: AsyncIterator[Message], tell: Tell) -> None:
             match order["do"]:
                 case "prepare":
                     share = SHARE.validate_python(order["share"])
-                    clock = await offset(share.target, share.identities[0], share.secret)
+                    clock = await offset(share.plan.target, share.plan.identities[0], share.plan.secret)
                     worker = Worker(replace(share, offset=clock.ms), group, tell)
                     tell({"is": "ready", "offset_ms": clock.ms, "error_ms": clock.error_ms})
                 case "start" if worker is not None:

@@ -15,7 +15,7 @@ from loadtest.clients.customer import Customer
 from loadtest.clients.target import Identity, Target
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
-from loadtest.engine.population import Share
+from loadtest.engine.population import Plan, Share
 from loadtest.engine.scenario import Customers
 from loadtest.engine.verification import Live
 from loadtest.measure.recording import Recorder
@@ -72,8 +72,8 @@ async def test_a_skipped_update_of_counts_is_named(skipping: bool) -> None:
         ],
     )
     async with standing_in({"/v1/watch": serve}) as target, asyncio.TaskGroup() as group:
-        share = Share("customers", 0, 1, target, "s" * 32, scenario, [Identity("v", "c", "")], sampled=2)
-        audience = Audience(share, Recorder(), lambda: time.time() * 1000, group)
+        plan = Plan(target, "s" * 32, scenario, "x", [Identity("v", "c", "")], sampled=2)
+        audience = Audience(Share("customers", 0, plan), Recorder(), lambda: time.time() * 1000, group)
         await audience.run(time.time() * 1000, asyncio.Event())
         checks = await audience.verify(Live({}, set()), set())
         await audience.stop(5.0)

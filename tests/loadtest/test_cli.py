@@ -15,7 +15,8 @@ from loadtest import RunFailed, WrongUse
 from loadtest.__main__ import app
 from loadtest.clients.target import Identity, Target, enough, mint, parse_vendors, read_vendors
 from loadtest.engine import scenario as scenarios
-from loadtest.engine.run import Plan, Run
+from loadtest.engine.population import Plan
+from loadtest.engine.run import Run
 from loadtest.options import Services
 
 SECRET = "s" * 32

@@ -17,7 +17,7 @@ from loadtest.clients.vendor import Ledger, Ping
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
 from loadtest.engine.fleet import Fleet
-from loadtest.engine.population import Share
+from loadtest.engine.population import Plan, Share
 from loadtest.engine.scenario import Customers, Scenario
 from loadtest.measure.recording import Recorder
 from tests.support.apps import eventually
@@ -34,7 +34,7 @@ def now() -> float:
 
 def share(target: Target, scenario: Scenario, kind: Any = "vendors") -> Share:
     """All of a scenario for one worker."""
-    return Share(kind, 0, 1, target, "s" * 32, scenario, VENDORS, sampled=0)
+    return Share(kind, 0, Plan(target, "s" * 32, scenario, "x", VENDORS, sampled=0))
 
 
 def delays(recorder: Recorder, name: str) -> list[float]:

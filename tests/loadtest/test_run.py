@@ -18,7 +18,8 @@ import pytest
 
 from loadtest import RunFailed
 from loadtest.clients.target import Identity, Target
-from loadtest.engine.run import Plan, Run
+from loadtest.engine.population import Plan
+from loadtest.engine.run import Run
 from loadtest.options import RunOptions, ScenarioOptions, chosen
 from loadtest.reports.several import merge
 from streamer.storage import seed
