@@ -1,4 +1,4 @@
-"""The load test's alerts while what they need is killed: whoever relies on them is told of each crossing even then."""
+"""Alerts under load while servers, PostgreSQL and Valkey are killed: every crossing still reaches the receiver."""
 
 from __future__ import annotations
 

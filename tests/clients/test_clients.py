@@ -165,7 +165,7 @@ async def test_a_wrong_clock_is_corrected_before_anything_is_sent(
 
 
 async def test_what_can_not_be_stored_is_told_and_forgotten(program: Start, serve: Serve, database_url: str) -> None:
-    """A ping that will never be stored must not be sent for ever, nor hold up the others."""
+    """A ping that will never be stored must not be sent for ever, nor delay the others."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     now = now_ms()
@@ -203,7 +203,7 @@ async def test_open_and_closed_survive_a_cut(program: Start, serve: Serve, datab
 async def test_a_view_is_true_again_after_every_cut(
     program: Start, database_url: str, serving_url: str, redis_url: str
 ) -> None:
-    """What entered, moved and left while the customer was cut off, told once the connection is back."""
+    """After a reconnect a customer must see what entered, moved and left while it was cut off."""
     vendors = await seed.seed(database_url, 4)
     area = {"area": circle(LAT, LONG, 2000)}
     truth: dict[str, tuple[float, float]] = {}
@@ -242,7 +242,7 @@ async def test_a_view_is_true_again_after_every_cut(
 
 
 async def test_a_view_of_more_vendors_than_a_snapshot_has(program: Start, serve: Serve, database_url: str) -> None:
-    """The others of a metropolis come as updates, and the view is all of them, also of those that move meanwhile."""
+    """A view larger than a snapshot continues in updates; the app must end with all vendors, also those that move."""
     running, vendors = await serve(), await seed.seed(database_url, 1100)
     truth: dict[str, tuple[float, float]] = {}
     async with aiohttp.ClientSession(running.url) as session, program("customer", running.url) as app:
@@ -274,7 +274,7 @@ async def test_a_view_of_more_vendors_than_a_snapshot_has(program: Start, serve:
 
 
 async def test_a_dead_link_is_noticed_by_both_apps(program: Start, serve: Serve, database_url: str) -> None:
-    """A connection on which nothing comes any more, and nothing is said of it, is given up for a new one."""
+    """A link that dies without a close would leave an app waiting for ever; both clients replace it."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     quick: dict[str, Any] = {"silence": 500, "answerTimeout": 3000}
@@ -300,7 +300,7 @@ async def test_a_dead_link_is_noticed_by_both_apps(program: Start, serve: Serve,
 async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(
     program: Start, serve: Serve, database_url: str
 ) -> None:
-    """A token that ends is replaced on the open connection; with none better the app says so and stays away."""
+    """A token that ends is replaced on the open connection; without a better one the app says so and stops."""
     first, second = await seed.seed(database_url, 2)
     server = await serve(watch_auth="required", jwt_leeway=0.0)
     short, ends = make_token(SECRET, first.clerk_id, 8), now_ms() + 8000

@@ -73,7 +73,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_client_with_a_fault_fails(fault: str, tmp_path: Path) -> None:
-    """A kit that passes every client would say nothing of a new one."""
+    """A kit that passed every client would tell the author of a new one nothing."""
     target, patch, kind, case = FAULTS[fault]
     owner, name = target.rsplit(".", 1)
     faulty = tmp_path / "faulty.py"

@@ -25,13 +25,13 @@ def cases(table: str, name: str) -> list[Any]:
 
 @pytest.mark.parametrize("case", cases("reconnect", "rules"), ids=lambda case: case["code"])
 def test_close_codes(case: dict[str, Any]) -> None:
-    """A client that returns where it must not keeps a server busy; one that does not is off the map for good."""
+    """A client that reconnects after a final close keeps the server busy; one that never does is lost for good."""
     assert reconnect.rule(case["code"]) == case["reconnect"]
 
 
 @pytest.mark.parametrize("case", cases("reconnect", "statuses"), ids=lambda case: case["status"])
 def test_statuses_mean_what_the_close_codes_mean(case: dict[str, Any]) -> None:
-    """A refused handshake and a close are the same decision, made a moment earlier."""
+    """A refused handshake must lead a client to the same decision as the close code for the same reason."""
     assert reconnect.code_of_status(case["status"]) == case["code"]
 
 
@@ -72,5 +72,5 @@ def test_tokens(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("other", ["", "a", "a.b", "a.%.c"])
 def test_what_is_no_token_never_expires(other: str) -> None:
-    """An opaque token is the server's to check."""
+    """A client can't read an opaque token, so it must not take it for expired."""
     assert expiry(other) is None

@@ -117,7 +117,7 @@ async def test_one_file_has_one_client(tmp_path: Path) -> None:
 async def test_an_apps_own_mistake_does_not_cost_it_the_connection(
     serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A callback that raises is the app's to mend: its pings go on."""
+    """A callback that raises is the app's to fix; its pings must still be sent."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
 
@@ -134,7 +134,7 @@ async def test_an_apps_own_mistake_does_not_cost_it_the_connection(
 
 
 async def test_closing_survives_an_outage_of_the_database(serve: Serve, postgres_server: PostgresServer) -> None:
-    """A vendor who closes while PostgreSQL is away is closed once it is back, without a tap more."""
+    """A vendor who closes while PostgreSQL is away must be closed once it is back, without another tap."""
     await migrate.upgrade(postgres_server.url)
     (one,) = await seed.seed(postgres_server.url, 1)
     server = await serve(database_url=postgres_server.url, pool_timeout=1.0, statement_timeout=1.0)
@@ -217,7 +217,7 @@ async def test_a_sign_in_link_becomes_a_client(serve: Serve, database_url: str) 
 
 
 async def test_promises_raise_their_reason(serve: Serve, database_url: str) -> None:
-    """An app that waits for what will never be must be told, and told why."""
+    """An app that waits for what can't happen any more must get an exception with the reason."""
     one, other = await seed.seed(database_url, 2)
     server = await serve()
     async with VendorClient(server.url, token=token(one.clerk_id), queue=MemoryQueue(), on_rejected=ignore) as client:

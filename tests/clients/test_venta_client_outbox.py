@@ -76,7 +76,7 @@ def test_a_full_outbox_takes_no_more() -> None:
 
 
 def test_answers_to_what_was_never_sent_are_violations() -> None:
-    """A server that acks the future acks what it can't have stored."""
+    """A server can't have stored a ping that was never sent: the client must report such an ack."""
     outbox: Outbox[Ping] = Outbox(10)
     outbox.add(ping(1))
     outbox.take(1)
@@ -138,7 +138,7 @@ def test_an_old_ping_has_no_right_of_way() -> None:
 
 
 def test_the_oldest_makes_room() -> None:
-    """A phone's memory has an end; what is lost then is what is worth least, and the app can tell."""
+    """A full queue drops its oldest ping, which is worth least, and the app learns of it."""
     outbox: Outbox[Ping] = Outbox(3)
     for timestamp in range(3):
         outbox.add(ping(timestamp))

@@ -1,4 +1,4 @@
-"""The Python client as an app developer gets it: packed, installed beside nothing of ours, on each Python, typed."""
+"""The Python client as an app developer gets it: packed, installed without the server, on each Python, typed."""
 
 from __future__ import annotations
 

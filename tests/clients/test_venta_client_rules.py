@@ -44,7 +44,7 @@ Steps = list[tuple[str, str, int]]
     )
 )
 def test_events_lead_from_what_was_told_to_what_is_so(steps: Steps) -> None:
-    """However slowly an app reads, and whatever comes between, it ends with the view and nothing else is kept."""
+    """An app that reads slowly must end with the current view, and nothing may pile up for it meanwhile."""
 
     async def history() -> None:
         watch = Watch(cast(CustomerClient, Unconnected()), "w", {})

@@ -1,4 +1,4 @@
-"""A view is what snapshot and updates say, applied in order: the truth check stands on it."""
+"""A view is a snapshot with all updates applied in order; the load test's verification relies on it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def histories(draw: st.DrawFn) -> list[PositionWriter]:
 
 @given(histories(), st.lists(st.booleans(), min_size=11, max_size=11))
 def test_a_view_equals_the_place_after_every_message(states: list[PositionWriter], again: list[bool]) -> None:
-    """Whatever enters, moves and leaves, and whenever a new snapshot comes, the view is the place."""
+    """Whatever enters, moves or leaves, the view must equal the vendors in the area after every message."""
     view = View(strict=True)
     view.snapshot([])
     for (before, now), fresh in zip(itertools.pairwise(states), again, strict=False):
@@ -96,7 +96,7 @@ def test_a_fix_replaces_heading_and_speed_even_by_nothing() -> None:
 def test_what_does_not_follow_is_a_violation(
     entered: list[dict[str, Any]], moved: list[dict[str, Any]], left: list[str], complaint: str
 ) -> None:
-    """A lenient view would heal by itself what a real app would show wrong."""
+    """A lenient view would hide an error that a real app would show on its map."""
     view = View(strict=True)
     view.snapshot([card("a", 1.0, 5)])
     with pytest.raises(Violation, match=complaint):

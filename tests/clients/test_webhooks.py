@@ -39,7 +39,7 @@ def given(**changed: Any) -> dict[str, Any]:
 
 
 def test_what_the_server_signs_is_verified() -> None:
-    """A helper that refuses true webhooks is thrown away, and the check with it."""
+    """A helper that refused valid webhooks would be removed, and the check of signatures with it."""
     for changed in (
         {},
         {"headers": {name.title(): value for name, value in SIGNED.items()}},
@@ -68,7 +68,7 @@ def test_a_secret_that_is_none_is_a_mistake_of_the_programmer() -> None:
 
 @pytest.mark.skipif(NODE is None, reason="Node is not here")
 def test_the_javascript_helper_decides_the_same() -> None:
-    """Two helpers that differ are one that is wrong."""
+    """If the helpers disagreed, receivers in one language would accept forgeries or refuse valid webhooks."""
     cases = [given(), *(given(**changed) for _, changed in WRONG)]
     program = f"""
 import {{ verifyWebhook, WebhookRefused }} from "{(ROOT / "clients/js/webhooks.js").as_uri()}";

@@ -51,7 +51,7 @@ async def test_an_outage_is_reported_without_internals(serve: Serve, database_ur
 
 
 async def test_opening_and_closing_has_an_end(serve: Serve, database_url: str) -> None:
-    """A vendor's app in a loop would fill the audit, and wake everyone around it, thousands of times a second."""
+    """An app in a loop would otherwise fill the audit, and notify all customers nearby, thousands of times a second."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     direct = await asyncpg.connect(database_url)

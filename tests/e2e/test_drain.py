@@ -1,4 +1,4 @@
-"""An orderly stop. What breaks if these fail: an upgrade loses pings, or customers see a map that stands still."""
+"""An orderly stop: an upgrade must lose no pings, and no customer's map may stand still."""
 
 from __future__ import annotations
 

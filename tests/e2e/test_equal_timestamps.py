@@ -134,7 +134,7 @@ async def test_a_backlog_after_a_live_ping_of_a_phone_ahead(serve: Serve, databa
 async def test_a_process_that_never_finds_out(
     serve: Serve, database_url: str, monkeypatch: pytest.MonkeyPatch, aside: float
 ) -> None:
-    """Killed between showing a duplicate and storing it, a process would leave a wrong place on all maps."""
+    """A process killed between showing a duplicate and storing it must not leave a wrong position on any map."""
     (vendor,) = await seed.seed(database_url, 1)
     servers = [await serve(), await serve()]
 
@@ -162,7 +162,7 @@ async def test_a_process_that_never_finds_out(
 
 
 async def test_after_a_restart_of_all(serve: Serve, database_url: str, redis_url: str) -> None:
-    """A server that knows nothing takes the duplicate for new, and so would all others."""
+    """Servers that have just started take the duplicate for new: they must find out that it is not."""
     (vendor,) = await seed.seed(database_url, 1)
     first, at = await serve(), now_ms()
     await post(first, vendor, [{"lat": HERE[0], "long": HERE[1], "timestamp": at}])

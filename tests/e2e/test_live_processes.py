@@ -56,7 +56,7 @@ async def test_killed(serve: Serve, database_url: str, redis_url: str) -> None:
 
 
 async def test_redis_away(serve: Serve, database_url: str, redis_url: str) -> None:
-    """One process without Redis: its vendors and customers go on, pings are stored; then all is whole."""
+    """One process loses Redis: its vendors and customers go on, pings are stored; afterwards both agree again."""
     one, two = await seed.seed(database_url, 2)
     async with Proxy(redis_url) as proxy:
         cut, whole = await serve(redis_url=proxy.url), await serve()

@@ -193,8 +193,7 @@ async def test_by_default_closed_and_offline_vendors_are_shown(serve: Serve, ven
 async def test_one_vendor_needs_what_an_area_needs(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """Whoever may not watch an area learns nothing by a vendor's id either: on no endpoint, and without a hint whether
-    the vendor exists."""
+    """Whoever may not watch an area must not watch a vendor by its id either, nor learn whether it exists."""
     (vendor, other, *_), running = vendors, await serve(watch_auth="required")
     area = f"lat={LAT}&long={LONG}&radius=1000"
     async with VendorApp(running.url, vendor.clerk_id) as app:
@@ -216,7 +215,7 @@ async def test_one_vendor_needs_what_an_area_needs(
 
 
 async def test_history_is_the_owners(serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession) -> None:
-    """Where a vendor was, it alone can read; another vendor or a customer cannot, unless the operator says so."""
+    """Only the vendor reads where it was; customers and other vendors can't, unless the operator allows it."""
     (vendor, other, *_), running = vendors, await serve()
     path = f"/v1/vendors/{vendor.vendor_id}/locations"
     assert (await asked(session, running.url + path, bearer(vendor)))[0] == 200

@@ -177,7 +177,7 @@ async def test_a_vendor_and_a_customer_through_the_front(
 
 @pytest.mark.parametrize("kind", ["nginx", "caddy"])
 async def test_a_server_that_is_away(kind: str, unused_tcp_port: int, tmp_path: Path) -> None:
-    """Clients get a 502 to come back after, and its log, where proxies like to quote the request, has no token."""
+    """Clients get 502 and retry; the proxy's error log, which quotes requests, must have no token."""
     token = make_token(SECRET, "somebody", 600)
     async with (
         running(kind, f"http://127.0.0.1:{unused_tcp_port}", tmp_path) as front,

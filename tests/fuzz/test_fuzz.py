@@ -47,7 +47,7 @@ def test_frames(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_the_seeds(name: str) -> None:
-    """What the fuzzer starts from is what apps send: it is taken, or there would be little to find."""
+    """The fuzzer starts from valid messages: from refused ones it would reach little of the code."""
     for seed in targets.SEEDS[name]:
         targets.TARGETS[name](seed)
 

@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL and Redis with real certificates: what is asked for in the URL is what is checked."""
+"""TLS to PostgreSQL and Redis with real certificates: exactly what the URL asks for is checked."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def refused(url: str) -> str:
 
 
 async def test_anothers_certificate_is_refused(database_url: str, trusted: Path) -> None:
-    """Somebody between the server and its database, with a certificate of his own making."""
+    """An attacker between the server and its database, with a self-made certificate, must not be accepted."""
     stranger = trustme.CA().issue_cert("localhost")
     async with TlsFront(database_url, stranger) as front:
         for mode in ("verify-ca", "verify-full"):
@@ -190,7 +190,7 @@ async def test_a_lost_tls_connection_is_released(redis_url: str, certificate: An
 
 
 async def test_redis_with_a_wrong_certificate(redis_url: str, authority: Any, trusted: Path) -> None:
-    """Positions of people, and the password, would go to whoever is in between."""
+    """Otherwise people's positions, and the password, would go to whoever is in between."""
     yesterday = datetime.now(UTC) - timedelta(days=1)
     for wrong, cause in (
         (trustme.CA().issue_cert("localhost"), "its certificate is not trusted"),

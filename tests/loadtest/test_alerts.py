@@ -1,4 +1,4 @@
-"""The truth of alerts: what a server tells wrongly is found and named, and what may differ is not accused."""
+"""The load test's check of alerts: each wrong webhook is found and named, and what may differ is not reported."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def test_each_wrong_webhook_is_found(story: Story, kind: str, said: str) -> None
 
 
 def test_webhooks_of_a_vendor_that_come_in_another_order_are_found() -> None:
-    """A receiver that keeps who is there would end with the wrong answer."""
+    """A receiver that keeps a list of who is inside would end with a wrong one."""
     check = drive().told(30, "left").told(10, "entered").check()
     assert check["disordered"] == 1
 
 
 def test_a_short_visit_may_be_merged_and_a_long_one_may_not() -> None:
-    """Two changes within a moment are one, as for those who watch."""
+    """The server merges changes within a moment, for alerts as for watches."""
     assert Story().pings((0, FAR), (10, IN), (12, FAR)).told(0, "x").check()["missed"] == 0
     assert Story().pings((0, FAR), (10, IN), (13, FAR)).check()["missed"] == 2
 
@@ -127,7 +127,7 @@ def test_a_backlog_that_was_overtaken_accuses_nobody() -> None:
 
 
 def test_a_request_that_is_signed_wrongly_fails_the_check() -> None:
-    """Whoever can send such a one could send anything."""
+    """Whoever can send one wrongly signed request could send anything."""
     story = drive().told(10, "entered").told(30, "left")
     story.auditor.refuse("it was not signed", NOW)
     assert story.check()["refused"] == 1

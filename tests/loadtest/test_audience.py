@@ -28,7 +28,7 @@ def groups(count: int) -> list[dict[str, Any]]:
 
 
 def test_a_second_is_compared_among_the_customers_of_the_same_second() -> None:
-    """A busy second is late for all, and nobody is accused of it; with too few customers nobody knows what is usual."""
+    """A busy second is late for all customers and accuses none; with too few customers nothing is compared."""
     customers = [
         Customer(Target("h", 1, False), None, Random(1), Recorder(), time.time, habits=Customers(), known=())
         for _ in range(6)

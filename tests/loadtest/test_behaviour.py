@@ -69,7 +69,7 @@ def test_a_gap_in_the_middle_is_traffic_that_paused() -> None:
 
 
 def test_the_past_of_parked_vehicles_is_not_waited_for() -> None:
-    """A trace begins with the last known fixes of parked buses, a week old: the run must not last a week."""
+    """A trace may begin with a week-old fix of a parked bus: the run must not last a week because of it."""
     week = 7 * 86_400_000
     trace = [Fix("parked", 0, 1.0, 1.0), *(Fix("bus", week + step * 1000, 2.0, 1.0) for step in range(200))]
     assert beginning(trace) == 1
@@ -78,7 +78,7 @@ def test_the_past_of_parked_vehicles_is_not_waited_for() -> None:
 @unhurried
 @given(fixes)
 def test_every_fix_belongs_to_one_vehicle_in_the_order_of_time(trace: list[Fix]) -> None:
-    """A fix that is lost here is never sent, and no check would miss it."""
+    """A fix that is lost here would never be sent, and no check would miss it."""
     found = by_vehicle(trace)
     assert sorted(fix for vehicle in found for fix in vehicle) == sorted(trace)
     for vehicle in found:

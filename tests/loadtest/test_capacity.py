@@ -1,4 +1,4 @@
-"""What so many need. What breaks if these fail: the plan in docs/scaling.md is not what its arithmetic says."""
+"""The capacity computation: if it is wrong, the plan in docs/scaling.md is wrong."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ async def test_a_server_that_is_not_ready_is_not_measured() -> None:
 
 
 def test_every_command_is_in_the_help() -> None:
-    """An engineer finds out what there is by one word."""
+    """An engineer finds every command by `--help`."""
     _, output = run("--help")
     for name in ("run", "find-max", "compare", "merge", "report", "scenarios", "worker", "capacity"):
         assert f" {name} " in output

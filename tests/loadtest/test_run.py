@@ -60,7 +60,7 @@ SHORT = ("--stage", "ramp:0.5:1", "--stage", "hold:1.5", "--warmup", "0.5")
 async def test_a_run_with_storms_and_lossy_phones_is_stored_once_and_shown_truly(
     serve: Serve, database_url: str
 ) -> None:
-    """What the whole thing is for: movement, backlogs, cut connections, and at its end everything is as it must be."""
+    """The purpose of the load test: movement, backlogs and cut connections, and at the end every check passes."""
     running = await serve()
     load = Load(
         *(running.url, database_url, "flapping-network", "--vendors", "30", "--customers", "40"),
@@ -136,7 +136,7 @@ def trace_file(folder: Path, vehicles: int, seconds: int) -> Path:
 
 
 async def test_two_machines_drive_one_trace(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """Each its own half of the vehicles and customers, from the same moment; merged they are the whole trace."""
+    """Each machine drives its own half of the vehicles and customers; merged, the reports are the whole trace."""
     running = await serve()
     seeded = await seed.seed(database_url, 10)
     changes = ["late_ms=60000", "thresholds.freshness_max_ms=false"]
@@ -300,7 +300,7 @@ async def test_vendors_and_customers_behave_as_your_own_class_says(
 
 
 async def test_the_highest_load_of_a_real_server_is_searched_for(serve: Serve, database_url: str) -> None:
-    """One step of it: it is carried out, judged and written down as the steps of the searches above are."""
+    """One step against a real server is run, judged and reported like those of the searches in test_find_max."""
     running = await serve()
     load = Load(
         *(running.url, database_url, "quiet-town", "--vendors", "10", "--customers", "10", "--steps", "1"),

@@ -1,4 +1,4 @@
-"""Scenarios: what comes along can be run, flags win, and a mistake is named before anything is put under load."""
+"""Scenarios: the built-in ones can be run, flags win, and a mistake is named before anything is put under load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loadtest.engine.scenario import Course, Levels, Stage
 
 
 def test_every_scenario_that_comes_along_can_be_run() -> None:
-    """An engineer's first command must not end in a misspelt member of our own."""
+    """An engineer's first command must not fail because of a built-in scenario."""
     assert len(scenarios.names()) >= 13
     for name in scenarios.names():
         found = scenarios.load(name)
@@ -76,7 +76,7 @@ def test_flags_win_over_the_file() -> None:
 
 
 def test_thresholds_are_of_every_scenario_unless_it_says_otherwise() -> None:
-    """A run that loses a ping or has its connections closed fails without a flag; a flag changes or removes a limit."""
+    """By default a run fails that loses a ping or has connections closed; a flag changes or removes a threshold."""
     assert {"lost <= 0", "errors <= 0", "unacked <= 0"} <= {str(one) for one in scenarios.load("quiet-town").limits()}
     changes = options.thresholds(["watch_p99_ms<=200", "acks_per_s >= 1000", "errors=false", "lost=3"])
     found = scenarios.load("quiet-town", [(f"thresholds.{name}", limit) for name, limit in changes])
@@ -156,7 +156,7 @@ def test_the_parked_stay_and_the_walking_walk() -> None:
 
 
 def test_any_first_so_many_have_the_proportions() -> None:
-    """A run with a tenth of the vendors is a tenth of the scenario, not its first kind of vendor only."""
+    """A run with a tenth of the vendors must have all their kinds, not only the first."""
     for count in (10, 50, 400):
         kinds = [pick(index, [12, 4, 4]) for index in range(count)]
         assert abs(kinds.count(0) / count - 0.6) <= 0.1
@@ -165,6 +165,6 @@ def test_any_first_so_many_have_the_proportions() -> None:
 
 @given(st.floats(0, 2e12))
 def test_live_pings_are_even(moment: float) -> None:
-    """A watcher tells by it which delays mean something."""
+    """A customer's app tells by the timestamp which delays count."""
     assert on_grid(moment) % 2 == 0
     assert moment <= on_grid(moment) <= moment + GRID

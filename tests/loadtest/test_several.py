@@ -94,7 +94,7 @@ def test_two_machines_are_one_run() -> None:
     ],
 )
 def test_what_is_no_part_of_the_run_is_not_added(others: list[dict[str, Any]], said: str) -> None:
-    """A sum of two different runs is a lie with decimals."""
+    """The sum of two different runs would look exact and mean nothing."""
     with pytest.raises(WrongUse) as raised:
         merge([report(part=1, parts=2), *others])
     assert said in str(raised.value)
@@ -108,7 +108,7 @@ def test_a_missing_part_is_reported() -> None:
 
 
 def test_rates_are_of_the_time_in_which_all_machines_took_part() -> None:
-    """One that was stopped after 8 of 12 seconds would halve the rate of the rest, and be taken for the server."""
+    """A machine that stopped after 8 of 12 seconds would halve the rate, and the server would be blamed for it."""
     whole, stopped = report(part=1, parts=2), report(part=2, parts=2)
     stopped["series"] = stopped["series"][:8]
     both = merge([whole, stopped])

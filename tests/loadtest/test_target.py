@@ -28,7 +28,7 @@ def test_public_addresses_need_their_owners_word(address: str) -> None:
 
 
 def test_the_database_is_guarded_too() -> None:
-    """The ingest run writes rows into it."""
+    """The load test writes rows into the database as well."""
     with pytest.raises(WrongUse, match=r"--i-own 8\.8\.8\.8"):
         Database("postgresql://u:p@8.8.8.8/venta")
     with pytest.raises(WrongUse, match=r"--i-own 8\.8\.8\.8"):

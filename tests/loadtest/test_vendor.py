@@ -147,7 +147,7 @@ async def test_a_long_outbox_goes_out_in_batches_that_the_server_takes() -> None
 
 @pytest.mark.parametrize("code", [4403, 4404, 4400])
 async def test_a_final_close_is_final(code: int) -> None:
-    """An app that keeps coming after `not your vendor` is an attack, and a run with it would never end."""
+    """An app that reconnects after `not your vendor` would keep the run from ending."""
 
     async def refuse(socket: web.WebSocketResponse) -> None:
         await socket.close(code=code, message=b"go away")
@@ -179,7 +179,7 @@ async def test_a_rejected_token_is_tried_anew_but_not_forever() -> None:
 
 
 async def test_a_goodbye_sets_when_to_come_back() -> None:
-    """The server spreads its clients; those that come all at once would knock it over again."""
+    """The server spreads its clients over time; if all came back at once, they would overload it again."""
 
     async def bye(socket: web.WebSocketResponse, pings: list[dict[str, Any]]) -> None:
         await send(socket, type="bye", reconnectAfterMs=300)

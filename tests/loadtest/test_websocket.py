@@ -302,7 +302,7 @@ def test_messages_do_not_depend_on_how_the_network_cuts_them(stream: tuple[list[
 
 
 async def test_what_one_look_found_readable_was_read_at_one_time() -> None:
-    """The last of a thousand sockets is not late because the load test read the others before it."""
+    """The last of a thousand sockets must not count as late because the load test read the others before it."""
     ticks = iter(range(10))
     now = ReadTime(lambda: float(next(ticks)))
     assert [now(), now(), now()] == [0, 0, 0]

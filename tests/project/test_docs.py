@@ -244,7 +244,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 def test_every_page_is_found_from_the_readme() -> None:
-    """What nobody finds nobody reads."""
+    """A reader finds a page only by a link."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in PAGES[:8]:
         assert f"({page})" in readme, f"README.md has no link to {page}"

@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes. What breaks if these fail: a rollout that kills pods amidst their drain."""
+"""The manifests for Kubernetes: with an error in them a rollout would kill pods in the middle of their drain."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def validate(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "document"), DOCUMENTS, ids=[f"{n}:{d['kind']}" for n, d in DOCUMENTS])
 def test_a_manifest_is_one(name: str, document: dict[str, Any]) -> None:
-    """By Kubernetes' own schema, strictly: a member that it does not know would be dropped without a word."""
+    """Kubernetes' own schema, strictly: it would drop an unknown member silently."""
     validate(document)
 
 

@@ -1,4 +1,4 @@
-"""The locks: what the image is made of is pinned whole, by hash, and is what pyproject.toml asks for."""
+"""The lock files: every package of the image is pinned by hash, and they agree with pyproject.toml."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_no_registry_is_named(lock: str) -> None:
 
 
 def test_what_the_pinned_ones_need_is_pinned() -> None:
-    """Under --require-hashes pip refuses the whole lock if one package's own dependency is not in it."""
+    """Under --require-hashes pip refuses the whole lock if one package's dependency is not in it."""
     pinned = here("requirements.lock")
     environment = {name: str(value) for name, value in default_environment().items()}
     waiting = [(canonicalize_name(one.name), frozenset(one.extras)) for one in wanted("requirements.lock")]
@@ -148,7 +148,7 @@ def test_what_could_not_be_checked_is_said(audit: ModuleType) -> None:
 
 
 def test_an_auditor_that_breaks_fails_ci(audit: ModuleType, tmp_path: Path) -> None:
-    """Wrong options or a lock that it can't read: else it would pass for ever unseen. No network is no failure."""
+    """Wrong options, or a lock that the auditor can't read, must fail; a missing network must not."""
     program = tmp_path / "pip-audit"
     for said, status in (("error: unrecognized arguments: --format", 1), ("requests.ConnectionError: no way", 0)):
         program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n", encoding="utf-8")

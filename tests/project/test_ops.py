@@ -222,7 +222,7 @@ main()
 
 
 def test_the_image() -> None:
-    """Two stages, nobody's user, no secret, its health asked."""
+    """Two stages, a user without rights, no secret, and a health check."""
     text = (ROOT / "Dockerfile").read_text()
     stages = re.findall(r"^FROM (\S+)", text, re.M)
     assert stages == ["python:3.13-slim", "python:3.13-slim", "runtime", "runtime"]

@@ -19,7 +19,7 @@ paces = st.builds(Pace, share=st.floats(0.01, 1), floor=st.floats(0, 0.1), ceili
 
 @given(costs, utilisations, paces)
 def test_an_interval_is_within_its_bounds(cost: float, utilisation: float, pace: Pace) -> None:
-    """A watcher would wait without end, or the loop never rest."""
+    """Without bounds a customer could wait without end, or the event loop never rest."""
     assert pace.floor <= interval(cost, utilisation, pace) <= pace.ceiling
 
 
@@ -27,7 +27,7 @@ def test_an_interval_is_within_its_bounds(cost: float, utilisation: float, pace:
 def test_dearer_rounds_and_a_busier_process_never_make_it_shorter(
     cost: float, other_cost: float, utilisation: float, other: float, pace: Pace
 ) -> None:
-    """A server that does more the less time it has would collapse."""
+    """A server that did more the less time it has would collapse under load."""
     cheap, dear = sorted((cost, other_cost))
     idle, busy = sorted((utilisation, other))
     assert interval(cheap, idle, pace) <= interval(dear, idle, pace) * (1 + 1e-9)

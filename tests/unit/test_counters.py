@@ -1,4 +1,4 @@
-"""Counting: a bucket that is off by one makes every percentile on the dashboard a lie."""
+"""Counters: a bucket that is off by one makes every percentile on the dashboard wrong."""
 
 from __future__ import annotations
 

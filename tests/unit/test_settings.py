@@ -50,7 +50,7 @@ def test_the_page_has_every_part() -> None:
 
 
 def test_the_defaults_stand() -> None:
-    """Without any setting there is one that works, but for where things are."""
+    """Without any setting the documented defaults are in force."""
     configured = settings.load()
     assert (configured.port, configured.watch_auth, configured.env) == (8080, "required", "production")
     assert settings.given() == {}
@@ -95,7 +95,7 @@ def test_precedence_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_mistake_is_named(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In words of the trade: which setting, what it must be, what it was; a secret is not repeated."""
+    """The message names the setting, what it must be and what it was; a secret is not repeated."""
     monkeypatch.setenv(settings.variable(name), value)
     with pytest.raises(SettingsError) as wrong:
         config.load()

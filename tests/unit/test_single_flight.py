@@ -32,7 +32,7 @@ async def test_callers_share_the_running_call() -> None:
 
 
 async def test_an_error_is_everyones_and_not_kept() -> None:
-    """A failed call fails for all who waited, also when nobody is left to hear of it; the next one is a new try."""
+    """A failed call fails for all who waited, also when nobody is left to receive it; the next call tries again."""
     fails = True
 
     async def call() -> str:

@@ -46,7 +46,7 @@ def forged(claims: dict[str, Any], key: bytes, **header: str) -> str:
 async def test_the_issuers_public_key_is_no_secret(
     serve: Serve, vendors: list[SeededVendor], secret: str | None
 ) -> None:
-    """Everyone can read the JWKS: a token signed by HMAC with a key from it must not be anybody's."""
+    """Everyone can read the JWKS, so an HMAC token signed with a key from it must be refused."""
     async with Issuer(RSA["r1"], EC["e1"]) as issuer:
         running = await serve(watch_auth="required", jwks_url=issuer.url, jwt_secret=secret)
         for kid, key in (("r1", RSA["r1"]), ("e1", EC["e1"])):

@@ -1,4 +1,4 @@
-"""Alerts from a vendor's ping to a receiver: what happens is told once, signed, in order, whatever fails between."""
+"""Alerts from a vendor's ping to a receiver: events arrive signed and in order, none missing or invented."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def settings_of(receiver: Receiver, **more: Any) -> dict[str, Any]:
 
 
 async def test_what_happens_is_told_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """The whole way: a truck comes, closes, opens, and drives away."""
+    """A user gets the events of a truck that comes, closes, opens and drives away, in this order."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -100,7 +100,7 @@ async def test_what_happens_is_told_in_order(serve: Serve, database_url: str, re
 
 
 async def test_who_is_there_already_is_no_event(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """A new alert would begin with a burst of what did not happen."""
+    """A new alert would otherwise begin with an event for each vendor that is there already."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -117,7 +117,7 @@ async def test_who_is_there_already_is_no_event(serve: Serve, database_url: str,
 async def test_a_test_is_sent_and_a_changed_alert_tells_other_things(
     serve: Serve, database_url: str, receiver: Receiver
 ) -> None:
-    """A user who moves an alert is told of the new place, and of the old one no more."""
+    """A user who moves an alert must get events of the new area, and none of the old one."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -141,7 +141,7 @@ async def test_a_test_is_sent_and_a_changed_alert_tells_other_things(
 
 
 async def test_a_receiver_that_was_away_gets_all_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """Backends restart. What they miss meanwhile comes afterwards, with the same ids, the oldest first."""
+    """Backends restart: what they missed must come afterwards, with the same ids, the oldest first."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -237,7 +237,7 @@ async def disabled(session: aiohttp.ClientSession, alert_id: str, why: str) -> N
 async def test_410_ends_the_alert(
     serve: Serve, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A receiver that is gone for good says so, and is asked no more."""
+    """A receiver that answers 410 is gone for good and must get no more requests."""
     monkeypatch.setattr(evaluator, "COUNT_EVERY", 0.5)
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
@@ -263,7 +263,7 @@ async def test_410_ends_the_alert(
 
 
 async def test_an_alert_that_fails_for_days_is_disabled(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """Else a forgotten alert would cost requests for ever, and nobody would know."""
+    """A forgotten alert would otherwise cost requests for ever, and nobody would know."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -386,7 +386,7 @@ async def test_a_killed_process_misses_and_invents_nothing(
 async def test_a_restart_of_postgresql_loses_nothing(
     postgres_server: PostgresServer, redis_url: str, receiver: Receiver
 ) -> None:
-    """What happens while the database is away is compared, and told, when it is back."""
+    """What happened while the database was away must be sent once it is back."""
     await migrate.upgrade(postgres_server.url)
     one, two = await seed.seed(postgres_server.url, 2)
     settings: dict[str, Any] = {"alert_key": KEY, "alert_development_hosts": receiver.host}

@@ -59,5 +59,5 @@ async def test_the_first_alert(serve: Serve, database_url: str) -> None:
 
 
 def test_the_webhook_of_the_page_is_the_servers() -> None:
-    """A reader who copies it parses something that never comes."""
+    """A reader who copies the page's example would otherwise parse a message that the server never sends."""
     described(("Webhook",))["Webhook"].validate(orjson.loads(BLOCKS["webhook"]))

@@ -82,7 +82,7 @@ def example() -> ModuleType:
 
 
 async def test_a_webhook_becomes_a_message_in_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Once, though it is sent twice; what is not signed is refused; a browser that is gone is forgotten."""
+    """A webhook sent twice shows one message; an unsigned one is refused; a browser that is gone is forgotten."""
     secret = new_secret()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WEBHOOK_SECRETS", f"{new_secret()} {secret}")

@@ -88,7 +88,7 @@ async def test_a_watch_outlives_a_restart(serve: Serve, tmp_path: Path) -> None:
     ],
 )
 def test_targets(targets: list[str], expected: object) -> None:
-    """An area is told from a vendor by its commas."""
+    """An area and a vendor's id must not be confused: only an area has commas."""
     assert target_of(targets) == expected
 
 
@@ -103,7 +103,7 @@ def test_mistakes() -> None:
 
 
 def test_lines() -> None:
-    """A vendor keeps its name in later lines, and one that left is told once."""
+    """A developer must read a vendor's name in each line about it, and its departure once."""
     names: dict[str, str] = {}
     card = {"vendorId": "v", "name": "Tacos", "lat": 1, "long": 2, "timestamp": 0, "open": True, "online": True}
     fix = {"vendorId": "v", "lat": 1.5, "long": 2, "timestamp": 0}

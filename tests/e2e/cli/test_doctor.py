@@ -20,7 +20,7 @@ NOWHERE = "127.0.0.1:9"
 
 
 async def test_everything_is_in_order(tmp_path: Path, database_url: str, redis_url: str) -> None:
-    """A server that would start is not called ill."""
+    """A server that would start must not be reported as faulty."""
     done = await run(
         "doctor",
         folder=tmp_path,
@@ -38,7 +38,7 @@ async def test_everything_is_in_order(tmp_path: Path, database_url: str, redis_u
 
 
 async def test_each_fault_is_named_with_its_remedy(tmp_path: Path, empty_database_url: str) -> None:
-    """All at once, so that nobody mends one and meets the next."""
+    """All faults are named at once, so that an operator does not mend one only to meet the next."""
     done = await run(
         "doctor",
         folder=tmp_path,

@@ -50,7 +50,7 @@ def one_line(err: str) -> str:
 
 
 async def test_help(tmp_path: Path) -> None:
-    """Whoever asks a command what it does is told, and how to use it."""
+    """The help says what the commands do and how to call them."""
     done = await run("--help", folder=tmp_path)
     assert done.status == 0
     listed = {line.split()[1] for line in done.out.partition("Commands")[2].splitlines() if line.startswith("│ ")}
@@ -59,7 +59,7 @@ async def test_help(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", EVERY_COMMAND, ids=" ".join)
 def test_help_of_a_command(words: tuple[str, ...]) -> None:
-    """Each of them, without a process for each."""
+    """Each command's own help can be shown."""
     done = CliRunner().invoke(cli, [*words, "--help"], prog_name="streamer", env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert done.exit_code == 0, done.output
     assert " ".join(("Usage: streamer", *words)) in done.output
@@ -68,7 +68,7 @@ def test_help_of_a_command(words: tuple[str, ...]) -> None:
 
 
 async def test_wrong_use(tmp_path: Path) -> None:
-    """A slip of the fingers is named, and nothing else happens."""
+    """A mistyped command or option is named, and nothing else happens."""
     wrong = {
         "": "Usage",
         "nonsense": "No such command 'nonsense'",
@@ -92,7 +92,7 @@ async def test_wrong_use(tmp_path: Path) -> None:
 
 
 async def test_serve_without_settings(tmp_path: Path) -> None:
-    """Who starts a server for the first time learns all that it needs in one go; empty is as good as not given."""
+    """A first start must name every missing setting at once; an empty value counts as missing."""
     done = await run("serve", folder=tmp_path, DATABASE_URL="", STREAMER_JWT_SECRET="")
     assert done.status == 2
     for name in ("DATABASE_URL: ", "REDIS_URL: ", "STREAMER_JWT_SECRET or STREAMER_JWKS_URL: "):
@@ -105,7 +105,7 @@ async def test_serve_without_settings(tmp_path: Path) -> None:
 
 
 async def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
-    """Mending settings one failed start at a time is slow; secrets do not belong into anybody's log."""
+    """One failed start must name every wrong setting; secrets must not get into a log."""
     (tmp_path / ".env").write_text("STREAMER_STALL=never\nSTREAMER_WATCH_AUTH=maybe\n")
     done = await run(
         "serve",
@@ -139,7 +139,7 @@ async def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
 
 
 async def test_config(tmp_path: Path) -> None:
-    """Which value is in force, and which of four places it came from, is the first question of every night shift."""
+    """An operator must see which value of a setting is in force, and which of four sources it came from."""
     (tmp_path / ".env").write_text(
         "STREAMER_PORT=81\nSTREAMER_HOST=192.0.2.1\nREDIS_URL=redis://u:dont-tell@cache:7/1\n"
     )
@@ -176,7 +176,7 @@ async def test_an_env_file_that_can_not_be_read(tmp_path: Path) -> None:
 
 
 async def test_serve_on_a_database_not_migrated(empty_database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """A new version on an old schema would fail somewhere later, with vendors waiting."""
+    """A new version on an old schema must refuse to start, or it would fail later, with vendors connected."""
     given = {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     done = await run("serve", "--port", "0", folder=tmp_path, **given)
     assert done.status == 1
@@ -228,7 +228,7 @@ async def count(url: str, table: str) -> int:
 
 
 async def test_db_from_nothing_and_back(empty_database_url: str, tmp_path: Path) -> None:
-    """What an engineer does in the first minutes, each twice, as a script does that is run again."""
+    """The commands of an engineer's first minutes, each twice, as a script that is run again does it."""
     url = empty_database_url
 
     async def db(words: str, **given: str) -> str:
@@ -286,7 +286,7 @@ async def test_token(tmp_path: Path) -> None:
 
 
 async def test_a_taken_port(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Whoever has a server running already is told so at once: before anything is set up, and by number."""
+    """A port in use must be reported by its number, before anything is set up."""
     given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -332,7 +332,7 @@ async def test_two_processes_are_one_server(database_url: str, redis_url: str, t
 
 
 async def test_a_second_ctrl_c_ends_at_once(postgres_server: PostgresServer, redis_url: str, tmp_path: Path) -> None:
-    """Whoever has waited long enough need not wait for a database that does not answer."""
+    """An operator must not have to wait for a database that does not answer."""
     given = {
         "DATABASE_URL": postgres_server.url,
         "REDIS_URL": redis_url,
@@ -374,7 +374,7 @@ def positions(customer: CustomerApp) -> dict[str, tuple[float, float]]:
 
 
 async def test_dev(tmp_path: Path) -> None:
-    """The first contact: one command, and there is a server and vendors move; one Ctrl-C, and nothing is left."""
+    """A newcomer's first command starts a server with moving vendors, and one Ctrl-C ends all of it."""
     services, names = tmp_path / "data" / "services.json", {"postgres", "valkey-server"}
     words = ("dev", "--data", "data", "--port", "0", "--simulate", "20")
     async with Command(*words, folder=tmp_path) as server:
@@ -435,7 +435,7 @@ async def test_dev(tmp_path: Path) -> None:
 
 
 async def test_ctrl_c_while_dev_sets_up(tmp_path: Path) -> None:
-    """A change of mind in the first seconds leaves no process, and the next start is as the first."""
+    """Ctrl-C in the first seconds must leave no process, and the next start must work like the first."""
     async with Command("dev", "--data", "data", "--port", "0", folder=tmp_path) as server:
         await server.said("setting up PostgreSQL")
         await eventually(lambda: bool(family(server.pid)), "initdb at work")
@@ -478,7 +478,7 @@ async def test_a_data_folder_that_can_not_be(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
 async def test_dev_names_the_folder_of_its_data_when_it_is_elsewhere(tmp_path: Path) -> None:
-    """Root in a folder where PostgreSQL's user can't go: the data is elsewhere, and whoever looks for it is told."""
+    """Started by root in a folder that PostgreSQL's user can't enter, `dev` must say where it keeps the data."""
     os.chmod(tmp_path, 0o700)
     async with Command("dev", "--data", "data", "--port", "0", folder=tmp_path) as server:
         said = await server.said("Ctrl-C")
@@ -507,7 +507,7 @@ async def test_completion(tmp_path: Path) -> None:
 
 
 async def test_a_token_for_an_unknown_user_is_warned_of(tmp_path: Path, database_url: str) -> None:
-    """A mistyped user would be let in to watch, and wonder why its vendor is not there."""
+    """A token for a mistyped user can watch, but its vendor never appears: the command must warn."""
     (vendor,) = await seed.seed(database_url, 1)
     for clerk_id, warned in ((vendor.clerk_id, False), ("clerk_nobody", True)):
         done = await run("token", clerk_id, folder=tmp_path, STREAMER_JWT_SECRET=SECRET, DATABASE_URL=database_url)

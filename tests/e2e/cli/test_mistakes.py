@@ -1,4 +1,4 @@
-"""A new operator's first night: every mistake is answered with what happened, with which value, and what to do next."""
+"""A new operator's mistakes: each is answered with what happened, with which value, and what to do next."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def test_a_port_of_their_own(serve: Serve, session: aiohttp.ClientSession)
 
 
 async def test_no_answer_names_the_software(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """Names and versions of libraries tell an attacker which holes to try: also in errors and for a page."""
+    """Names and versions of libraries in an answer or error page tell an attacker which vulnerabilities to try."""
     running = await serve()
     for path in ("/", "/nothing", "/v1/vendors/nearby", "/v1/vendor", "/livez"):
         await status(session, running.url + path)
@@ -91,7 +91,7 @@ async def test_a_proxy_that_is_not_configured_is_warned_of_once(
 
 @pytest.mark.parametrize("request_line", [b"nonsense", b"GET / HTTP/9.9", b"GET /no-such-page HTTP/1.1"])
 async def test_no_answer_names_the_versions(serve: Serve, request_line: bytes) -> None:
-    """Whoever looks for servers of a vulnerable version learns it from no answer, nor from that to what is no HTTP."""
+    """A scanner for vulnerable versions must learn none from any answer, also not from that to invalid HTTP."""
     server = await serve()
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))

@@ -1,4 +1,4 @@
-"""A server whose host has a wrong clock, under faketime: it must not be sent clients, and must harm no map for good."""
+"""A server whose host has a wrong clock, under faketime: it must get no clients, and no map may stay wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_both_references_are_asked(serve: Serve) -> None:
 async def test_an_hour_off(
     serve: Serve, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, shift: str, way: str
 ) -> None:
-    """Unready with the cause; what it took with a stamp an hour ahead yields to true pings on the other servers."""
+    """`/readyz` names the clock; positions with a time an hour ahead give way to correct pings on the other servers."""
     (vendor,) = await seed(database_url, 1)
     right = await serve()
     monkeypatch.setenv("LD_PRELOAD", str(LIBRARY))

@@ -1,4 +1,4 @@
-"""Health as probes and people meet it: what can't fail when something is broken is worse than none."""
+"""Health checks as probes and operators use them: one that can't fail when something is broken is worse than none."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_all_answer_while_nothing_else_does(
 
 
 async def test_redis_away(serve: Serve, valkey_server: ValkeyServer, session: aiohttp.ClientSession) -> None:
-    """Named as what it is, and gone when Redis is back."""
+    """`/health` names Redis while it is away, and no longer once it is back."""
     running = await serve(redis_url=valkey_server.url)
     await well(session, running, "/health")
     valkey_server.kill()
@@ -189,7 +189,7 @@ async def test_redis_that_refuses_writes(
 
 
 async def test_partitions_that_are_missing(serve: Serve, database_url: str, session: aiohttp.ClientSession) -> None:
-    """Vendors are served on, so it's no matter of readiness; but somebody should know before the next night."""
+    """Vendors are still served, so `/readyz` stays 200; an operator must learn of it before the next night."""
     running = await serve()
     direct = await asyncpg.connect(database_url)
     for name in await direct.fetch(
@@ -215,12 +215,12 @@ async def test_partitions_that_are_missing(serve: Serve, database_url: str, sess
     ],
 )
 def test_what_needs_somebody(condition: Condition, parts: set[str]) -> None:
-    """A database behind this version, or no partition for tomorrow; one that is ahead is a rolling upgrade."""
+    """A database behind this version or without tomorrow's partition is named; one ahead, as in an upgrade, is not."""
     assert set(shortcomings(Result(condition, None, 0.0))) == parts
 
 
 async def test_condition(database_url: str) -> None:
-    """Days are counted without a gap: seven days ahead with tomorrow missing is none."""
+    """Seven days of partitions without tomorrow's count as none: the next day's pings need tomorrow's."""
     today = date(2031, 3, 1)
     direct = await asyncpg.connect(database_url)
     try:
@@ -234,7 +234,7 @@ async def test_condition(database_url: str) -> None:
 
 
 async def test_a_probe_that_fails_is_asked_again_soon() -> None:
-    """A short outage must not be told of for as long as a good answer is good."""
+    """A failure must be kept for less time than a success, or a short outage would be reported for long."""
     answers: list[Exception | int] = [Unavailable("away"), ValueError("odd"), 7]
 
     async def answered() -> int:
@@ -275,7 +275,7 @@ async def _cause(probe: Probe[int], cause: str | None) -> bool:
 
 
 async def test_who_gives_up_takes_the_answer_from_nobody() -> None:
-    """A client that hangs up must not fail the others' probe."""
+    """A client that hangs up must not fail the probe of the others."""
     go = asyncio.Event()
 
     async def answered() -> int:

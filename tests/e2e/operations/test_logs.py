@@ -1,4 +1,4 @@
-"""Logs as an operator and an auditor read them: found by connection, without secrets, and of bearable length."""
+"""Logs as operators and auditors read them: lines are found by connection, have no secrets, and are not too many."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_for_people(stream: io.StringIO) -> None:
 
 
 def test_levels(stream: io.StringIO) -> None:
-    """Less is said when less is asked for; other libraries chat only in nobody's log."""
+    """Lines below the configured level are not written, neither the server's own nor those of libraries."""
     logs.configure(form="json", level="error", stream=stream)
     structlog.get_logger().warning("no")
     logging.getLogger("aiohttp").warning("no")
@@ -131,7 +131,7 @@ def test_whatever_looks_like_a_token_is_taken_out(token: str) -> None:
 
 
 def test_a_long_line_is_no_burden() -> None:
-    """What a client sends may end up in a line; looking for secrets in it must not stop the loop."""
+    """Clients decide what ends up in a line: the search for secrets in a long one must not block the event loop."""
     began = time.process_time()
     for piece in ("eyJ", "eyJaaaaaaaaaa.", "a://", "token ", "lat ", "bearer "):
         masked(None, "info", piece * 30_000)
@@ -151,13 +151,13 @@ def test_a_long_line_is_no_burden() -> None:
     ],
 )
 def test_what_is_no_secret_stays(line: str) -> None:
-    """A message with holes in it helps nobody."""
+    """Masking must not remove harmless text, which an operator needs."""
     assert masked(None, "info", line) == line
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=200), st.integers(1, 5))
 def test_a_storm_is_summed_up(texts: list[str], most: int) -> None:
-    """What is written and what is said to be left out add up to what happened."""
+    """The written lines and the number of those left out must add up to what happened."""
     told: list[str] = []
     now = 0.0
     repeats = RepeatFilter(told.append, most=most, window=3600.0, clock=lambda: now)

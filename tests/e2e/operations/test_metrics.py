@@ -208,7 +208,7 @@ async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, lo
 
 
 def test_positions_delivered_are_reckoned_well() -> None:
-    """What a delivered position costs is reckoned with this number: it must be right within a few hundredths."""
+    """The CPU time of a delivered position is computed from this number: it must be right within a few hundredths."""
     index = LiveIndex("me")
     clients = [Client() for _ in range(3)]
     for number in range(600):

@@ -1,4 +1,4 @@
-"""Nothing dies silently. What breaks if these fail: a server that looks well and does a part of its work no more."""
+"""A task that died unnoticed would leave a server that looks well and does only part of its work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def readiness(running: Running) -> tuple[int, str]:
 
 
 async def test_every_long_lived_task_is_missed_and_started_again(serve: Serve, database_url: str) -> None:
-    """Each of them cancelled, as a library may do by mistake: pings are stored and seen afterwards, on both."""
+    """Each task is cancelled, as a library may do by mistake: afterwards both processes still store and show pings."""
     (vendor,) = await seed.seed(database_url, 1)
     other = await serve()
     before = asyncio.all_tasks()

@@ -1,4 +1,4 @@
-"""Traces as a collector gets them: one span for each batch, and a collector that is away is nobody's burden."""
+"""Traces as a collector gets them: one span for each batch; a collector that is away must not slow the server."""
 
 from __future__ import annotations
 

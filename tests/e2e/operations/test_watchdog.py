@@ -48,7 +48,7 @@ asyncio.run(main())
 async def test_livez_fails_when_the_loop_is_stuck_and_the_process_ends(
     tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
-    """From outside it is seen at once, and the process says where it hangs and ends, to be started again."""
+    """Probes fail at once; the process logs where it hangs and ends, so that it is started again."""
     given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     async with Command("-c", HANGS, program=sys.executable, folder=tmp_path, **given) as command:
         url = await command.url()

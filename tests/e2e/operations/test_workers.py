@@ -1,4 +1,4 @@
-"""Several processes on one port. What breaks if these fail: a worker that died or hangs serves nobody, unnoticed."""
+"""Several processes on one port: a worker that died or hangs must be noticed and replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AREA = circle(52.2297, 21.0122, 3000)
 
 
 def test_a_scoreboard_names_failed_workers() -> None:
-    """A worker that fell silent or can't do its work is named, a starting one has its time."""
+    """A worker that is silent or can't do its work must be named, and one that is starting must not."""
     board = Scoreboard(3)
     for number in range(3):
         board.put(number, Slot(100 + number, 10.0, 0, False, ""))

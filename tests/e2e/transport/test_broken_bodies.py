@@ -26,7 +26,7 @@ BODIES = {
 async def test_a_body_that_breaks_off(
     kind: str, serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A stranger fills the log with tracebacks, a few bytes each, and the real error is not found in it."""
+    """A stranger could otherwise fill the log with tracebacks, a few bytes each, and hide the real error."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     rest, answered = BODIES[kind]

@@ -53,7 +53,7 @@ async def test_some_pages(serve: Serve, session: aiohttp.ClientSession) -> None:
 
 
 async def test_history_varies_by_both(serve: Serve, session: aiohttp.ClientSession, vendor: SeededVendor) -> None:
-    """What depends on Accept still says so."""
+    """History depends on Accept too: without it in `Vary` a cache would give one app the format of another."""
     url = (await serve(origins=APP)).url
     headers = {"Origin": APP, "Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 600)}"}
     async with session.get(f"{url}/v1/vendors/{vendor.vendor_id}/locations", headers=headers) as response:

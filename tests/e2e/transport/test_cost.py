@@ -32,7 +32,7 @@ def turns(times: int) -> dict[str, Any]:
 
 
 async def test_a_flood_of_zigzags(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Sockets of one user that send the most expensive polygons are paused and told; all others are served."""
+    """Sockets of one user that send the most expensive polygons are paused and warned; all others are served."""
     server = await serve(watch_auth="optional", connection_cost=1.0)
     attackers = [CustomerApp(server.url, vendors[1].clerk_id) for _ in range(8)]
     try:
@@ -80,8 +80,11 @@ async def test_a_paused_message_is_handled_later(serve: Serve, vendors: list[See
 async def test_a_standing_watch_pays(
     serve: Serve, vendors: list[SeededVendor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who says nothing but watches costly areas is told once and gets snapshots instead of updates, which end with the
-    truth; another customer of the same vendor gets each move, and the heavy one can still end its watch."""
+    """A client whose watches cost too much is warned once.
+
+    It gets snapshots instead of updates, ends with the right view, and can still end its watch; another customer of the
+    same vendor gets each update.
+    """
     monkeypatch.setattr(index, "MEASURE_EVERY", 4)
     server = await serve(connection_cost=0.5)
     (one, two, *_), seq, began = vendors, 0, now_ms()
@@ -114,7 +117,7 @@ async def test_a_standing_watch_pays(
 
 
 async def test_many_watches_of_a_connection(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Thirty watches get a frame each whenever a vendor moves; beyond the first few they get fewer, and the truth."""
+    """Thirty watches would get a frame each per move: beyond the first few they get fewer, and end right."""
     server, (one, two, *_), seq = await serve(), vendors, 0
     began = now_ms()
     async with VendorApp(server.url, one.clerk_id) as vendor, CustomerApp(server.url, two.clerk_id) as customer:
@@ -136,7 +139,7 @@ async def test_many_watches_of_a_connection(serve: Serve, vendors: list[SeededVe
 
 
 async def test_turns_round_a_pole(serve: Serve) -> None:
-    """A ring of 66 turns took the server ten seconds to hold; now it is refused before anything is made of it."""
+    """A ring of 66 turns blocked the server for ten seconds; it must be refused before anything is computed from it."""
     server = await serve(watch_auth="optional")
     async with CustomerApp(server.url) as customer:
         await customer.send({"type": "watch", "id": "w", "area": turns(66)})
@@ -194,7 +197,7 @@ async def test_reads_beyond_a_budget_are_slowed(serve: Serve, vendors: list[Seed
 
 
 async def test_reads_of_this_machine_without_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Behind a proxy that does not say who asks, nobody's reads stop the server; those with a token go on."""
+    """Behind a proxy that forwards no addresses, reads without a token share a budget; others are served."""
     server = await serve(watch_auth="optional", address_cost=2.0)
     url = f"{server.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=100000"
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}

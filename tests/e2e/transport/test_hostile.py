@@ -1,4 +1,4 @@
-"""What no client of ours would send: it gets an error of the contract or is cut, and nobody else notices."""
+"""Messages that no correct client sends: they get a documented error or a close, and no other client notices."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def test_many_small_fragments(running: Running, vendors: list[SeededVendor
 
 
 async def test_endless_empty_fragments(running: Running) -> None:
-    """Pieces without contents are a message that never ends: neither memory nor anybody's turn goes to it."""
+    """Empty fragments without end must use up neither memory nor the event loop."""
     async with RawSocket(running.url, "/v1/watch") as socket:
         socket.writer.write(frame(b"", fin=False))
         for _ in range(200):
@@ -175,7 +175,7 @@ async def test_a_flood_of_pings(running: Running) -> None:
 
 
 async def test_a_half_closed_connection(running: Running, vendors: list[SeededVendor]) -> None:
-    """A client that will say nothing more, but has not said so, is gone."""
+    """A client that ends its half of the TCP connection without a close frame counts as gone."""
     token = make_token(SECRET, vendors[0].clerk_id, 600)
     for path in ("/v1/vendor", "/v1/watch"):
         for last in (b"", frame(b'{"lat":1,"long"')[:9], frame(b'{"lat":52.2,"long":21}')):

@@ -50,7 +50,7 @@ async def refusal(answer: aiohttp.ClientResponse) -> tuple[int, str]:
 
 
 async def test_an_alert_is_created_changed_and_deleted(serve: Serve, database_url: str) -> None:
-    """An owner who can't see, correct or end an alert is told of things for ever."""
+    """An owner must be able to see, change and end an alert, or its webhooks would never stop."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -120,7 +120,7 @@ async def test_an_alert_is_its_owners_alone(serve: Serve, database_url: str) -> 
 
 
 async def test_creating_again_with_the_same_key_creates_nothing(serve: Serve, database_url: str) -> None:
-    """A backend that got no answer tries again; its user would be told everything twice."""
+    """A backend that got no answer tries again; a second alert would send its user everything twice."""
     one, two = await seed.seed(database_url, 2)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -156,7 +156,7 @@ async def test_lists_come_page_by_page(serve: Serve, database_url: str) -> None:
 
 
 async def test_a_user_has_so_many_alerts_at_most(serve: Serve, database_url: str) -> None:
-    """One user's loop would have every process look at a million areas."""
+    """Without the limit one user's loop would have every process evaluate a million areas."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY, alerts_per_user=3)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -198,7 +198,7 @@ async def test_a_user_has_so_many_alerts_at_most(serve: Serve, database_url: str
     ],
 )
 async def test_what_can_not_be_is_refused(serve: Serve, database_url: str, changed: dict[str, Any], code: str) -> None:
-    """An alert that looks fine and never tells anything is worse than a refusal that says why."""
+    """An alert that is accepted and can never fire is worse than a refusal with the reason."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -211,7 +211,7 @@ async def test_what_can_not_be_is_refused(serve: Serve, database_url: str, chang
 
 
 async def test_without_a_key_alerts_are_off(serve: Serve, database_url: str) -> None:
-    """A secret that is stored as it is would be worse than none."""
+    """Without a key, secrets would have to be stored in the clear."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with signed_in(server.url, one.clerk_id) as session, session.post("/v1/alerts", json=ASKED) as answer:
@@ -243,7 +243,7 @@ async def test_alerts_are_created_changed_and_tested_at_a_rate(serve: Serve, dat
 
 
 async def test_alerts_that_nobody_looks_at_are_warned_of(serve: Serve, database_url: str) -> None:
-    """A process without the key serves maps, but tells nothing: an operator would look for a fault elsewhere."""
+    """A process without the key evaluates no alerts: without a warning an operator would search elsewhere."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:

@@ -309,7 +309,7 @@ def stuck(running: Running, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 async def test_no_answer_before_the_commit(client: Client, running: Running, stuck: asyncio.Event, direct: Any) -> None:
-    """Of an answer that comes while PostgreSQL is away an app would conclude that its ping is safe."""
+    """An app that gets an answer while PostgreSQL is away would take its ping for stored."""
     now = now_ms()
     reporting = asyncio.create_task(client.report(ping(now)))
     await eventually(lambda: running.server.batcher.retries > 0, "an attempt to commit")
@@ -393,7 +393,7 @@ async def test_owntracks_refusals(client: Client, running: Running, direct: Any,
 
 
 async def test_an_app_that_names_another_users_vendor(client: Client, direct: Any, vendors: list[SeededVendor]) -> None:
-    """A device set up for another's truck is refused; stored, its positions would put the user's own truck there."""
+    """A device configured for another user's truck is refused, not stored as the user's own truck."""
     another = vendors[1].vendor_id
     answer = await client.ask("POST", "/v1/owntracks", data=OWNTRACKS_BOOKLET, headers=basic(another, client.token))
     answer.refused(403, "ERR_FORBIDDEN")
@@ -576,7 +576,7 @@ async def test_the_cursor_in_the_body(client: Client) -> None:
 
 
 async def test_history_refusals(client: Client) -> None:
-    """A question that is not understood is answered with what is wrong in it."""
+    """An invalid query must get an answer that says what is wrong in it."""
     (await client.past("text/csv")).refused(406, "ERR_INVALID_MESSAGE")
     (await client.past(limit=0)).refused(400, "ERR_INVALID_MESSAGE")
     (await client.past(**{"from": "yesterday"})).refused(400, "ERR_INVALID_TIMESTAMP")

@@ -72,7 +72,7 @@ async def test_pages_hold_each_vendor_once(serve: Serve, database_url: str) -> N
 
 
 async def test_closed_and_deleted_vendors(serve: Serve, database_url: str) -> None:
-    """`open=true` leaves the closed out; who was deleted is found by nobody."""
+    """`open=true` leaves closed vendors out; nobody finds a deleted one."""
     closed, deleted, other = await named(database_url, ["Taco one", "Taco two", "Taco three"])
     connection = await asyncpg.connect(database_url)
     await connection.execute('UPDATE "vendors" SET "open" = false WHERE "id" = $1', closed)
@@ -114,7 +114,7 @@ async def test_the_index_serves_the_search(serving_url: str) -> None:
 
 
 def test_words_and_cursors() -> None:
-    """What was given as `next` is taken back; anything else is refused."""
+    """A cursor from `next` is accepted; anything else is refused."""
     assert words("  Żurek-Mobil_2 ŁÓDŹ!") == ["zurek", "mobil", "2", "lodz"]
     for name, vendor_id in (("Zażółć ~ \n", "v"), ("", "")):
         assert decode_cursor(encode_cursor(name, vendor_id)) == (name, vendor_id)

@@ -191,7 +191,7 @@ async def test_the_most_connections_of_an_address(serve: Serve) -> None:
 
 
 async def test_whose_pages_may_connect(serve: Serve) -> None:
-    """A page of somebody else that its visitor's browser opens gets no socket here."""
+    """Another site's page must not open a socket through its visitor's browser."""
     server = await serve(origins="https://app.example, https://www.example")
     host = server.url.removeprefix("http://")
     async with aiohttp.ClientSession() as session:

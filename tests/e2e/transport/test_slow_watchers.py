@@ -60,7 +60,7 @@ def hear(customer: CustomerApp) -> None:
 
 
 async def test_late_but_true(serve: Serve) -> None:
-    """A phone in a tunnel costs what is in its area, once; back from it, it sees the newest, not all that was."""
+    """A phone in a tunnel must cost no more than the vendors in its area; afterwards it sees their newest positions."""
     running = await serve()
     town = Town(running)
     async with CustomerApp(running.url) as quick, CustomerApp(running.url) as slow:

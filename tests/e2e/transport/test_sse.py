@@ -199,8 +199,8 @@ async def test_tokens(serve: Serve, vendors: list[SeededVendor]) -> None:
         await eventually(lambda: not page.reading, "the end of the stream")
 
 
-async def test_streams_take_seats(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A user or an address that opens streams without end takes nobody else's room, and gets its own back."""
+async def test_streams_count_as_connections(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """The streams of one user or address must not use up the connections of others; one that ends frees its own."""
     running = await serve(user_connections=1, address_connections=1, trusted_hops=1)
     ids = [vendor.clerk_id for vendor in vendors]
     numbers = iter(range(1, 255))

@@ -109,7 +109,7 @@ async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendo
 
 
 async def test_without_a_token(serve: Serve) -> None:
-    """A client without a token in time, or with another first message, is closed: a stranger costs nothing."""
+    """A client that sends no token in time, or another first message, is closed: strangers hold no connections."""
     server = await serve(watch_auth="required", auth_timeout=0.2)
 
     async def for_one(path: str) -> None:
@@ -285,7 +285,7 @@ async def test_too_many_messages(
 
 
 async def test_too_many_tokens(running: Running, vendors: list[SeededVendor]) -> None:
-    """4429: checking signatures is dear, so an app that sends its token in a loop is closed."""
+    """4429: checking signatures is expensive, so an app that sends its token in a loop is closed."""
 
     async def for_one(path: str) -> None:
         async with app(running.url, path, token_of(vendors[0])) as phone:

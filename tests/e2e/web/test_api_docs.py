@@ -57,7 +57,7 @@ def test_openapi_is_openapi() -> None:
 
 
 def test_every_shape_is_a_json_schema() -> None:
-    """And the closed form that the tests hold frames against is one too."""
+    """Each message is described by a valid JSON Schema, also in the strict form that the tests use."""
     for name, shape in schemas.schemas(SETTINGS).items():
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **shape})
         assert shape["description"], name
@@ -71,7 +71,7 @@ def test_every_code_is_described() -> None:
 
 
 async def test_what_is_served_is_described_and_the_other_way_round(serve: Serve) -> None:
-    """A path that nobody can find out about, or one that is promised and not there."""
+    """No endpoint may be undocumented, and no documented one missing."""
     server = (await serve()).server
     served = {
         (route.method.lower(), route.resource.canonical)
@@ -129,7 +129,7 @@ CHECKS = ",".join(
 
 
 async def test_history_and_reports_are_as_described(serve: Serve, database_url: str) -> None:
-    """The right answers hold nothing that is not in the document."""
+    """Answers to valid requests have nothing that the document does not describe."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     headers = {"Authorization": f"Bearer {make_token(SECRET, one.clerk_id, 600)}"}
@@ -155,7 +155,7 @@ async def test_history_and_reports_are_as_described(serve: Serve, database_url: 
 
 
 async def test_events_are_the_messages_of_the_socket(serve: Serve, database_url: str) -> None:
-    """What an `EventSource` hears are the socket's messages as described; so are the refusals."""
+    """An `EventSource` receives the socket's messages as described, refusals included."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     checks = described(("snapshot", "update", "Problem"))
@@ -182,7 +182,7 @@ async def test_events_are_the_messages_of_the_socket(serve: Serve, database_url:
 
 
 async def test_a_frame_that_is_not_described_is_noticed(serve: Serve, database_url: str) -> None:
-    """The whole suite holds what it hears against the document; that must be able to fail."""
+    """All tests check received frames against the document; this proves that the check can fail."""
     server = await serve()
     async with CustomerApp(server.url) as app:
         await app.watch("w", circle(52.2297, 21.0122, 500))

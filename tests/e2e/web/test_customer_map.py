@@ -100,7 +100,7 @@ async def test_a_vendor_that_is_not_on_the_map(endpoint: Chromium, serve: Serve,
 
 
 async def test_distances_are_from_where_the_customer_is(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A customer sees the own place, with its accuracy, and how far each truck is; in miles where people use miles."""
+    """Customers see their own position with its accuracy, and how far each truck is, in miles where usual."""
     server = await serve()
     async with world_of(server.url, database_url, 1) as world:
         await world.move(world.vendors[0], (LAT + 0.01, LONG))
@@ -181,7 +181,7 @@ async def test_directions_open_the_devices_own_maps(endpoint: Chromium, serve: S
 
 
 async def test_the_page_in_another_language(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Every text that a customer reads is in the own language, with the right forms for numbers."""
+    """Customers read every text in their own language, with its plural forms."""
     server = await serve()
     phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True, "locale": "pl-PL"}
     async with world_of(server.url, database_url, 5) as world, opened(endpoint, server.url, **phone) as tab:
@@ -196,7 +196,7 @@ async def test_the_page_in_another_language(endpoint: Chromium, serve: Serve, da
 
 
 async def test_every_gesture_of_the_help(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """What the help says that fingers can do, fingers can do: drag, pinch, tap twice, open a bubble, draw an area."""
+    """Each gesture that the help names works: drag, pinch, double tap, opening a bubble, drawing an area."""
     server = await serve()
     phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
     async with (

@@ -137,7 +137,7 @@ async def _equal(database_url: str, truth: dict[str, tuple[float, float]]) -> bo
 
 
 async def test_vendors_glide(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A truck that jumps from fix to fix can't be followed by eye; one that glides elsewhere would be a lie."""
+    """A customer can't follow a truck that jumps; one that glides off its path would be shown where it is not."""
     server = await serve()
     async with world_of(server.url, database_url, 1) as world, opened(endpoint, server.url) as tab:
         await tab.live()
@@ -260,7 +260,7 @@ async def test_a_dead_link_is_noticed(endpoint: Chromium, serve: Serve, database
 
 
 async def test_a_slow_client_is_late_and_then_right(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """On a bad link positions are merged: nothing piles up, nobody else waits, and the last word is the truth."""
+    """On a bad link positions are merged: nothing piles up, nobody else waits, and the map ends right."""
     server = await serve()
     async with world_of(server.url, database_url, 60) as world, Proxy(server.url) as proxy:  # noqa: SIM117
         async with opened(endpoint, proxy.url) as tab, CustomerApp(server.url) as other:
@@ -460,7 +460,7 @@ async def test_a_vendor_is_followed_with_its_trail(endpoint: Chromium, serve: Se
 
 
 async def test_by_keyboard_and_by_ear(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Who has no pointer, or does not see the map, finds, hears and follows vendors all the same."""
+    """A user without a pointer, or with a screen reader, can find, hear and follow vendors."""
     server = await serve(history_access="public")
     async with world_of(server.url, database_url, 5) as world, opened(endpoint, server.url) as tab:
         await tab.live()
@@ -614,7 +614,7 @@ PIXEL = bytes.fromhex(
 
 
 async def test_street_tiles_by_a_setting(endpoint: Chromium, serve: Serve) -> None:
-    """Who has a tile server has streets: its tiles are asked for, its makers named, and nothing else is drawn below."""
+    """With a tile server the map loads its tiles, names their makers, and draws no ground of its own below."""
     asked: list[str] = []
 
     async def tile(request: web.Request) -> web.Response:

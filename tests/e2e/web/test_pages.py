@@ -26,7 +26,7 @@ async def browser() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("path", ["/", "/vendor"])
 async def test_a_page_and_all_that_it_names(serve: Serve, browser: aiohttp.ClientSession, path: str) -> None:
-    """A file that is named and not there is a page that does not work; one kept under a wrong name is never mended."""
+    """A missing file breaks the page; a changed file under an old name would never reach a browser that kept it."""
     url = (await serve(watch_auth="required")).url
     async with browser.get(url + path) as answer:
         assert answer.status == 200
@@ -52,7 +52,7 @@ async def test_a_page_and_all_that_it_names(serve: Serve, browser: aiohttp.Clien
 
 
 async def test_every_import_is_there(serve: Serve, browser: aiohttp.ClientSession) -> None:
-    """Modules name each other relative to themselves: all must be handed out under one edition."""
+    """Modules import each other by relative paths, so all must be served under one version."""
     url = (await serve()).url
     async with browser.get(url) as answer:
         base = re.search(r'"(/map/[0-9a-f]+/)map\.js"', await answer.text())
@@ -108,7 +108,7 @@ async def test_the_settings_of_the_page(serve: Serve, browser: aiohttp.ClientSes
 
 
 async def test_the_clock(serve: Serve, browser: aiohttp.ClientSession) -> None:
-    """The age of a position is told by the server's clock: an answer that was kept would be a wrong age."""
+    """The page computes ages by the server's clock: an answer from a cache would make each age wrong."""
     running = await serve()
     async with browser.get(running.url + "/map/now") as answer:
         assert answer.headers["Cache-Control"] == "no-store"
@@ -141,7 +141,7 @@ def test_connections_go_to_this_host_only() -> None:
     ],
 )
 def test_a_setting_that_can_not_be(name: str, value: str, said: str) -> None:
-    """A map that opens nowhere, or on no tiles, is told at the start and not by its visitors."""
+    """A wrong map setting must be reported at the start, not found by visitors."""
     with pytest.raises(ValueError, match=re.escape(said)):
         Settings.model_validate({name: value})
 
@@ -151,7 +151,7 @@ def strings(code: str) -> dict[str, Any]:
 
 
 def test_every_language_has_every_text() -> None:
-    """A text that one language lacks would stop the page for its readers; one that nothing shows is never updated."""
+    """A text that one language lacks would stop the page for its readers; an unused one would never be updated."""
     assert {"en", "pl"} <= set(pages.LANGUAGES)
     english = strings("en")
     files = [path.read_text(encoding="utf-8") for path in pages.FOLDER.glob("*.*") if path.suffix in (".js", ".html")]

@@ -35,7 +35,7 @@ def code_of(url: str) -> str:
 
 
 async def test_a_link_works_once_on_all_processes_together(serve: Serve, database_url: str) -> None:
-    """A code that was read over a shoulder, or sent twice, must not open a second door."""
+    """A code that was read over a shoulder, or sent twice, must not sign in a second person."""
     (vendor,) = await seed.seed(database_url, 1)
     first = await serve(backend_key=KEY, public_url="https://streamer.example/")
     second = await serve(backend_key=KEY)

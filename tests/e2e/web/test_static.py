@@ -45,7 +45,7 @@ async def test_nothing_else_is_handed_out(serve: Serve, name: str) -> None:
 
 
 def test_what_is_in_the_package_goes_before_what_lies_beside_it(tmp_path: Path) -> None:
-    """An installed server must not look for a checkout."""
+    """An installed server must serve the files of its package, and not of a checkout beside it."""
     assert beside("client", "clients", "js") == ROOT / "clients" / "js"
     assert beside("no-such-folder", "x") == ROOT / "x"
 

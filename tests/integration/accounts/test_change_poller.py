@@ -1,4 +1,4 @@
-"""Who is out: a deleted user or vendor must not go on, on any process; a changed card must be seen."""
+"""A deleted user or vendor must be disconnected on every process, and a changed card must be shown."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def thrown_out(
 
 
 async def test_a_page_of_a_deleted_user(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """A web page that watches by an event stream is out like a socket, and is told why."""
+    """The event stream of a deleted user ends as a socket does, with the reason."""
     async with EventSource(servers[0].url, vendors[0].clerk_id) as page:
         assert (await page.open(lat=str(LAT), long=str(LONG), radius="1000")).status == 200
         await page.expect("snapshot")

@@ -1,4 +1,4 @@
-"""Asking for many at a time. What breaks if these fail: a herd of vendors is a herd of queries, or is told wrong."""
+"""Read coalescing: without it a reconnect storm is as many queries; with an error in it vendors get others' answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_callers_during_a_query_share_the_next_one() -> None:
 
 
 async def test_no_query_is_too_large_and_none_is_forgotten() -> None:
-    """A herd larger than a query is several."""
+    """More callers than one query may have are served by several, and none is forgotten."""
     numbers = Numbers()
     numbers.let.set()
     loader = BatchLoader(numbers.find, "numbers")
@@ -65,7 +65,7 @@ async def test_no_query_is_too_large_and_none_is_forgotten() -> None:
 
 
 async def test_an_outage_is_everyone_s() -> None:
-    """Nobody waits for an answer that does not come, and the next one is asked for anew."""
+    """An outage fails all who wait, instead of leaving them waiting, and the next call asks again."""
     numbers = Numbers()
     numbers.let.set()
     numbers.fails = True
@@ -101,7 +101,7 @@ async def test_many_vendors_connecting_at_once_are_a_few_queries(serve: Serve, d
 
 
 async def test_connections_above_the_admission_rate_wait_or_get_retry_after(serve: Serve, database_url: str) -> None:
-    """A crowd that comes back at once gets in at the gate's rate; who would wait too long is told when to come."""
+    """A reconnect storm is admitted at the configured rate; who would wait too long gets a time to come back."""
     running = await serve(admission_rate=20.0, admission_wait=1.0)
     loop = asyncio.get_running_loop()
     began = loop.time()

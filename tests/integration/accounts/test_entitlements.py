@@ -1,4 +1,4 @@
-"""Plans: who does not pay must not move on the map like those who do, and nobody's history may have a hole for it."""
+"""Plans: users who don't pay must not be live continuously, and no history may have a gap because of that."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_user_who_does_not_pay_goes_live_once(
 
 
 async def test_the_same_over_http(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """The tracker apps' way is no way round it."""
+    """A tracker app over HTTP must not be a way around the plan."""
     free = vendors[0]
     bearer = {"Authorization": f"Bearer {make_token(SECRET, free.clerk_id, 60)}"}
     async with CustomerApp(servers[1].url) as customer, aiohttp.ClientSession(headers=bearer) as session:
@@ -107,7 +107,7 @@ async def test_which_subscriptions_are_active(database_url: str, vendors: list[S
 
 
 async def test_the_interval_ends(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """After the time is over it goes live again."""
+    """After the interval the vendor goes live again."""
     server = await serve(free_interval=0.5)
     async with CustomerApp(server.url) as customer, VendorApp(server.url, vendors[0].clerk_id) as app:
         await customer.watch("w", HERE)
@@ -143,7 +143,7 @@ async def test_a_user_who_starts_to_pay(
 async def test_without_postgresql(
     servers: list[Running], vendors: list[SeededVendor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An outage of ours takes nobody who pays off the map."""
+    """An outage of PostgreSQL must not take a paying vendor off the map."""
 
     async def away(_: Any) -> Any:
         raise Unavailable("PostgreSQL is held by the test")
@@ -157,7 +157,7 @@ async def test_without_postgresql(
 
 
 async def test_plans_are_off(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Whoever has no plans need not know of them."""
+    """Where no plans are configured, nobody is limited."""
     server = await serve()
     assert server.server.entitlements is None
     async with CustomerApp(server.url) as customer, VendorApp(server.url, vendors[0].clerk_id) as app:

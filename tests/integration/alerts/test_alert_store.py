@@ -75,7 +75,7 @@ async def test_an_alert_that_changed_or_ended_takes_no_event(store: AlertStore, 
 
 
 async def test_a_webhook_is_claimed_by_one_and_in_order(store: AlertStore, database_url: str) -> None:
-    """Sent by two processes at once, or the second before the first, a receiver would end with the wrong state."""
+    """If two processes sent at once, or the second before the first, a receiver would end with the wrong state."""
     row, now = await new_alert(store, database_url), now_ms()
     await store.commit([state(row, "v", 1)], [event(row, "v", now + n) for n in range(3)])
     await store.commit([state(row, "w", 1)], [event(row, "w", now)])
@@ -92,7 +92,7 @@ async def test_a_webhook_is_claimed_by_one_and_in_order(store: AlertStore, datab
 
 
 async def test_a_claim_of_a_killed_process_is_taken_up(store: AlertStore, database_url: str) -> None:
-    """Its webhooks would never be sent."""
+    """The webhooks that a killed process had claimed would otherwise never be sent."""
     row = await new_alert(store, database_url)
     await store.commit([state(row, "v", 1)], [event(row, "v", now_ms())])
     first = await store.claim(10, 8, {}, 0)
@@ -105,7 +105,7 @@ async def test_a_claim_of_a_killed_process_is_taken_up(store: AlertStore, databa
 
 
 async def test_a_host_gets_its_share_only(store: AlertStore, database_url: str) -> None:
-    """All requests of a process would wait for one receiver."""
+    """Without the limit all requests of a process would wait for one receiver."""
     row = await new_alert(store, database_url)
     for number in range(20):
         await store.commit([state(row, f"v{number}", 1)], [event(row, f"v{number}", now_ms())])
@@ -115,7 +115,7 @@ async def test_a_host_gets_its_share_only(store: AlertStore, database_url: str) 
 
 
 async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database_url: str, serving_url: str) -> None:
-    """Without partitions forgetting a day would be a delete of millions of rows."""
+    """Without partitions, deleting a day would be a DELETE of millions of rows."""
     today = datetime.now(UTC).date()
     row = await new_alert(store, database_url)
     await store.commit([state(row, "v", 1)], [event(row, "v", now_ms())])
@@ -141,7 +141,7 @@ async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database
 
 
 async def test_processes_that_are_there_know_each_other(store: AlertStore) -> None:
-    """One that was missed too early would have its alerts looked at twice; one never missed, not at all."""
+    """Alerts of a process taken for dead too early are evaluated twice; those of one that never is, not at all."""
     assert await store.beat("a", 60_000) == {"a"}
     assert await store.beat("b", 60_000) == {"a", "b"}
     await store.leave("a")

@@ -31,7 +31,7 @@ class Rebound(AbstractResolver):
 
 @pytest.mark.parametrize("host", ["rebound.example.com", "127.0.0.1", "[::ffff:127.0.0.1]"])
 async def test_no_connection_is_made_to_an_address_that_is_not_public(host: str) -> None:
-    """A user could have the server ask what stands beside it: cloud metadata, databases, routers."""
+    """A user could otherwise have the server send requests to its neighbours: cloud metadata, databases, routers."""
     settings = Settings.model_construct()
     deliverer = Deliverer(settings, None, Vault(["k" * 32]), now_ms, Counters(), Rebound())  # type: ignore[arg-type]  # nothing is stored
     async with Receiver() as receiver, deliverer.session(public=True) as session:
@@ -43,7 +43,7 @@ async def test_no_connection_is_made_to_an_address_that_is_not_public(host: str)
 
 
 async def test_a_development_host_is_reached() -> None:
-    """On a laptop there is nothing else to send to."""
+    """A developer's receiver is on the same machine."""
     settings = Settings.model_construct()
     deliverer = Deliverer(settings, None, Vault(["k" * 32]), now_ms, Counters())  # type: ignore[arg-type]  # nothing is stored
     async with Receiver() as receiver, deliverer.session(public=False) as session:

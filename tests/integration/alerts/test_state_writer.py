@@ -75,7 +75,7 @@ async def alert(store: AlertStore, database_url: str) -> Alert:
 async def test_what_changes_while_it_is_stored_is_stored_next(
     store: AlertStore, alert: Alert, database_url: str
 ) -> None:
-    """An event that came during a commit would be lost, or told twice."""
+    """An event that comes during a commit must be neither lost nor sent twice."""
     process, state = Process(store), entered(State(), now_ms())
     process.writer.put(alert, "v", state)
     async with asyncio.TaskGroup() as group:
@@ -109,7 +109,7 @@ async def test_what_postgresql_did_not_take_is_stored_afterwards(
 
 
 async def test_who_was_not_first_starts_over(store: AlertStore, alert: Alert, database_url: str) -> None:
-    """Two processes look at one alert for a moment: the second must read what the first has stored."""
+    """For a moment two processes evaluate one alert: the second must read what the first has stored."""
     first, second = Process(store), Process(store)
     for process in (first, second):
         process.writer.put(alert, "v", entered(State(), now_ms()))

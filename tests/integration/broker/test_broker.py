@@ -1,4 +1,4 @@
-"""Processes through Redis: what is wrong here shows customers of one server what is not so on another."""
+"""Processes through Redis: an error here shows customers of one server something else than those of another."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_deleted_vendor_is_on_no_snapshot(one: Peer, other: Peer, monkey
 
 
 async def test_crossing_cells(one: Peer, other: Peer) -> None:
-    """Over a border of what is heard: it leaves where it was, enters where it comes, moves where it is followed."""
+    """A vendor that crosses a border leaves one watched area, enters the other, and moves in those that follow it."""
     one.serve("truck", HERE)
     here, there = [await other.watch(area=circle(*at, 5_000)) for at in (HERE, AFAR)]
     both, listed = await other.watch(vendors=["truck"]), await other.watch(vendors=["truck", "nobody"])
@@ -89,7 +89,7 @@ async def test_crossing_cells(one: Peer, other: Peer) -> None:
 
 
 async def test_many_fixes_in_one_flush_are_one_update(one: Peer, other: Peer) -> None:
-    """Of what a truck said in one moment the newest is shown, whatever the order; and it is said once."""
+    """Of several fixes in one flush customers get the newest, once, in whatever order they came."""
     look = await other.watch(area=circle(*HERE, 5_000))
     one.serve("truck", HERE)
     await look.sees({"truck": HERE})
@@ -130,7 +130,7 @@ async def test_no_flicker_on_reconnect(one: Peer, other: Peer) -> None:
 
 
 async def test_without_redis(redis_url: str) -> None:
-    """From the start or from now on: trucks and customers of one process see each other, and all is made good."""
+    """While Redis is away, vendors and customers of one process see each other; afterwards those of all do."""
     async with Proxy(redis_url) as proxy:
         proxy.down()
         lonely = Peer(proxy.url, "lonely")

@@ -36,7 +36,7 @@ async def test_a_watch_moved_while_its_snapshot_is_read(redis_url: str, other: P
 
 
 async def test_a_vendor_heard_again_while_a_gap_is_closed_stays(one: Peer, other: Peer) -> None:
-    """Not in the cell when it was read, but heard of there since: a parked vendor would be missing until it moves."""
+    """A vendor that was received after its cell was read must stay, or it would be missing until it moves."""
     one.serve("truck", HERE)
     viewer = await other.watch(area=circle(*HERE, 5_000))
     await viewer.sees({"truck": HERE})

@@ -1,4 +1,4 @@
-"""Counts over processes and Redis: the bubbles of a map must add up to its vendors, whichever process serves whom."""
+"""Counts over processes and Redis: the numbers of a map's groups must add up to its vendors on every process."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ async def test_a_watch_turns_from_vendors_to_counts_and_back(redis_url: str) -> 
 
 @pytest.mark.timeout(60)
 async def test_counts_that_cost_too_much_rest(redis_url: str) -> None:
-    """Whoever has a whole country counted in many ways is counted for more seldom, is told so, and others are not."""
+    """A client that has a whole country counted in many ways gets counts less often and is told; others do not."""
 
     class Poor:
         told = 0

@@ -1,4 +1,4 @@
-"""In which cell a vendor's entry is: one cell after every change, and a place that leads to it."""
+"""Where a vendor's entry is in Redis: in one cell after every change, and its placement leads there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Redis user with the least rights: one right too few breaks the server, one too many is for an intruder."""
+"""The Redis user with the least rights: one missing right breaks the server, one too many helps an intruder."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ async def test_an_entry_that_is_newer_is_not_dropped(redis_url: str) -> None:
 
 
 async def test_an_epoch_shows_that_redis_lost_the_cell(redis_url: str) -> None:
-    """Without it a vendor that is not written again yet would be taken off every map."""
+    """Without the epoch, a vendor that is not written again yet would be taken off every map."""
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         assert await client.eval(READ, 1, KEY, 60, "first") == b"first"
         assert await client.eval(WRITE, 1, KEY, 60, "second") == b"first"
@@ -123,7 +123,7 @@ async def test_an_epoch_shows_that_redis_lost_the_cell(redis_url: str) -> None:
 
 
 async def test_a_place_is_the_newest_but_never_of_the_future(redis_url: str) -> None:
-    """A process whose clock is an hour ahead must not decide for an hour where a vendor is looked for."""
+    """A process whose clock is an hour ahead must not determine for an hour where a vendor is looked for."""
     now = time.time_ns() // 1_000_000
     key, other = place_key("truck"), bus_cell(10.0, 10.0)
     async with redis.asyncio.Redis.from_url(redis_url) as client:

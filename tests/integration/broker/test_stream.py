@@ -1,4 +1,4 @@
-"""The feed for other services: every vendor's last change arrives, and what may be missing is said."""
+"""The position stream for other services: it ends with every vendor's newest state, and names gaps."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_changes_are_merged_per_vendor(client: Client) -> None:
 
 
 async def test_while_redis_is_away_changes_wait_one_a_vendor(client: Client) -> None:
-    """An outage costs the steps in between, not the outcome, and no memory without bound."""
+    """An outage of Redis may cost consumers the steps in between, but not the newest state, and only bounded memory."""
     wire, clock = Wire(client), Clock()
     one, _ = feed(wire, clock)
     await one.flush()

@@ -70,7 +70,7 @@ async def test_a_cell_watched_again_while_it_is_unsubscribed(redis_url: str, oth
 
 
 async def test_a_connection_to_redis_is_cut(proxy: Proxy, one: Peer, other: Peer) -> None:
-    """What happened meanwhile is made good by a snapshot: a truck that moved, one that came, one that left."""
+    """A snapshot brings customers what they missed: a truck that moved, one that came, one that left."""
     for name in ("moves", "leaves", "stays"):
         other.serve(name, HERE)
     look = await one.watch(area=circle(*HERE, 5_000))
@@ -92,7 +92,7 @@ async def test_a_connection_to_redis_is_cut(proxy: Proxy, one: Peer, other: Peer
 
 
 async def test_a_connection_to_redis_stalls_silently(proxy: Proxy, one: Peer, other: Peer) -> None:
-    """A connection over which nothing comes any more, without a word, is found out within 3 s and replaced."""
+    """A connection over which nothing arrives any more must be detected within 3 s and replaced."""
     other.serve("truck", HERE)
     look = await one.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})
@@ -106,7 +106,7 @@ async def test_a_connection_to_redis_stalls_silently(proxy: Proxy, one: Peer, ot
 
 
 async def test_a_blocked_event_loop_is_no_gap(one: Peer, other: Peer) -> None:
-    """A process that could not listen for a while reads what came meanwhile; it does not take Redis for silent."""
+    """A process that was blocked reads what came meanwhile; it must not conclude that Redis was silent."""
     other.serve("truck", HERE)
     look = await one.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})

@@ -1,4 +1,4 @@
-"""Backups as they are needed: in a bad night, by somebody tired. What can't be restored is none."""
+"""Backups: one that can't be restored is none."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_restored_database_equals_the_backed_up_one(
 
 
 async def test_restore_destroys_nothing(filled: str, database_url: str, tmp_path: Path) -> None:
-    """In the wrong terminal, on the production database, it refuses."""
+    """A restore that is aimed at the production database by mistake refuses."""
     path = await backup(filled, tmp_path)
     before = await everything(filled)
     with pytest.raises(DatabaseError, match="is not empty"):
@@ -232,7 +232,7 @@ def test_old_ones_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_server_tells_the_age(tmp_path: Path) -> None:
-    """Nobody notices that backups have stopped, unless a number grows."""
+    """Operators notice that backups have stopped only by a number that grows."""
     backups = Backups(tmp_path)
     backups.look()
     assert (backups.last, backups.proven) == (0.0, 0.0)
@@ -247,7 +247,7 @@ def test_a_server_tells_the_age(tmp_path: Path) -> None:
 
 
 async def test_proved(filled: str, tmp_path: Path) -> None:
-    """On a PostgreSQL of its own; the one that was backed up is not touched."""
+    """A backup is proved by restoring it into a PostgreSQL of its own; the backed-up one is not touched."""
     path = await backup(filled, tmp_path)
     proof = await prove(path)
     assert proof.differences == []
@@ -256,7 +256,7 @@ async def test_proved(filled: str, tmp_path: Path) -> None:
 
 
 async def test_proved_on_a_server(filled: str, tmp_path: Path) -> None:
-    """In a scratch database that is gone afterwards, also when the proof fails."""
+    """A backup is proved in a scratch database that is gone afterwards, also when the proof fails."""
     path = await backup(filled, tmp_path)
     await prove(path, on=filled)
     path.write_bytes(b"")

@@ -152,7 +152,7 @@ async def test_postgres_killed_comes_back(postgres_server: PostgresServer) -> No
 
 @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="only Linux lists shared memory so")
 async def test_postgres_killed_leaves_no_shared_memory(postgres_server: PostgresServer) -> None:
-    """A machine has some thousands of these; tests that leave a few each time end with no PostgreSQL at all."""
+    """A machine has some thousands of segments: if each run left a few, no PostgreSQL would start in the end."""
     segment = (postgres_server.data / "postmaster.pid").read_text().splitlines()[6].split()[1]
     assert segment in shared_memory()
     postgres_server.kill()
@@ -223,7 +223,7 @@ async def test_paused_server_can_be_stopped(folder: Path, kind: Kind) -> None:
 
 
 async def test_stopping_is_orderly(folder: Path) -> None:
-    """A stop that is a crash in disguise would recover at every start and one day lose something."""
+    """A stop that is really a crash would need a recovery at every start, and one day lose something."""
     async with PostgresServer(folder) as server:
         pass
     assert "database system is shut down" in server.log.read_text()
@@ -344,7 +344,7 @@ async def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_before_the_start_there_is_nothing_to_connect_to(folder: Path) -> None:
-    """A URL with a made-up port would be believed."""
+    """A URL with a port that is not known yet must not be handed out."""
     for server in (PostgresServer(folder), ValkeyServer(folder)):
         with pytest.raises(EmbeddedError, match="start it first"):
             _ = server.url
@@ -384,7 +384,7 @@ async def test_root_in_a_folder_of_its_own(
 async def test_root_takes_no_folder_that_another_user_planted(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In /tmp anybody may have made it first, with programs of their own that root would then run."""
+    """Anybody can create a folder in /tmp first, with programs in it that root would then run."""
     planted = folder / "venta-streamer"
     planted.mkdir(parents=True)
     os.chown(planted, 65534, 65534)

@@ -1,4 +1,4 @@
-"""What operators do by hand: what is dropped must be what was meant, what is shown must be so."""
+"""What operators do by hand: exactly what was asked for is dropped, and what is shown is true."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_prune_drops_whole_days_that_are_older(database_url: str, direct: 
 
 
 async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
-    """Cron and an operator at the same time: the second gets an error, and the first is not disturbed."""
+    """When cron and an operator prune at the same time, the second gets an error and the first goes on."""
     await direct.fetchval("SELECT pg_advisory_lock($1)", maintenance.PRUNING)
     with pytest.raises(Unavailable, match="is being pruned or thinned by another process"):
         await prune(database_url, 30, today=TODAY)

@@ -161,7 +161,7 @@ async def test_nothing_is_lost_on_the_way_there_and_back(prisma_url: str) -> Non
 
 
 def test_the_guide_names_each_added_column() -> None:
-    """`prisma migrate` would propose to drop one that the Prisma schema does not name."""
+    """`prisma migrate` would propose to drop a column that the Prisma schema does not name."""
     guide = (ROOT / "docs/from-nestjs.md").read_text()
     for _, column in migrate.added_columns():
         assert re.search(rf"`{column} \w+\?`", guide), column
@@ -226,7 +226,7 @@ async def test_an_adoption_that_was_interrupted_continues(prisma_url: str, monke
 
 
 async def test_the_gateways_role_keeps_its_rights(prisma_url: str) -> None:
-    """A gateway that logs in as another role than the owner would be locked out the moment the tables change."""
+    """A gateway that logs in as another role than the owner must not be locked out when the tables change."""
     role = f"gateway_{os.getpid()}"
     async with connected(prisma_url) as connection:
         await connection.execute(f"CREATE ROLE {role}")
@@ -247,7 +247,7 @@ async def test_the_gateways_role_keeps_its_rights(prisma_url: str) -> None:
 
 
 async def test_the_old_table_goes_when_it_is_said(prisma_url: str) -> None:
-    """Until then there is a way back; after it, no second copy of everybody's locations lies about."""
+    """Until the operator drops it, there is a way back; afterwards no second copy of all locations is left."""
     with pytest.raises(DatabaseError, match="no adopted table"):
         await adopt.finish(prisma_url)
     await adopt.adopt(prisma_url)

@@ -86,7 +86,7 @@ async def test_inserted_and_deleted_rows_are_audited(connection: Any) -> None:
 
 
 async def test_every_column_but_the_position_is_watched(connection: Any) -> None:
-    """A column that a later migration adds would change unseen; this test says so."""
+    """A column that a later migration adds would otherwise change without an entry."""
     values = {"TEXT": "'x'", "TIMESTAMP": "now()", "BOOLEAN": "false", "JSONB": "'{}'", "DOUBLE": "1"}
     await connection.execute(
         """
@@ -120,7 +120,7 @@ async def test_an_update_without_changes_is_not_audited(connection: Any) -> None
 
 
 async def test_columns_of_others_are_seen(connection: Any) -> None:
-    """A backend adds a column to users by a migration of its own, of a type that has no equality even."""
+    """A backend may add a column by a migration of its own, even of a type that can't be compared."""
     await connection.execute(
         """ALTER TABLE "users" ADD COLUMN "settings" JSON; UPDATE "users" SET "settings" = '[1]'"""
     )
@@ -156,7 +156,7 @@ async def test_an_entry_has_its_actor(connection: Any, database_url: str) -> Non
 
 
 async def test_a_backend_needs_no_right_for_it_and_has_none(connection: Any, database_url: str) -> None:
-    """A Prisma client with rights on the five tables only writes as before, and can't change its audit entries."""
+    """A Prisma client with rights on the five tables only writes as before, and can't change audit entries."""
     await connection.execute(
         """
         CREATE ROLE a_backend LOGIN PASSWORD 'a';

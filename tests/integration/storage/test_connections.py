@@ -17,7 +17,7 @@ SECRET = "geheim"
 
 
 async def test_what_the_url_says_is_what_the_session_has(empty_database_url: str) -> None:
-    """A schema, a name or a zone that does not arrive: rows in the wrong schema, times off by hours."""
+    """If schema, name or time zone did not arrive, rows would be in the wrong schema and times off by hours."""
     async with connected(f"{empty_database_url}?schema=my%20%22schema%22&application_name=a%20test") as connection:
         for setting, expected in {
             "search_path": '"my ""schema"""',
@@ -30,7 +30,7 @@ async def test_what_the_url_says_is_what_the_session_has(empty_database_url: str
 
 
 async def test_a_parameter_without_effect_is_told(empty_database_url: str) -> None:
-    """Who writes connection_limits waits for connections that he thinks he has."""
+    """An operator who misspells `connection_limit` would otherwise wait for connections that don't exist."""
     with capture_logs() as logs:
         await (await Database.open(f"{empty_database_url}?connection_limits=50&connection_limit=5")).close()
     (warned,) = [line for line in logs if line["log_level"] == "warning"]
@@ -38,7 +38,7 @@ async def test_a_parameter_without_effect_is_told(empty_database_url: str) -> No
 
 
 async def test_a_server_without_tls_is_not_good_enough_when_tls_is_required(empty_database_url: str) -> None:
-    """Locations of people would go over the wire in the clear."""
+    """Otherwise people's locations would be sent in the clear."""
     with pytest.raises(Unavailable, match="SSL"):
         await revisions.revision(f"{empty_database_url}?sslmode=require")
 
@@ -53,7 +53,7 @@ async def test_a_server_that_is_away_is_unavailable(empty_database_url: str, unu
 
 
 async def test_a_database_or_password_that_is_wrong_is_said(empty_database_url: str) -> None:
-    """Trying again would not help, so it is another error than that of a server away."""
+    """Trying again does not help, so it must be another error than that of a server that is away."""
     parsed = parse_url(empty_database_url)
     with pytest.raises(DatabaseError, match="CREATE DATABASE"):
         await migrate.upgrade(empty_database_url.replace(f"/{parsed.database}", "/nowhere"))
@@ -63,7 +63,7 @@ async def test_a_database_or_password_that_is_wrong_is_said(empty_database_url: 
 
 
 async def test_a_server_that_is_frozen_is_given_up(postgres_server: PostgresServer) -> None:
-    """A start that hangs is restarted by nobody."""
+    """Nothing restarts a start that hangs."""
     url = f"{postgres_server.url}?connect_timeout=1"
     assert await revisions.revision(url) is None
     postgres_server.pause()

@@ -69,7 +69,7 @@ async def test_up_is_the_newest_and_has_partitions(empty_database_url: str) -> N
 
 
 async def test_upgrade_makes_the_days_around_now_by_itself(database_url: str) -> None:
-    """The first ping after the installation would land in the default partition."""
+    """Otherwise the first ping after the installation would land in the default partition."""
     now = int(datetime.now(UTC).timestamp() * 1000)
     async with connected(database_url) as connection:
         await seed.seed(database_url)
@@ -86,7 +86,7 @@ async def test_upgrade_makes_the_days_around_now_by_itself(database_url: str) ->
 
 
 async def test_every_migration_goes_up_and_down(empty_database_url: str) -> None:
-    """A rollback in production would stop half way."""
+    """Otherwise a rollback in production would stop half way."""
     before = await leftovers(empty_database_url)
     every = sorted(path.name.split("_")[0] for path in revisions.migrations().glob("versions/*.py"))
     assert every[-1] == revisions.head()
@@ -104,14 +104,14 @@ async def test_every_migration_goes_up_and_down(empty_database_url: str) -> None
 
 
 async def test_up_twice_changes_nothing(database_url: str) -> None:
-    """Every deployment runs it."""
+    """Every deployment runs the upgrade."""
     before = await leftovers(database_url)
     await migrate.upgrade(database_url)
     assert await leftovers(database_url) == before
 
 
 async def test_two_upgrades_at_once(empty_database_url: str) -> None:
-    """Two machines that are deployed together would meet in CREATE TABLE, and one would not start."""
+    """Two machines that are deployed together must not collide in CREATE TABLE, with one of them not starting."""
     programs = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", f"import asyncio; from streamer.storage import migrate as d; asyncio.run({call})"),
@@ -146,7 +146,7 @@ async def test_a_schema_of_its_own(empty_database_url: str) -> None:
 
 
 async def test_a_server_on_an_old_schema_names_the_remedy(empty_database_url: str) -> None:
-    """It would start, and fail at the first statement."""
+    """Otherwise it would start, and fail at the first statement."""
     with pytest.raises(DatabaseError, match=rf"none.*{revisions.head()}.*`streamer db upgrade`"):
         await revisions.require_newest(empty_database_url)
     await migrate.upgrade(empty_database_url, "0001")
@@ -171,7 +171,7 @@ async def test_an_unknown_revision_is_named(database_url: str) -> None:
 
 
 async def test_tables_made_by_prisma_are_not_touched(empty_database_url: str) -> None:
-    """Half of a migration on somebody's production tables."""
+    """Otherwise half of a migration would be left on somebody's production tables."""
     async with connected(empty_database_url) as connection:
         await connection.execute('CREATE TABLE "users" ("id" TEXT); CREATE TABLE "_prisma_migrations" ("id" TEXT)')
     with pytest.raises(
@@ -182,7 +182,7 @@ async def test_tables_made_by_prisma_are_not_touched(empty_database_url: str) ->
 
 
 async def test_others_tables_in_the_same_database_are_no_matter(empty_database_url: str) -> None:
-    """Prisma's own bookkeeping, or another application's tables, would be proposed for deletion."""
+    """Otherwise Prisma's own bookkeeping, or another application's tables, would be proposed for deletion."""
     async with connected(empty_database_url) as connection:
         await connection.execute('CREATE TABLE "_prisma_migrations" ("id" TEXT PRIMARY KEY)')
         await migrate.upgrade(empty_database_url)
@@ -192,7 +192,7 @@ async def test_others_tables_in_the_same_database_are_no_matter(empty_database_u
 
 
 async def test_a_migration_gives_up_waiting_for_a_lock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it waits for a table, every ping waits behind it."""
+    """While a migration waits for a table, every ping waits behind it."""
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT_MS", 100)
     async with connected(database_url) as other, other.transaction():
         await other.execute('LOCK TABLE "vendors" IN ACCESS SHARE MODE')
@@ -202,7 +202,7 @@ async def test_a_migration_gives_up_waiting_for_a_lock(database_url: str, monkey
 
 
 async def test_reset_empties_and_rebuilds(database_url: str) -> None:
-    """Yesterday's experiments would stay in a development database."""
+    """Otherwise yesterday's experiments would stay in a development database."""
     await seed.seed(database_url, 3)
     async with connected(database_url) as connection:
         await connection.execute('DROP INDEX "idx_users_email"; CREATE TABLE "locations_20200101" ("left" TEXT)')

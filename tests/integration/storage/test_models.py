@@ -164,7 +164,7 @@ async def test_constraints_have_prismas_names(connection: Any) -> None:
 
 
 async def test_every_documented_index_is_there(connection: Any) -> None:
-    """A query of the backend that was fast by its documented index would scan the table."""
+    """Without its index, a backend's query that was fast would scan the table."""
     rows = await connection.fetch(
         f"""
         SELECT relname, pg_get_indexdef(pg_class.oid) FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid
@@ -180,7 +180,7 @@ async def test_every_documented_index_is_there(connection: Any) -> None:
 
 
 async def test_locations_are_partitioned_by_id_in_the_c_collation(connection: Any) -> None:
-    """In another collation ids would not sort by time, and a ping would land in the wrong day."""
+    """In another collation ids would not sort by time, and pings would land in the wrong day."""
     key, collation = await connection.fetchrow(
         """
         SELECT pg_get_partkeydef(attrelid), collname
@@ -197,7 +197,7 @@ async def test_the_models_are_the_database(database_url: str) -> None:
 
 
 def test_the_models_have_prismas_columns() -> None:
-    """A model with a misspelt column would pass for as long as nobody uses it."""
+    """A misspelt column in a model would be noticed only by whoever uses it."""
     dialect = URL.create("postgresql+asyncpg").get_dialect()()
     found = {
         name: {column.name: str(column.type.compile(dialect)).split(" COLLATE")[0].lower() for column in table.columns}
@@ -224,13 +224,13 @@ async def test_a_position_that_is_nowhere_is_refused(connection: Any, lat: float
 
 @pytest.mark.parametrize(("lat", "long"), [(90.0, 180.0), (-90.0, -180.0), (0.0, 0.0)])
 async def test_the_ends_of_the_earth_are_taken(connection: Any, lat: float, long: float) -> None:
-    """A vendor at the pole or on the antimeridian could not be stored."""
+    """A vendor at a pole or on the antimeridian must be stored like any other."""
     await add_location(connection, "alien", lat, long)
     await connection.execute('UPDATE "vendors" SET "lat" = $1, "long" = $2', lat, long)
 
 
 async def test_a_subscription_does_not_end_before_it_starts(connection: Any) -> None:
-    """One that does would never have been active, and no report would show why."""
+    """Such a subscription would never be active, and no report would show why."""
     insert = """
         INSERT INTO "subscriptions"
             ("id", "userId", "provider", "productId", "status", "startDate", "endDate", "updatedAt")
@@ -244,7 +244,7 @@ async def test_a_subscription_does_not_end_before_it_starts(connection: Any) -> 
 
 
 async def test_deleting_a_user_deletes_all_that_is_theirs(connection: Any) -> None:
-    """A deleted user's whereabouts would stay."""
+    """Otherwise a deleted user's locations would stay."""
     await add_location(connection, location_id("v1", epoch_ms()))
     await add_location(connection, "alien")
     await connection.execute(
@@ -266,7 +266,7 @@ async def test_a_new_id_of_a_vendor_reaches_its_locations(connection: Any) -> No
 
 
 async def test_prismas_ids_land_in_their_day_and_alien_ids_in_the_default(connection: Any) -> None:
-    """A ping that another service writes by Prisma would be forgotten with the wrong day, or be refused."""
+    """Otherwise a ping that another service writes by Prisma would be dropped with the wrong day, or refused."""
     now = epoch_ms()
     # cuid(): c, time, a counter of 4, a fingerprint of 4, 8 at random
     cuid = id_floor(now) + "000a" + "k7x2" + "q0w9e8r7"
@@ -297,7 +297,7 @@ async def test_a_resent_ping_is_stored_once(connection: Any) -> None:
 
 
 async def test_a_range_of_ids_reads_only_its_days(connection: Any) -> None:
-    """History would become slower with every day kept."""
+    """Otherwise history would become slower with every day that is kept."""
     start = datetime.fromtimestamp(epoch_ms() / 1000, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     lower = int(start.timestamp()) * 1000
     plan = await connection.fetch(

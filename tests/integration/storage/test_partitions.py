@@ -40,7 +40,7 @@ async def add_ping(connection: Any, timestamp: int) -> str:
 
 @given(st.dates(date(1970, 1, 1), date(2059, 1, 1)), st.integers(0, DAY_MS - 1))
 def test_a_day_holds_exactly_the_ids_of_its_milliseconds(day: date, within: int) -> None:
-    """A ping stored in a neighbour's partition would be forgotten with it, or be missed by history."""
+    """A ping in a neighbour's partition would be dropped with it, or be missing in the history."""
     name, lower, upper = partition_bounds(day)
     start = noon(day) - DAY_MS // 2
     assert name == f"locations_{day.isoformat().replace('-', '')}"
@@ -54,7 +54,7 @@ def test_a_day_holds_exactly_the_ids_of_its_milliseconds(day: date, within: int)
 
 @pytest.mark.parametrize("day", [date(1969, 12, 31), date(2060, 1, 1), date.max - timedelta(days=1)])
 def test_a_day_that_no_id_can_hold(day: date) -> None:
-    """Its bounds would be those of another day."""
+    """Otherwise such a day would get the bounds of another one."""
     with pytest.raises(ValueError, match=str(day)):
         partition_bounds(day)
     last = datetime.fromtimestamp(LAST_TIMESTAMP / 1000, UTC).date()
@@ -92,7 +92,7 @@ async def test_a_made_partition_is_like_the_others(connection: Any, database_url
 
 
 async def test_many_processes_make_them_at_once(connection: Any, database_url: str) -> None:
-    """All processes of a deployment wake at the same midnight."""
+    """All processes of a deployment create the next day at the same midnight."""
 
     async def ensure() -> list[str]:
         async with connected(database_url) as own:
@@ -125,7 +125,7 @@ async def test_pings_are_stored_while_partitions_are_made(connection: Any, datab
 async def test_a_long_reader_is_not_waited_for(
     connection: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everybody after us would wait behind us for as long as the reader reads."""
+    """Everybody else would have to wait behind the server for as long as the reader reads."""
     monkeypatch.setattr(partitions, "LOCK_TIMEOUT_MS", 100)
     async with connected(database_url) as reading, reading.transaction():
         await reading.fetch('SELECT count(*) FROM "locations"')

@@ -60,7 +60,7 @@ async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> No
 
 @pytest.mark.parametrize("query", ["", "?schema=public", "?schema=other&pgbouncer=true"])
 async def test_a_url_that_pgbouncer_refuses_names_the_remedy(bouncer: str, query: str) -> None:
-    """`try again` for what never mends itself would keep an operator waiting for nothing."""
+    """An operator must not wait and try again where only a change of the URL helps."""
     for call in (migrate.upgrade, Database.open):
         with pytest.raises(DatabaseError, match=r"pgbouncer=true|ALTER ROLE") as refused:
             await call(bouncer + query)
@@ -86,7 +86,7 @@ async def test_what_pgbouncer_refuses_for_ever(bouncer: str, part: str, instead:
 
 
 async def test_a_login_that_postgresql_refuses_behind_pgbouncer(empty_database_url: str, tmp_path: Path) -> None:
-    """The password of PgBouncer's file is out of date."""
+    """The password in PgBouncer's file may be out of date: the message must say so."""
     parsed = parse_url(empty_database_url)
     async with pgbouncer(empty_database_url.replace(f":{parsed.password}@", ":outdated@"), tmp_path) as url:
         with pytest.raises(DatabaseError, match="check user and password") as refused:

@@ -143,7 +143,7 @@ async def test_the_server_can_not_fill_the_database_with_partitions(server: Any,
 
 
 async def test_the_database_counts_days_as_the_server_does(owner: Any) -> None:
-    """Two ways to a bound that differ in one digit: pings of the wrong day, or none."""
+    """If the two ways to compute a bound differed, a partition would hold the wrong pings or could not be made."""
     for day in (date(1970, 1, 1), date(2000, 2, 29), date(2024, 11, 24), date(2059, 5, 24)):
         name, lower, upper = partitions.partition_bounds(day)
         assert await owner.fetchval("SELECT streamer_add_partition($1)", day)
@@ -203,7 +203,7 @@ async def test_rights_too_many_are_taken_away(owner: Any, database_url: str, rol
 
 
 async def test_a_password_that_no_log_can_have(owner: Any, database_url: str, role: str) -> None:
-    """It gets in with it, and PostgreSQL, whose log keeps statements, never saw it."""
+    """The role logs in with it, and PostgreSQL, whose log keeps statements, never receives it in the clear."""
     await roles.grant(database_url, role, "correct horse")
     place = database_url.rpartition("@")[2]
     async with connected(f"postgresql://a%20%22serving%22%20role:correct%20horse@{place}") as connection:
@@ -228,7 +228,7 @@ def test_the_verifier_is_the_standards() -> None:
 
 @pytest.mark.parametrize("password", ["", "zażółć", "a\nb"])
 def test_a_password_that_two_sides_could_read_differently(password: str) -> None:
-    """Said now, not as a login that fails for no reason."""
+    """Reported when it is set, not as a login that fails for no visible reason."""
     with pytest.raises(SettingsError, match="printable ASCII"):
         roles.scram_verifier(password)
 
@@ -244,7 +244,7 @@ async def test_a_role_that_can_do_everything_is_refused(owner: Any, database_url
 
 @pytest.mark.parametrize("name", ["", "x" * 64, "a\0b"])
 async def test_a_name_that_can_not_be(database_url: str, name: str) -> None:
-    """PostgreSQL would cut it, and another role would get the rights."""
+    """PostgreSQL would truncate the name, and another role would get the rights."""
     with pytest.raises(SettingsError, match="1 to 63 bytes"):
         await roles.grant(database_url, name)
 
@@ -262,7 +262,7 @@ async def test_an_upgrade_renews_them(owner: Any, database_url: str, serving_url
 
 
 async def test_a_reset_keeps_them(database_url: str, serving_url: str) -> None:
-    """In development the database is reset often, and the server would not start."""
+    """In development the database is reset often; without its rights the server would not start afterwards."""
     await migrate.reset(database_url)
     await roles.require_rights(serving_url)
 
@@ -288,7 +288,7 @@ async def test_a_server_with_too_few_rights_does_not_start(database_url: str, se
 
 
 async def test_only_the_owner_can_give_them(serving_url: str) -> None:
-    """With what to do, not with a traceback."""
+    """Anybody else gets a message that says what to do, not a traceback."""
     with pytest.raises((DatabaseError, Unavailable), match="use the role that owns the tables"):
         await roles.grant(serving_url, "another_role")
 

@@ -39,7 +39,7 @@ async def test_the_documented_seed(database_url: str) -> None:
 
 
 async def test_seeding_twice_changes_nothing(database_url: str) -> None:
-    """A second run would rename or move vendors that somebody is working with."""
+    """A second run must not rename or move vendors that somebody is working with."""
     async with connected(database_url) as connection:
         first = [await seed.seed(database_url), await seed.seed(database_url, 30)]
         await connection.execute("""UPDATE "vendors" SET "name" = 'Renamed' WHERE "id" = 'cseedvendor00000000000007'""")
@@ -82,7 +82,7 @@ async def test_many_vendors_have_an_owner_each(database_url: str, monkeypatch: p
 
 
 async def test_seeds_that_conflict_with_existing_rows(database_url: str) -> None:
-    """Fewer vendors than asked for, without an explanation."""
+    """Otherwise there would be fewer vendors than asked for, without an explanation."""
     async with connected(database_url) as connection:
         await connection.execute(
             """
@@ -97,6 +97,6 @@ async def test_seeds_that_conflict_with_existing_rows(database_url: str) -> None
 
 
 async def test_seeding_an_old_schema_names_the_remedy(empty_database_url: str) -> None:
-    """It would fail with the name of a column."""
+    """Otherwise it would fail with nothing but the name of a column."""
     with pytest.raises(DatabaseError, match="streamer db upgrade"):
         await seed.seed(empty_database_url)

@@ -149,7 +149,7 @@ async def test_a_ping_sent_twice_is_stored_once(store: Store, url: str, direct: 
 
 
 async def test_two_servers_store_the_same_pings_at_once(store: Store, url: str, direct: Any) -> None:
-    """An app that moves to another server while pings of its old connection are still being stored."""
+    """An app may move to another server while pings of its old connection are still being stored."""
     async with opened(url) as another:
         ahead = [chunk(vendor_id, range(T0, T0 + 50)) for vendor_id in VENDORS]
 
@@ -168,7 +168,7 @@ async def test_two_servers_store_the_same_pings_at_once(store: Store, url: str, 
 
 
 async def test_a_vendor_that_is_gone_costs_only_its_own_pings(store: Store, direct: Any) -> None:
-    """One deleted vendor's app would stop the storage of all others."""
+    """One deleted vendor's app must not stop the storing of all others."""
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
     gone = chunk(OTHER, [T0, T0 + 1], seq=7)
     rejected = await store.pings.store([chunk(VENDOR, [T0]), gone, chunk(VENDORS[2], [T0])])
@@ -213,7 +213,7 @@ async def test_one_row_that_can_not_be_stored_costs_only_itself(store: Store, di
 
 
 async def test_staging_leaves_nothing_behind(store: Store, direct: Any) -> None:
-    """A temporary table for each batch would bloat PostgreSQL's catalogs."""
+    """A temporary table that is left for each batch would bloat PostgreSQL's catalogs."""
 
     async def catalog() -> int:
         return int(await direct.fetchval("SELECT count(*) FROM pg_class"))
@@ -315,7 +315,7 @@ async def test_an_exhausted_pool_is_an_outage_of_bounded_length(url: str, direct
 
 
 async def test_behind_pgbouncer(url: str, direct: Any) -> None:
-    """Its transaction pooling keeps no session of ours: nothing may count on one."""
+    """PgBouncer's transaction pooling keeps no session for a client: nothing may rely on one."""
     async with opened(url + ("&" if "?" in url else "?") + "pgbouncer=true") as store:
         for retry in (False, True, True):
             assert await store.pings.store([chunk(VENDOR, [T0, T0 + 1])], retry) == {}
@@ -475,7 +475,7 @@ async def test_positions_are_ordered_as_customers_see_them(store: Store, direct:
 
 
 async def test_a_position_of_a_wrong_server_yields(store: Store, direct: Any) -> None:
-    """A server an hour ahead would keep a truck where it was for an hour, in the table that other services read."""
+    """A server whose clock is an hour ahead must not keep a truck in one place in `vendors` for an hour."""
     now = int(time.time() * 1000)
     await store.update_positions([(VENDOR, Position(now + 3_600_000, 1.0, 1.0))])
     await store.update_positions([(VENDOR, Position(now, 2.0, 2.0))])
@@ -486,7 +486,7 @@ async def test_a_position_of_a_wrong_server_yields(store: Store, direct: Any) ->
 async def test_positions_behind_are_brought_up_after_a_crash(
     store: Store, direct: Any, at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process killed between a commit and the merged update would leave a parked truck where it was before."""
+    """A process killed between a commit and the merged update must not leave a parked truck at its old position."""
     monkeypatch.setattr("streamer.storage.store.RECONCILE_VENDORS", at_a_time)
     await store.pings.store([chunk(VENDOR, [T0 + 1, T0 + 9, T0 + 5], lat=7.0), chunk(OTHER, [T0 - 5000], lat=7.0)])
     await store.update_positions([(VENDORS[2], Position(T0, 1.0, 1.0))])

@@ -181,7 +181,7 @@ def handlers() -> set[int]:
 
 
 async def test_a_client_that_is_gone_before_its_turn(served: Served) -> None:
-    """It is taken over by nobody, and leaves nothing."""
+    """A client that left before its handshake was served leaves nothing behind."""
     async with served() as site:
         _, writer = await site.connect(b"slow")
         await asyncio.sleep(0.05)

@@ -69,7 +69,7 @@ async def test_a_new_key_is_taken_at_once(issuer: Issuer, start: Start) -> None:
 
 
 async def test_a_withdrawn_key_ends_by_itself(issuer: Issuer, start: Start) -> None:
-    """A key that was stolen is taken no longer than a regular fetch away, though no token of another comes."""
+    """A stolen key must be refused after the next regular fetch, though no token of another key comes."""
     keys = start(refresh=0.2, min_interval=0.05)
     assert await let_in(keys, signed(EC["e1"]))
     issuer.answer = public(EC["e2"])

@@ -1,4 +1,4 @@
-"""Tokens: what is wrong here lets a stranger move someone's truck, or locks its owner out."""
+"""Tokens: an error here lets a stranger move someone's truck, or locks its owner out."""
 
 from __future__ import annotations
 
@@ -140,18 +140,18 @@ def test_tokens_of_ours(authenticator: Authenticator) -> None:
     ],
 )
 def test_claims_that_do_not_count(authenticator: Authenticator, claims: Any) -> None:
-    """Expired, not yet valid, of nobody: a good signature is not enough."""
+    """A valid signature is not enough: expired tokens, tokens not yet valid and tokens without a user are refused."""
     refused(authenticator, token(claims))
 
 
 def test_a_little_late(authenticator: Authenticator) -> None:
-    """Clocks differ by a few seconds."""
+    """Clocks differ by a few seconds, so a token that expired that recently is still accepted."""
     assert checked(authenticator, token({"sub": "u", "exp": int(time.time()) - 1})).clerk_id == "u"
 
 
 @pytest.mark.parametrize("secret", ["another secret that is long enough too", SECRET[:-1], SECRET + " ", ""])
 def test_another_secret(authenticator: Authenticator, secret: str) -> None:
-    """Whoever does not know the secret is nobody."""
+    """A token signed with another secret is refused."""
     refused(authenticator, token({"sub": "user_1", "exp": LATER}, secret))
 
 
@@ -167,7 +167,7 @@ def test_other_algorithms(authenticator: Authenticator, alg: Any) -> None:
 
 
 def test_a_changed_token_is_refused(authenticator: Authenticator) -> None:
-    """Claims are what was signed."""
+    """Claims can't be changed after signing."""
     head, _, signature = token({"sub": "user_1", "exp": LATER}).split(".")
     refused(authenticator, f"{head}.{part({'sub': 'user_2', 'exp': LATER})}.{signature}")
 
@@ -198,7 +198,7 @@ def test_a_changed_token_is_refused(authenticator: Authenticator) -> None:
     ],
 )
 def test_garbage(authenticator: Authenticator, bad: str) -> None:
-    """What is no token is refused as one, and breaks nothing."""
+    """Text that is no token is refused and breaks nothing."""
     refused(authenticator, bad)
 
 
@@ -210,7 +210,7 @@ def test_garbage(authenticator: Authenticator, bad: str) -> None:
     ).map(".".join)
 )
 def test_anything(bad: str) -> None:
-    """Nothing a stranger may send is taken, or raises anything else."""
+    """No text from a stranger is accepted, or raises anything but a refusal."""
     refused(Authenticator([SECRET]), bad)
 
 
@@ -307,7 +307,7 @@ def test_how_far_clocks_may_differ() -> None:
 
 
 async def test_keys_that_are_not_the_issuers(issued: Authenticator) -> None:
-    """Whoever makes up a key, or its id, is nobody."""
+    """A token with a made-up key or key id is refused."""
     assert "the issuer has no key 'e2'" in await why_refused(issued, signed(EC["e2"]))
     assert "signature" in await why_refused(issued, signed(EC["e2"], kid="e1"))
     assert "signature" in await why_refused(issued, signed(RSA["r2"], kid="r1"))
@@ -315,7 +315,7 @@ async def test_keys_that_are_not_the_issuers(issued: Authenticator) -> None:
 
 
 async def test_confused_algorithms(issued: Authenticator) -> None:
-    """The issuer's public key, which everyone knows, is no secret to sign with; nor is a key for another algorithm."""
+    """The issuer's public key, which everyone knows, must not verify an HMAC token, nor one of another algorithm."""
     for kid, key in (("r1", RSA["r1"]), ("e1", EC["e1"])):
         for pem in (key.as_pem(private=False), json.dumps(public(key)["keys"][0]).encode()):
             claims = {"sub": "user_1", "exp": LATER, "iss": RULES.issuer}

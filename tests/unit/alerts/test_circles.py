@@ -39,7 +39,7 @@ def circles_of(areas: list[Circle]) -> Circles[Circle]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_border_is_crossed_where_the_exact_rule_says_so(place: tuple[float, float]) -> None:
-    """A crossing that is not found is an event that nobody is told; one that is not there costs an exact look."""
+    """A crossing that is not found is an event that nobody gets; a false one only costs an exact test."""
     chance = random.Random(4)
     areas = []
     for _ in range(300):
@@ -61,7 +61,7 @@ def test_a_border_is_crossed_where_the_exact_rule_says_so(place: tuple[float, fl
 
 
 def test_a_border_is_turned_where_it_was_crossed() -> None:
-    """A vendor that came in would be looked at with every ping, and never be seen to leave."""
+    """A vendor that came in would otherwise be tested at every ping, and its leaving never be found."""
     areas = [Circle(52.0, 21.0, 500.0), Circle(52.1, 21.0, 500.0)]
     circles = circles_of(areas)
     border = circles.border(())
@@ -76,7 +76,7 @@ def test_a_border_is_turned_where_it_was_crossed() -> None:
 
 
 def test_many_positions_have_each_its_own_border() -> None:
-    """Vendors that are compared in one go would be mixed up."""
+    """Vendors that are compared in one call must not be mixed up."""
     areas = [Circle(52.0 + n / 100, 21.0, 500.0) for n in range(10)]
     borders: list[Border] = [circles_of(areas[: n + 1]).border(()) for n in range(10)]
     positions = [(area.lat, area.long) for area in areas]
@@ -85,7 +85,7 @@ def test_many_positions_have_each_its_own_border() -> None:
 
 
 def test_a_table_grows_and_uses_again_what_was_removed() -> None:
-    """Alerts come and go for months: numbers that are not used again would fill the memory."""
+    """Alerts come and go for months: without reuse of their slots the memory would fill."""
     table = CircleTable()
     numbers = [table.put(Circle(0.0, n / 10, 100.0), 10.0) for n in range(1000)]
     assert sorted(numbers) == list(range(1000))

@@ -65,7 +65,7 @@ def moved(chance: random.Random, lat: float, long: float, metres: float) -> tupl
 
 @pytest.mark.parametrize("area", AREAS)
 def test_no_move_that_is_shorter_crosses_the_edge(area: Area) -> None:
-    """An edge that is nearer than it seems would be crossed without anybody looking: an event missed."""
+    """If a distance to an edge were too large, a vendor could cross it untested, and the event would be missed."""
     chance = random.Random(7)
     for _ in range(3000):
         lat, long = around(chance, area)
@@ -79,7 +79,7 @@ def test_no_move_that_is_shorter_crosses_the_edge(area: Area) -> None:
 
 @pytest.mark.parametrize("area", AREAS)
 def test_the_grid_finds_every_area_whose_edge_is_near(area: Area) -> None:
-    """An area that the grid does not find is an alert that never tells anything."""
+    """An area that the grid does not find is an alert that never fires."""
     chance = random.Random(8)
     grid, item = grid_of(area)
     near = 0
@@ -105,7 +105,7 @@ def test_the_grid_finds_every_area_whose_edge_is_near(area: Area) -> None:
 
 @pytest.mark.parametrize("area", AREAS)
 def test_a_cell_is_good_a_little_beyond_itself(area: Area) -> None:
-    """Vendors keep their cells while they are within the bounds: what matters there must be in the cells."""
+    """Vendors keep their cells while within the bounds, so all areas near those bounds must be in the cells."""
     chance = random.Random(9)
     grid, item = grid_of(area)
     beyond = 0
@@ -140,6 +140,6 @@ def test_a_vendor_leaves_only_beyond_the_margin() -> None:
 
 
 def test_the_margin_of_a_small_area_is_small() -> None:
-    """A stall of ten metres with a margin of twenty would never be left."""
+    """A vendor could never leave an area of ten metres whose margin is twenty."""
     assert margin_of(Circle(52.0, 21.0, 5.0)) == 1.0
     assert margin_of(Circle(52.0, 21.0, 0.0)) == 0.0

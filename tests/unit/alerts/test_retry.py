@@ -33,7 +33,7 @@ def test_attempts_end_after_a_day_and_never_stop_before(chance: float, seconds: 
 
 
 def test_outages_do_not_end_in_a_burst() -> None:
-    """All that failed at one moment would come back at one moment, and fail again."""
+    """Otherwise all webhooks that failed at one moment would be sent again at one moment, and fail again."""
     times = {next_attempt(NOW, 5, NOW, chance / 10) for chance in range(10)}
     assert len(times) == 10
 

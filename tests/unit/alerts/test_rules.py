@@ -43,7 +43,7 @@ CLOSED = Seen(True, False, True)
 
 
 def test_who_is_there_when_an_alert_begins_is_no_event() -> None:
-    """Each alert would begin with a burst of things that did not happen."""
+    """Otherwise each alert would begin with a burst of events that did not happen."""
     assert told(definition(), OPEN, OPEN, first=OPEN) == []
     assert told(definition(), AWAY, first=OPEN) == ["left"]
 
@@ -63,19 +63,19 @@ def test_with_the_filter_who_opens_enters() -> None:
 
 
 def test_a_vendor_that_comes_open_has_not_opened() -> None:
-    """It may have been open for hours elsewhere."""
+    """A vendor that enters while open may have been open for hours elsewhere, so `opened` would be wrong."""
     assert told(definition(), AWAY, OPEN) == ["entered"]
 
 
 def test_the_same_event_is_quiet_for_a_while() -> None:
-    """A vendor that walks along an edge would be told of each minute."""
+    """Otherwise a vendor that walks along an edge would cause an event each minute."""
     wanted = definition(quiet=10_000)
     assert told(wanted, OPEN, AWAY, OPEN, AWAY) == ["entered", "left"]
     assert told(wanted, OPEN, AWAY, OPEN, AWAY, every=6_000) == ["entered", "left", "entered", "left"]
 
 
 def test_events_of_one_vendor_have_an_order() -> None:
-    """Ids begin with the time: of two events in one millisecond the receiver would get the second first."""
+    """Ids begin with the time: without a tie-break, two events in one millisecond would arrive in the wrong order."""
     wanted = definition(open=True)
     stepped = step(wanted, begin(wanted, CLOSED), OPEN, NOW)
     assert stepped is not None
@@ -140,7 +140,7 @@ def test_what_is_stored_is_enough_for_whoever_takes_over(seen: list[Seen], on: s
 
 
 def test_a_state_matters_until_its_last_quiet_time_has_passed() -> None:
-    """Thrown away too early, an event would be told twice within its quiet time."""
+    """If it were deleted too early, an event would be sent twice within its quiet time."""
     wanted = definition(quiet=10_000)
     assert quiet_until(wanted, State(AWAY, {"entered": NOW, "left": NOW + 5}, NOW)) == NOW + 10_005
     assert quiet_until(wanted, OUTSIDE) == 0

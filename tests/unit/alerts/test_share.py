@@ -7,7 +7,7 @@ from streamer.storage.alerts import SLOTS
 
 
 def test_each_slot_has_one_process() -> None:
-    """A slot without one is alerts that nobody looks at."""
+    """Nobody evaluates the alerts of a slot without a process."""
     living = ["a", "b", "c", "d"]
     shares = [slots_of(process, living) for process in living]
     assert sorted(slot for share in shares for slot in share) == list(range(SLOTS))
@@ -15,7 +15,7 @@ def test_each_slot_has_one_process() -> None:
 
 
 def test_only_the_slots_of_who_left_change_hands() -> None:
-    """A restart of one process would have all alerts read again by all."""
+    """Otherwise a restart of one process would make all processes read their alerts again."""
     before = {process: slots_of(process, ["a", "b", "c"]) for process in "abc"}
     after = {process: slots_of(process, ["a", "b"]) for process in "ab"}
     assert before["a"] <= after["a"]

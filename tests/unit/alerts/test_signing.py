@@ -11,7 +11,7 @@ from streamer.errors import SettingsError
 
 
 def test_the_specifications_example_is_signed_as_the_specification_says() -> None:
-    """A receiver that uses a library would refuse every webhook."""
+    """Otherwise a receiver that uses a library would refuse every webhook."""
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     body = b'{"test": 2432232314}'
     signed = signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)

@@ -1,4 +1,4 @@
-"""The tracker looks at every alert that a change concerns: held against looking at all of them each time."""
+"""The tracker finds every alert that a change concerns: compared with evaluating all alerts each time."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_every_change_is_found(centre: tuple[float, float], seed: int) -> None:
 
 
 def test_a_vendor_that_stands_far_from_all_edges_costs_nothing() -> None:
-    """With a hundred thousand alerts each ping would be compared with hundreds of areas."""
+    """Otherwise, with a hundred thousand alerts, each ping would be compared with hundreds of areas."""
     stage = Stage()
     for n in range(200):
         lat, long = offset(CENTRES[0], n * 0.1, 0)
@@ -169,7 +169,7 @@ def test_a_vendor_that_stands_far_from_all_edges_costs_nothing() -> None:
 
 
 def test_a_vendor_that_leaves_as_its_card_changes_comes_back() -> None:
-    """It is looked at for its card first: its border would still have it inside, and nobody would see it return."""
+    """A vendor is evaluated for its card first: if it still counted as inside, its return would never be found."""
     stage, (lat, long) = Stage(), CENTRES[0]
     stage.add(alert("a", area={"center": {"lat": lat, "long": long}, "radius": 500}))
     for is_open, north in ((True, 490.0), (False, 525.0), (False, 490.0), (True, 525.0), (True, 490.0)):
@@ -180,7 +180,7 @@ def test_a_vendor_that_leaves_as_its_card_changes_comes_back() -> None:
 
 
 def test_a_closed_vendor_is_inside_where_it_is_shown() -> None:
-    """Alerts on small areas would find out where a driver lives whom every map shows coarsely."""
+    """Otherwise alerts on small areas would reveal where a driver lives whom every map shows coarsely."""
     stage, home = Stage(), (52.2304, 21.0129)
     stage.index.visibility = Visibility.of("coarse", "yes", 1000.0)
     shown = stage.index.visibility.coarse_position(*home)

@@ -18,7 +18,7 @@ from streamer.errors import ProtocolError
     ],
 )
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
-    """A user could have the server ask its own network: cloud metadata, databases, routers."""
+    """A user could otherwise have the server send requests into its own network: cloud metadata, databases, routers."""
     assert not is_public(address)
 
 
@@ -68,5 +68,5 @@ def test_a_development_host_is_let_in_by_name_and_port() -> None:
 
 
 def test_the_host_is_that_of_the_url() -> None:
-    """Two spellings of one host would get twice the requests at once."""
+    """Otherwise two spellings of one host would get twice the requests at once."""
     assert host_of("https://Hooks.Example.com:8443/a") == "hooks.example.com:8443"

@@ -47,7 +47,7 @@ def test_the_sentinels_have_a_login_of_their_own() -> None:
     ],
 )
 def test_a_wrong_url_is_refused_with_its_reason(url: str, said: str) -> None:
-    """Found only when the first customer watches, it would be an outage."""
+    """Found only when the first customer watches, a wrong URL would be an outage."""
     with pytest.raises(SettingsError, match=said):
         RedisAddress.check(url)
 

@@ -108,7 +108,7 @@ def test_keys_of_a_cell_share_a_hash_tag() -> None:
 
 
 def test_a_restarted_read_discards_its_results() -> None:
-    """A cursor means nothing to another node."""
+    """A cursor of one node means nothing to another."""
     reading = Reading()
     assert not reading.take([b"17", [b"!", b"mark", b"ftruck", b"%013d[]" % NOW]])
     assert reading.found["truck"].version() == NOW

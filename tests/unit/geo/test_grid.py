@@ -1,4 +1,4 @@
-"""Cells and covers: what is wrong here hides a vendor from a watcher, or has a process hear the wrong channels."""
+"""Cells and covers: an error here hides a vendor from a customer, or has a process subscribe to the wrong channels."""
 
 from __future__ import annotations
 

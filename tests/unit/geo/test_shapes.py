@@ -1,4 +1,4 @@
-"""Positions and areas: what is wrong here shows a customer a vendor who is not there, or hides one who is."""
+"""Positions and areas: an error here shows a customer a vendor who is not there, or hides one who is."""
 
 from __future__ import annotations
 

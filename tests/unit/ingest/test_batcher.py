@@ -96,7 +96,7 @@ def test_the_wait_before_another_attempt_is_bounded(attempt: int, chance: float)
 
 
 async def test_many_small_pings_share_commits() -> None:
-    """A thousand commits a second for a thousand pings would cost more than the pings."""
+    """Otherwise a thousand commits a second for a thousand pings would cost more than the pings."""
     storage, settled = Storage(), Settled()
     async with running(storage) as batcher:
         offered = 0
@@ -231,7 +231,7 @@ async def test_a_put_given_up_lets_the_next_through() -> None:
 
 
 async def test_a_chunk_larger_than_the_buffer_is_stored_alone() -> None:
-    """It could never fit, and its session would hang."""
+    """It would otherwise never fit, and its session would hang."""
     storage = Storage()
     async with running(storage, max_pings=10) as batcher:
         await batcher.put(chunk(50))
@@ -347,7 +347,7 @@ async def test_rejected_pings_are_identified_by_seq() -> None:
 
 
 async def test_a_session_that_fails_to_settle_harms_no_other() -> None:
-    """One broken session would end storage for all."""
+    """One broken session must not end the storing for all."""
     storage, settled = Storage(), Settled()
 
     def broken(chunk: Chunk, rejected: Rejected) -> None:
@@ -400,7 +400,7 @@ async def test_a_drain_waits_for_all_within_its_bound() -> None:
 
 
 async def test_a_closed_batcher_accepts_nothing_and_wakes_those_waiting() -> None:
-    """A session would wait for ever for room in a buffer that nobody empties."""
+    """Otherwise a session would wait for ever for room in a buffer that nobody empties."""
     storage, settled = Storage(), Settled()
     storage.open.clear()
     async with running(storage, max_pings=1) as batcher:

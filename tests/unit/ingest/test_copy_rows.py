@@ -57,7 +57,7 @@ def test_rows_hold_the_pings(vendor_id: str, pings: list[tuple[int, float, float
 
 @pytest.mark.parametrize("timestamp", [-1, -46_657, LAST_TIMESTAMP + 1, 10**18])
 def test_a_timestamp_that_does_not_fit_is_refused(timestamp: int) -> None:
-    """It would get the id of another ping and replace that."""
+    """It would otherwise get the id of another ping and replace that."""
     encoder = RowEncoder("v")
     encoder.row(0, 1.0, 2.0)
     for _ in range(2):

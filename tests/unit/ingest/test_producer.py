@@ -45,7 +45,7 @@ class Connection:
 
 
 def test_messages_that_wait_become_one_chunk() -> None:
-    """A chunk for each of a thousand pings a second would cost the batcher more than the pings."""
+    """Otherwise a chunk for each of a thousand pings a second would cost the batcher more than the pings."""
     connection = Connection()
     for seq in range(1, 6):
         assert connection.take(ping(seq, NOW + seq)) is None
@@ -56,7 +56,7 @@ def test_messages_that_wait_become_one_chunk() -> None:
 
 
 def test_live_pings_do_not_overtake_the_backlog_of_their_connection() -> None:
-    """Stored ahead of it, an app that reconnects would take the backlog for stored and never send it again."""
+    """If one did, an app that reconnects would take its backlog for stored and never send it again."""
     connection = Connection()
     connection.take(ping(1, NOW - LIVE - 1))
     connection.take(ping(2, NOW))

@@ -125,7 +125,7 @@ def test_no_pings() -> None:
 
 
 def test_status_and_auth() -> None:
-    """Opening, closing and a new token are handed on."""
+    """Opening, closing and a new token are passed on."""
     vendor = session()
     assert send(vendor, {"type": "status", "open": False}) == Received(status=Status(False))
     assert send(vendor, {"type": "auth", "token": "t"}) == Received(auth=Auth("t"))
@@ -148,7 +148,7 @@ def test_live_is_the_newest() -> None:
 
 @pytest.mark.parametrize("bad", [b"nonsense", b"[]", b'{"type":"x"}', b'{"lat":91,"long":0}', b'{"seq":1.5}'])
 def test_patience(bad: bytes) -> None:
-    """A client that does not speak this protocol is closed; one that errs now and then is not."""
+    """A client that does not speak this protocol is closed; one with an occasional error is not."""
     vendor = session(most_bad=3)
     for _ in range(5):
         for _ in range(2):
@@ -164,7 +164,7 @@ def test_patience(bad: bytes) -> None:
 
 @pytest.mark.parametrize("good", [{"type": "status", "open": True}, {"type": "auth", "token": "t"}, ping()])
 def test_patience_is_regained(good: dict[str, Any]) -> None:
-    """Any message that can be used ends a row of bad ones."""
+    """A valid message resets the count of bad ones."""
     vendor = session(most_bad=2)
     for _ in range(5):
         vendor.receive(b"nonsense", NOW)

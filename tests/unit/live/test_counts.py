@@ -1,4 +1,4 @@
-"""Counts of vendors: a map whose bubbles do not add up to the vendors in its view is wrong at every zoom."""
+"""Counts of vendors: groups that do not add up to the vendors in a view make the map wrong at every zoom."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_there_are_at_most_about_so_many_groups(area: Area, detail: int) -> None
 
 
 def test_whole_cells_are_counted_once_for_all_who_share_a_grid() -> None:
-    """A thousand maps of different boxes must not cost a thousand walks over all vendors."""
+    """Otherwise a thousand maps of different boxes would cost a thousand passes over all vendors."""
     index = fleet(2)
     looked = 0
 

@@ -1,4 +1,4 @@
-"""The live index: what is wrong here leaves customers with vendors who are gone, or without those who are there."""
+"""The live index: an error here shows customers vendors who are gone, or hides those who are there."""
 
 from __future__ import annotations
 
@@ -502,7 +502,7 @@ def assert_empty(index: LiveIndex) -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), place=st.sampled_from(PLACES))
 def test_long_histories(seed: int, place: Place) -> None:
-    """The same machine on a busy day: everyone is there, much is watched, and hundreds of things happen."""
+    """The machine above on a busy day: many vendors and watches, and hundreds of changes."""
     rnd = random.Random(seed)
     machine = Machine()
 
@@ -691,7 +691,7 @@ def test_a_fix_is_encoded_once_for_all_areas(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_stalled_watch_costs_a_look() -> None:
-    """Clients that take nothing are asked whether they are ready, and no more, while nothing changes."""
+    """A client that reads nothing costs one check of whether it is ready, and no more, while nothing changes."""
     index, client = with_vendor(), Client()
     watch = watching(index, client)
     client.room = 0
@@ -883,7 +883,7 @@ def test_pings_over_http_do_not_pile_up() -> None:
 
 
 def test_in_bus_cell() -> None:
-    """The bus finds a cell's live vendors, and nobody in a cell that is not known."""
+    """The broker finds the live vendors of a cell, and none of an unknown one."""
     index = with_vendor()
     assert [vendor.vendor_id for vendor in index.in_bus_cell(bus_cell(*INSIDE))] == ["v"]
     assert index.in_bus_cell(bus_cell(-10.0, 0.0)) == ()
@@ -899,7 +899,7 @@ def move(index: LiveIndex, step: int, now: int) -> tuple[int, int]:
 
 
 def test_a_watch_that_costs_too_much_rests() -> None:
-    """One client's polygons over a busy town would take a core from everybody for as long as they are watched."""
+    """Otherwise one client's polygons over a busy town would take a core for as long as they are watched."""
     index, client, purse = with_vendor(), Client(), Purse()
     index.cpu_clock = stopwatch()
     watch = Watch("w", client, payer=purse)
@@ -986,7 +986,7 @@ def crowd(count: int) -> LiveIndex:
 
 @pytest.mark.parametrize("key", [AROUND, EDGE, ViewKey(AROUND.area, None, True)], ids=["around", "edge", "open"])
 def test_a_large_snapshot_comes_in_parts(key: ViewKey) -> None:
-    """All of a metropolis at once would hold everybody's updates up; each tick has a part of it."""
+    """All vendors of a metropolis at once would delay everybody's updates, so each tick sends a part of them."""
     index, client = crowd(10), Client()
     index.watch(Watch("w", client, 60_000), key, START)
     assert len(client.views["w"]) <= 3

@@ -1,4 +1,4 @@
-"""The vendors of this process: what is wrong here shows a connected vendor offline, or keeps one for ever."""
+"""The vendors of this process: an error here shows a connected vendor as offline, or keeps one for ever."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_nothing_to_reclaim(process: Process) -> None:
 
 
 def test_only_newer_fixes(process: Process) -> None:
-    """A late ping moves nobody and costs the bus nothing."""
+    """A late ping must move no vendor and must not be published."""
     process.connect(START)
     process.local_vendors.fix("v", Fix(START + 5, 52.0, 21.0, None, None), START)
     process.marked()
@@ -188,7 +188,7 @@ def test_http_beside_a_socket(process: Process) -> None:
 
 
 def test_card(process: Process) -> None:
-    """A change of the card is told once, and only of vendors served here."""
+    """A change of the card is published once, and only for vendors served here."""
     process.local_vendors.card("v", Card(START, "V", False, None), START)
     assert process.marked() == []
     assert "v" not in process.index.vendors

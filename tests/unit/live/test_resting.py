@@ -1,4 +1,4 @@
-"""Watches that rest: what is wrong here lets one client's watches delay everybody, or show what is not there."""
+"""Watches over their budget: an error here lets one client's watches delay everybody, or show a wrong view."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def go_on(index: LiveIndex, now: int, seconds: float) -> int:
 
 
 def test_snapshots_again_and_again() -> None:
-    """A watch that rests is late, not lost: every half a second it shows what is true then."""
+    """A watch over its budget is late, not lost: every half second a snapshot shows the current state."""
     index, client, payer = town(5), Client(), Over()
     watch = Watch("w", client, payer=payer)
     index.watch(watch, ViewKey(TOWN, None, False), START)
@@ -143,7 +143,7 @@ def test_a_client_that_may_have_no_more_waits() -> None:
 
 
 def test_a_stalled_client_is_not_written_to() -> None:
-    """What waits for it would grow with each snapshot."""
+    """Otherwise its write buffer would grow with each snapshot."""
     index, client = town(3), Client(room=0)
     index.watch(Watch("w", client, payer=Over()), ViewKey(TOWN, None, False), START)
     now = go_on(index, START, 3)

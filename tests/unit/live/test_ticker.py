@@ -1,4 +1,4 @@
-"""The ticker: what is wrong here makes customers wait for news, or the server work for nothing."""
+"""The ticker: an error here makes customers wait for updates, or the server work for nothing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_at_once_after_a_quiet_time(slow: Stage) -> None:
 
 
 async def test_changes_between_two_ticks_are_merged(slow: Stage) -> None:
-    """A server that sent each change of a busy minute on its own would be at its end."""
+    """A server that sent each change of a busy minute by itself would be overloaded."""
     slow.move()
     await turns()
     for _ in range(10):
@@ -168,7 +168,7 @@ async def test_time_passes(stage: Stage) -> None:
 
 
 async def test_a_clock_that_is_set_back(stage: Stage) -> None:
-    """A process that dies soon after is found silent as fast as ever: its vendors are no ghosts for an hour."""
+    """A process that dies soon afterwards must be found dead as fast as ever, or its vendors would stay for an hour."""
     stage.index.owner_heard("other", stage.now, stage.now)
     early = stage.now - HOUR + 1
     stage.index.put_card("w", Card(early, "W", True, None), stage.now)

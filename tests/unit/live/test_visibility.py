@@ -1,4 +1,4 @@
-"""Who is seen, and how exactly: a mistake here shows strangers where somebody lives."""
+"""Who is shown, and how exactly: an error here shows strangers where somebody lives."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_the_limit_is_raised_or_fewer_clients_are_admitted(soft: int, hard: int,
 
 
 def test_a_limit_that_leaves_no_room_is_refused() -> None:
-    """A server that starts and can't take a single client would look well."""
+    """A server that starts but can't take a single client would look healthy."""
     done = fitted(200, 200)
     assert done.returncode == 1
     assert "LimitNOFILE" in done.stderr

@@ -1,4 +1,4 @@
-"""The loop's pulse: whoever blocks the loop must be seen to, as everybody waits with it."""
+"""Event-loop lag: a blocked loop must be measured, as all clients wait for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.apps import eventually
 
 
 async def test_a_loop_that_stood_still_is_noticed() -> None:
-    """A second of blocking is a beat that is a second late, less the rest of the beat."""
+    """A loop that was blocked for a second shows up as a timer that is late by this second."""
     counters = Counters()
     task = asyncio.create_task(LoopLag(counters).run())
     try:

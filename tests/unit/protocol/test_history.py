@@ -129,7 +129,7 @@ def test_any_text_is_a_cursor_or_a_refusal(text: str) -> None:
     ],
 )
 def test_negotiate(accept: str, form: Format | None) -> None:
-    """A GPX tool must not be given JSON, nor a browser a 406."""
+    """A GPX tool must get GPX and not JSON, and a browser must not get 406."""
     assert negotiate(accept) is form
 
 

@@ -1,4 +1,4 @@
-"""The wire contract: what is wrong here locks apps out, lets nonsense in, or breaks connections on strange messages."""
+"""The wire contract: an error here locks apps out, accepts invalid data, or closes connections for unusual messages."""
 
 from __future__ import annotations
 

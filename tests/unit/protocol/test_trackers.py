@@ -118,7 +118,7 @@ def test_owntracks_other_types(message: bytes) -> None:
     ],
 )
 def test_owntracks_refused(message: bytes, code: ErrorCode, says: str) -> None:
-    """A user with an encryption key set would believe that positions arrive."""
+    """Otherwise a user whose app encrypts its messages would believe that positions arrive."""
     (refused,) = owntracks(message)
     assert isinstance(refused, ProtocolError)
     assert refused.code is code
@@ -310,14 +310,14 @@ def test_an_element_costs_itself() -> None:
 
 
 def test_owntracks_at_the_other_path() -> None:
-    """An app that is given the wrong one of two URLs would be stored at the time of arrival, its speed forgotten."""
+    """An app configured with the wrong one of two URLs must still be stored with its own time and speed."""
     (ping,) = decoded(tracker_json(OWNTRACKS_IOS)[0])
     assert (ping.timestamp, ping.heading) == (1497349316000, 271.0)
     assert len(decoded(tracker_json(b"[" + OWNTRACKS_IOS + b"," + OWNTRACKS_ANDROID + b"]")[0])) == 2
 
 
 def test_members_that_are_no_locations() -> None:
-    """A location with a member called as a wrapper is must not be taken for one."""
+    """A location that has a member with the name of a wrapper must not be taken for a wrapper."""
     body = {"latitude": 52.2297, "longitude": 21.0122, "data": {"note": "lunch"}, "location": "Main Street"}
     assert decoded(tracker_json(orjson.dumps(body))[0])[0][2:4] == (52.2297, 21.0122)
 
@@ -344,7 +344,7 @@ def test_basic() -> None:
 
 
 def test_is_token() -> None:
-    """A device number taken for a token would lock the app out."""
+    """A device number that is taken for a token would lock the app out."""
     assert is_token("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln")
     assert not any(map(is_token, (None, "", "48241179", "eyJ", "a.b.c")))
 

@@ -129,7 +129,7 @@ def test_the_password_is_in_no_message_and_no_repr() -> None:
 
 
 def test_zero_means_no_limit() -> None:
-    """Prisma's 0 taken as zero seconds would let every request fail."""
+    """In Prisma 0 means no limit; taken as zero seconds, it would make every request fail."""
     parsed = parse_url("postgresql://u@h/d?pool_timeout=0&connect_timeout=0")
     assert (parsed.pool_timeout, parsed.connect_timeout) == (dsn.NO_LIMIT, dsn.NO_LIMIT)
     assert parsed.connect_args()["timeout"] == dsn.NO_LIMIT
@@ -137,7 +137,7 @@ def test_zero_means_no_limit() -> None:
 
 
 def test_unknown_parameters_are_listed() -> None:
-    """A misspelt parameter would be without effect, and nobody told."""
+    """A misspelt parameter would otherwise have no effect, and nobody would know."""
     parsed = parse_url("postgresql://u@h/d?connection_limits=5&schema=s&channel_binding=require&schema=t&empty=")
     assert parsed.ignored == ("channel_binding", "connection_limits")
     assert parsed.schema == "t"
@@ -177,7 +177,7 @@ def test_behind_pgbouncer_only_a_schema_asked_for_is_set() -> None:
     ],
 )
 def test_ssl(query: str, expected: object) -> None:
-    """A connection less safe than was asked for looks like any other."""
+    """A connection that is less secure than was asked for looks like any other."""
     found = parse_url(f"postgresql://u@h/d?{query}").connect_args()["ssl"]
     if isinstance(found, ssl.SSLContext):
         assert (found.verify_mode, found.check_hostname) == expected

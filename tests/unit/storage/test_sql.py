@@ -115,7 +115,7 @@ class Scan:
 
 
 def test_values_are_parameters() -> None:
-    """One statement with a client's text in it, and a client writes statements."""
+    """With a client's text in one statement, a client could run any SQL."""
     found: list[str] = []
     known: set[tuple[str, str]] = set()
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
@@ -147,7 +147,7 @@ def test_values_are_parameters() -> None:
     ],
 )
 def test_the_scan_finds(statement: str) -> None:
-    """A scan that finds nothing would pass for ever."""
+    """A scan that finds nothing would always pass."""
     assert list(Scan(statement, "other.py").findings())
 
 
@@ -163,5 +163,5 @@ def test_the_scan_finds(statement: str) -> None:
     ],
 )
 def test_the_scan_lets_be(statement: str) -> None:
-    """One that cries wolf would be switched off."""
+    """A scan with false alarms would be switched off."""
     assert list(Scan(statement).findings()) == []

@@ -1,4 +1,4 @@
-"""The rate of arrivals and departures: without it a restart becomes a reconnect storm on the other processes."""
+"""Admission and drain rates: without them a restart becomes a reconnect storm on the other processes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_broker(url: str, host: str, port: int, user: str | None, password: str 
     ],
 )
 def test_no_broker(url: str) -> None:
-    """A mistake must be named at the start, not by silence."""
+    """A wrong broker URL must be reported at the start, not show as silence."""
     with pytest.raises(SettingsError):
         parse_broker(url)
 

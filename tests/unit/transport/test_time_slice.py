@@ -1,4 +1,4 @@
-"""The turn of messages: without an end to it, one client's flood stops the server for everybody else."""
+"""The time slice for messages: without it one client's flood would stop the server for everybody else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What standing watches cost their client: a mistake lets one client's polygons take a core from everybody."""
+"""What open watches cost their client: an error here lets one client's polygons take a core from everybody."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_try_that_fails_is_repeated_later() -> None:
 
 
 def test_a_client_that_was_calm_for_long_rests_shortly() -> None:
-    """One costly minute a day is no reason for ten minutes without updates."""
+    """One costly minute a day must not mean ten minutes without updates."""
     now = 0.0
     budget = WatchBudget(CostBudgets(LIMITS).client(None, 0.0), cast(Writer, Taking()), lambda: now)
     for _ in range(5):

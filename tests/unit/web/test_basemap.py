@@ -83,7 +83,7 @@ def test_every_country_is_where_it_is(made: dict[str, Any], countries: list[Coun
 
 
 def test_hungary_and_the_sea(made: dict[str, Any], countries: list[Country]) -> None:
-    """The check itself can fail: one is land, the other is not."""
+    """Proof that the check above can fail: a point in Hungary is land, one in the sea is not."""
 
     def at(lat: float, long: float) -> set[str]:
         x, y = project(long, lat, 6)
@@ -139,7 +139,7 @@ def making(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 async def test_built_once_for_concurrent_callers(making: list[Path], tmp_path: Path) -> None:
-    """A hundred browsers at the start, and the next server, are one making."""
+    """A hundred browsers at the start, and the next server too, share one build."""
     for _ in range(2):
         ground = Basemap(tmp_path / "kept")
         assert set(await asyncio.gather(*(ground.tile((0, 0, 0)) for _ in range(100)))) == {b"tile"}
@@ -153,7 +153,7 @@ async def test_built_once_for_concurrent_callers(making: list[Path], tmp_path: P
 async def test_a_corrupt_file_is_built_again(
     making: list[Path], tmp_path: Path, spoil: Callable[[Path], object]
 ) -> None:
-    """What was cut off by a full disk must not be the map from then on."""
+    """A file that a full disk cut off must not stay the map."""
     await Basemap(tmp_path).tile((0, 0, 0))
     spoil(tmp_path / f"basemap-{basemap.edition()}.zip")
     assert await Basemap(tmp_path).tile((0, 0, 0)) == b"tile"
