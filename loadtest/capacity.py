@@ -120,7 +120,7 @@ def table(plan: Plan, found: Need) -> list[str]:
         ("frames, positions to customers a second", f"{found.frames:,.0f}, {found.deliveries:,.0f}"),
         ("regions, processes (a core each)", f"{plan.regions}, {found.processes}"),
         ("clients of a process", f"{found.clients_per_process:,.0f}"),
-        ("of its core spent on hearing the others", f"{found.hearing:.0%}"),
+        ("share of its core for receiving from the others", f"{found.hearing:.0%}"),
         ("cores of Redis; from Redis to the processes", f"{found.redis_cores:.2f}; {found.redis_out / 1e6:,.0f} MB/s"),
         ("rows written a second; PostgreSQLs for it", f"{found.rows:,.0f}; {found.postgres:.2f}"),
         ("history; write-ahead log", f"{found.disk_per_day / 1e9:,.0f} GB a day; {found.wal / 1e6:,.1f} MB/s"),

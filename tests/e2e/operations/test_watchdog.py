@@ -1,4 +1,4 @@
-"""A loop that hangs. What breaks if these fail: a process that does not answer lives on, and its log says nothing."""
+"""A process whose event loop hangs must end and log where, or it would stay and answer nothing."""
 
 from __future__ import annotations
 
