@@ -27,6 +27,7 @@ import redis.asyncio
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.storage.dsn import parse_url
 from tests.support.apps import SECRET, eventually
+from tests.support.paths import run_folder
 
 if TYPE_CHECKING:
     from streamer.app import Server
@@ -89,10 +90,9 @@ def server_folder() -> Iterator[Path]:
     In memory if there is room: a test's database is 430 files, which take 0.3 s to make on a disk, and 0.01 s there.
     """
     roomy = MEMORY.is_dir() and min(psutil.virtual_memory().available, psutil.disk_usage(str(MEMORY)).free) > ROOM
-    folder = Path(tempfile.mkdtemp(prefix="streamer-tests-", dir=MEMORY if roomy else None))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder)
+    with run_folder(MEMORY if roomy else Path(tempfile.gettempdir())) as folder:
+        folder.chmod(0o711)
+        yield folder
 
 
 @pytest.fixture

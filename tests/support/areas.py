@@ -102,7 +102,7 @@ areas: st.SearchStrategy[Area] = st.one_of(circles, boxes(), polygons())
 
 
 def probes(area: Area, rnd: random.Random) -> list[tuple[float, float]]:
-    """Positions about an area: within its bounds, beside them, at its corners and on its edge, at the poles and ±180."""
+    """Positions about an area: within its bounds and beside them, at its corners and edge, at the poles and ±180."""
     bounds = area.bounds()
     width = bounds.east - bounds.west if bounds.west <= bounds.east else bounds.east - bounds.west + 360
     found = []

@@ -76,10 +76,11 @@ class PostgresServer(EmbeddedServer):
         unfinished, password = self._new_data()
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         zone = ["--set", "timezone=UTC", "--set", "log_timezone=UTC"]
+        memory = ["--set", "dynamic_shared_memory_type=mmap"]  # a setup that is killed would leave it in /dev/shm
         access = ["--username=venta", f"--pwfile={password}", "--auth=scram-sha-256"]
         # --no-sync: a machine that crashes in its first seconds has no data to lose yet
         initdb = [str(self.bin / "initdb"), f"--pgdata={unfinished}", "--no-sync", "--no-instructions"]
-        await self._run([*initdb, *locale, *zone, *access])
+        await self._run([*initdb, *locale, *zone, *memory, *access])
         single = ["--single", "-D", str(unfinished), *self._settings(), "-c", "log_checkpoints=off", "postgres"]
         await self._run([str(self.bin / "postgres"), *single], b"CREATE DATABASE venta\n")
         os.rename(unfinished, self.data)

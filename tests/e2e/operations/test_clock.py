@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import asyncpg
+import psutil
 import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.storage.seed import seed
-from tests.conftest import Serve
+from tests.conftest import MEMORY, Serve
 from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventually, now_ms
 from tests.support.process import ServerProcess
 
@@ -21,6 +23,15 @@ HERE = (52.2300, 21.0100)
 AWAY = (52.2400, 21.0200)
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="libfaketime is not installed (Debian: faketime)")
+
+
+@pytest.fixture(autouse=True)
+def shared_memory() -> Iterator[None]:
+    """Removes what the library leaves in memory for each process that was killed."""
+    yield
+    for path in MEMORY.glob("*faketime_s*m_*"):
+        if not psutil.pid_exists(int(path.name.rsplit("_", 1)[1])):
+            path.unlink(missing_ok=True)
 
 
 async def test_both_references_are_asked(serve: Serve) -> None:

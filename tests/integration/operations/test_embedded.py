@@ -27,6 +27,7 @@ from streamer.operations.embedded import EmbeddedServer, PostgresServer, ValkeyS
 from streamer.operations.embedded import server as embedded
 from streamer.operations.embedded.programs import reachable
 from streamer.operations.embedded.server import Account
+from tests.support.paths import ROOT, run_folder
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives up its rights")
 
@@ -48,6 +49,18 @@ async def main():
         await asyncio.sleep(60)
 
 asyncio.run(main())
+"""
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.support.paths import run_folder
+
+with run_folder(Path(sys.argv[2])) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
 """
 
 
@@ -322,6 +335,24 @@ async def test_servers_die_with_their_owner_and_leave_the_folder_usable(folder: 
     finally:
         owner.kill()
         owner.communicate()
+
+
+def test_a_killed_test_run_leaves_no_folder(folder: Path) -> None:
+    """Each holds some hundred megabytes of memory: a few killed runs, and the machine has no room for the next one."""
+    folder.mkdir()
+    runs = [begin(sys.executable, "-c", RUN, str(ROOT), str(folder)) for _ in range(2)]
+    try:
+        killed, living = (Path(run.stdout.readline().decode().strip()) for run in runs if run.stdout is not None)
+        (killed / "data").write_text("left")
+        runs[0].kill()
+        runs[0].wait()
+        with run_folder(folder) as mine:
+            assert {*folder.iterdir()} == {living, mine}
+        assert [*folder.iterdir()] == [living]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
 
 
 async def test_a_node_of_a_cluster(folder: Path) -> None:
