@@ -20,7 +20,7 @@ class Costs:
     publish: float = 1.0
     """A fix encoded for the other processes (measured)."""
     hear: float = 0.9
-    """A fix heard of another process and merged (measured)."""
+    """A fix received from another process and merged (measured)."""
     frame: float = 10.0
     """A frame to a customer: 8 to 12 for one send (measured)."""
     position: float = 0.25
@@ -81,12 +81,12 @@ class Need:
         self.pings = plan.vendors * per_vendor
         self.frames = plan.customers * min(changes, plan.frames)
         self.deliveries = plan.customers * changes
-        heard = self.pings / plan.regions
-        self.hearing = heard * costs.hear / 1e6
+        received = self.pings / plan.regions
+        self.hearing = received * costs.hear / 1e6
         """Share of a core that each process spends on messages of others."""
         if self.hearing >= plan.busy:
             raise ValueError(
-                f"each process would receive {heard:,.0f} fixes a second, {self.hearing:.0%} of a core: "
+                f"each process would receive {received:,.0f} fixes a second, {self.hearing:.0%} of a core: "
                 "more regions are needed"
             )
         publishing, sending = costs.ping + costs.publish, self.frames * costs.frame

@@ -82,7 +82,7 @@ class App:
         self._network.set()
         self._cut = False
         self._cut_at: float | None = None
-        self._heard = -1
+        self._received_before = -1
         self._silent_since = 0.0
 
     # for subclasses
@@ -207,11 +207,11 @@ class App:
         """
         socket = self.socket
         if socket is None or socket.held or not socket.opened.done():
-            self._heard = -1
-        elif socket.received != self._heard:
-            self._heard, self._silent_since = socket.received, now
+            self._received_before = -1
+        elif socket.received != self._received_before:
+            self._received_before, self._silent_since = socket.received, now
         elif now - self._silent_since > 2 * heartbeat:
-            self._heard = -1
+            self._received_before = -1
             socket.give_up(Close(HALF_OPEN, f"half-open: no answer to a WebSocket ping for {heartbeat:g} s"))
         elif now - self._silent_since > heartbeat:
             socket.ping()
@@ -266,14 +266,14 @@ class App:
 
     async def _listen(self, socket: WebSocket) -> Close:
         """Waits for the end; a connection on which nothing came for 60 s is dead, as the server pings more often."""
-        heard = -1
+        before = -1
         while True:
             done, _ = await asyncio.wait({socket.closed}, timeout=SILENCE)
             if done:
                 return socket.closed.result()
-            if socket.received == heard and not socket.held:
-                return Close(HALF_OPEN, f"nothing heard from the server for {SILENCE:g} s")
-            heard = socket.received
+            if socket.received == before and not socket.held:
+                return Close(HALF_OPEN, f"nothing came from the server for {SILENCE:g} s")
+            before = socket.received
 
 
 async def stop(apps: Iterable[App], tasks: Iterable[asyncio.Task[None]], within: float) -> None:

@@ -1,4 +1,4 @@
-"""Whether the server told each crossing of an alert's edge once, at the right place and in time. Pure.
+"""Whether each crossing of an alert's edge caused one webhook, about the right place and in time. Pure.
 
 The pings of each alert and vendor are kept as stays: inside, outside, or in the margin, in which either is right. A
 webhook names the ping that it is about, so this ping must lie in a stay on its side. A stay that lasted for `stay` ms
@@ -31,23 +31,23 @@ INSIDE, OUTSIDE, BETWEEN = "inside", "outside", "in the margin"
 SIDES = {"vendor.entered": INSIDE, "vendor.left": OUTSIDE}
 
 Fault = tuple[str, str]
-"""One of `KINDS`, and what is wrong with the vendor, the time and what was expected."""
+"""One of `KINDS`, and what is wrong, with the vendor, the time and what was expected."""
 
 
 @dataclass(slots=True)
 class Stay:
-    """Pings in a row on one side of an edge; times are epoch ms, `heard` is when an ack was reported."""
+    """Pings in a row on one side of an edge; times are epoch ms, `acked_at` is when an ack was reported."""
 
     side: str
     first: int
     last: int
-    heard: float
+    acked_at: float
     timed: bool
     """The delay of the first ping is the server's and not that of a phone without a network."""
 
 
-class Told(NamedTuple):
-    """A webhook as it came first."""
+class Webhook(NamedTuple):
+    """A webhook of an alert, as it came first."""
 
     id: str
     kind: str
@@ -67,7 +67,7 @@ class AlertAuditor:
         circles: the areas by the ids of their alerts.
         vendor_ids: by the indices that workers report.
         known_before: vendors that may have been on the map already, anywhere.
-        stay: ms for which a vendor must be on a side before it must be told.
+        stay: ms for which a vendor must be on a side before a webhook must say so.
         late: ms after which a webhook is late.
     """
 
@@ -98,7 +98,7 @@ class AlertAuditor:
         self._stays: dict[tuple[str, str], list[Stay]] = {}
         self._near: dict[str, set[str]] = {}
         """Alerts by vendor in which it is not surely outside."""
-        self._told: dict[str, Told] = {}
+        self._webhooks: dict[str, Webhook] = {}
         self._faults: list[Fault] = []
         """Those that are known at once, whatever the vendors' positions."""
 
@@ -134,18 +134,18 @@ class AlertAuditor:
         if event["type"] not in SIDES:
             return
         vendor = event["vendor"]
-        told = Told(
+        webhook = Webhook(
             *(id, event["type"], vendor["vendorId"], event["alertId"], event["at"], vendor["timestamp"]),
             *(vendor["lat"], vendor["long"], now),
         )
-        before = self._told.get(id)
+        before = self._webhooks.get(id)
         if before is None:
-            self._told[id] = told
+            self._webhooks[id] = webhook
             return
         self.repeated += 1
-        if before[:8] != told[:8]:
-            what = f"came again as {told[1:8]}; expected the same as before, {before[1:8]}"
-            self._faults.append(fault("changed", told, what))
+        if before[:8] != webhook[:8]:
+            what = f"came again as {webhook[1:8]}; expected the same as before, {before[1:8]}"
+            self._faults.append(fault("changed", webhook, what))
 
     def refuse(self, what: str, now: float) -> None:
         """Takes in a request that is no webhook of these alerts, or is signed wrongly."""
@@ -153,9 +153,9 @@ class AlertAuditor:
 
     def judge(self, now: float) -> dict[str, Any]:
         """Returns the check of where vendors were until `now` (epoch ms), and of all webhooks that came."""
-        by_pair: dict[tuple[str, str], list[Told]] = {}
-        for told in self._told.values():
-            by_pair.setdefault((told.alert_id, told.vendor_id), []).append(told)
+        by_pair: dict[tuple[str, str], list[Webhook]] = {}
+        for webhook in self._webhooks.values():
+            by_pair.setdefault((webhook.alert_id, webhook.vendor_id), []).append(webhook)
         self.delays = Histogram()
         faults, compared = list(self._faults), 0
         for pair in {*by_pair, *self._stays}:
@@ -167,38 +167,38 @@ class AlertAuditor:
         shown = [f"{kind}: {line}" for kind in kinds for line in quoted(faults, kind)]
         return check(shown, compared=compared, total=len(faults)) | {
             "alerts": len(self._circles),
-            "webhooks": len(self._told),
+            "webhooks": len(self._webhooks),
             "repeated": self.repeated,
             **{kind: kinds[kind] for kind in KINDS},
         }
 
     # one alert and one vendor
 
-    def _judge(self, pair: tuple[str, str], events: list[Told], stays: list[Stay], now: float) -> Iterator[Fault]:
+    def _judge(self, pair: tuple[str, str], events: list[Webhook], stays: list[Stay], now: float) -> Iterator[Fault]:
         # where a vendor was before its first ping may be known to the server from before this run
         side = None if pair[1] in self._before else OUTSIDE
         since = -1
-        for before, told in zip([None, *events], events, strict=False):
-            wanted = SIDES[told.kind]
-            if before is not None and told.at <= before.at:
-                yield fault("disordered", told, f"came after one of {time_of_day(before.at)}")
-            side = yield from self._missed(pair, stays, side, since, told.timestamp, now)
+        for before, webhook in zip([None, *events], events, strict=False):
+            wanted = SIDES[webhook.kind]
+            if before is not None and webhook.at <= before.at:
+                yield fault("disordered", webhook, f"came after one of {time_of_day(before.at)}")
+            side = yield from self._missed(pair, stays, side, since, webhook.timestamp, now)
             if side == wanted:
                 others = (one for one in stays if one.side not in (side, BETWEEN))
-                skipped = next((one for one in others if since < one.first < told.timestamp), None)
+                skipped = next((one for one in others if since < one.first < webhook.timestamp), None)
                 if skipped is None:
-                    what = f"came, but it was told to be {wanted} already: a new id, {told.id}"
-                    yield fault("doubled", told, what)
+                    what = f"came, but the one before said {wanted} already: a new id, {webhook.id}"
+                    yield fault("doubled", webhook, what)
                 else:
                     yield missed(pair, skipped, skipped.last - skipped.first)
-            yield from self._check_place(told, wanted, stays, since)
-            side, since = wanted, max(since, told.timestamp)
+            yield from self._check_place(webhook, wanted, stays, since)
+            side, since = wanted, max(since, webhook.timestamp)
         yield from self._missed(pair, stays, side, since, inf, now)
 
     def _missed(
         self, pair: tuple[str, str], stays: list[Stay], side: str | None, since: int, until: float, now: float
     ) -> Generator[Fault, None, str | None]:
-        """Yields the stays between two webhooks that should have been told; returns the side after them."""
+        """Yields the stays between two webhooks that should have caused a webhook; returns the side after them."""
         for number, stay in enumerate(stays):
             if stay.side == BETWEEN or stay.last <= since or stay.last >= until:
                 continue
@@ -206,43 +206,44 @@ class AlertAuditor:
                 side = stay.side
             if stay.side == side:
                 continue
-            lasted = now - stay.heard
+            lasted = now - stay.acked_at
             if after := next((one for one in stays[number + 1 :] if one.side not in (stay.side, BETWEEN)), None):
-                lasted = min(lasted, after.heard - stay.heard, after.first - stay.first)
+                lasted = min(lasted, after.acked_at - stay.acked_at, after.first - stay.first)
             if lasted >= self._stay:
                 yield missed(pair, stay, lasted)
                 side = stay.side
         return side
 
-    def _check_place(self, told: Told, wanted: str, stays: list[Stay], since: int) -> Iterator[Fault]:
+    def _check_place(self, webhook: Webhook, wanted: str, stays: list[Stay], since: int) -> Iterator[Fault]:
         """Yields what is wrong with the place and the time of a webhook; records its delay."""
-        circle = self._circles[told.alert_id]
-        away = distance(told.lat, told.long, circle.lat, circle.long) - circle.radius
-        at = f"{told.lat}, {told.long} as of {time_of_day(told.timestamp)}"
-        if not (circle.contains(told.lat, told.long) if wanted == INSIDE else away > MARGIN - ROUNDING):
-            yield fault("invented", told, f"at {at}; expected none, as that is {away:.0f} m beyond the edge")
+        circle = self._circles[webhook.alert_id]
+        away = distance(webhook.lat, webhook.long, circle.lat, circle.long) - circle.radius
+        at = f"{webhook.lat}, {webhook.long} as of {time_of_day(webhook.timestamp)}"
+        if not (circle.contains(webhook.lat, webhook.long) if wanted == INSIDE else away > MARGIN - ROUNDING):
+            yield fault("invented", webhook, f"at {at}; expected none, as that is {away:.0f} m beyond the edge")
             return
-        if (told.vendor_id, told.timestamp) in self._out_of_order:
+        if (webhook.vendor_id, webhook.timestamp) in self._out_of_order:
             return
-        stay = next((one for one in stays if one.first <= told.timestamp <= one.last), None)
-        if stay is None and wanted == OUTSIDE and (not stays or told.timestamp < stays[0].first):
+        stay = next((one for one in stays if one.first <= webhook.timestamp <= one.last), None)
+        if stay is None and wanted == OUTSIDE and (not stays or webhook.timestamp < stays[0].first):
             return  # before its first ping near the alert, after an earlier run
         if stay is None or stay.side not in (wanted, BETWEEN):
             where = "nowhere" if stay is None else stay.side
-            yield fault("invented", told, f"at {at}; expected none, as it was {where} then")
+            yield fault("invented", webhook, f"at {at}; expected none, as it was {where} then")
             return
-        due: float = stay.first if stay.timed else stay.heard
+        due: float = stay.first if stay.timed else stay.acked_at
         if since >= stay.first:
-            due = told.timestamp  # a webhook about an overtaken ping came between
-        delay = max(0.0, told.received - due)
+            due = webhook.timestamp  # a webhook about an overtaken ping came between
+        delay = max(0.0, webhook.received - due)
         self.delays.record(delay / 1000)
         if delay > self._late:
-            yield fault("late", told, f"came {delay / 1000:.1f} s after it was due at {time_of_day(due)}")
+            yield fault("late", webhook, f"came {delay / 1000:.1f} s after it was due at {time_of_day(due)}")
 
 
-def fault(kind: str, told: Told, what: str) -> Fault:
+def fault(kind: str, webhook: Webhook, what: str) -> Fault:
     """Returns what is wrong with a webhook."""
-    return kind, f"{time_of_day(told.received)} vendor {told.vendor_id}: {told.kind} of alert {told.alert_id} {what}"
+    about = f"vendor {webhook.vendor_id}: {webhook.kind} of alert {webhook.alert_id}"
+    return kind, f"{time_of_day(webhook.received)} {about} {what}"
 
 
 def missed(pair: tuple[str, str], stay: Stay, lasted: float) -> Fault:

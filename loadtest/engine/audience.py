@@ -82,7 +82,7 @@ class Audience(Population[Customer]):
         self._observed: list[float] = []
         self._calm_from = 0.0
 
-    def heard(self, order: dict[str, Any]) -> None:
+    def acked(self, order: dict[str, Any]) -> None:
         """Takes in what a vendors' worker reports as acked."""
         self.auditor.acked(order["pings"], self._now())
         self.auditor.waiting(order["number"], order["waiting"])

@@ -157,7 +157,7 @@ def add_checks(checks: dict[str, Any], more: Mapping[str, Mapping[str, Any]]) ->
 
 
 class Position(NamedTuple):
-    """A vendor's position as it was shown, or acked: then `heard` is when the ack was reported (epoch ms).
+    """A vendor's position as it was shown, or acked: then `acked_at` is when the ack was reported (epoch ms).
 
     The delay of one that is not `timed` is that of a phone without a network.
     """
@@ -166,7 +166,7 @@ class Position(NamedTuple):
     lat: float
     long: float
     timed: bool = True
-    heard: float = 0.0
+    acked_at: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.lat}, {self.long} as of {time_of_day(self.timestamp)}"
@@ -238,7 +238,7 @@ class ViewAuditor:
                 track.extend(ordered)
             else:
                 track.append(known)
-            while len(track) > 2 and track[1].heard < now - KEPT:
+            while len(track) > 2 and track[1].acked_at < now - KEPT:
                 track.popleft()
 
     def waiting(self, worker: int, vendors: Iterable[tuple[int, int]]) -> None:
@@ -279,7 +279,7 @@ class ViewAuditor:
     def _judge_vendor(
         self, one: Observation, vendor_id: str, track: deque[Position], seen: Position | None, gaps: list[int]
     ) -> None:
-        must = next((known for known in reversed(track) if known.heard <= one.at - GRACE), None)
+        must = next((known for known in reversed(track) if known.acked_at <= one.at - GRACE), None)
         if must is None:
             return
         if seen is None:
@@ -298,7 +298,7 @@ class ViewAuditor:
                 )
         sent = next((known for known in track if known.timestamp == seen.timestamp), None)
         if seen.timestamp < must.timestamp:
-            what = f"is shown at {seen}; expected {must}, acked {(one.at - must.heard) / 1000:.1f} s before"
+            what = f"is shown at {seen}; expected {must}, acked {(one.at - must.acked_at) / 1000:.1f} s before"
             if must.is_in(one.contains):
                 self._accuse(one, vendor_id, "stale", what)
             else:

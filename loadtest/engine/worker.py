@@ -34,24 +34,24 @@ from venta_client.errors import ClientError
 
 LONGEST_MESSAGE = 512 << 20
 STOP_WITHIN = 10.0
-TELL_ACKED_EVERY = 0.25
+SEND_ACKED_EVERY = 0.25
 MAX_QUOTED = 20
 
 Message = dict[str, Any]
-Tell = Callable[[Message], None]
+Send = Callable[[Message], None]
 T = TypeVar("T")
 
 
 class Worker:
     """The apps of one share, from `start` to `end`."""
 
-    def __init__(self, share: Share, group: asyncio.TaskGroup, tell: Tell) -> None:
+    def __init__(self, share: Share, group: asyncio.TaskGroup, send: Send) -> None:
         self.recorder = Recorder()
         self.share = share
         self.stopping = asyncio.Event()
         made = Fleet if share.kind == "vendors" else Audience
         self.population: Fleet | Audience = made(share, self.recorder, self.now, group)
-        self._tell = tell
+        self._send = send
         self._cpu = 0.0
 
     def now(self) -> float:
@@ -67,27 +67,27 @@ class Worker:
             second = 0
             while not driving.done():
                 left = (start - self.now()) / 1000 + second + 1
-                await asyncio.wait({driving}, timeout=min(max(0.001, left), TELL_ACKED_EVERY))
-                self._tell_acked()
+                await asyncio.wait({driving}, timeout=min(max(0.001, left), SEND_ACKED_EVERY))
+                self._send_acked()
                 passed = int((self.now() - start) / 1000)
                 if driving.done() or passed > second:
                     # seconds that were slept through are reported as the last of them
-                    self._tell_second(second if driving.done() else passed - 1)
+                    self._send_second(second if driving.done() else passed - 1)
                     second = passed
             await driving
         finally:
             driving.cancel()
-        self._tell({"is": "driven"})
+        self._send({"is": "driven"})
 
     async def answer(self, order: Message) -> Message | None:
         """Carries out an order to settle, verify, end or take in acked pings; returns the answer."""
         population = self.population
         match order["do"]:
             case "acked" if isinstance(population, Audience):
-                population.heard(order)
+                population.acked(order)
             case "settle" if isinstance(population, Fleet):
                 settled = await population.settle(self.share.plan.scenario.settle)
-                self._tell_acked()
+                self._send_acked()
                 return {"is": "settled", **settled}
             case "verify" if isinstance(population, Fleet):
                 return {"is": "verified", "checks": await population.verify()}
@@ -98,17 +98,17 @@ class Worker:
                 return self._totals()
         return None
 
-    def _tell_acked(self) -> None:
+    def _send_acked(self) -> None:
         if self.share.audited and isinstance(self.population, Fleet):
             found = {"pings": self.population.acked(), "waiting": self.population.waiting()}
-            self._tell({"is": "acked", "number": self.share.number, **found, "unsure": self.population.unsure()})
+            self._send({"is": "acked", "number": self.share.number, **found, "unsure": self.population.unsure()})
 
-    def _tell_second(self, second: int) -> None:
+    def _send_second(self, second: int) -> None:
         self.population.count()
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
         report = {"is": "second", "second": second, "active": self.population.active, "cpu": used}
-        self._tell(report | self.recorder.take())
+        self._send(report | self.recorder.take())
 
     def _totals(self) -> Message:
         """Returns what is left of the counts, and how the connections ended."""
@@ -135,7 +135,7 @@ class Worker:
         }
 
 
-async def work(orders: AsyncIterator[Message], tell: Tell) -> None:
+async def work(orders: AsyncIterator[Message], send: Send) -> None:
     """Carries out orders until they end."""
     async with asyncio.TaskGroup() as group:
         worker: Worker | None = None
@@ -145,15 +145,15 @@ async def work(orders: AsyncIterator[Message], tell: Tell) -> None:
                 case "prepare":
                     share = SHARE.validate_python(order["share"])
                     clock = await offset(share.plan.target, share.plan.identities[0], share.plan.secret)
-                    worker = Worker(replace(share, offset=clock.ms), group, tell)
-                    tell({"is": "ready", "offset_ms": clock.ms, "error_ms": clock.error_ms})
+                    worker = Worker(replace(share, offset=clock.ms), group, send)
+                    send({"is": "ready", "offset_ms": clock.ms, "error_ms": clock.error_ms})
                 case "start" if worker is not None:
                     driving = group.create_task(worker.drive(order["at"]))
                 case "stop" if worker is not None:
                     worker.stopping.set()
                 case _ if worker is not None:
                     if (answer := await worker.answer(order)) is not None:
-                        tell(answer)
+                        send(answer)
                     if order["do"] == "end":
                         break
         if driving is not None:
@@ -171,10 +171,10 @@ async def local() -> None:
         while line := await reader.readline():
             yield orjson.loads(line)
 
-    await work(orders(), tell_line)
+    await work(orders(), send_line)
 
 
-def tell_line(message: Message) -> None:
+def send_line(message: Message) -> None:
     """Writes one line to standard output."""
     sys.stdout.buffer.write(orjson.dumps(message, option=orjson.OPT_NON_STR_KEYS) + b"\n")
     sys.stdout.buffer.flush()
@@ -207,11 +207,11 @@ async def remote(url: str, key: str, within: float) -> None:
             async for message in socket:
                 yield orjson.loads(message.data)
 
-        async def send() -> None:
+        async def transmit() -> None:
             while (message := await waiting.get()) is not None:
                 await socket.send_bytes(orjson.dumps(message, option=orjson.OPT_NON_STR_KEYS))
 
-        sending = asyncio.create_task(send())
+        sending = asyncio.create_task(transmit())
         try:
             await work(orders(), waiting.put_nowait)
         except BaseException as failure:
@@ -260,7 +260,7 @@ def main() -> None:
     try:
         run_loop(local())
     except BaseException as failure:
-        tell_line(failure_report(failure))
+        send_line(failure_report(failure))
         raise
 
 

@@ -52,16 +52,16 @@ class LocalMember:
             self._stdin.write(orjson.dumps(order) + b"\n")
             await self._stdin.drain()
 
-    async def listen(self, heard: Callable[[Message], None]) -> None:
+    async def listen(self, received: Callable[[Message], None]) -> None:
         quoting = asyncio.create_task(self._quote())
         try:
             while line := await self._stdout.readline():
-                heard(orjson.loads(line))
+                received(orjson.loads(line))
             code = await self._process.wait()
             if not self.ended:
                 said = self._said.decode("utf-8", "replace").strip().splitlines()
                 cause = f"its process ended with {code}: {said[-1] if said else 'it said nothing'}"
-                heard({"is": "failed", "cause": cause})
+                received({"is": "failed", "cause": cause})
         finally:
             quoting.cancel()
 
@@ -92,13 +92,13 @@ class RemoteMember:
         with contextlib.suppress(ConnectionError):  # `listen` notices
             await self._socket.send_bytes(orjson.dumps(order))
 
-    async def listen(self, heard: Callable[[Message], None]) -> None:
+    async def listen(self, received: Callable[[Message], None]) -> None:
         async for message in self._socket:
             if message.type is WSMsgType.BINARY:
-                heard(orjson.loads(message.data))
+                received(orjson.loads(message.data))
         self.gone.set()
         if not self.ended:
-            heard({"is": "failed", "cause": f"its connection ended with {self._socket.close_code}"})
+            received({"is": "failed", "cause": f"its connection ended with {self._socket.close_code}"})
 
     async def close(self) -> None:
         await self._socket.close()
@@ -249,12 +249,12 @@ class WorkerPool:
         return found
 
     async def _listen(self, member: Member) -> None:
-        def heard(message: Message) -> None:
+        def received(message: Message) -> None:
             # at once, as the connection may close before anybody takes the report
             member.ended = member.ended or message["is"] == "ended"
             self._reports.put_nowait((member, message))
 
-        await member.listen(heard)
+        await member.listen(received)
 
     async def _leave(self) -> None:
         await asyncio.gather(*(member.close() for member in self.members), return_exceptions=True)

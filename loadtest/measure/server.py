@@ -146,18 +146,18 @@ async def offset(target: Target, identity: Identity, secret: str) -> Offset:
 
 async def hello(target: Target, identity: Identity, secret: str) -> Offset:
     """Compares one connection's `hello.time` with the time halfway between asking and receiving it."""
-    heard: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
+    times: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
 
     def received(message: bytes) -> None:
         decoded = orjson.loads(message)
-        if decoded.get("type") == "hello" and not heard.done():
-            heard.set_result((int(decoded["time"]), time.time() * 1000))
+        if decoded.get("type") == "hello" and not times.done():
+            times.set_result((int(decoded["time"]), time.time() * 1000))
 
     asked = time.time() * 1000
     token = mint(identity.clerk_id, secret, time.time())
     socket = await connect(target, f"/v1/vendor?vendorId={quote(identity.vendor_id, safe='')}", received, token=token)
     try:
-        server, now = await asyncio.wait_for(heard, WITHIN)
+        server, now = await asyncio.wait_for(times, WITHIN)
     finally:
         socket.close()
         await asyncio.wait({socket.closed}, timeout=WITHIN)
