@@ -54,7 +54,7 @@ class Collected(logging.Handler):
 
 
 def pytest_sessionfinish() -> None:
-    """Lets pytest's last collection see what `loop_errors` took out of all others."""
+    """Lets pytest's last garbage collection see the objects that `loop_errors` froze."""
     gc.unfreeze()
 
 
@@ -97,7 +97,7 @@ def server_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def tmp_path(server_folder: Path, numbers: Iterator[int]) -> Iterator[Path]:
-    """As pytest's own, but where PostgreSQL's unprivileged user may go, so that no test's data ends up elsewhere."""
+    """As pytest's own, but in a folder that PostgreSQL's unprivileged user may enter, so that data stays in it."""
     folder = server_folder / f"tmp_{next(numbers)}"
     folder.mkdir()
     yield folder
@@ -274,7 +274,7 @@ def _sibling(url: str, name: str) -> str:
 
 
 class Running(NamedTuple):
-    """A server process's inside and its URL."""
+    """A running server and its URL."""
 
     server: Server
     url: str
@@ -288,7 +288,7 @@ class Serve(Protocol):
 
 @pytest.fixture
 async def serve(serving_url: str, serving_redis_url: str) -> AsyncIterator[Serve]:
-    """Server processes' worth of the whole thing, in the test's own loop, stopped afterwards in reverse order.
+    """Whole servers in the test's own event loop, stopped afterwards in reverse order.
 
     They have the least rights: a query that needs more fails here, and `roles.RIGHTS` must name it.
     """

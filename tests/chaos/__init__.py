@@ -1,1 +1,1 @@
-"""The system under adversity, judged from outside: `python -m tests.chaos`."""
+"""A system of several processes while its parts fail, judged from outside: `python -m tests.chaos`."""

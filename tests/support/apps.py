@@ -106,7 +106,7 @@ class App:
         await self._session.close()
 
     async def cut(self) -> None:
-        """Go away without a word, as a phone in a tunnel does."""
+        """Abort the connection without a close frame, as a phone in a tunnel does."""
         transport = self.socket.get_extra_info("socket")
         assert transport is not None
         assert self.socket._response.connection is not None
@@ -160,7 +160,7 @@ class App:
             ]
 
     def took(self, message: dict[str, Any]) -> None:
-        """A message came."""
+        """Called with each message."""
         self.messages.append(message)
 
 

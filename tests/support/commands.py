@@ -30,7 +30,7 @@ class Done(NamedTuple):
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of ours but what is given."""
+    """The environment without settings of the server, but for those that are given."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
     return {**kept, "NO_COLOR": "1", "COLUMNS": "200", **given}
 

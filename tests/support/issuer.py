@@ -82,7 +82,7 @@ class Issuer:
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
 
     async def down(self) -> None:
-        """Be away."""
+        """Stop answering."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

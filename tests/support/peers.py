@@ -55,7 +55,7 @@ class Peer:
         assert self.supervisor.deaths == 0, "a task of the process died"
 
     async def start(self, *, wait: bool = True) -> None:
-        """Start, and wait until Redis answers and is heard."""
+        """Start, and wait until Redis answers and its messages arrive."""
         tasks = {
             "lag": self._lag,
             "ticker": self.ticker.run,
@@ -66,7 +66,7 @@ class Peer:
             await self.joined()
 
     async def joined(self, within: float = WITHIN) -> None:
-        """Wait until Redis answers and is heard."""
+        """Wait until Redis answers and its messages arrive."""
         await eventually(lambda: self.broker.up, f"Redis heard, only {self.broker.cause}", within)
 
     async def stop(self) -> None:
@@ -75,18 +75,18 @@ class Peer:
         await self.broker.close()
 
     async def kill(self) -> None:
-        """End without a word."""
+        """End as a killed process does."""
         await self.supervisor.stop()
         await self.broker.nodes.close()
 
     def serve(self, vendor_id: str, position: Position | None = None) -> None:
-        """A vendor's socket opens here, and it may say where it is."""
+        """A vendor's socket opens here; it may report a position at once."""
         self.broker.local_vendors.connect(vendor_id, Card(self.now(), f"the {vendor_id}", True, None), self.now())
         if position is not None:
             self.ping(vendor_id, position)
 
     def ping(self, vendor_id: str, position: Position, timestamp: int | None = None) -> int:
-        """A vendor says where it is; gives the timestamp."""
+        """A vendor reports a position; gives the timestamp."""
         if timestamp is None:
             timestamp = self._last = max(self._last + 1, self.now())
         self.broker.local_vendors.fix(vendor_id, Fix(timestamp, *position, None, None), self.now())

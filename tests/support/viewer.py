@@ -17,7 +17,7 @@ def wrapped(payload: bytes) -> bytes:
 
 
 class Client:
-    """A customer app: applies frames exactly as the protocol says, and is confused by what a real one would be."""
+    """A customer app: applies frames exactly as the protocol says, and fails on what would confuse a real one."""
 
     def __init__(self, framing: Callable[[bytes], bytes] = plain, room: int | None = None) -> None:
         self.framing = framing

@@ -1,4 +1,4 @@
-"""A small world with a known truth: vendors that a test moves about, customers whose views must equal it."""
+"""Vendors that a test moves about, and customers whose views must equal where the vendors are."""
 
 from __future__ import annotations
 
