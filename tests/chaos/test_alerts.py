@@ -28,7 +28,7 @@ RUN = (
 )
 
 
-async def test_each_crossing_is_told_once_while_all_is_killed(tmp_path: Path) -> None:
+async def test_each_crossing_is_reported_once_while_all_is_killed(tmp_path: Path) -> None:
     """Both servers, PostgreSQL and Valkey are killed: no webhook is missed, invented, changed or out of order, and
     every acked ping is stored once."""
     async with Stage(tmp_path) as stage:

@@ -164,7 +164,9 @@ async def test_a_wrong_clock_is_corrected_before_anything_is_sent(
         assert before - 5000 <= times[0] <= times[-1] <= now_ms() + 5000
 
 
-async def test_what_can_not_be_stored_is_told_and_forgotten(program: Start, serve: Serve, database_url: str) -> None:
+async def test_what_can_not_be_stored_is_reported_and_forgotten(
+    program: Start, serve: Serve, database_url: str
+) -> None:
     """A ping that will never be stored must not be sent for ever, nor delay the others."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()

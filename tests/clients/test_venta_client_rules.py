@@ -43,7 +43,7 @@ Steps = list[tuple[str, str, int]]
         max_size=60,
     )
 )
-def test_events_lead_from_what_was_told_to_what_is_so(steps: Steps) -> None:
+def test_events_lead_from_what_an_app_knows_to_the_current_view(steps: Steps) -> None:
     """An app that reads slowly must end with the current view, and nothing may pile up for it meanwhile."""
 
     async def history() -> None:

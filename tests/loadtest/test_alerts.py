@@ -153,7 +153,7 @@ async def run(url: str, database_url: str, *arguments: str) -> tuple[int, dict[s
     return await load_run(url, database_url, *TOWN, *arguments, within=200)
 
 
-async def test_every_crossing_is_told_once(serve: Serve, database_url: str) -> None:
+async def test_every_crossing_is_reported_once(serve: Serve, database_url: str) -> None:
     """Vendors cross edges all the time; each webhook is verified and held against where they were."""
     running = await serve(alert_key=KEY, alert_development_hosts=("127.0.0.1",))
     code, report, said = await run(running.url, database_url)

@@ -69,7 +69,7 @@ async def settings_of(receiver: Receiver, **more: Any) -> dict[str, Any]:
     return {"alert_key": KEY, "alert_development_hosts": (receiver.host,), **more}
 
 
-async def test_what_happens_is_told_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
+async def test_events_are_sent_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
     """A user gets the events of a truck that comes, closes, opens and drives away, in this order."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))

@@ -70,7 +70,7 @@ def test_every_code_is_described() -> None:
     assert set(schemas.schemas(SETTINGS)["ErrorCode"]["enum"]) == {str(code) for code in ErrorCode}
 
 
-async def test_what_is_served_is_described_and_the_other_way_round(serve: Serve) -> None:
+async def test_endpoints_and_descriptions_match(serve: Serve) -> None:
     """No endpoint may be undocumented, and no documented one missing."""
     server = (await serve()).server
     served = {

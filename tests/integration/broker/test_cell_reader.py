@@ -35,7 +35,7 @@ async def test_a_watch_moved_while_its_snapshot_is_read(redis_url: str, other: P
         assert not held, "what was given up is held no more"
 
 
-async def test_a_vendor_heard_again_while_a_gap_is_closed_stays(one: Peer, other: Peer) -> None:
+async def test_a_vendor_received_while_a_gap_is_closed_stays(one: Peer, other: Peer) -> None:
     """A vendor that was received after its cell was read must stay, or it would be missing until it moves."""
     one.serve("truck", HERE)
     viewer = await other.watch(area=circle(*HERE, 5_000))

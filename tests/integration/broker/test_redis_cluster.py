@@ -119,8 +119,8 @@ async def test_on_three_nodes(cluster: Cluster) -> None:
 
 async def test_a_node_is_lost(cluster: Cluster) -> None:
     """What is on the others goes on; what was on it goes on within each process, and is whole again when it is back."""
-    roam = await cluster.serving(BROADCAST)
-    lost, kept = (number for number in range(3) if number != roam)
+    broadcasting = await cluster.serving(BROADCAST)
+    lost, kept = (number for number in range(3) if number != broadcasting)
     there, here = await cluster.place_on(lost), await cluster.place_on(kept)
     async with Peer(cluster.url, "one", grace=1.0) as one, Peer(cluster.url, "other", grace=1.0) as other:
         one.serve("truck", there)

@@ -29,7 +29,7 @@ async def test_what_the_url_says_is_what_the_session_has(empty_database_url: str
         assert await connection.fetchval("SELECT current_schema()") == "public"
 
 
-async def test_a_parameter_without_effect_is_told(empty_database_url: str) -> None:
+async def test_a_parameter_without_effect_is_reported(empty_database_url: str) -> None:
     """An operator who misspells `connection_limit` would otherwise wait for connections that don't exist."""
     with capture_logs() as logs:
         await (await Database.open(f"{empty_database_url}?connection_limits=50&connection_limit=5")).close()
