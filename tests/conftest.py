@@ -23,6 +23,7 @@ import psutil
 import pytest
 import pytest_asyncio
 import redis.asyncio
+from hypothesis import HealthCheck, settings
 
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.storage.dsn import parse_url
@@ -40,6 +41,10 @@ SERVING_PASSWORD = "of no use outside the tests"
 MEMORY = Path("/dev/shm")  # the folders in it are made by mkdtemp
 ROOM = 8 << 30
 """Bytes free in it and of memory, so that the servers of all of pytest's workers have room."""
+
+# a busy machine takes longer than hypothesis allows by default, for a single example or to make the first ones
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 class Collected(logging.Handler):

@@ -17,28 +17,28 @@ from tests.fuzz.mutations import mutated
 from tests.support.paths import ROOT
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(mutated(targets.SEEDS["vendor"]) | st.binary(max_size=100))
 def test_vendor(data: bytes) -> None:
     """Of a vendor app that sends nonsense every ping is acked or rejected, once."""
     targets.vendor(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mutated(targets.SEEDS["watch"]) | st.binary(max_size=100))
 def test_watch(data: bytes) -> None:
     """Every accepted area is cheap, and shows exactly the vendors inside."""
     targets.watch(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(mutated(targets.SEEDS["http"]) | st.binary(max_size=100))
 def test_http(data: bytes) -> None:
     """No body, query or header gets anything but an answer with a code."""
     targets.http(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(mutated(targets.SEEDS["frames"]) | st.binary(max_size=100))
 def test_frames(data: bytes) -> None:
     """Whatever bytes come, and however they are cut, they are messages or one violation with its close code."""

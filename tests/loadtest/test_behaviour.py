@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loadtest import WrongUse
 from loadtest.behaviour import Fix, beginning, by_vehicle, parse_trace, read_trace, surroundings
-from tests.support.areas import unhurried
+from tests.support.areas import thorough
 
 HEADER = "vehicle,timestamp,lat,long\n"
 
@@ -75,7 +75,7 @@ def test_the_past_of_parked_vehicles_is_not_waited_for() -> None:
     assert beginning(trace) == 1
 
 
-@unhurried
+@thorough
 @given(fixes)
 def test_every_fix_belongs_to_one_vehicle_in_the_order_of_time(trace: list[Fix]) -> None:
     """A fix that is lost here would never be sent, and no check would miss it."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.measure.recording import LONGEST_US, Histogram, Recorder, Timeline, needed, percentile
-from tests.support.areas import unhurried
+from tests.support.areas import thorough
 
 
 def second(number: int, **counts: int) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_a_stall_weighs_as_long_as_it_lasted() -> None:
     assert (percentile(steps, 90) or 0) < 50
 
 
-@unhurried
+@thorough
 @given(st.lists(st.floats(-1, 1000), min_size=1, max_size=50))
 def test_a_histogram_leaves_nothing_out(seconds: list[float]) -> None:
     """The library silently skips what is out of range: the slowest would be missing from the percentiles."""

@@ -6,13 +6,13 @@ import math
 import random
 from itertools import pairwise
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from streamer.geo.shapes import EARTH_RADIUS, Area, Box, Circle, Polygon
 
 # A slow machine is no fault of a rule.
-unhurried = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=200)
 
 DEGREE = EARTH_RADIUS * math.pi / 180  # metres of one degree of latitude
 

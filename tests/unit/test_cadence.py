@@ -96,7 +96,7 @@ class Work:
         return self.fixed + self.each * pings
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     pings=st.floats(50, 20_000),
     ping_cost=st.floats(5e-6, 4e-5),

@@ -202,7 +202,7 @@ def test_garbage(authenticator: Authenticator, bad: str) -> None:
     refused(authenticator, bad)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.text(max_size=60)
     | st.lists(

@@ -23,7 +23,7 @@ from streamer.geo.grid import (
     parent,
 )
 from streamer.geo.shapes import Area, Box, Circle, Polygon, distance
-from tests.support.areas import areas, boxes, circles, lats, positions, probes, unhurried, valid
+from tests.support.areas import areas, boxes, circles, lats, positions, probes, thorough, valid
 
 levels = st.integers(0, LEVELS - 1)
 
@@ -45,7 +45,7 @@ def corners(cells: frozenset[int], level: int, rnd: random.Random) -> list[tuple
 # cells
 
 
-@unhurried
+@thorough
 @given(positions)
 @example((90.0, 180.0))
 @example((90.0, -180.0))
@@ -67,7 +67,7 @@ def test_cell_bounds_hold_the_position(position: tuple[float, float]) -> None:
         assert -180 <= west < east <= 180
 
 
-@unhurried
+@thorough
 @given(positions, st.integers(1, LEVELS - 1))
 def test_cells_nest(position: tuple[float, float], level: int) -> None:
     """A cell is exactly four of the next finer level, or a cover could not be looked up from a finest cell."""
@@ -81,7 +81,7 @@ def test_cells_nest(position: tuple[float, float], level: int) -> None:
     assert inner[3] in (east, pytest.approx((west + east) / 2, abs=1e-12))
 
 
-@unhurried
+@thorough
 @given(lats)
 def test_cells_are_about_square(lat: float) -> None:
     """Cells of like size everywhere, so one level suits one radius: no wider than high, and not under half as wide."""
@@ -93,7 +93,7 @@ def test_cells_are_about_square(lat: float) -> None:
         assert width > 0.85 * 0.64
 
 
-@unhurried
+@thorough
 @given(positions)
 def test_names(position: tuple[float, float]) -> None:
     """A cell's name is what processes agree on through Redis."""
@@ -135,7 +135,7 @@ def test_names_never_change() -> None:
 # covers
 
 
-@unhurried
+@thorough
 @given(areas, levels, st.integers(0, 2**32))
 def test_cover_is_sound(area: Area, level: int, seed: int) -> None:
     """What is inside is in a covered cell, what is in a full cell is inside: or watches miss or invent vendors."""
@@ -150,7 +150,7 @@ def test_cover_is_sound(area: Area, level: int, seed: int) -> None:
         assert inside or where not in full, (lat, long)
 
 
-@unhurried
+@thorough
 @given(circles, levels)
 def test_cover_is_tight(circle: Circle, level: int) -> None:
     """Boundary cells touch the boundary: a loose cover costs a test for each position and needless subscriptions."""
@@ -167,7 +167,7 @@ def test_cover_is_tight(circle: Circle, level: int) -> None:
             assert off >= -reach - 0.01
 
 
-@unhurried
+@thorough
 @given(boxes(), st.integers(0, 3))
 def test_cover_of_boxes_is_tight(box: Box, level: int) -> None:
     """A box is covered by the cells it touches and no more, all those within it full."""
@@ -228,7 +228,7 @@ def test_cover_level() -> None:
             assert 1 <= len(full) + len(boundary) <= 120
 
 
-@unhurried
+@thorough
 @given(areas, st.integers(0, 2**32))
 def test_bus_cover(area: Area, seed: int) -> None:
     """A process subscribes to these channels and no others: a vendor inside must publish on one of them."""

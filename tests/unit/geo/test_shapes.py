@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import EARTH_RADIUS, Area, Box, Circle, Polygon, distance
-from tests.support.areas import DEGREE, areas, boxes, circles, polygons, positions, probes, unhurried, valid, wrapped
+from tests.support.areas import DEGREE, areas, boxes, circles, polygons, positions, probes, thorough, valid, wrapped
 
 
 def unit(lat: float, long: float) -> tuple[float, float, float]:
@@ -34,7 +34,7 @@ def test_distance_of_known_places() -> None:
     assert distance(52.2297, 21.0122, 50.0647, 19.945) == pytest.approx(251_990, abs=1000)
 
 
-@unhurried
+@thorough
 @given(positions, positions)
 def test_distance_agrees_with_chords(a: tuple[float, float], b: tuple[float, float]) -> None:
     """The formula is haversine's; the chord between unit vectors must say the same, in both directions bit for bit."""
@@ -49,7 +49,7 @@ def test_distance_agrees_with_chords(a: tuple[float, float], b: tuple[float, flo
 # areas
 
 
-@unhurried
+@thorough
 @given(circles, st.integers(0, 2**32))
 def test_circle_is_its_distance(circle: Circle, seed: int) -> None:
     """`distance <= radius` is the contract, to the last bit: also for a radius which is just a distance."""
@@ -88,7 +88,7 @@ def test_circle_of_the_whole_globe() -> None:
     assert not Circle(10, 20, 2e7).contains(-10, -160)
 
 
-@unhurried
+@thorough
 @given(boxes(), st.integers(0, 2**32))
 def test_box_is_inclusive(box: Box, seed: int) -> None:
     """A box holds its edges, over the antimeridian too: compared with exact arithmetic modulo 360."""
@@ -125,7 +125,7 @@ def even_odd(points: tuple[tuple[float, float], ...], lat: float, long: float) -
     return (crossings + (winding / 360 % 2 == 1 and north_nearer)) % 2 == 1
 
 
-@unhurried
+@thorough
 @given(polygons(), st.integers(0, 2**32))
 def test_polygon_is_even_odd(polygon: Polygon, seed: int) -> None:
     """Concave, self-crossing, thin, polar, over the antimeridian: exact arithmetic with the opposite ray agrees."""
@@ -135,7 +135,7 @@ def test_polygon_is_even_odd(polygon: Polygon, seed: int) -> None:
         assert expected is None or polygon.contains(lat, long) == expected, (lat, long)
 
 
-@unhurried
+@thorough
 @given(polygons(), st.integers(0, 2**32))
 def test_polygon_closed_or_not(polygon: Polygon, seed: int) -> None:
     """Closing the ring, turning it round or starting it elsewhere changes nothing, not even on an edge."""
@@ -161,7 +161,7 @@ def by_every_edge(polygon: Polygon, lat: float, long: float) -> bool:
     return inside
 
 
-@unhurried
+@thorough
 @given(polygons(), st.integers(0, 2**32))
 def test_polygon_bins_change_nothing(polygon: Polygon, seed: int) -> None:
     """A position beside a corner or a bin's edge: only the edges near it are tested, and the answer is the same."""
@@ -174,7 +174,7 @@ def test_polygon_bins_change_nothing(polygon: Polygon, seed: int) -> None:
         assert polygon.contains(lat, long) == by_every_edge(polygon, lat, long), (lat, long)
 
 
-@unhurried
+@thorough
 @given(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), st.lists(st.floats(0.001, 0.999), min_size=1, max_size=20))
 def test_polygons_that_share_an_edge(middle: tuple[float, float], fractions: list[float]) -> None:
     """Districts with common borders: a vendor on a border is in one of them, never in two or in none."""
@@ -284,7 +284,7 @@ def test_areas_are_keys() -> None:
     )
 
 
-@unhurried
+@thorough
 @given(areas, st.integers(0, 2**32))
 def test_bounds_hold_the_area(area: Area, seed: int) -> None:
     """Whatever is inside is inside the bounds, or a size limit would be checked against too small a box."""
@@ -294,7 +294,7 @@ def test_bounds_hold_the_area(area: Area, seed: int) -> None:
             assert bounds.contains(lat, long)
 
 
-@unhurried
+@thorough
 @given(circles)
 def test_bounds_are_tight(circle: Circle) -> None:
     """Bounds much larger than the circle would choose too coarse a level."""

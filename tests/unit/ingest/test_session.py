@@ -177,7 +177,7 @@ def test_patience_of_one() -> None:
         BadMessageLimit(1).bad(ProtocolError(ErrorCode.INVALID_JSON, "no"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.booleans(), max_size=4), min_size=1, max_size=12),
     st.randoms(use_true_random=False),

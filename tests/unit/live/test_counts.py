@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.geo.shapes import Area, Box, Circle, Polygon
@@ -57,7 +57,6 @@ def counted(counter: Counter, cells: CellSums) -> dict[int, Sums]:
     return groups
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5), areas, st.sampled_from([16, 200, 1000]), st.booleans())
 def test_the_counts_add_up_to_the_vendors_of_a_watch(seed: int, area: Area, detail: int, only_open: bool) -> None:
     """Whoever zooms from bubbles to vendors must not find more or fewer of them."""
@@ -78,7 +77,6 @@ def test_the_counts_add_up_to_the_vendors_of_a_watch(seed: int, area: Area, deta
         assert -180 <= long / count <= 180
 
 
-@settings(deadline=None)
 @given(areas, st.integers(16, 1000))
 def test_there_are_at_most_about_so_many_groups(area: Area, detail: int) -> None:
     """A phone asks for as many bubbles as it can draw."""

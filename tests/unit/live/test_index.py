@@ -499,7 +499,7 @@ def assert_empty(index: LiveIndex) -> None:
     assert not index._resting
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), place=st.sampled_from(PLACES))
 def test_long_histories(seed: int, place: Place) -> None:
     """The machine above on a busy day: many vendors and watches, and hundreds of changes."""
@@ -565,7 +565,7 @@ def test_long_histories(seed: int, place: Place) -> None:
 
 
 TestLiveIndex = Machine.TestCase
-TestLiveIndex.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestLiveIndex.settings = settings(max_examples=60, stateful_step_count=50)
 
 
 # single cases

@@ -582,14 +582,14 @@ def survives(data: bytes) -> None:
                 assert speed is None or 0 <= speed < math.inf
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=200) | st.text(max_size=50).map(str.encode))
 def test_any_bytes(data: bytes) -> None:
     """No bytes a client may send raise anything but an error for that client."""
     survives(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(messages)
 def test_any_json(message: dict[str, Any]) -> None:
     """No JSON a client may send raises anything but an error for that client."""
@@ -603,7 +603,7 @@ degrees = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
 seqs = st.integers(-MAX_SEQ, MAX_SEQ)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seqs, degrees, st.integers(10**11, NOW), st.none() | st.floats(0, 360), st.none() | st.floats(0, 1e6))
 def test_pings_round_trip(
     seq: int, at: tuple[float, float], timestamp: int, heading: float | None, speed: float | None
@@ -616,7 +616,7 @@ def test_pings_round_trip(
     assert ("heading" in fix, "speed" in fix) == (heading is not None, speed is not None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2024, 11, 23)), st.integers(-23 * 60, 23 * 60))
 def test_moments_round_trip(moment: datetime, offset: int) -> None:
     """A time with any offset is the same millisecond."""
@@ -626,7 +626,7 @@ def test_moments_round_trip(moment: datetime, offset: int) -> None:
     assert accepted(ANY_AGE, timestamp=text).timestamp == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ids, ids, seqs, st.text())
 def test_messages_of_the_server_are_valid_json(id: str, vendor_id: str, seq: int, text: str) -> None:
     """Every message is the JSON of the contract, whatever ids and texts are in it."""
@@ -655,7 +655,7 @@ def test_messages_of_the_server_are_valid_json(id: str, vendor_id: str, seq: int
     assert loads(encode_error(ErrorCode.OVERLOADED, text, id, 7)) == {**error, "id": id, "retryAfterMs": 7}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ids, st.lists(ids, max_size=3), st.lists(ids, max_size=3), st.lists(ids, max_size=3))
 def test_joined_messages(id: str, entered: list[str], moved: list[str], left: list[str]) -> None:
     """Snapshots and updates joined from ready bytes are what encoding them whole gives; empty lists are left out."""
