@@ -189,9 +189,7 @@ class Fleet(Population[SimulatedVendor]):
 
     def _unfinished(self) -> bool:
         # a generator that can't keep up is late, but sends the whole trace
-        ends = self._start + self._course.total * 1000
-        come = self.active == self._target
-        return self._fixes is not None and not (come and (not self._due or self._due[0][0] > ends))
+        return self._fixes is not None and (self.active < self._target or bool(self._due))
 
     def _finish(self) -> None:
         for vendor in self.apps:
@@ -209,10 +207,13 @@ class Fleet(Population[SimulatedVendor]):
         assert self._fixes is not None
         assert self._plan.trace is not None
         zero, speedup = self._plan.trace.zero, self._plan.trace.speedup
+        ends = self._start + self._course.total * 1000
         last = 0
         for fix in self._fixes[place] if place < len(self._fixes) else ():
             # two fixes of a vehicle at one time would be one ping
             last = max(on_grid(self._start + (fix.timestamp - zero) / speedup), last + GRID)
+            if last > ends:
+                return
             yield Ping(last | (last < now), fix.lat, fix.long, max(last, on_grid(now)))
 
     async def _misplaced(self, database: Database, acked: dict[str, list[Ping]]) -> list[str]:

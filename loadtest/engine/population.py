@@ -164,12 +164,12 @@ class Population(Generic[AppT]):
         while not stopping.is_set():
             now = self._now()
             at = (now - start) / 1000
-            if at >= self._course.total and not self._unfinished():
-                break
             if now - adjusted >= ADJUST_EVERY:
                 adjusted = now
                 self._adjust(now, at)
                 self._flap(now)
+            if at >= self._course.total and not self._unfinished():
+                break
             if storms and at >= storms[0][0]:
                 self._storm(storms.pop(0)[1])
             await self._act(now)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,7 +21,7 @@ from loadtest.clients.vendor import Ledger, Ping
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.audience import Audience
 from loadtest.engine.fleet import Fleet
-from loadtest.engine.population import Plan, Share
+from loadtest.engine.population import Plan, Share, Trace
 from loadtest.engine.scenario import Customers, Scenario
 from loadtest.measure.recording import Recorder
 from tests.support.apps import eventually
@@ -119,6 +123,36 @@ async def test_backlogs_are_sent_and_not_timed() -> None:
     assert sum(stamp % 2 for stamp in stamps) >= counts["backlog"]
     # an outage lasts 0.2 s on average: were they timed, the longest would be far longer
     assert timed[len(timed) * 9 // 10] < 0.2
+
+
+async def test_a_trace_is_sent_whole_by_a_machine_that_is_late(tmp_path: Path) -> None:
+    """What a busy machine left out would be missing from every comparison with another run of the same trace."""
+    stamps: Counter[str] = Counter()
+
+    async def acking(socket: web.WebSocketResponse) -> None:
+        await socket.send_str('{"type":"hello","vendorId":"v0","time":0,"durable":null,"maxBatch":500}')
+        async for message in socket:
+            decoded = orjson.loads(message.data)
+            pings = decoded.get("pings", [decoded])
+            stamps["stored"] += len(pings)
+            await socket.send_str(f'{{"type":"ack","seq":{pings[-1]["seq"]}}}')
+
+    trace = tmp_path / "trace.csv.gz"
+    with gzip.open(trace, "wt") as file:
+        file.write("vehicle,timestamp,lat,long\n")
+        for vendor in VENDORS:
+            file.writelines(f"{vendor.vendor_id},2024-02-19T12:00:0{n}Z,52.2{n},21.0\n" for n in range(5))
+    stages = [{"kind": "hold", "seconds": 10}]
+    scenario = scenarios.load("quiet-town", [("vendors.count", len(VENDORS)), ("stages", stages), ("warmup", 0)])
+    recorder = Recorder()
+    async with standing_in({"/v1/vendor": acking}) as target, asyncio.TaskGroup() as group:
+        whole = share(target, scenario)
+        whole = replace(whole, plan=replace(whole.plan, trace=Trace(str(trace), 1_708_344_000_000, 1.0)))
+        fleet = Fleet(whole, recorder, now, group)
+        await fleet.run(now() - 60_000, asyncio.Event())  # no vendor came before all was over
+        await fleet.settle(10.0)
+        await fleet.stop(5.0)
+    assert stamps["stored"] == 5 * len(VENDORS)
 
 
 def updated(moved: list[tuple[str, int]], entered: list[tuple[str, int]]) -> str:
