@@ -48,7 +48,7 @@ Move = tuple[Vendor, float, float, float, float]
 
 
 class Ticked(NamedTuple):
-    """What a tick did: frames written, and watches that still wait for their client or interval, or rest."""
+    """What a tick did: frames written, and watches that are `waiting` still."""
 
     frames: int
     waiting: int
@@ -93,6 +93,11 @@ class LiveIndex(VendorIndex):
         """Views whose boundary tests were measured in the current tick."""
         self._resting = Resting(self._find, self._watch, lambda: self.cpu_clock(), rest_share)
         self._moved_cells: list[Cell] = []
+
+    @property
+    def waiting(self) -> int:
+        """Watches that wait for their client or interval, or rest."""
+        return len(self._waiting) + len(self._resting)
 
     def watch(self, watch: Watch, key: ViewKey, now: int) -> None:
         """Starts a watch, or moves it: a snapshot replaces what the client holds for it, now or with a next tick."""
@@ -210,7 +215,7 @@ class LiveIndex(VendorIndex):
             self.delivered += turns.delivered
             self.unfinished |= self._resting.unfinished
         self.aside = tested + work
-        return Ticked(frames, len(self._waiting) + len(self._resting))
+        return Ticked(frames, self.waiting)
 
     def _start_over(self) -> None:
         """Forgets a tick that failed halfway, and makes every watch right again by a snapshot."""

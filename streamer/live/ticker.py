@@ -55,7 +55,7 @@ class Ticker:
         # Timers instead of a loop of its own: a task that waits, wakes and sleeps costs three turns for each tick.
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
-        if self._index.has_changes:
+        if self._index.has_changes or self._index.waiting:
             self.changed()
         try:
             await self._broken

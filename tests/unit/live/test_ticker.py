@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import orjson
+import pytest
 import pytest_asyncio
 
 from streamer.cadence import Cadence, Pace
@@ -154,6 +155,21 @@ async def test_an_interval(stage: Stage) -> None:
     assert stage.client.types == ["snapshot", "update"]
     stage.now += 500
     await eventually(lambda: len(stage.client.types) == 3, "a third message")
+
+
+async def test_after_a_tick_that_failed(stage: Stage) -> None:
+    """The next run sends the snapshots that make up for it, though no vendor moves any more."""
+
+    def broken(frame: bytes) -> None:
+        del stage.client.write
+        raise RuntimeError("broken")
+
+    stage.client.write = broken  # type: ignore[method-assign]  # that is the fault
+    stage.move()
+    with pytest.raises(RuntimeError, match="broken"):
+        await stage.tasks[0]
+    stage.tasks[0] = asyncio.create_task(stage.ticker.run())
+    await eventually(lambda: stage.client.types == ["snapshot", "snapshot"], "another snapshot")
 
 
 async def test_time_passes(stage: Stage) -> None:
