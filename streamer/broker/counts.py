@@ -344,6 +344,9 @@ class Counts:
             self._orphans.remove(id)
         self._orphans.frozen = self._index.frozen
         self._orphans.expire(now)
+        while self._orphans.due(now):
+            await asyncio.sleep(0)
+            self._orphans.expire(now)
         self._orphans.tick(now)
         if self._index.frozen:
             return

@@ -161,8 +161,7 @@ class Subscriber:
         self._put_registers(cards, presences, https, wanted, now)
         for id, fix in map(fix_of_register, fixes):
             self._note_tie(id, fix)
-            taken = self._index.put_fix(id, fix, now)
-            if taken and id in vendors:
+            if self._index.put_fix(id, fix, now):
                 here = parent(vendors[id].cell, BUS_LEVEL)
                 if id in self._local_vendors:
                     self._publisher.mark(id, Part.FIX)  # the process that dropped it may not have written it elsewhere
@@ -267,10 +266,7 @@ class Subscriber:
                 continue
             self._note_tie(id, fix)
             newer = index.put_fix(id, fix, now)
-            vendor = index.vendors.get(id)
-            if vendor is None:
-                continue
-            here = parent(vendor.cell, BUS_LEVEL)
+            here = parent(index.vendors[id].cell, BUS_LEVEL)
             if id in self._listed:
                 self._follow(id, here)
             if id not in local_vendors:

@@ -108,8 +108,12 @@ class Ticker:
                 # Suspended, or the clock was set: what the other processes sent meanwhile is not read yet.
                 self._index.pardon(now)
             before = now
-            left = self._index.expire(now)
-            if left:
-                departed(left)
-            if self._index.has_changes:
-                self.changed()
+            while True:
+                left = self._index.expire(now)
+                if left:
+                    departed(left)
+                if self._index.has_changes:
+                    self.changed()
+                if not self._index.due(now):
+                    break
+                await asyncio.sleep(0)

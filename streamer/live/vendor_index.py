@@ -16,6 +16,9 @@ from streamer.live.fix import Fix, order
 from streamer.live.vendor import NO_FIX, Before, Card, Owner, Presence, Vendor
 from streamer.live.visibility import Visibility
 
+AT_ONCE = 500
+"""Vendors that go offline or leave before the event loop gets its turn: about 3 ms."""
+
 
 class VendorIndex:
     """Vendors by id and by cell; `me` is this process's name among the owners. Times are epoch milliseconds."""
@@ -39,10 +42,11 @@ class VendorIndex:
         self._changed: dict[Vendor, Before] = {}
         self._deadlines: list[tuple[int, int, Vendor]] = []
         self._order = 0
-        self._departed: list[str] = []
+        self._lost: list[Vendor] = []
+        """Vendors of processes that were found lost, to be looked at."""
 
     def put_fix(self, vendor_id: str, fix: Fix, now: int) -> bool:
-        """Takes a fix if it replaces the one held; returns whether it was taken and its vendor is still known."""
+        """Takes a fix if it replaces the one held; returns whether it was taken."""
         vendor = self.vendors.get(vendor_id)
         if vendor is None:
             vendor = self.vendors[vendor_id] = Vendor(vendor_id, now)
@@ -57,10 +61,9 @@ class VendorIndex:
         vendor.fix = fix
         vendor.forget_encoded()
         self._show(vendor)
-        if vendor.live:
-            return True
-        self._settle(vendor, now)
-        return self.vendors.get(vendor_id) is vendor
+        if not vendor.live:
+            self._settle(vendor, now)
+        return True
 
     def put_card(self, vendor_id: str, card: Card, now: int) -> bool:
         """Takes a card if it replaces the one held; returns whether anything that customers see changed.
@@ -133,23 +136,38 @@ class VendorIndex:
                 self.owner_heard(name, now, now)
 
     def expire(self, now: int) -> list[str]:
-        """Lets vendors go offline and leave by time; checks only those that are due. Returns the ids that left."""
+        """Lets vendors go offline and leave by time, AT_ONCE at most, while any is `due`. Returns the ids that left."""
         if not self.frozen:
             for name, owner in tuple(self.owners.items()):
                 if name != self.me and owner.heard + self.offline_after <= now:
                     if not owner.lost:
                         owner.lost = True
-                        for vendor in tuple(owner.vendors):
-                            self._settle(vendor, now)
+                        self._lost.extend(owner.vendors)
                     if not owner.vendors:
                         del self.owners[name]
-        while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, _, vendor = heapq.heappop(self._deadlines)
-            if vendor.deadline == deadline and self.vendors.get(vendor.vendor_id) is vendor:
+        departed: list[str] = []
+        for _ in range(AT_ONCE):
+            if not self.due(now):
+                break
+            if self._lost:
+                vendor = self._lost.pop()
+            else:
+                deadline, _, vendor = heapq.heappop(self._deadlines)
+                if deadline != vendor.deadline:
+                    continue
+            if self.vendors.get(vendor.vendor_id) is vendor:
                 vendor.deadline = 0
-                self._settle(vendor, now)
-        departed, self._departed = self._departed, []
+                deadline = self._update(vendor, now)
+                if 0 < deadline <= now:
+                    self.remove(vendor.vendor_id)
+                    departed.append(vendor.vendor_id)
+                else:
+                    self._schedule(vendor, deadline)
         return departed
+
+    def due(self, now: int) -> bool:
+        """Returns whether `expire` has more vendors to look at."""
+        return bool(self._lost or (self._deadlines and self._deadlines[0][0] <= now))
 
     def cells(self, level: int) -> Mapping[int, Cell]:
         """Returns the cells of a level in which vendors are, or which are watched."""
@@ -196,6 +214,21 @@ class VendorIndex:
 
     def _settle(self, vendor: Vendor, now: int) -> None:
         """Brings live, online and the next deadline in line with the vendor's registers and the time."""
+        # Only `expire` removes vendors: one register may come too late, and another one make up for it.
+        self._schedule(vendor, self._update(vendor, now))
+
+    def _schedule(self, vendor: Vendor, deadline: int) -> None:
+        # One look at a time: a deadline put off, as by every ping over HTTP, is found out when the old one comes.
+        if deadline and (not vendor.deadline or deadline < vendor.deadline):
+            vendor.deadline = deadline
+            self._order += 1
+            heapq.heappush(self._deadlines, (deadline, self._order, vendor))
+
+    def _update(self, vendor: Vendor, now: int) -> int:
+        """Brings live and online in line; returns when that must be done again by time, or 0.
+
+        A time that has passed is that of a vendor that left.
+        """
         presence = vendor.presence
         connected = False
         if presence.owner or vendor.http:
@@ -226,17 +259,8 @@ class VendorIndex:
             elif vendor.live and not live:
                 self._leave(vendor)
         if connected:
-            return
-        if not online and now >= leave_at:
-            self.remove(vendor.vendor_id)
-            self._departed.append(vendor.vendor_id)
-            return
-        # One look at a time: a deadline put off, as by every ping over HTTP, is found out when the old one comes.
-        deadline = offline_at if online else leave_at
-        if not vendor.deadline or deadline < vendor.deadline:
-            vendor.deadline = deadline
-            self._order += 1
-            heapq.heappush(self._deadlines, (deadline, self._order, vendor))
+            return 0
+        return offline_at if online else leave_at
 
     def _leave(self, vendor: Vendor) -> None:
         if vendor.live:

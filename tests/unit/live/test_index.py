@@ -25,6 +25,7 @@ from streamer.live import view as view_module
 from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Card, Presence
+from streamer.live.vendor_index import AT_ONCE
 from streamer.live.view import ViewKey
 from streamer.live.visibility import Visibility
 from streamer.live.watch import Watch
@@ -86,6 +87,9 @@ class Truth:
         for id, vendor in self.vendors.items():
             if vendor.fix is None or vendor.card is None or (vendor.presence is None and not vendor.http):
                 continue
+            online, gone = self.online_and_gone(vendor)
+            if gone:
+                continue
             timestamp, lat, long, heading, speed, *_ = self.visibility.shown(Fix(*vendor.fix), vendor.card)
             card: dict[str, Any] = {
                 "vendorId": id,
@@ -95,7 +99,7 @@ class Truth:
                 "lat": lat,
                 "long": long,
                 "timestamp": timestamp,
-                "online": self.online_and_gone(vendor)[0],
+                "online": online,
             }
             if heading is not None:
                 card["heading"] = heading
@@ -303,14 +307,12 @@ class Machine(RuleBasedStateMachine):
         if taken:
             truth.of(vendor_id).presence = presence
         assert self.index.put_presence(vendor_id, presence, truth.now) == taken
-        truth.forget_gone()
 
     @rule(vendor_id=vendor_ids, age=st.sampled_from([0, 0, 900, 5_000]))
     def http(self, vendor_id: str, age: int) -> None:
         truth = self.truth
         truth.of(vendor_id).http = max(truth.of(vendor_id).http, truth.now - age)
         self.index.put_http(vendor_id, truth.now - age, truth.now)
-        truth.forget_gone()
 
     @rule(vendor_id=vendor_ids)
     def delete(self, vendor_id: str) -> None:
@@ -855,6 +857,7 @@ def test_a_vendor_without_presence_is_not_kept() -> None:
     index.put_fix("v", Fix(START, *INSIDE, None, None), START)
     index.put_card("w", Card(START, "w", True, None), START)
     index.put_presence("x", Presence(1, "gone", 2), START)
+    assert index.expire(START) == ["x"]
     assert set(index.vendors) == {"v", "w"}
     index.tick(START)
     index.expire(START + OFFLINE)
@@ -867,8 +870,28 @@ def test_a_fix_of_a_vendor_whose_time_is_over() -> None:
     """Whoever asks whether a fix was taken may look the vendor up."""
     index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)
     index.put_http("v", START, START)
-    assert not index.put_fix("v", Fix(START, *INSIDE, None, None), START + OFFLINE + LEAVE)
+    assert index.put_fix("v", Fix(START, *INSIDE, None, None), START + OFFLINE + LEAVE)
+    assert not index.vendors["v"].live
+    assert index.expire(START + OFFLINE + LEAVE) == ["v"]
     assert "v" not in index.vendors
+
+
+def test_many_vendors_expire_in_steps() -> None:
+    """The end of a process with many vendors must not stop the event loop of every other one."""
+    index, count = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE), 2 * AT_ONCE
+    index.owner_heard("other", START, START)
+    for number in range(count):
+        index.put_presence(f"v{number}", Presence(START, "other", 0), START)
+    index.expire(START + OFFLINE)
+    assert sum(not vendor.online for vendor in index.vendors.values()) == AT_ONCE
+    index.expire(START + OFFLINE)
+    assert not index.due(START + OFFLINE)
+    assert not any(vendor.online for vendor in index.vendors.values())
+    assert len(index.expire(START + OFFLINE + LEAVE)) == AT_ONCE
+    assert len(index.expire(START + OFFLINE + LEAVE)) == count - AT_ONCE
+    index.tick(START)
+    index.expire(START + OFFLINE + LEAVE)
+    assert_empty(index)
 
 
 def test_pings_over_http_do_not_pile_up() -> None:

@@ -230,6 +230,22 @@ def test_taken_off_the_map_while_connected(process: Process) -> None:
     assert "v" not in process.local_vendors
 
 
+@pytest.mark.parametrize("over_http", [True, False])
+def test_a_vendor_that_comes_back_as_its_time_is_over(process: Process, over_http: bool) -> None:
+    """Its new card comes before its new connection; without the card it would be on no map until that changes again."""
+    process.connect(START)
+    process.local_vendors.fix("v", Fix(START, 52.0, 21.0, None, None), START)
+    process.local_vendors.disconnect("v", START)
+    process.online(START + OFFLINE)
+    back = START + OFFLINE + LEAVE
+    card = Card(back, "V", False, None)
+    (process.local_vendors.http if over_http else process.local_vendors.connect)("v", card, back)
+    process.local_vendors.fix("v", Fix(back, 52.0, 21.0, None, None), back)
+    assert process.online(back)
+    assert process.index.vendors["v"].live
+    assert "v" in process.local_vendors
+
+
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_vendor_that_closes_in_the_millisecond_in_which_it_came(is_open: bool) -> None:
     """Of two cards of one version the greater bytes win elsewhere; here it is known which came later."""
