@@ -150,11 +150,7 @@ class Membership:
             latest = self._clock() - self.vendor_ttl - 1000
             command = ("ZRANGEBYSCORE", PROCESSES, "-inf", latest, "LIMIT", 0, 1)
             (dead,) = await self._nodes.run([Command(BROADCAST, command)])
-            if refused(dead) or not dead:
-                continue
-            # The process that removes it cleans up.
-            (removed,) = await self._nodes.run([Command(BROADCAST, ("ZREM", PROCESSES, dead[0]))])
-            if not refused(removed) and removed:
+            if not refused(dead) and dead:
                 await self._reap(dead[0].decode())
 
     def _take_over_from_silent(self) -> None:
@@ -167,8 +163,14 @@ class Membership:
     async def _reap(self, process: str) -> None:
         key = cells_key(process)
         (names,) = await self._nodes.run([Command(BROADCAST, ("SMEMBERS", key))], "read")
+        if refused(names):
+            return
+        # The process that removes it cleans up.
+        (removed,) = await self._nodes.run([Command(BROADCAST, ("ZREM", PROCESSES, process))])
+        if refused(removed) or not removed:
+            return
         dropped = 0
-        for name in () if refused(names) else names:
+        for name in names:
             dropped += await self._drop_expired(named_cell(name.decode()))
         await self._nodes.run([Command(BROADCAST, ("DEL", key))])
         log.info("cleaned up after a dead process", process=process, cells=len(names), registers=dropped)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import redis.asyncio
 
-from streamer.broker.redis_schema import PROCESSES, positions_key
-from streamer.geo.grid import bus_cell
-from tests.integration.broker.conftest import HERE, NEAR, written
+from streamer.broker.redis_schema import PROCESSES, cells_key, positions_key
+from streamer.geo.grid import bus_cell, cell_name
+from tests.integration.broker.conftest import HERE, NEAR, once, written
 from tests.support.apps import circle, eventually
 from tests.support.peers import Peer
 from tests.support.proxy import Proxy
@@ -39,6 +39,28 @@ async def test_a_process_that_is_killed(redis_url: str, other: Peer) -> None:
         await eventually(forgotten, "no entry left of a truck that is gone")
         async with Peer(redis_url, "third", **times) as third:
             await (await third.watch(area=circle(*HERE, 5_000))).sees({"back": NEAR})
+
+
+async def test_redis_is_cut_while_a_dead_process_is_cleaned_up(redis_url: str, proxy: Proxy) -> None:
+    """The clean-up is done once Redis is back: what it began must not be lost, nor end the task."""
+    at = bus_cell(*HERE)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await client.sadd(cells_key("dead"), cell_name(at))
+        await client.hset(positions_key(at), "pgone", '0000000000001["gone",1,"dead",0]')
+        async with Peer(proxy.url, "one", offline_after=1_500, leave_after=1_500) as one:
+            once(
+                one,
+                lambda commands: commands[0].words == ("SMEMBERS", cells_key("dead")),
+                before=proxy.down,
+                after=proxy.up,
+            )
+            await client.zadd(PROCESSES, {"dead": 7})
+
+            async def clean() -> bool:
+                return not await client.exists(cells_key("dead"))
+
+            await eventually(clean, "the dead process cleaned up")
+            assert not await client.hexists(positions_key(at), "pgone")
 
 
 async def test_processes_with_different_clocks_agree(redis_url: str, one: Peer) -> None:
