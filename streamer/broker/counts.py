@@ -110,11 +110,14 @@ class Counts:
     async def open(self, watch: Watch, key: CountsKey, interval: int = 0) -> None:
         """Starts a watch; its snapshot is written once all processes answered, or after READY_TIMEOUT."""
         counted = await self._hold(key)
+        try:
+            await self._merge(counted)
+        except BaseException:
+            self._release(counted)
+            raise
         watch.interval = interval
         counted.watches[watch] = None
-        await self._merge(counted)
-        if watch in counted.watches:
-            self._snapshot(counted, watch)
+        self._snapshot(counted, watch)
 
     def close(self, watch: Watch, key: CountsKey, *, moved: bool = False) -> None:
         """Ends a watch; `moved`: one that was opened again for the same key goes on."""

@@ -195,6 +195,24 @@ async def test_counts_without_watchers_cost_nothing(redis_url: str) -> None:
         assert channels == []
 
 
+async def test_a_customer_who_leaves_while_vendors_are_counted(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens a map and leaves at once must not be counted for until the server restarts."""
+    monkeypatch.setattr("streamer.live.counts.AT_ONCE", 1)
+    async with Peer(redis_url, "one") as one:
+        close(one, 3, HERE)
+        await look(one)
+        (counted,) = one.broker.counts._keys.values()
+        leaving = asyncio.create_task(look(one))
+        while counted.refs == 1:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert leaving.cancelled(), "the vendors were counted at once"
+        assert (counted.refs, len(counted.watches)) == (1, 1)
+
+
 async def test_too_many_different_areas(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every further area costs every process: a client learns that it is too many."""
     monkeypatch.setattr("streamer.broker.counts.MOST_KEYS", 1)
