@@ -175,14 +175,17 @@ class Broker:
 
     def on_message(self, channel: bytes, data: bytes) -> None:
         """Takes a message in."""
-        if channel == ASK:
-            self.counts.on_ask(data)
-        elif channel == SUMS:
-            self.counts.on_sums(data)
-        else:
-            self.subscriber.on_message(channel, data)
-            if channel == BROADCAST:
-                self.counts.on_broadcast(data)
+        try:
+            if channel == ASK:
+                self.counts.on_ask(data)
+            elif channel == SUMS:
+                self.counts.on_sums(data)
+            else:
+                self.subscriber.on_message(channel, data)
+                if channel == BROADCAST:
+                    self.counts.on_broadcast(data)
+        except (ValueError, TypeError) as error:
+            log.error("a message of another version is not understood", channel=channel, cause=repr(error))
 
     def on_subscribed(self, channel: bytes) -> None:
         """Has a cell read once its channel is heard."""
@@ -191,6 +194,7 @@ class Broker:
             return
         # Heartbeats are heard (again): no process is given up for those that were missed meanwhile.
         self.index.pardon(self._clock())
+        self.counts.pardon()
         self.index.frozen = False
         if self._heard_broadcast:
             self.subscriber.follow_again()

@@ -178,7 +178,13 @@ class Counts:
         """Adds up all processes, and notes the groups that changed."""
         groups = await counted.counter.count(self._own_sums)
         orphans = await counted.counter.count(self._orphan_sums) if self._orphans.vendors else None
-        answers = [sums for process, sums in counted.answers.items() if process not in self._orphaned]
+        now = asyncio.get_running_loop().time()
+        answers = [
+            sums
+            for process, sums in counted.answers.items()
+            # Of a process that Redis does not know, the vendors can't be read once it does not answer.
+            if process not in self._orphaned and (process in self._processes or self._heard.get(process, 0.0) > now)
+        ]
         if orphans is not None:
             answers.append(orphans)
         for answer in answers:
@@ -203,6 +209,10 @@ class Counts:
         self._nodes.want(ASK)
         if self._keys:
             self._nodes.want(SUMS)
+
+    def pardon(self) -> None:
+        """Gives all processes time to answer again: none could be heard for a while."""
+        self._heard = dict.fromkeys(self._heard, asyncio.get_running_loop().time() + ASKED_FOR)
 
     def on_ask(self, data: bytes) -> None:
         """Another process asks for sums."""

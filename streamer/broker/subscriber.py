@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
-import structlog
 
 from streamer.broker.cell_reader import CellReader
 from streamer.broker.context import Context, SubscribedCell
@@ -20,8 +19,6 @@ from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
 from streamer.live.fix import Fix, fix_of_register
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence
-
-log = structlog.get_logger()
 
 SWEEP_EVERY = 60.0
 
@@ -126,11 +123,7 @@ class Subscriber:
         """Takes in a message of another process."""
         if data.startswith(self._own_origin):
             return
-        try:
-            origin, fixes, cards, presences, https, gone = orjson.loads(data)
-        except ValueError as error:
-            log.error("a message of another version is not understood", channel=name, cause=str(error))
-            return
+        origin, fixes, cards, presences, https, gone = orjson.loads(data)
         self._membership.heard_other()
         now = self._clock()
         self._index.owner_heard(origin, now, now)
