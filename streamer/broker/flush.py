@@ -43,53 +43,63 @@ class Dropping(NamedTuple):
 class Flush:
     """What is published together: by cell what to store, drop and publish, and what is broadcast."""
 
-    __slots__ = ("_batches", "broadcast", "broadcast_ids", "dropping", "written")
+    __slots__ = ("_batches", "_last", "broadcast_ids", "dropping", "written")
 
     def __init__(self) -> None:
         self.written: dict[int, dict[str, tuple[int, Versions]]] = {}
         """By cell and vendor: the parts that are written, and their versions."""
         self.dropping: dict[int, dict[str, Dropping]] = {}
-        self.broadcast = CellBatch()
         self.broadcast_ids: list[str] = []
         """Vendors whose presence is broadcast."""
-        self._batches: dict[int, CellBatch] = {}
+        self._batches: dict[int, list[CellBatch]] = {}
+        self._last: dict[int, CellBatch] = {}
+
+    def broadcast(self) -> CellBatch:
+        """The batch to which the next vendor that is broadcast is added."""
+        return self._batch(EVERYWHERE)
 
     def write(self, at: int, vendor: Vendor, parts: int) -> None:
         """Writes parts of a vendor into its cell; a change of its presence is broadcast."""
         self._batch(at).add(vendor, parts)
         self.written.setdefault(at, {})[vendor.vendor_id] = (parts, versions_of(vendor))
         if parts & Part.PRESENCE:
-            self.broadcast.add(vendor, Part.ALL, store=False)
+            self.broadcast().add(vendor, Part.ALL, store=False)
             self.broadcast_ids.append(vendor.vendor_id)
 
     def drop(self, at: int, entries: Mapping[str, Dropping], index: LiveIndex) -> None:
         """Drops a cell's entries; its subscribers learn where the vendors are now, if anywhere."""
         self.dropping[at] = dict(entries)
-        batch = self._batch(at)
         for id, entry in entries.items():
             vendor = index.vendors.get(id)
             if entry.gone:
-                batch.gone.append(id)
+                self._batch(at).gone.append(id)
             elif vendor is not None and vendor.timestamp >= 0 and vendor.card.version >= 0:
-                batch.add(vendor, Part.ALL, store=False)
+                self._batch(at).add(vendor, Part.ALL, store=False)
 
     def commands(self, me: str, known: Container[int]) -> Iterator[tuple[int, Command]]:
         """The commands, each with its cell or EVERYWHERE; `known` are cells that Redis knows this process writes to."""
-        for at, batch in self._batches.items():
-            key = positions_key(at)
+        for at in dict.fromkeys((*self._batches, *self.dropping)):
+            if at == EVERYWHERE:
+                continue
+            key, batches = positions_key(at), self._batches.get(at, ())
             if at in self.written and at not in known:
                 yield EVERYWHERE, Command(BROADCAST, ("SADD", cells_key(me), cell_name(at)))
-            for start in range(0, len(batch.fields), CHUNK * 2):
-                fields = batch.fields[start : start + CHUNK * 2]
-                yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_mark(), *fields))
+            for batch in batches:
+                if batch.fields:
+                    yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_mark(), *batch.fields))
             drops = [word for id, entry in self.dropping.get(at, {}).items() for word in (id, *entry.versions)]
             for command in drop_commands(at, drops):
                 yield at, command
             # Stored before it is published: a process that subscribes and then reads misses nothing.
-            if not batch.empty:
+            for batch in batches:
                 yield at, Command(channel(at), ("SPUBLISH", channel(at), batch.message(me)))
-        if not self.broadcast.empty:
-            yield EVERYWHERE, Command(BROADCAST, ("SPUBLISH", BROADCAST, self.broadcast.message(me)))
+        for batch in self._batches.get(EVERYWHERE, ()):
+            yield EVERYWHERE, Command(BROADCAST, ("SPUBLISH", BROADCAST, batch.message(me)))
 
     def _batch(self, at: int) -> CellBatch:
-        return self._batches.get(at) or self._batches.setdefault(at, CellBatch())
+        """The last batch, a new one if that is full: a message is taken in without a turn for others."""
+        batch = self._last.get(at)
+        if batch is None or batch.vendors >= CHUNK:
+            batch = self._last[at] = CellBatch()
+            self._batches.setdefault(at, []).append(batch)
+        return batch

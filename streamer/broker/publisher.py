@@ -193,9 +193,10 @@ class Publisher:
                 flush.drop(at, entries, self._index)
         handed_over = tuple(self._handed_over.items())
         for id, (fix, _) in handed_over:
-            flush.broadcast.fixes.append(fix.register(id))
+            flush.broadcast().add_fix(id, fix)
         gone = tuple(self._gone)
-        flush.broadcast.gone += gone
+        if gone:
+            flush.broadcast().gone += gone
         await self.placement.drop_unknown(gone)
         commands = list(flush.commands(self._index.me, self._marks))
         if not commands:

@@ -4,7 +4,7 @@ Everything of a broker cell shares a hash tag, so the same code runs on one Redi
 
     v2:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
                          ! -> a mark made with the hash; a different one means that Redis lost the hash meanwhile
-    v2:{812.403}         sharded channel: [origin, fixes, cards, presences, https, gone], one message per cell and flush
+    v2:{812.403}         sharded channel: [origin, fixes, cards, presences, https, gone], a message per cell and flush
     v2:at:{vendorId}     a vendor's place: version of its fix (13 digits), broker cell, space, process that wrote it
     v2:{roam}            sharded channel for all: heartbeats, and the state of vendors that changed cell or process
     v2:{roam}:owners     sorted set: process -> its last heartbeat, epoch ms
@@ -26,7 +26,7 @@ import orjson
 
 from streamer.clocks import CLOCK_TOLERANCE
 from streamer.geo.grid import cell_name, named_cell
-from streamer.live.fix import fix_of_register
+from streamer.live.fix import Fix, fix_of_register
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence, Vendor
@@ -37,7 +37,7 @@ AT_TTL = 24 * 3600
 PROCESSES_TTL = 7 * 24 * 3600
 """Seconds for which data that is no longer written is kept at most."""
 CHUNK = 400
-"""Vendors in one EVAL: Lua's stack bounds how many arguments it can unpack."""
+"""Vendors in one EVAL, as Lua's stack bounds how many arguments it can unpack, and in one message."""
 SCAN = 1000
 """Registers asked for at a time."""
 BROADCAST = b"v2:{roam}"
@@ -201,6 +201,8 @@ ANY_VERSION = Versions(ALWAYS, ALWAYS, ALWAYS)
 class CellBatch:
     """One cell's part of a flush: its message and the fields of its hash, each register encoded once for both."""
 
+    __slots__ = ("cards", "fields", "fixes", "gone", "https", "presences", "vendors")
+
     def __init__(self) -> None:
         self.fixes: list[bytes] = []
         self.cards: list[bytes] = []
@@ -208,10 +210,13 @@ class CellBatch:
         self.https: list[bytes] = []
         self.gone: list[str] = []
         self.fields: list[bytes] = []
+        self.vendors = 0
+        """How many were added."""
 
     def add(self, vendor: Vendor, parts: int, *, store: bool = True) -> None:
         """Adds parts of a vendor's state; with `store` they are also written into the cell's hash."""
         id = vendor.vendor_id
+        self.vendors += 1
         if parts & Part.FIX:
             fix = vendor.fix
             self._add(self.fixes, b"f" + id.encode(), fix.version, fix.register(id), store)
@@ -223,15 +228,15 @@ class CellBatch:
         if parts & Part.HTTP and vendor.http:
             self._add(self.https, b"h" + id.encode(), vendor.http, dumps((id, vendor.http)), store)
 
+    def add_fix(self, vendor_id: str, fix: Fix) -> None:
+        """Adds a fix of a vendor to the message only."""
+        self.vendors += 1
+        self.fixes.append(fix.register(vendor_id))
+
     def _add(self, registers: list[bytes], field: bytes, version: int, encoded: bytes, store: bool) -> None:
         registers.append(encoded)
         if store:
             self.fields += (field, b"%013d%b" % (version, encoded))
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to publish."""
-        return not (self.fixes or self.cards or self.presences or self.https or self.gone)
 
     def message(self, origin: str) -> bytes:
         """The batch as it is published."""
