@@ -7,7 +7,7 @@ what is on it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import structlog
@@ -217,20 +217,25 @@ class Publisher:
         await self._membership.introduce()
         claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in self._local_vendors]
         found: dict[str, bytes] = {}
-        if claims:
-            found = await self.placement.adopt(claims)
-            for id in claims:
+        for some in _turns(claims):
+            found |= await self.placement.adopt(some)
+            for id in some:
                 self.release_superseded(id)
             self._context.handler.on_index_changed()
-        moved: dict[str, Vendor] = {}
+            await asyncio.sleep(0)
+        moved = []
         for id, parts in dirty.items():
             vendor = self._publishable(id)
-            if vendor is None:
-                continue
-            entry = self.placement.entries.get(id)
-            if entry is None or entry.cell != parent(vendor.cell, BUS_LEVEL) or parts & Part.CLAIM:
-                moved[id] = vendor
-        return await self.placement.place(moved, found)
+            if vendor is not None:
+                entry = self.placement.entries.get(id)
+                if entry is None or entry.cell != parent(vendor.cell, BUS_LEVEL) or parts & Part.CLAIM:
+                    moved.append(id)
+        placed: dict[str, int] = {}
+        for some in _turns(moved):
+            vendors = {id: vendor for id in some if (vendor := self._publishable(id)) is not None}
+            placed |= await self.placement.place(vendors, found)
+            await asyncio.sleep(0)
+        return placed
 
     def _collect(self, flush: Flush, vendor_id: str, parts: int, placed: dict[str, int]) -> None:
         """Has a flush write a vendor, or a later one; `placed`: the cells written in this flush."""
@@ -306,3 +311,9 @@ class Publisher:
             for id, entry in self.placement.entries.items():
                 if entry.cell == at:
                     self.mark(id, Part.ALL)
+
+
+def _turns(vendor_ids: list[str]) -> Iterator[list[str]]:
+    """The vendors in parts after which others have the loop."""
+    for start in range(0, len(vendor_ids), TURN):
+        yield vendor_ids[start : start + TURN]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 import redis.asyncio
@@ -11,6 +11,7 @@ import redis.asyncio
 from streamer.broker.redis_connections import Command
 from streamer.broker.redis_schema import positions_key
 from streamer.geo.grid import bus_cell
+from streamer.live.vendor import Vendor
 from tests.integration.broker.conftest import AFAR, HERE, NEAR, once, written
 from tests.support.apps import circle, eventually
 from tests.support.peers import Look, Peer
@@ -126,3 +127,29 @@ async def test_a_deleted_vendor_leaves_every_map_and_redis(redis_url: str, one: 
 
         await eventually(gone, "no entry in Redis")
     await eventually(lambda: one.broker.pending == 0, "nothing left to write")
+
+
+async def test_many_vendors_are_placed_in_turns(one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage all vendors are looked up and written again: in steps, so that nobody else waits for all."""
+    monkeypatch.setattr("streamer.broker.publisher.TURN", 2)
+    placement, sizes = one.broker.publisher.placement, list[int]()
+    adopt, place = placement.adopt, placement.place
+
+    async def adopting(vendor_ids: Iterable[str]) -> dict[str, bytes]:
+        sizes.append(len(list(vendor_ids)))
+        return await adopt(vendor_ids)
+
+    async def placing(vendors: Mapping[str, Vendor], found: Mapping[str, bytes]) -> dict[str, int]:
+        sizes.append(len(vendors))
+        return await place(vendors, found)
+
+    monkeypatch.setattr(placement, "adopt", adopting)
+    monkeypatch.setattr(placement, "place", placing)
+    look = await other.watch(area=circle(*HERE, 5_000))
+    trucks = {f"truck-{number}": HERE for number in range(5)}
+    for truck in trucks:
+        one.serve(truck, HERE)
+    await look.sees(trucks)
+    for truck in trucks:
+        await written(one, truck)
+    assert max(sizes) == 2
