@@ -105,10 +105,6 @@ class Resting:
     def __len__(self) -> int:
         return self._watches
 
-    def __contains__(self, watch: Watch) -> bool:
-        client = None if watch.payer is None else self._clients.get(watch.payer)
-        return client is not None and watch in client.polls
-
     def has(self, payer: Payer) -> bool:
         """Returns whether watches of this client rest."""
         return payer in self._clients

@@ -425,7 +425,7 @@ class Machine(RuleBasedStateMachine):
         held = [
             watch
             for watch, _ in self.watches.values()
-            if not deliverable[watch] or watch in self.index._resting or watch.rest or watch.snapshot_due
+            if not deliverable[watch] or watch.view is None or watch.rest or watch.snapshot_due
         ]
         assert ticked.waiting <= len(held)
 
@@ -436,7 +436,7 @@ class Machine(RuleBasedStateMachine):
             got = any(of == id for of, _ in came[client])
             if got:
                 self.sent[watch] = self.truth.now
-            whole = not (watch.rest or watch.snapshot_due or watch in self.index._resting)
+            whole = not (watch.rest or watch.snapshot_due or watch.view is None)
             if whole and (got or deliverable.get(watch)):
                 assert self.clients[client].views[id] == self.truth.shown(key)
 
