@@ -54,10 +54,12 @@ class App:
     waits for first. `ended` holds the Close after which the app does not reconnect. `violations` quotes the first 20
     protocol violations, `incidents` the first 20 closes and errors, each with its time. `closes` counts the ends that
     the server or the network caused, not those of `disconnect()`, `sleep()` and `cut()`; `refused` counts handshakes
-    that admission control turned away (503, 429). `expected_closes` are close codes that count as no fault.
+    that admission control turned away (503, 429). `expected_closes` are close codes that count as no fault. With
+    `deflate` the app offers permessage-deflate.
     """
 
     path = "/"
+    deflate = False
     expected_closes: frozenset[int] = frozenset()
 
     def __init__(self, target: Target, token: Callable[[], str] | None, random: Random, name: str = "") -> None:
@@ -92,6 +94,10 @@ class App:
 
     def received(self, message: bytes) -> None:
         """Called with each message."""
+
+    def size(self, message: bytes) -> int:
+        """Returns how many bytes the newest message took on the network."""
+        return len(message) if self.socket is None else self.socket.size
 
     def writable(self) -> None:
         """Called when the connection has room again."""
@@ -225,6 +231,7 @@ class App:
                 self._receive,
                 on_writable=self.writable,
                 token=self._token() if self._token is not None else None,
+                deflate=self.deflate,
             )
         except Refused as refused:
             overloaded = refused.status in OVERLOADED

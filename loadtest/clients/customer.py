@@ -75,6 +75,7 @@ class Customer(App):
         self.slow = slow
         self.stalled = stalled
         self.counting = counting
+        self.deflate = habits.deflate
         self.expected_closes = STALLED_CLOSES if stalled else frozenset()
         self.views: dict[str, View] = {}
         self.groups: dict[str, Groups] = {}
@@ -186,7 +187,7 @@ class Customer(App):
         head = message[:32]
         if b'"update"' in head:
             counts["frames"] += 1
-            counts["update_bytes"] += len(message)
+            counts["update_bytes"] += self.size(message)
             counts["positions"] += message.count(POSITION)
             self._frames += 1
             timed = self._frames % self._timed_every == 0
@@ -198,7 +199,7 @@ class Customer(App):
         elif self.full or self.counting or b'"unwatched"' not in head:
             self._read_other(message)
         if self._throttled:
-            self._pay(len(message))
+            self._pay(self.size(message))
 
     # inside
 
@@ -223,7 +224,7 @@ class Customer(App):
         """Records a whole snapshot of a watch."""
         recorder = self._recorder
         recorder.counts["snapshots"] += 1
-        recorder.counts["snapshot_bytes"] += len(message)
+        recorder.counts["snapshot_bytes"] += self.size(message)
         recorder.counts["snapshot_positions"] += message.count(POSITION)
         if watch_id not in (MAP, COUNTS):
             return

@@ -13,6 +13,7 @@ import hashlib
 import os
 import socket
 import ssl
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -20,10 +21,11 @@ from loadtest.clients.target import Target
 from venta_client.errors import Refused, Violation
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
-FINAL = 0x80
+FINAL, COMPRESSED, RESERVED = 0x80, 0x40, 0x70
 MAX_MESSAGE = 64 << 20
 MAX_REFUSAL = 64 << 10
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+DEFLATE = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 ABNORMAL = 1006
 CLOSE_TIMEOUT = 2.0
 
@@ -48,11 +50,23 @@ def frame(payload: bytes, opcode: int = TEXT) -> bytes:
     return head + b"\0\0\0\0" + payload
 
 
+def inflated(payload: bytes) -> bytes:
+    """Returns a message as it was before permessage-deflate without context takeover (RFC 7692)."""
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        message = inflate.decompress(payload + b"\0\0\xff\xff", MAX_MESSAGE)
+    except zlib.error as bad:
+        raise Violation(f"a compressed message can't be inflated: {bad}") from None
+    if inflate.unconsumed_tail:
+        raise Violation(f"a message of over {MAX_MESSAGE} bytes")
+    return message
+
+
 class WebSocket(asyncio.Protocol):
     """One connection: calls `on_message` with each whole message, `on_writable` when a full transport has room again.
 
     `opened` and `closed` are futures. An exception from a callback, or a Violation, ends the connection, and `closed`
-    raises it. `received` counts bytes.
+    raises it. `received` counts bytes. `size` is that of the newest message before it was inflated.
     """
 
     def __init__(
@@ -61,6 +75,7 @@ class WebSocket(asyncio.Protocol):
         accept: bytes,
         on_message: Callable[[bytes], None],
         on_writable: Callable[[], None] | None,
+        deflate: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
@@ -68,6 +83,8 @@ class WebSocket(asyncio.Protocol):
         self.writable = True
         self.held = False
         self.received = 0
+        self.size = 0
+        self._deflate = deflate
         self._request = request
         self._accept = accept
         self._on_message = on_message
@@ -206,6 +223,10 @@ class WebSocket(asyncio.Protocol):
             return len(data)
         if headers.get(b"sec-websocket-accept") != self._accept:
             raise Violation(f"Sec-WebSocket-Accept is {headers.get(b'sec-websocket-accept')!r}, not {self._accept!r}")
+        extensions = headers.get(b"sec-websocket-extensions", b"")
+        if extensions and not (self._deflate and b"server_no_context_takeover" in extensions):
+            raise Violation(f"Sec-WebSocket-Extensions is {extensions!r}, not what was offered")
+        self._deflate = bool(extensions)
         self._upgraded = True
         self._need = 2
         self.opened.set_result(None)
@@ -235,6 +256,7 @@ class WebSocket(asyncio.Protocol):
             payload = data[at + head : end]
             at = end
             if first in (FINAL | TEXT, FINAL | BINARY) and not self._parts:
+                self.size = length
                 self._on_message(payload)
             else:
                 self._other(first, payload)
@@ -245,9 +267,12 @@ class WebSocket(asyncio.Protocol):
     def _other(self, first: int, payload: bytes) -> None:
         """Handles a control frame or a fragment."""
         opcode = first & 0x0F
-        if first & 0x70:
-            raise Violation(f"reserved bits are set in a frame with first byte {first:#04x}")
-        if opcode >= CLOSE:
+        if first & RESERVED:
+            if first != FINAL | COMPRESSED | TEXT or not self._deflate or self._parts:
+                raise Violation(f"reserved bits are set in a frame with first byte {first:#04x}")
+            self.size = len(payload)
+            self._on_message(inflated(payload))
+        elif opcode >= CLOSE:
             if not first & FINAL or len(payload) > 125:
                 raise Violation(f"a control frame (opcode {opcode}) is fragmented or over 125 bytes")
             self._control(opcode, payload)
@@ -256,7 +281,7 @@ class WebSocket(asyncio.Protocol):
             self._parts_size += len(payload)
             if first & FINAL:
                 whole = b"".join(self._parts)
-                self._parts, self._parts_size = [], 0
+                self._parts, self._parts_size, self.size = [], 0, len(whole)
                 self._on_message(whole)
         elif opcode in (TEXT, BINARY) and not self._parts and not first & FINAL:
             self._parts, self._parts_size = [payload], len(payload)
@@ -292,20 +317,26 @@ async def connect(
     *,
     on_writable: Callable[[], None] | None = None,
     token: str | None = None,
+    deflate: bool = False,
     within: float = 10.0,
 ) -> WebSocket:
-    """Opens a WebSocket within `within` s; raises Refused, Violation, OSError or TimeoutError."""
+    """Opens a WebSocket within `within` s; raises Refused, Violation, OSError or TimeoutError.
+
+    With `deflate` it offers permessage-deflate, as browsers do.
+    """
     key = base64.b64encode(os.urandom(16))
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
+    extensions = f"Sec-WebSocket-Extensions: {DEFLATE}\r\n" if deflate else ""
     request = (
-        f"GET {path} HTTP/1.1\r\nHost: {target.authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{bearer}"
+        f"GET {path} HTTP/1.1\r\nHost: {target.authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"{bearer}{extensions}"
         f"Sec-WebSocket-Key: {key.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     accept = base64.b64encode(hashlib.sha1(key + GUID, usedforsecurity=False).digest())
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(within):
         _, opened = await loop.create_connection(
-            lambda: WebSocket(request, accept, on_message, on_writable),
+            lambda: WebSocket(request, accept, on_message, on_writable, deflate),
             target.host,
             target.port,
             ssl=tls_context() if target.tls else None,

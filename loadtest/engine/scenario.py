@@ -137,7 +137,8 @@ class Customers(Part):
     Each looks at a circle of its own of `radius` metres (from, to), its centre within `spread` times the city's
     radius, for about `dwell` seconds; then it pans, follows one vendor, or puts the phone away for about `asleep`
     seconds, in these proportions. With `shared` all look at one circle. A share `zoomed` watches counts in a box, a
-    share `slow` reads `slow_bytes` a second, a share `stalled` reads nothing after its snapshot.
+    share `slow` reads `slow_bytes` a second, a share `stalled` reads nothing after its snapshot. With `deflate`
+    they offer compression, as browsers do.
     """
 
     count: Annotated[int, Field(ge=0, le=MAX_APPS)] = 200
@@ -155,6 +156,7 @@ class Customers(Part):
     slow: Share = 0.0
     slow_bytes: Annotated[int, Field(ge=200)] = 4000
     stalled: Share = 0.0
+    deflate: bool = False
     phones: Phones = Phones()
     behaviour: str | None = None
 

@@ -65,6 +65,7 @@ def figures(report: dict[str, Any]) -> dict[str, float | None]:
         "frames_per_s": rate(counts["frames"], seconds),
         "snapshots_per_s": rate(counts["snapshots"], seconds),
         "update_mb_per_s": rate(counts["update_bytes"] / 1e6, seconds),
+        "bytes_per_position": round(counts["update_bytes"] / counts["positions"], 1) if counts["positions"] else None,
     }
     for name in DELAYS:
         for point in (*POINTS, "max"):

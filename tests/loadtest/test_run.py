@@ -68,6 +68,7 @@ async def test_a_run_with_storms_and_lossy_phones_is_stored_once_and_shown_truly
         *("--set", "vendors.phones={lossy=0.6, up=1, down=1}", "--set", "customers.dwell=0.5"),
         *("--set", "customers.phones={lossy=0.3, up=1, down=0.5}", "--set", "customers.asleep=0.5"),
         *("--set", "vendors.movements=[{kind='driving', every=0.25}]", "--set", "customers.slow=0.2"),
+        *("--set", "customers.deflate=true"),
         *("--stage", "ramp:1:1", "--stage", "storm:2", "--stage", "spike:1:0.5"),
     )
     await load.start()
@@ -81,6 +82,7 @@ async def test_a_run_with_storms_and_lossy_phones_is_stored_once_and_shown_truly
     assert report["checks"]["views"]["watchers"] >= 20
     assert report["checks"]["views"]["cards"] > 100
     assert report["delays"]["watch"]["count"] > 0
+    assert report["figures"]["bytes_per_position"] > 0
     assert report["generator"]["cpu"]["vendors"] > 0
     assert report["generator"]["cpu"]["customers"] > 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from loadtest.clients.app import HALF_OPEN, App, ReadTime
 from loadtest.clients.target import Target
-from loadtest.clients.websocket import GUID, PING, TEXT, Close, WebSocket, connect, frame
+from loadtest.clients.websocket import DEFLATE, GUID, PING, TEXT, Close, WebSocket, connect, frame
 from loadtest.engine import scenario as scenarios
 from tests.support.apps import eventually
 from tests.support.loadtest_stand_in import standing_in
@@ -92,6 +93,45 @@ async def test_another_implementation_reads_what_is_sent_and_back(size: int) -> 
         assert await asyncio.wait_for(got.get(), 10) == text.encode()
         socket.close()
         assert (await socket.closed).code == 1000
+
+
+async def test_another_implementation_compresses_what_is_received() -> None:
+    """The bytes that a phone pays for are those before a message is inflated."""
+    text = "a truck at a corner; " * 100
+
+    async def echo(socket: web.WebSocketResponse) -> None:
+        async for message in socket:
+            await socket.send_str(message.data)
+
+    got: asyncio.Queue[bytes] = asyncio.Queue(10)
+    async with standing_in({"/": echo}) as target:
+        socket = await connect(target, "/", got.put_nowait, deflate=True)
+        for _ in range(2):
+            socket.send(text.encode())
+            assert await asyncio.wait_for(got.get(), 10) == text.encode()
+            assert 0 < socket.size < len(text) / 10
+        socket.close()
+        assert (await socket.closed).code == 1000
+
+
+@pytest.mark.parametrize(
+    "payload", [b"{}", zlib.compress(b"{}")], ids=["nothing was agreed on", "what can't be inflated"]
+)
+async def test_compression_that_breaks_the_rules_is_named(payload: bytes) -> None:
+    """A server that compresses for apps that can't inflate shows them nothing."""
+    agreed = payload != b"{}"
+
+    async def compress(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer = await answered_with(reader)
+        if agreed:
+            answer = answer[:-2] + f"Sec-WebSocket-Extensions: {DEFLATE}\r\n\r\n".encode()
+        writer.write(answer + server_frame(payload, 0xC0 | TEXT))
+        await reader.read()
+
+    async with raw(compress) as target:
+        socket = await connect(target, "/", lambda message: None, deflate=agreed)
+        with pytest.raises(Violation, match="inflated" if agreed else "reserved bits"):
+            await asyncio.wait_for(socket.closed, 10)
 
 
 async def test_a_ping_is_answered_with_its_payload() -> None:
