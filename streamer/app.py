@@ -71,7 +71,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PARTITION_CHECK = 3600.0
-RECONCILE_BACK = 3600 * 1000
+TRY_AGAIN = 5.0
+"""Seconds until what the database refused is tried again."""
+RECONCILE_BACK = 7 * 86_400_000
+"""How long, in ms, all processes may have been away when vendors' positions are brought up to date at the start."""
 TIE_WAIT = 2.0
 """Seconds that a process has for finding out itself that its ping is a duplicate."""
 MOST_TIES = 10_000
@@ -332,20 +335,24 @@ class Server:
     async def _keep_partitions(self) -> None:
         reconciled = False
         while True:
+            today, ahead = datetime.now(UTC).date(), self.settings.partitions_ahead
+            wait = PARTITION_CHECK
             try:
-                created = await self.store.ensure_partitions(datetime.now(UTC).date(), self.settings.partitions_ahead)
-                if created:
+                if created := await self.store.ensure_partitions(today, ahead):
                     log.info("created partitions", partitions=created)
-                await self.alert_store.ensure_partitions(datetime.now(UTC).date(), self.settings.partitions_ahead)
+                await self.alert_store.ensure_partitions(today, ahead)
+            except (Unavailable, DatabaseError) as away:
+                log.warning("partitions could not be created; trying again", cause=str(away))
+                wait = TRY_AGAIN
+            try:
                 if not reconciled:
                     # A process killed between a commit and the merged update left vendors.lat/long behind.
                     await self.store.reconcile_positions(clock() - RECONCILE_BACK)
                     reconciled = True
                     await self._warn_of_alerts()
-                wait = PARTITION_CHECK
             except (Unavailable, DatabaseError) as away:
-                log.warning("partitions could not be created; trying again", cause=str(away))
-                wait = 5.0
+                log.warning("vendors.lat/long could not be brought up to date; trying again", cause=str(away))
+                wait = TRY_AGAIN
             await asyncio.sleep(wait)
 
     async def _settle_ties(self) -> None:

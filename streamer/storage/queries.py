@@ -78,6 +78,7 @@ WITH newest AS MATERIALIZED (
 )
 
 # By vendor and index, some vendors at a time: read by time, a busy hour's pings would take longer than a statement may.
+# The index needs the bound of the timestamp: by the id's alone PostgreSQL reads all pings since $1 for each vendor.
 RECONCILE_POSITIONS = (
     f"""
 WITH newest AS MATERIALIZED (
@@ -86,10 +87,13 @@ WITH newest AS MATERIALIZED (
         SELECT l."timestamp" AS "at", l."lat", l."long" FROM "locations" l
         WHERE l."vendorId" = v."id" AND l."id" >= $1 AND l."id" < 'd'
           AND l."timestamp" <= now() AT TIME ZONE 'UTC'
-          AND (v."locatedAt" IS NULL OR l."timestamp" > v."locatedAt" OR v."locatedAt" > {LATEST})
+          AND l."timestamp" > greatest(
+            TIMESTAMP 'epoch' + $2::bigint * INTERVAL '1 millisecond',
+            CASE WHEN v."locatedAt" <= {LATEST} THEN v."locatedAt" END
+          )
         ORDER BY l."timestamp" DESC, l."id" DESC LIMIT 1
     ) l
-    WHERE v."id" > $2 AND v."id" <= $3
+    WHERE v."id" > $3 AND v."id" <= $4
 )"""
     + WRITE_NEWEST
 )
@@ -156,13 +160,14 @@ FROM (SELECT set_config('streamer.actor', $3, true) AS "actor") AS said
 WHERE "id" = $1 AND ("open" <> $2 OR coalesce("hidden", false) <> $4) AND said."actor" = $3
 """
 
-# vendors."locatedAt" lags by a second or so: only what is newer is looked for among all locations.
+# vendors."locatedAt" lags by a second or so: only what is newer than "since" is looked for among all locations.
 NEWEST_STORED = """
 SELECT a."id", a."located", (EXTRACT(EPOCH FROM n."at") * 1000)::bigint
-FROM unnest($1::text[], $2::bigint[], $3::text[]) AS a("id", "located", "floor")
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS a("id", "located", "since", "floor")
 CROSS JOIN LATERAL (
     SELECT max(l."timestamp") AS "at" FROM "locations" l
     WHERE l."vendorId" = a."id" AND l."id" >= a."floor" AND l."timestamp" <= now() AT TIME ZONE 'UTC'
+        AND l."timestamp" >= TIMESTAMP 'epoch' + a."since" * INTERVAL '1 millisecond'
 ) n
 WHERE n."at" IS NOT NULL
 """

@@ -91,13 +91,13 @@ class Store:
 
         For the start: the process before may have ended between a commit and the merged update.
         """
-        since, first, behind = id_floor(since_ms), "", 0
+        floor, first, behind = id_floor(since_ms), "", 0
 
         async def some(connection: Any) -> str | None:
             nonlocal behind
             last: str | None = await connection.fetchval(queries.LAST_OF_SOME, first, RECONCILE_VENDORS)
             if last is not None:
-                status = await connection.execute(queries.RECONCILE_POSITIONS, since, first, last)
+                status = await connection.execute(queries.RECONCILE_POSITIONS, floor, since_ms, first, last)
                 behind += row_count(status)
             return last
 
@@ -166,8 +166,11 @@ class Store:
         if not located:
             return {}
         # That of a phone whose clock is ahead is in the future: its newest ping until now is a little older.
-        floors = ["" if at is None else id_floor(at - LOCATED_AHEAD) for _, at in located]
-        columns = [[id for id, _ in located], [at for _, at in located], floors]
+        asked = [
+            (id, at, 0, "") if at is None else (id, at, at - LOCATED_AHEAD, id_floor(at - LOCATED_AHEAD))
+            for id, at in located
+        ]
+        columns = [list(column) for column in zip(*asked, strict=True)]
         rows = await self.database.fetch(queries.NEWEST_STORED, *columns, what="durable")
         return {(row[0], row[1]): row[2] for row in rows}
 

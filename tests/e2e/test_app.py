@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +19,9 @@ import pytest
 import structlog
 
 from streamer.accounts.tokens import make_token
+from streamer.ingest.copy_rows import location_id
 from streamer.operations import logs
+from streamer.storage.partitions import partition_bounds
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
 from tests.support.apps import SECRET, App, circle, eventually, now_ms
@@ -167,3 +170,23 @@ async def test_a_dead_task_makes_the_server_unready(serve: Serve, monkeypatch: p
         await eventually(unready, "a 503 that names the cause")
         async with session.get(f"{server.url}/livez") as response:
             assert response.status == 200
+
+
+async def test_positions_are_brought_up_to_date_at_the_start(serve: Serve, vendor: SeededVendor, direct: Any) -> None:
+    """A truck that parked before a crash stays where it was stored last: after a night without a server too, and while
+    something else is in need of an operator.
+    """
+    parked = now_ms() - 12 * 3_600_000
+    await direct.execute(
+        """INSERT INTO "locations" VALUES ($1, $2, $3, $4, TIMESTAMP 'epoch' + $5 * INTERVAL '1 millisecond')""",
+        *(location_id(vendor.vendor_id, parked), vendor.vendor_id, LAT, LONG, parked),
+    )
+    taken, _, _ = partition_bounds(datetime.now(UTC).date() + timedelta(days=3))
+    await direct.execute(f'DROP TABLE "{taken}"; CREATE TABLE "{taken}" ()')
+    await serve()
+
+    async def there() -> bool:
+        row = await direct.fetchrow('SELECT "lat", "long" FROM "vendors" WHERE "id" = $1', vendor.vendor_id)
+        return tuple(row) == (LAT, LONG)
+
+    await eventually(there, "the position in the vendor's row")
