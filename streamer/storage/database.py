@@ -188,6 +188,9 @@ class Database:
                 known = _is_in_the_data(error) and not is_closed(connection)
                 if known:
                     raise
+                if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                    # Other connections to this server would go on reading what is no longer true.
+                    await self._pool.expire_connections()
                 raise Unavailable(str(explanation(self._where, error))) from error
             if isinstance(error, asyncpg.InterfaceError) and not is_closed(connection):
                 raise

@@ -163,6 +163,30 @@ async def test_a_primary_that_is_demoted_and_keeps_its_sessions(
     loop_errors.messages[:] = [m for m in loop_errors.messages if "ConnectionDoesNotExistError" not in m]
 
 
+async def test_reads_follow_the_first_write_that_a_demoted_primary_refuses(
+    postgres_server: PostgresServer, own_folder: Path
+) -> None:
+    """The other connections would read what is no longer true there: users who were deleted since, old positions."""
+    async with replicated(postgres_server, own_folder, False) as pair:
+        store = Store(await Database.open(pair.url, pool_size=4, statement_timeout=5, pool_timeout=5))
+
+        async def servers() -> set[int]:
+            """The ports of the servers that four reads at once are answered by."""
+            port = "SELECT inet_server_port() FROM pg_sleep(0.2)"
+            reads = [store.database.run(lambda connection: connection.fetchval(port)) for _ in range(4)]
+            return set(await asyncio.gather(*reads))
+
+        assert await servers() == {pair.primary.port}
+        await execute(
+            pair.primary.url, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"
+        )
+        await pair.standby.promote()
+        with pytest.raises(Unavailable, match="is read-only"):
+            await store.update_positions([(pair.vendors[0].vendor_id, Position(now_ms(), 52.0, 21.0))])
+        assert await servers() == {pair.standby.port}
+        await store.database.close()
+
+
 async def test_a_host_that_does_not_answer_leaves_time_for_the_next(postgres_server: PostgresServer) -> None:
     """A machine without power sends no refusal: tried first, it must not use up the time of the others."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
