@@ -50,8 +50,16 @@ class Database:
     """The server's connections to one database; opened by `Database.open`."""
 
     def __init__(
-        self, pool: Any, where: str, pool_timeout: float, statement_timeout: float, counters: Counters | None = None
+        self,
+        pool: Any,
+        where: str,
+        pool_timeout: float,
+        statement_timeout: float,
+        pooled: bool,
+        counters: Counters | None = None,
     ) -> None:
+        self.pooled = pooled
+        """Whether PgBouncer stands before the database, so that each transaction may be in another session."""
         self._pool = pool
         self._counters = counters or Counters()
         self._where = where
@@ -104,7 +112,7 @@ class Database:
             if isinstance(error, asyncpg.PostgresError):
                 raise explanation(where, error) from None
             raise Unavailable(f"{where}{unreachable(error, f'no answer within {pool_timeout:g} s')}") from None
-        return cls(pool, where, pool_timeout, statement_timeout, counters)
+        return cls(pool, where, pool_timeout, statement_timeout, parsed.pgbouncer, counters)
 
     async def close(self) -> None:
         """Waits a moment for running statements, and closes all connections."""
@@ -213,7 +221,6 @@ class Database:
 
 
 async def _keep_commits_durable(connection: Any) -> None:
-    # Override synchronous_commit=off: an ack promises durability.
     await connection.execute(queries.KEEP_COMMITS_DURABLE)
 
 

@@ -7,7 +7,8 @@ vendors; halving finds a row that PostgreSQL refuses.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,9 @@ class PingWriter:
         """
         if not retry and time.monotonic() >= self._staging_until:
             rows = bytearray().join([COPY_HEADER, *[chunk.rows for chunk in chunks], COPY_TRAILER])
+            copy = _copy_pooled if self._database.pooled else _copy
             try:
-                await self._database.run(lambda connection: _copy(connection, "locations", None, rows), "copy")
+                await self._database.run(lambda connection: copy(connection, rows), "copy")
             except asyncpg.UniqueViolationError:
                 self._staging_until = time.monotonic() + STAGING_AFTER_DUPLICATE
             except asyncpg.PostgresError:
@@ -144,21 +146,32 @@ def _refusal(part: _Part, error: Any) -> str:
     )
 
 
-async def _copy(connection: Any, table: str, schema: str | None, rows: bytearray) -> None:
+async def _copy(connection: Any, rows: bytearray, table: str = "locations", schema: str | None = None) -> None:
     # As a bytearray: asyncpg would take bytes for the path of a file.
     await connection.copy_to_table(table, schema_name=schema, source=rows, columns=COLUMNS, format="binary")
 
 
+async def _copy_pooled(connection: Any, rows: bytearray) -> None:
+    async with _transaction(connection, queries.BEGIN_DURABLE):
+        await _copy(connection, rows)
+
+
 async def _store_staged(connection: Any, rows: bytearray) -> frozenset[str]:
     """Store the rows of existing vendors that are not stored yet; give the vendors that don't exist."""
+    async with _transaction(connection, queries.BEGIN_STAGING):
+        await _copy(connection, rows, "streamer_staging", "pg_temp")
+        missing = await connection.fetch(queries.STORE_STAGED)
+    return frozenset(row[0] for row in missing)
+
+
+@asynccontextmanager
+async def _transaction(connection: Any, begin: str) -> AsyncIterator[None]:
     # Not asyncpg's transaction(): BEGIN rides along with the first statement, and cancelling waits for no rollback.
     try:
-        await connection.execute(queries.BEGIN_STAGING)
-        await _copy(connection, "streamer_staging", "pg_temp", rows)
-        missing = await connection.fetch(queries.STORE_STAGED)
+        await connection.execute(begin)
+        yield
         await connection.execute("COMMIT")
     except asyncpg.PostgresError:
         if not is_closed(connection):
             await connection.execute("ROLLBACK")
         raise
-    return frozenset(row[0] for row in missing)

@@ -9,13 +9,15 @@ from streamer.clocks import CLOCK_TOLERANCE
 
 # The server (store.py)
 
-KEEP_COMMITS_DURABLE = """
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
-"""
+# Override synchronous_commit=off: an ack promises durability. Behind a pooler each transaction has to, as it may be in
+# another session.
+DURABLE = "SELECT set_config('synchronous_commit', 'on', {local}) WHERE current_setting('synchronous_commit') = 'off'"
+KEEP_COMMITS_DURABLE = DURABLE.format(local=False)
+BEGIN_DURABLE = f"BEGIN; {DURABLE.format(local=True)}"
 
 # One per connection, created on first use: creating one each time would bloat the catalogs.
-BEGIN_STAGING = """
-BEGIN;
+BEGIN_STAGING = f"""
+{BEGIN_DURABLE};
 CREATE TEMP TABLE IF NOT EXISTS "streamer_staging" (
     "id" TEXT COLLATE "C", "vendorId" TEXT, "lat" DOUBLE PRECISION, "long" DOUBLE PRECISION, "timestamp" TIMESTAMP(3)
 ) ON COMMIT DELETE ROWS

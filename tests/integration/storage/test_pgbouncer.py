@@ -32,6 +32,12 @@ async def bouncer(empty_database_url: str, tmp_path: Path) -> AsyncIterator[str]
         yield url
 
 
+def ping(vendor_id: str, timestamp: int) -> Chunk:
+    position = Position(timestamp, 52.0, 21.0)
+    rows = RowEncoder(vendor_id).encode([position[:3]])
+    return Chunk(vendor_id, range(1, 2), rows, True, position, lambda *_: None)
+
+
 @pytest.mark.parametrize("query", ["?pgbouncer=true", "?schema=public&pgbouncer=true"])
 async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> None:
     """Whoever follows Prisma's page on PgBouncer writes such a URL; migrations and the server must both take it."""
@@ -46,16 +52,38 @@ async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> No
         start = now_ms()
         for retry in (False, True, True):
             for n in range(20):
-                ping = Position(start + n, 52.0, 21.0)
-                rows = RowEncoder(vendor.vendor_id).encode([ping[:3]])
-                chunk = Chunk(vendor.vendor_id, range(1, 2), rows, True, ping, lambda *_: None)
-                assert await store.pings.store([chunk], retry) == {}
+                assert await store.pings.store([ping(vendor.vendor_id, start + n)], retry) == {}
         await store.update_positions([(vendor.vendor_id, Position(start, 52.0, 21.0))])
         (row,) = await store.cards([vendor.vendor_id])
         assert row.located_at == start
         assert len(await store.locations(vendor.vendor_id, start, start + 100, 100)) == 20
     finally:
         await store.database.close()
+
+
+async def test_acked_is_on_disk_behind_pgbouncer(empty_database_url: str, tmp_path: Path) -> None:
+    """Where commits are asynchronous, a session that PgBouncer opens later would lose acked pings in a crash."""
+    await migrate.upgrade(empty_database_url)
+    (vendor,) = await seed.seed(empty_database_url)
+    async with connected(empty_database_url) as owner:
+        await owner.execute(
+            f"""
+            ALTER DATABASE "{parse_url(empty_database_url).database}" SET synchronous_commit = off;
+            CREATE TABLE "seen" ("setting" TEXT);
+            CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+                $$BEGIN INSERT INTO "seen" VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$;
+            CREATE TRIGGER "note" AFTER INSERT ON "locations" EXECUTE FUNCTION note()
+            """
+        )
+        async with pgbouncer(empty_database_url, tmp_path) as url:
+            store = Store(await Database.open(f"{url}?pgbouncer=true", pool_size=1))
+            async with connected(f"{url}?pgbouncer=true") as other, other.transaction():
+                await other.execute("SELECT 1")  # takes the session that the store was opened with
+                for retry in (False, False, True):
+                    assert await store.pings.store([ping(vendor.vendor_id, 1)], retry) == {}
+            await store.database.close()
+        assert [row[0] for row in await owner.fetch('SELECT "setting" FROM "seen"')] == ["on", "on", "on"]
+        assert await owner.fetchval('SELECT count(*) FROM "locations"') == 1
 
 
 @pytest.mark.parametrize("query", ["", "?schema=public", "?schema=other&pgbouncer=true"])
