@@ -21,7 +21,13 @@ CLOSE_TIMEOUT = 5.0
 
 REFUSED = (asyncpg.SyntaxOrAccessError, asyncpg.ObjectNotInPrerequisiteStateError)
 
-UNREACHABLE = (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
+UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
 """Errors after which the next host is tried, as libpq does: never after a wrong password."""
 
 
@@ -36,22 +42,22 @@ class Connector:
 
     async def __call__(self, *_: None, timeout: float, **arguments: Any) -> Any:
         """Connects with asyncpg's arguments; `timeout` is for all hosts together, in seconds."""
-        failures: list[BaseException] = []
+        failures: dict[str, BaseException] = {}
         for host, port in list(self._hosts):
             try:
                 connection = await asyncpg.connect(
                     host=host, port=port, timeout=timeout / len(self._hosts), **arguments
                 )
             except UNREACHABLE as error:
-                failures.append(error)
+                failures[f"{host}:{port}"] = error
             else:
                 if failures:
                     self._hosts.sort(key=lambda place: place != (host, port))
                 return connection
-        if len(failures) == 1:
-            raise failures[0]
-        causes = [f"{host}:{port}: {_reason(error)}" for (host, port), error in zip(self._hosts, failures, strict=True)]
-        raise OSError("; ".join(causes)) from failures[0]
+        first, *others = failures.values()
+        if not others:
+            raise first
+        raise OSError("; ".join(f"{place}: {_reason(error)}" for place, error in failures.items())) from first
 
 
 def _reason(error: BaseException) -> str:

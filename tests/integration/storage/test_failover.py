@@ -197,6 +197,17 @@ async def test_a_host_that_does_not_answer_leaves_time_for_the_next(postgres_ser
         assert await revisions.revision(url) is None
 
 
+async def test_a_host_that_hangs_up_is_passed_over(postgres_server: PostgresServer) -> None:
+    """A load balancer accepts connections for a server that is away, and ends them."""
+    hanging_up = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with hanging_up:
+        port = hanging_up.sockets[0].getsockname()[1]
+        place = urlsplit(postgres_server.url)
+        user = place.netloc.rpartition("@")[0]
+        url = f"postgresql://{user}@127.0.0.1:{port},127.0.0.1:{postgres_server.port}{place.path}?sslmode=disable"
+        assert await revisions.revision(url) is None
+
+
 async def test_two_standbys_and_no_primary_are_named(postgres_server: PostgresServer, own_folder: Path) -> None:
     """A server started between the failure and the promotion must report that no host takes writes."""
     async with replicated(postgres_server, own_folder, False) as pair:
