@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -19,6 +20,8 @@ Names = Annotated[
     ),
 ]
 """Names separated by commas or spaces."""
+
+ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 Check = Callable[[str], object]
 """Raises SettingsError or ValueError for an unusable value. The message must not quote a secret."""
@@ -139,7 +142,7 @@ class Settings(BaseSettings):
     # storage
     pool_size: int = _setting(8, "PostgreSQL connections per process", "connections", ge=2, le=200)
     pool_timeout: float = _setting(10.0, "longest wait for a free PostgreSQL connection", "s", gt=0)
-    statement_timeout: float = _setting(30.0, "longest time for one SQL statement", "s", gt=0)
+    statement_timeout: float = _setting(30.0, "longest time for one SQL statement", "s", ge=0.1, le=86_400)
     buffer_pings: int = _setting(
         500_000, "pings buffered for PostgreSQL; when full, sockets are not read", "pings", ge=1000
     )
@@ -319,6 +322,14 @@ class Settings(BaseSettings):
         if url is not None and not url.startswith(("http://", "https://")):
             raise ValueError("must begin with https:// or http://")
         return None if url is None else url.rstrip("/")
+
+    @field_validator("origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        written = tuple(origin.lower().removesuffix("/") for origin in origins)
+        if not all(ORIGIN.fullmatch(origin) for origin in written):
+            raise ValueError("must be like https://app.example, without a path, or empty for all")
+        return written
 
     @field_validator("map_center")
     @classmethod

@@ -91,6 +91,11 @@ def test_precedence_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("redis_url", "redis://:hidden@", "REDIS_URL must be like redis://"),
         ("redis_url", "redis://:hidden@h:99999", "REDIS_URL must be like redis://"),
         ("redis_url", "redis://:hid[den@h", "REDIS_URL must be like redis://"),
+        ("statement_timeout", "0.0001", "STREAMER_STATEMENT_TIMEOUT: must be at least 0.1 s, not '0.0001'"),
+        ("statement_timeout", "3e6", "STREAMER_STATEMENT_TIMEOUT: must be at most 86400 s, not '3e6'"),
+        ("origins", "*", "STREAMER_ORIGINS: must be like https://app.example, without a path, or empty for all"),
+        ("origins", "app.example", "STREAMER_ORIGINS: must be like https://app.example, without a path"),
+        ("origins", "https://a.example https://b.example/map", "STREAMER_ORIGINS: must be like https://app.example"),
         ("jwks_url", "issuer.example/jwks", "STREAMER_JWKS_URL must be an http:// or https:// URL, not 'issuer."),
     ],
 )
@@ -118,6 +123,13 @@ def test_urls_that_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.masked_redis("rediss://user:p%23w@cache:6380/3?password=x") == "rediss://user:***@cache:6380/3"
     assert config.masked_redis("redis://:pw@[::1]:6379") == "redis://:***@[::1]:6379"
     assert config.masked_redis("redis://h") == "redis://h"
+
+
+def test_origins_are_as_browsers_write_them() -> None:
+    """One that never matches would keep a site's own pages out."""
+    given = "https://App.example/, http://[::1]:8080 capacitor://localhost null"
+    expected = ("https://app.example", "http://[::1]:8080", "capacitor://localhost", "null")
+    assert settings.load(origins=given).origins == expected
 
 
 def test_unknown_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
