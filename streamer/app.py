@@ -335,12 +335,11 @@ class Server:
     async def _keep_partitions(self) -> None:
         reconciled = False
         while True:
-            today, ahead = datetime.now(UTC).date(), self.settings.partitions_ahead
             wait = PARTITION_CHECK
             try:
-                if created := await self.store.ensure_partitions(today, ahead):
+                today = datetime.now(UTC).date()
+                if created := await self.store.ensure_partitions(today, self.settings.partitions_ahead):
                     log.info("created partitions", partitions=created)
-                await self.alert_store.ensure_partitions(today, ahead)
             except (Unavailable, DatabaseError) as away:
                 log.warning("partitions could not be created; trying again", cause=str(away))
                 wait = TRY_AGAIN

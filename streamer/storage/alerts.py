@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -15,7 +14,6 @@ from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.copy_rows import id_floor
 from streamer.storage import alert_sql as sql
 from streamer.storage.database import Database, can_be_text
-from streamer.storage.partitions import BUSY, LOCK_TIMEOUT_MS, present_partitions
 
 SLOTS = 256
 """Alerts are shared between processes by slots."""
@@ -356,27 +354,6 @@ class AlertStore:
         """Returns how many alerts there are, and how many disabled ones."""
         row = await self._database.answer(lambda c: c.fetchrow(sql.COUNTS), "alert-counts")
         return row[0], row[1]
-
-    async def ensure_partitions(self, today: date, ahead: int) -> None:
-        """Creates the missing partitions of webhooks from yesterday to `ahead` days after today.
-
-        One that can't be created now is left for the next time: its rows go into the default partition meanwhile.
-        """
-
-        async def work(connection: Any) -> None:
-            present = await present_partitions(connection, "streamer_alert_events")
-            for number in range(-1, ahead + 1):
-                day = today + timedelta(days=number)
-                if f"streamer_alert_events_{day:%Y%m%d}" in present:
-                    continue
-                try:
-                    async with connection.transaction():
-                        await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                        await connection.execute("SELECT streamer_add_alert_partition($1)", day)
-                except BUSY:
-                    return
-
-        await self._database.answer(work, "partitions")
 
 
 def _alert(row: Any) -> AlertRow:

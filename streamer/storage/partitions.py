@@ -1,4 +1,4 @@
-"""The partitions of `locations`: one for each day (UTC), by range of id, as ids begin with their time."""
+"""Partitions of `locations` and of webhooks: one for each day (UTC), by range of id, as ids begin with their time."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ PARTITIONS_BACK = 2
 
 LOCK_TIMEOUT_MS = 2_000
 DAY = re.compile(r"(?:locations|streamer_alert_events)_(\d{8})")
+
+LOCATIONS = "locations"
+ADDS = {
+    LOCATIONS: ("SELECT streamer_add_partition($1)", "vendors"),
+    "streamer_alert_events": ("SELECT streamer_add_alert_partition($1)", "streamer_alerts"),
+}
+"""By partitioned table: the statement that creates a day's partition, and the other table that it locks."""
 
 BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
 """Errors of a statement that did not get its locks in time: try again."""
@@ -42,12 +49,12 @@ def day_of(partition: str) -> date | None:
     return None if day is None else datetime.strptime(day[1], "%Y%m%d").date()
 
 
-async def present_partitions(connection: Any, table: str = "locations") -> set[str]:
+async def present_partitions(connection: Any, table: str = LOCATIONS) -> set[str]:
     """Returns the names of a table's partitions."""
     return {row[0] for row in await connection.fetch(PARTITION_NAMES, table)}
 
 
-async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[str]:
+async def ensure_partitions(connection: Any, today: date, ahead: int, table: str = LOCATIONS) -> list[str]:
     """Creates the missing partitions from 2 days before today to `ahead` days after; returns their names.
 
     Needs the tables' owner or a role with the rights of `serve`. Several processes may do it at once. Rows of such a
@@ -56,19 +63,22 @@ async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[st
     """
     # The most urgent first.
     days = [today + timedelta(days=n) for n in (*range(ahead + 1), *range(-1, -PARTITIONS_BACK - 1, -1))]
-    present = await present_partitions(connection)
+    add, locked = ADDS[table]
+    present = await present_partitions(connection, table)
     created, failed = [], []
     for day in days:
-        name, _, _ = partition_bounds(day)
+        name = f"{table}_{day:%Y%m%d}"
         if name in present:
             continue
         try:
-            if await _add_partition(connection, day):
-                created.append(name)
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+                if await connection.fetchval(add, day):  # False if another process was faster
+                    created.append(name)
         except BUSY as busy:
             raise Unavailable(
-                f"partition {name} could not be created now, {busy}: a transaction holds a lock on locations or "
-                "vendors; end it (pg_stat_activity shows it), or wait until it has ended and try again"
+                f"partition {name} could not be created now, {busy}: a transaction holds a lock on {table} or "
+                f"{locked}; end it (pg_stat_activity shows it), or wait until it has ended and try again"
             ) from busy
         except asyncpg.SyntaxOrAccessError as error:
             failed.append(f"{name}: {error}")
@@ -78,11 +88,3 @@ async def ensure_partitions(connection: Any, today: date, ahead: int) -> list[st
             "is no partition; a role without the right gets it by `streamer db grant`, run as the tables' owner)"
         )
     return created
-
-
-async def _add_partition(connection: Any, day: date) -> bool:
-    """Creates one partition; returns False if another process did."""
-    async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-        made: bool = await connection.fetchval("SELECT streamer_add_partition($1)", day)
-    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any, NamedTuple
 
 from streamer.ingest.copy_rows import id_floor, location_id
@@ -223,10 +224,12 @@ class Store:
         return [TableSize(*row) for row in rows]
 
     async def ensure_partitions(self, today: date, ahead: int) -> list[str]:
-        """Creates the missing partitions up to `ahead` days after today; returns their names."""
-        return await self.database.answer(
-            lambda connection: partitions.ensure_partitions(connection, today, ahead), "partitions"
-        )
+        """Creates the missing partitions of all tables up to `ahead` days after today; returns their names."""
+        created = []
+        for table in partitions.ADDS:
+            work = partial(partitions.ensure_partitions, today=today, ahead=ahead, table=table)
+            created += await self.database.answer(work, "partitions")
+        return created
 
     async def _vendors(self, statement: str, argument: object) -> list[VendorRow]:
         rows = await self.database.fetch(statement, argument, what="vendors")

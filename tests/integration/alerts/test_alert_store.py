@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streamer.operations import maintenance
+from streamer.storage import partitions
 from streamer.storage.alerts import AlertRow, AlertStore, Attempt, new_id
 from streamer.storage.database import Database
 from tests.conftest import connected
@@ -119,21 +120,21 @@ async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database
     today = datetime.now(UTC).date()
     row = await new_alert(store, database_url)
     await store.commit([state(row, "v", 1)], [event(row, "v", now_ms())])
-    await store.ensure_partitions(today, 2)
-    await store.ensure_partitions(today, 2)
     async with connected(database_url) as connection:
+        assert len(await partitions.ensure_partitions(connection, today, 2, "streamer_alert_events")) == 5
+        assert await partitions.ensure_partitions(connection, today, 2, "streamer_alert_events") == []
         names = (
             'SELECT "relname" FROM pg_class WHERE "relname" ~ \'^streamer_alert_events_\\d+$\' AND "relkind" = \'r\''
         )
         made = {found[0] for found in await connection.fetch(names)}
-        assert made == {f"streamer_alert_events_{today + timedelta(days=n):%Y%m%d}" for n in (-1, 0, 1, 2)}
+        assert made == {f"streamer_alert_events_{today + timedelta(days=n):%Y%m%d}" for n in range(-2, 3)}
         # What came before its day had a partition was moved into it.
         assert await connection.fetchval('SELECT count(*) FROM "streamer_alert_events_default"') == 0
         assert await event_count(database_url) == 1
         await connection.execute('UPDATE "streamer_alerts" SET "deletedAt" = now() AT TIME ZONE \'UTC\'')
         pruned = await maintenance.prune(database_url, 90, None, 30, today=today + timedelta(days=32))
         assert {each.name for each in pruned.partitions if "alert" in each.name} == {
-            f"streamer_alert_events_{today + timedelta(days=n):%Y%m%d}" for n in (-1, 0, 1)
+            f"streamer_alert_events_{today + timedelta(days=n):%Y%m%d}" for n in range(-2, 2)
         }
         assert pruned.alerts == 1
         assert await connection.fetchval('SELECT count(*) FROM "streamer_alerts"') == 0
