@@ -116,6 +116,9 @@ class VendorSession:
         else:
             self._bad_messages.good()
         self.last_seq = message.last_seq
+        if not message.accepted and self._pending and self._pending[-1].settled:
+            self._pending[-1].last_seq = message.last_seq  # a phone with a wrong clock may send many during an outage
+            return received
         pending = Pending(message.last_seq)
         self._pending.append(pending)
         if message.accepted:

@@ -52,6 +52,16 @@ def test_nothing_is_acked_before_it_is_stored() -> None:
     assert vendor.unsettled == 0
 
 
+def test_rejected_pings_take_no_memory_while_others_wait() -> None:
+    """A phone with a wrong clock would fill the memory during an outage: its pings take no room in the buffer."""
+    vendor = session()
+    first = pending(send(vendor, ping(1)))
+    for seq in range(2, 102):
+        assert answers(send(vendor, ping(seq, timestamp=NOW + 3_600_000)).replies) == [("reject", seq)]
+    assert vendor.unsettled <= 2
+    assert answers(vendor.settled(first)) == [("ack", 101)]
+
+
 def test_acks_are_cumulative() -> None:
     """A later message stored first is acked only when all before it are, and then by one ack."""
     vendor = session()
