@@ -234,9 +234,12 @@ class Evaluator:
 
     async def _follow(self) -> None:
         if self._gained:
-            gained = sorted(self._gained)
-            await self._read(gained, 0, ended=False)
-            self._gained.difference_update(gained)
+            gained, self._gained = self._gained, set()
+            try:
+                await self._read(sorted(gained), 0, ended=False)
+            except (Unavailable, DatabaseError):
+                self._gained |= gained & self._slots
+                raise
         if self._slots:
             newest = await self._read(sorted(self._slots), max(0, self._since - LOOK_BACK), ended=True)
             self._since = max(self._since, newest)
