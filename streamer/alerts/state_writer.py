@@ -41,6 +41,8 @@ class StateWriter:
         self._counters = counters
         self._committed = committed
         self._pending: dict[tuple[Alert, str], State] = {}
+        self._storing: dict[tuple[Alert, str], State] = {}
+        """Those of the transaction that is under way."""
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
 
@@ -48,7 +50,7 @@ class StateWriter:
         return len(self._pending)
 
     def __contains__(self, key: tuple[Alert, str]) -> bool:
-        return key in self._pending
+        return key in self._pending or key in self._storing
 
     def put(self, alert: Alert, vendor_id: str, state: State) -> None:
         """Has a state stored that changed."""
@@ -57,7 +59,7 @@ class StateWriter:
 
     def alerts(self) -> set[Alert]:
         """Returns the alerts of which a state is not stored yet."""
-        return {alert for alert, _ in self._pending}
+        return {alert for alert, _ in (*self._pending, *self._storing)}
 
     def forget(self, alerts: Collection[Alert]) -> None:
         """Forgets what is not stored yet of some alerts."""
@@ -85,7 +87,7 @@ class StateWriter:
         """
         async with self._lock:
             some = dict(zip(self._pending, range(MOST_AT_ONCE), strict=False))
-            batch = {key: self._pending.pop(key) for key in some}
+            batch = self._storing = {key: self._pending.pop(key) for key in some}
             rows, events, sent = [], [], {}
             for (alert, vendor_id), state in batch.items():
                 rows.append(row_of(alert, vendor_id, state))
@@ -107,6 +109,8 @@ class StateWriter:
                 # What changed meanwhile is in the same states.
                 self._pending = {**batch, **self._pending}
                 raise
+            finally:
+                self._storing = {}
             refused = set()
             for (alert, vendor_id), state in batch.items():
                 version = versions.get((alert.id, vendor_id))

@@ -81,6 +81,8 @@ async def test_what_changes_while_it_is_stored_is_stored_next(
     async with asyncio.TaskGroup() as group:
         group.create_task(process.writer.store())
         await asyncio.sleep(0)
+        assert process.writer.alerts() == {alert}, "who was there at the beginning is not stored yet"
+        assert (alert, "v") in process.writer
         process.writer.put(alert, "v", entered(state, now_ms() + 1))
     assert (alert, "v") in process.writer
     assert len(state.events) == 1
