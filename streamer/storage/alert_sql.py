@@ -50,7 +50,7 @@ UPDATE "streamer_alerts" a SET "definition" = $2::jsonb, "quiet" = $3, "url" = $
     "disabledAt" = CASE WHEN $7::text IS NULL THEN NULL ELSE coalesce("disabledAt", {NOW}) END, "disabledReason" = $7,
     "failingSince" = CASE WHEN "url" = $4 AND "disabledAt" IS NULL THEN "failingSince" END,
     "startedAt" = CASE WHEN $8::boolean THEN "startedAt" END, "revision" = "revision" + 1, "updatedAt" = {NOW}
-WHERE a."id" = $1 RETURNING {COLUMNS}
+WHERE a."id" = $1 AND a."deletedAt" IS NULL RETURNING {COLUMNS}
 """
 # The row stays for the processes that look at the alert, with nothing of the user's in it.
 DELETE = f"""

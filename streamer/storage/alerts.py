@@ -206,7 +206,7 @@ class AlertStore:
         return _alert(row)
 
     async def change(self, id: str, new: NewAlert, *, same: bool, revive: bool) -> AlertRow:
-        """Changes an alert; returns it.
+        """Changes an alert; returns it. ProtocolError when it was deleted meanwhile.
 
         Args:
             same: It looks at the same as before, so what it knows of vendors stays.

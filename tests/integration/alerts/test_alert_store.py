@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from streamer.errors import ProtocolError
 from streamer.operations import maintenance
 from streamer.storage import partitions
-from streamer.storage.alerts import AlertRow, AlertStore, Attempt, new_id
+from streamer.storage.alerts import AlertRow, AlertStore, Attempt, NewAlert, new_id
 from streamer.storage.database import Database
 from tests.conftest import connected
 from tests.support.alerts import event_count, new_alert
@@ -73,6 +74,20 @@ async def test_an_alert_that_changed_or_ended_takes_no_event(store: AlertStore, 
     assert await store.disable(row.id, "a test")
     assert await store.commit([state(row, "v", 1, revision=2)], [event(row, "v", now)]) == {}
     assert await event_count(database_url) == 0
+
+
+async def test_a_change_of_an_alert_that_was_just_deleted_changes_nothing(store: AlertStore, database_url: str) -> None:
+    """A change and a deletion cross: what the user had deleted would be stored again."""
+    row = await new_alert(store, database_url)
+    async with connected(database_url) as connection:
+        clerk_id = await connection.fetchval(
+            'SELECT "clerkId" FROM "users" u JOIN "streamer_alerts" a ON a."userId" = u."id" WHERE a."id" = $1', row.id
+        )
+        await store.delete(clerk_id, row.id)
+        new = NewAlert(row.source, 0, row.url, "a.example", row.secret, None, None, None, None)
+        with pytest.raises(ProtocolError, match="you have no alert"):
+            await store.change(row.id, new, same=False, revive=True)
+        assert await connection.fetchval('SELECT "url" FROM "streamer_alerts" WHERE "id" = $1', row.id) == ""
 
 
 async def test_a_webhook_is_claimed_by_one_and_in_order(store: AlertStore, database_url: str) -> None:
