@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ import orjson
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.shapes import Area
 from streamer.protocol import fields
-from streamer.protocol.areas import decode_area
+from streamer.protocol.areas import area_source, decode_area
 from streamer.protocol.bounds import Bounds
 from streamer.protocol.fields import missing_or_invalid
 from streamer.protocol.messages import MAX_ID, check_listed
@@ -27,6 +28,8 @@ MAX_METADATA = 4096
 """Bytes as JSON."""
 MEMBERS = ("area", "vendors", "open", "on", "url", "quiet", "expires", "metadata", "disabled")
 """What a client may set of an alert."""
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""A null character in JSON text; after a backslash of its own `u0000` is text."""
 UNBOUNDED = Bounds(max_radius=2.1e7, max_extent=4.1e7, max_vertices=1 << 20, max_listed=1 << 20)
 """For alerts that are stored: a limit that is lowered later ends none of them."""
 
@@ -81,6 +84,8 @@ def decode_alert(body: Mapping[str, Any], bounds: Bounds, now: int) -> Request:
         if type(metadata) is not dict or len(orjson.dumps(metadata)) > MAX_METADATA:
             wanted = f"an object of at most {MAX_METADATA} bytes as JSON"
             raise missing_or_invalid(body, "metadata", wanted, quote=False)
+        if _NUL.search(orjson.dumps(metadata)):
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, "metadata has a null character, which can't be stored")
         source["metadata"] = metadata
     return Request(definition, source, url, expires, fields.flag(body, "disabled"))
 
@@ -110,7 +115,7 @@ def _definition(body: Mapping[str, Any], bounds: Bounds) -> tuple[Definition, di
     decoded = None
     if area is not None:
         decoded = decode_area(area, bounds)
-        source["area"] = area
+        source["area"] = area_source(decoded)
     else:
         if type(vendors) is not list or not vendors or not all(_is_id(vendor) for vendor in vendors):
             raise missing_or_invalid(body, "vendors", "a list of vendorIds")

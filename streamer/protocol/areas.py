@@ -46,6 +46,15 @@ def decode_area(value: Any, bounds: Bounds, *, any_box: bool = False) -> Area:
     return area
 
 
+def area_source(area: Area) -> dict[str, Any]:
+    """Returns an area as a message has it, of which `decode_area` makes the same area."""
+    if isinstance(area, Circle):
+        return {"center": {"lat": area.lat, "long": area.long}, "radius": area.radius}
+    if isinstance(area, Box):
+        return {"ne": {"lat": area.north, "long": area.east}, "sw": {"lat": area.south, "long": area.west}}
+    return {"polygon": [list(point) for point in area.points]}
+
+
 def _circle(area: Mapping[str, Any], bounds: Bounds) -> Circle:
     lat, long = position(_corner(area, "center"), wrap=True)
     radius = area.get("radius")

@@ -130,8 +130,8 @@ class HttpAlerts:
             check_url(asked.url, self._development)
         reason = (row.reason or BY_OWNER) if asked.disabled else None
         new = _new(asked, row.secret, reason=reason)
-        watched = ("area", "vendors", "open", "on")
-        same = all(new.source.get(name) == row.source.get(name) for name in watched) and row.disabled is None
+        watched = alerts.stored_definition(row.source, asked.definition.quiet)
+        same = asked.definition == watched and row.disabled is None
         row = await self._store.change(row.id, new, same=same, revive=reason is None)
         self._changed()
         return json_response(described(row), headers=NO_STORE)

@@ -195,6 +195,7 @@ async def test_a_user_has_so_many_alerts_at_most(serve: Serve, database_url: str
         ({"quiet": -1}, "ERR_INVALID_MESSAGE"),
         ({"expires": 1_000_000_000_000}, "ERR_INVALID_TIMESTAMP"),
         ({"metadata": {"a": "x" * 5000}}, "ERR_INVALID_MESSAGE"),
+        ({"metadata": {"a": [{"\0": 1}]}}, "ERR_INVALID_MESSAGE"),
     ],
 )
 async def test_what_can_not_be_is_refused(serve: Serve, database_url: str, changed: dict[str, Any], code: str) -> None:

@@ -26,6 +26,39 @@ def test_what_is_stored_means_the_same_when_it_is_read_again() -> None:
         assert stored["on"] == ["entered", "left"]
 
 
+@pytest.mark.parametrize(
+    ("area", "stored"),
+    [
+        (
+            {"center": {"latitude": 52, "lng": 381.0, "note": "x" * 9999}, "radius": 500, "name": "\0"},
+            {"center": {"lat": 52.0, "long": 21.0}, "radius": 500.0},
+        ),
+        (
+            {"ne": {"lat": 1.0, "long": -179.99}, "sw": {"lat": 0.9, "long": 179.99, "a": []}},
+            {"ne": {"lat": 1.0, "long": -179.99}, "sw": {"lat": 0.9, "long": 179.99}},
+        ),
+        (
+            {"polygon": [[21, 52, "x" * 9999], [21.1, 52.0], [21.0, 52.1], [21, 52]]},
+            {"polygon": [[21.0, 52.0], [21.1, 52.0], [21.0, 52.1]]},
+        ),
+    ],
+)
+def test_of_an_area_only_its_corners_are_kept(area: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Unknown members are ignored: stored, a megabyte of them would be read by each process that takes the alert."""
+    asked = decode_alert({**ASKED, "area": area}, BOUNDS, NOW)
+    assert orjson.loads(orjson.dumps(asked.source["area"])) == stored
+    assert stored_definition(asked.source, asked.definition.quiet) == asked.definition
+
+
+def test_metadata_may_have_whatever_can_be_stored() -> None:
+    """A backslash before `u0000` is text, and no null character."""
+    metadata = {"a": "\\u0000", "b": "\\\\u0000", "c": "ż\n"}
+    assert decode_alert({**ASKED, "metadata": metadata}, BOUNDS, NOW).source["metadata"] == metadata
+    for wrong in ("\0", "\\\0"):
+        with pytest.raises(ProtocolError, match="null character"):
+            decode_alert({**ASKED, "metadata": {"a": wrong}}, BOUNDS, NOW)
+
+
 def test_a_lower_limit_ends_no_alert() -> None:
     """An operator lowers STREAMER_ALERT_EXTENT, and alerts of before could not be read any more."""
     wide = {"center": {"lat": 52.0, "long": 21.0}, "radius": 90_000}
