@@ -163,11 +163,15 @@ class EdgeCell(Generic[T]):
         """Removes an area."""
         self._circles = None
         self.version += 1
-        if item in self._round:
-            number = self._round.index(item)
-            del self._round[number], self._numbers[number]
-        else:
-            (self.other if item in self.other else self.whole).remove(item)
+        edges = self._round if isinstance(item.area, Circle) else self.other
+        try:
+            number = edges.index(item)
+        except ValueError:
+            self.whole.remove(item)
+            return
+        del edges[number]
+        if edges is self._round:
+            del self._numbers[number]
 
 
 class EdgeGrid(Generic[T]):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from math import cos, pi
+from math import asin, atan2, cos, degrees, pi, radians, sin
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from streamer.alerts.circles import Border, Circles, CircleTable, crossed
+from streamer.alerts.circles import ERROR, Border, Circles, CircleTable, crossed, vectors
 from streamer.alerts.edges import holds, margin_of
-from streamer.geo.shapes import Circle, distance
+from streamer.geo.shapes import EARTH_RADIUS, Circle, distance
 
 METRES = 111_195.0
 PLACES = [
@@ -21,8 +24,8 @@ PLACES = [
     (88.9, 1.0),
     (-90.0, 0.0),
 ]
-EXACT = 0.05
-"""Metres from an edge within which a border may say what it likes: there the alert is looked at exactly."""
+NEAR = 4 * ERROR * EARTH_RADIUS**2
+"""Square metres: where squared distances differ by less, a border may say what it likes; it is looked at exactly."""
 
 
 def near(chance: random.Random, lat: float, long: float, metres: float) -> tuple[float, float]:
@@ -53,11 +56,38 @@ def test_a_border_is_crossed_where_the_exact_rule_says_so(place: tuple[float, fl
         found = {areas[column] for _, column in crossed([circles.border(inside)], [here])}
         for area in areas:
             was, margin = area in inside, margin_of(area)
-            away = distance(*here, area.lat, area.long) - area.radius
-            if min(abs(away), abs(away - margin)) > EXACT:
+            away = distance(*here, area.lat, area.long)
+            if all(abs(away**2 - edge**2) > NEAR for edge in (area.radius, area.radius + margin)):
                 assert (area in found) is (holds(area, margin, was, *here) is not was), (area, here)
                 crossings += area in found
     assert crossings > 500
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    lat=st.floats(-90, 90),
+    long=st.floats(-180, 180),
+    metres=st.floats(0, 7.3).map(lambda power: 10**power),
+    bearing=st.floats(-pi, pi),
+    step=st.integers(-40, 40),
+    was=st.booleans(),
+)
+def test_no_crossing_is_missed_at_the_very_edge(
+    lat: float, long: float, metres: float, bearing: float, step: int, was: bool
+) -> None:
+    """Positions within a few roundings of the edge, from a metre to the far side of the globe: a fifth of ERROR is
+    the most that a border may err by, as other processors round otherwise.
+    """
+    area = Circle(lat, long, metres)
+    angle = (metres + was * margin_of(area)) / EARTH_RADIUS
+    north = asin(max(-1.0, min(1.0, sin(radians(lat)) * cos(angle) + cos(radians(lat)) * sin(angle) * cos(bearing))))
+    east = atan2(sin(bearing) * sin(angle) * cos(radians(lat)), cos(angle) - sin(radians(lat)) * sin(north))
+    here = max(-90.0, min(90.0, degrees(north) + step * 5e-15)), (long + degrees(east) + 540.0) % 360.0 - 180.0
+    if holds(area, margin_of(area), was, *here) is not was:
+        border = circles_of([area]).border([area] if was else [])
+        product = sum(a * b for a, b in zip(border[:3, 0], vectors(*map(np.float64, here)), strict=True))
+        assert border[3, 0] + ERROR - product <= ERROR / 5
+        assert crossed([border], [here]) == [(0, 0)]
 
 
 def test_a_border_is_turned_where_it_was_crossed() -> None:
