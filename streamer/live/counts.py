@@ -16,9 +16,8 @@ from streamer.geo.grid import cell_bounds, cover
 from streamer.geo.shapes import Area, Box, Polygon
 from streamer.live.index import LiveIndex
 from streamer.live.vendor import Vendor
-from streamer.protocol.messages import Group
+from streamer.protocol.messages import DEFAULT_DETAIL, Group
 
-DEFAULT_DETAIL = 200
 FINEST = 12
 """The smallest groups: 180°/2^12, 5 km."""
 COARSEST = 5

@@ -6,6 +6,7 @@ from typing import Any
 
 from streamer.errors import HTTP_STATUS, ErrorCode
 from streamer.protocol.history import DEFAULT_LIMIT, MAX_LIMIT
+from streamer.protocol.messages import DEFAULT_DETAIL, MAX_DETAIL, MAX_INTERVAL, MIN_DETAIL
 from streamer.protocol.schemas import (
     LAT,
     LONG,
@@ -22,6 +23,7 @@ from streamer.protocol.schemas import (
 )
 from streamer.settings import Settings
 
+DETAIL = integer(minimum=MIN_DETAIL, maximum=MAX_DETAIL, default=DEFAULT_DETAIL)
 Security = list[dict[str, list[str]]]
 """How a token may be sent; an empty dict: without one."""
 
@@ -154,7 +156,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("long", LONG, "the centre of a circle"),
                     query("radius", number(minimum=0, maximum=settings.max_radius), "metres"),
                     query("open", flag(), "only those open for business"),
-                    query("detail", integer(minimum=16, maximum=1000, default=200), "about how many groups at most"),
+                    query("detail", DETAIL, "about how many groups at most"),
                 ],
                 (*AREA, ErrorCode.INVALID_JSON),
             )
@@ -206,9 +208,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("area", text(), "an area as in a `watch` message, as JSON"),
                     query("vendors", text(), "vendorIds with commas between"),
                     query("open", flag(), "only those open for business"),
-                    query("interval", integer(minimum=0, maximum=3_600_000), "no more often than this, ms"),
+                    query("interval", integer(minimum=0, maximum=MAX_INTERVAL), "no more often than this, ms"),
                     query("as", {"const": "counts"}, "groups of vendors with their counts in place of vendors"),
-                    query("detail", integer(minimum=16, maximum=1000, default=200), "about how many groups at most"),
+                    query("detail", DETAIL, "about how many groups at most"),
                     query("id", text(), "the `id` of the messages"),
                 ],
                 (*AREA, ErrorCode.INVALID_JSON, ErrorCode.FORBIDDEN, ErrorCode.RATE_LIMITED),
