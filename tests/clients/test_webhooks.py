@@ -60,6 +60,13 @@ def test_everything_else_is_refused(what: str, changed: dict[str, Any]) -> None:
         verify(**given(**changed))
 
 
+def test_a_header_that_is_no_text_is_refused() -> None:
+    """Web frameworks give the bytes of a header that is not UTF-8 as surrogates: whoever sends some would cause a 500."""
+    for name in SIGNED:
+        with pytest.raises(WebhookRefused):
+            verify(**given(headers=SIGNED | {name: SIGNED[name] + "\udcff"}))
+
+
 def test_a_secret_that_is_none_is_a_mistake_of_the_programmer() -> None:
     """A missing environment variable would otherwise look like an attack."""
     with pytest.raises(ValueError, match="whsec_"):

@@ -70,7 +70,7 @@ def verify(
         raise WebhookRefused(f"webhook-timestamp is no number: {timestamp!r:.40}") from None
     if abs((time.time() if now is None else now) - sent) > tolerance:
         raise WebhookRefused(f"webhook-timestamp {sent} is more than {tolerance:g} s from this machine's clock")
-    signed = f"{id}.{timestamp}.".encode() + body
+    signed = f"{id}.{timestamp}.".encode("utf-8", "surrogateescape") + body
     expected = [b"v1," + _signature(each, signed) for each in ([secret] if isinstance(secret, str) else secret)]
     offered = given.encode("utf-8", "replace").split(b" ")
     if not any(hmac.compare_digest(one, other) for one in expected for other in offered):
