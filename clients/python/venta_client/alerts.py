@@ -10,8 +10,8 @@ from typing import Any, Literal, NotRequired, Self, TypedDict, cast
 import aiohttp
 from yarl import URL
 
-from venta_client.errors import RequestRefused
 from venta_client.link import Token
+from venta_client.sign_in import refusal
 from venta_client.wire import Area
 
 AlertEvent = Literal["entered", "left", "opened", "closed", "online", "offline"]
@@ -156,7 +156,7 @@ class Alerts:
         token = await token if inspect.isawaitable(token) else token
         headers = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
         async with self._session.request(method, url, json=body, headers=headers) as answer:
-            answered: dict[str, Any] = {} if answer.status == 204 else await answer.json(content_type=None)
             if not answer.ok:
-                raise RequestRefused(answered["code"], answered["detail"])
+                raise await refusal(answer)
+            answered: dict[str, Any] = {} if answer.status == 204 else await answer.json(content_type=None)
             return answered

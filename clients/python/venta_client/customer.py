@@ -78,9 +78,8 @@ class BaseWatch(Generic[Item]):
     # of the client
 
     def _raise(self) -> None:
-        refused, self._refused = self._refused, None
-        if refused is not None:
-            raise refused
+        if self._refused is not None:
+            raise self._refused
         if self._client.failure is not None:
             raise self._client.failure
 
@@ -92,6 +91,7 @@ class BaseWatch(Generic[Item]):
 
     def _opened(self) -> None:
         self._answered = self.fresh = False  # what the app sees stays until the snapshot
+        self._refused = None
 
     def _took(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
@@ -172,7 +172,9 @@ class Watch(BaseWatch[Card]):
 
     def _update(self, message: dict[str, Any]) -> None:
         entered, moved, left = message.get("entered", []), message.get("moved", []), message.get("left", [])
+        self._view.vendors = dict(self._view.vendors)  # the app may be in the midst of the one it has
         self._view.update(entered, moved, left)
+        self.vendors = cast(dict[str, Card], self._view.vendors)
         self._touched([*(card["vendorId"] for card in entered), *(fix["vendorId"] for fix in moved), *left])
 
     def _touched(self, vendor_ids: Sequence[str]) -> None:
@@ -241,6 +243,8 @@ class CustomerClient(Client):
         self.watches: dict[str, BaseWatch[Any]] = {}
         self._numbers = count(1)
         self._unsaid: dict[str, bytes] = {}
+        self._asked: set[str] = set()
+        """Ids of the watches that the server was asked for on this connection."""
         self._work = asyncio.Event()
         self._link = Link(
             url,
@@ -288,6 +292,7 @@ class CustomerClient(Client):
 
     def opened(self) -> None:
         self._unsaid.clear()
+        self._asked.clear()
         for watch in self.watches.values():
             watch._opened()
             self._ask(watch)
@@ -311,6 +316,7 @@ class CustomerClient(Client):
             self._work.clear()
             while self._unsaid:
                 id = next(iter(self._unsaid))
+                (self._asked.add if id in self.watches else self._asked.discard)(id)
                 await send(self._unsaid.pop(id))
 
     def became(self, state: State) -> None:
@@ -337,7 +343,8 @@ class CustomerClient(Client):
 
     def _drop(self, watch: BaseWatch[Any]) -> None:
         self.watches.pop(watch.id, None)
-        if self._unsaid.pop(watch.id, None) is None or watch._answered:
+        self._unsaid.pop(watch.id, None)
+        if watch.id in self._asked:
             self._say(watch.id, {"type": "unwatch", "id": watch.id})
 
     def _say(self, id: str, message: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class WatchRefused(_Coded):
 
 
 class RequestRefused(_Coded):
-    """The server refused an HTTP request, as for a sign-in link that is used: `code` is the protocol's error code."""
+    """The server refused an HTTP request: `code` is the protocol's error code, or a proxy's HTTP status."""
 
 
 class QueueFailed(ClientError):

@@ -120,11 +120,13 @@ class Link:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        if self._own_session and self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._task is not None:
+            return  # it was connected again meanwhile
         if self.state != "failed":
             self._become("disconnected")
+        if self._own_session and self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
 
     def stands(self) -> None:
         """The owner has heard what it waits for first."""
@@ -198,7 +200,10 @@ class Link:
         if self._token is None or isinstance(self._token, str):
             return self._token
         token = self._token(refresh)
-        return await token if inspect.isawaitable(token) else token
+        if not inspect.isawaitable(token):
+            return token
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            return await token
 
     async def _connection(self, session: aiohttp.ClientSession, token: str | None) -> Close:
         """One connection from its beginning to its end."""

@@ -63,9 +63,9 @@ class Outbox(Generic[P]):
         return True
 
     def restore(self, pings: Iterable[P]) -> None:
-        """Begin with what an earlier run left, the oldest first: sent, maybe, and not known to be stored."""
+        """Take what an earlier run left, the oldest first: sent, maybe, and not known to be stored."""
         left = list(pings)
-        self._sent = dict(enumerate(left, -len(left)))
+        self._sent = dict(enumerate(left, min(self._sent, default=0) - len(left))) | self._sent
 
     def drop_oldest(self) -> P | None:
         """Give up the oldest ping that is not under way, to make room, else the oldest; None when nothing waits."""

@@ -25,8 +25,16 @@ async def sign_in(url: str, code: str) -> SignedIn:
         RequestRefused: the code is wrong, expired or used.
     """
     async with aiohttp.ClientSession() as session, session.post(URL(url) / "v1/sign-in", json={"code": code}) as answer:
-        body = await answer.json(content_type=None)
-        if answer.status != 200:
-            raise RequestRefused(body["code"], body["detail"])
-        signed_in: SignedIn = body
+        if not answer.ok:
+            raise await refusal(answer)
+        signed_in: SignedIn = await answer.json(content_type=None)
         return signed_in
+
+
+async def refusal(answer: aiohttp.ClientResponse) -> RequestRefused:
+    """Return the error of an answer: the server's problem document, or what a proxy before it says."""
+    try:
+        problem = await answer.json(content_type=None)
+        return RequestRefused(problem["code"], problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        return RequestRefused(str(answer.status), f"{answer.reason}, from {answer.url.origin()}")

@@ -52,6 +52,9 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, Result], timeout: float | None = None) -> Result:
         """Return what a coroutine returns; it is cancelled when this is interrupted."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("called from a callback, which runs in the client's own thread: call it from another")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout)
@@ -70,11 +73,11 @@ class _Loop:
 
         return self.run(called())
 
-    def iterate(self, items: AsyncIterator[Item]) -> Iterator[Item]:
-        """Yield what an asynchronous iterator yields."""
+    def iterate(self, items: AsyncIterator[Item], timeout: float | None = None) -> Iterator[Item]:
+        """Yield what an asynchronous iterator yields; `timeout` is for each."""
         while True:
             try:
-                yield self.run(_next(items))
+                yield self.run(_next(items), timeout)
             except StopAsyncIteration:
                 return
 
@@ -100,7 +103,11 @@ class _Client(Generic[AnyClient]):
             raise
 
     def __enter__(self) -> Self:
-        self._loop.run(self._client.connect())
+        try:
+            self._loop.run(self._client.connect())
+        except BaseException:
+            self.disconnect()
+            raise
         return self
 
     def __exit__(
@@ -272,11 +279,11 @@ class Alerts:
 
     def list(self) -> Iterator[Alert]:
         """Yield all alerts, the oldest first."""
-        return self._loop.iterate(self._alerts.list())
+        return self._loop.iterate(self._alerts.list(), self._timeout)
 
     def deliveries(self, id: str) -> Iterator[Delivery]:
         """Yield the webhooks of an alert and the answers to them, the newest first."""
-        return self._loop.iterate(self._alerts.deliveries(id))
+        return self._loop.iterate(self._alerts.deliveries(id), self._timeout)
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self._loop.run(work, self._timeout)

@@ -108,7 +108,11 @@ class VendorClient(Client):
         self._work = asyncio.Event()
         self._promised: dict[int, asyncio.Future[None]] = {}
         """What waits for a ping to be stored, by timestamp."""
-        self._loaded = False
+        self._wanted = False
+        """Whether the app wants to be connected."""
+        self._opened = False
+        """Whether the queue is open; changes under the lock."""
+        self._opening = asyncio.Lock()
         params = {} if vendor_id is None else {"vendorId": vendor_id}
         self._link = Link(
             url,
@@ -134,24 +138,31 @@ class VendorClient(Client):
         Raises:
             QueueFailed: the queue's file can't be opened.
         """
-        if not self._loaded:
-            left = (await self._queue.load())[-self._limit :]
-            self._outbox.restore(left)
-            self._waiting.update(ping.timestamp for ping in left)
-            self._loaded = True
-        self._link.connect()
+        self._wanted = True
+        async with self._opening:
+            if not self._opened:
+                kept = await self._queue.load()
+                left = [ping for ping in kept if ping.timestamp not in self._waiting][-self._limit :]
+                self._outbox.restore(left)
+                self._waiting.update(ping.timestamp for ping in left)
+                self._opened = True
+            if self._wanted:
+                self._link.connect()
 
     async def disconnect(self) -> None:
         """End the connection; what is not acked stays in the queue."""
-        await self._link.disconnect()
-        if self._status_timer is not None:
-            self._status_timer.cancel()
-        if self._writer is not None:
-            await asyncio.gather(self._writer, return_exceptions=True)
-        try:
-            await self._persist()
-        finally:
-            await self._queue.close()
+        self._wanted = False
+        async with self._opening:
+            await self._link.disconnect()
+            if self._status_timer is not None:
+                self._status_timer.cancel()
+            if self._writer is not None:
+                await asyncio.gather(self._writer, return_exceptions=True)
+            try:
+                await self._persist()
+            finally:
+                self._opened = False
+                await self._queue.close()
 
     async def ping(
         self,
