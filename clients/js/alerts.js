@@ -59,8 +59,11 @@ export class Alerts {
       headers: { ...headers, "Content-Type": "application/json", ...(token && { Authorization: `Bearer ${token}` }) },
       body: body === undefined ? undefined : JSON.stringify(body),
     });
-    const answered = answer.status === 204 ? null : await answer.json();
-    if (!answer.ok) throw new VentaError(answered.code, answered.detail);
-    return answered;
+    if (!answer.ok) {
+      // the server's problem document, or what a proxy before it says
+      const { code = String(answer.status), detail = answer.statusText } = await answer.json().catch(() => ({}));
+      throw new VentaError(code, detail);
+    }
+    return answer.status === 204 ? null : answer.json();
   }
 }

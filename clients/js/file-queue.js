@@ -37,10 +37,17 @@ export class FileQueue {
 
   async write(put, remove) {
     this.apply(put, remove);
-    await this.file.write(JSON.stringify({ put, remove }) + "\n");
-    await this.file.datasync();
     this.garbage += put.length + remove.length;
-    if (this.garbage > MOST_GARBAGE + 2 * this.pings.size) await this.compact();
+    if (this.garbage > MOST_GARBAGE + 2 * this.pings.size) return this.compact();
+    try {
+      // not `write`, which may write a part of it and say nothing
+      await this.file.appendFile(JSON.stringify({ put, remove }) + "\n");
+      await this.file.datasync();
+    } catch (error) {
+      // The line may be cut: the next write begins anew rather than go on behind it.
+      this.garbage = Infinity;
+      throw error;
+    }
   }
 
   async close() {
@@ -56,9 +63,14 @@ export class FileQueue {
   async compact() {
     const fresh = `${this.path}.new`;
     const file = await open(fresh, "w", 0o600);
-    await file.write(JSON.stringify({ put: [...this.pings.values()], remove: [] }) + "\n");
-    await file.datasync();
-    await rename(fresh, this.path);
+    try {
+      await file.writeFile(JSON.stringify({ put: [...this.pings.values()], remove: [] }) + "\n");
+      await file.datasync();
+      await rename(fresh, this.path);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
     await this.file?.close();
     this.file = file;
     this.garbage = 0;

@@ -100,7 +100,7 @@ export interface LinkOptions {
   minDelay?: number;
   /** … up to this, ms (30,000). The server's own hints have precedence. */
   maxDelay?: number;
-  /** Maximum wait for a connection, ms (15,000). */
+  /** Maximum wait for a token, and then for a connection, ms (15,000). */
   connectTimeout?: number;
   /** After this time without a message the server is asked for an answer, ms (30,000) … */
   silence?: number;

@@ -270,6 +270,7 @@ class Link {
     const generation = ++this.generation;
     this.become("connecting");
     let token = null;
+    this.after("connect", this.connectTimeout, () => this.lost(generation, 1006, "no token in time"));
     if (this.getToken !== null) {
       try {
         token = (await this.getToken({ refresh: this.refused !== undefined })) ?? null;
@@ -342,11 +343,12 @@ class Link {
     const look = () => {
       if (generation !== this.generation) return;
       const silent = Date.now() - this.heard;
-      if (silent < this.silence) this.after("listen", this.silence - silent, look);
+      // negative: the clock was set back
+      if (silent >= 0 && silent < this.silence) this.after("listen", this.silence - silent, look);
       else if (this.owner.probe()) {
-        const asked = Date.now();
+        const { heard } = this;
         this.after("listen", this.answerTimeout, () => {
-          if (this.heard < asked) this.lost(generation, 1006, `nothing heard for ${Date.now() - this.heard} ms`);
+          if (this.heard === heard) this.lost(generation, 1006, `no answer within ${this.answerTimeout} ms`);
           else look();
         });
       } else this.after("listen", this.silence, look);
@@ -360,16 +362,17 @@ class Link {
     if (wait === null) return;
     const generation = this.generation;
     const renew = async () => {
+      let token = null;
       try {
-        const token = await this.getToken({ refresh: true });
-        if (generation !== this.generation || token === null || token === this.token) return;
-        this.token = token;
-        this.send({ type: "auth", token });
-        this.watchToken();
+        token = (await this.getToken({ refresh: true })) ?? null;
       } catch (error) {
-        this.owner.failed(error);
-        if (generation === this.generation) this.after("token", 5_000, renew);
+        if (generation === this.generation) this.owner.failed(error);
       }
+      if (generation !== this.generation) return;
+      if (token === null || token === this.token) return this.after("token", 5_000, renew);
+      this.token = token;
+      this.send({ type: "auth", token });
+      this.watchToken();
     };
     this.after("token", Math.min(wait, 2 ** 31 - 1), renew);
   }
@@ -446,9 +449,12 @@ export async function signIn(url, code) {
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ code }),
   });
-  const body = await answer.json();
-  if (!answer.ok) throw new VentaError(body.code, body.detail);
-  return body;
+  if (!answer.ok) {
+    // the server's problem document, or what a proxy before it says
+    const { code = String(answer.status), detail = answer.statusText } = await answer.json().catch(() => ({}));
+    throw new VentaError(code, detail);
+  }
+  return answer.json();
 }
 
 // customers
@@ -469,12 +475,15 @@ export class Watch extends Emitter {
     this.fresh = false;
     this.answered = false;
     this.closed = false;
+    /** The error with which the server refused what is wanted; null: it did not. */
+    this.refused = null;
   }
 
   /** Watches something else under the same id; the view stays until the snapshot comes. */
   move(wanted) {
     this.wanted = { ...wanted };
     this.fresh = false;
+    this.refused = null;
     this.client.ask(this);
   }
 
@@ -489,13 +498,15 @@ export class Watch extends Emitter {
       if (this.fresh) return resolve(held());
       const closed = () => reject(new VentaError(1000, "the watch is closed"));
       if (this.closed) return closed();
+      const refused = ({ code, message }) => reject(new VentaError(code, message));
+      if (this.refused !== null) return refused(this.refused);
       const stop = new AbortController();
       const options = { signal: stop.signal };
       const done = (act, value) => (stop.abort(), act(value));
       const ended = (state, { code = 1000, reason = "disconnected by the app" } = {}) =>
         (state === "failed" || state === "disconnected") && done(reject, new VentaError(code, reason));
       for (const name of ["snapshot", "counts"]) this.on(name, () => done(resolve, held()), options);
-      this.on("error", (error) => done(reject, new VentaError(error.code, error.message)), options);
+      this.on("error", (error) => error === this.refused && done(refused, error), options);
       this.on("closed", () => done(closed), options);
       this.client.on("state", ended, options);
       if (this.client.state === "failed") ended("failed", this.client.link.detail);
@@ -510,6 +521,7 @@ export class Watch extends Emitter {
     }
     for (const vendorId of gone) this.leave(vendorId);
     this.fresh = this.answered = true;
+    this.refused = null;
     this.emit("snapshot", this.vendors);
   }
 
@@ -518,6 +530,7 @@ export class Watch extends Emitter {
     if (all) {
       this.groups.clear();
       this.fresh = this.answered = true;
+      this.refused = null;
     }
     for (const group of groups) {
       if (group.count === 0) this.groups.delete(group.group);
@@ -620,7 +633,7 @@ export class CustomerClient extends Client {
       if (watch !== undefined && message.retryAfterMs !== undefined) {
         const generation = this.link.generation;
         setTimeout(() => generation === this.link.generation && this.ask(watch), message.retryAfterMs);
-      }
+      } else if (watch !== undefined) watch.refused = message;
       const heard = watch?.emit("error", message);
       if (!this.emit("error", message) && !heard) warn(message);
       return;
@@ -634,7 +647,7 @@ export class CustomerClient extends Client {
   }
 
   became(state, detail) {
-    if (state !== "connected") for (const watch of this.watches.values()) watch.fresh = false;
+    if (state !== "connected") for (const watch of this.watches.values()) [watch.fresh, watch.refused] = [false, null];
     super.became(state, detail);
   }
 }
@@ -734,6 +747,9 @@ export class VendorClient extends Client {
     this.dropped = 0;
     this.greeted = false;
     this.loaded = null;
+    /** Whether the app wants to be connected. */
+    this.wanted = false;
+    this.turn = Promise.resolve();
     this.put = new Map();
     this.remove = new Set();
     this.writing = null;
@@ -747,18 +763,32 @@ export class VendorClient extends Client {
   }
 
   /** Reads what an earlier run left, connects, and stays connected; during a wait it connects now. */
-  async connect() {
-    await this.load();
-    this.link.connect();
-    return this;
+  connect() {
+    this.wanted = true;
+    return this.inTurn(async () => {
+      if (this.wanted) await this.load();
+      if (this.wanted) this.link.connect();
+      return this;
+    });
   }
 
-  /** End the connection; what is not acked stays in the queue. Resolves when that is written. */
-  async disconnect() {
+  /** Ends the connection; what is not acked stays in the queue. Resolves when that is written. */
+  disconnect() {
+    this.wanted = false;
     this.link.disconnect();
-    await this.written();
-    await this.queue.close();
-    this.loaded = null;
+    return this.inTurn(async () => {
+      await this.written();
+      if (this.wanted) return;
+      this.loaded = null;
+      await this.queue.close();
+    });
+  }
+
+  /** One after the other: the queue is not closed while it is opened, nor the other way round. */
+  inTurn(act) {
+    const turn = this.turn.then(act);
+    this.turn = turn.catch(() => {});
+    return turn;
   }
 
   /**
@@ -769,9 +799,11 @@ export class VendorClient extends Client {
   async ping(given) {
     const { coords = given, timestamp: at = given.timestamp } = given;
     const fix = "latitude" in coords ? { ...plain(coords), timestamp: at ?? undefined } : given;
-    if (!(Math.abs(fix.lat) <= 90 && Math.abs(fix.long) <= 180)) {
+    const { isFinite } = Number;
+    if (!(isFinite(fix.lat) && isFinite(fix.long) && Math.abs(fix.lat) <= 90 && Math.abs(fix.long) <= 180)) {
       throw new RangeError(`lat is -90 to 90 and long -180 to 180 degrees, not ${fix.lat}, ${fix.long}`);
     }
+    if (fix.timestamp != null && !isFinite(fix.timestamp)) throw new TypeError(`timestamp is epoch ms, not ${fix.timestamp}`);
     await this.load();
     const offset = this.correction();
     const own = fix.timestamp === undefined;
@@ -873,7 +905,11 @@ export class VendorClient extends Client {
       this.bound();
       this.queued();
     });
-    return this.loaded;
+    const { loaded } = this;
+    loaded.catch(() => {
+      if (this.loaded === loaded) this.loaded = null; // the next one tries again
+    });
+    return loaded;
   }
 
   /** What is added to this clock's times; null before it is known. */
@@ -908,7 +944,9 @@ export class VendorClient extends Client {
   }
 
   hello(message) {
+    const first = this.clockOffset === null;
     this.clockOffset = message.time - Date.now();
+    if (first) this.latest += this.correction();
     this.maxBatch = message.maxBatch;
     this.vendorId = message.vendorId;
     // Only the ping that `durable` names is known to be stored: an older one may still wait behind it.
@@ -951,7 +989,6 @@ export class VendorClient extends Client {
       this.promised.delete(timestamp);
       if (promised) this.promised.set(corrected, promised);
     }
-    this.latest += by;
     void this.written();
   }
 

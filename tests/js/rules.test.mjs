@@ -3,9 +3,10 @@ import { mkdtemp, readFile, writeFile, appendFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { Alerts } from "../../clients/js/alerts.js";
 import { FileQueue } from "../../clients/js/file-queue.js";
 import { StorageQueue } from "../../clients/js/storage-queue.js";
-import { CustomerClient, MemoryQueue, VendorClient, VentaError, Watch, expiry, reconnectRule, reconnectWait, renewIn } from "../../clients/js/venta.js";
+import { CustomerClient, MemoryQueue, VendorClient, VentaError, Watch, expiry, reconnectRule, reconnectWait, renewIn, signIn } from "../../clients/js/venta.js";
 
 /** The tables of clients/conformance, which the Python client's tests read too. */
 const table = async (name) => JSON.parse(await readFile(new URL(`../../clients/conformance/${name}.json`, import.meta.url), "utf8"));
@@ -303,4 +304,146 @@ test("in the foreground the app reconnects at once", async () => {
   client.disconnect();
   assert.equal(removed, 1);
   assert.deepEqual(states, ["connecting", "connected", "reconnecting", "connecting", "connected", "disconnected"]);
+});
+
+class SlowQueue extends MemoryQueue {
+  opened = false;
+  async load() {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    this.opened = true;
+    return super.load();
+  }
+  async close() {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    this.opened = false;
+  }
+}
+
+test("of connect and disconnect in any order the last one counts, and the queue is open as long as it is needed", async () => {
+  const queue = new SlowQueue();
+  const client = new VendorClient("http://a", { WebSocket: Wire, queue, onState: () => {} });
+  const first = client.connect();
+  await client.disconnect();
+  await first;
+  assert.deepEqual([client.state, queue.opened], ["disconnected", false]);
+  void client.connect();
+  void client.disconnect();
+  await client.connect();
+  assert.deepEqual([client.state, queue.opened], ["connecting", true]);
+  await client.disconnect();
+  assert.deepEqual([client.state, queue.opened], ["disconnected", false]);
+});
+
+test("a queue that could not be opened is opened by the next connect", async () => {
+  class Blocked extends MemoryQueue {
+    times = 0;
+    async load() {
+      if (++this.times === 1) throw new Error("open in another version of this page");
+      return super.load();
+    }
+  }
+  const client = new VendorClient("http://a", { WebSocket: Wire, queue: new Blocked(), onState: () => {} });
+  await assert.rejects(client.connect(), /another version/);
+  await client.connect();
+  await client.disconnect();
+});
+
+test("a token that never comes is asked for again", async () => {
+  let asked = 0;
+  const getToken = () => (++asked === 1 ? new Promise(() => {}) : "t");
+  const client = new CustomerClient("http://a", { WebSocket: Wire, getToken, connectTimeout: 20, minDelay: 1, onState: () => {} }).connect();
+  await client.ready();
+  assert.equal(asked, 2);
+  client.disconnect();
+});
+
+test("a token that is the same as before is asked for again until there is a new one", async (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+  const token = (exp) => ["e30", Buffer.from(JSON.stringify({ exp })).toString("base64url"), "x"].join(".");
+  let given = token(1_100);
+  const client = new CustomerClient("http://a", { WebSocket: Wire, getToken: () => given, onState: () => {} }).connect();
+  const settled = async () => { for (let n = 0; n < 10; n += 1) await null; };
+  await settled();
+  t.mock.timers.tick(1);
+  assert.equal(client.state, "connected");
+  t.mock.timers.tick(71_000);
+  await settled();
+  given = undefined;
+  t.mock.timers.tick(5_001);
+  await settled();
+  assert.deepEqual(Wire.last.sent.filter(({ type }) => type === "auth"), []);
+  given = token(9_000);
+  t.mock.timers.tick(5_001);
+  await settled();
+  assert.deepEqual(Wire.last.sent.filter(({ type }) => type === "auth"), [{ type: "auth", token: given }]);
+  client.disconnect();
+});
+
+test("a clock that is set back hides no dead connection", async () => {
+  const now = Date.now;
+  const client = new CustomerClient("http://a", { WebSocket: Wire, silence: 20, answerTimeout: 20, minDelay: 60_000, random: () => 1, onState: () => {} }).connect();
+  await client.ready();
+  Date.now = () => now() - 3_600_000;
+  try {
+    for (let n = 0; n < 100 && client.state !== "reconnecting"; n += 1) await new Promise((resolve) => setTimeout(resolve, 10));
+    assert.equal(client.state, "reconnecting");
+  } finally {
+    Date.now = now;
+    client.disconnect();
+  }
+});
+
+test("a refused watch is refused also for who asks later, and one to be asked for again is not refused", async () => {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} }).connect();
+  await client.ready();
+  const watch = client.watch({ area: {} }, {}, "w");
+  Wire.last.says({ type: "error", id: "w", code: "ERR_AREA_TOO_LARGE", message: "no" });
+  await assert.rejects(watch.ready(), { code: "ERR_AREA_TOO_LARGE" });
+  watch.move({ area: { a: 1 } });
+  const ready = watch.ready();
+  Wire.last.says({ type: "error", id: "w", code: "ERR_OVERLOADED", message: "later", retryAfterMs: 1 });
+  Wire.last.says({ type: "snapshot", id: "w", vendors: [] });
+  assert.equal((await ready).size, 0);
+  client.disconnect();
+});
+
+test("a ping that no queue could keep is the caller's mistake", async () => {
+  const client = new VendorClient("http://a", { WebSocket: Wire, queue: new MemoryQueue() });
+  await assert.rejects(client.ping({ lat: 1, long: 2, timestamp: new Date() }), TypeError);
+  await assert.rejects(client.ping({ lat: 1, long: 2, timestamp: NaN }), TypeError);
+  await assert.rejects(client.ping({ lat: null, long: 2 }), RangeError);
+  assert.equal(client.size, 0);
+});
+
+test("a full disk is told, and costs no ping that is written afterwards", { skip: process.platform === "win32" }, async () => {
+  const path = join(await mkdtemp(join(tmpdir(), "queue-")), "pings");
+  const program = `
+    import { FileQueue } from ${JSON.stringify(new URL("../../clients/js/file-queue.js", import.meta.url).href)};
+    const ping = (timestamp) => ({ timestamp, lat: 1, long: 1 });
+    const queue = new FileQueue(${JSON.stringify(path)});
+    await queue.load();
+    const many = Array.from({ length: 500 }, (_, n) => ping(n));
+    let refused = false;
+    await queue.write(many, []).catch(() => (refused = true));
+    await queue.write([ping(1000)], many.map(({ timestamp }) => timestamp));
+    await queue.close();
+    console.log(refused);`;
+  const { execFileSync } = await import("node:child_process");
+  const said = execFileSync("bash", ["-c", 'ulimit -f 8; exec "$0" --input-type=module -e "$1"', process.execPath, program], { encoding: "utf8" });
+  assert.equal(said.trim(), "true");
+  assert.deepEqual((await new FileQueue(path).load()).map(({ timestamp }) => timestamp), [1000]);
+});
+
+test("what a proxy refuses is a refusal too", async () => {
+  const { createServer } = await import("node:http");
+  const server = createServer((_, answer) => answer.writeHead(502).end("<html>Bad Gateway</html>"));
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  try {
+    const url = `http://127.0.0.1:${server.address().port}`;
+    await assert.rejects(signIn(url, "code"), { name: "VentaError", code: "502" });
+    await assert.rejects(new Alerts(url).get("a"), { name: "VentaError", code: "502" });
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
 });
