@@ -73,7 +73,7 @@ export interface ServerError {
   retryAfterMs?: number;
 }
 
-/** Why a promise was rejected: `code` is a close code, or an `ERR_…` of the protocol. */
+/** Why a promise was rejected: `code` is a close code, an `ERR_…` of the protocol, or a proxy's HTTP status as text. */
 export declare class VentaError extends Error {
   constructor(code: number | string, reason?: string);
   readonly code: number | string;

@@ -60,12 +60,13 @@ class Forwarder:
         except WebhookRefused as refused:
             return web.Response(status=400, text=str(refused))
         if webhook.id not in self.seen:
-            self.seen[webhook.id] = None
-            if len(self.seen) > SEEN:
-                del self.seen[next(iter(self.seen))]
             name = webhook.vendor["name"] if webhook.vendor else "A test"
             text = WORDS.get(webhook.type, "{name}").format(name=name)
             await asyncio.gather(*(self.push(each, text) for each in list(self.subscriptions.values())))
+            # Only now: one that could not be forwarded is answered 500, and comes again.
+            self.seen[webhook.id] = None
+            if len(self.seen) > SEEN:
+                del self.seen[next(iter(self.seen))]
         return web.Response(status=204)
 
     async def push(self, subscription: dict[str, Any], text: str) -> None:

@@ -30,7 +30,7 @@ CARD = {"vendorId": "v", "name": "Pierogi", "open": True, "primaryImage": None, 
 
 
 class Browser:
-    """A browser's subscription, and the push service that it is at; `answer` is the service's."""
+    """A browser's subscription, and the push service that it is at; `answer` is the service's, 0: it breaks off."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -47,12 +47,14 @@ class Browser:
     async def push(self, request: web.Request) -> web.Response:
         """Takes a message, which only the browser can decrypt."""
         body = await request.read()
+        if self.answer == 0 and request.transport is not None:
+            request.transport.abort()
         assert request.headers["Authorization"].startswith(("vapid ", "WebPush "))
         assert int(request.headers["TTL"]) > 0
         if self.answer == 201:
             text = http_ece.decrypt(body, private_key=self._key, auth_secret=self._auth, version="aes128gcm")
             self.messages.append(orjson.loads(text))
-        return web.Response(status=self.answer)
+        return web.Response(status=self.answer or 500)
 
 
 def encoded(raw: bytes) -> str:
@@ -114,6 +116,11 @@ async def test_a_webhook_becomes_a_message_in_the_browser(monkeypatch: pytest.Mo
         assert len(browser.messages) == 1
         assert await sent("3", "vendor.left") == 204
         assert browser.messages[1:] == [{"text": "Pierogi has left"}]
+        browser.answer = 0
+        assert await sent("6", "vendor.opened") == 500
+        browser.answer = 201
+        assert await sent("6", "vendor.opened") == 204
+        assert browser.messages.pop() == {"text": "Pierogi is open"}, "it was forwarded when it came again"
         browser.answer = 410
         assert await sent("4", "vendor.opened") == 204
         browser.answer = 201
