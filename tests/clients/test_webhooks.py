@@ -61,7 +61,7 @@ def test_everything_else_is_refused(what: str, changed: dict[str, Any]) -> None:
 
 
 def test_a_header_that_is_no_text_is_refused() -> None:
-    """Web frameworks give the bytes of a header that is not UTF-8 as surrogates: whoever sends some would cause a 500."""
+    """Web frameworks give bytes of a header that are not UTF-8 as surrogates: whoever sends some would cause a 500."""
     for name in SIGNED:
         with pytest.raises(WebhookRefused):
             verify(**given(headers=SIGNED | {name: SIGNED[name] + "\udcff"}))
