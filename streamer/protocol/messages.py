@@ -138,7 +138,7 @@ def decode_vendor(data: str | bytes, now: int, last_seq: int | None, bounds: Bou
     )
 
 
-def decode_pings(items: Sequence[Any], now: int, last_seq: int | None, bounds: Bounds) -> Pings:
+def decode_pings(items: Iterable[Any], now: int, last_seq: int | None, bounds: Bounds) -> Pings:
     """Validates each ping by itself: one that cannot be accepted is rejected by its seq, the others are unaffected.
 
     Args:

@@ -11,7 +11,7 @@ import binascii
 import math
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from streamer.errors import ErrorCode, ProtocolError
@@ -34,44 +34,31 @@ _TIME = re.compile(
 )
 
 
-def owntracks(data: bytes) -> list[Item]:
-    """Returns the pings of an OwnTracks message or of an array of them; none for messages that carry no location."""
+def owntracks(data: bytes) -> Iterator[Item]:
+    """Yields the pings of an OwnTracks message or of an array of them; none for messages that carry no location."""
     if not data.strip():
-        return []  # how the apps say that a friend was deleted
+        return  # how the apps say that a friend was deleted
     try:
         body = decode_json(data)
     except ProtocolError as wrong:
-        return [wrong]
-    return _owntracks(body)
+        yield wrong
+    else:
+        yield from _owntracks(body)
 
 
-def _owntracks(body: Any) -> list[Item]:
-    items: list[Item] = []
+def _owntracks(body: Any) -> Iterator[Item]:
     for message in body if type(body) is list else [body]:
         kind = message.get("_type") if type(message) is dict else None
         if kind == "location":
-            items.append(
-                _item(
-                    message.get("lat"),
-                    message.get("lon"),
-                    message.get("tst"),
-                    message.get("cog"),
-                    message.get("vel"),
-                    speed_unit=KMH,
-                )
-            )
+            get = message.get
+            yield _item(get("lat"), get("lon"), get("tst"), get("cog"), get("vel"), speed_unit=KMH)
         elif kind == "encrypted":
-            items.append(
-                ProtocolError(
-                    ErrorCode.INVALID_MESSAGE,
-                    "the message is encrypted: clear the encryption key in the app and use an https:// URL",
-                )
+            yield ProtocolError(
+                ErrorCode.INVALID_MESSAGE,
+                "the message is encrypted: clear the encryption key in the app and use an https:// URL",
             )
         elif type(kind) is not str:
-            items.append(
-                ProtocolError(ErrorCode.INVALID_MESSAGE, f"an OwnTracks message has a _type, not {shown(message)}")
-            )
-    return items
+            yield ProtocolError(ErrorCode.INVALID_MESSAGE, f"an OwnTracks message has a _type, not {shown(message)}")
 
 
 def osmand_form(parameters: Mapping[str, str]) -> list[Item]:
@@ -92,8 +79,10 @@ def osmand_form(parameters: Mapping[str, str]) -> list[Item]:
     return [_item(lat, long, _first(parameters, *TIMES), heading, get("speed"), speed_unit=unit)]
 
 
-def tracker_json(data: bytes) -> tuple[list[Item], str | None]:
+def tracker_json(data: bytes) -> tuple[Iterator[Item], str | None]:
     """Returns the pings of a JSON body, and the identifier of its device, if it has one.
+
+    A body may hold hundreds of thousands of elements, so each becomes a ping only when it is asked for.
 
     It is what Traccar Client and the background-geolocation plugins post (`location`, `locations`, a bare array or
     object), Overland's GeoJSON features, or Home Assistant's `update_location`.
@@ -101,7 +90,7 @@ def tracker_json(data: bytes) -> tuple[list[Item], str | None]:
     try:
         body = decode_json(data)
     except ProtocolError as wrong:
-        return [wrong], None
+        return iter((wrong,)), None
     device_id: Any = None
     found = body
     if type(body) is dict:
@@ -113,7 +102,7 @@ def tracker_json(data: bytes) -> tuple[list[Item], str | None]:
         return _owntracks(found), None
     if device_id is None and located and type(located[0]) is dict and type(located[0].get("properties")) is dict:
         device_id = located[0]["properties"].get("device_id")
-    return [_json_item(one) for one in located], device_id if type(device_id) is str else None
+    return map(_json_item, located), device_id if type(device_id) is str else None
 
 
 def is_overland(data: bytes) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -103,6 +104,7 @@ class HttpIngest:
         """
         body = (await request.read()).removeprefix(BOM)
         is_json = body.lstrip()[:1] in (b"{", b"[")
+        items: Iterable[trackers.Item]
         if is_json:
             items, device_id = trackers.tracker_json(body)
         else:
@@ -128,7 +130,9 @@ class HttpIngest:
             named = called
         return await owned_vendor(self._services.dataloader, identity, named)
 
-    async def take_tracked(self, row: VendorRow, asked: int, items: Sequence[Any], *, patient: bool = False) -> int:
+    async def take_tracked(
+        self, row: VendorRow, asked: int, items: Iterable[trackers.Item], *, patient: bool = False
+    ) -> int:
         """Stores what can be stored; returns how many pings are.
 
         A refused ping must not block the app's queue, so it is only counted and logged.
@@ -138,8 +142,9 @@ class HttpIngest:
             patient: Wait for the commit however long it takes.
         """
         stored = 0
-        for start in range(0, len(items), self._max_batch):
-            outcome = await self._take(row, asked, items[start : start + self._max_batch], patient=patient)
+        rest = iter(items)
+        while batch := list(islice(rest, self._max_batch)):
+            outcome = await self._take(row, asked, batch, patient=patient)
             stored += outcome.stored + outcome.duplicates
             if outcome.rejected:
                 first = outcome.rejected[0]
@@ -150,6 +155,7 @@ class HttpIngest:
                     code=first["code"],
                     reason=first["message"],
                 )
+            await asyncio.sleep(0)  # a batch of which nothing can be stored has waited for nothing
         return stored
 
     async def _take(self, row: VendorRow, asked: int, items: Sequence[Any], *, patient: bool = False) -> Outcome:

@@ -217,7 +217,7 @@ class MqttBridge:
         payload = bytes(message.payload)
         if len(payload) > MAX_BODY:
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"{len(payload)} bytes; the limit is {MAX_BODY}")
-        items = trackers.owntracks(payload)
+        items = list(trackers.owntracks(payload))
         if not items:
             return "empty"
         asked = self._clock()

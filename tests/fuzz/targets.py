@@ -190,8 +190,8 @@ def _token(_: bytes, text: str, __: dict[str, str]) -> None:
 Part = Callable[[bytes, str, dict[str, str]], "list[Any] | None"]
 PARTS: dict[bytes, tuple[Part, ...]] = {
     b"p": (lambda rest, text, query: http_ingest.ping_items(rest),),
-    b"o": (lambda rest, text, query: trackers.owntracks(rest),),
-    b"j": (lambda rest, text, query: trackers.tracker_json(rest)[0],),
+    b"o": (lambda rest, text, query: list(trackers.owntracks(rest)),),
+    b"j": (lambda rest, text, query: list(trackers.tracker_json(rest)[0]),),
     b"f": (lambda rest, text, query: trackers.osmand_form(http_ingest.form_of(rest)),),
     b"r": (_range,),
     b"h": (_headers,),

@@ -12,6 +12,7 @@ from streamer.accounts.tokens import make_token
 from streamer.ingest.cost import ClientCost
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card, Presence
+from streamer.protocol import trackers
 from streamer.storage import seed
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
@@ -96,3 +97,34 @@ async def test_a_map_that_is_dragged(
         assert {m["type"] for m in customer.messages} <= {"snapshot", "update"}
     each = sum(charged) / MOVES
     assert 10 * each < server.server.settings.connection_cost / 1000, f"{each * 1000:.2f} ms a move"
+
+
+async def test_a_body_of_thousands_of_locations_gives_way(
+    serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body of a mebibyte held everybody up for two seconds, even one that a stranger sent without a token."""
+    server, loop = await serve(), asyncio.get_running_loop()
+    turn, most, total = 0, 0, 0
+
+    def counted(location: Any) -> trackers.Item:
+        nonlocal turn, total
+        turn, total = turn + 1, total + 1
+        return one(location)
+
+    def next_turn() -> None:
+        nonlocal turn, most
+        turn, most = 0, max(most, turn)
+        if not stopped.is_set():
+            loop.call_soon(next_turn)
+
+    one, stopped = trackers._json_item, asyncio.Event()
+    monkeypatch.setattr(trackers, "_json_item", counted)
+    loop.call_soon(next_turn)
+    body: list[dict[str, Any]] = [{}] * 5000
+    async with session.post(f"{server.url}/v1/osmand", json=body) as response:
+        assert (response.status, total) == (401, 0)
+    token = make_token(SECRET, vendors[0].clerk_id, 600)
+    async with session.post(f"{server.url}/v1/osmand", params={"token": token}, json=body) as response:
+        assert (response.status, total) == (200, 5000)
+    stopped.set()
+    assert most <= server.server.settings.max_batch
