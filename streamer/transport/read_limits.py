@@ -19,7 +19,7 @@ def limiting_reads(admission: Admission) -> Middleware:
 
     @web.middleware
     async def limited(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.method != "GET" or not request.path.startswith(READS):
+        if request.method not in ("GET", "HEAD") or not request.path.startswith(READS):
             return await handler(request)
         cost = admission.read_cost(request)
         clock = asyncio.get_running_loop().time

@@ -178,6 +178,25 @@ async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> Non
         assert (await read(vendors[2]))[0] == 200
 
 
+async def test_a_head_costs_what_a_get_costs(serve: Serve, session: aiohttp.ClientSession) -> None:
+    """The answer is made all the same, so by HEAD one could read without end; of counts it was an error of ours."""
+    server = await serve(trusted_hops=1, address_cost=2.0)
+    headers = {"X-Forwarded-For": "203.0.113.9"}
+    area = f"lat={LAT}&long={LONG}&radius=1000"
+    async with session.head(f"{server.url}/v1/vendors/counts?{area}", headers=headers) as answer:
+        assert answer.status == 200
+
+    async def read() -> int:
+        async with session.head(f"{server.url}/v1/vendors/nearby?{area}", headers=headers) as answer:
+            return answer.status
+
+    statuses = set[int]()
+    async with asyncio.timeout(60):
+        while 429 not in statuses:
+            statuses |= set(await asyncio.gather(*(read() for _ in range(READERS))))
+    assert statuses <= {200, 429}
+
+
 async def test_reads_beyond_a_budget_are_slowed(serve: Serve, vendors: list[SeededVendor]) -> None:
     """Who reads again as soon as it was answered gets each answer, only later, and takes no more than its share."""
     # Enough that one read on a busy machine uses up less than a second of it.
