@@ -6,13 +6,12 @@ the main port for this machine and for whoever sends STREAMER_ADMIN_TOKEN.
 
 from __future__ import annotations
 
-from hmac import compare_digest
-
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.transport.client_address import is_loopback
+from streamer.transport.identify import has_key
 
 FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 """Headers of a reverse proxy: its client is not on this machine, even if the proxy is."""
@@ -22,7 +21,7 @@ def operators_only(handler: Handler, token: str | None) -> Handler:
     """Wraps a handler so that it serves this machine and requests with `Authorization: Bearer <token>` only."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
-        if not (is_local(request) or (token is not None and _has_token(request, token))):
+        if not (is_local(request) or (token is not None and has_key(request, token))):
             raise ProtocolError(
                 ErrorCode.FORBIDDEN,
                 f"{request.path} is for operators: ask from the server's machine, with STREAMER_ADMIN_TOKEN as"
@@ -39,8 +38,3 @@ def is_local(request: web.Request) -> bool:
     if any(name in request.headers for name in FORWARDED):
         return False
     return isinstance(peer, str | bytes) or (isinstance(peer, tuple) and is_loopback(str(peer[0])))
-
-
-def _has_token(request: web.Request, token: str) -> bool:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and compare_digest(given.strip().encode(), token.encode())

@@ -32,6 +32,7 @@ def problem(
 ) -> web.Response:
     """Return a problem document, with the status of its code unless another is given."""
     status = status or HTTP_STATUS[code]
+    message = message.encode(errors="replace").decode()  # it may quote a header that is no UTF-8
     body: dict[str, object] = {"type": "about:blank", "status": status, "title": code, "code": code, "detail": message}
     headers = dict(NO_STORE)
     if retry_after_ms is not None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hmac
-
 from aiohttp import web
 
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.protocol.fields import decode_json
 from streamer.settings import Settings
+from streamer.transport.identify import has_key
 
 
 def require_backend(request: web.Request, settings: Settings) -> None:
     """Raise ProtocolError when a request has not the backend's key."""
     if settings.backend_key is None:
         raise ProtocolError(ErrorCode.FORBIDDEN, "requests of backends are off: set STREAMER_BACKEND_KEY")
-    _, _, given = request.headers.get("Authorization", "").partition(" ")
-    if not hmac.compare_digest(given.strip().encode(), settings.backend_key.get_secret_value().encode()):
+    if not has_key(request, settings.backend_key.get_secret_value()):
         raise ProtocolError(ErrorCode.UNAUTHORIZED, "the backend key is needed, as Authorization: Bearer")
 
 

@@ -389,3 +389,29 @@ async def test_queries_over_http(running: Running, vendors: list[SeededVendor]) 
                     if response.status >= 400:
                         assert orjson.loads(text)["code"] in CODES
     assert {200, 400, 404} <= statuses
+
+
+KEY = "a key of 32 bytes or more for tests"
+
+
+@pytest.mark.parametrize(
+    ("line", "header", "status"),
+    [
+        ("GET /metrics", b"X-Forwarded-For: 203.0.113.9\r\nAuthorization: Bearer \xff", 403),
+        ("POST /v1/sign-in-links", b"Authorization: Bearer \xff", 401),
+        ("POST /v1/sign-in-links", b"Authorization: Basic " + KEY.encode(), 401),
+        ("POST /v1/sign-in-links", b"Authorization: Bearer " + KEY.encode(), 400),
+        ("GET /v1/vendors/{id}/locations", b"Accept: \xff/\xff", 406),
+        ("GET /v1/vendors/nearby", b"Authorization: Bearer \xff", 401),
+    ],
+)
+async def test_headers(serve: Serve, vendors: list[SeededVendor], line: str, header: bytes, status: int) -> None:
+    """A header that is no UTF-8 is refused, and no traceback of it is in the log; a key counts as Bearer only."""
+    running = await serve(admin_token=KEY, backend_key=KEY, history_access="public")
+    parts = urlsplit(running.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    start = line.format(id=vendors[0].vendor_id)
+    writer.write(start.encode() + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + header + b"\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    assert int(answer.split()[1]) == status, answer
