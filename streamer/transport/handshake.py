@@ -17,9 +17,9 @@ def handshake(request: web.Request) -> dict[str, str]:
         web.HTTPUpgradeRequired: it asks for another version of the protocol.
     """
     headers = request.headers
-    if request.method != "GET" or "websocket" not in _items(headers.get("Upgrade", "").lower()):
+    if request.method != "GET" or "websocket" not in map(str.lower, items_of(request, "Upgrade")):
         raise web.HTTPBadRequest(text=f"{request.path} is a WebSocket: GET with Upgrade: websocket is needed")
-    if "upgrade" not in _items(headers.get("Connection", "").lower()):
+    if "upgrade" not in map(str.lower, items_of(request, "Connection")):
         raise web.HTTPBadRequest(text="a WebSocket handshake needs Connection: Upgrade; does a proxy remove it?")
     if headers.get("Sec-WebSocket-Version") != "13":
         text = f"Sec-WebSocket-Version is 13, not {headers.get('Sec-WebSocket-Version')!r:.20}"
@@ -28,12 +28,13 @@ def handshake(request: web.Request) -> dict[str, str]:
     if accept is None:
         raise web.HTTPBadRequest(text="Sec-WebSocket-Key is 16 bytes in base64")
     answer = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept}
-    if SUBPROTOCOL in _items(",".join(headers.getall("Sec-WebSocket-Protocol", ()))):
+    if SUBPROTOCOL in items_of(request, "Sec-WebSocket-Protocol"):
         answer["Sec-WebSocket-Protocol"] = SUBPROTOCOL
-    if extension := accept_deflate(",".join(headers.getall("Sec-WebSocket-Extensions", ()))):
+    if extension := accept_deflate(",".join(items_of(request, "Sec-WebSocket-Extensions"))):
         answer["Sec-WebSocket-Extensions"] = extension
     return answer
 
 
-def _items(header: str) -> list[str]:
-    return [item.strip() for item in header.split(",")]
+def items_of(request: web.Request, name: str) -> list[str]:
+    """Return the items of a header that is a list, which may come in several lines."""
+    return [item.strip() for line in request.headers.getall(name, ()) for item in line.split(",")]

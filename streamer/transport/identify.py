@@ -11,6 +11,7 @@ from streamer.accounts.tokens import Authenticator, Identity
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.cost import LOOK_AGAIN, ClientCost
 from streamer.protocol.messages import BEARER
+from streamer.transport.handshake import items_of
 
 NO_TOKEN = "a token is needed, as Authorization: Bearer or ?token="
 COST = web.RequestKey("cost", ClientCost)
@@ -23,8 +24,7 @@ def token_of(request: web.Request) -> str | None:
     """Return the token of a request: from its header, URL or WebSocket subprotocol, in this order."""
     if token := bearer_of(request) or request.query.get("token"):
         return token
-    for offered in request.headers.get("Sec-WebSocket-Protocol", "").split(","):
-        offered = offered.strip()
+    for offered in items_of(request, "Sec-WebSocket-Protocol"):
         if offered.startswith(BEARER):
             return offered.removeprefix(BEARER)
     return None

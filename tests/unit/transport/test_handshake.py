@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
 
 from streamer.transport.handshake import handshake
+from streamer.transport.identify import token_of
 
 VALID = {
     "Upgrade": "websocket",
@@ -37,6 +39,18 @@ def test_the_subprotocol() -> None:
     """A browser that brings its token as a subprotocol gets the other one back, never the token."""
     assert answer(Sec_WebSocket_Protocol="bearer.x.y.z, streamer.v1")["Sec-WebSocket-Protocol"] == "streamer.v1"
     assert "Sec-WebSocket-Protocol" not in answer(Sec_WebSocket_Protocol="bearer.x.y.z")
+
+
+def test_lists_in_several_lines() -> None:
+    """A library or proxy may write each item into a line of its own (RFC 9110, 5.3)."""
+    lines = CIMultiDict(VALID)
+    lines["Connection"] = "keep-alive"
+    lines.add("Connection", "Upgrade")
+    lines.add("Sec-WebSocket-Protocol", "streamer.v1")
+    lines.add("Sec-WebSocket-Protocol", "bearer.x.y.z")
+    request = make_mocked_request("GET", "/v1/watch", headers=lines)
+    assert handshake(request)["Sec-WebSocket-Protocol"] == "streamer.v1"
+    assert token_of(request) == "x.y.z"
 
 
 def test_compression() -> None:
