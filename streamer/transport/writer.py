@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 
 from streamer.protocol.frames import text_frame
 
@@ -53,7 +54,7 @@ class Writer:
         """The last frame was written: nothing may follow it."""
         self._transport = transport
         self._written = 0
-        self._sent = 0
+        self._sent: float = -inf
         self._since = 0.0
 
     def ready(self) -> bool:

@@ -74,6 +74,16 @@ async def test_send(pair: Pair) -> None:
     assert pair.writer.unread == 0
 
 
+async def test_a_first_frame_that_is_on_its_way(pair: Pair) -> None:
+    """A client of which the first check finds nothing sent yet (uvloop writes a moment later) was cut as stalled."""
+    pair.fill()
+    writer = Writer(pair.transport)
+    writer.send(b"hello")
+    assert not writer.ready()
+    assert writer.stalled(1000.0) == 0.0
+    assert writer.stalled(1005.0) == 5.0
+
+
 async def test_a_client_that_reads_nothing(pair: Pair) -> None:
     """A stall is counted from when the client stopped taking, and ends when it takes again."""
     assert pair.writer.stalled(10.0) == 0.0
