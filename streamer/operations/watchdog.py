@@ -16,6 +16,8 @@ from typing import Self
 
 BEAT = 0.25
 CHECK = 0.5
+SAY_WITHIN = 2.0
+"""Seconds for saying where the process is."""
 STUCK = 70
 """Exit status of a process that the watchdog ended (EX_SOFTWARE)."""
 
@@ -65,6 +67,10 @@ class Watchdog:
 
 
 def _end(why: str) -> None:
+    # Whoever reads stderr may be what blocks: then nothing can be said.
+    ending = threading.Timer(SAY_WITHIN, os._exit, [STUCK])
+    ending.daemon = True
+    ending.start()
     print(f"streamer: {why}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
     os._exit(STUCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import aiohttp
 from streamer.operations.watchdog import STUCK, Watchdog
 from tests.support.apps import SECRET
 from tests.support.commands import Command
+from tests.support.paths import ROOT
 
 HANGS = """
 import asyncio, sys, time
@@ -43,6 +45,28 @@ async def main() -> None:
 
 asyncio.run(main())
 """
+
+LOG_IS_NOT_READ = """
+import asyncio, sys
+from streamer.operations.watchdog import Watchdog
+
+async def main() -> None:
+    with Watchdog(1.0):
+        await asyncio.sleep(0)
+        while True:
+            sys.stderr.write("x" * 65536)
+
+asyncio.run(main())
+"""
+
+
+def test_a_log_that_nobody_reads() -> None:
+    """A loop that hangs in writing a line is ended too, though what it could say has nowhere to go."""
+    with subprocess.Popen([sys.executable, "-c", LOG_IS_NOT_READ], stderr=subprocess.PIPE, cwd=ROOT) as process:
+        try:
+            assert process.wait(60) == STUCK
+        finally:
+            process.kill()
 
 
 async def test_livez_fails_when_the_loop_is_stuck_and_the_process_ends(
