@@ -94,6 +94,7 @@ async def bridging(settings: Settings, broker: MqttBroker, client_id: str) -> As
             )
         server.mqtt = MqttBridge(broker, client_id, server.reports, server.dataloader, server.counters, clock)
         receiving = Supervisor()
+        receiving.failures = server.supervisor.failures  # so that readiness names it
         receiving.start({"mqtt": server.mqtt.run})
         # Before the drain: what is received no more is sent again to the next process.
         stack.push_async_callback(receiving.stop)

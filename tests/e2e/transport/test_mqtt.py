@@ -21,7 +21,7 @@ from streamer.app import Server
 from streamer.operations.embedded import PostgresServer
 from streamer.storage import migrate, seed
 from streamer.storage.seed import SeededVendor
-from streamer.transport.mqtt import IN_FLIGHT
+from streamer.transport.mqtt import IN_FLIGHT, MqttBridge
 from streamer.transport.mqtt_url import parse_broker
 from tests.conftest import Serve, connected
 from tests.support import mosquitto
@@ -323,3 +323,18 @@ async def test_operators_see_the_bridge(
                 assert answer.status == 200
     assert "streamer_mqtt_up 1.0" in text
     assert 'streamer_mqtt_messages_total{result="stored"} 1.0' in text
+
+
+async def test_a_bridge_that_is_given_up_is_unready(
+    serving_url: str, serving_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that failed again and again after it had connected looked ready, and stored nothing more."""
+
+    async def fail(bridge: MqttBridge) -> None:
+        bridge.cause = None
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(MqttBridge, "_connected", fail)
+    configured = settings.load(database_url=serving_url, redis_url=serving_redis_url, drain_timeout=2.0)
+    async with lifecycle.bridging(configured, parse_broker("mqtt://127.0.0.1"), "bridge") as server:
+        await eventually(lambda: "odd" in server.health.unready().get("mqtt", ""), "the bridge given up")
