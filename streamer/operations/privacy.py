@@ -31,6 +31,10 @@ PAGE = 10_000
 Progress = Callable[[str], None]
 
 
+class NobodyToErase(DatabaseError):
+    """There is neither a vendor nor a user of this id."""
+
+
 @dataclass(slots=True)
 class Erased:
     """What was erased: rows by table, keys and entries in Redis; `backups` still contain it."""
@@ -52,8 +56,8 @@ async def erase(
 ) -> Erased:
     """Erases a vendor, or a user with all vendors, permanently: rows, locations, audit entries, Redis, position stream.
 
-    Needs the owner of the tables. It may be repeated: it continues where it was interrupted. Raises DatabaseError when
-    there is neither a vendor nor a user of this id.
+    Needs the owner of the tables. It may be repeated: it continues where it was interrupted. Raises NobodyToErase
+    for an id that no vendor and no user has.
     """
     await require_newest(url)
     done = Erased()
@@ -61,7 +65,7 @@ async def erase(
         found = await connection.fetchrow(queries.WHOM_TO_ERASE, id)
         vendors, users, others = list(found["vendors"]), list(found["users"]), list(found["others"])
         if not vendors and not users:
-            raise DatabaseError(f"{parse_url(url).masked()} has no vendor and no user {id!r}: give the id of one")
+            raise NobodyToErase(f"{parse_url(url).masked()} has no vendor and no user {id!r}: give the id of one")
         await connection.execute(queries.MARK_DELETED, vendors, users)
         progress("waiting until every server has closed the connections")
         await asyncio.sleep(noticed_within)

@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from streamer.errors import DatabaseError, ErrorCode, ProtocolError
+from streamer.errors import ErrorCode, ProtocolError
 from streamer.operations import privacy
 from streamer.settings import Settings
 from streamer.transport.admission import RETRY_AFTER_MS
@@ -53,7 +53,7 @@ class Erasures:
                     )
             except TimeoutError:
                 raise _later(f"{id} is not wholly erased yet") from None
-            except DatabaseError as wrong:
+            except privacy.NobodyToErase as wrong:
                 raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, str(wrong)) from None
         backups = [{"name": one.path.name, "at": round(one.at.timestamp() * 1000)} for one in done.backups]
         return json_response({"id": id, "rows": done.rows, "redis": done.redis, "backups": backups})

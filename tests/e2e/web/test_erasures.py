@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import aiohttp
+from structlog.testing import capture_logs
 
 from streamer.storage.seed import SeededVendor
 from tests.conftest import Serve
@@ -66,3 +67,15 @@ async def test_only_a_backend_erases(
         assert status == 403
         assert missing in answer["detail"]
     assert (await erase(session, running.url, asked | {"id": "nobody"}))[0] == 404
+
+
+async def test_a_database_that_is_not_as_expected_is_not_404(
+    serve: Serve, database_url: str, direct: Any, vendors: list[SeededVendor], session: aiohttp.ClientSession
+) -> None:
+    """A backend takes 404 for "erased already": it must not forget a vendor of whom everything is still stored."""
+    running = await serve(backend_key=KEY, erase_database_url=database_url)
+    await direct.execute("UPDATE alembic_version SET version_num = '0001'")
+    with capture_logs() as logs:
+        status, answer = await erase(session, running.url, {"id": vendors[0].vendor_id})
+    assert (status, answer["code"]) == (500, "ERR_INTERNAL")
+    assert any("streamer db upgrade" in line.get("error", "") for line in logs)
