@@ -55,6 +55,8 @@ class ChangePoller:
         interval: float,
     ) -> None:
         self.deleted_users: set[str] = set()
+        self.cause: str | None = None
+        """Why the last poll failed; None when it succeeded."""
         self.polls = 0
         self.generation = 0
         """Rises with each poll that found a change: rows read before it rose may be outdated."""
@@ -75,18 +77,18 @@ class ChangePoller:
 
     async def run(self) -> None:
         """Polls forever."""
-        warned = False
         while True:
             try:
                 await self.poll()
-                warned = False
+                self.cause = None
             except Unavailable as away:
                 # No warning: the batcher tells of an outage.
                 log.debug("cannot poll for deleted users and vendors", cause=str(away))
+                self.cause = str(away)
             except DatabaseError as error:
-                if not warned:
+                if self.cause != str(error):
                     log.warning("cannot poll for deleted users and vendors", cause=str(error))
-                warned = True
+                self.cause = str(error)
             await asyncio.sleep(self._interval)
 
     async def poll(self) -> None:

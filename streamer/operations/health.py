@@ -178,10 +178,16 @@ class Health:
 
     def causes(self) -> dict[str, str]:
         """Returns all that needs attention, by part, as far as it is known by now."""
-        causes = {**self.unready(), **shortcomings(self.condition.latest)}
-        if (cause := storing_failure(self._parts.batcher)) is not None:
-            causes["storing"] = cause
-        return causes
+        parts = self._parts
+        own = {
+            "storing": storing_failure(parts.batcher),
+            "positions": parts.positions.outage,
+            "change-poller": parts.change_poller.cause,
+            "jwks": None if parts.keys is None else parts.keys.cause,
+        }
+        # Last, as a task that was given up has the name of its part.
+        known = {part: cause for part, cause in own.items() if cause is not None}
+        return {**known, **shortcomings(self.condition.latest), **self.unready()}
 
 
 def storing_failure(batcher: Batcher) -> str | None:

@@ -26,7 +26,10 @@ from streamer.protocol.alerts import EVENTS
 from streamer.transport.connection import OTHER_CODE
 
 UNREADY_PARTS = ("redis", "clock", "server")
-UNHEALTHY_PARTS = (*UNREADY_PARTS, "postgresql", "storing", "migration", "partitions")
+UNHEALTHY_PARTS = (
+    *UNREADY_PARTS,
+    *("postgresql", "storing", "positions", "change-poller", "jwks", "migration", "partitions"),
+)
 """Parts that always have a series; a failed task gets one when it fails."""
 
 OWN = "own"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from streamer.accounts.change_poller import ChangePoller
+from streamer.accounts.jwks import IssuerKeys
 from streamer.alerts.delivery import Deliverer
 from streamer.broker.broker import Broker
 from streamer.broker.stream import Feed
@@ -34,6 +36,8 @@ class Parts(Protocol):
     store: Store
     batcher: Batcher
     positions: PositionWriter
+    change_poller: ChangePoller
+    keys: IssuerKeys | None
     broker: Broker
     index: LiveIndex
     ticker: Ticker

@@ -19,8 +19,10 @@ from streamer.operations.health import PATIENCE, Probe, Result, shortcomings
 from streamer.storage import migrate, partitions, revisions, seed
 from streamer.storage.models import Base
 from streamer.storage.revisions import Condition
-from tests.conftest import Collected, Running, Serve
+from streamer.storage.seed import SeededVendor
+from tests.conftest import SERVING_ROLE, Collected, Running, Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually
+from tests.support.issuer import EC, Issuer
 
 
 async def ask(session: aiohttp.ClientSession, running: Running, path: str) -> tuple[int, dict[str, Any]]:
@@ -200,6 +202,47 @@ async def test_partitions_that_are_missing(serve: Serve, database_url: str, sess
     answer = await unhealthy(session, running, "/health", "partitions")
     assert "streamer db upgrade" in answer["causes"]["partitions"]
     assert (await ask(session, running, "/readyz"))[0] == 200
+
+
+async def test_an_issuer_that_is_away(serve: Serve, session: aiohttp.ClientSession) -> None:
+    """Who signs in anew is refused; known keys stay in use, so another process could do no more."""
+    async with Issuer(EC["e1"]) as issuer:
+        issuer.status = 503
+        running = await serve(jwks_url=issuer.url)
+        answer = await unhealthy(session, running, "/health", "jwks")
+        assert "503" in answer["causes"]["jwks"]
+        assert await ask(session, running, "/readyz") == (200, {"status": "ready"})
+        async with session.get(f"{running.url}/metrics") as response:
+            assert 'streamer_unhealthy{part="jwks"} 1.0' in await response.text()
+        issuer.status = 200
+        await well(session, running, "/health")
+
+
+@pytest.mark.parametrize(
+    ("part", "table", "privilege"),
+    [("change-poller", "streamer_changes", "SELECT"), ("positions", "vendors", "UPDATE (lat, long)")],
+)
+async def test_a_privilege_that_is_missing(
+    serve: Serve,
+    direct: Any,
+    vendor: SeededVendor,
+    session: aiohttp.ClientSession,
+    part: str,
+    table: str,
+    privilege: str,
+) -> None:
+    """Pings are stored all the same: only `/health` tells that deleted users stay or `vendors.lat` and `long` age."""
+    running = await serve(change_poll_interval=0.2, position_interval=0.1)
+    await well(session, running, "/health")
+    await direct.execute(f"REVOKE {privilege} ON {table} FROM {SERVING_ROLE}")
+    async with VendorApp(running.url, vendor.clerk_id) as app:
+        await app.ping(52.2, 21.0)
+        await app.acked(1)
+        answer = await unhealthy(session, running, "/health", part)
+    assert set(answer["causes"]) == {part}
+    assert (await ask(session, running, "/readyz"))[0] == 200
+    await direct.execute(f"GRANT {privilege} ON {table} TO {SERVING_ROLE}")
+    await well(session, running, "/health")
 
 
 @pytest.mark.parametrize(
