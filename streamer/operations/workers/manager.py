@@ -32,6 +32,8 @@ START_TIMEOUT = 60.0
 """Seconds until a worker must serve."""
 KILL_AFTER = 15.0
 """Seconds beyond `drain_timeout` after which a worker that does not end is killed."""
+FORK_AGAIN = 1.0
+"""Seconds until a worker is started again for which the system had no process or no memory."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
@@ -134,12 +136,21 @@ class Workers:
                 _kill(pid, signal.SIGKILL)
 
     def _start(self, number: int, now: float) -> None:
+        held = self._scoreboard.slot(number)
         self._scoreboard.put(number, Slot(0, now, self._deaths[number], False, ""))
         sys.stdout.flush()
         sys.stderr.flush()
         # Blocked during the fork: a signal that reaches a worker with its parent's handlers would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            # No death of a worker: those that run serve on, so this is no reason to give up.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            log.error("cannot start a worker; trying again", worker=number, cause=str(error), seconds=FORK_AGAIN)
+            self._scoreboard.put(number, held)  # the others go on to miss its heartbeat
+            self._due[number] = now + FORK_AGAIN
+            return
         if pid == 0:
             self._become(number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

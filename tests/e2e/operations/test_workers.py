@@ -156,6 +156,47 @@ async def test_a_crash_loop_is_logged_and_ends(tmp_path: Path, database_url: str
     assert "workers keep dying" in ended.err
 
 
+SCARCE = """
+import os, sys, time
+from streamer.operations import logs
+from streamer.operations.workers.manager import Workers
+from streamer.operations.workers.scoreboard import Scoreboard
+
+board, fork, calls = Scoreboard(2), os.fork, []
+
+def scarce():
+    calls.append(None)
+    if 3 <= len(calls) <= 8:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+def work(number):
+    while True:
+        board.beat(number, time.monotonic())
+        time.sleep(0.1)
+
+logs.configure(form="json")
+os.fork = scarce
+ready = lambda: print("ready", file=sys.stderr, flush=True)
+sys.exit(Workers(board, work, stuck_after=60.0, drain_timeout=1.0, ready=ready).run())
+"""
+
+
+async def test_a_system_without_room_for_another_worker_keeps_the_others(tmp_path: Path) -> None:
+    """More failures than deaths are forgiven: whoever still serves must not be killed for a process that is missing."""
+    async with Command("-c", SCARCE, program=sys.executable, folder=tmp_path) as command:
+        await command.said("ready")
+        lost, kept = sorted(children(command))
+        os.kill(lost, signal.SIGKILL)
+        await command.said("cannot start a worker")
+        await eventually(lambda: len(children(command)) == 2, "another worker", 60)
+        assert kept in children(command)
+        assert command.err.count("cannot start a worker") == 6
+        command.signal(signal.SIGTERM)
+        ended = await command.ended()
+    assert "keep dying" not in ended.err
+
+
 async def test_workers_that_can_not_start_fail_as_one_does(
     tmp_path: Path, empty_database_url: str, redis_url: str
 ) -> None:
