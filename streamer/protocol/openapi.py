@@ -284,7 +284,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"200": answer('The oldest first; `Link: …; rel="next"` when there is another page.', ref("Alerts"))},
                 paging,
-                (ErrorCode.FORBIDDEN, ErrorCode.INVALID_MESSAGE),
+                (ErrorCode.FORBIDDEN, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             ),
         },
         "/v1/alerts/{id}": {
@@ -295,7 +295,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"200": answer("The alert.", ref("Alert"))},
                 [alert],
-                ONE_ALERT,
+                (*ONE_ALERT, ErrorCode.RATE_LIMITED),
             ),
             "patch": operation(
                 "changeAlert",
@@ -325,7 +325,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 own,
                 {"200": answer("The newest first.", ref("Deliveries"))},
                 [alert, *paging],
-                (*ONE_ALERT, ErrorCode.INVALID_MESSAGE),
+                (*ONE_ALERT, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             )
         },
         "/v1/alerts/{id}/test": {

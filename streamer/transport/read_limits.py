@@ -11,7 +11,7 @@ from streamer.cpu_time import measured
 from streamer.transport.admission import Admission
 from streamer.transport.identify import COST, await_budget
 
-READS = "/v1/vendors"
+READS = ("/v1/vendors", "/v1/alerts")
 
 
 def limiting_reads(admission: Admission) -> Middleware:

@@ -178,6 +178,25 @@ async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> Non
         assert (await read(vendors[2]))[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/alerts", "/v1/alerts/none", "/v1/alerts/none/deliveries"])
+async def test_reads_of_alerts(
+    serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession, path: str
+) -> None:
+    """Each takes PostgreSQL and a row or a page of them: who reads without end is refused here too."""
+    server = await serve(user_cost=2.0, alert_key="a-key-for-alerts-a-key-for-alerts")
+    headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[1].clerk_id, 600)}"}
+
+    async def read() -> int:
+        async with session.get(server.url + path, headers=headers) as answer:
+            return answer.status
+
+    statuses = set[int]()
+    async with asyncio.timeout(60):
+        while 429 not in statuses:
+            statuses |= set(await asyncio.gather(*(read() for _ in range(READERS))))
+    assert statuses <= {200, 404, 429}
+
+
 async def test_a_head_costs_what_a_get_costs(serve: Serve, session: aiohttp.ClientSession) -> None:
     """The answer is made all the same, so by HEAD one could read without end; of counts it was an error of ours."""
     server = await serve(trusted_hops=1, address_cost=2.0)
