@@ -38,7 +38,9 @@ MASKS = [
     (re.compile(r"(?i)\b(bearer|basic)([ .])[\w.~+/=-]{16,}"), r"\1\2***"),
     # the password of a URL
     (re.compile(r"(\w://[^\s:/@'\"]*):[^\s/@'\"]+@"), r"\1:***@"),
-    (re.compile(r"(?i)\b(lat|long|lon|lng|latitude|longitude)(\\?['\"]?\s*[=:]\s*\\?['\"]?)-?\d[\d.]*"), r"\1\2***"),
+    (re.compile(r"(?i)\b(lat|long?|lng|latitude|longitude)(\\?['\"]?\s*[=:]\s*\\?['\"]?)-?\d+([.,]\d+)*"), r"\1\2***"),
+    # what a refusal quotes
+    (re.compile(r"\b((?:lat|long) must be -?\d+ to \d+ degrees, not )(?:(\\?\")[^\"\\]*|-?\d[\d.e+-]*)"), r"\1\2***"),
 ]
 
 

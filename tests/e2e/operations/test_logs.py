@@ -107,6 +107,11 @@ def test_levels(stream: io.StringIO) -> None:
         ("/v1/vendors/nearby?lat=52.2297&long=-21.0122", "21.0122"),
         (json.dumps({"event": json.dumps({"type": "ping", "lat": 52.2297, "long": 21.0122})}), "52.2297"),
         ("Ping(seq=1, timestamp=2, lat=52.2297, long=21.0122)", "21.0122"),
+        ("/v1/osmand?id=7&lat=52,2297&lon=21,0122", "2297"),
+        (json.dumps({"event": json.dumps({"type": "ping", "lat": 52, "long": "21,0122"})}), "0122"),
+        ('lat must be -90 to 90 degrees, not "52,2297"', "52,2297"),
+        (json.dumps({"event": "rejected", "cause": 'long must be -180 to 180 degrees, not "21,0122"'}), "0122"),
+        (json.dumps({"event": "rejected", "cause": "lat must be -90 to 90 degrees, not -95.12345"}), "95.12345"),
     ],
 )
 def test_secrets_are_not_logged(line: str, secret: str) -> None:
