@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 
 from streamer import settings
 from streamer.accounts.sign_in import LIFETIME, make_link
-from streamer.dev.folder import DATA, SERVICES, read_secret
+from streamer.dev.folder import DATA, read_secret, read_services
 from streamer.errors import SettingsError
 
 
@@ -26,8 +25,8 @@ def link(
     origin, secret = url or configured.public_url, configured.jwt_secret
     try:
         key = secret.get_secret_value() if secret is not None else read_secret(data)
-        origin = origin or json.loads((data / SERVICES).read_text())["http"]
-    except OSError:
+        origin = origin or read_services(data)["http"]
+    except (OSError, KeyError):
         raise SettingsError(
             "a link needs the server's secret and address: set STREAMER_JWT_SECRET and STREAMER_PUBLIC_URL "
             f"(or pass --url), or run `streamer dev`, which keeps both in {data}"

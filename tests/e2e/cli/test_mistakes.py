@@ -192,6 +192,14 @@ def test_reset_of_production(run: Run, well: dict[str, str | None]) -> None:
     said(run("db reset", **well), 1, "deletes everything", "--yes")
 
 
+@pytest.mark.parametrize("services", ["{", "{}"])
+def test_link_beside_a_broken_folder(run: Run, well: dict[str, str | None], tmp_path: Path, services: str) -> None:
+    """What `streamer dev` keeps may be cut or of another version: the settings that replace it are named."""
+    (tmp_path / ".venta").mkdir()
+    (tmp_path / ".venta" / "services.json").write_text(services)
+    said(run("link vendor", **well), 2, "STREAMER_PUBLIC_URL", "--url")
+
+
 async def test_redis_is_not_running(serve: Serve, database_url: str, valkey_server: ValkeyServer) -> None:
     """It serves what it can, says so, and mends itself when Redis comes."""
     vendor = (await seed.seed(database_url, 1))[0]
