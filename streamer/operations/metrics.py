@@ -110,7 +110,7 @@ class ServerCollector(Collector):
         yield gauges("streamer_unready", "1: this part keeps the process from serving customers.", ("part",), found)
         found = {(part,): float(part in unhealthy) for part in (*UNHEALTHY_PARTS, *unhealthy)}
         yield gauges("streamer_unhealthy", "1: this part needs attention, as `/health` reports.", ("part",), found)
-        refused, deaths = parts.admission.rate.refused, supervisor.deaths
+        refused, deaths = parts.admission.refused, supervisor.deaths
         yield counter("streamer_handshakes_refused", "Connections refused by admission control.", refused)
         yield gauge("streamer_tasks", "Tasks on the event loop.", len(asyncio.all_tasks()))
         yield counter("streamer_task_deaths", "Long-lived tasks that failed and were restarted.", deaths)

@@ -43,6 +43,12 @@ class Admission:
         self._connections = connections
         self._lag = lag
         self._warned = False
+        self._no_room = 0
+
+    @property
+    def refused(self) -> int:
+        """Connections refused because too many wait or STREAMER_MAX_CONNECTIONS are open."""
+        return self.rate.refused + self._no_room
 
     async def admit(self, request: web.Request) -> None:
         """Wait until a connection may be opened.
@@ -101,6 +107,7 @@ class Admission:
 
     def _check_room(self) -> None:
         if (count := len(self._connections)) >= self._settings.max_connections:
+            self._no_room += 1
             raise ProtocolError(
                 ErrorCode.OVERLOADED,
                 f"{count} connections are open and no more are accepted; try again, here or on another server",

@@ -238,6 +238,8 @@ async def test_no_room(serve: Serve) -> None:
         problem = await response.json(content_type="application/problem+json")
         assert (response.status, problem["code"]) == (503, "ERR_OVERLOADED")
         assert response.headers["Retry-After"] == "2"
+        async with aiohttp.ClientSession() as session, session.get(f"{running.url}/metrics") as metrics:
+            assert "streamer_handshakes_refused_total 1.0" in await metrics.text()
 
 
 async def test_the_server_stops(running: Running) -> None:
