@@ -32,35 +32,48 @@ function useWatch(wanted) {
   const client = useVentaClient();
   const key = wanted === null ? null : JSON.stringify(wanted);
   const store = useRef(null);
-  store.current ??= { value: NOTHING, listeners: new Set(), watch: null };
+  store.current ??= { value: NOTHING, listeners: new Set() };
   const subscribe = useCallback((changed) => {
     store.current.listeners.add(changed);
     return () => store.current.listeners.delete(changed);
   }, []);
 
+  const watching = key !== null;
   useEffect(() => {
-    if (key === null) return undefined;
+    if (!watching) return undefined;
     const held = store.current;
-    const publish = (error = null) => {
+    held.publish = (error = null) => {
       const { vendors, groups, fresh } = held.watch;
       held.value = { vendors: [...vendors.values()], groups: [...groups.values()], fresh, error };
       for (const listener of held.listeners) listener();
     };
-    const watch = (held.watch = client.watch(JSON.parse(key), { onView: () => publish(), onCounts: () => publish(), onError: publish }));
-    const state = () => held.watch === watch && publish(held.value.error);
+    held.key = key;
+    held.watch = client.watch(JSON.parse(key), { onView: () => held.publish(), onError: held.publish });
+    const state = () => held.publish(held.value.error);
     client.on("state", state);
     return () => {
       client.off("state", state);
-      watch.close();
-      held.watch = null;
+      held.watch.close();
       held.value = NOTHING;
     };
-  }, [client, key]);
+  }, [client, watching]);
+
+  // moved, not opened anew: what is shown stays until the snapshot of the new area
+  useEffect(() => {
+    const held = store.current;
+    if (!watching || held.key === key) return;
+    held.key = key;
+    held.watch.move(JSON.parse(key));
+    held.publish();
+  }, [watching, key]);
 
   return useSyncExternalStore(subscribe, () => store.current.value, () => NOTHING);
 }
 
-/** The vendors in an area: `{vendors, fresh, error}`. A new area moves the watch; null watches nothing. */
+/**
+ * The vendors in an area: `{vendors, fresh, error}`. A new area moves the watch, and the
+ * vendors of the old one stay until those of the new one are known; null watches nothing.
+ */
 export function useVendors(area, { open, interval } = {}) {
   const { vendors, fresh, error } = useWatch(area && { area, ...(open && { open }), ...(interval && { interval }) });
   return useMemo(() => ({ vendors, fresh, error }), [vendors, fresh, error]);
@@ -69,7 +82,10 @@ export function useVendors(area, { open, interval } = {}) {
 /** One vendor: `{vendor, fresh, error}`; `vendor` is null while it is not on the map. */
 export function useVendor(vendorId) {
   const { vendors, fresh, error } = useWatch(vendorId && { vendors: [vendorId] });
-  return useMemo(() => ({ vendor: vendors[0] ?? null, fresh, error }), [vendors, fresh, error]);
+  return useMemo(
+    () => ({ vendor: vendors.find((one) => one.vendorId === vendorId) ?? null, fresh, error }),
+    [vendors, vendorId, fresh, error],
+  );
 }
 
 /** Groups of vendors with counts, for maps zoomed out: `{groups, fresh, error}`. */
