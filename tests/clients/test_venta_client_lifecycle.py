@@ -87,6 +87,18 @@ async def test_a_vendor_goes_and_comes_back_with_its_file(server: CaseServer, tm
     await client.disconnect()
 
 
+async def test_a_ping_before_connect_is_kept(tmp_path: Path) -> None:
+    """An app has a position before a network: it must outlive the process, beside what an earlier run left."""
+    for at in (1, 2):
+        client = VendorClient("http://127.0.0.1:9", queue=SqliteQueue(tmp_path / "queue.db"))
+        await client.ping(1, 2, timestamp=at)
+        assert client.waiting == at
+        await client.disconnect()
+    queue = SqliteQueue(tmp_path / "queue.db")
+    assert [ping.timestamp for ping in await queue.load()] == [1, 2]
+    await queue.close()
+
+
 async def test_disconnecting_while_it_connects_ends_it(server: CaseServer) -> None:
     """A view that is left before it was ready must not report a position for the rest of the day."""
     queue = SlowQueue()

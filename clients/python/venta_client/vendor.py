@@ -140,12 +140,7 @@ class VendorClient(Client):
         """
         self._wanted = True
         async with self._opening:
-            if not self._opened:
-                kept = await self._queue.load()
-                left = [ping for ping in kept if ping.timestamp not in self._waiting][-self._limit :]
-                self._outbox.restore(left)
-                self._waiting.update(ping.timestamp for ping in left)
-                self._opened = True
+            await self._load()
             if self._wanted:
                 self._link.connect()
 
@@ -176,6 +171,7 @@ class VendorClient(Client):
     ) -> int:
         """Keep a position until it is stored; returns the time that names it, once the queue has it.
 
+        It may be called before `connect()`, and opens the queue then; `disconnect()` closes it.
         `timestamp` is by this machine's clock (epoch ms; left out: now); how far that is off the server's is taken off
         before the ping is first sent. QueueFailed: it is sent all the same, but would not outlive a restart.
         """
@@ -195,6 +191,9 @@ class VendorClient(Client):
         else:
             self._outbox.add(ping)
         self._work.set()
+        if not self._opened:
+            async with self._opening:
+                await self._load()
         await self._persist()
         return at
 
@@ -262,6 +261,16 @@ class VendorClient(Client):
                 await send(message)
 
     # inside
+
+    async def _load(self) -> None:
+        """Open the queue, if it is not, and take what an earlier run left."""
+        if self._opened:
+            return
+        kept = await self._queue.load()
+        left = [ping for ping in kept if ping.timestamp not in self._waiting][-self._limit :]
+        self._outbox.restore(left)
+        self._waiting.update(ping.timestamp for ping in left)
+        self._opened = True
 
     def _greet(self, hello: Hello) -> None:
         self.hello = hello
