@@ -20,9 +20,18 @@ export class StorageQueue {
     const head = JSON.parse((await this.storage.getItem(this.name)) ?? '{"first":0}');
     this.first = this.next = head.first;
     this.pings.clear();
+    let broken = 0;
     // a record that was written just before the process ended is there all the same
     for (let record; (record = await this.storage.getItem(this.key(this.next))) != null; this.next += 1) {
-      this.apply(JSON.parse(record));
+      try {
+        this.apply(JSON.parse(record));
+      } catch {
+        broken += 1;
+      }
+    }
+    if (broken > 0) {
+      console.warn(`venta: ${broken} records of ${this.name} can't be read, and are dropped`);
+      await this.compact();
     }
     return [...this.pings.values()];
   }

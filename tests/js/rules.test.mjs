@@ -175,6 +175,20 @@ test("a queue in AsyncStorage loses nothing that was written, wherever the proce
   }
 });
 
+test("a record in AsyncStorage that can't be read is told once and dropped, and costs no other", async (t) => {
+  const warn = t.mock.method(console, "warn", () => {});
+  const values = new Map();
+  const queue = new StorageQueue(new Storage(values));
+  await queue.load();
+  for (const timestamp of [1, 2, 3, 4]) await queue.write([{ timestamp, lat: 1, long: 1 }], []);
+  values.set("venta-pings.1", '{"put":[{"ti');
+  values.set("venta-pings.2", "null");
+  for (let times = 0; times < 2; times += 1) {
+    assert.deepEqual((await new StorageQueue(new Storage(values)).load()).map(({ timestamp }) => timestamp), [1, 4]);
+    assert.equal(warn.mock.callCount(), 1);
+  }
+});
+
 test("URLs are built without URL, whose parts can't be set in React Native", () => {
   const own = globalThis.URL;
   globalThis.URL = class {
