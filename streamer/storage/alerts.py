@@ -13,7 +13,7 @@ import orjson
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.copy_rows import id_floor
 from streamer.storage import alert_sql as sql
-from streamer.storage.database import Database, can_be_text
+from streamer.storage.database import Database, can_be_text, transaction
 
 SLOTS = 256
 """Alerts are shared between processes by slots."""
@@ -154,7 +154,7 @@ class AlertStore:
 
         async def work(connection: Any) -> tuple[AlertRow, bool] | ProtocolError:
             # Errors are returned: one that is raised here would end the connection.
-            async with connection.transaction():
+            async with transaction(connection):
                 user = await connection.fetchrow(sql.LOCK_USER, clerk_id)
                 if user is None:
                     return _no_user()
@@ -214,7 +214,7 @@ class AlertStore:
         """
 
         async def work(connection: Any) -> Any:
-            async with connection.transaction():
+            async with transaction(connection):
                 row = await connection.fetchrow(
                     sql.CHANGE,
                     id,
@@ -241,7 +241,7 @@ class AlertStore:
             raise _no_alert(id)
 
         async def work(connection: Any) -> Any:
-            async with connection.transaction():
+            async with transaction(connection):
                 found = await connection.fetchval(sql.DELETE, clerk_id, id)
                 if found is not None:
                     await connection.execute(sql.DROP_EVENTS, id)
@@ -260,7 +260,7 @@ class AlertStore:
     async def add_event(self, alert_id: str, kind: str, body: str, at: int) -> str:
         """Has a webhook sent that is about no vendor; returns its id."""
         id = new_id(at)
-        await self._database.execute(sql.ADD_EVENT, id, alert_id, "", kind, body, at, what="alerts")
+        await self._database.save(sql.ADD_EVENT, id, alert_id, "", kind, body, at, what="alerts")
         return id
 
     # for the processes that look at them
@@ -290,7 +290,7 @@ class AlertStore:
     async def start(self, alerts: Sequence[tuple[str, int]]) -> None:
         """Notes of alerts, each with its revision, that what vendors were at the beginning is stored."""
         ids, revisions = [id for id, _ in alerts], [revision for _, revision in alerts]
-        await self._database.execute(sql.START, ids, revisions, what="alert-states")
+        await self._database.save(sql.START, ids, revisions, what="alert-states")
 
     async def commit(
         self, states: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]
@@ -302,7 +302,7 @@ class AlertStore:
             process, or their alert was changed or ended: nothing of them is stored.
         """
         given = orjson.dumps(states).decode(), orjson.dumps(events).decode()
-        rows = await self._database.fetch(sql.COMMIT, *given, what="alert-events")
+        rows = await self._database.save(sql.COMMIT, *given, what="alert-events")
         return {(row[0], row[1]): row[2] for row in rows}
 
     # for delivery
@@ -337,7 +337,7 @@ class AlertStore:
         """Disables an alert, if its webhooks have failed for so many ms; returns whether it did."""
 
         async def work(connection: Any) -> bool:
-            async with connection.transaction():
+            async with transaction(connection):
                 if await connection.fetchval(sql.DISABLE, alert_id, reason, failing_for) is None:
                     return False
                 await connection.execute(sql.DROP_EVENTS, alert_id)

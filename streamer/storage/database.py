@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -58,9 +58,9 @@ class Database:
         pooled: bool,
         counters: Counters | None = None,
     ) -> None:
-        self.pooled = pooled
-        """Whether PgBouncer stands before the database, so that each transaction may be in another session."""
         self._pool = pool
+        self._pooled = pooled
+        """Whether PgBouncer stands before the database, so that each transaction may be in another session."""
         self._counters = counters or Counters()
         self._where = where
         self._pool_timeout = pool_timeout
@@ -141,6 +141,20 @@ class Database:
         """Executes a statement; `what` labels the duration metric."""
         await self.answer(lambda connection: connection.execute(statement, *arguments), what)
 
+    async def save(self, statement: str, *arguments: object, what: str = "other") -> list[Any]:
+        """Returns the rows of a statement once what it writes is on disk; `what` labels the duration metric."""
+
+        async def work(connection: Any) -> list[Any]:
+            async with self.durable(connection):
+                rows: list[Any] = await connection.fetch(statement, *arguments)
+                return rows
+
+        return await self.answer(work, what)
+
+    def durable(self, connection: Any) -> AbstractAsyncContextManager[None]:
+        """Returns the context in which a single statement is committed to disk."""
+        return transaction(connection) if self._pooled else nullcontext()
+
     async def run(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
         """Returns what `work` returns on a pooled connection, within bounds; `what` labels the duration metric.
 
@@ -218,6 +232,20 @@ class Database:
                 return await self.answer(work, what)
         except TimeoutError:
             raise Unavailable(f"{self._where} did not answer within {HEALTH_TIMEOUT:g} s") from None
+
+
+@asynccontextmanager
+async def transaction(connection: Any, begin: str = queries.BEGIN_DURABLE) -> AsyncIterator[None]:
+    """A transaction that is committed to disk also where commits are asynchronous, in any session."""
+    # Not asyncpg's transaction(): BEGIN rides along with the first statement, and cancelling waits for no rollback.
+    try:
+        await connection.execute(begin)
+        yield
+        await connection.execute("COMMIT")
+    except asyncpg.PostgresError:
+        if not is_closed(connection):
+            await connection.execute("ROLLBACK")
+        raise
 
 
 async def _keep_commits_durable(connection: Any) -> None:

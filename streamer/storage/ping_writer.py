@@ -7,8 +7,7 @@ vendors; halving finds a row that PostgreSQL refuses.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from streamer.errors import ErrorCode
 from streamer.ingest.batcher import Chunk, Rejected
 from streamer.ingest.copy_rows import COLUMNS, COPY_HEADER, COPY_TRAILER, decode_rows, location_id
 from streamer.storage import queries
-from streamer.storage.database import Database, is_closed
+from streamer.storage.database import Database, transaction
 
 STAGING_AFTER_DUPLICATE = 1.0
 """Seconds: a resend seldom comes alone, and each COPY that fails leaves its rows as garbage in the table."""
@@ -38,9 +37,13 @@ class PingWriter:
         """
         if not retry and time.monotonic() >= self._staging_until:
             rows = bytearray().join([COPY_HEADER, *[chunk.rows for chunk in chunks], COPY_TRAILER])
-            copy = _copy_pooled if self._database.pooled else _copy
+
+            async def copy(connection: Any) -> None:
+                async with self._database.durable(connection):
+                    await _copy(connection, rows)
+
             try:
-                await self._database.run(lambda connection: copy(connection, rows), "copy")
+                await self._database.run(copy, "copy")
             except asyncpg.UniqueViolationError:
                 self._staging_until = time.monotonic() + STAGING_AFTER_DUPLICATE
             except asyncpg.PostgresError:
@@ -151,27 +154,9 @@ async def _copy(connection: Any, rows: bytearray, table: str = "locations", sche
     await connection.copy_to_table(table, schema_name=schema, source=rows, columns=COLUMNS, format="binary")
 
 
-async def _copy_pooled(connection: Any, rows: bytearray) -> None:
-    async with _transaction(connection, queries.BEGIN_DURABLE):
-        await _copy(connection, rows)
-
-
 async def _store_staged(connection: Any, rows: bytearray) -> frozenset[str]:
     """Store the rows of existing vendors that are not stored yet; give the vendors that don't exist."""
-    async with _transaction(connection, queries.BEGIN_STAGING):
+    async with transaction(connection, queries.BEGIN_STAGING):
         await _copy(connection, rows, "streamer_staging", "pg_temp")
         missing = await connection.fetch(queries.STORE_STAGED)
     return frozenset(row[0] for row in missing)
-
-
-@asynccontextmanager
-async def _transaction(connection: Any, begin: str) -> AsyncIterator[None]:
-    # Not asyncpg's transaction(): BEGIN rides along with the first statement, and cancelling waits for no rollback.
-    try:
-        await connection.execute(begin)
-        yield
-        await connection.execute("COMMIT")
-    except asyncpg.PostgresError:
-        if not is_closed(connection):
-            await connection.execute("ROLLBACK")
-        raise

@@ -206,7 +206,7 @@ class Store:
     async def set_open(self, vendor_id: str, open: bool, hidden: bool, clerk_id: str) -> None:
         """Sets whether a vendor is open for business; the audit names this user as the actor."""
         if can_be_text(vendor_id) and can_be_text(clerk_id):
-            await self.database.execute(queries.SET_OPEN, vendor_id, open, clerk_id, hidden, what="open")
+            await self.database.save(queries.SET_OPEN, vendor_id, open, clerk_id, hidden, what="open")
 
     async def now(self) -> int:
         """Returns PostgreSQL's time soon, epoch ms, or raises Unavailable."""

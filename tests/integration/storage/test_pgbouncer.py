@@ -12,6 +12,7 @@ from streamer.ingest.batcher import Chunk
 from streamer.ingest.copy_rows import RowEncoder
 from streamer.ingest.position import Position
 from streamer.storage import migrate, revisions, roles, seed
+from streamer.storage.alerts import AlertStore, NewAlert, new_id
 from streamer.storage.database import Database, _session_settings
 from streamer.storage.drift import drift
 from streamer.storage.dsn import parse_url
@@ -61,28 +62,47 @@ async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> No
         await store.database.close()
 
 
-async def test_acked_is_on_disk_behind_pgbouncer(empty_database_url: str, tmp_path: Path) -> None:
-    """Where commits are asynchronous, a session that PgBouncer opens later would lose acked pings in a crash."""
+async def test_what_is_saved_is_on_disk_behind_pgbouncer(empty_database_url: str, tmp_path: Path) -> None:
+    """Where commits are asynchronous, a session that PgBouncer opens later would lose it in a crash."""
     await migrate.upgrade(empty_database_url)
     (vendor,) = await seed.seed(empty_database_url)
+    written = ("locations", "vendors", "streamer_alerts", "streamer_alert_events")
     async with connected(empty_database_url) as owner:
         await owner.execute(
             f"""
             ALTER DATABASE "{parse_url(empty_database_url).database}" SET synchronous_commit = off;
-            CREATE TABLE "seen" ("setting" TEXT);
+            CREATE TABLE "seen" ("table" TEXT, "setting" TEXT);
             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
-                $$BEGIN INSERT INTO "seen" VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$;
-            CREATE TRIGGER "note" AFTER INSERT ON "locations" EXECUTE FUNCTION note()
+                $$BEGIN
+                    INSERT INTO "seen" VALUES (TG_ARGV[0], current_setting('synchronous_commit')); RETURN NULL;
+                END$$
             """
         )
+        for table in written:
+            await owner.execute(
+                f'CREATE TRIGGER "note" AFTER INSERT OR UPDATE ON "{table}" FOR EACH ROW EXECUTE FUNCTION note({table})'
+            )
         async with pgbouncer(empty_database_url, tmp_path) as url:
             store = Store(await Database.open(f"{url}?pgbouncer=true", pool_size=1))
+            alerts = AlertStore(store.database)
             async with connected(f"{url}?pgbouncer=true") as other, other.transaction():
                 await other.execute("SELECT 1")  # takes the session that the store was opened with
                 for retry in (False, False, True):
                     assert await store.pings.store([ping(vendor.vendor_id, 1)], retry) == {}
+                for open in (True, False):
+                    await store.set_open(vendor.vendor_id, open, False, vendor.clerk_id)
+                new = NewAlert({}, 0, "https://a.example/", "a.example", b"x", None, None, None, None)
+                alert, _ = await alerts.create(vendor.clerk_id, new, 1, now_ms())
+                await alerts.add_event(alert.id, "ping", "{}", now_ms())
+                key = {"alertId": alert.id, "vendorId": vendor.vendor_id}
+                state = {"version": 1, "inside": True, "open": True, "online": True, "told": {}, "card": {}}
+                event = {"id": new_id(now_ms()), "type": "enter", "body": "{}", "at": now_ms()}
+                given = {**key, **state, "revision": 1, "eventAt": now_ms(), "quietUntil": 0}
+                assert await alerts.commit([given], [{**key, **event}]) == {(alert.id, vendor.vendor_id): 1}
+                await alerts.change(alert.id, new, same=True, revive=True)
+                await alerts.delete(vendor.clerk_id, alert.id)
             await store.database.close()
-        assert [row[0] for row in await owner.fetch('SELECT "setting" FROM "seen"')] == ["on", "on", "on"]
+        assert {tuple(row) for row in await owner.fetch('SELECT * FROM "seen"')} == {(table, "on") for table in written}
         assert await owner.fetchval('SELECT count(*) FROM "locations"') == 1
 
 
