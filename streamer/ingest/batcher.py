@@ -37,6 +37,8 @@ WORTHWHILE = 200
 """Waiting pings that are committed at once: more of them would not make a commit cheaper for each."""
 BACKLOG_ROOM = 0.75
 """The share of the buffer that a backlog may fill; the rest is for live pings."""
+LARGE_WAIT = 1.0
+"""Seconds after which a chunk for which steady load never leaves room gets it first; at most one in so many."""
 CONTENDED = 0.25
 """The share of the buffer beyond which vendors that send most are slowed down."""
 QUIET = 1.0
@@ -185,6 +187,10 @@ class Batcher:
         # Sessions that wait for room, with live pings and with others.
         self._waiters: dict[bool, deque[tuple[asyncio.Future[None], Chunk]]] = {True: deque(), False: deque()}
 
+        self._large_at = -inf
+        # Nothing is taken in, so that there will be room for a large chunk.
+        self._reserved = False
+
         self._ready = 0
         self._took_at = self._live_at = -inf
         self._attempts = 0
@@ -212,7 +218,12 @@ class Batcher:
 
     def offer(self, chunk: Chunk) -> bool:
         """Takes a chunk in; False when the buffer is full or others wait for room: then `put` it."""
-        if self._waiters[chunk.live] or self._closed or not self._fits(chunk.live, chunk.count, chunk.cost):
+        if (
+            self._reserved
+            or self._waiters[chunk.live]
+            or self._closed
+            or not self._fits(chunk.live, chunk.count, chunk.cost)
+        ):
             return False
         self._admit(chunk)
         return True
@@ -226,6 +237,7 @@ class Batcher:
         if (
             not chunk.waiting
             or chunk.count + count > MAX_JOINED
+            or self._reserved
             or self._waiters[chunk.live]
             or self._closed
             or not self._fits(chunk.live, count, cost)
@@ -245,6 +257,7 @@ class Batcher:
         if self._closed:
             message = "pings are no longer taken: the server is stopping; send what was not acked again later"
             raise Unavailable(message, message)
+        chunk.offered_at = self._clock()
         waiter = (asyncio.get_running_loop().create_future(), chunk)
         self._waiters[chunk.live].append(waiter)
         self._settled_all.clear()
@@ -316,10 +329,16 @@ class Batcher:
                 )
 
     def _fits(self, live: bool, count: int, cost: int) -> bool:
-        share = 1.0 if live else BACKLOG_ROOM
         # A chunk larger than the whole buffer goes when it has the buffer to itself.
-        return not self.pings or (
-            self.pings + count <= self._max_pings * share and self.bytes + cost <= self._max_bytes * share
+        return not self.pings or self._within(live, self.pings + count, self.bytes + cost)
+
+    def _within(self, live: bool, pings: int, size: int) -> bool:
+        share = 1.0 if live else BACKLOG_ROOM
+        return pings <= self._max_pings * share and size <= self._max_bytes * share
+
+    def _is_overdue(self, chunk: Chunk) -> bool:
+        return not self._within(chunk.live, chunk.count, chunk.cost) and (
+            self._clock() - max(chunk.offered_at, self._large_at) > LARGE_WAIT
         )
 
     def _admit(self, chunk: Chunk) -> None:
@@ -337,12 +356,23 @@ class Batcher:
             self._wake.set()
 
     def _admit_waiters(self) -> None:
+        self._reserved = False
+        for waiters in self._waiters.values():
+            if waiters and self._is_overdue(large := waiters[0][1]):
+                if not self._fits(True, large.count, large.cost):
+                    self._reserved = True
+                    return
+                self._large_at = self._clock()
+                self._admit_first(waiters)
         for live, waiters in self._waiters.items():
             while waiters and self._fits(live, waiters[0][1].count, waiters[0][1].cost):
-                room, chunk = waiters.popleft()
-                if not room.done():
-                    self._admit(chunk)
-                    room.set_result(None)
+                self._admit_first(waiters)
+
+    def _admit_first(self, waiters: deque[tuple[asyncio.Future[None], Chunk]]) -> None:
+        room, chunk = waiters.popleft()
+        if not room.done():
+            self._admit(chunk)
+            room.set_result(None)
 
     def _check_settled(self) -> None:
         if not self.pings and not self.full:

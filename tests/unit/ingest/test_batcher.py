@@ -6,6 +6,7 @@ import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -228,6 +229,54 @@ async def test_a_put_given_up_lets_the_next_through() -> None:
         storage.open.set()
         assert await batcher.drain(10)
         assert settled.chunks == [small]
+
+
+@pytest.mark.parametrize(("count", "live"), [(80, False), (95, False), (150, False), (150, True)])
+async def test_a_large_chunk_gets_room_under_steady_load(count: int, live: bool) -> None:
+    """The buffer is never empty, and never has room for it beside the others: its vendor would wait for ever."""
+    storage, now = Storage(), [0.0]
+    async with running(storage, max_pings=100, clock=lambda: now[0]) as batcher:
+        storage.open.clear()
+        assert batcher.offer(chunk(20))
+        await until(lambda: len(storage.batches) == 1)
+        larges, others = [chunk(count, live=live) for _ in range(3)], [chunk(20, live=not live) for _ in range(40)]
+        puts = [asyncio.create_task(batcher.put(each)) for each in larges]
+        for number, other in enumerate(others, 2):
+            puts.append(asyncio.create_task(batcher.put(other)))
+            await asyncio.sleep(0)
+            assert batcher.pings <= max(100, count)
+            now[0] += 0.25
+            storage.open.set()
+            storage.open.clear()  # only what is in flight is stored
+            await until(lambda number=number: len(storage.batches) == number)  # type: ignore[misc]
+        assert all(each.admitted for each in larges)
+        # Nor do the others wait for several of them.
+        order = [each in larges for batch in storage.batches for each in batch]
+        assert live or (True, True) not in list(pairwise(order))
+        storage.open.set()
+        await asyncio.gather(*puts)
+
+
+async def test_a_large_chunk_that_is_given_up_lets_the_others_through() -> None:
+    """Its vendor disconnects while room is kept for it."""
+    storage, now = Storage(), [0.0]
+    async with running(storage, max_pings=100, clock=lambda: now[0]) as batcher:
+        storage.open.clear()
+        assert batcher.offer(chunk(20))
+        await until(lambda: len(storage.batches) == 1)
+        large = asyncio.create_task(batcher.put(chunk(150, live=False)))
+        await asyncio.sleep(0)
+        assert batcher.offer(chunk(20))
+        now[0] += 5
+        storage.open.set()
+        storage.open.clear()
+        await until(lambda: len(storage.batches) == 2)
+        other = asyncio.create_task(batcher.put(chunk(20)))
+        await asyncio.sleep(0)
+        assert not other.done()
+        large.cancel()
+        await other
+        storage.open.set()
 
 
 async def test_a_chunk_larger_than_the_buffer_is_stored_alone() -> None:
