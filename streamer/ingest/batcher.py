@@ -462,11 +462,14 @@ class Batcher:
         self.settled_chunks += len(batch)
         self.settled_pings += count
         self._counters.batches.observe(count)
-        if self._traced is not None:
-            waited = now - min(chunk.offered_at for chunk in batch)
-            self._traced(Batch(count, len(batch), refusals, self._attempts, now - self._took_at, waited))
         self._admit_waiters()
         self._check_settled()
+        if self._traced is not None:
+            waited = now - min(chunk.offered_at for chunk in batch)
+            try:
+                self._traced(Batch(count, len(batch), refusals, self._attempts, now - self._took_at, waited))
+            except Exception as error:
+                self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self.fault = repr(error)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from streamer.cadence import Cadence, Pace
 from streamer.errors import ErrorCode, Unavailable
 from streamer.ingest import batcher as batcher_module
-from streamer.ingest.batcher import WORTHWHILE, Batcher, Chunk, Rejected, backoff
+from streamer.ingest.batcher import WORTHWHILE, Batch, Batcher, Chunk, Rejected, backoff
 from streamer.ingest.copy_rows import RowEncoder
 from streamer.ingest.position import Position
 from streamer.supervisor import Supervisor
@@ -409,6 +409,26 @@ async def test_a_session_that_fails_to_settle_harms_no_other() -> None:
         assert len(settled.chunks) == 1
         assert batcher.pings == 0
         assert batcher.fault is not None
+
+
+async def test_a_batch_that_fails_to_be_traced_keeps_nobody_waiting() -> None:
+    """The session that waits for the room of this batch would wait for ever."""
+
+    def broken(batch: Batch) -> None:
+        raise RuntimeError("no exporter")
+
+    storage = Storage()
+    async with running(storage, max_pings=10, traced=broken) as batcher:
+        storage.open.clear()
+        assert batcher.offer(chunk(10))
+        await until(lambda: bool(storage.batches))
+        put = asyncio.create_task(batcher.put(chunk(10)))
+        await asyncio.sleep(0)
+        storage.open.set()
+        async with asyncio.timeout(10):
+            await put
+        assert await batcher.drain(10)
+        assert batcher.fault == "RuntimeError('no exporter')"
 
 
 async def test_the_storing_task_may_die_and_be_started_again() -> None:
