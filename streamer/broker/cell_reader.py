@@ -18,7 +18,7 @@ from streamer.geo.grid import BUS_LEVEL, parent
 AT_ONCE = 16
 """Cells read at the same time."""
 SLICE = 500
-"""Vendors merged before the event loop gets its turn."""
+"""Vendors merged or removed before the event loop gets its turn."""
 PAUSE = 0.1
 """Seconds after a read that failed."""
 

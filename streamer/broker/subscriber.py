@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from streamer.broker.cell_reader import CellReader
+from streamer.broker.cell_reader import SLICE, CellReader
 from streamer.broker.context import Context, SubscribedCell
 from streamer.broker.membership import Membership
 from streamer.broker.placement import read_places
@@ -100,7 +100,7 @@ class Subscriber:
             if followed is not None:
                 self.release((followed,))
 
-    def unsubscribe_idle(self, now: float) -> None:
+    async def unsubscribe_idle(self, now: float) -> None:
         """Unsubscribes from cells without watches for `linger` seconds, at `now` in the loop's time."""
         linger = self._context.config.linger
         idle = [
@@ -112,10 +112,13 @@ class Subscriber:
             del self._cells[at], self._cell_of[channel(at)]
             self._nodes.drop(channel(at))
             self.reader.forget(at)
-        for at in idle:
-            for vendor in self._index.in_bus_cell(at):
-                if vendor.vendor_id not in self._local_vendors:
-                    self._index.remove(vendor.vendor_id)
+        unheard = [vendor for at in idle for vendor in self._index.in_bus_cell(at)]
+        for number, vendor in enumerate(unheard, 1):
+            id = vendor.vendor_id
+            if id not in self._local_vendors and self._index.vendors.get(id) is vendor:
+                self._context.remove_unheard(vendor)  # it may have moved, or the cell be watched again
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
 
     # what is heard
 
@@ -213,7 +216,7 @@ class Subscriber:
                     await self._find(list(ids))
                 if not await self.reader.read_some() and not self._to_find:
                     break
-            self.unsubscribe_idle(loop.time())
+            await self.unsubscribe_idle(loop.time())
             if loop.time() - swept > SWEEP_EVERY:
                 swept = loop.time()
                 self._sweep()

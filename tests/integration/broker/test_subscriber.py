@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 
 import redis.asyncio
 
+from streamer.broker.cell_reader import SLICE
 from streamer.broker.counts import ASK
 from streamer.broker.redis_schema import BROADCAST, channel
 from streamer.geo.grid import bus_cell
+from streamer.live.fix import Fix
+from streamer.live.vendor import Card
 from tests.integration.broker.conftest import AFAR, HERE, NEAR, written
 from tests.support.apps import circle, eventually
 from tests.support.peers import Peer
@@ -63,10 +67,39 @@ async def test_a_cell_watched_again_while_it_is_unsubscribed(redis_url: str, oth
             look = await third.watch(area=circle(*HERE, 100))
             await look.sees({"truck": HERE})
             look.close()
-            third.broker.subscriber.unsubscribe_idle(asyncio.get_running_loop().time() + 100)
+            await third.broker.subscriber.unsubscribe_idle(asyncio.get_running_loop().time() + 100)
         look = await third.watch(area=circle(*HERE, 100))
         await look.sees({"truck": HERE})
         assert look.snapshots == 1
+
+
+async def test_a_large_cell_is_left_in_steps(redis_url: str) -> None:
+    """The vendors of a large city are no longer watched: removing all at once would delay everybody's messages."""
+    async with Peer(redis_url, "third", linger=60) as third:
+        index, subscriber, now = third.index, third.broker.subscriber, third.now()
+
+        async def leave(again: bool) -> list[int]:
+            """How many vendors are known at each turn of the event loop, if the cell is watched again at the third."""
+            look = await third.watch(area=circle(*HERE, 100))
+            for n in range(3 * SLICE):
+                index.put_fix(f"v{n}", Fix(now, *HERE), now)
+                index.put_http(f"v{n}", now, now)
+                index.put_card(f"v{n}", Card(now, "Van", True, None), now)
+            look.close()
+            leaving = asyncio.create_task(subscriber.unsubscribe_idle(asyncio.get_running_loop().time() + 100))
+            held = [len(index.vendors)]
+            while not leaving.done():
+                await asyncio.sleep(0)
+                held.append(len(index.vendors))
+                if again and len(held) == 3:
+                    subscriber.hold([bus_cell(*HERE)])
+            await leaving
+            return held
+
+        held = await leave(again=False)
+        assert held[-1] == 0
+        assert max(before - after for before, after in pairwise(held)) <= SLICE
+        assert 0 < (await leave(again=True))[-1] < 3 * SLICE, "what was heard of a cell that is watched is removed"
 
 
 async def test_a_connection_to_redis_is_cut(proxy: Proxy, one: Peer, other: Peer) -> None:
