@@ -294,7 +294,7 @@ class Counts:
             commands.append(Command(BROADCAST, ("ZRANGEBYSCORE", PROCESSES, earliest, "+inf", "WITHSCORES")))
         if self._asked:
             answers = []
-            for id, (counter, _) in self._asked.items():
+            for id, (counter, _) in tuple(self._asked.items()):
                 groups = await counter.count(self._own_sums)
                 answers.append((id, [(group, *sums) for group, sums in groups.items()]))
             sums = orjson.dumps((self._index.me, self._round, answers))

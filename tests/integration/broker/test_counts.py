@@ -10,10 +10,12 @@ import orjson
 import pytest
 import redis.asyncio
 
-from streamer.broker.counts import ASK, MISSED_ROUNDS, ROUND, SUMS, Counts
+from streamer.broker.counts import ASK, MISSED_ROUNDS, ROUND, SUMS, Counts, _encode_key
 from streamer.broker.redis_schema import BROADCAST
 from streamer.errors import ProtocolError
+from streamer.geo.shapes import Box
 from streamer.live import watch as live_watch
+from streamer.live.counts import CountsKey
 from streamer.protocol import messages
 from streamer.protocol.bounds import Bounds
 from tests.support.apps import eventually
@@ -251,6 +253,21 @@ async def test_a_customer_who_leaves_while_vendors_are_counted(redis_url: str, m
         await asyncio.gather(leaving, return_exceptions=True)
         assert leaving.cancelled(), "the vendors were counted at once"
         assert (counted.refs, len(counted.watches)) == (1, 1)
+
+
+async def test_a_question_that_comes_while_others_are_answered(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting gives way to messages, such as the question of a further process."""
+    monkeypatch.setattr("streamer.live.counts.AT_ONCE", 1)
+    async with Peer(redis_url, "one") as one:
+        close(one, 3, HERE)
+        counts = one.broker.counts
+        keys = [_encode_key(CountsKey(Box(-90, -180, 90, 180), level, False)) for level in (4, 5)]
+        counts.on_ask(orjson.dumps(("other", keys[:1])))
+        answering = asyncio.create_task(counts._exchange())
+        await asyncio.sleep(0)
+        counts.on_ask(orjson.dumps(("third", keys[1:])))
+        assert not answering.done()
+        await answering
 
 
 async def test_too_many_different_areas(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
