@@ -125,8 +125,7 @@ class Counter:
         """Of cells in which vendors were: whether it is wholly inside (None: outside), and its group."""
         self._whole: frozenset[int] | None = None
         self._boundary: frozenset[int] = frozenset()
-        if not isinstance(area, Box) or self._estimate(area) <= MOST_COVERED:
-            self._whole, self._boundary = cover(area, self._level)
+        self._uncovered = not isinstance(area, Box) or self._estimate(area) <= MOST_COVERED
 
     def _estimate(self, box: Box) -> float:
         size = 0.01 * (1 << self._level)
@@ -145,6 +144,10 @@ class Counter:
 
         Cells that change meanwhile are counted again: a vendor that moves from one to another counts once.
         """
+        if self._uncovered:
+            self._whole, self._boundary = cover(self._key.area, self._level)
+            self._uncovered = False
+            yield
         index, refreshed, since = cells.index, cells.refreshed, 0
         added: dict[int, tuple[int, Sums]] = {}
         yield from self._add(cells, groups, added)

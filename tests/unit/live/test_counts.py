@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamer.geo.grid import Cover, cover
 from streamer.geo.shapes import Area, Box, Circle, Polygon
 from streamer.live.counts import AT_ONCE, CellSums, Counter, CountsView, Sums, add, counts_key
 from streamer.live.fix import Fix
@@ -83,6 +84,26 @@ def test_there_are_at_most_about_so_many_groups(area: Area, detail: int) -> None
     assert (
         len(counted(Counter(counts_key(area, detail, False)), CellSums(fleet(1), lambda _: True))) <= detail * 1.3 + 4
     )
+
+
+def test_an_area_is_covered_in_a_step_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may ask for hundreds of areas at once; each takes milliseconds."""
+    covered: list[Area] = []
+
+    def noted(area: Area, level: int) -> Cover:
+        covered.append(area)
+        return cover(area, level)
+
+    monkeypatch.setattr("streamer.live.counts.cover", noted)
+    index, groups = fleet(1), dict[int, Sums]()
+    counter = Counter(counts_key(Circle(52.0, 21.0, 50_000.0), 8, False))
+    assert not covered
+    cells = CellSums(index, lambda _: True)
+    next(counter.steps(cells, groups))
+    assert (len(covered), groups) == (1, {})
+    for _ in range(2):
+        counted(counter, cells)
+    assert len(covered) == 1
 
 
 def test_whole_cells_are_counted_once_for_all_who_share_a_grid() -> None:
