@@ -99,6 +99,8 @@ class Counts:
         self._orphan_sums = CellSums(self._orphans, lambda _: True)
         self._orphaned: dict[str, set[str]] = {}
         self._claimed: set[str] = set()
+        """Vendors that were claimed or deleted while orphans are read."""
+        self._reading = False
         self._round = ROUND
         self._wake = asyncio.Event()
 
@@ -250,7 +252,8 @@ class Counts:
         if origin in self._orphaned:
             return
         for id in (*(presence[0] for presence in presences), *(http[0] for http in https), *gone):
-            self._claimed.add(id)
+            if self._reading:
+                self._claimed.add(id)
             self._orphans.remove(id)
 
     # its task
@@ -361,6 +364,9 @@ class Counts:
             await asyncio.sleep(0)
             self._orphans.expire(now)
         self._orphans.tick(now)
+        for process in self._orphaned.keys() - self._processes.keys():
+            if self._orphaned[process].isdisjoint(self._orphans.vendors):
+                self._forget_orphans(process)
         if self._index.frozen:
             return
         silent_before = now - HEARTBEAT * MISSED_HEARTBEATS * 1000
@@ -372,10 +378,14 @@ class Counts:
             and (self._heard[process] < loop_now if process in self._heard else at < silent_before or first < loop_now)
         }
         if lost:
-            await self._read_orphans(lost, now)
+            self._reading = True
+            try:
+                await self._read_orphans(lost, now)
+            finally:
+                self._reading = False
+                self._claimed.clear()
 
     async def _read_orphans(self, lost: Mapping[str, int], now: int) -> None:
-        self._claimed.clear()
         keys = [Command(BROADCAST, ("SMEMBERS", cells_key(process))) for process in lost]
         names = [name for answer in await self._nodes.run(keys, "read") if not refused(answer) for name in answer]
         for process, at in lost.items():

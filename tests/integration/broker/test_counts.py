@@ -131,6 +131,25 @@ async def test_a_process_that_is_killed(redis_url: str) -> None:
 
 
 @pytest.mark.timeout(60)
+async def test_nothing_is_kept_of_a_killed_process_whose_vendors_left(redis_url: str) -> None:
+    """A map that is open for weeks must not keep the vendors of every process that was ever killed."""
+    times = {"offline_after": 5_000, "leave_after": 5_000}
+    async with Peer(redis_url, "one", **times) as one, Peer(redis_url, "other", **times) as other:
+        dying = Peer(redis_url, "dying", **times)
+        await dying.start()
+        close(dying, 3, EAST)
+        world = await look(one)
+        await world.shows(3, 3, 3)
+        await dying.kill()
+        counts = one.broker.counts
+        await eventually(lambda: "dying" in counts._orphaned, "the silence noticed")
+        other.serve("served", HERE)
+        await world.shows(1, 1, 1, within=30)
+        await eventually(lambda: not counts._orphaned, "the process forgotten", 30)
+        assert not counts._claimed
+
+
+@pytest.mark.timeout(60)
 async def test_a_process_that_is_killed_while_redis_is_emptied(redis_url: str) -> None:
     """Nobody knows of it any more, so what it answered last must not be counted for ever."""
     async with Peer(redis_url, "one") as one, redis.asyncio.Redis.from_url(redis_url) as client:
