@@ -47,6 +47,8 @@ MISSED_ROUNDS = 2.4
 """Rounds without an answer after which a process's vendors are read from Redis."""
 ASKED_FOR = 4.0
 """Seconds for which a process answers a question that is not repeated."""
+RECONNECT_TIME = 1.0
+"""Seconds after an outage of Redis within which the other processes are connected again, too."""
 READY_TIMEOUT = 2.0
 MOST_KEYS = 512
 """Different counts of one process, and questions that it answers for the others."""
@@ -214,7 +216,8 @@ class Counts:
 
     def pardon(self) -> None:
         """Gives all processes time to answer again: none could be heard for a while."""
-        self._heard = dict.fromkeys(self._heard, asyncio.get_running_loop().time() + ASKED_FOR)
+        until = asyncio.get_running_loop().time() + RECONNECT_TIME + 2 * self._round
+        self._heard = dict.fromkeys(self._heard, until)
 
     def on_ask(self, data: bytes) -> None:
         """Another process asks for sums."""
@@ -274,9 +277,9 @@ class Counts:
             self._orphan_sums.refresh()
             await self._exchange()
             if self._keys:
-                await self._adopt_orphans()
+                adopted = await self._adopt_orphans()
                 number += 1
-                if number % ROUNDS_OF_UPDATE == 0:
+                if adopted or number % ROUNDS_OF_UPDATE == 0:
                     await self._update()
                 self._check_ready()
             self._round = min(max(ROUND, (time.thread_time() - cpu) / SHARE), LONGEST_ROUND)
@@ -353,8 +356,8 @@ class Counts:
 
     # vendors of processes that do not answer
 
-    async def _adopt_orphans(self) -> None:
-        """Reads the vendors of processes that do not answer, and drops those that expired or are served again."""
+    async def _adopt_orphans(self) -> bool:
+        """Drops orphans that expired or are served again, reads those of further processes; whether there were any."""
         now, loop_now = self._clock(), asyncio.get_running_loop().time()
         for id in [id for id in self._orphans.vendors if id in self._local_vendors]:
             self._orphans.remove(id)
@@ -368,7 +371,7 @@ class Counts:
             if self._orphaned[process].isdisjoint(self._orphans.vendors):
                 self._forget_orphans(process)
         if self._index.frozen:
-            return
+            return False
         silent_before = now - HEARTBEAT * MISSED_HEARTBEATS * 1000
         first = self._asking_since + ROUND * MISSED_ROUNDS
         lost = {
@@ -384,6 +387,7 @@ class Counts:
             finally:
                 self._reading = False
                 self._claimed.clear()
+        return bool(lost)
 
     async def _read_orphans(self, lost: Mapping[str, int], now: int) -> None:
         keys = [Command(BROADCAST, ("SMEMBERS", cells_key(process))) for process in lost]
