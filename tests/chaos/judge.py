@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -139,7 +140,8 @@ class Judge:
         for pid, held in self.held().items():
             first = self._first.setdefault(pid, held)
             if held.files > first.files + MORE_FILES:
-                found.append(f"process {pid} has {held.files} files open, at first {first.files}")
+                sockets = dict(open_sockets(pid))
+                found.append(f"process {pid} has {held.files} files open, at first {first.files}: {sockets}")
             if held.resident > first.resident + MORE_BYTES:
                 found.append(f"process {pid} holds {held.resident >> 20} MiB, at first {first.resident >> 20}")
         return found
@@ -151,3 +153,11 @@ class Judge:
             for pid, held in self.held().items()
             if pid in before and held.cpu - before[pid].cpu > BUSY * max(seconds, 1.0)
         ]
+
+
+def open_sockets(pid: int) -> Counter[str]:
+    """Returns how many sockets a process has, by where they lead and their state."""
+    try:
+        return Counter(f"{c.raddr.port if c.raddr else '-'} {c.status}" for c in psutil.Process(pid).net_connections())
+    except psutil.Error:
+        return Counter()
