@@ -235,11 +235,11 @@ class Database:
 
 
 @asynccontextmanager
-async def transaction(connection: Any, begin: str = queries.BEGIN_DURABLE) -> AsyncIterator[None]:
+async def transaction(connection: Any) -> AsyncIterator[None]:
     """A transaction that is committed to disk also where commits are asynchronous, in any session."""
     # Not asyncpg's transaction(): BEGIN rides along with the first statement, and cancelling waits for no rollback.
     try:
-        await connection.execute(begin)
+        await connection.execute(queries.BEGIN_DURABLE)
         yield
         await connection.execute("COMMIT")
     except asyncpg.PostgresError:

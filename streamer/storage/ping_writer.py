@@ -156,7 +156,8 @@ async def _copy(connection: Any, rows: bytearray, table: str = "locations", sche
 
 async def _store_staged(connection: Any, rows: bytearray) -> frozenset[str]:
     """Store the rows of existing vendors that are not stored yet; give the vendors that don't exist."""
-    async with transaction(connection, queries.BEGIN_STAGING):
+    async with transaction(connection):
+        await connection.execute(queries.CREATE_STAGING)
         await _copy(connection, rows, "streamer_staging", "pg_temp")
         missing = await connection.fetch(queries.STORE_STAGED)
     return frozenset(row[0] for row in missing)

@@ -16,8 +16,7 @@ KEEP_COMMITS_DURABLE = DURABLE.format(local=False)
 BEGIN_DURABLE = f"BEGIN; {DURABLE.format(local=True)}"
 
 # One per connection, created on first use: creating one each time would bloat the catalogs.
-BEGIN_STAGING = f"""
-{BEGIN_DURABLE};
+CREATE_STAGING = """
 CREATE TEMP TABLE IF NOT EXISTS "streamer_staging" (
     "id" TEXT COLLATE "C", "vendorId" TEXT, "lat" DOUBLE PRECISION, "long" DOUBLE PRECISION, "timestamp" TIMESTAMP(3)
 ) ON COMMIT DELETE ROWS

@@ -22,7 +22,6 @@ KNOWN = {
     ("store.py", "statement"): "Store._vendors: one of the constants beside it",
     ("database.py", "statement"): "of the caller, whose statement is looked at there",
     ("partitions.py", "add"): "of the table ADDS in the same file",
-    ("ping_writer.py", "begin"): "one of two constants",
     ("roles.py", "right.privilege"): "of the table RIGHTS in the same file",
     ("roles.py", "privilege"): "one of two words in the same function",
     ("roles.py", "function"): "of the table FUNCTIONS in the same file",
