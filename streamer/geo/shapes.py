@@ -238,8 +238,13 @@ class Polygon:
         for index, (long, lat) in enumerate(self.points):
             if not (-90.0 <= lat <= 90.0 and -180.0 <= long <= 180.0):
                 check_position(f"Point {index} of the polygon", lat, long)
-        turns = tuple(_turns(self.points))
-        edges = _edges(self.points, turns)
+        points, turns = self.points, tuple(_turns(self.points))
+        if turns[-1]:
+            # Where a ring round the axis is cut open must not depend on its first point and direction.
+            first = points.index(min(points))
+            points = points[first:] + points[:first]
+            turns = tuple(_turns(points))
+        edges = _edges(points, turns)
         winding = turns[-1]
         west = min(edge[0] for edge in edges)
         east = max(edge[2] for edge in edges)
@@ -249,7 +254,7 @@ class Polygon:
             )
         if east - west > 360.0:
             # What lies beyond a whole turn comes in again at the western end.
-            edges += [edge for edge in _edges(self.points, turns, 1) if edge[2] > west]
+            edges += [edge for edge in _edges(points, turns, 1) if edge[2] > west]
         south = min(lat for _, lat in self.points)
         north = max(lat for _, lat in self.points)
         south_nearer = south + north < 0.0
