@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -151,6 +152,15 @@ READERS = 40
 """Reads at once: each waits a while for its budget, and not all of them can be served meanwhile."""
 
 
+async def until_refused(read: Callable[[], Awaitable[int]]) -> set[int]:
+    """Reads without end until one is refused; returns the statuses of all."""
+    statuses = set[int]()
+    async with asyncio.timeout(60):
+        while 429 not in statuses:
+            statuses |= set(await asyncio.gather(*(read() for _ in range(READERS))))
+    return statuses
+
+
 async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> None:
     """A user who reads without end is slowed, then refused with Retry-After; another user is not."""
     server = await serve(user_cost=2.0)
@@ -190,11 +200,7 @@ async def test_reads_of_alerts(
         async with session.get(server.url + path, headers=headers) as answer:
             return answer.status
 
-    statuses = set[int]()
-    async with asyncio.timeout(60):
-        while 429 not in statuses:
-            statuses |= set(await asyncio.gather(*(read() for _ in range(READERS))))
-    assert statuses <= {200, 404, 429}
+    assert await until_refused(read) <= {200, 404, 429}
 
 
 async def test_a_head_costs_what_a_get_costs(serve: Serve, session: aiohttp.ClientSession) -> None:
@@ -209,11 +215,7 @@ async def test_a_head_costs_what_a_get_costs(serve: Serve, session: aiohttp.Clie
         async with session.head(f"{server.url}/v1/vendors/nearby?{area}", headers=headers) as answer:
             return answer.status
 
-    statuses = set[int]()
-    async with asyncio.timeout(60):
-        while 429 not in statuses:
-            statuses |= set(await asyncio.gather(*(read() for _ in range(READERS))))
-    assert statuses <= {200, 429}
+    assert await until_refused(read) <= {200, 429}
 
 
 async def test_reads_beyond_a_budget_are_slowed(serve: Serve, vendors: list[SeededVendor]) -> None:
@@ -245,10 +247,6 @@ async def test_reads_of_this_machine_without_a_token(serve: Serve, vendors: list
             async with session.get(url) as answer:
                 return answer.status
 
-        statuses = set[int]()
-        async with asyncio.timeout(60):
-            while 429 not in statuses:
-                statuses |= set(await asyncio.gather(*(read() for _ in range(READERS))))
-        assert statuses <= {200, 429}
+        assert await until_refused(read) <= {200, 429}
         async with session.get(url, headers=headers) as answer:
             assert answer.status == 200
