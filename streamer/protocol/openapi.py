@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from streamer.errors import HTTP_STATUS, ErrorCode
@@ -27,7 +28,6 @@ DETAIL = integer(minimum=MIN_DETAIL, maximum=MAX_DETAIL, default=DEFAULT_DETAIL)
 Security = list[dict[str, list[str]]]
 """How a token may be sent; an empty dict: without one."""
 
-PROBLEM = "application/problem+json"
 EXAMPLES = {
     "lat": 52.2297,
     "long": 21.0122,
@@ -83,20 +83,21 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
     own: Security = [{"bearer": []}, {"query": []}]
     watch_auth: Security = [*own, {}] if settings.watch_auth == "optional" else own
     tracker_auth: Security = [*own, {"basic": []}]
+    customers, vendors = partial(operation, "customers", watch_auth), partial(operation, "vendors", own)
+    alerts, trackers = partial(operation, "alerts", own), partial(operation, "trackers", tracker_auth)
+    backends, operators = partial(operation, "backends", [{"backend": []}]), partial(operation, "operators", [])
     reports = items(ref("PositionReport"), maxItems=settings.max_batch)
-    vendor = path("id", "`vendors.id`")
-    alert = path("id", "`id` of the alert")
+    vendor = parameter("path", "id", VENDOR_ID, "`vendors.id`", required=True)
+    alert = parameter("path", "id", VENDOR_ID, "`id` of the alert", required=True)
     paging = [
         query("limit", integer(minimum=1, maximum=100, default=20), "maximum number of entries"),
         query("cursor", text(), "`next` of the page before"),
     ]
     paths: dict[str, Any] = {
         "/v1/vendors": {
-            "get": operation(
+            "get": customers(
                 "searchVendors",
                 "Search vendors by name, also those that are not on the map",
-                "customers",
-                watch_auth,
                 {"200": answer('Sorted by name; `Link: …; rel="next"` when there is another page.', ref("Found"))},
                 [
                     query("query", text(), "beginnings of words, without case and accents", required=True),
@@ -108,11 +109,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/sign-in-links": {
-            "post": operation(
+            "post": backends(
                 "createSignInLink",
                 "Create a link that signs a device in as a vendor, once, within 15 minutes",
-                "backends",
-                [{"backend": []}],
                 {"201": answer("The link, and its QR code as SVG.", ref("SignInLink"))},
                 [],
                 SIGN_IN,
@@ -121,10 +120,10 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         },
         "/v1/sign-in": {
             "post": operation(
-                "signIn",
-                "Exchange the code of a sign-in link for a token, once",
                 "vendors",
                 [],
+                "signIn",
+                "Exchange the code of a sign-in link for a token, once",
                 {"200": answer("A token of the vendor's owner.", ref("SignIn"))},
                 [],
                 SIGN_IN,
@@ -132,11 +131,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/erasures": {
-            "post": operation(
+            "post": backends(
                 "erase",
                 "Erase everything stored of a vendor, or of a user with all vendors, permanently",
-                "backends",
-                [{"backend": []}],
                 {"200": answer("What was erased; backups still contain it until they are deleted.", ref("Erased"))},
                 [],
                 (*SIGN_IN, ErrorCode.OVERLOADED),
@@ -144,11 +141,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/vendors/counts": {
-            "get": operation(
+            "get": customers(
                 "countVendors",
                 "Vendor counts by group, for maps that are zoomed out",
-                "customers",
-                watch_auth,
                 {"200": answer("Groups; their counts add up to the vendors in the area.", ref("Counts"))},
                 [
                     query("area", text(), "an area as in a `watch` message, as JSON; any box, the world included"),
@@ -162,11 +157,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/vendors/nearby": {
-            "get": operation(
+            "get": customers(
                 "listNearbyVendors",
                 "The nearest vendors now, with `distance`",
-                "customers",
-                watch_auth,
                 {"200": answer("The nearest first.", ref("Nearby"))},
                 [
                     query("lat", LAT, "", required=True),
@@ -178,28 +171,25 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/vendors/{id}": {
-            "get": operation(
+            "get": customers(
                 "getVendor",
                 "One vendor's card, while it is on the map",
-                "customers",
-                watch_auth,
                 {"200": answer("The card.", ref("Card"))},
                 [vendor],
                 OF_VENDOR,
             )
         },
         "/v1/watch/events": {
-            "get": operation(
+            "get": customers(
                 "watchEvents",
                 "A watch as Server-Sent Events, for `EventSource`",
-                "customers",
-                watch_auth,
                 {
-                    "200": {
-                        "description": "Each event's data is a message as on the socket `/v1/watch`: `snapshot`, "
+                    "200": answer(
+                        "Each event's data is a message as on the socket `/v1/watch`: `snapshot`, "
                         "`update`, `error`, `bye`. After a reconnect a snapshot comes first.",
-                        "content": {"text/event-stream": {"schema": text()}},
-                    }
+                        text(),
+                        "text/event-stream",
+                    )
                 },
                 [
                     query("lat", LAT, "the centre of a circle; else `area` or `vendors`"),
@@ -217,11 +207,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/v1/vendors/{id}/locations": {
-            "post": operation(
+            "post": vendors(
                 "reportLocations",
                 "Report one ping or an array of pings; answers after they are stored",
-                "vendors",
-                own,
                 {"200": answer("At least one ping is stored, or the request had none.", ref("Report"))},
                 [vendor],
                 PINGS,
@@ -239,10 +227,10 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 ),
             ),
             "get": operation(
-                "listLocations",
-                f"Stored locations of a vendor, page by page: for {history_auth}",
                 "vendors",
                 own if settings.history_access == "owner" else watch_auth,
+                "listLocations",
+                f"Stored locations of a vendor, page by page: for {history_auth}",
                 {
                     "200": {
                         "description": 'A page in the order of time; `Link: …; rel="next"` when there is another.',
@@ -267,84 +255,68 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             ),
         },
         "/v1/alerts": {
-            "post": operation(
+            "post": alerts(
                 "createAlert",
                 "Create an alert: events of vendors go to a URL as signed webhooks",
-                "alerts",
-                own,
                 {"201": answer("The alert, with its secret.", ref("NewAlert"))},
-                [header("Idempotency-Key", "a second request with it finds what the first created")],
+                [header("Idempotency-Key", text(), "a second request with it finds what the first created")],
                 (*WRITTEN_ALERT, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_ALERTS, ErrorCode.RATE_LIMITED),
                 body=json_body(ref("AlertRequest")),
             ),
-            "get": operation(
+            "get": alerts(
                 "listAlerts",
                 "The user's own alerts",
-                "alerts",
-                own,
                 {"200": answer('The oldest first; `Link: …; rel="next"` when there is another page.', ref("Alerts"))},
                 paging,
                 (ErrorCode.FORBIDDEN, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             ),
         },
         "/v1/alerts/{id}": {
-            "get": operation(
+            "get": alerts(
                 "getAlert",
                 "One alert",
-                "alerts",
-                own,
                 {"200": answer("The alert.", ref("Alert"))},
                 [alert],
                 (*ONE_ALERT, ErrorCode.RATE_LIMITED),
             ),
-            "patch": operation(
+            "patch": alerts(
                 "changeAlert",
                 "Change an alert, disable it or enable it again",
-                "alerts",
-                own,
                 {"200": answer("The alert.", ref("Alert"))},
                 [alert],
                 (*ONE_ALERT, *WRITTEN_ALERT, ErrorCode.RATE_LIMITED),
                 body=json_body(ref("AlertPatch")),
             ),
-            "delete": operation(
+            "delete": alerts(
                 "deleteAlert",
                 "End an alert; what waits to be sent is not sent any more",
-                "alerts",
-                own,
                 {"204": {"description": "It is deleted."}},
                 [alert],
                 ONE_ALERT,
             ),
         },
         "/v1/alerts/{id}/deliveries": {
-            "get": operation(
+            "get": alerts(
                 "listDeliveries",
                 "What was sent for an alert, and what was answered",
-                "alerts",
-                own,
                 {"200": answer("The newest first.", ref("Deliveries"))},
                 [alert, *paging],
                 (*ONE_ALERT, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             )
         },
         "/v1/alerts/{id}/test": {
-            "post": operation(
+            "post": alerts(
                 "testAlert",
                 "Send a webhook of the type `alert.test`",
-                "alerts",
-                own,
                 {"202": answer("It is on its way.", ref("TestSent"))},
                 [alert],
                 (*ONE_ALERT, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             )
         },
         "/v1/owntracks": {
-            "post": operation(
+            "post": trackers(
                 "reportOwnTracks",
                 "Report from an OwnTracks app in HTTP mode",
-                "trackers",
-                tracker_auth,
                 {"200": answer("Stored, or a message without a position.", items({}, maxItems=0))},
                 [query("vendorId", VENDOR_ID, "required if the user has several vendors")],
                 TRACKER,
@@ -375,20 +347,16 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             ),
         },
         "/livez": {
-            "get": operation(
+            "get": operators(
                 "getLiveness",
                 "Liveness probe",
-                "operators",
-                [],
                 {"200": answer("The process is alive.", thing("", {"status": text()}))},
             )
         },
         "/readyz": {
-            "get": operation(
+            "get": operators(
                 "getReadiness",
                 "Readiness probe",
-                "operators",
-                [],
                 {
                     "200": answer("The server can serve customers.", thing("", {"status": text()})),
                     "503": answer(
@@ -399,11 +367,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/health": {
-            "get": operation(
+            "get": operators(
                 "getHealth",
                 "Health of every part, for operators",
-                "operators",
-                [],
                 {
                     "200": answer("`healthy`", health()),
                     "503": answer("`unhealthy`, with `error` and `causes`", health()),
@@ -411,12 +377,10 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             )
         },
         "/metrics": {
-            "get": operation(
+            "get": operators(
                 "getMetrics",
                 "Metrics for Prometheus",
-                "operators",
-                [],
-                {"200": {"description": "Prometheus text format.", "content": {"text/plain": {"schema": text()}}}},
+                {"200": answer("Prometheus text format.", text(), "text/plain")},
             )
         },
     }
@@ -438,9 +402,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     "summary": "What is posted to the URL of an alert",
                     "tags": ["alerts"],
                     "parameters": [
-                        header("webhook-id", "the same for each attempt", required=True),
-                        header("webhook-timestamp", "of this attempt, epoch seconds", required=True),
-                        header("webhook-signature", "`v1,` and the signature in base64", required=True),
+                        header("webhook-id", text(), "the same for each attempt", required=True),
+                        header("webhook-timestamp", text(), "of this attempt, epoch seconds", required=True),
+                        header("webhook-signature", text(), "`v1,` and the signature in base64", required=True),
                     ],
                     "requestBody": json_body(ref("Webhook")),
                     "responses": {
@@ -463,10 +427,10 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
 
 
 def operation(
-    operation_id: str,
-    summary: str,
     tag: str,
     security: Security,
+    operation_id: str,
+    summary: str,
     responses: dict[str, Any],
     parameters: list[dict[str, Any]] | None = None,
     codes: tuple[ErrorCode, ...] = (),
@@ -489,7 +453,10 @@ def operation(
         "security": security,
         "responses": {
             **responses,
-            **{str(status): problem(", ".join(sorted(names))) for status, names in sorted(refused.items())},
+            **{
+                str(status): answer(", ".join(sorted(names)), ref("Problem"), "application/problem+json")
+                for status, names in sorted(refused.items())
+            },
         },
     }
     if parameters:
@@ -526,10 +493,10 @@ def osmand(operation_id: str, summary: str, security: Security, *, form: bool = 
             },
         }
     return operation(
-        operation_id,
-        summary,
         "trackers",
         security,
+        operation_id,
+        summary,
         {"200": {"description": "Stored, or a report without a position."}},
         [
             query("vendorId", VENDOR_ID, "required if the user has several vendors"),
@@ -540,14 +507,9 @@ def osmand(operation_id: str, summary: str, security: Security, *, form: bool = 
     )
 
 
-def answer(description: str, schema: Schema) -> dict[str, Any]:
-    """Returns a JSON response."""
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-def problem(description: str) -> dict[str, Any]:
-    """Returns a response with problem details."""
-    return {"description": description, "content": {PROBLEM: {"schema": ref("Problem")}}}
+def answer(description: str, schema: Schema, media: str = "application/json") -> dict[str, Any]:
+    """Returns a response."""
+    return {"description": description, "content": {media: {"schema": schema}}}
 
 
 def json_body(schema: Schema, *, required: bool = True) -> dict[str, Any]:
@@ -555,9 +517,9 @@ def json_body(schema: Schema, *, required: bool = True) -> dict[str, Any]:
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
-def query(name: str, schema: Schema, description: str, *, required: bool = False) -> dict[str, Any]:
-    """Returns a parameter of the query string."""
-    described = {"name": name, "in": "query", "required": required, "schema": schema}
+def parameter(where: str, name: str, schema: Schema, description: str, *, required: bool = False) -> dict[str, Any]:
+    """Returns a parameter of the query string, of the path, or a header."""
+    described = {"name": name, "in": where, "required": required, "schema": schema}
     if name in EXAMPLES:
         described["example"] = EXAMPLES[name]
     if description:
@@ -565,14 +527,7 @@ def query(name: str, schema: Schema, description: str, *, required: bool = False
     return described
 
 
-def path(name: str, description: str) -> dict[str, Any]:
-    """Returns a parameter of the path."""
-    return {"name": name, "in": "path", "required": True, "schema": VENDOR_ID, "description": description}
-
-
-def header(name: str, description: str, *, required: bool = False) -> dict[str, Any]:
-    """A header of a request."""
-    return {"name": name, "in": "header", "required": required, "schema": text(), "description": description}
+query, header = partial(parameter, "query"), partial(parameter, "header")
 
 
 def health() -> Schema:

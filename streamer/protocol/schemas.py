@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from streamer.errors import ErrorCode
@@ -33,24 +34,12 @@ def message(
     return thing(description, {"type": {"const": kind}, **members}, optional)
 
 
-def text(description: str = "", **more: Any) -> Schema:
-    """Returns the schema of a string."""
-    return {"type": "string", **({"description": description} if description else {}), **more}
+def typed(kind: str, description: str = "", **more: Any) -> Schema:
+    """Returns the schema of a string, number or boolean."""
+    return {"type": kind, **({"description": description} if description else {}), **more}
 
 
-def integer(description: str = "", **more: Any) -> Schema:
-    """Returns the schema of an integer."""
-    return {"type": "integer", **({"description": description} if description else {}), **more}
-
-
-def number(description: str = "", **more: Any) -> Schema:
-    """Returns the schema of a number."""
-    return {"type": "number", **({"description": description} if description else {}), **more}
-
-
-def flag(description: str = "") -> Schema:
-    """Returns the schema of a boolean."""
-    return {"type": "boolean", **({"description": description} if description else {})}
+text, integer, number, flag = (partial(typed, kind) for kind in ("string", "integer", "number", "boolean"))
 
 
 def items(of: Schema, **more: Any) -> Schema:
