@@ -239,7 +239,7 @@ class Server:
             [
                 *self.pages.routes(),
                 *ApiDocs(settings).routes(),
-                web.get("/client/{name}", handing_out(client_folder(), CLIENT)),
+                web.get("/client/{name}", handing_out(client_folder(), CLIENT, {"Access-Control-Allow-Origin": "*"})),
                 *liveness,
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),

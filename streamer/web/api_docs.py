@@ -17,6 +17,7 @@ from streamer.protocol.asyncapi import asyncapi
 from streamer.protocol.openapi import openapi
 from streamer.protocol.schemas import Schema
 from streamer.settings import Settings, number
+from streamer.web.static import handing_out
 
 FOLDER = Path(__file__).resolve().parent
 FILES = {"docs.css": "text/css", "docs.js": "text/javascript"}
@@ -54,7 +55,7 @@ class ApiDocs:
             web.get("/docs", self.docs),
             web.get("/docs/openapi.json", document(self.openapi)),
             web.get("/docs/asyncapi.json", document(self.asyncapi)),
-            web.get("/docs/{name}", self.file),
+            web.get("/docs/{name}", handing_out(FOLDER, FILES)),
             web.get("/openapi.json", self.redirect),
         ]
 
@@ -62,14 +63,6 @@ class ApiDocs:
         """`GET /docs`: the API reference."""
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         return web.Response(body=self._page, content_type="text/html", charset="utf-8", headers=headers)
-
-    async def file(self, request: web.Request) -> web.StreamResponse:
-        """`GET /docs/{name}`: the script and the style sheet of the page."""
-        name = request.match_info["name"]
-        if name not in FILES:
-            raise web.HTTPNotFound
-        headers = {"Content-Type": FILES[name], "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        return web.FileResponse(FOLDER / name, headers=headers)
 
     async def redirect(self, _: web.Request) -> web.Response:
         """`GET /openapi.json`: redirects to where the document is."""

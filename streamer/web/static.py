@@ -26,11 +26,8 @@ def client_folder() -> Path:
     return beside("client", "clients", "js")
 
 
-def handing_out(folder: Path, types: dict[str, str]) -> Handler:
-    """Returns a handler for `{name}`: a file of the folder that is among `types`, revalidated at each request.
-
-    Pages of any origin may import it.
-    """
+def handing_out(folder: Path, types: dict[str, str], headers: dict[str, str] | None = None) -> Handler:
+    """Returns a handler for `{name}`: a file of the folder that is among `types`, revalidated at each request."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
@@ -41,7 +38,7 @@ def handing_out(folder: Path, types: dict[str, str]) -> Handler:
             headers={
                 "Content-Type": types[name],
                 "Cache-Control": "no-cache",
-                "Access-Control-Allow-Origin": "*",
+                **(headers or {}),
                 "X-Content-Type-Options": "nosniff",
             },
         )
