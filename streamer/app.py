@@ -51,7 +51,6 @@ from streamer.transport.cors import Cors
 from streamer.transport.http_alerts import HttpAlerts
 from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
-from streamer.transport.http_search import VendorSearch
 from streamer.transport.problem import MAX_BODY, answering
 from streamer.transport.read_limits import limiting_reads
 from streamer.transport.services import Services
@@ -198,7 +197,6 @@ class Server:
         self.alerts_api = HttpAlerts(
             settings, alert_store, self.authenticator, clock, vault, self.evaluator, self.deliverer
         )
-        self.search = VendorSearch(store, self.http.authorize)
         self.sign_in = SignInEndpoints(
             settings,
             SignInLinks(
@@ -246,7 +244,7 @@ class Server:
                 web.get("/v1/watch/events", self.events.watch, allow_head=False),
                 *self.sign_in.routes(),
                 *self.erasures.routes(),
-                web.get("/v1/vendors", self.search.search),
+                web.get("/v1/vendors", self.http.search),
                 web.get("/v1/vendors/nearby", self.http.nearby),
                 web.get("/v1/vendors/counts", self.http.counts),
                 web.get("/v1/vendors/{id}", self.http.card),
