@@ -152,13 +152,9 @@ class Server:
             store, self.broker.local_vendors, self.index, clock, self, interval=settings.change_poll_interval
         )
         self.keys = IssuerKeys(settings.jwks_url) if settings.jwks_url is not None else None
-        shared = (settings.jwt_secret, settings.jwt_secret_previous)
-        self.authenticator = Authenticator(
-            [secret.get_secret_value() for secret in shared if secret is not None],
-            self.keys,
-            rules_of(settings),
-            self.change_poller.deleted_users,
-        )
+        given = (settings.jwt_secret, settings.jwt_secret_previous)
+        shared = [secret.get_secret_value() for secret in given if secret is not None]
+        self.authenticator = Authenticator(shared, self.keys, rules_of(settings), self.change_poller.deleted_users)
         self.dataloader = DataLoader(store)
         self.admission = Admission(settings, self.connections, lag=lambda: self.loop_lag.late)
         services = Services(
@@ -200,9 +196,9 @@ class Server:
         self.sign_in = SignInEndpoints(
             settings,
             SignInLinks(
-                [secret.get_secret_value() for secret in shared if secret is not None],
+                shared,
                 self.broker.run,
-                self._owner,
+                self.dataloader,
                 min(settings.sign_in_life, settings.jwt_max_lifetime or settings.sign_in_life),
                 rules_of(settings).claims,
             ),
@@ -405,10 +401,6 @@ class Server:
     def on_vendor_deleted(self, vendor_id: str) -> None:
         """Closes the sockets of a vendor that another process found deleted."""
         self.connections.end_vendors((vendor_id,))
-
-    async def _owner(self, vendor_id: str) -> str | None:
-        row = await self.dataloader.vendor(vendor_id)
-        return None if row is None else row.clerk_id
 
     def _stored(self, chunk: Chunk) -> None:
         """Called with committed pings."""

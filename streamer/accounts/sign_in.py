@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from streamer.accounts.dataloader import DataLoader
 from streamer.accounts.tokens import make_token
 from streamer.broker.redis_acl import PREFIX
 from streamer.broker.redis_connections import Command
@@ -53,13 +54,13 @@ class SignInLinks:
         self,
         secrets: Sequence[str],
         run: Callable[[Sequence[Command]], Awaitable[list[Any]]],
-        owner: Callable[[str], Awaitable[str | None]],
+        dataloader: DataLoader,
         life: float,
         claims: dict[str, str],
     ) -> None:
         self._secrets = tuple(secrets)
         self._run = run
-        self._owner = owner
+        self._dataloader = dataloader
         self._life = life
         self._claims = claims
 
@@ -69,10 +70,10 @@ class SignInLinks:
 
     async def owner_of(self, vendor_id: str) -> str:
         """Returns the clerkId of a vendor's owner; ProtocolError where there is no such vendor."""
-        owner = await self._owner(vendor_id)
-        if owner is None:
+        row = await self._dataloader.vendor(vendor_id)
+        if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r:.80}")
-        return owner
+        return row.clerk_id
 
     async def exchange(self, code: str, now: float) -> SignIn:
         """Uses a code up.
