@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import re
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -67,24 +67,34 @@ class Pages:
     def routes(self) -> list[web.RouteDef]:
         """Returns the routes."""
         return [
-            web.get("/", self.map),
-            web.get("/embed", self.embed),
+            web.get("/", partial(self.page, MAP)),
+            web.get("/embed", partial(self.page, EMBED)),
             web.get("/embed.js", self.embed_script),
             web.get("/manifest.webmanifest", self.manifest),
-            web.get("/vendor", self.vendor),
+            web.get("/vendor", partial(self.page, VENDOR)),
             web.get("/favicon.ico", self.icon),
             web.get("/map/now", self.now),
             web.get(r"/map/land/{edition}/{z:\d}/{x:\d{1,2}}/{y:\d{1,2}}", self.land),
             web.get(r"/map/{edition}/{name}", self.file),
         ]
 
-    async def map(self, request: web.Request) -> web.Response:
-        """`GET /`: the live map."""
-        return self._page(request, MAP)
-
-    async def embed(self, request: web.Request) -> web.Response:
-        """`GET /embed`: the live map without its tools, which other sites may frame."""
-        return self._page(request, EMBED)
+    async def page(self, name: str, request: web.Request) -> web.Response:
+        """`GET /`, `/embed`, `/vendor`: the map, the map without tools for frames, the page that reports a position."""
+        page = self._rendered[name, language(request)]
+        headers = {
+            "Cache-Control": "no-cache",
+            "ETag": f'"{hashlib.sha256(page.body).hexdigest()[:20]}"',
+            "Content-Security-Policy": policy(self._settings.tiles_url, request.host, framed=name == EMBED),
+            "Permissions-Policy": PERMISSIONS,
+            # street tile servers require a referrer; no one gets more than the origin
+            "Referrer-Policy": "strict-origin-when-cross-origin",
+            **({} if name == EMBED else {"X-Frame-Options": "DENY"}),
+        }
+        if request.headers.get("If-None-Match") == headers["ETag"]:
+            return web.Response(status=304, headers=headers)
+        response = answer(request, page, headers)
+        response.headers["Vary"] = "Accept-Encoding, Accept-Language"
+        return response
 
     async def embed_script(self, request: web.Request) -> web.Response:
         """`GET /embed.js`: the element `<venta-map>`, for pages of any origin."""
@@ -115,10 +125,6 @@ class Pages:
             content_type="application/manifest+json",
             headers={"Cache-Control": "no-cache", "Vary": "Accept-Language"},
         )
-
-    async def vendor(self, request: web.Request) -> web.Response:
-        """`GET /vendor`: the page that reports the position of its device."""
-        return self._page(request, VENDOR)
 
     async def icon(self, _: web.Request) -> web.Response:
         """`GET /favicon.ico`: for browsers that do not read the page's link."""
@@ -154,23 +160,6 @@ class Pages:
     async def close(self) -> None:
         """Stops building the basemap."""
         await self._basemap.close()
-
-    def _page(self, request: web.Request, name: str) -> web.Response:
-        page = self._rendered[name, language(request)]
-        headers = {
-            "Cache-Control": "no-cache",
-            "ETag": f'"{hashlib.sha256(page.body).hexdigest()[:20]}"',
-            "Content-Security-Policy": policy(self._settings.tiles_url, request.host, framed=name == EMBED),
-            "Permissions-Policy": PERMISSIONS,
-            # street tile servers require a referrer; no one gets more than the origin
-            "Referrer-Policy": "strict-origin-when-cross-origin",
-            **({} if name == EMBED else {"X-Frame-Options": "DENY"}),
-        }
-        if request.headers.get("If-None-Match") == headers["ETag"]:
-            return web.Response(status=304, headers=headers)
-        response = answer(request, page, headers)
-        response.headers["Vary"] = "Accept-Encoding, Accept-Language"
-        return response
 
     @cached_property
     def _files(self) -> dict[str, File]:
