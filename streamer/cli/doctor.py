@@ -22,8 +22,8 @@ from streamer.errors import StreamerError
 from streamer.operations import logs
 from streamer.operations.file_limits import reserved
 from streamer.settings import Settings
-from streamer.storage import dsn, revisions, roles
-from streamer.storage.lookup import clock_and_version
+from streamer.storage import dsn, queries, revisions, roles
+from streamer.storage.connections import connected
 
 MAX_SKEW = 2.0
 """Seconds that clocks may differ."""
@@ -112,8 +112,9 @@ async def _done(check: Awaitable[object], detail: str) -> str:
 
 async def _postgresql(url: str) -> str:
     began = time.time()
-    clock, version = await clock_and_version(url)
-    _check_clock(clock, began)
+    async with connected(url) as connection:
+        _check_clock(await connection.fetchval(queries.CLOCK) / 1000, began)
+        version = await connection.fetchval(queries.VERSION)
     return f"version {version} at {dsn.parse_url(url).masked()}, its clock agrees"
 
 

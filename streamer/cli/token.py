@@ -12,8 +12,8 @@ from streamer import settings
 from streamer.accounts.tokens import make_token, rules_of
 from streamer.dev.folder import DATA, SECRET, read_secret, read_services
 from streamer.errors import SettingsError, StreamerError
-from streamer.storage import dsn
-from streamer.storage.lookup import has_user
+from streamer.storage import dsn, queries
+from streamer.storage.connections import connected
 
 LOOKUP_TIMEOUT = 3.0
 """Seconds that `streamer token` may spend on looking up the user."""
@@ -57,7 +57,7 @@ def _known_database(data: Path) -> str | None:
 async def _is_unknown(url: str, clerk_id: str) -> bool:
     """Whether the database answers and has no such user."""
     try:
-        async with asyncio.timeout(LOOKUP_TIMEOUT):
-            return not await has_user(url, clerk_id)
+        async with asyncio.timeout(LOOKUP_TIMEOUT), connected(url) as connection:
+            return not await connection.fetchval(queries.HAS_USER, clerk_id)
     except (StreamerError, TimeoutError):
         return False

@@ -39,6 +39,7 @@ SELECT DISTINCT s."vendorId" FROM pg_temp."streamer_staging" s
 WHERE NOT EXISTS (SELECT FROM existing WHERE existing."id" = s."vendorId")
 """
 
+VERSION = "SHOW server_version"
 CLOCK = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
 
 STORED = """SELECT "id", "lat", "long" FROM "locations" WHERE "id" = ANY($1::text[])"""
@@ -135,6 +136,8 @@ ORDER BY c."id"
 USERS = """
 SELECT u."clerkId", v."id" FROM "users" u LEFT JOIN "vendors" v ON v."userId" = u."id" WHERE u."id" = ANY($1::text[])
 """
+
+HAS_USER = """SELECT EXISTS (SELECT FROM "users" WHERE "clerkId" = $1 AND "deletedAt" IS NULL)"""
 
 LIVING_USERS = """SELECT "clerkId" FROM "users" WHERE "clerkId" = ANY($1::text[]) AND "deletedAt" IS NULL"""
 

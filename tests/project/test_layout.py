@@ -48,7 +48,7 @@ ELSEWHERE = {
     "loadtest/test_reports": "loadtest.reports.html",
     "unit/alerts/test_tracker": "streamer.alerts.alert alerts.evaluator",
     "unit/transport/test_mqtt": "streamer.transport.aiomqtt_compat transport.mqtt_url",
-    "unit/storage/test_sql": "streamer.storage.queries storage.alert_sql storage.lookup",
+    "unit/storage/test_sql": "streamer.storage.queries storage.alert_sql",
 }
 """Test files and the modules that they test besides the one of their name."""
 DECLARATIONS = {
