@@ -11,8 +11,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from streamer import __version__
-from streamer.cli.process import report
-from streamer.errors import SettingsError, StreamerError
+from streamer.cli.process import reported
 
 MODULES = {
     **{name: name for name in ("serve", "mqtt", "dev", "doctor", "config", "token", "link")},
@@ -68,9 +67,4 @@ def _options(
 
 def main() -> None:
     """Runs the command. Exit status: 0 done, 1 failed, 2 wrong use or settings."""
-    try:
-        cli()
-    except SettingsError as wrong:
-        sys.exit(report(wrong, 2))
-    except StreamerError as failed:
-        sys.exit(report(failed, 1))
+    sys.exit(reported(cli))

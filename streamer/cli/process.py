@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from streamer.errors import StreamerError
+from streamer.errors import SettingsError, StreamerError
 from streamer.operations.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -140,7 +140,11 @@ class Steps:
         self._step = ""
 
 
-def report(error: StreamerError, status: int) -> int:
-    """Prints an error and returns the exit status."""
-    print(f"streamer: {error}", file=sys.stderr)
-    return status
+def reported(command: Callable[[], object]) -> int:
+    """Runs a command, prints its error, and returns the exit status: 0 done, 1 failed, 2 wrong use or settings."""
+    try:
+        command()
+    except StreamerError as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    return 0

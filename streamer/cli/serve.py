@@ -16,8 +16,7 @@ import typer
 from streamer import lifecycle
 from streamer.cli import config
 from streamer.cli.config import Host, Port
-from streamer.cli.process import report, run, until_stopped
-from streamer.errors import SettingsError, StreamerError
+from streamer.cli.process import reported, run, until_stopped
 from streamer.operations import logs
 from streamer.operations.file_limits import fit_to_descriptors
 from streamer.operations.workers.manager import Workers, reserve
@@ -75,13 +74,7 @@ def _serve_with_workers(configured: Settings) -> int:
 
         def work(number: int) -> int:
             structlog.contextvars.bind_contextvars(worker=number)
-            try:
-                run(_serve(settled, Peers(scoreboard, number, folder)))
-            except SettingsError as wrong:
-                return report(wrong, 2)
-            except StreamerError as failed:
-                return report(failed, 1)
-            return 0
+            return reported(lambda: run(_serve(settled, Peers(scoreboard, number, folder))))
 
         _preload()
         return Workers(
