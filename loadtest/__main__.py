@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import MISSING, field, fields, make_dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from loadtest.capacity import Costs, Need, table
 from loadtest.capacity import Plan as Capacity
 from loadtest.engine import scenario as scenarios
 from loadtest.engine.database import Database, measure_copy
-from loadtest.engine.find_max import Vary, Wanted, find
+from loadtest.engine.find_max import find
 from loadtest.engine.run import SCHEMA, Run
 from loadtest.engine.scenario import Scenario
 from loadtest.engine.worker import first_cause, raise_file_limit, run_loop
@@ -37,6 +37,7 @@ from loadtest.options import (
     OutputOptions,
     RunOptions,
     ScenarioOptions,
+    SearchOptions,
     Server,
     ServerOptions,
     address,
@@ -112,17 +113,6 @@ def run(
     finish(executed(main()), output)
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """How the highest load is searched for."""
-
-    vary: Annotated[Vary, Option(help="what grows")] = "both"
-    first: Annotated[float, Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
-    highest: Annotated[float, Option("--up-to", help="the highest scale to try", min=0.001, max=10_000)] = 10_000
-    most: Annotated[int, Option("--steps", help="the most scales to try", min=1, max=40)] = 12
-    seconds: Annotated[float, Option(help="how long each is measured", min=2, max=600)] = 15.0
-
-
 @takes(app, "find-max", ScenarioOptions, SearchOptions, ServerOptions, OutputOptions)
 def find_max(
     options: ScenarioOptions, search: SearchOptions, server_options: ServerOptions, output: OutputOptions
@@ -146,8 +136,7 @@ def find_max(
             interrupted = interrupted or report["interrupted"]
             return report
 
-        wanted = Wanted(scenario, Path(options.name).stem, **asdict(search))
-        return await find(wanted, step, say, lambda: interrupted)
+        return await find(scenario, Path(options.name).stem, search, step, say, lambda: interrupted)
 
     finish(executed(main()), output)
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import orjson
 import psutil
@@ -31,6 +31,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 SECRET = "STREAMER_JWT_SECRET"
 CUSTOMERS_OF_A_USER = 100
 EXPRESSION = re.compile(r"^\s*([a-z_0-9]+)\s*(<=|>=|<|>|=)\s*(\S+)\s*$")
+Vary = Literal["both", "vendors", "customers"]
 EPILOG = f"SCENARIO is a .toml file or one of: {', '.join(scenarios.names())}."
 
 
@@ -150,6 +151,17 @@ class RunOptions:
     key: Annotated[
         str | None, Option(help="what remote workers prove to know", envvar="LOADTEST_KEY", show_envvar=True)
     ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How the highest load is searched for."""
+
+    vary: Annotated[Vary, Option(help="what grows")] = "both"
+    first: Annotated[float, Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
+    highest: Annotated[float, Option("--up-to", help="the highest scale to try", min=0.001, max=10_000)] = 10_000
+    most: Annotated[int, Option("--steps", help="the most scales to try", min=1, max=40)] = 12
+    seconds: Annotated[float, Option(help="how long each is measured", min=2, max=600)] = 15.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from loadtest import WrongUse
 from loadtest.engine.run import SCHEMA
 from loadtest.engine.scenario import MAX_APPS, Scenario, Stage
+from loadtest.options import SearchOptions, Vary
 
 CLOSE = 1.12
 PAUSE = 1.0
@@ -19,7 +20,6 @@ STEEP = 2.0
 CONNECTED_PER_S = 200
 """A ramp is not steeper than workers connect, or the level would not be reached when the measurement begins."""
 
-Vary = Literal["both", "vendors", "customers"]
 Step = Callable[[Scenario, float], Awaitable[dict[str, Any]]]
 
 
@@ -75,27 +75,20 @@ def step_scenario(scenario: Scenario, scale: float, vary: Vary, seconds: float) 
     return scaled.changed({"stages": [stage.model_dump() for stage in stages], "warmup": ramp + 1})
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to search for: `vary` grows, from scale `first` up to `highest`; each of `most` steps lasts `seconds`."""
-
-    scenario: Scenario
-    name: str
-    vary: Vary = "both"
-    first: float = 1.0
-    most: int = 12
-    highest: float = 10_000.0
-    seconds: float = 15.0
-
-
-async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: Callable[[], bool]) -> dict[str, Any]:
+async def find(
+    scenario: Scenario,
+    name: str,
+    options: SearchOptions,
+    run: Step,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool],
+) -> dict[str, Any]:
     """Searches; a scale that breaks a threshold, and the highest that keeps them, is run a second time to be sure."""
-    scenario = wanted.scenario
     names = {threshold.name for threshold in scenario.limits()} - {"freshness_max_ms"}
     if not any(name.endswith("_ms") for name in names):
         raise WrongUse("find-max needs a threshold on a delay, for example --threshold 'watch_p99_ms<=200'")
-    highest = min(wanted.highest, MAX_APPS / max(scenario.vendors.count, scenario.customers.count))
-    search = Search(wanted.first, highest, wanted.most)
+    highest = min(options.highest, MAX_APPS / max(scenario.vendors.count, scenario.customers.count))
+    search = Search(options.first, highest, options.most)
     while not stopped():
         scale = search.next()
         if scale is None:
@@ -103,7 +96,7 @@ async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: C
                 break
             say(f"once more at {search.kept:.3g} times, to confirm it")
             scale, search.confirmed = search.kept, True
-        step = step_scenario(scenario, scale, wanted.vary, wanted.seconds)
+        step = step_scenario(scenario, scale, options.vary, options.seconds)
         report = await run(step, scale)
         if not report["ok"] and not search.confirmed and not stopped() and not too_slow(report):
             say(f"{scale:.3g} times broke a threshold; once more, to be sure")
@@ -130,7 +123,7 @@ async def find(wanted: Wanted, run: Step, say: Callable[[str], None], stopped: C
             search.reports[scale] = report
         say(f"{scale:.3g} times: {'kept' if report['ok'] else '; '.join(report['reasons'])}")
         await asyncio.sleep(PAUSE)
-    return result(wanted, search, stopped())
+    return result(scenario, name, options.vary, search, stopped())
 
 
 def too_slow(report: dict[str, Any]) -> bool:
@@ -138,7 +131,7 @@ def too_slow(report: dict[str, Any]) -> bool:
     return any("itself" in reason for reason in report["reasons"])
 
 
-def result(wanted: Wanted, search: Search, interrupted: bool) -> dict[str, Any]:
+def result(scenario: Scenario, name: str, vary: Vary, search: Search, interrupted: bool) -> dict[str, Any]:
     """Returns the report of a search."""
     best = search.reports.get(search.kept) if search.kept is not None else None
     reasons = []
@@ -170,11 +163,11 @@ def result(wanted: Wanted, search: Search, interrupted: bool) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "kind": "find-max",
-        "scenario": wanted.name,
-        "settings": wanted.scenario.model_dump(mode="json"),
-        **{name: best[name] if best else {} for name in ("tags", "environment")},
-        **{name: best[name] if best else "" for name in ("target", "started")},
-        "vary": wanted.vary,
+        "scenario": name,
+        "settings": scenario.model_dump(mode="json"),
+        **{key: best[key] if best else {} for key in ("tags", "environment")},
+        **{key: best[key] if best else "" for key in ("target", "started")},
+        "vary": vary,
         "confirmed": search.confirmed,
         "steps": search.steps,
         "kept_scale": search.kept,

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from loadtest import WrongUse
 from loadtest.engine import scenario as scenarios
-from loadtest.engine.find_max import Search, Wanted, find, step_scenario
+from loadtest.engine.find_max import Search, find, step_scenario
 from loadtest.engine.scenario import Scenario
+from loadtest.options import SearchOptions
 from loadtest.reports.html import page
 from tests.loadtest.conftest import report, validate
 
@@ -41,8 +42,9 @@ def found(keeps: Callable[[float], bool], **options: Any) -> dict[str, Any]:
         return one | {"settings": scenario.model_dump(mode="json"), "figures": figures}
 
     scenario = scenarios.load("quiet-town", [("thresholds.watch_p99_ms", 200)])
-    wanted = Wanted(scenario, "quiet-town", **{"most": 9, "highest": 100.0, "seconds": 5.0} | options)
-    return asyncio.run(find(wanted, run, lambda text: None, lambda: False)) | {"tried": tried}
+    wanted = SearchOptions(**{"most": 9, "highest": 100.0, "seconds": 5.0} | options)
+    searching = find(scenario, "quiet-town", wanted, run, lambda text: None, lambda: False)
+    return asyncio.run(searching) | {"tried": tried}
 
 
 def test_the_highest_load_is_found_with_its_knee(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +65,9 @@ def test_the_highest_load_is_found_with_its_knee(monkeypatch: pytest.MonkeyPatch
     assert not none["ok"]
     assert none["best"] is None
     assert "<svg" in page(none)
+    scenario = scenarios.load("quiet-town")
     with pytest.raises(WrongUse, match="needs a threshold"):
-        asyncio.run(find(Wanted(scenarios.load("quiet-town"), "x"), lambda *_: asyncio.sleep(0, {}), print, bool))
+        asyncio.run(find(scenario, "x", SearchOptions(), lambda *_: asyncio.sleep(0, {}), print, bool))
 
 
 def test_a_load_that_kept_the_thresholds_only_once_is_not_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
