@@ -52,6 +52,14 @@ class Meter:
         self._level = level = level + count
         return level
 
+    def take(self, ahead: int, now: float) -> float:
+        """Count one, or return the seconds after which to try again when it is one too many; `ahead` go at once."""
+        excess = self.level(now) + 1 - ahead
+        if excess > 0:
+            return excess / self.rate
+        self.add(1, now)
+        return 0.0
+
 
 class Remembered(Generic[T]):
     """Values by name, made when they are first asked for; when there are many, idle ones are forgotten.
@@ -113,11 +121,7 @@ class Allowance:
 
     def change(self, now: float) -> float:
         """Count an opening or closing, or return the seconds after which to try again when it is one too many."""
-        excess = self._changes.level(now) + 1 - CHANGES_AHEAD
-        if excess > 0:
-            return excess / self._changes.rate
-        self._changes.add(1, now)
-        return 0.0
+        return self._changes.take(CHANGES_AHEAD, now)
 
     def idle(self, now: float) -> bool:
         """Whether a new one would do as well."""
@@ -135,7 +139,6 @@ class Rates:
     """A rate for each of many names, as users: `rate` a second, and `ahead` at once."""
 
     def __init__(self, rate: float, ahead: int) -> None:
-        self._rate = rate
         self._ahead = ahead
         self._meters = Remembered(lambda now: Meter(rate, now), Meter.idle)
 
@@ -144,12 +147,7 @@ class Rates:
 
     def wait(self, name: str, now: float) -> float:
         """Count one, or return the seconds after which to try again when it is one too many."""
-        meter = self._meters.of(name, now)
-        excess = meter.level(now) + 1 - self._ahead
-        if excess > 0:
-            return excess / self._rate
-        meter.add(1, now)
-        return 0.0
+        return self._meters.of(name, now).take(self._ahead, now)
 
 
 class Limit:
