@@ -70,7 +70,7 @@ class Admission:
     def open_slot(self, request: web.Request) -> ConnectionSlot:
         """Count a client's connection; the caller must release it."""
         address = self._address(request)
-        return self.limits.open(address, self._costs.client(address, asyncio.get_running_loop().time()))
+        return ConnectionSlot(self.limits, address, self._costs.client(address, asyncio.get_running_loop().time()))
 
     def read_cost(self, request: web.Request) -> ClientCost:
         """Return what a read over HTTP is charged to: those of this machine without a token share one budget."""

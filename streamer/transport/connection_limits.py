@@ -17,13 +17,9 @@ class ConnectionLimits:
         self.users: Counter[str] = Counter()
         self.addresses: Counter[str] = Counter()
 
-    def open(self, address: str | None, cost: ClientCost) -> ConnectionSlot:
-        """Count a connection; the caller must `release` it. Without an address only its user is counted."""
-        return ConnectionSlot(self, address, cost)
-
 
 class ConnectionSlot:
-    """One connection as it is counted."""
+    """One connection as it is counted until its `release`; without an address only its user is."""
 
     __slots__ = ("_address", "_limits", "_user", "cost")
 

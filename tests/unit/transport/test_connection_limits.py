@@ -6,7 +6,7 @@ import pytest
 
 from streamer.errors import CloseCode, Disconnect
 from streamer.ingest.cost import CostBudgets, CostLimits
-from streamer.transport.connection_limits import ConnectionLimits
+from streamer.transport.connection_limits import ConnectionLimits, ConnectionSlot
 
 COST = CostBudgets(CostLimits()).client(None, 0.0)
 
@@ -16,7 +16,7 @@ def test_slots_become_free_again() -> None:
     connection_limits = ConnectionLimits(per_user=2, per_address=3)
     taken = []
     for number in range(3):
-        slot = connection_limits.open("203.0.113.7", COST)
+        slot = ConnectionSlot(connection_limits, "203.0.113.7", COST)
         slot.check_address()
         if number < 2:
             slot.set_user("user_1")
@@ -25,7 +25,7 @@ def test_slots_become_free_again() -> None:
         taken[2].set_user("user_1")
     assert full.value.close is CloseCode.TOO_MANY
     with pytest.raises(Disconnect, match=r"203\.0\.113\.7") as crowded:
-        connection_limits.open("203.0.113.7", COST).check_address()
+        ConnectionSlot(connection_limits, "203.0.113.7", COST).check_address()
     assert crowded.value.close is CloseCode.TOO_MANY
     assert connection_limits.addresses == {"203.0.113.7": 4}
     taken[0].set_user("user_1")  # the same again, as an `auth` does
