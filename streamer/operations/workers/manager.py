@@ -57,7 +57,6 @@ class Workers:
         self._pids: dict[int, int] = {}
         self._due: dict[int, float] = {}
         self._policy = RestartPolicy(max(MAX_DEATHS, 2 * scoreboard.count))
-        self._deaths = [0] * scoreboard.count
         self._served = False
         self._reported = False
         self._stops = 0
@@ -137,7 +136,7 @@ class Workers:
 
     def _start(self, number: int, now: float) -> None:
         held = self._scoreboard.slot(number)
-        self._scoreboard.put(number, Slot(0, now, self._deaths[number], False, ""))
+        self._scoreboard.put(number, Slot(now, False, ""))
         sys.stdout.flush()
         sys.stderr.flush()
         # Blocked during the fork: a signal that reaches a worker with its parent's handlers would be lost.
@@ -155,7 +154,6 @@ class Workers:
             self._become(number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._pids[number] = pid
-        self._scoreboard.put(number, self._scoreboard.slot(number)._replace(pid=pid))
 
     def _become(self, number: int) -> None:
         """Turns this process into a worker; never returns."""
@@ -190,7 +188,7 @@ class Workers:
             del self._pids[number]
             status = os.waitstatus_to_exitcode(wait_status)
             served = self._scoreboard.slot(number).serving
-            self._scoreboard.put(number, self._scoreboard.slot(number)._replace(pid=0, serving=False, cause=""))
+            self._scoreboard.put(number, self._scoreboard.slot(number)._replace(serving=False, cause=""))
             if self._stops:
                 self._status = self._status or (status if status > 0 else int(status < 0))
                 continue
@@ -198,7 +196,6 @@ class Workers:
                 log.error("the first worker ended before it served", worker=number, status=status)
                 self._status, self._stops = status if status > 0 else 1, 1
                 return
-            self._deaths[number] += 1
             log.error("a worker ended unexpectedly", worker=number, pid=pid, status=_status_name(status))
             if (delay := self._policy.died(now)) is None:
                 log.error(

@@ -7,17 +7,15 @@ import struct
 from typing import NamedTuple
 
 CAUSE_BYTES = 400
-SLOT = struct.Struct(f"qdqB{CAUSE_BYTES}p")
+SLOT = struct.Struct(f"dB{CAUSE_BYTES}p")
 SILENT = 5.0
 """Seconds without a heartbeat after which a worker counts as failed; one that died is replaced within that time."""
 
 
 class Slot(NamedTuple):
-    """A worker: process id, last heartbeat (monotonic seconds), earlier deaths, whether it serves, what is wrong."""
+    """A worker: last heartbeat (monotonic seconds), whether it serves, what is wrong."""
 
-    pid: int
     beat: float
-    deaths: int
     serving: bool
     cause: str
 
@@ -32,12 +30,12 @@ class Scoreboard:
     def put(self, number: int, slot: Slot) -> None:
         """Writes a slot."""
         cause = slot.cause.encode()[: CAUSE_BYTES - 1].decode(errors="ignore").encode()
-        SLOT.pack_into(self._memory, SLOT.size * number, slot.pid, slot.beat, slot.deaths, slot.serving, cause)
+        SLOT.pack_into(self._memory, SLOT.size * number, slot.beat, slot.serving, cause)
 
     def slot(self, number: int) -> Slot:
         """Reads a slot."""
-        pid, beat, deaths, serving, cause = SLOT.unpack_from(self._memory, SLOT.size * number)
-        return Slot(pid, beat, deaths, bool(serving), cause.decode(errors="replace"))
+        beat, serving, cause = SLOT.unpack_from(self._memory, SLOT.size * number)
+        return Slot(beat, bool(serving), cause.decode(errors="replace"))
 
     def beat(self, number: int, now: float, cause: str = "") -> None:
         """Records a worker's heartbeat and what keeps it from serving."""
@@ -45,7 +43,7 @@ class Scoreboard:
         if not held.serving or held.cause != cause:
             self.put(number, held._replace(beat=now, serving=True, cause=cause))
         else:
-            struct.pack_into("d", self._memory, SLOT.size * number + 8, now)
+            struct.pack_into("d", self._memory, SLOT.size * number, now)
 
     def failures(self, now: float, but: int | None = None) -> dict[str, str]:
         """Returns what is wrong with the workers, by name, except worker `but`."""

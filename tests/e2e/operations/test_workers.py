@@ -27,7 +27,7 @@ def test_a_scoreboard_names_failed_workers() -> None:
     """A worker that is silent or can't do its work must be named, and one that is starting must not."""
     board = Scoreboard(3)
     for number in range(3):
-        board.put(number, Slot(100 + number, 10.0, 0, False, ""))
+        board.put(number, Slot(10.0, False, ""))
     assert board.failures(10.0 + SILENT) == {}
     board.beat(0, 20.0)
     board.beat(1, 20.0, "broker-publisher: it died 5 times — " + "ä" * 600)
@@ -37,7 +37,7 @@ def test_a_scoreboard_names_failed_workers() -> None:
     assert failures["worker 2"] == "no heartbeat for 10 s"
     assert list(board.failures(20.5, but=1)) == ["worker 2"]
     board.beat(1, 21.0)
-    assert board.slot(1) == Slot(101, 21.0, 0, True, "")
+    assert board.slot(1) == Slot(21.0, True, "")
 
 
 @asynccontextmanager
