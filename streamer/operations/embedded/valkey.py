@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
 
-from streamer.operations.embedded import server
 from streamer.operations.embedded.programs import valkey_program
-from streamer.operations.embedded.server import HOST, STOP_TIMEOUT, EmbeddedServer, Progress
+from streamer.operations.embedded.server import HOST, STOP_TIMEOUT, EmbeddedServer
 
 
 class ValkeyServer(EmbeddedServer):
-    """A Valkey that keeps nothing on disk; with `cluster_enabled` a node of a cluster, without slots."""
+    """A Valkey that keeps nothing on disk."""
 
     kind = "Valkey"
     program = "valkey-server"
     stop_signals = ((signal.SIGTERM, STOP_TIMEOUT / 2),)
-
-    def __init__(self, folder: Path, *, cluster_enabled: bool = False, progress: Progress | None = None) -> None:
-        super().__init__(folder, progress=progress)
-        self.cluster_enabled = cluster_enabled
 
     @property
     def url(self) -> str:
@@ -39,16 +33,8 @@ class ValkeyServer(EmbeddedServer):
             "appendonly": "no",
             "daemonize": "no",
             "set-proc-title": "no",  # so that the command line shows the folder
+            "hz": "1",  # fewer wake-ups
         }
-        if self.cluster_enabled:
-            options |= {
-                "cluster-enabled": "yes",
-                "cluster-config-file": "nodes.conf",
-                "cluster-port": str(server.free_port()),
-                "cluster-node-timeout": "2000",
-            }
-        else:
-            options["hz"] = "1"  # fewer wake-ups; a cluster's nodes need the default
         return [str(valkey_program()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
     async def _ready(self) -> bool:

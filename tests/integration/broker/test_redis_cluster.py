@@ -18,9 +18,9 @@ from streamer.broker.stream import Feed
 from streamer.geo.grid import bus_cell, bus_cover
 from streamer.geo.shapes import Circle
 from streamer.ingest import position
-from streamer.operations.embedded import ValkeyServer
 from tests.integration.broker.conftest import written
 from tests.support.apps import circle, eventually, now_ms
+from tests.support.cluster_node import ClusterNode
 from tests.support.peers import Peer, Position
 
 SLOTS = 16384
@@ -29,7 +29,7 @@ SLOTS = 16384
 class Cluster:
     """Three Valkeys that share the slots."""
 
-    def __init__(self, servers: list[ValkeyServer], clients: list[redis.asyncio.Redis]) -> None:
+    def __init__(self, servers: list[ClusterNode], clients: list[redis.asyncio.Redis]) -> None:
         self.servers = servers
         self.clients = clients
         self.url = f"redis+cluster://127.0.0.1:{servers[0].port}/0"
@@ -68,10 +68,7 @@ class Cluster:
 async def cluster(own_folder: Path) -> AsyncIterator[Cluster]:
     """A cluster of the test's own, whose nodes do without each other."""
     async with AsyncExitStack() as stack:
-        servers = [
-            ValkeyServer(own_folder.with_name(f"{own_folder.name}_{number}"), cluster_enabled=True)
-            for number in range(3)
-        ]
+        servers = [ClusterNode(own_folder.with_name(f"{own_folder.name}_{number}")) for number in range(3)]
         for server in servers:
             await stack.enter_async_context(server)
         clients = [

@@ -27,6 +27,7 @@ from streamer.operations.embedded import EmbeddedServer, PostgresServer, ValkeyS
 from streamer.operations.embedded import server as embedded
 from streamer.operations.embedded.programs import reachable
 from streamer.operations.embedded.server import Account
+from tests.support.cluster_node import ClusterNode
 from tests.support.paths import ROOT, run_folder
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives up its rights")
@@ -358,7 +359,7 @@ def test_a_killed_test_run_leaves_no_folder(folder: Path) -> None:
 async def test_a_node_of_a_cluster(folder: Path) -> None:
     """The same bus runs on Redis Cluster; its test needs a node that speaks cluster."""
     async with (
-        ValkeyServer(folder, cluster_enabled=True) as server,
+        ClusterNode(folder) as server,
         redis.asyncio.Redis.from_url(server.url, decode_responses=True) as client,
     ):
         assert (await client.info("cluster"))["cluster_enabled"] == 1
