@@ -6,7 +6,7 @@ Labels come from closed sets (codes, routes, kinds of work): none grows with ven
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import TypeVar
 
@@ -70,6 +70,7 @@ class WorkersCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
+        parse: Callable[[str], Iterable[Metric]] = text_string_to_metric_families
         parsed = {number: parse(text.decode()) for number, text in self._others.items()}
         for number, found in {self._number: self._own.collect(), **parsed}.items():
             for family in found:
@@ -200,7 +201,10 @@ class ServerCollector(Collector):
         open_now = dict(opened)
         for (kind, _), count in counters.closed.items():
             open_now[kind,] -= count
-        closed = {(kind, code_label(code)): count for (kind, code), count in counters.closed.items()}
+        closed = {
+            (kind, "other" if code == OTHER_CODE else str(int(code))): count
+            for (kind, code), count in counters.closed.items()
+        }
         refused = {(code,): count for code, count in counters.refused.items()}
         requests = {(method, route, str(status)): count for (method, route, status), count in counters.requests.items()}
         yield gauges("streamer_connections", "Open WebSockets and event streams.", ("kind",), open_now)
@@ -212,16 +216,6 @@ class ServerCollector(Collector):
         labels = ("method", "route", "status")
         yield counts("streamer_http_requests", "HTTP requests without WebSockets.", labels, requests)
         yield timed("streamer_http_seconds", "Duration of HTTP requests.", "route", counters.answered)
-
-
-def parse(text: str) -> Iterable[Metric]:
-    """Parses OpenMetrics text."""
-    return text_string_to_metric_families(text)  # type: ignore[no-untyped-call,no-any-return]  # untyped there
-
-
-def code_label(code: int) -> str:
-    """Returns the label of a close code."""
-    return "other" if code == OTHER_CODE else str(int(code))
 
 
 def gauge(name: str, help: str, value: float) -> Metric:
