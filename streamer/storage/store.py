@@ -110,13 +110,11 @@ class Store:
 
     async def vendors_of(self, clerk_ids: Sequence[str]) -> list[VendorRow]:
         """Returns the vendors of the users with these `clerkId`s, ordered by id."""
-        asked = [clerk_id for clerk_id in clerk_ids if can_be_text(clerk_id)]
-        return await self._vendors(queries.VENDORS_OF, asked) if asked else []
+        return await self._vendors(queries.VENDORS_OF, clerk_ids)
 
     async def cards(self, vendor_ids: Sequence[str]) -> list[VendorRow]:
         """Returns those of these vendors that exist, in no order."""
-        asked = [vendor_id for vendor_id in vendor_ids if can_be_text(vendor_id)]
-        return await self._vendors(queries.CARDS, asked) if asked else []
+        return await self._vendors(queries.CARDS, vendor_ids)
 
     async def search(
         self, words: Sequence[str], only_open: bool, limit: int, after: tuple[str, str] = ("", "")
@@ -231,6 +229,7 @@ class Store:
             created += await self.database.answer(work, "partitions")
         return created
 
-    async def _vendors(self, statement: str, argument: object) -> list[VendorRow]:
-        rows = await self.database.fetch(statement, argument, what="vendors")
+    async def _vendors(self, statement: str, ids: Sequence[str]) -> list[VendorRow]:
+        asked = [id for id in ids if can_be_text(id)]
+        rows = await self.database.fetch(statement, asked, what="vendors") if asked else []
         return [VendorRow(*row) for row in rows]
