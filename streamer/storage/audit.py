@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,19 +48,8 @@ class Entry:
 
     def fields(self) -> dict[str, Any]:
         """Returns the entry for JSON, with the names of the table's columns."""
-        return {
-            "id": self.id,
-            "at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "table": self.table,
-            "rowId": self.row_id,
-            "action": self.action,
-            "before": self.before,
-            "after": self.after,
-            "user": self.user,
-            "actor": self.actor,
-            "application": self.application,
-            "address": self.address,
-        }
+        named = {"rowId" if name == "row_id" else name: value for name, value in asdict(self).items()}
+        return named | {"at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z")}
 
     def line(self) -> str:
         """Returns one line of text without control characters."""
