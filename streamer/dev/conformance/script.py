@@ -106,7 +106,7 @@ class _Run:
         await self.restart({})
         for number, step in enumerate(self._case.steps, 1):
             (name, value), *_ = step.items()
-            action: Callable[[Any], Coroutine[Any, Any, None]] = getattr(self, name)
+            action: Callable[[Any], Coroutine[Any, Any, object]] = getattr(self, name)
             try:
                 async with asyncio.timeout(self._within):
                     await self._unless_ended(asyncio.create_task(action(self._resolved(value))), name)
@@ -117,7 +117,7 @@ class _Run:
                 reason = str(failed) or f"this did not happen within {self._within:g} s; {self._report()}"
                 raise Wrong(f"step {number}, {shown}: {reason}") from None
 
-    async def _unless_ended(self, step: asyncio.Task[None], name: str) -> None:
+    async def _unless_ended(self, step: asyncio.Task[object], name: str) -> None:
         """Wait for a step; the program's end ends it, unless the step is that."""
         ended = asyncio.create_task(self.program.end())
         try:
@@ -143,9 +143,13 @@ class _Run:
         except OSError as failed:
             raise StreamerError(f"the client can't be started: {failed}") from None
 
-    async def tell(self, command: dict[str, Any]) -> None:
+    async def tell(self, command: dict[str, Any]) -> dict[str, Any]:
         """Tell the client to do something, and wait until it has."""
-        await self._told(command)
+        number = self.program.tell(command)
+        done = await self.program.until(lambda event: event.get("event") == "done" and event.get("number") == number)
+        if done is None:
+            raise Wrong("the program ended")
+        return done
 
     async def event(self, pattern: dict[str, Any]) -> None:
         """Wait until the client reports something, which counts once."""
@@ -167,7 +171,7 @@ class _Run:
     async def view(self, expected: dict[str, Any]) -> None:
         """Wait until a watch's view is exactly this."""
         while True:
-            answer = await self._told({"do": "view", "id": expected["id"]})
+            answer = await self.tell({"do": "view", "id": expected["id"]})
             self._difference = _view_differs(answer, expected) or ""
             if not self._difference:
                 return
@@ -313,13 +317,6 @@ class _Run:
             raise Wrong(f"it sent {self._open.messages.get_nowait()}")
 
     # inside
-
-    async def _told(self, command: dict[str, Any]) -> dict[str, Any]:
-        number = self.program.tell(command)
-        done = await self.program.until(lambda event: event.get("event") == "done" and event.get("number") == number)
-        if done is None:
-            raise Wrong("the program ended")
-        return done
 
     @property
     def _open(self) -> Connection:
