@@ -224,7 +224,6 @@ class Deliverer:
         )
         return aiohttp.ClientSession(
             connector=connector,
-            connector_owner=True,
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             headers={"Content-Type": "application/json", "User-Agent": f"venta-streamer/{__version__}"},
             cookie_jar=aiohttp.DummyCookieJar(),
