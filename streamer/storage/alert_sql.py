@@ -43,6 +43,8 @@ GET = f"""
 SELECT {COLUMNS} FROM "streamer_alerts" a JOIN "users" u ON u."id" = a."userId"
 WHERE u."clerkId" = $1 AND a."id" = $2 AND a."deletedAt" IS NULL
 """
+# With the lock that CHANGE takes: a change is made of what the one before left, and foreign keys do not wait.
+GET_TO_CHANGE = f"{GET} FOR NO KEY UPDATE OF a"
 # A new area or list begins anew: who is inside already is no event.
 CHANGE = f"""
 UPDATE "streamer_alerts" a SET "definition" = $2::jsonb, "quiet" = $3, "url" = $4, "host" = $5,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -55,6 +55,16 @@ class NewAlert(NamedTuple):
     key: str | None
     """Of two creations of one user with the same key, the second finds what the first created."""
     request_hash: str | None
+
+
+class Change(NamedTuple):
+    """What an alert becomes."""
+
+    new: NewAlert
+    same: bool
+    """It looks at the same as before, so what it knows of vendors stays."""
+    revive: bool
+    """It is not ended by the change, so its waiting webhooks stay."""
 
 
 class DeliveryRow(NamedTuple):
@@ -205,16 +215,25 @@ class AlertStore:
             raise _no_alert(id)
         return _alert(row)
 
-    async def change(self, id: str, new: NewAlert, *, same: bool, revive: bool) -> AlertRow:
-        """Changes an alert; returns it. ProtocolError when it was deleted meanwhile.
+    async def change(self, clerk_id: str, id: str, edit: Callable[[AlertRow], Change]) -> AlertRow:
+        """Changes a user's alert; returns it. ProtocolError when the user has none of this id.
 
         Args:
-            same: It looks at the same as before, so what it knows of vendors stays.
-            revive: It is not ended by the change, so its waiting webhooks stay.
+            edit: returns what the alert becomes, or raises ProtocolError; nothing else changes it meanwhile.
         """
+        if not (can_be_text(clerk_id) and can_be_text(id)):
+            raise _no_alert(id)
 
-        async def work(connection: Any) -> Any:
+        async def work(connection: Any) -> AlertRow | ProtocolError:
+            # Errors are returned: one that is raised here would end the connection.
             async with transaction(connection):
+                row = await connection.fetchrow(sql.GET_TO_CHANGE, clerk_id, id)
+                if row is None:
+                    return _no_alert(id)
+                try:
+                    new, same, revive = edit(_alert(row))
+                except ProtocolError as refused:
+                    return refused
                 row = await connection.fetchrow(
                     sql.CHANGE,
                     id,
@@ -228,12 +247,12 @@ class AlertStore:
                 )
                 if not revive:
                     await connection.execute(sql.DROP_EVENTS, id)
-                return row
+                return _alert(row)
 
-        row = await self._database.answer(work, "alerts")
-        if row is None:
-            raise _no_alert(id)
-        return _alert(row)
+        changed = await self._database.answer(work, "alerts")
+        if isinstance(changed, ProtocolError):
+            raise changed
+        return changed
 
     async def delete(self, clerk_id: str, id: str) -> None:
         """Deletes a user's alert; ProtocolError when the user has none of this id."""

@@ -20,7 +20,7 @@ from streamer.ingest.rate_limit import Rates
 from streamer.protocol import alerts
 from streamer.protocol.fields import decode_json, shown
 from streamer.settings import Settings
-from streamer.storage.alerts import AlertRow, AlertStore, DeliveryRow, NewAlert
+from streamer.storage.alerts import AlertRow, AlertStore, Change, DeliveryRow, NewAlert
 from streamer.transport.identify import identify
 from streamer.transport.problem import NO_STORE, json_response
 from streamer.transport.query import limit_of, paged
@@ -121,18 +121,19 @@ class HttpAlerts:
         user, _ = await self._user(request)
         self._count(user)
         patch = _object(await request.read())
-        row = await self._store.get(user, request.match_info["id"])
-        before = written(row)
-        # A time that has passed since is no mistake of this request.
-        now = self._clock() if "expires" in patch else 0
-        asked = alerts.decode_alert(alerts.merged(before, patch), self._bounds, now)
-        if asked.url != row.url:
-            check_url(asked.url, self._development)
-        reason = (row.reason or BY_OWNER) if asked.disabled else None
-        new = _new(asked, row.secret, reason=reason)
-        watched = alerts.stored_definition(row.source, asked.definition.quiet)
-        same = asked.definition == watched and row.disabled is None
-        row = await self._store.change(row.id, new, same=same, revive=reason is None)
+
+        def edit(row: AlertRow) -> Change:
+            # A time that has passed since is no mistake of this request.
+            now = self._clock() if "expires" in patch else 0
+            asked = alerts.decode_alert(alerts.merged(written(row), patch), self._bounds, now)
+            if asked.url != row.url:
+                check_url(asked.url, self._development)
+            reason = (row.reason or BY_OWNER) if asked.disabled else None
+            watched = alerts.stored_definition(row.source, asked.definition.quiet)
+            same = asked.definition == watched and row.disabled is None
+            return Change(_new(asked, row.secret, reason=reason), same=same, revive=reason is None)
+
+        row = await self._store.change(user, request.match_info["id"], edit)
         self._changed()
         return json_response(described(row), headers=NO_STORE)
 

@@ -88,6 +88,41 @@ async def test_an_alert_is_created_changed_and_deleted(serve: Serve, database_ur
         assert tuple(stored) == ("", b"", "{}")
 
 
+async def test_of_two_changes_at_the_same_moment_neither_undoes_the_other(serve: Serve, database_url: str) -> None:
+    """A user changes the hours on the phone while the backend changes the metadata: both answered 200."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve(alert_key=KEY)
+    async with signed_in(server.url, one.clerk_id) as session, connected(database_url) as viewer:
+        path = f"/v1/alerts/{(await create(session))['id']}"
+
+        async def change(**patch: Any) -> int:
+            async with session.patch(path, json=patch) as answer:
+                return answer.status
+
+        async def both_wait() -> bool:
+            found: int = await viewer.fetchval(
+                """
+                SELECT count(DISTINCT "pid") FROM pg_locks JOIN pg_stat_activity USING ("pid")
+                WHERE NOT "granted" AND "datname" = current_database()
+                """
+            )
+            return found == 2
+
+        async def begun() -> bool:
+            async with session.get(path) as answer:
+                return "startedAt" in await answer.json()
+
+        await eventually(begun, "an alert that has begun, so that only the changes wait")
+        async with connected(database_url) as holder, holder.transaction():
+            await holder.execute('SELECT FROM "streamer_alerts" FOR UPDATE')
+            changes = [asyncio.create_task(change(quiet=7)), asyncio.create_task(change(metadata={"place": "home"}))]
+            await eventually(both_wait, "two changes that wait for the alert")
+        assert await asyncio.gather(*changes) == [200, 200]
+        async with session.get(path) as answer:
+            seen = await answer.json()
+        assert (seen["quiet"], seen["metadata"]) == (7, {"place": "home"})
+
+
 async def test_secrets_are_not_stored_as_they_are(serve: Serve, database_url: str) -> None:
     """Whoever reads a backup could sign events in the server's name."""
     (one,) = await seed.seed(database_url, 1)

@@ -12,7 +12,7 @@ import pytest
 from streamer.errors import ProtocolError
 from streamer.operations import maintenance
 from streamer.storage import partitions
-from streamer.storage.alerts import AlertRow, AlertStore, Attempt, NewAlert, new_id
+from streamer.storage.alerts import AlertRow, AlertStore, Attempt, Change, NewAlert, new_id
 from streamer.storage.database import Database
 from tests.conftest import connected
 from tests.support.alerts import event_count, new_alert
@@ -86,7 +86,7 @@ async def test_a_change_of_an_alert_that_was_just_deleted_changes_nothing(store:
         await store.delete(clerk_id, row.id)
         new = NewAlert(row.source, 0, row.url, "a.example", row.secret, None, None, None, None)
         with pytest.raises(ProtocolError, match="you have no alert"):
-            await store.change(row.id, new, same=False, revive=True)
+            await store.change(clerk_id, row.id, lambda _: Change(new, same=False, revive=True))
         assert await connection.fetchval('SELECT "url" FROM "streamer_alerts" WHERE "id" = $1', row.id) == ""
 
 

@@ -12,7 +12,7 @@ from streamer.ingest.batcher import Chunk
 from streamer.ingest.copy_rows import RowEncoder
 from streamer.ingest.position import Position
 from streamer.storage import migrate, revisions, roles, seed
-from streamer.storage.alerts import AlertStore, NewAlert, new_id
+from streamer.storage.alerts import AlertStore, Change, NewAlert, new_id
 from streamer.storage.database import Database, _session_settings
 from streamer.storage.drift import drift
 from streamer.storage.dsn import parse_url
@@ -99,7 +99,7 @@ async def test_what_is_saved_is_on_disk_behind_pgbouncer(empty_database_url: str
                 event = {"id": new_id(now_ms()), "type": "enter", "body": "{}", "at": now_ms()}
                 given = {**key, **state, "revision": 1, "eventAt": now_ms(), "quietUntil": 0}
                 assert await alerts.commit([given], [{**key, **event}]) == {(alert.id, vendor.vendor_id): 1}
-                await alerts.change(alert.id, new, same=True, revive=True)
+                await alerts.change(vendor.clerk_id, alert.id, lambda _: Change(new, same=True, revive=True))
                 await alerts.delete(vendor.clerk_id, alert.id)
             await store.database.close()
         assert {tuple(row) for row in await owner.fetch('SELECT * FROM "seen"')} == {(table, "on") for table in written}
