@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from streamer.errors import SettingsError
+from streamer.protocol.fields import shown
 
 DATA = Path(".venta")
 """Where it is unless an option says otherwise."""
 SECRET = "jwt-secret"
 SERVICES = "services.json"
+REMEDY = "delete the file and start `streamer dev` again, or choose another folder by --data"
 
 
 def make_folder(data: Path) -> Path:
@@ -48,11 +50,21 @@ def read_secret(data: Path) -> str:
 
 
 def read_services(data: Path) -> dict[str, str]:
-    """Returns the URLs of the server that runs in this folder; empty when none is ready."""
+    """Returns the URLs of the server that runs in this folder; empty when none is ready.
+
+    Raises:
+        SettingsError: The file is JSON, but no object of URLs.
+    """
+    path = data / SERVICES
     try:
-        found: dict[str, str] = json.loads((data / SERVICES).read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    if type(found) is not dict:
+        raise SettingsError(f"{path} must be a JSON object, not {shown(found)}: {REMEDY}")
+    for name, url in found.items():
+        if type(url) is not str:
+            raise SettingsError(f"{name} in {path} must be a URL, not {shown(url)}: {REMEDY}")
     return found
 
 

@@ -200,6 +200,19 @@ def test_link_beside_a_broken_folder(run: Run, well: dict[str, str | None], tmp_
     said(run("link vendor", **well), 2, "STREAMER_PUBLIC_URL", "--url")
 
 
+@pytest.mark.parametrize(
+    ("services", "found"), [("[]", "must be a JSON object, not []"), ('{"http": 5}', "must be a URL, not 5")]
+)
+@pytest.mark.parametrize("command", ["link vendor", "doctor", "token somebody"])
+def test_a_file_of_dev_that_is_no_object_of_urls(
+    run: Run, well: dict[str, str | None], tmp_path: Path, command: str, services: str, found: str
+) -> None:
+    """Written by hand or by another program: each command that reads it names it, and what to do."""
+    (tmp_path / ".venta").mkdir()
+    (tmp_path / ".venta" / "services.json").write_text(services)
+    said(run(command, **{**well, "DATABASE_URL": None}), 2, "services.json", found, "delete the file")
+
+
 async def test_redis_is_not_running(serve: Serve, database_url: str, valkey_server: ValkeyServer) -> None:
     """It serves what it can, says so, and mends itself when Redis comes."""
     vendor = (await seed.seed(database_url, 1))[0]
