@@ -6,21 +6,32 @@
 /** Records that are merged into one when there are more. */
 const MOST_RECORDS = 100;
 
+/** The number of the first record, by a head; null where it can't be read. */
+function firstOf(head) {
+  try {
+    const { first } = JSON.parse(head);
+    return Number.isSafeInteger(first) && first >= 0 ? first : null;
+  } catch {
+    return null;
+  }
+}
+
 export class StorageQueue {
   /** @param storage `AsyncStorage`, or anything like it; @param name a name of its own for each vendor */
   constructor(storage, name = "venta-pings") {
     this.storage = storage;
     this.name = name;
+    this.copy = `${name}.head`;
     this.first = 0;
     this.next = 0;
     this.pings = new Map();
   }
 
   async load() {
-    const head = JSON.parse((await this.storage.getItem(this.name)) ?? '{"first":0}');
-    this.first = this.next = head.first;
+    const head = await this.storage.getItem(this.name);
+    this.first = this.next = firstOf(head) ?? firstOf(await this.storage.getItem(this.copy)) ?? 0;
     this.pings.clear();
-    let broken = 0;
+    let broken = head == null || firstOf(head) !== null ? 0 : 1;
     // a record that was written just before the process ended is there all the same
     for (let record; (record = await this.storage.getItem(this.key(this.next))) != null; this.next += 1) {
       try {
@@ -59,11 +70,12 @@ export class StorageQueue {
     this.apply(record);
   }
 
-  /** The whole queue as one record; the older ones are removed only when the head names it. */
+  /** The whole queue as one record; the older ones are removed only when the head and its copy name it. */
   async compact() {
     const [from, to] = [this.first, this.next];
     await this.append({ put: [...this.pings.values()], remove: [], whole: true });
-    await this.storage.setItem(this.name, JSON.stringify({ first: to }));
+    // One after the other: the end of the process cuts one of two writes at most. What the older one names is there too.
+    for (const key of [this.name, this.copy]) await this.storage.setItem(key, JSON.stringify({ first: to }));
     this.first = to;
     for (let number = from; number < to; number += 1) await this.storage.removeItem(this.key(number));
   }

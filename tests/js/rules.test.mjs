@@ -189,6 +189,38 @@ test("a record in AsyncStorage that can't be read is told once and dropped, and 
   }
 });
 
+test("a head in AsyncStorage that can't be read is told once and written anew, and costs no ping", async (t) => {
+  const warn = t.mock.method(console, "warn", () => {});
+  for (const head of ['{"fir', "null", "{}", '{"first":-1}', '{"first":"0"}']) {
+    for (const written of [3, 150, 500]) {
+      const values = new Map();
+      const queue = new StorageQueue(new Storage(values));
+      await queue.load();
+      for (let n = 1; n <= written; n += 1) await queue.write([{ timestamp: n, lat: 1, long: 1 }], [n - 3]);
+      values.set("venta-pings", head);
+      warn.mock.resetCalls();
+      for (let times = 0; times < 2; times += 1) {
+        const held = await new StorageQueue(new Storage(values)).load();
+        assert.deepEqual(held.map(({ timestamp }) => timestamp), [written - 2, written - 1, written], head);
+        assert.equal(warn.mock.callCount(), 1);
+      }
+    }
+  }
+});
+
+test("a queue in AsyncStorage whose head and copy can't be read begins anew, and keeps what is written from then on", async (t) => {
+  t.mock.method(console, "warn", () => {});
+  const values = new Map();
+  const queue = new StorageQueue(new Storage(values));
+  await queue.load();
+  for (let n = 1; n <= 150; n += 1) await queue.write([{ timestamp: n, lat: 1, long: 1 }], [n - 1]);
+  for (const [key, value] of values) if (value.includes("first")) values.set(key, "{");
+  const again = new StorageQueue(new Storage(values));
+  await again.load();
+  await again.write([{ timestamp: 151, lat: 1, long: 1 }], []);
+  assert.deepEqual((await new StorageQueue(new Storage(values)).load()).map(({ timestamp }) => timestamp), [151]);
+});
+
 test("URLs are built without URL, whose parts can't be set in React Native", () => {
   const own = globalThis.URL;
   globalThis.URL = class {
