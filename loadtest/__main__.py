@@ -73,6 +73,10 @@ def run(
     async def main() -> dict[str, Any]:
         scenario, trace = chosen(options, run_options)
         number, parts = part_of(run_options.part)
+        if run_options.start_at is not None and run_options.repeat > 1:
+            raise WrongUse(
+                f"--start-at is the start of one run, --repeat is {run_options.repeat}: give one --start-at per command"
+            )
         if run_options.start_at is not None and not time.time() < run_options.start_at < time.time() + 3600:
             raise WrongUse(
                 f"--start-at is {run_options.start_at:.0f}, now is {time.time():.0f}: give one within the next hour"

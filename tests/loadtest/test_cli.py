@@ -54,6 +54,7 @@ def run(*arguments: str, stdin: str | None = None) -> tuple[int, str]:
         (["run", "festival", "--secret", SECRET, "--url", "http://8.8.8.8"], "--i-own 8.8.8.8"),
         (["run", "festival", "--secret", SECRET, "--part", "3/2"], "NUMBER/OF"),
         (["run", "festival", "--secret", SECRET, "--start-at", "5"], "within the next hour"),
+        (["run", "festival", "--secret", SECRET, "--start-at", "5", "--repeat", "2"], "one --start-at per command"),
         (["run", "festival", "--secret", SECRET, "--stage", "jump:3"], "'ramp', 'hold', 'spike' or 'storm'"),
         (["run", "festival", "--secret", SECRET, "--set", "city.x=1"], "city.x"),
         (["run", "festival", "--secret", SECRET, "--trace", "nowhere.csv"], "nowhere.csv"),
