@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -15,13 +18,14 @@ from loadtest.engine import verification as truth
 from loadtest.engine.database import Database
 from streamer.geo.shapes import Circle
 from tests.chaos.crowd import CENTER, RADIUS, Crowd
-from tests.chaos.stage import LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
+from tests.chaos.stage import HOST_DELIVERIES, LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
 
 GHOST_SLACK = 5.0
 """Seconds beyond the settings for which a vendor that went away may still be shown."""
-MORE_FILES = POOL_SIZE + 6
 MORE_BYTES = 48 << 20
-"""How much more than at first a process may hold: open files without its clients' sockets, resident bytes."""
+"""How many resident bytes more than at first a process may hold."""
+REDIS_CONNECTIONS = 3
+"""Of a process to one Redis: for writes, for reads, for subscriptions."""
 BUSY = 0.75
 """The share of a core that a server may use in a round; more means a spinning loop."""
 
@@ -31,11 +35,41 @@ ALERTED = Circle(*CENTER, 8_000.0)
 
 
 class Held(NamedTuple):
-    """What a process holds: open files without its clients' sockets, resident bytes, CPU seconds used."""
+    """What a process holds; `pools`: its connections by the port they lead to, where a pool bounds them."""
 
     files: int
+    """Open files that are neither connections of these pools nor its clients'."""
+    pools: Counter[int]
     resident: int
     cpu: float
+    """Seconds used."""
+
+
+def held_by(pid: int, port: int, pools: Collection[int]) -> Held:
+    """Returns what a process that listens on `port` holds; raises psutil.Error or OSError when it has ended."""
+    process = psutil.Process(pid)
+    connections = [c for c in process.net_connections("tcp") if c.raddr]
+    pooled = [c for c in connections if c.raddr.port in pools]
+    clients = [c for c in connections if c.laddr.port == port]
+    # By descriptor: one that was closed since is in neither number.
+    files = {int(name) for name in os.listdir(f"/proc/{pid}/fd")} - {c.fd for c in (*pooled, *clients)}
+    cpu = process.cpu_times()
+    by_port = Counter(c.raddr.port for c in pooled)
+    return Held(len(files), by_port, process.memory_info().rss, cpu.user + cpu.system)
+
+
+def held_too_much(first: Held, now: Held, pools: Mapping[int, tuple[str, int]]) -> list[str]:
+    """Returns of what a process holds more than it may: in a pool its size (by port, with a name), else as at first."""
+    found = [
+        f"{now.pools[port]} connections to {name}, where {most} are the most"
+        for port, (name, most) in pools.items()
+        if now.pools[port] > most
+    ]
+    if now.files > first.files:
+        found.append(f"{now.files} files open besides pools and clients, at first {first.files}")
+    if now.resident > first.resident + MORE_BYTES:
+        found.append(f"{now.resident >> 20} MiB, at first {first.resident >> 20}")
+    return found
 
 
 class Judge:
@@ -123,28 +157,35 @@ class Judge:
     def held(self) -> dict[int, Held]:
         """Returns what each server process holds now."""
         found = {}
-        for server in self._stage.servers.values():
-            try:
-                process = psutil.Process(server.pid)
-                clients = [c for c in process.net_connections("tcp") if c.laddr.port == server.port and c.raddr]
-                cpu = process.cpu_times()
-                held = Held(process.num_fds() - len(clients), process.memory_info().rss, cpu.user + cpu.system)
-            except psutil.Error:
-                continue
-            found[server.pid] = held
+        for name, server in self._stage.servers.items():
+            with suppress(psutil.Error, OSError):
+                found[server.pid] = held_by(server.pid, server.port, self._pools(name))
         return found
 
     def resources(self) -> list[str]:
-        """Returns what the processes hold more than at first."""
-        found = []
-        for pid, held in self.held().items():
-            first = self._first.setdefault(pid, held)
-            if held.files > first.files + MORE_FILES:
-                sockets = dict(open_sockets(pid))
-                found.append(f"process {pid} has {held.files} files open, at first {first.files}: {sockets}")
-            if held.resident > first.resident + MORE_BYTES:
-                found.append(f"process {pid} holds {held.resident >> 20} MiB, at first {first.resident >> 20}")
-        return found
+        """Returns what the processes hold more than they may."""
+        held = self.held()
+        return [
+            f"process {server.pid} holds {line}; its sockets: {dict(open_sockets(server.pid))}"
+            for name, server in self._stage.servers.items()
+            if (now := held.get(server.pid)) is not None
+            for line in held_too_much(self._first.setdefault(server.pid, now), now, self._pools(name))
+        ]
+
+    def _pools(self, name: str) -> dict[int, tuple[str, int]]:
+        """By port, what a server's pools lead to and how many connections each may have."""
+        stage = self._stage
+
+        def port(wire: str) -> int:
+            found = urlsplit(stage.wires[wire].url).port
+            assert found is not None
+            return found
+
+        return {
+            port(f"wire {name} to postgresql"): ("PostgreSQL", POOL_SIZE),
+            port(f"wire {name} to valkey"): ("Valkey", REDIS_CONNECTIONS),
+            stage.receiver.port: ("the receiver of webhooks", HOST_DELIVERIES),
+        }
 
     def busy(self, before: Mapping[int, Held], seconds: float) -> list[str]:
         """Returns the processes that used more CPU since then than any load explains."""

@@ -107,7 +107,8 @@ class Chaos:
         crowd.moving = False
         wrong += await self._judged(healed, since)
         true_in = time.monotonic() - healed
-        wrong += judge.resources() + judge.busy(before, time.monotonic() - began)
+        wrong += judge.busy(before, time.monotonic() - began)
+        wrong += await self._given_back()
         return Verdict(seed, faults, healed - began, true_in, crowd.latest, wrong)
 
     async def settled(self) -> list[str]:
@@ -135,6 +136,15 @@ class Chaos:
             await asyncio.sleep(0.2)
         # It must stay true, too; counts follow some seconds after a vendor that leaves.
         return judge.apps()
+
+    async def _given_back(self) -> list[str]:
+        """Returns what the processes still hold too much of after a while: what is just being closed goes."""
+        until = time.monotonic() + self._true_within
+        while wrong := self.judge.resources():
+            if time.monotonic() > until:
+                return wrong
+            await asyncio.sleep(0.2)
+        return []
 
     async def _alert(self, identity: Identity) -> None:
         """Creates an alert before any vendor is on the map, and waits until it begins."""

@@ -27,6 +27,7 @@ OFFLINE_AFTER = 6.0
 LEAVE_AFTER = 6.0
 DRAIN_TIMEOUT = 3.0
 POOL_SIZE = 4
+HOST_DELIVERIES = 16
 ANSWERS_WITHIN = 2.0
 """Seconds a receiver of webhooks may take: those of a killed process are sent again a little later."""
 RESPAWN = 0.2
@@ -75,6 +76,7 @@ class Stage:
                     alert_key=SECRET,
                     alert_development_hosts=f"{self.receiver.host},127.0.0.1",
                     alert_timeout=ANSWERS_WITHIN,
+                    alert_host_deliveries=HOST_DELIVERIES,
                 )
                 keeping = asyncio.create_task(self._keep(name, server), name=f"keep {name}")
                 self._stack.push_async_callback(self._end, keeping, server)

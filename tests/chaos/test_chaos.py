@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from tests.chaos.faults import KINDS, LATEST, LONG, Fault, plan
+from tests.chaos.judge import held_by, held_too_much
 from tests.chaos.rounds import Chaos
 from tests.support.apps import eventually
 
@@ -26,6 +30,29 @@ def test_a_seed_is_its_faults() -> None:
         assert 1 <= len(faults) <= 4
         assert len({fault.target for fault in faults}) == len(faults)
         assert all(0 <= fault.at <= LATEST and 0 < fault.lasts <= LONG for fault in faults)
+
+
+def test_a_pool_may_fill_up_and_nothing_else_may_grow(tmp_path: Path) -> None:
+    """A leak of a few descriptors a round is found, and pools that fill up after the first round are none."""
+    with ExitStack() as stack:
+        other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        own = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = other.getsockname()[1]
+        pools = {port: ("it", 3)}
+
+        def wrong() -> list[str]:
+            return held_too_much(first, held_by(os.getpid(), own.getsockname()[1], pools), pools)
+
+        first = held_by(os.getpid(), own.getsockname()[1], pools)
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(other.getsockname()))
+        with socket.create_connection(own.getsockname()), own.accept()[0]:
+            assert wrong() == [f"{first.files + 1} files open besides pools and clients, at first {first.files}"]
+        assert wrong() == []
+        with (tmp_path / "file").open("w"):
+            assert wrong() == [f"{first.files + 1} files open besides pools and clients, at first {first.files}"]
+        with socket.create_connection(other.getsockname()):
+            assert wrong() == ["4 connections to it, where 3 are the most"]
 
 
 @pytest.fixture
