@@ -83,12 +83,15 @@ class Placement:
         if not held:
             del self.dropping[at]
 
-    def sweep(self) -> None:
-        """Drops the entries of vendors that another process serves by now."""
-        for id in [id for id in self.entries if id not in self._local_vendors]:
-            entry = self.entries.pop(id)
-            self.drop(entry.cell, id, Dropping(entry.versions))
-        self.unplaced.intersection_update(self._local_vendors.sockets)
+    def sweep(self, vendor_ids: Iterable[str]) -> None:
+        """Drops the entries of those of these vendors that another process serves by now."""
+        for id in vendor_ids:
+            if id in self._local_vendors:
+                continue
+            self.unplaced.discard(id)
+            entry = self.entries.pop(id, None)
+            if entry is not None:
+                self.drop(entry.cell, id, Dropping(entry.versions))
 
     async def adopt(self, vendor_ids: Iterable[str]) -> dict[str, bytes]:
         """Merges what Redis holds of vendors that this process begins to serve.

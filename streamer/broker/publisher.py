@@ -35,6 +35,8 @@ HANDOVER = 3.0
 
 TURN = 250
 """Vendors after which a flush lets others have the loop: about a millisecond."""
+SWEPT = 2000
+"""Vendors after which a sweep does, which finds nothing to do for most: about a millisecond."""
 
 
 class Publisher:
@@ -138,11 +140,16 @@ class Publisher:
         for vendor_id in unplaced:
             self.mark(vendor_id, Part.ALL)
 
-    def sweep(self) -> None:
+    async def sweep(self) -> None:
         """Drops what a vendor's change of process can leave behind."""
-        for id in [id for id, count in self._local_vendors.sockets.items() if count == 0]:
-            self.release_superseded(id)
-        self.placement.sweep()
+        for some in _turns(list(self._local_vendors.sockets), SWEPT):
+            for id in some:
+                if self._local_vendors.sockets.get(id) == 0:
+                    self.release_superseded(id)
+            await asyncio.sleep(0)
+        for some in _turns([*self.placement.entries, *self.placement.unplaced], SWEPT):
+            self.placement.sweep(some)
+            await asyncio.sleep(0)
 
     # its task
 
@@ -217,7 +224,7 @@ class Publisher:
         await self._membership.introduce()
         claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in self._local_vendors]
         found: dict[str, bytes] = {}
-        for some in _turns(claims):
+        for some in _turns(claims, TURN):
             found |= await self.placement.adopt(some)
             for id in some:
                 self.release_superseded(id)
@@ -231,7 +238,7 @@ class Publisher:
                 if entry is None or entry.cell != parent(vendor.cell, BUS_LEVEL) or parts & Part.CLAIM:
                     moved.append(id)
         placed: dict[str, int] = {}
-        for some in _turns(moved):
+        for some in _turns(moved, TURN):
             vendors = {id: vendor for id in some if (vendor := self._publishable(id)) is not None}
             placed |= await self.placement.place(vendors, found)
             await asyncio.sleep(0)
@@ -313,7 +320,7 @@ class Publisher:
                     self.mark(id, Part.ALL)
 
 
-def _turns(vendor_ids: list[str]) -> Iterator[list[str]]:
+def _turns(vendor_ids: list[str], size: int) -> Iterator[list[str]]:
     """The vendors in parts after which others have the loop."""
-    for start in range(0, len(vendor_ids), TURN):
-        yield vendor_ids[start : start + TURN]
+    for start in range(0, len(vendor_ids), size):
+        yield vendor_ids[start : start + size]

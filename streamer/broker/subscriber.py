@@ -18,9 +18,11 @@ from streamer.broker.redis_schema import BROADCAST, channel
 from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
 from streamer.live.fix import Fix, fix_of_register
 from streamer.live.local_vendors import Part
-from streamer.live.vendor import Card, Presence
+from streamer.live.vendor import Card, Presence, Vendor
 
 SWEEP_EVERY = 60.0
+LOOKED_AT = 2000
+"""Vendors of which a sweep finds out whether they stray before the event loop gets its turn: about a millisecond."""
 
 
 class Subscriber:
@@ -119,6 +121,24 @@ class Subscriber:
                 self._context.remove_unheard(vendor)  # it may have moved, or the cell be watched again
             if number % SLICE == 0:
                 await asyncio.sleep(0)
+
+    async def sweep(self) -> None:
+        """Removes what late messages and a vendor's change of process can leave behind."""
+        index = self._index
+        vendors = list(index.vendors.values())
+        strays: list[Vendor] = []
+        for start in range(0, len(vendors), LOOKED_AT):
+            strays += filter(self._strays, vendors[start : start + LOOKED_AT])
+            await asyncio.sleep(0)
+        for start in range(0, len(strays), SLICE):
+            early = [cell.early for cell in self._cells.values() if cell.early]
+            for vendor in strays[start : start + SLICE]:
+                id = vendor.vendor_id
+                # What was found a moment ago may have changed.
+                if index.vendors.get(id) is vendor and self._strays(vendor) and not any(id in ids for ids in early):
+                    index.remove(id)
+            await asyncio.sleep(0)
+        await self._publisher.sweep()
 
     # what is heard
 
@@ -219,9 +239,15 @@ class Subscriber:
             await self.unsubscribe_idle(loop.time())
             if loop.time() - swept > SWEEP_EVERY:
                 swept = loop.time()
-                self._sweep()
+                await self.sweep()
 
     # inside
+
+    def _strays(self, vendor: Vendor) -> bool:
+        """Whether a vendor is neither served here nor known to be in a cell that is subscribed to."""
+        return vendor.vendor_id not in self._local_vendors and (
+            vendor.timestamp < 0 or parent(vendor.cell, BUS_LEVEL) not in self._cells
+        )
 
     def _put_registers(self, cards: list[Any], presences: list[Any], https: list[Any], wanted: Any, now: int) -> None:
         index = self._index
@@ -320,17 +346,3 @@ class Subscriber:
             self._nodes.want(channel(at))
         cell.refs += 1
         cell.idle_since = None
-
-    def _sweep(self) -> None:
-        """Removes what late messages and a vendor's change of process can leave behind."""
-        early = {id for cell in self._cells.values() for id in cell.early}
-        strays = [
-            id
-            for id, vendor in self._index.vendors.items()
-            if id not in self._local_vendors
-            and id not in early
-            and (vendor.timestamp < 0 or parent(vendor.cell, BUS_LEVEL) not in self._cells)
-        ]
-        for id in strays:
-            self._index.remove(id)
-        self._publisher.sweep()

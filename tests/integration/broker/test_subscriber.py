@@ -11,6 +11,7 @@ import redis.asyncio
 from streamer.broker.cell_reader import SLICE
 from streamer.broker.counts import ASK
 from streamer.broker.redis_schema import BROADCAST, channel
+from streamer.broker.subscriber import LOOKED_AT
 from streamer.geo.grid import bus_cell
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card
@@ -100,6 +101,30 @@ async def test_a_large_cell_is_left_in_steps(redis_url: str) -> None:
         assert held[-1] == 0
         assert max(before - after for before, after in pairwise(held)) <= SLICE
         assert 0 < (await leave(again=True))[-1] < 3 * SLICE, "what was heard of a cell that is watched is removed"
+
+
+async def test_a_sweep_is_made_in_steps(redis_url: str) -> None:
+    """What late messages left of the vendors of a large city goes, without delaying everybody's messages."""
+    async with Peer(redis_url, "third") as third:
+        index, subscriber, now = third.index, third.broker.subscriber, third.now()
+        await third.watch(area=circle(*HERE, 100))
+        for n in range(2 * LOOKED_AT):
+            index.put_fix(f"watched{n}", Fix(now, *HERE), now)
+        for n in range(3 * SLICE):
+            index.put_http(f"stray{n}", now, now)
+        third.serve("served", AFAR)
+        sweeping = asyncio.create_task(subscriber.sweep())
+        held = [len(index.vendors)]
+        while not sweeping.done():
+            await asyncio.sleep(0)
+            held.append(len(index.vendors))
+            if held[-1] == held[0] - SLICE:
+                third.serve(f"stray{3 * SLICE - 1}", AFAR)
+        await sweeping
+        kept = {"served", f"stray{3 * SLICE - 1}", *(f"watched{n}" for n in range(2 * LOOKED_AT))}
+        assert index.vendors.keys() == kept
+        assert max(before - after for before, after in pairwise(held)) <= SLICE
+        assert held.count(held[0]) > 2, "all were looked at in one step"
 
 
 async def test_a_connection_to_redis_is_cut(proxy: Proxy, one: Peer, other: Peer) -> None:
