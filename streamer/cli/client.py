@@ -128,15 +128,8 @@ def lines(message: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
 
 
 async def _watch(url: str, token: str | None, message: dict[str, Any], as_json: bool) -> None:
-    async with interrupts() as interrupt, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)) as session:
-        watching = asyncio.create_task(_watch_forever(session, url, token, message, as_json), name="watch")
-        ended = asyncio.create_task(interrupt.wait(), name="interrupt")
-        await asyncio.wait({watching, ended}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (watching, ended):
-            task.cancel()
-        await asyncio.wait({watching, ended})
-        if not watching.cancelled():
-            watching.result()
+    async with interrupts(), aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)) as session:
+        await _watch_forever(session, url, token, message, as_json)
 
 
 async def _watch_forever(
