@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from urllib.parse import quote
 from loadtest.behaviour import VendorBehaviour
 from loadtest.clients.app import App
 from loadtest.clients.target import Identity, Target
-from loadtest.measure.recording import Histogram, Recorder
+from loadtest.measure.recording import Recorder
 from venta_client.errors import Violation
 from venta_client.outbox import Outbox
 from venta_client.ping import encode
@@ -46,7 +45,6 @@ class Vendor(App):
     """One vendor's app. `ping()` sends at once if it can, later otherwise; `acked` and `rejected` hold the outcome.
 
     `dropped` counts pings for which the outbox had no room; `settled` is set while no ping waits for an answer.
-    `delays` records, for every ack, the seconds since the ping was due.
     """
 
     def __init__(
@@ -56,7 +54,6 @@ class Vendor(App):
         token: Callable[[], str],
         random: Random,
         *,
-        delays: Histogram | None = None,
         limit: int = 200_000,
     ) -> None:
         super().__init__(target, token, random, f"vendor {identity.vendor_id}")
@@ -67,7 +64,6 @@ class Vendor(App):
         self.rejected: list[tuple[str, Ping]] = []
         self.settled = asyncio.Event()
         self.settled.set()
-        self.delays = delays
         self._outbox: Outbox[Ping] = Outbox(limit)
         self._max_batch = DEFAULT_BATCH
 
@@ -134,10 +130,6 @@ class Vendor(App):
     # inside
 
     def _settle(self, pings: list[Ping]) -> None:
-        if self.delays is not None:
-            now = time.time()
-            for ping in pings:
-                self.delays.record(now - ping.due / 1000)
         if pings:
             self.stored(pings)
         if not self._outbox:

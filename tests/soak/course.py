@@ -75,10 +75,15 @@ class Run(NamedTuple):
 
 
 class Reporter(Vendor):
-    """A vendor's app that does not keep acked pings: an hour of them would fill memory."""
+    """A vendor's app that times its acks and does not keep the pings: an hour of them would fill memory."""
+
+    delays: Histogram
 
     def stored(self, pings: list[Ping]) -> None:
-        """Drops acked pings."""
+        """Records the time since each ping was due."""
+        now = time.time()
+        for ping in pings:
+            self.delays.record(now - ping.due / 1000)
 
 
 class Soak:
@@ -92,7 +97,7 @@ class Soak:
         self._hz = 0.2
         self._delays = Histogram()
         self._acks = Histogram()
-        self._vendors: list[Vendor] = []
+        self._vendors: list[Reporter] = []
         self._watchers: list[CountingWatcher] = []
         self._sent = 0
         self._violations: list[str] = []
@@ -208,8 +213,10 @@ class Soak:
                     gone.stop()
                 group.create_task(come.run())
 
-    def _vendor(self, identity: Identity) -> Vendor:
-        return Reporter(self._target, identity, minting(identity, SECRET), self._random, delays=self._acks)
+    def _vendor(self, identity: Identity) -> Reporter:
+        vendor = Reporter(self._target, identity, minting(identity, SECRET), self._random)
+        vendor.delays = self._acks
+        return vendor
 
     def _watcher(self) -> CountingWatcher:
         random = self._random
