@@ -232,6 +232,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     checks: dict[str, Any] = {}
     for report in reports:
         add_checks(checks, report["checks"])
+    servers: list[dict[str, Any] | None] = [report["server"] for report in reports]
     together = series([report["series"] for report in reports])
     # rates are of the time in which every machine took part
     shared = [entry for entry in together if entry["measured"] and entry["machines"] == len(reports)]
@@ -247,7 +248,8 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "totals": plus(*(report["totals"] for report in reports)),
         "measured": {name: sum(entry["counts"].get(name, 0) for entry in shared) for name in MEASURED},
         "delays": delays([report["delays"] for report in reports]),
-        "server": best_known([report["server"] for report in reports]),
+        # what its processes used is known best
+        "server": min(filter(None, servers), key=lambda one: one["source"] != "processes", default=None),
         "generator": {
             "cpu": plus(*(report["generator"]["cpu"] for report in reports)),
             "coordinator_cpu": round(sum(report["generator"]["coordinator_cpu"] for report in reports), 3),
@@ -306,12 +308,6 @@ def delays(found: Sequence[dict[str, Any]], strict: bool = True) -> dict[str, An
                 whole.add(some[name]["hdr"])
         made[name] = shown(whole, strict)
     return made
-
-
-def best_known(found: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Returns the best of several measurements of the server: that of its processes, if there is one."""
-    known = [one for one in found if one is not None]
-    return min(known, key=lambda one: one["source"] != "processes", default=None)
 
 
 def series(found: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -27,10 +27,7 @@ ROWS = ("watch", "ack", "snapshot", "pan")
 
 def summarise(report: dict[str, Any], console: Console) -> None:
     """Prints what matters."""
-    if report["kind"] == "find-max":
-        search(report, console)
-    else:
-        one_run(report, console)
+    {"find-max": search}.get(report["kind"], one_run)(report, console)
 
 
 def one_run(report: dict[str, Any], console: Console) -> None:
