@@ -45,14 +45,13 @@ from streamer.settings import Settings
 from streamer.storage.alerts import AlertStore
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
-from streamer.transport.admission import Admission
+from streamer.transport.admission import Admission, limiting_reads
 from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.cors import Cors
 from streamer.transport.http_alerts import HttpAlerts
 from streamer.transport.http_ingest import HttpIngest
 from streamer.transport.http_query import HttpQuery
 from streamer.transport.problem import MAX_BODY, answering
-from streamer.transport.read_limits import limiting_reads
 from streamer.transport.services import Services
 from streamer.transport.slow_clients import SlowClients
 from streamer.transport.sse import EventStreams

@@ -1,4 +1,4 @@
-"""Admission control: which connections that stay (WebSockets, event streams) may be opened, and when."""
+"""Admission control: which connections that stay (WebSockets, event streams) may be opened, and when; and reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
+from streamer.cpu_time import measured
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.ingest.cost import ClientCost, CostBudgets, CostLimits
 from streamer.settings import Settings
@@ -16,11 +18,12 @@ from streamer.transport.connection import ConnectionRegistry
 from streamer.transport.connection_limits import ConnectionLimits, ConnectionSlot
 from streamer.transport.connection_rate import ConnectionRate
 from streamer.transport.cors import allowed_origin
-from streamer.transport.identify import token_of
+from streamer.transport.identify import COST, await_budget, token_of
 
 log = structlog.get_logger()
 
 RETRY_AFTER_MS = 2000
+READS = ("/v1/vendors", "/v1/alerts")
 LOOPBACK = "loopback"
 """Stands for this machine where it counts as an address."""
 
@@ -113,3 +116,23 @@ class Admission:
                 f"{count} connections are open and no more are accepted; try again, here or on another server",
                 retry_after_ms=RETRY_AFTER_MS,
             )
+
+
+def limiting_reads(admission: Admission) -> Middleware:
+    """Return a middleware that charges reads to their address and user, and refuses those of heavy ones for a while."""
+
+    @web.middleware
+    async def limited(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD") or not request.path.startswith(READS):
+            return await handler(request)
+        cost = admission.read_cost(request)
+        clock = asyncio.get_running_loop().time
+        await await_budget(cost)
+        request[COST] = cost  # `identify` adds the user
+
+        async def handled() -> web.StreamResponse:
+            return await handler(request)
+
+        return await measured(handled(), lambda seconds: cost.charge(seconds, clock()))
+
+    return limited

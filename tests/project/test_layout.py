@@ -41,7 +41,7 @@ ELSEWHERE = {
     ),
     "e2e/transport/test_hostile": "streamer.transport.admission transport.problem",
     "e2e/transport/test_http_query": "streamer.transport.http_ingest transport.query",
-    "e2e/transport/test_cost": "streamer.transport.read_limits transport.watch_budget",
+    "e2e/transport/test_cost": "streamer.transport.watch_budget",
     "loadtest/test_alerts": "loadtest.engine.alert_auditor",
     "loadtest/test_fleet": "loadtest.clients.customer engine.population",
     "loadtest/test_run": "loadtest.engine.worker engine.worker_pool",
