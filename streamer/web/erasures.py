@@ -26,10 +26,6 @@ class Erasures:
         self._settings = settings
         self._busy = asyncio.Lock()
 
-    def routes(self) -> list[web.RouteDef]:
-        """Returns the routes."""
-        return [web.post("/v1/erasures", self.erase)]
-
     async def erase(self, request: web.Request) -> web.Response:
         """`POST /v1/erasures`: erases whom `{"id"}` names; one at a time."""
         url = self._settings.erase_database_url

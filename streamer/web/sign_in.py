@@ -22,10 +22,6 @@ class SignInEndpoints:
         self._links = links
         self._clock = clock
 
-    def routes(self) -> list[web.RouteDef]:
-        """Returns the routes."""
-        return [web.post("/v1/sign-in-links", self.create), web.post("/v1/sign-in", self.exchange)]
-
     async def create(self, request: web.Request) -> web.Response:
         """`POST /v1/sign-in-links`: makes a link for a vendor, for a backend that has the key."""
         require_backend(request, self._settings)
