@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import MISSING, field, fields, make_dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -210,23 +210,9 @@ def worker(
     executed(work_remotely(url, key, within))
 
 
-def capacity_options() -> type:
-    """Returns a dataclass with one option for each member of a capacity plan and its costs."""
-    made: list[Any] = []
-    for prefix, kind in (("", Capacity), ("cost_", Costs)):
-        for one in fields(kind):
-            number = int if one.type == "int" else float
-            flag = f"--{prefix}{one.name}".replace("_", "-")
-            default = ... if one.default is MISSING else one.default
-            made.append((f"{prefix}{one.name}", Annotated[number, Option(flag)], field(default=default)))
-    return make_dataclass("CapacityOptions", made)
-
-
-@takes(app, "capacity", capacity_options())
-def capacity(options: Any) -> None:
+@takes(app, "capacity", Capacity, Costs)
+def capacity(plan: Capacity, costs: Costs) -> None:
     """Compute the machines that a number of vendors and customers needs, from measured costs per ping and position."""
-    plan = Capacity(**{one.name: getattr(options, one.name) for one in fields(Capacity)})
-    costs = Costs(**{one.name: getattr(options, f"cost_{one.name}") for one in fields(Costs)})
     try:
         typer.echo("\n".join(table(plan, Need(plan, costs))))
     except ValueError as impossible:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from typer import Option
 
 DAY = 86_400
 
@@ -15,30 +18,30 @@ DAY = 86_400
 class Costs:
     """What one of something costs. CPU is µs of a core, sizes are bytes."""
 
-    ping: float = 20.0
+    cost_ping: float = 20.0
     """A single ping from socket to ack in a server: 12 in a process at its limit, 44 at 1,350 a second (measured)."""
-    publish: float = 1.0
+    cost_publish: float = 1.0
     """A fix encoded for the other processes (measured)."""
-    hear: float = 0.9
+    cost_hear: float = 0.9
     """A fix received from another process and merged (measured)."""
-    frame: float = 10.0
+    cost_frame: float = 10.0
     """A frame to a customer: 8 to 12 for one send (measured)."""
-    position: float = 0.25
+    cost_position: float = 0.25
     """A position within a frame (measured)."""
-    vendor: int = 23_000
-    customer: int = 22_000
+    cost_vendor: int = 23_000
+    cost_customer: int = 22_000
     """Resident memory of a connection (measured)."""
-    process: int = 130_000_000
+    cost_process: int = 130_000_000
     """Resident memory of a process without clients (measured)."""
-    redis: float = 3.0
+    cost_redis: float = 3.0
     """A fix in Redis, stored and published: 1.4 to 10, less the more there are in a batch (measured)."""
-    fix: int = 71
+    cost_fix: int = 71
     """A fix on the wire between processes (measured)."""
-    rows: float = 140_000
+    cost_rows: float = 140_000
     """Rows a second that one PostgreSQL commits (measured, two cores); an updated position counts as a row."""
-    row: int = 277
+    cost_row: int = 277
     """A row of locations on disk with its indexes (measured)."""
-    wal: int = 530
+    cost_wal: int = 530
     """Write-ahead log of a row in small batches (measured)."""
 
 
@@ -46,9 +49,9 @@ class Costs:
 class Plan:
     """Who is there at the peak, and what is asked of the machines."""
 
-    vendors: int
+    vendors: Annotated[int, Option()]
     """Vendors online."""
-    customers: int
+    customers: Annotated[int, Option()]
     """Customers with the map open."""
     moving: float = 0.1
     """Share of the vendors that move."""
@@ -74,41 +77,41 @@ class Plan:
 class Need:
     """What a plan needs at the peak; ValueError when a process would be busy with the others' fixes alone."""
 
-    def __init__(self, plan: Plan, costs: Costs | None = None) -> None:
-        costs = costs or Costs()
+    def __init__(self, plan: Plan, measured: Costs | None = None) -> None:
+        measured = measured or Costs()
         per_vendor = plan.moving / plan.moving_every + (1 - plan.moving) / plan.parked_every
         changes = plan.in_view * per_vendor
         self.pings = plan.vendors * per_vendor
         self.frames = plan.customers * min(changes, plan.frames)
         self.deliveries = plan.customers * changes
         received = self.pings / plan.regions
-        self.hearing = received * costs.hear / 1e6
+        self.hearing = received * measured.cost_hear / 1e6
         """Share of a core that each process spends on messages of others."""
         if self.hearing >= plan.busy:
             raise ValueError(
                 f"each process would receive {received:,.0f} fixes a second, {self.hearing:.0%} of a core: "
                 "more regions are needed"
             )
-        publishing, sending = costs.ping + costs.publish, self.frames * costs.frame
-        work = (self.pings * publishing + sending + self.deliveries * costs.position) / 1e6
-        memory = plan.vendors * costs.vendor + plan.customers * costs.customer
-        by_work, by_memory = work / (plan.busy - self.hearing), memory / (plan.memory - costs.process)
+        publishing, sending = measured.cost_ping + measured.cost_publish, self.frames * measured.cost_frame
+        work = (self.pings * publishing + sending + self.deliveries * measured.cost_position) / 1e6
+        memory = plan.vendors * measured.cost_vendor + plan.customers * measured.cost_customer
+        by_work, by_memory = work / (plan.busy - self.hearing), memory / (plan.memory - measured.cost_process)
         self.processes = max(math.ceil(by_work), math.ceil(by_memory), 2 * plan.regions)
         clients = plan.vendors + plan.customers
         self.clients_per_process = clients / self.processes
         self.back_in = clients / (self.processes * plan.admission)
         """Seconds until all clients are back after all were cut off at once."""
-        self.redis_cores = self.pings * costs.redis / 1e6
-        self.redis_out = self.pings * costs.fix * self.processes / plan.regions
+        self.redis_cores = self.pings * measured.cost_redis / 1e6
+        self.redis_out = self.pings * measured.cost_fix * self.processes / plan.regions
         """Bytes a second from Redis to the processes."""
         # Positions of vendors that move are merged; one that is parked sends seldom and each of its pings is written.
         moving = plan.vendors * plan.moving
         updates = moving / max(plan.moving_every, plan.position_every) + (plan.vendors - moving) / plan.parked_every
         self.rows = self.pings + updates
-        self.postgres = self.rows / costs.rows
+        self.postgres = self.rows / measured.cost_rows
         """PostgreSQLs for that many rows."""
-        self.disk_per_day = self.pings * costs.row * DAY
-        self.wal = self.pings * costs.wal
+        self.disk_per_day = self.pings * measured.cost_row * DAY
+        self.wal = self.pings * measured.cost_wal
         """Bytes a second of write-ahead log, per replica once over the network."""
 
 

@@ -56,7 +56,7 @@ def test_more_of_anything_never_needs_less(vendors: int, customers: int, moving:
     plan = Plan(vendors, customers, moving=moving, regions=64)
     found = Need(plan)
     more = Need(replace(plan, vendors=vendors * 2, customers=customers * 2))
-    dearer = Need(plan, replace(Costs(), ping=Costs().ping * cost, frame=Costs().frame * cost))
+    dearer = Need(plan, replace(Costs(), cost_ping=Costs().cost_ping * cost, cost_frame=Costs().cost_frame * cost))
     assert more.processes >= found.processes
     assert dearer.processes >= found.processes
     assert more.disk_per_day >= found.disk_per_day
