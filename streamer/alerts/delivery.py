@@ -10,6 +10,7 @@ import asyncio
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -73,7 +74,7 @@ class Deliverer:
         self._clock = clock
         self._counters = counters
         self._resolver = resolver
-        self._busy: dict[str, int] = {}
+        self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[Attempt] = []
         self._gone: set[str] = set()
@@ -157,7 +158,7 @@ class Deliverer:
 
     def _start(self, session: aiohttp.ClientSession, webhook: Claimed) -> None:
         self.running += 1
-        self._busy[webhook.host] = self._busy.get(webhook.host, 0) + 1
+        self._busy[webhook.host] += 1
         task = asyncio.create_task(self._send(session, webhook), name="webhook")
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(done, webhook.host))
@@ -165,11 +166,7 @@ class Deliverer:
     def _ended(self, task: asyncio.Task[None], host: str) -> None:
         self._tasks.discard(task)
         self.running -= 1
-        left = self._busy[host] - 1
-        if left:
-            self._busy[host] = left
-        else:
-            del self._busy[host]
+        self._busy -= Counter((host,))  # without those that have none left
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a webhook failed unexpectedly; it is sent again", error=repr(error), exc_info=error)
 
