@@ -35,6 +35,7 @@ UNHEALTHY_PARTS = (
 OWN = "own"
 """Query parameter: only the metrics of the process that answers."""
 
+Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
@@ -218,30 +219,23 @@ class ServerCollector(Collector):
         yield timed("streamer_http_seconds", "Duration of HTTP requests.", "route", counters.answered)
 
 
-def gauge(name: str, help: str, value: float) -> Metric:
-    """Returns a gauge."""
-    return GaugeMetricFamily(name, help, value=value)
+gauge, counter = GaugeMetricFamily, CounterMetricFamily
+"""A metric without labels, by name, help and value; a counter is exported with the suffix `_total`."""
 
 
-def counter(name: str, help: str, value: float) -> Metric:
-    """Returns a counter; it is exported with the suffix `_total`."""
-    return CounterMetricFamily(name, help, value=value)
-
-
-def gauges(name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
+def gauges(
+    name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float], kind: Kind = GaugeMetricFamily
+) -> Metric:
     """Returns a gauge with labels."""
-    return _labelled(GaugeMetricFamily(name, help, labels=labels), values)
+    family = kind(name, help, labels=labels)
+    for label, value in values.items():
+        family.add_metric(label, value)
+    return family
 
 
 def counts(name: str, help: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
     """Returns a counter with labels."""
-    return _labelled(CounterMetricFamily(name, help, labels=labels), values)
-
-
-def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]) -> Metric:
-    for label, value in values.items():
-        family.add_metric(label, value)
-    return family
+    return gauges(name, help, labels, values, CounterMetricFamily)
 
 
 def histogram(name: str, help: str, values: Histogram) -> Metric:
