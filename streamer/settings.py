@@ -207,12 +207,12 @@ class Settings(BaseSettings):
         gt=0,
     )
     connection_cost: float = _setting(
-        20.0, "CPU time that one connection's messages may take, and five times as much at once", "ms/s", gt=0
+        20.0, "CPU time that one connection's messages may take, in bursts five times as much", "ms/s", gt=0
     )
     user_cost: float = _setting(60.0, "CPU time that all messages and reads of one user may take", "ms/s", gt=0)
     address_cost: float = _setting(300.0, "CPU time that the messages and reads of one address may take", "ms/s", gt=0)
     heavy_cost: float = _setting(
-        100.0, "CPU time that all clients together may take who each use over half of what they may", "ms/s", gt=0
+        100.0, "CPU time that all heavy clients together may take, which use over a tenth of their share", "ms/s", gt=0
     )
     frame_interval: float = _setting(
         180.0, "longest time between two updates of a watch; the busier the process, the nearer it comes", "ms", ge=0
@@ -342,7 +342,7 @@ class Settings(BaseSettings):
         if self.heartbeat >= self.silence:
             raise ValueError(
                 f"STREAMER_HEARTBEAT: {self.heartbeat:g} s must be less than STREAMER_SILENCE, {self.silence:g} s: "
-                "a quiet client is only heard by its pongs"
+                "a quiet client sends nothing but pongs"
             )
         return self
 
@@ -407,7 +407,7 @@ def given(**overrides: Any) -> dict[str, Given]:
 
 
 def unknown_variables() -> list[str]:
-    """Returns variables that start like settings but are none, such as misspelt ones."""
+    """Returns variables with the prefix of settings that are no settings, such as misspelt ones."""
     known = set(map(variable, Settings.model_fields))
     prefix = Settings.model_config["env_prefix"]
     names = {name.upper() for _, source in _sources() for name in source.env_vars}
