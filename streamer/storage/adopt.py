@@ -1,9 +1,9 @@
-"""Takes over a database that Prisma made, in place, while its gateway goes on writing; and gives it back.
+"""Adopts a database made by Prisma, in place, while its gateway continues to write; and reverts the adoption.
 
 `locations` becomes a partitioned table under its own name: a trigger mirrors every change of the old table into the
-new one, the rows that were there are copied in small transactions, and one short lock exchanges the two names. The old
-table stays as `locations_before_adopt` until `finish`; `revert` does the same in the other direction. Each step is
-recorded in the table `streamer_adopt`, so that a run that was interrupted continues where it was.
+new one, existing rows are copied in small transactions, and one short lock exchanges the two names. The old table stays
+as `locations_before_adopt` until `finish`; `revert` does the same in the other direction. Each step is recorded in the
+table `streamer_adopt`, so that an interrupted run continues where it was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ADOPTING = 0x76656E74610004
 """The advisory lock of adoption."""
 
 LOCK_TIMEOUT_MS = 300
-"""How long a lock on a table in use is waited for: meanwhile everybody else waits behind."""
+"""How long to wait for a lock on a table in use: meanwhile all later requests for the table wait behind it."""
 HOLD_TIMEOUT_MS = 700
 """How long one statement may hold such a lock."""
 TRIES = 200
@@ -39,13 +39,13 @@ TRY_AGAIN = 0.25
 BATCH = 5_000
 """Rows of one transaction."""
 NAMED = 20
-"""Rows that the dry run names of each kind."""
+"""Number of rows of each kind that the dry run lists."""
 
 Progress = Callable[[str], None]
 
 
 class Obstacle(NamedTuple):
-    """What stands in the way of adoption, and the ids of its first rows."""
+    """A reason that prevents adoption, and the ids of its first rows."""
 
     what: str
     rows: int
@@ -59,7 +59,7 @@ class Obstacle(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """What adoption would do: the rows to copy, about, the days they are of, and what stands in the way."""
+    """What adoption would do: the estimated rows to copy, their days, and the obstacles."""
 
     phase: str | None
     rows: int = 0
@@ -70,20 +70,20 @@ class Plan:
 
 @dataclass(slots=True)
 class Adopted:
-    """What adoption or its reverse did; `held` are the seconds of the lock in which the names were exchanged."""
+    """The result of an adoption or its reversal; `held` is how many seconds the exchange locked the tables."""
 
     copied: int = 0
     held: float = 0.0
 
 
 async def plan(url: str) -> Plan:
-    """Looks at a database without changing it, and names the rows that must be changed before adoption."""
+    """Checks a database without changing it, and lists the rows that must be changed before adoption."""
     async with connected(url, STATEMENT_TIMEOUT) as connection:
         return await _plan(connection, url)
 
 
 async def adopt(url: str, progress: Progress = lambda _: None) -> Adopted:
-    """Adopts a database, or continues an adoption. Raises DatabaseError when rows stand in the way."""
+    """Adopts a database, or continues an adoption. Raises DatabaseError when rows prevent it."""
     done = Adopted()
     async with connected(url, STATEMENT_TIMEOUT) as connection:
         await _alone(connection)
@@ -111,7 +111,7 @@ async def adopt(url: str, progress: Progress = lambda _: None) -> Adopted:
 
 
 async def revert(url: str, progress: Progress = lambda _: None) -> Adopted:
-    """Gives the database back as Prisma made it, with all rows that were written since."""
+    """Restores the schema that Prisma made, with all rows that were written since."""
     done = Adopted()
     async with connected(url, STATEMENT_TIMEOUT) as connection:
         await _alone(connection)
@@ -138,7 +138,7 @@ async def revert(url: str, progress: Progress = lambda _: None) -> Adopted:
 
 
 async def finish(url: str) -> None:
-    """Drops the old table; after that there is no way back."""
+    """Drops the old table; after that the adoption cannot be reverted."""
     async with connected(url, STATEMENT_TIMEOUT) as connection:
         await _alone(connection)
         if await _phase(connection) != "adopted":
@@ -225,12 +225,12 @@ async def _copy_grants(connection: Any) -> None:
 
 
 async def _copy(connection: Any, source: str, target: str, progress: Progress) -> int:
-    """Copies all rows that the target lacks, in the order of their ids; returns how many."""
+    """Copies all rows that the target lacks, in the order of their ids; returns their number."""
     copied, seen, reported = 0, 0, time.monotonic()
     last: str | None = await connection.fetchval('SELECT "last" FROM "streamer_adopt"')
     while True:
         statement = sql.COPY_BATCH.format(quoted(source), quoted(target), ">=" if last is None else ">")
-        # The rows are locked: who deletes or changes one waits for the commit, and its mirror then finds the copy.
+        # The rows are locked: a concurrent change of one waits for the commit, and the trigger then finds the copy.
         async with connection.transaction():
             row = await connection.fetchrow(statement, last or "", BATCH)
             if row["last"] is None:
@@ -260,7 +260,7 @@ async def _complete_schema(connection: Any) -> None:
 async def _exchange(connection: Any, statements: Sequence[str], hold_ms: int = HOLD_TIMEOUT_MS) -> float:
     """Runs statements that need locks on tables in use, in one transaction; returns the seconds it took.
 
-    It asks for its locks briefly and again, so that nobody waits behind it for long.
+    It waits only briefly for its locks and retries, so that other requests do not wait behind it for long.
     """
     for attempt in range(1, TRIES + 1):
         began = time.monotonic()
@@ -274,7 +274,7 @@ async def _exchange(connection: Any, statements: Sequence[str], hold_ms: int = H
         except BUSY as busy:
             if attempt == TRIES:
                 raise Unavailable(
-                    f"no lock on the tables in {TRIES} tries, {busy}: end the long transactions that "
+                    f"the tables could not be locked in {TRIES} tries, {busy}: end the long transactions that "
                     "pg_stat_activity shows, and run the command again: it continues where it was"
                 ) from busy
         await asyncio.sleep(TRY_AGAIN)

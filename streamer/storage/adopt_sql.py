@@ -101,10 +101,10 @@ FROM (
 ) held LEFT JOIN pg_roles ON pg_roles.oid = held.grantee
 """
 
-# Mirroring: with its owner's rights, as whoever writes the old table need not have any on the new one.
+# Mirroring: SECURITY DEFINER, as a role that writes the old table may have no rights on the new one.
 
 MIRROR = "zz_streamer_adopt"
-"""How the names of the triggers begin."""
+"""Prefix of the names of the triggers."""
 MIRROR_FUNCTION = """
 DO $do$ BEGIN
     EXECUTE format(
@@ -132,7 +132,7 @@ END $do$
 
 
 def _mirrored_to(target: str) -> tuple[str, ...]:
-    """Returns the statements that have every change of `locations` mirrored into another table."""
+    """Returns the statements that make a trigger mirror every change of `locations` into another table."""
     return (
         f'CREATE TRIGGER "{MIRROR}" AFTER INSERT OR UPDATE OR DELETE ON "locations" '
         f"FOR EACH ROW EXECUTE FUNCTION streamer_adopt_mirror('{target}')",
@@ -204,7 +204,7 @@ WHERE contype = 'c' AND NOT convalidated AND conname = ANY($1::text[])
     AND connamespace = current_schema()::regnamespace
 """
 
-# The exchange. Index names are the schema's, so the old table's get a suffix.
+# The exchange. Index names are unique in the schema, so the old table's get a suffix.
 
 RENAME_INDEXES = """
 DO $$ DECLARE index record; BEGIN

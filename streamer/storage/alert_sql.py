@@ -1,4 +1,4 @@
-"""The SQL of alerts. Times come in and go out as epoch milliseconds; the clock is PostgreSQL's."""
+"""The SQL of alerts. Times are passed and returned as epoch milliseconds; the clock is PostgreSQL's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ NOW = "date_trunc('milliseconds', clock_timestamp() AT TIME ZONE 'UTC')"
 STARTED = NOW.replace("clock", "statement")
 """When the statement began. Unlike NOW it is the same for all rows, so that an index finds what is due."""
 
-# What the owner sees of an alert.
+# The columns of an alert that its owner sees.
 COLUMNS = """
 a."id", a."definition", a."quiet", a."url", (EXTRACT(EPOCH FROM a."expiresAt") * 1000)::bigint AS "expires",
 (EXTRACT(EPOCH FROM a."createdAt") * 1000)::bigint AS "created",
@@ -16,7 +16,7 @@ a."id", a."definition", a."quiet", a."url", (EXTRACT(EPOCH FROM a."expiresAt") *
 (EXTRACT(EPOCH FROM a."disabledAt") * 1000)::bigint AS "disabled", a."disabledReason", a."secret", a."requestHash"
 """
 
-# The lock is the user's: of requests at the same time none gets past the limit.
+# A lock per user: concurrent requests cannot exceed the limit.
 LOCK_USER = """
 SELECT pg_advisory_xact_lock(hashtextextended('streamer_alerts' || "id", 0)), "id" FROM "users"
 WHERE "clerkId" = $1 AND "deletedAt" IS NULL
@@ -45,7 +45,7 @@ WHERE u."clerkId" = $1 AND a."id" = $2 AND a."deletedAt" IS NULL
 """
 # With the lock that CHANGE takes: a change is made of what the one before left, and foreign keys do not wait.
 GET_TO_CHANGE = f"{GET} FOR NO KEY UPDATE OF a"
-# A new area or list begins anew: who is inside already is no event.
+# A new area or list starts again: vendors that are inside already are no events.
 CHANGE = f"""
 UPDATE "streamer_alerts" a SET "definition" = $2::jsonb, "quiet" = $3, "url" = $4, "host" = $5,
     "expiresAt" = TIMESTAMP 'epoch' + $6::bigint * INTERVAL '1 millisecond',
@@ -54,7 +54,7 @@ UPDATE "streamer_alerts" a SET "definition" = $2::jsonb, "quiet" = $3, "url" = $
     "startedAt" = CASE WHEN $8::boolean THEN "startedAt" END, "revision" = "revision" + 1, "updatedAt" = {NOW}
 WHERE a."id" = $1 AND a."deletedAt" IS NULL RETURNING {COLUMNS}
 """
-# The row stays for the processes that look at the alert, with nothing of the user's in it.
+# The row stays for the processes that evaluate the alert, without the user's data.
 DELETE = f"""
 UPDATE "streamer_alerts" a SET "deletedAt" = {NOW}, "updatedAt" = {NOW}, "revision" = "revision" + 1, "url" = '',
     "host" = '', "secret" = '', "definition" = '{{}}', "idempotencyKey" = NULL, "requestHash" = NULL
@@ -89,8 +89,8 @@ UNION SELECT "id" FROM me
 """
 LEAVE = """UPDATE "streamer_alert_processes" SET "seenAt" = 'epoch' WHERE "id" = $1"""
 
-# By (updatedAt, id). What a statement that is still running writes has an earlier updatedAt than what is visible: the
-# reader goes back by longer than a statement may take.
+# By (updatedAt, id). A running statement writes an updatedAt that is earlier than visible ones, so the reader starts
+# further back than a statement may take.
 CHANGED = f"""
 SELECT a."id", a."revision", a."definition"::text, a."quiet", (EXTRACT(EPOCH FROM a."expiresAt") * 1000)::bigint,
     a."startedAt" IS NOT NULL, a."deletedAt" IS NOT NULL OR a."disabledAt" IS NOT NULL,
@@ -110,9 +110,8 @@ START = f"""
 UPDATE "streamer_alerts" SET "startedAt" = {NOW}
 WHERE ("id", "revision") IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND "startedAt" IS NULL
 """
-# An event is stored only together with the state that it leads to, and only if the state before is the one that the
-# process knew: of two processes that look at one alert, one is refused. A row that does not matter any more (nothing is
-# inside, nothing quiet) is as good as none.
+# An event is stored only together with its new state, and only if the stored state is the one that the process knew: of
+# two processes that evaluate one alert, one is refused. An obsolete row (not inside, no quiet time) counts as none.
 COMMIT = f"""
 WITH given AS (
     SELECT g.* FROM jsonb_to_recordset($1::jsonb) AS g(
@@ -148,11 +147,11 @@ SELECT "alertId", "vendorId", "version" FROM kept
 
 # Delivery
 
-# Of one vendor and alert only the oldest undelivered webhook is due; each that is looked at costs an index scan, so of
-# a backlog they are few: a host that has its share is left out the next time. A host gets no more than its share of the
-# process's requests; $3 and $4 are the hosts that have some now, and how many.
-# A plan from when the day's partition was empty would read all of it; OFFSET 0 keeps the planner, which knows little of
-# tables that just filled, from beginning with the alerts. Either took 30 to 100 ms instead of 2 with 6,000 events.
+# Only the oldest undelivered webhook of a vendor and alert is due. Each candidate costs an index scan, so few are read of
+# a backlog, and hosts that have their share of the process's requests are excluded the next time. $3 and $4 are the hosts
+# with running requests, and their numbers.
+# A plan from when the day's partition was empty would read all of it; OFFSET 0 keeps the planner, which has no statistics
+# of a new partition, from starting with the alerts. Either took 30 to 100 ms instead of 2 with 6,000 events.
 PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
 CLAIM = f"""
 WITH due AS (
@@ -185,7 +184,7 @@ FROM claimed, "streamer_alerts" a WHERE e."id" = claimed."id" AND a."id" = e."al
 RETURNING e."id", e."alertId", e."body", (EXTRACT(EPOCH FROM e."at") * 1000)::bigint AS "at", e."attempts",
     a."url", a."host", a."secret"
 """
-# `next` null: it is done, delivered or given up. Only the attempt that is still the last one is recorded.
+# `next` null: delivered or given up. Only the newest attempt is recorded.
 RECORD = f"""
 WITH given AS (
     SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(

@@ -19,10 +19,10 @@ from streamer.storage.revisions import require_newest
 AUDITED = ("users", "vendors", "subscriptions", "integrations")
 
 UNAUDITED = {"vendors": frozenset({"hidden", "lat", "long", "locatedAt", "updatedAt"})}
-"""Columns whose change alone is no entry, by table; `updatedAt` in all of them."""
+"""Columns whose change alone makes no entry, by table; `updatedAt` in all of them."""
 
 PRUNE_CHUNK = 10_000
-"""Rows of one transaction, so that no lock and no transaction lasts."""
+"""Rows of one transaction, so that locks and transactions are short."""
 
 NAMES = ("zz_streamer_audit", "zz_streamer_audit_truncate", "zz_streamer_audit_update")
 
@@ -105,7 +105,7 @@ async def prune(connection: Any, before: datetime, *, dry_run: bool = False) -> 
 
 
 async def gaps(connection: Any) -> list[str]:
-    """Returns a line for each trigger that is missing, disabled, or watches too few columns."""
+    """Returns a line for each trigger that is missing, disabled, or covers too few columns."""
     found = {
         (table, name): (on, set(columns)) for table, name, on, columns in await connection.fetch(queries.AUDIT_TRIGGERS)
     }
@@ -116,9 +116,9 @@ async def gaps(connection: Any) -> list[str]:
             if on is None:
                 lines.append(f"{table}: trigger {name} is missing")
             elif not on:
-                lines.append(f"{table}: trigger {name} is switched off")
+                lines.append(f"{table}: trigger {name} is disabled")
             elif columns and (unseen := audited_columns(table) - columns):
-                lines.append(f"{table}: trigger {name} does not see {', '.join(sorted(unseen))}")
+                lines.append(f"{table}: trigger {name} does not cover {', '.join(sorted(unseen))}")
     return lines
 
 

@@ -1,7 +1,7 @@
 """Connections to PostgreSQL, and the errors of drivers as errors of this project.
 
 Unavailable means that PostgreSQL can't be reached or is busy, so trying again may help. DatabaseError means that
-something must be repaired first; the message says what and how.
+something must be repaired first; the message says what.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ UNREACHABLE = (
 
 
 class Connector:
-    """Opens connections to the first of the hosts that accepts one, beginning with the one that accepted last.
+    """Opens connections to the first host that accepts one, starting with the one that accepted last.
 
-    Each host has its share of the timeout: a host that does not answer leaves time for those after it.
+    Each host has its share of the timeout: a host that does not answer leaves time for the next ones.
     """
 
     def __init__(self, parsed: DatabaseUrl) -> None:
@@ -92,7 +92,7 @@ def row_count(status: str) -> int:
 
 
 async def delete_in_batches(connection: Any, statement: str, *arguments: object) -> int:
-    """Repeats a DELETE of some rows until there are none; returns how many there were."""
+    """Repeats a DELETE with a limit until no row is left; returns the number of deleted rows."""
     rows = 0
     while deleted := row_count(await connection.execute(statement, *arguments)):
         rows += deleted
@@ -114,11 +114,11 @@ def explained(parsed: DatabaseUrl) -> Iterator[None]:
 
 
 def unreachable(error: BaseException, silent: str = "no answer in time") -> str:
-    """Returns why no connection could be opened and what to check, to follow the name of the server."""
+    """Returns why no connection could be opened and what to check; the text follows the name of the server."""
     if failed := tls.trouble(error, "DATABASE_URL", "sslrootcert"):
         return f": {failed}"
     if "rejected SSL upgrade" in str(error):
-        return f" speaks no TLS: {error}; turn TLS on there, or leave sslmode out of DATABASE_URL"
+        return f" does not support TLS: {error}; turn TLS on there, or remove sslmode from DATABASE_URL"
     cause = _reason(error) if str(error) else silent
     return f" can't be reached: {cause}; check that it runs and what DATABASE_URL says"
 
@@ -143,7 +143,7 @@ def explanation(where: str, error: BaseException | None) -> DatabaseError | Unav
         code = "28P01"
     if code in ("26000", "42P05"):
         return DatabaseError(
-            f"{where} lost a prepared statement, {cause}: a pooler in transaction mode stands before it, "
+            f"{where} lost a prepared statement, {cause}: it is behind a pooler in transaction mode, "
             "so add pgbouncer=true to DATABASE_URL"
         )
     if code == "25006":
@@ -167,7 +167,7 @@ def explanation(where: str, error: BaseException | None) -> DatabaseError | Unav
             f"{where} has no connection left: {cause}; lower STREAMER_POOL_SIZE or raise PostgreSQL's max_connections"
         )
     if code == "53100":
-        return Unavailable(f"{where} has no disk space left: {cause}; free some, then it goes on by itself")
+        return Unavailable(f"{where} has no disk space left: {cause}; free some, then it continues by itself")
     if code == "55P03":
         return Unavailable(
             f"{where} is busy: {cause}; another upgrade or a long transaction holds a lock, try again when it has ended"

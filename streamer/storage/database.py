@@ -1,7 +1,7 @@
 """The pool of connections to PostgreSQL: bounded waits, and the errors of drivers as errors of this project.
 
-Unavailable means that PostgreSQL can't be reached, does not answer, or refuses for a reason that is not in the data:
-what was to be stored may be stored or not, and may be stored again without harm.
+Unavailable means that PostgreSQL can't be reached, does not answer, or refuses for a reason other than the data. It is
+then unknown whether the data was stored; storing it again is harmless.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 ANSWER_GRACE = 2.0
-"""Seconds a server may be late with its own timeout before the connection is given up."""
+"""Seconds that PostgreSQL may be late with its own timeout before the connection is given up."""
 
 HEALTH_TIMEOUT = 2.0
 CLOSE_TIMEOUT = 5.0
@@ -60,7 +60,7 @@ class Database:
     ) -> None:
         self._pool = pool
         self._pooled = pooled
-        """Whether PgBouncer stands before the database, so that each transaction may be in another session."""
+        """Whether the database is behind PgBouncer, so that each transaction may be in another session."""
         self._counters = counters or Counters()
         self._where = where
         self._pool_timeout = pool_timeout
@@ -87,7 +87,8 @@ class Database:
         pool_timeout = parsed.pool_timeout or pool_timeout
         where = f"PostgreSQL at {parsed.places}/{parsed.database}"
         arguments = parsed.connect_args()
-        # PgBouncer rejects settings that it is not configured to pass on: there only our own timer limits a statement.
+        # PgBouncer rejects settings that it is not configured to pass on: with it, only our own timer limits a
+        # statement.
         settings = {} if parsed.pgbouncer else _session_settings(statement_timeout)
         arguments["server_settings"] = {
             "application_name": "venta-streamer",
@@ -95,7 +96,7 @@ class Database:
             **arguments["server_settings"],
         }
         arguments["timeout"] = min(arguments["timeout"], pool_timeout)
-        # No floor: asyncpg would keep it by a task of its own that logs a traceback for each failure of an outage.
+        # No minimum size: asyncpg would maintain it with a task that logs a traceback for each failure of an outage.
         pool = asyncpg.create_pool(
             **arguments,
             connect=Connector(parsed),
@@ -123,13 +124,13 @@ class Database:
             self._pool.terminate()
 
     async def answer(self, work: Callable[[Any], Awaitable[T]], what: str = "other") -> T:
-        """Returns what `work` returns, as `run` does, where PostgreSQL has no reason to refuse: else DatabaseError."""
+        """Returns what `work` returns, like `run`; raises DatabaseError if PostgreSQL refuses a statement."""
         try:
             return await self.run(work, what)
         except asyncpg.PostgresError as error:
             raise DatabaseError(
                 f"{self._where} refused a statement: {error} (SQLSTATE {error.sqlstate});"
-                " the schema or what is in it is not what this version expects: bring it up to date"
+                " the schema or its contents are not what this version expects: run `streamer db check`"
             ) from error
 
     async def fetch(self, statement: str, *arguments: object, what: str = "other") -> list[Any]:
@@ -142,7 +143,7 @@ class Database:
         await self.answer(lambda connection: connection.execute(statement, *arguments), what)
 
     async def save(self, statement: str, *arguments: object, what: str = "other") -> list[Any]:
-        """Returns the rows of a statement once what it writes is on disk; `what` labels the duration metric."""
+        """Returns the rows of a statement once its changes are on disk; `what` labels the duration metric."""
 
         async def work(connection: Any) -> list[Any]:
             async with self.durable(connection):
@@ -170,7 +171,7 @@ class Database:
         except asyncpg.CheckViolationError as error:
             if error.constraint_name is not None:
                 raise
-            # The partition of a row was created while it was on its way into the default one.
+            # The partition of a row was created while the row was being inserted into the default one.
             return await self._work(work)
         finally:
             self._counters.postgresql[what].observe(time.monotonic() - began)
@@ -211,7 +212,7 @@ class Database:
                 if known:
                     raise
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-                    # Other connections to this server would go on reading what is no longer true.
+                    # Other connections to this server would continue to read outdated data.
                     await self._pool.expire_connections()
                 raise Unavailable(str(explanation(self._where, error))) from error
             if isinstance(error, asyncpg.InterfaceError) and not is_closed(connection):
@@ -221,7 +222,7 @@ class Database:
             timer.cancel()
             if not known:
                 _terminate(connection)
-            # What can fail here is a connection just lost, which is out of the pool by itself.
+            # This fails only for a connection that was just lost, which the pool drops by itself.
             with suppress(*_CONNECTION_ERRORS):
                 await self._pool.release(connection)
 
@@ -237,7 +238,8 @@ class Database:
 @asynccontextmanager
 async def transaction(connection: Any) -> AsyncIterator[None]:
     """A transaction that is committed to disk also where commits are asynchronous, in any session."""
-    # Not asyncpg's transaction(): BEGIN rides along with the first statement, and cancelling waits for no rollback.
+    # Not asyncpg's transaction(): BEGIN and the override are one round trip, and a cancellation does not wait for a
+    # rollback.
     try:
         await connection.execute(queries.BEGIN_DURABLE)
         yield
@@ -285,7 +287,7 @@ def _session_settings(statement_timeout: float) -> dict[str, str]:
         "statement_timeout": milliseconds,
         # Earlier than that, so that the error names a lock as the cause.
         "lock_timeout": str(round(statement_timeout * 500)),
-        # The locks of a client that vanished are released as soon.
+        # The locks of a client that disappeared are released as quickly.
         "idle_in_transaction_session_timeout": milliseconds,
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",

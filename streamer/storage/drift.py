@@ -1,4 +1,4 @@
-"""Differences between a database's schema and the models, in words."""
+"""Differences between a database's schema and the models, as text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def drift(url: str) -> list[str]:
 
 
 def _drift(connection: Connection) -> list[str]:
-    # compare_metadata itself asks for the tables of no schema, that is the first of the search_path.
+    # compare_metadata itself reads the tables without a schema, which is the first one of the search_path.
     context = MigrationContext.configure(connection, opts=comparison())
     lines = [_in_words(difference) for difference in _flat(compare_metadata(context, Base.metadata))]
     # Alembic compares neither checks nor partitioning.

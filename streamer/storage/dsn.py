@@ -16,7 +16,7 @@ SESSION_ATTRS = ("any", "primary", "read-write")
 
 CONNECT_TIMEOUT = 10.0
 NO_LIMIT = 86_400.0
-"""Seconds that stand for Prisma's 0, which means no limit: a day."""
+"""Seconds for Prisma's 0, which means no limit: a day."""
 
 
 def quoted(identifier: str) -> str:
@@ -53,7 +53,7 @@ class DatabaseUrl:
     ignored: tuple[str, ...] = ()
 
     def connect_args(self) -> dict[str, Any]:
-        """Returns asyncpg's arguments, but for the hosts; raises SettingsError if a certificate can't be read."""
+        """Returns asyncpg's arguments, except the hosts; raises SettingsError if a certificate can't be read."""
         server_settings = {"timezone": "UTC"}
         # PgBouncer refuses a search_path at connection start, unless it was configured for it.
         if not self.pgbouncer or self.schema not in (None, "public"):
@@ -211,7 +211,7 @@ def _port(given: str) -> int:
 
 
 def _parameters(given: dict[str, str], hosts: tuple[tuple[str, int], ...]) -> dict[str, Any]:
-    """Returns the fields that a query string sets, and removes from `given` what it knows."""
+    """Returns the fields that a query string sets, and removes known parameters from `given`."""
     fields: dict[str, Any] = {"hosts": _hosts(given, hosts)}
     several = len(fields["hosts"]) > 1
     attrs = given.pop("target_session_attrs", "read-write" if several else "any")
@@ -292,11 +292,11 @@ def _ssl_parameters(given: dict[str, str]) -> dict[str, Any]:
     if ("sslrootcert" in fields or "sslcert" in fields) and mode not in ENCRYPTING:
         raise SettingsError(
             f"DATABASE_URL names a certificate, but sslmode={mode or 'prefer'} allows connections without TLS: "
-            f"say sslmode={', '.join(ENCRYPTING[:-1])} or {ENCRYPTING[-1]}"
+            f"set sslmode={', '.join(ENCRYPTING[:-1])} or {ENCRYPTING[-1]}"
         )
     if left := sorted(name for name in given if name.startswith("ssl")):
-        # To ignore these could mean to connect less safely than was asked for.
+        # Ignoring these could make the connection less secure than requested.
         raise SettingsError(
-            f"DATABASE_URL: {', '.join(left)} can't be used here: say sslmode, sslrootcert, sslcert, sslkey (PEM files)"
+            f"DATABASE_URL: {', '.join(left)} can't be used here: use sslmode, sslrootcert, sslcert, sslkey (PEM files)"
         )
     return fields

@@ -40,10 +40,10 @@ CHANGING_SCHEMA = 0x76656E74610001
 async def upgrade(
     url: str, revision: str = "head", *, today: date | None = None, ahead: int = PARTITIONS_AHEAD
 ) -> None:
-    """Brings the schema up to a revision and creates the partitions around today; changes nothing that is there.
+    """Upgrades the schema to a revision and creates the partitions around today; keeps all data.
 
-    All or nothing; of two at once the second waits for the first. Alembic keeps its state in a module, so one process
-    may upgrade one database at a time.
+    All or nothing; a concurrent upgrade waits for the first. Alembic keeps its state in a module, so one process can
+    upgrade one database at a time.
     """
     parsed = parse_url(url)
     await _create_schema(parsed)
@@ -57,7 +57,7 @@ async def upgrade(
 
 
 async def downgrade(url: str, revision: str) -> None:
-    """Takes migrations back down to a revision, `base` for none; all or nothing."""
+    """Downgrades the schema to a revision, `base` for none; all or nothing."""
     async with migrating(url) as connection:
         await connection.run_sync(lambda sync: command.downgrade(alembic_config(sync), revision))
 
@@ -102,7 +102,7 @@ def added_columns(only: str | None = None) -> frozenset[tuple[str, str]]:
 def comparison() -> dict[str, Any]:
     """Returns the arguments of Alembic's `context.configure`: how it compares the models with the database.
 
-    Only tables of the models are compared: the database has tables of others, and partitions come and go.
+    Only tables of the models are compared: the database has other tables too, and partitions vary.
     """
     return {
         "target_metadata": Base.metadata,
@@ -114,7 +114,7 @@ def comparison() -> dict[str, Any]:
 
 @asynccontextmanager
 async def migrating(url: str) -> AsyncIterator[AsyncConnection]:
-    """Opens a transaction that alone may change the schema; waits its turn, with a bound."""
+    """Opens a transaction with the exclusive lock for schema changes; waits for the lock, with a timeout."""
     parsed = parse_url(url)
     arguments = connect_args(parsed) | {"command_timeout": CHANGE_TIMEOUT, "async_creator_fn": Connector(parsed)}
     if parsed.statement_cache_size == 0:
@@ -154,7 +154,7 @@ def _refuse_foreign_tables(connection: Connection, parsed: DatabaseUrl) -> None:
         return
     if present := sorted(set(Base.metadata.tables) & set(inspect(connection).get_table_names())):
         raise DatabaseError(
-            f"{parsed.masked()} has tables {', '.join(present)} that `streamer db upgrade` did not make (Prisma did, "
-            "perhaps): `streamer db adopt --dry-run` says whether they can be adopted, and "
-            "`streamer db adopt` does it; or name an empty database or another ?schema="
+            f"{parsed.masked()} has tables {', '.join(present)} that `streamer db upgrade` did not make (perhaps "
+            "Prisma did): `streamer db adopt --dry-run` checks whether they can be adopted, and `streamer db adopt` "
+            "adopts them; or name an empty database or another ?schema="
         )

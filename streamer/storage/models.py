@@ -1,4 +1,4 @@
-"""The schema's one source: the five tables as Prisma's models in the backend have them, and what is added.
+"""The definition of the schema: the five tables of the backend's Prisma models, and the additions.
 
 Names of tables, columns and constraints are Prisma's own, so that a Prisma client reads and writes the same database.
 Timestamps are TIMESTAMP(3) without a zone, holding UTC. `id` and "updatedAt" have no default in the database: the
@@ -39,7 +39,7 @@ UNDONE = text('"nextAttempt" IS NOT NULL')
 
 
 class Base(DeclarativeBase):
-    """What all models share: one MetaData, which Alembic compares the database with."""
+    """The base of all models, with the MetaData that Alembic compares the database with."""
 
     metadata = MetaData(
         naming_convention={
@@ -77,7 +77,7 @@ class User(Base):
 
 
 class Subscription(Base):
-    """What a user has paid for, with whom, from when until when."""
+    """A user's subscription: its provider, plan and period."""
 
     __tablename__ = "subscriptions"
     __table_args__ = (
@@ -103,7 +103,7 @@ class Subscription(Base):
 class Vendor(Base):
     """A vendor and its position: `lat`, `long` are degrees, `located_at` is the timestamp of that position.
 
-    `located_at` of one whose timestamp was ahead of the clock is when it arrived. `deleted_at` set: deleted, but kept.
+    If the timestamp was ahead of the clock, `located_at` is the time of arrival. `deleted_at` set: deleted, but kept.
     """
 
     __tablename__ = "vendors"
@@ -159,7 +159,7 @@ class Location(Base):
 
 
 class Integration(Base):
-    """What an object of ours is called in another service."""
+    """The id of one of our objects in another service."""
 
     __tablename__ = "integrations"
     __table_args__ = (
@@ -204,9 +204,9 @@ class AuditEntry(Base):
 
 
 class Alert(Base):
-    """What a user wants to be told of. The secret is encrypted; `deleted_at` set: ended, and removed by `db prune`.
+    """A user's alert. The secret is encrypted; `deleted_at` set: deleted, and removed by `db prune`.
 
-    `slot` is what processes share alerts by; `revision` counts the changes of what is looked at.
+    Processes share alerts by `slot`; `revision` counts the changes of the alert.
     """
 
     __tablename__ = "streamer_alerts"
@@ -240,7 +240,7 @@ class Alert(Base):
 
 
 class AlertState(Base):
-    """What a vendor was to an alert when it was last looked at; each change counts `version` up."""
+    """The last evaluated state of a vendor in an alert; each change increments `version`."""
 
     __tablename__ = "streamer_alert_states"
     __table_args__ = (
@@ -289,7 +289,7 @@ class AlertEvent(Base):
 
 
 class AlertProcess(Base):
-    """When a server process was last there to look at alerts."""
+    """The last heartbeat of a server process that evaluates alerts."""
 
     __tablename__ = "streamer_alert_processes"
     __table_args__ = (PrimaryKeyConstraint("id"),)

@@ -58,8 +58,8 @@ async def ensure_partitions(connection: Any, today: date, ahead: int, table: str
     """Creates the missing partitions from 2 days before today to `ahead` days after; returns their names.
 
     Needs the tables' owner or a role with the rights of `serve`. Several processes may do it at once. Rows of such a
-    day move out of the default partition. Locks are short and requested briefly, so that ingest is not held up;
-    Unavailable when they are not granted in time: what was created until then stays.
+    day move out of the default partition. Locks are short and waited for only briefly, so that ingest is not delayed.
+    Raises Unavailable if they are not granted in time; partitions created until then stay.
     """
     # The most urgent first.
     days = [today + timedelta(days=n) for n in (*range(ahead + 1), *range(-1, -PARTITIONS_BACK - 1, -1))]
@@ -85,6 +85,6 @@ async def ensure_partitions(connection: Any, today: date, ahead: int, table: str
     if failed:
         raise DatabaseError(
             "partitions can't be created: " + "; ".join(failed) + " (attach, rename or drop a table of that name that "
-            "is no partition; a role without the right gets it by `streamer db grant`, run as the tables' owner)"
+            "is no partition; if the role lacks the right, run `streamer db grant` as the tables' owner)"
         )
     return created

@@ -1,7 +1,7 @@
-"""Stores pings: by COPY, and by a staging table where some may be stored already or a row is refused.
+"""Stores pings: by COPY, or through a staging table if some may be stored already or a row is refused.
 
-COPY alone is fastest, and fails as a whole. The staging table skips rows that are stored already and those of deleted
-vendors; halving finds a row that PostgreSQL refuses.
+COPY alone is fastest, but fails as a whole. The staging table skips rows that are stored already and rows of deleted
+vendors; bisection finds a row that PostgreSQL refuses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamer.storage import queries
 from streamer.storage.database import Database, transaction
 
 STAGING_AFTER_DUPLICATE = 1.0
-"""Seconds: a resend seldom comes alone, and each COPY that fails leaves its rows as garbage in the table."""
+"""Seconds for which staging is used after a duplicate: resends come in groups, and a failed COPY leaves dead rows."""
 
 
 class PingWriter:
@@ -31,9 +31,9 @@ class PingWriter:
         self._staging_until = 0.0
 
     async def store(self, chunks: Sequence[Chunk], retry: bool = False) -> Mapping[Chunk, Rejected]:
-        """Commits every ping that can be stored, once; returns those that never can be, by chunk and seq.
+        """Commits every ping that can be stored, once; returns those that can never be stored, by chunk and seq.
 
-        `retry` says that an earlier attempt may have stored some. Raises Unavailable: some may be stored.
+        `retry`: an earlier attempt may have stored some. Raises Unavailable, after which some may be stored too.
         """
         if not retry and time.monotonic() >= self._staging_until:
             rows = bytearray().join([COPY_HEADER, *[chunk.rows for chunk in chunks], COPY_TRAILER])
@@ -56,9 +56,9 @@ class PingWriter:
         return rejected
 
     async def _correct(self, chunks: Sequence[Chunk]) -> None:
-        """Sets the newest ping of each chunk to what is stored, where another ping of its timestamp came first.
+        """Sets the newest ping of each chunk to the stored one, if another ping with its timestamp was stored first.
 
-        Counts all such pings of the chunks that ask for it.
+        Counts all such pings for the chunks that request it.
         """
         by_id: dict[str, list[Chunk]] = {}
         for chunk in chunks:
@@ -81,7 +81,7 @@ class PingWriter:
                     chunk.corrected = True
 
     async def _stage(self, parts: list[_Part], rejected: dict[Chunk, dict[int, tuple[ErrorCode, str]]]) -> None:
-        """Stores what can be stored, and isolates a row that PostgreSQL refuses by halving."""
+        """Stores the rows that can be stored, and isolates a row that PostgreSQL refuses by bisection."""
         rows = bytearray().join([COPY_HEADER, *[part.rows for part in parts], COPY_TRAILER])
         try:
             missing = await self._database.run(lambda connection: _store_staged(connection, rows), "staging")
@@ -150,12 +150,12 @@ def _refusal(part: _Part, error: Any) -> str:
 
 
 async def _copy(connection: Any, rows: bytearray, table: str = "locations", schema: str | None = None) -> None:
-    # As a bytearray: asyncpg would take bytes for the path of a file.
+    # As a bytearray: asyncpg would interpret bytes as the path of a file.
     await connection.copy_to_table(table, schema_name=schema, source=rows, columns=COLUMNS, format="binary")
 
 
 async def _store_staged(connection: Any, rows: bytearray) -> frozenset[str]:
-    """Store the rows of existing vendors that are not stored yet; give the vendors that don't exist."""
+    """Stores the rows of existing vendors that are not stored yet; returns the vendors that don't exist."""
     async with transaction(connection):
         await connection.execute(queries.CREATE_STAGING)
         await _copy(connection, rows, "streamer_staging", "pg_temp")

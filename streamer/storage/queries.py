@@ -22,8 +22,8 @@ CREATE TEMP TABLE IF NOT EXISTS "streamer_staging" (
 ) ON COMMIT DELETE ROWS
 """
 
-# The vendors are locked against deletion until the commit. Of two rows with one id the first to arrive is stored: the
-# staging table is empty at the start of each transaction, so ctid is the order of arrival.
+# The vendors are locked against deletion until the commit. Of two rows with the same id the first to arrive is stored:
+# the staging table is empty at the start of each transaction, so ctid is the order of arrival.
 STORE_STAGED = """
 WITH existing AS MATERIALIZED (
     SELECT "id" FROM "vendors" WHERE "id" IN (SELECT "vendorId" FROM pg_temp."streamer_staging")
@@ -44,8 +44,8 @@ CLOCK = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint"
 
 STORED = """SELECT "id", "lat", "long" FROM "locations" WHERE "id" = ANY($1::text[])"""
 
-# The rules of `ingest/position.py`; "locatedAt" is the version of the position. A held one of a server whose clock is
-# wrong yields to every other: it would hide all that comes until that time.
+# The rules of `ingest/position.py`; "locatedAt" is the version of the position. A position from a server with a wrong
+# clock is replaced by every other: otherwise it would hide all others until that time.
 TOLERANCE = f"INTERVAL '{CLOCK_TOLERANCE} milliseconds'"
 LATEST = f"(now() AT TIME ZONE 'UTC' + {TOLERANCE})"
 DUE = f"""(
@@ -53,7 +53,7 @@ DUE = f"""(
     OR (newest."ahead" AND v."locatedAt" <= newest."at" + {TOLERANCE})
 )"""
 
-# The rows are locked in the order of their ids first, so that two such statements can't wait for each other.
+# The rows are locked in the order of their ids first, so that two such statements can't deadlock.
 WRITE_NEWEST = f"""
 , due AS MATERIALIZED (
     SELECT v."id" FROM "vendors" v JOIN newest ON newest."id" = v."id"
@@ -79,8 +79,8 @@ WITH newest AS MATERIALIZED (
     + WRITE_NEWEST
 )
 
-# By vendor and index, some vendors at a time: read by time, a busy hour's pings would take longer than a statement may.
-# The index needs the bound of the timestamp: by the id's alone PostgreSQL reads all pings since $1 for each vendor.
+# By vendor and index, some vendors at a time: reading a busy hour by time would exceed the statement timeout. The index
+# needs the bound of the timestamp: with only the id's bound PostgreSQL reads all pings since $1 for each vendor.
 RECONCILE_POSITIONS = (
     f"""
 WITH newest AS MATERIALIZED (
@@ -123,7 +123,8 @@ ORDER BY v."name" COLLATE "C", v."id" LIMIT $5
 """
 )
 
-# The snapshot is that of the whole statement: a change that is not in it is of the oldest running transaction or later.
+# One snapshot for the whole statement: a change that is not in it is from the oldest running transaction or a later
+# one.
 CHANGES = """
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
     coalesce((SELECT max("id") FROM "streamer_changes"), 0), c."id", c."table", c."rowId", c."action", c."clerkId"
@@ -157,14 +158,14 @@ SELECT v."id" FROM "vendors" v WHERE v."id" = ANY($1::text[]) AND EXISTS (
 )
 """
 
-# For whom it is done is for the audit's trigger, and holds as long as this statement.
+# The audit trigger reads the actor, which is set for this statement only.
 SET_OPEN = """
 UPDATE "vendors" SET "open" = $2, "hidden" = $4, "updatedAt" = date_trunc('milliseconds', now() AT TIME ZONE 'UTC')
 FROM (SELECT set_config('streamer.actor', $3, true) AS "actor") AS said
 WHERE "id" = $1 AND ("open" <> $2 OR coalesce("hidden", false) <> $4) AND said."actor" = $3
 """
 
-# vendors."locatedAt" lags by a second or so: only what is newer than "since" is looked for among all locations.
+# vendors."locatedAt" lags by about a second: only locations newer than "since" are read.
 NEWEST_STORED = """
 SELECT a."id", a."located", (EXTRACT(EPOCH FROM n."at") * 1000)::bigint
 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS a("id", "located", "since", "floor")
@@ -176,8 +177,8 @@ CROSS JOIN LATERAL (
 WHERE n."at" IS NOT NULL
 """
 
-# The range of ids lets PostgreSQL leave whole days out. Ids that carry no time (below 'cg', which is 2009, or not
-# beginning with c) are in the default partition and are looked at always.
+# The range of ids lets PostgreSQL skip whole days. Ids that contain no time (below 'cg', which is 2009, or not
+# beginning with c) are in the default partition and are always read.
 LOCATIONS = """
 SELECT "id", (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint, "lat", "long"
 FROM "locations"
@@ -190,7 +191,7 @@ ORDER BY "timestamp", "id"
 LIMIT $8
 """
 
-# reltuples is what the last ANALYZE or VACUUM found: counting would read the tables.
+# reltuples is the estimate of the last ANALYZE or VACUUM: counting would read the tables.
 TABLE_SIZES = """
 SELECT COALESCE(parent.relname, c.relname), SUM(GREATEST(c.reltuples, 0))::bigint,
     SUM(pg_total_relation_size(c.oid))::bigint
@@ -247,7 +248,7 @@ UNION ALL SELECT 'EXECUTE on function ' || name FROM unnest($5::text[]) AS name
 ORDER BY 1
 """
 
-# what PUBLIC may do, or a role that this one is in, it may do too
+# Includes the rights of PUBLIC and of roles that this one is a member of.
 HELD_RIGHTS = """
 SELECT c.relname, privilege, a.attname
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
@@ -262,10 +263,10 @@ WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.reln
 
 ROLE_POWER = """
 SELECT rolcanlogin AS login,
-    CASE WHEN rolsuper THEN 'is a superuser' WHEN rolcreaterole THEN 'may make and change roles'
-        WHEN rolreplication THEN 'may replicate, that is read everything'
+    CASE WHEN rolsuper THEN 'is a superuser' WHEN rolcreaterole THEN 'may create and change roles'
+        WHEN rolreplication THEN 'may replicate, and so read everything'
         WHEN pg_has_role(oid, (SELECT relowner FROM pg_class WHERE oid = to_regclass('locations')), 'MEMBER')
-        THEN 'owns the tables, or is in the role that does' END AS power
+        THEN 'owns the tables, or is a member of the role that does' END AS power
 FROM pg_roles WHERE rolname = $1
 """
 
@@ -331,7 +332,7 @@ FROM ours JOIN pg_class c USING (oid) LEFT JOIN pg_stat_user_tables s ON s.relid
 GROUP BY name ORDER BY 4 DESC, 1
 """
 
-# The indexes of partitions by the one of the whole table that they belong to.
+# Indexes of partitions are summed up in the index of the whole table.
 INDEX_STATS = """
 SELECT t.relname, COALESCE(p.relname, x.relname), SUM(pg_relation_size(x.oid))::bigint,
     COALESCE(SUM(s.idx_scan), 0)::bigint
@@ -405,7 +406,7 @@ VALUES ('ctestuser0000000000000000', 'clerk_test_user', 'test@example.com', 'Tes
 ON CONFLICT DO NOTHING
 """
 
-# Prisma's own seed may have been there before, with other ids.
+# Prisma's own seed may have added the test vendor before, with another id.
 SEED_TEST_VENDOR = f"""
 INSERT INTO "vendors" ("id", "name", "description", "userId", "lat", "long", "updatedAt")
 SELECT 'ctestvendor00000000000000', 'Test Vendor', 'A test vendor for development', u."id", 40.7128, -74.0060, {NOW}
@@ -484,7 +485,7 @@ ERASE_AUDIT = """
 DELETE FROM "streamer_audit" WHERE "rowId" = ANY($1::text[])
     OR coalesce("before", '{}')->>'clerkId' = ANY($2::text[]) OR coalesce("after", '{}')->>'clerkId' = ANY($2::text[])
 """
-# An alert of somebody else that lists nobody any more ends.
+# Another user's alert is deleted when its list becomes empty.
 UNLIST = """
 UPDATE "streamer_alerts" SET
     "definition" = jsonb_set("definition", '{vendors}', ("definition"->'vendors') - $1::text[]),
@@ -501,7 +502,7 @@ WHERE "vendorId" = $1 AND ($2::timestamp IS NULL OR ("timestamp", "id") > ($2, $
 ORDER BY "timestamp", "id" LIMIT $4
 """
 
-# Thinning: of each vendor and span of time the first fix stays. $1 and $2 are the ids between which rows are looked at.
+# Thinning: the first fix of each vendor and time span stays. $1 and $2 are the bounds of the ids.
 THIN = """
 DELETE FROM "locations" WHERE "id" >= $1 AND "id" < $2 AND "id" NOT IN (
     SELECT DISTINCT ON ("vendorId", floor(EXTRACT(EPOCH FROM "timestamp") / $3)) "id" FROM "locations"

@@ -1,6 +1,6 @@
-"""Which migrations there are, and which of them a database has.
+"""The migrations of this version, and the revision of a database.
 
-Without Alembic and SQLAlchemy, which a server has no other use for: they cost it time at its start, and memory.
+Does not import Alembic and SQLAlchemy, which a server does not need otherwise: they cost startup time and memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REVISION, _FOLLOWS = (re.compile(rf'^{name} = "(\w+)"$', re.M) for name in ("re
 class Condition(NamedTuple):
     """The state of a server's database: its revision, and the days after today that have partitions without a gap.
 
-    `days_ahead` is -1 if not even today's partition is there.
+    `days_ahead` is -1 if today's partition is missing.
     """
 
     revision: str | None
@@ -48,7 +48,7 @@ def migrations() -> Path:
 
 @cache
 def _following() -> dict[str, str | None]:
-    """Returns the revision that each of this version's follows."""
+    """Returns the predecessor of each revision of this version."""
     files = [path.read_text(encoding="utf-8") for path in (migrations() / "versions").glob("*.py")]
     found = [(_REVISION.search(text), _FOLLOWS.search(text)) for text in files]
     return {one[1]: follows[1] if follows is not None else None for one, follows in found if one is not None}
@@ -63,7 +63,7 @@ def head() -> str:
     """Returns the newest revision of this version."""
     newest = known() - set(_following().values())
     if len(newest) != 1:
-        raise DatabaseError(f"the migrations in {migrations()} are not complete: install venta-streamer again")
+        raise DatabaseError(f"the migrations in {migrations()} are incomplete: install venta-streamer again")
     return next(iter(newest))
 
 

@@ -1,7 +1,7 @@
 """The database role of `serve`: its rights, and how they are granted and checked.
 
-`RIGHTS` is the complete list. `streamer db grant` grants it, `serve` checks it at the start, and the tests run servers
-under such a role, so that a query which needs more fails there first. Granting needs a connection of the tables' owner.
+`RIGHTS` is the complete list. `streamer db grant` grants them, `serve` checks them at the start, and the tests run
+servers under such a role, so that a query which needs more fails there first. Granting needs the tables' owner.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ _EVENT = (
 )
 _WRITTEN = {
     "streamer_alerts": (_ALERT, _ALERT[3:], "alerts"),
-    "streamer_alert_states": (_STATE, _STATE[2:], "what alerts know of vendors"),
+    "streamer_alert_states": (_STATE, _STATE[2:], "the states of vendors in alerts"),
     "streamer_alert_events": (_EVENT, _EVENT[6:], "the webhooks of alerts"),
-    "streamer_alert_processes": (("id", "seenAt"), ("seenAt",), "which processes look at alerts"),
+    "streamer_alert_processes": (("id", "seenAt"), ("seenAt",), "the processes that evaluate alerts"),
 }
 RIGHTS += tuple(
     Right(table, privilege, columns, why)
@@ -85,7 +85,7 @@ RIGHTS += tuple(
 )
 
 ADD_PARTITION = "streamer_add_partition(date)"
-"""The function, with its owner's rights, that makes the partition of a day: it takes that day and nothing else."""
+"""The SECURITY DEFINER functions that create the partition of a day; the day is their only argument."""
 FUNCTIONS = (ADD_PARTITION, "streamer_add_alert_partition(date)")
 
 TABLE_PRIVILEGES = ("DELETE", "TRUNCATE", "TRIGGER")
@@ -121,14 +121,14 @@ async def grant(url: str, role: str, password: str | None = None) -> Granted:
     """
     await require_newest(url)
     if not role or len(role.encode()) > 63 or "\0" in role:
-        raise SettingsError(f"the role {role!r} can't be: PostgreSQL takes names of 1 to 63 bytes")
+        raise SettingsError(f"the role name {role!r} is not valid: PostgreSQL accepts names of 1 to 63 bytes")
     verifier = None if password is None else scram_verifier(password)
     async with connected(url) as connection, connection.transaction():
         found = await connection.fetchrow(queries.ROLE_POWER, role)
         if found is not None and found["power"] is not None:
             raise DatabaseError(
-                f"role {role!r} {found['power']}: what it may do can't be limited by rights; name another, which need "
-                "not be there yet"
+                f"role {role!r} {found['power']}: its rights can't be limited; name another role, which is created if "
+                "it does not exist"
             )
         if found is None:
             try:

@@ -24,7 +24,7 @@ class SeededVendor(NamedTuple):
 async def seed(url: str, vendors: int | None = None) -> list[SeededVendor]:
     """Adds the documented test user and vendor; or, with a number, that many users with one vendor each.
 
-    What is there already stays as it is.
+    Existing rows are not changed.
     """
     await require_newest(url)
     async with connected(url) as connection:
@@ -43,8 +43,8 @@ async def _seed_test_vendor(connection: Any) -> SeededVendor:
         row = await connection.fetchrow(queries.TEST_VENDOR)
     if row is None:
         raise DatabaseError(
-            "the test vendor can't be added: another user has the id or the email test@example.com of clerk_test_user, "
-            "or another vendor the id; change or delete that one"
+            "the test vendor can't be added: another user has the id or email (test@example.com) of clerk_test_user, "
+            "or another vendor has its id; change or delete that one"
         )
     return SeededVendor(*row)
 

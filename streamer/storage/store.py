@@ -1,4 +1,4 @@
-"""What the server reads and writes besides pings. Timestamps are epoch milliseconds, positions degrees."""
+"""Reads and writes of the server besides pings. Timestamps are epoch milliseconds, positions degrees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamer.storage.ping_writer import PingWriter
 from streamer.storage.revisions import Condition
 
 RECONCILE_VENDORS = 2000
-"""Vendors of one statement: a quarter of a second with some days' partitions."""
+"""Vendors of one statement, which takes a quarter of a second with some days' partitions."""
 
 ID_SLACK_MS = 3_600_000
 """How far the time in an id that Prisma made may be from the row's timestamp."""
@@ -41,7 +41,7 @@ class VendorRow:
 
 
 class TableSize(NamedTuple):
-    """One of our tables with its partitions: rows, about, and bytes with all indexes."""
+    """One of our tables with its partitions: estimated rows, and bytes with all indexes."""
 
     table: str
     rows: int
@@ -49,7 +49,7 @@ class TableSize(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A user or vendor that was inserted, updated or deleted; `clerk_id` is what a user's was. No row: all of them."""
+    """An inserted, updated or deleted user or vendor; `clerk_id` is the user's last one. Without a row: all rows."""
 
     id: int
     table: str
@@ -59,7 +59,7 @@ class Change(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """Changes in the order of their ids, and what was so when they were read.
+    """Changes in the order of their ids, and the transactions at the time of reading.
 
     `oldest` is the oldest transaction that was running, `next` the first that had not begun, `newest` the newest id.
     """
@@ -90,7 +90,7 @@ class Store:
     async def reconcile_positions(self, since_ms: int) -> int:
         """Updates vendors.lat/long to the newest stored ping since then; returns how many vendors were behind.
 
-        For the start: the process before may have ended between a commit and the merged update.
+        For the start: the previous process may have ended between a commit and the merged update.
         """
         floor, first, behind = id_floor(since_ms), "", 0
 
@@ -113,7 +113,7 @@ class Store:
         return await self._vendors(queries.VENDORS_OF, clerk_ids)
 
     async def cards(self, vendor_ids: Sequence[str]) -> list[VendorRow]:
-        """Returns those of these vendors that exist, in no order."""
+        """Returns the existing vendors among these, in any order."""
         return await self._vendors(queries.CARDS, vendor_ids)
 
     async def search(
@@ -129,7 +129,7 @@ class Store:
         return [VendorRow(*row) for row in rows]
 
     async def paying(self, vendor_ids: Sequence[str]) -> set[str]:
-        """Returns those of these vendors whose user has an active subscription now."""
+        """Returns the vendors among these whose user has an active subscription now."""
         asked = [vendor_id for vendor_id in vendor_ids if can_be_text(vendor_id)]
         if not asked:
             return set()
@@ -147,7 +147,7 @@ class Store:
         return [(row[0], row[1]) for row in rows]
 
     async def living_users(self, clerk_ids: Sequence[str]) -> set[str]:
-        """Returns those of these `clerkId`s that are users and not deleted."""
+        """Returns the `clerkId`s among these of users that exist and are not deleted."""
         rows = await self.database.fetch(queries.LIVING_USERS, clerk_ids)
         return {row[0] for row in rows}
 
@@ -164,7 +164,7 @@ class Store:
         located = [(vendor_id, at) for vendor_id, at in located if can_be_text(vendor_id)]
         if not located:
             return {}
-        # That of a phone whose clock is ahead is in the future: its newest ping until now is a little older.
+        # A phone whose clock is ahead has pings in the future: its newest ping until now is a little older.
         asked = [
             (id, at, 0, "") if at is None else (id, at, at - LOCATED_AHEAD, id_floor(at - LOCATED_AHEAD))
             for id, at in located
@@ -174,7 +174,7 @@ class Store:
         return {(row[0], row[1]): row[2] for row in rows}
 
     async def positions_at(self, pings: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[float, float]]:
-        """Returns the stored latitude and longitude of each (vendor_id, timestamp) that is stored."""
+        """Returns the stored latitude and longitude by (vendor_id, timestamp), for those that are stored."""
         by_id = {location_id(*ping): ping for ping in pings}
         rows = await self.database.fetch(queries.STORED, list(by_id), what="stored")
         return {by_id[row[0]]: (row[1], row[2]) for row in rows}
@@ -207,15 +207,15 @@ class Store:
             await self.database.save(queries.SET_OPEN, vendor_id, open, clerk_id, hidden, what="open")
 
     async def now(self) -> int:
-        """Returns PostgreSQL's time soon, epoch ms, or raises Unavailable."""
+        """Returns PostgreSQL's time, epoch ms; raises Unavailable within HEALTH_TIMEOUT."""
         return int(await self.database.soon(lambda connection: connection.fetchval(queries.CLOCK), "clock"))
 
     async def condition(self, today: date) -> Condition:
-        """Returns the state of the schema soon, or raises Unavailable."""
+        """Returns the state of the schema; raises Unavailable within HEALTH_TIMEOUT."""
         return await self.database.soon(lambda connection: revisions.condition(connection, today), "condition")
 
     async def table_sizes(self) -> list[TableSize]:
-        """Returns the sizes of the tables soon, or raises Unavailable: a locked table can't be measured."""
+        """Returns the sizes of the tables; raises Unavailable within HEALTH_TIMEOUT, as a table may be locked."""
         rows = await self.database.soon(
             lambda connection: connection.fetch(queries.TABLE_SIZES, queries.TABLES), "sizes"
         )

@@ -109,7 +109,7 @@ def test_hosts(url: str, host: str, port: int) -> None:
         ("postgresql://u:geheim@h/d?sslaccept=all", "sslaccept"),
         ("postgresql://u:geheim@h/d?sslidentity=client.p12&sslpassword=geheim", "sslidentity, sslpassword"),
         ("postgresql://u:geheim@h/d?sslmode=require&sslkey=client.key", "belong together"),
-        ("postgresql://u:geheim@h/d?sslrootcert=root.crt", "say sslmode="),
+        ("postgresql://u:geheim@h/d?sslrootcert=root.crt", "set sslmode="),
     ],
 )
 def test_what_is_wrong_with_a_url_is_said_without_its_password(url: str, said: str) -> None:
