@@ -1,1 +1,1 @@
-"""Alerts: watches without a connection, whose events go out as signed webhooks."""
+"""Alerts: watches without a connection, whose events are sent as signed webhooks."""

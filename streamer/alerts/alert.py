@@ -1,4 +1,4 @@
-"""One alert as its process holds it, and what it knows of vendors. Pure."""
+"""One alert in memory, and the states of its vendors. Pure."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from streamer.storage.alerts import Evaluated, StateRow
 
 
 class Needs(NamedTuple):
-    """What the broker must hear for an alert: cells, and vendors wherever they are."""
+    """The subscriptions that an alert needs: cells, and vendors wherever they are."""
 
     cells: frozenset[int]
     listed: frozenset[str]
 
 
 class State:
-    """What is known of one vendor, and the events that are not stored yet."""
+    """The state of one vendor in an alert, and the events that are not stored yet."""
 
     __slots__ = ("card", "events", "known", "version")
 
     def __init__(self) -> None:
         self.known = rules.OUTSIDE
         self.version = 0
-        """Of the row in PostgreSQL; 0: there is none that matters."""
+        """The version of the row in PostgreSQL; 0: there is no row, or an obsolete one."""
         self.card: dict[str, Any] = {}
         self.events: list[tuple[str, int, str]] = []
         """Type, time and body of each."""
 
     @classmethod
     def of(cls, row: StateRow) -> State:
-        """Returns a state as it was stored."""
+        """Returns the state of a stored row."""
         state = cls()
         state.known = rules.State(rules.Seen(row.inside, row.open, row.online), row.told, row.event_at)
         state.version = row.version
@@ -43,7 +43,7 @@ class State:
 
 
 class Alert:
-    """One alert; `states` holds the vendors that are inside, or of whom an event is still quiet."""
+    """One alert; `states` has the vendors that are inside, or whose quiet time has not ended."""
 
     __slots__ = (
         "area",
@@ -75,17 +75,17 @@ class Alert:
         self.margin = 0.0 if definition.area is None else margin_of(definition.area)
         self.needs = needs_of(definition, self.margin)
         self.cells: list[EdgeCell[Alert]] = []
-        """Of the tracker's grid, in which its area is."""
+        """The cells of the tracker's grid that its area is in."""
         self.circle = 0
         """The number of its area in the grid's table, if that is a circle."""
         self.begun = False
-        """Its states are read and compared: changes are looked at."""
+        """Its stored states were compared with the live index, so changes are evaluated from now on."""
         self.ended = False
         self.states: dict[str, State] = {}
 
 
 def needs_of(definition: Definition, margin: float) -> Needs:
-    """Returns what the broker must hear: the cells of the area with its margin."""
+    """Returns the subscriptions of an alert: the cells of the area with its margin, or the listed vendors."""
     if definition.area is None:
         return Needs(frozenset(), definition.vendors or frozenset())
     cells = bus_cover(definition.area)
@@ -93,7 +93,7 @@ def needs_of(definition: Definition, margin: float) -> Needs:
     more = margin / METRES
     south, north = max(-90.0, bounds.south - more), min(90.0, bounds.north + more)
     if south > -89.0 and north < 89.0 and bounds.width < 300.0:
-        # A hair wider than needed; the cells are kilometres wide.
+        # Slightly wider than needed; the cells are kilometres wide.
         wide = more * 60
         west, east = (bounds.west - wide + 540.0) % 360.0 - 180.0, (bounds.east + wide + 540.0) % 360.0 - 180.0
         cells = cells | bus_cover(Box(south, west, north, east))

@@ -1,7 +1,7 @@
 """Circles as arrays of numbers: a position is compared with a hundred of them in a microsecond or two. Pure.
 
-Positions are unit vectors: a circle contains one if its product with the centre is at least the cosine of the radius,
-anywhere on the globe. By rounding it errs by less than ERROR; whoever uses it looks exactly at what it finds.
+Positions are unit vectors: a circle contains one if its dot product with the centre is at least the cosine of the
+radius, anywhere on the globe. The rounding error is less than ERROR, so callers test every result exactly.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from streamer.geo.shapes import EARTH_RADIUS, Circle
 
 ERROR = 1e-14
-"""Of a product of unit vectors, beside `Circle.contains`: half a metre at a distance of a metre, less than a millimetre
-at a kilometre.
+"""Error of a product of unit vectors against `Circle.contains`: half a metre at a distance of a metre, less than a
+millimetre at a kilometre.
 
 In units of 2^-53 it is 90, and rounding makes no more than 79 at any distance: 6 by the angles of both vectors, 34 by
 their parts (sines and cosines are taken to be within 4 units of the last place), 3 by the sum, 4 by the cosine of the
-radius, and 32 by `contains` itself. On the processors at hand it makes 8.
+radius, and 32 by `contains` itself. Measured, it is 8.
 """
 
 Numbers = NDArray[np.float64]
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class CircleTable:
-    """The numbers of all circles, side by side: to read them off their objects would take ten times as long."""
+    """The numbers of all circles in one array: reading them from objects would take ten times as long."""
 
     def __init__(self) -> None:
         self._numbers: Numbers = np.empty((5, 64))
@@ -60,12 +60,12 @@ class CircleTable:
         self._free.append(number)
 
     def take(self, numbers: Sequence[int]) -> Numbers:
-        """Returns x, y, z and the least product inside and outside of some circles, a column each."""
+        """Returns x, y, z and the smallest product inside and outside of some circles, one column per circle."""
         return self._numbers[:, np.asarray(numbers, dtype=np.intp)]
 
 
 class Circles(Generic[T]):
-    """Some items that have circles, with the numbers of these."""
+    """Items that have circles, with the numbers of the circles."""
 
     __slots__ = ("__weakref__", "_into", "_out", "items")
 
@@ -75,7 +75,7 @@ class Circles(Generic[T]):
         self._out: Border = np.concatenate((-numbers[:3], numbers[4:]))
 
     def border(self, inside: Container[T]) -> Border:
-        """Returns a vendor's border: beyond it, it is in a circle, or out of one of `inside` and its margin."""
+        """Returns a vendor's border: crossing it means entering a circle, or leaving one of `inside` and its margin."""
         held = np.fromiter((item in inside for item in self.items), bool, len(self.items))
         return np.where(held, self._out, self._into)
 

@@ -1,7 +1,7 @@
-"""Sends webhooks: claimed in PostgreSQL, so that any process sends any of them and none is sent twice at once.
+"""Sends webhooks: claimed in PostgreSQL, so that any process can send them, but no two processes the same one.
 
-A claim lasts a little longer than a request may; a process that is killed leaves claims that others take up then, with
-the same `webhook-id`. Of one alert and vendor the next webhook is claimed only when the one before is done.
+A claim lasts slightly longer than a request may take; other processes then take over the claims of a killed process,
+with the same `webhook-id`. The next webhook of an alert and vendor is claimed only when the previous one is done.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from streamer.storage.alerts import AlertStore, Attempt, Claimed
 log = structlog.get_logger()
 
 LOOK_EVERY = 1.0
-"""Seconds after which webhooks of other processes, and those to be repeated, are looked for."""
+"""Seconds between two polls for webhooks of other processes and for those to be repeated."""
 LEASE_GRACE = 5.0
 """Seconds that a claim lasts longer than a request may take."""
 COLLECT = 0.05
-"""Seconds for which outcomes are collected to be stored together, and webhooks to be claimed together."""
+"""Seconds for which results are collected to be stored together, and webhooks to be claimed together."""
 MOST_READ = 4096
-"""Bytes of an answer that are read, so that the connection can be used again; of a longer one it is closed."""
+"""Bytes of an answer that are read, so that the connection can be reused; after a longer answer it is closed."""
 FAILING_LOOK = 5
-"""From this attempt on it is looked whether the alert has failed for too long."""
+"""From this attempt on it is checked whether the alert has failed for too long."""
 
 
 class NotPublic(OSError):
-    """A receiver's name leads into a network that is not public."""
+    """A receiver's name resolves to an address that is not public."""
 
 
 class Deliverer:
@@ -87,11 +87,11 @@ class Deliverer:
         return {"webhooks": self.run, "webhook-outcomes": self.record}
 
     def due(self) -> None:
-        """Looks for webhooks at once."""
+        """Polls for webhooks at once."""
         self._due.set()
 
     async def run(self) -> None:
-        """Sends webhooks, for ever."""
+        """Sends webhooks until cancelled."""
         lease = round((self._timeout + LEASE_GRACE) * 1000)
         guarded = self.session(public=True)
         development = self.session(public=False)
@@ -125,7 +125,7 @@ class Deliverer:
             await development.close()
 
     async def record(self) -> None:
-        """Stores the outcomes of requests, for ever."""
+        """Stores the results of requests until cancelled."""
         while True:
             await self._done.wait()
             await asyncio.sleep(COLLECT)
@@ -133,7 +133,7 @@ class Deliverer:
             await self.store_outcomes()
 
     async def store_outcomes(self) -> None:
-        """Stores the outcomes so far; those that can't be stored now are kept."""
+        """Stores the results so far; those that can't be stored now are kept."""
         outcomes, self._outcomes = self._outcomes, []
         if not outcomes:
             return
@@ -141,7 +141,7 @@ class Deliverer:
             await self._store.record(outcomes)
             for alert_id in {each.alert_id for each in outcomes if each.alert_id in self._gone}:
                 if await self._store.disable(alert_id, "its receiver answered 410 Gone"):
-                    log.info("an alert was ended by its receiver", alert=alert_id)
+                    log.info("an alert was disabled by its receiver", alert=alert_id)
                 self._gone.discard(alert_id)
             late = {each.alert_id for each in outcomes if not each.delivered and each.attempts >= FAILING_LOOK}
             for alert_id in late:
@@ -149,11 +149,11 @@ class Deliverer:
                     log.warning("an alert was disabled: its webhooks failed for too long", alert=alert_id)
                     self._counters.alerts_disabled += 1
         except (Unavailable, DatabaseError) as away:
-            log.warning("outcomes of webhooks wait for PostgreSQL", cause=str(away))
+            log.warning("results of webhooks wait for PostgreSQL", cause=str(away))
             self._outcomes = outcomes + self._outcomes
             await asyncio.sleep(LOOK_EVERY)
             self._done.set()
-        # What was recorded may be followed by the next webhook of the same vendor.
+        # A recorded webhook may be followed by the next one of the same vendor.
         self._due.set()
 
     def _start(self, session: aiohttp.ClientSession, webhook: Claimed) -> None:
@@ -168,7 +168,7 @@ class Deliverer:
         self.running -= 1
         self._busy -= Counter((host,))  # without those that have none left
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a webhook failed unexpectedly; it is sent again", error=repr(error), exc_info=error)
+            log.error("a webhook failed unexpectedly; it will be sent again", error=repr(error), exc_info=error)
 
     async def _send(self, session: aiohttp.ClientSession, webhook: Claimed) -> None:
         began = self._clock()
@@ -212,7 +212,7 @@ class Deliverer:
         self._done.set()
 
     def session(self, *, public: bool) -> aiohttp.ClientSession:
-        """Returns a client; `public`: that connects to no address that is not on the public internet."""
+        """Returns an HTTP client; `public`: it connects only to addresses on the public internet."""
         connector = aiohttp.TCPConnector(
             limit=0,
             resolver=self._resolver,
@@ -229,9 +229,9 @@ class Deliverer:
 
 
 def public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Returns a socket for an address; raises NotPublic before anything is sent to one that is not public.
+    """Returns a socket for an address; raises NotPublic before anything is sent to an address that is not public.
 
-    This is where a name's address is used, so no answer of DNS can be exchanged between the check and the connection.
+    The check is where the resolved address is used, so DNS rebinding cannot circumvent it.
     """
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):

@@ -1,6 +1,6 @@
-"""How far a position is from the edge of an area, at least; and a grid of cells with the areas that matter there. Pure.
+"""A lower bound of the distance from a position to the edge of an area, and a grid of cells with their areas. Pure.
 
-Of all areas only those matter to a vendor that moves within a cell whose edge passes through it.
+A vendor that moves within a cell can only cross edges that pass through the cell.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from streamer.alerts.circles import Circles, CircleTable
 from streamer.geo.shapes import EARTH_RADIUS, Area, Box, Circle, distance
 
 MARGIN = 20.0
-"""Metres that a vendor must be outside before it has left: positions of GPS scatter by about as much."""
+"""Metres that a vendor must be outside before it has left: GPS positions scatter by about as much."""
 MARGIN_SHARE = 0.1
-"""Of a small area's width or height the margin is at most so much."""
+"""Maximum margin of a small area, as a share of its width or height."""
 SHARPNESS = 6
-"""Cells of the grid along an area, about."""
+"""Approximate number of grid cells along an area."""
 FINEST = 0.001
 """Degrees of latitude of the smallest cell."""
 MOST_LEVEL = 12
 ROWS = 10_000
-"""Rows of the grid whose number of cells is remembered."""
+"""Rows of the grid whose number of cells is cached."""
 SPARE = 1.0
-"""Metres added for rounding to what may touch a cell."""
+"""Metres by which an area is widened for rounding when its cells are found."""
 STAY = 10.0
-"""Metres outside a cell for which it still is good: a vendor that stands where two meet would always change cells."""
+"""Metres outside a cell in which it is still used, so that a vendor at its edge does not change cells all the time."""
 METRES = EARTH_RADIUS * pi / 180
 """Of a degree of latitude."""
 NEAR_POLE = 89.0
-"""Degrees beyond which no flat projection is good enough: all edges count as near."""
+"""Degrees of latitude beyond which a flat projection is not good enough: all edges count as near."""
 
 _RADIAN = pi / 180
 
@@ -44,14 +44,14 @@ def margin_of(area: Area) -> float:
 
 
 def holds(area: Area, margin: float, was_inside: bool, lat: float, long: float) -> bool:
-    """Returns whether a vendor is inside: exactly on the way in, and with the margin on the way out."""
+    """Returns whether a vendor is inside: exactly when entering, with the margin when leaving."""
     if area.contains(lat, long):
         return True
     return was_inside and margin > 0.0 and edge_distance(area, lat, long) <= margin
 
 
 def edge_distance(area: Area, lat: float, long: float) -> float:
-    """Returns the metres from a position to the edge of an area, or less: how far it may move without crossing it."""
+    """Returns at most the metres from a position to the edge of an area: how far it may move without crossing it."""
     if isinstance(area, Circle):
         return abs(distance(lat, long, area.lat, area.long) - area.radius)
     if abs(lat) > NEAR_POLE:
@@ -88,7 +88,7 @@ def _box_distance(box: Box, lat: float, long: float) -> float:
 
 
 def _to_meridian(lat: float, degrees: float) -> float:
-    """The great-circle distance to a meridian so many degrees away; the pole when it is beyond."""
+    """The great-circle distance to a meridian this many degrees away, or to the pole if the meridian is beyond it."""
     degrees = abs((degrees + 180.0) % 360.0 - 180.0)
     if degrees >= 90.0:
         return (90.0 - abs(lat)) * METRES
@@ -96,12 +96,12 @@ def _to_meridian(lat: float, degrees: float) -> float:
 
 
 class Placed(Protocol):
-    """What is in the grid: an area with the margin that a vendor must be outside before it has left."""
+    """An item of the grid: an area with the margin that a vendor must be outside before it has left."""
 
     area: Area | None
     margin: float
     cells: list[EdgeCell[Any]]
-    """In which it is."""
+    """The cells that it is in."""
     circle: int
     """Its number in the table, if its area is a circle."""
 
@@ -122,7 +122,7 @@ class EdgeCell(Generic[T]):
     def __init__(self, key: Key, table: CircleTable) -> None:
         self.key = key
         self.version = 0
-        """How often it changed."""
+        """Incremented with each change."""
         self.other: list[T] = []
         """Boxes and polygons whose edge may pass through it."""
         self.whole: list[T] = []
@@ -136,11 +136,11 @@ class EdgeCell(Generic[T]):
 
     @property
     def edges(self) -> list[T]:
-        """All whose edge may pass through it."""
+        """All areas whose edge may pass through it."""
         return self._round + self.other
 
     def circles(self) -> Circles[T]:
-        """Returns the circles whose edge may pass through it: the same object for all that hold it at a time."""
+        """Returns the circles whose edge may pass through it; one object is shared while it is in use."""
         circles = None if self._circles is None else self._circles()
         if circles is None:
             circles = Circles(self._round.copy(), self._table.take(self._numbers))
@@ -185,10 +185,10 @@ class EdgeGrid(Generic[T]):
         self._levels: dict[int, dict[Key, EdgeCell[T]]] = {}
         self._table = CircleTable()
         self.made = 0
-        """How many cells were made."""
+        """The number of cells created so far."""
 
     def add(self, item: T, area: Area) -> None:
-        """Adds what has an area; it must not be in the grid."""
+        """Adds an item, which must not be in the grid yet."""
         if isinstance(area, Circle):
             item.circle = self._table.put(area, item.margin)
         level = level_of(area)
@@ -202,7 +202,7 @@ class EdgeGrid(Generic[T]):
             item.cells.append(cell)
 
     def remove(self, item: T) -> None:
-        """Removes what was added."""
+        """Removes an item."""
         cell: EdgeCell[T]
         for cell in item.cells:
             cell.remove(item)
@@ -218,7 +218,7 @@ class EdgeGrid(Generic[T]):
     def at(self, lat: float, long: float) -> tuple[list[EdgeCell[T]], Bounds]:
         """Returns the cells of a position: every area that it is in, or in whose margin, is in one of them.
 
-        With them comes where they are good; also where there is none, as nothing is near.
+        Also returns the bounds within which the result is valid, even if there are no cells.
         """
         keys = [key_of(lat, long, level) for level in self._levels]
         south, north, west, east = zip(*map(_good_for, keys), EVERYWHERE, strict=True)

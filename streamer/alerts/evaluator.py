@@ -1,9 +1,9 @@
-"""Looks at this process's alerts: every change of the live index becomes new states and events in PostgreSQL.
+"""Evaluates this process's alerts: changes of the live index become new states and events in PostgreSQL.
 
-Of all processes one looks at an alert: slots of alerts are shared between the processes that say in PostgreSQL that
-they are there. One that is killed is missed within seconds, and another takes its slots: it reads what each vendor was
-when it was looked at last, and compares that with the live index. Two processes that look at one alert for a moment do
-no harm: an event is stored only with the state before that its process knew (`storage.alert_sql.COMMIT`).
+One process evaluates an alert: slots of alerts are distributed over the processes with a heartbeat in PostgreSQL. When
+a process is killed, others take over its slots within seconds: they read the last state of each vendor, and compare it
+with the live index. If two processes evaluate one alert for a moment, no event is doubled: an event is stored only if
+the stored state is the one that the process knew (`storage.alert_sql.COMMIT`).
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from streamer.storage.alerts import PAGE, AlertStore, Evaluated
 log = structlog.get_logger()
 
 BEAT = 1.0
-"""Seconds between two signs of life, and between two looks for changed alerts."""
+"""Seconds between two heartbeats, and between two polls for changed alerts."""
 LEASE = 3000
-"""Milliseconds after its last sign of life when a process's alerts are taken over."""
+"""Milliseconds after its last heartbeat when a process's alerts are taken over."""
 LOOK_BACK = 60_000
-"""Milliseconds before the last look from which changes are read again: statements that ran then are committed since."""
+"""Milliseconds before the last poll from which changes are read again: statements that ran then may commit later."""
 LOOKED_AT = 100
-"""Vendors that are looked at in one go; more would hold the event loop."""
+"""Vendors that are evaluated at once; more would block the event loop."""
 APPEARED = 50
-"""Vendors that move and cost about as much as one that appeared."""
+"""Cost of a vendor that appeared, in vendors that moved."""
 LOOK_PAUSE = 0.1
-"""Seconds between two looks at what changed: alone a vendor costs ten times what it costs among many."""
+"""Seconds between two evaluations of changed vendors: one vendor alone costs ten times as much as among many."""
 SLICE = 10
-"""Alerts that are begun at once; more would hold the event loop."""
+"""Alerts that are started at once; more would block the event loop."""
 COUNT_EVERY = 15.0
 """Seconds between two counts for the metrics."""
 
@@ -66,7 +66,7 @@ class Evaluator:
         committed: Callable[[], None],
     ) -> None:
         self.alerts: dict[str, Alert] = {}
-        """The alerts that this process looks at, by id."""
+        """The alerts that this process evaluates, by id."""
         self.waiting = 0
         """Webhooks of all processes that are not delivered yet, and the age of the oldest in seconds."""
         self.oldest = 0.0
@@ -85,14 +85,14 @@ class Evaluator:
         self._writer = StateWriter(self, store, counters, committed)
         self._reload: dict[str, Alert] = {}
         self._starting: dict[str, Alert] = {}
-        """Alerts whose beginning is not stored yet."""
+        """Alerts whose start is not stored yet."""
         self._absent: list[tuple[int, int, Alert, str]] = []
         self._quiet: list[tuple[int, int, Alert, str]] = []
         self._expiries: list[tuple[int, int, Alert]] = []
         self._numbers = count()
         self._wake = asyncio.Event()
         self._changed: dict[Vendor, None] = {}
-        """Vendors of the live index that changed, and are not looked at yet."""
+        """Changed vendors of the live index that are not evaluated yet."""
         self._moved = asyncio.Event()
         self._away = False
         index.observer = self.observe
@@ -112,7 +112,7 @@ class Evaluator:
         }
 
     def wake(self) -> None:
-        """Looks for changed alerts at once."""
+        """Polls for changed alerts at once."""
         self._wake.set()
 
     # what happens
@@ -124,7 +124,7 @@ class Evaluator:
             self._moved.set()
 
     async def look(self) -> None:
-        """Looks at the vendors that changed, many at once as each costs less so, for ever."""
+        """Evaluates changed vendors until cancelled, many at once, as that costs less per vendor."""
         while True:
             await self._moved.wait()
             self._moved.clear()
@@ -143,7 +143,7 @@ class Evaluator:
             await asyncio.sleep(LOOK_PAUSE)
 
     def _look(self, alert: Alert, vendor_id: str, inside: bool, vendor: Vendor | None) -> None:
-        """Compares what a vendor is to an alert with what it was."""
+        """Compares a vendor's state in an alert with the previous one."""
         if not alert.begun or alert.ended:
             return
         now = self._clock()
@@ -175,7 +175,7 @@ class Evaluator:
         self._writer.put(alert, vendor_id, state)
 
     def _card_of(self, vendor: Vendor) -> dict[str, Any]:
-        """Returns a vendor's card; a ping that crosses several edges has one, which nobody may change."""
+        """Returns a vendor's card, shared by all events of one ping, so it must not be modified."""
         if not all(map(is_, self._card[:4], (vendor, vendor.shown, vendor.card, vendor.online))):
             self._card = vendor, vendor.shown, vendor.card, vendor.online, vendor.card_fields()
         return self._card[4]
@@ -183,7 +183,7 @@ class Evaluator:
     # which alerts are looked at
 
     async def share(self) -> None:
-        """Shares alerts with the other processes, for ever."""
+        """Shares alerts with the other processes until cancelled."""
         while True:
             try:
                 living = await self._store.beat(self._process, LEASE)
@@ -193,7 +193,7 @@ class Evaluator:
             await asyncio.sleep(BEAT)
 
     async def follow(self) -> None:
-        """Follows the changes of this process's alerts, for ever."""
+        """Follows the changes of this process's alerts until cancelled."""
         loop = asyncio.get_running_loop()
         counted = -COUNT_EVERY
         self._own(frozenset())
@@ -223,7 +223,7 @@ class Evaluator:
                 await self._store.leave(self._process)
 
     def _own(self, slots: frozenset[int]) -> None:
-        """Looks at the alerts of these slots from now on, and of no others."""
+        """Evaluates only the alerts of these slots from now on."""
         if slots == self._slots:
             return
         self._gained = (self._gained | (slots - self._slots)) & slots
@@ -252,13 +252,13 @@ class Evaluator:
                 raise
         pending = self._writer.alerts()
         if begun := [alert for alert in self._starting.values() if alert not in pending]:
-            # Who is there at the beginning is stored: it is no event for whoever takes over.
+            # The vendors inside at the start are stored, so that they are no events for a process that takes over.
             await self._store.start([(alert.id, alert.revision) for alert in begun])
             for alert in begun:
                 self._starting.pop(alert.id, None)
 
     async def _read(self, slots: Collection[int], since: int, *, ended: bool) -> int:
-        """Reads the alerts of some slots that changed; returns when the last one did."""
+        """Reads the changed alerts of some slots; returns when the last one changed."""
         after = ""
         while True:
             rows = await self._store.changed(slots, since, after, ended=ended)
@@ -275,7 +275,7 @@ class Evaluator:
             since, after = rows[-1].updated, rows[-1].id
 
     def _take(self, row: Evaluated) -> Alert | None:
-        """Takes an alert as it is now; returns it when it is to be begun."""
+        """Applies an alert's current row; returns the alert if it has to be started."""
         present = self.alerts.get(row.id)
         if present is not None and present.revision == row.revision:
             return None
@@ -286,7 +286,7 @@ class Evaluator:
         try:
             definition = stored_definition(row.source, row.quiet)
         except StreamerError as error:
-            log.error("an alert can't be understood: delete it", alert=row.id, cause=str(error))
+            log.error("the definition of an alert is invalid: delete it", alert=row.id, cause=str(error))
             return None
         alert = Alert(row, definition)
         self.alerts[alert.id] = alert
@@ -296,7 +296,7 @@ class Evaluator:
         return alert
 
     def _forget(self, alert: Alert) -> None:
-        """Stops looking at an alert."""
+        """Stops evaluating an alert."""
         if self.alerts.get(alert.id) is alert:
             del self.alerts[alert.id]
         if alert.ended:
@@ -308,18 +308,18 @@ class Evaluator:
         self._broker.release(*alert.needs)
 
     async def _begin(self, alerts: list[Alert]) -> None:
-        """Compares what vendors were to alerts with what they are, and looks at every change from now on."""
+        """Compares the stored states of alerts with the live index, and evaluates every change from now on."""
         alerts = [alert for alert in alerts if not alert.ended]
         if not alerts:
             return
         for alert in alerts:
-            self._reload[alert.id] = alert  # until it is begun
+            self._reload[alert.id] = alert  # until it is started
         needs = Needs(
             frozenset().union(*(alert.needs.cells for alert in alerts)),
             frozenset().union(*(alert.needs.listed for alert in alerts)),
         )
         if not await self._broker.ready(*needs):
-            return  # what other processes' vendors are is not known yet: the next turn tries again
+            return  # the vendors of other processes are not known yet: the next turn tries again
         stored: dict[str, list[Any]] = {}
         for row in await self._store.states([alert.id for alert in alerts]):
             stored.setdefault(row.alert_id, []).append(row)
@@ -341,7 +341,7 @@ class Evaluator:
                 self._wake.set()
 
     def _compare(self, alert: Alert) -> None:
-        """Looks at all vendors that are, or were, inside an alert."""
+        """Evaluates all vendors that are or were inside an alert."""
         vendors = self._index.vendors
         now = self._clock()
         for vendor_id, state in list(alert.states.items()):
@@ -349,7 +349,7 @@ class Evaluator:
             if vendor is not None and vendor.live:
                 self._tracker.look(alert, vendor)
             elif state.known.seen.inside:
-                # It may come back: after a restart of everything vendors need a moment to connect again.
+                # It may come back: after a restart of all processes vendors need a moment to reconnect.
                 deadline = now + self._index.offline_after
                 heapq.heappush(self._absent, (deadline, next(self._numbers), alert, vendor_id))
         for vendor in self._tracker.inside(alert, self._index):
@@ -373,16 +373,16 @@ class Evaluator:
         while self._expiries and self._expiries[0][0] <= now:
             self._forget(heapq.heappop(self._expiries)[2])
 
-    # what the writer of states asks for
+    # StateOwner
 
     def stored(self, alert: Alert, vendor_id: str, state: State) -> None:
-        """Remembers when a state can be forgotten, by `_pass_time`: when nothing of it is quiet any more."""
+        """Notes when `_pass_time` can forget a state: when its quiet time has ended."""
         if not state.known.seen.inside:
             until = quiet_until(alert.definition, state.known)
             heapq.heappush(self._quiet, (until, next(self._numbers), alert, vendor_id))
 
     def start_over(self, alerts: Collection[Alert]) -> None:
-        """Compares alerts anew with what is stored."""
+        """Compares alerts with their stored states again."""
         self._writer.forget(alerts)
         for alert in alerts:
             if not alert.ended:
@@ -394,7 +394,7 @@ class Evaluator:
     def said(self, away: Exception | None) -> None:
         """Logs the beginning and the end of an outage."""
         if away is not None and not self._away:
-            log.warning("alerts wait: what happens is compared afterwards", cause=str(away))
+            log.warning("alerts wait for PostgreSQL; states are compared afterwards", cause=str(away))
         elif away is None and self._away:
-            log.info("alerts are looked at again")
+            log.info("alerts are evaluated again")
         self._away = away is not None

@@ -8,11 +8,11 @@ from email.utils import parsedate_to_datetime
 PAUSES = (5, 20, 60, 300, 900, 1800, 3600, 7200, 14_400)
 """Seconds until the next attempt after each failed one; the last is repeated."""
 JITTER = 0.2
-"""A pause is so much longer or shorter at most, so that the events of an outage do not come back all at once."""
+"""Maximum random change of a pause, so that the events of an outage are not all repeated at once."""
 GIVE_UP_AFTER = 86_400_000
-"""Milliseconds after an event when it is not sent again."""
+"""Milliseconds after an event from which it is not sent again."""
 GONE = 410
-"""The status with which a receiver ends its alert."""
+"""The status with which a receiver disables its alert."""
 
 
 def next_attempt(created: int, attempts: int, now: int, chance: float, retry_after: str | None = None) -> int | None:
@@ -20,9 +20,9 @@ def next_attempt(created: int, attempts: int, now: int, chance: float, retry_aft
 
     Args:
         created: when the event happened.
-        attempts: how often it was sent, the last time included.
+        attempts: how often it was sent, including the last time.
         chance: a random number from 0 to 1.
-        retry_after: the receiver's header of that name: seconds or a date. A longer wait than ours is respected.
+        retry_after: the receiver's `Retry-After` header, seconds or a date, respected if it is later.
     """
     pause = PAUSES[min(attempts, len(PAUSES)) - 1] * 1000
     at = now + round(pause * (1 + JITTER * (2 * chance - 1)))

@@ -1,9 +1,9 @@
-"""What an alert tells of a vendor: a state machine of one alert and one vendor. Pure; times are epoch milliseconds.
+"""The events of an alert: a state machine for one alert and one vendor. Pure; times are epoch milliseconds.
 
-- `entered` and `left`: the vendor came into the alert's set or went out of it. To the set belong the live vendors
-  inside the area (or in the list); with the filter `open` only those of them that are open.
-- `opened`, `closed`, `online` and `offline`: a vendor that was inside and still is changed so.
-- Within `quiet` of an event the same event of the same vendor is not told again.
+- `entered` and `left`: the vendor entered or left the alert's set: the live vendors inside the area (or in the list);
+  with the filter `open` only the open ones.
+- `opened`, `closed`, `online` and `offline`: a vendor that was and is inside changed.
+- Within `quiet` of an event the same event of the same vendor is not reported again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Seen(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is remembered of a vendor: how it was seen last, and when each event was told last.
+    """A vendor's state: how it was last seen, and when each event was last reported.
 
-    `event_at` is the time of the newest event: the next one is later, so that the events of a vendor have an order.
+    `event_at` is the time of the newest event: the next one is later, so that the events of a vendor are ordered.
     """
 
     seen: Seen
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 OUTSIDE = State(Seen(False, False, False), {}, 0)
-"""Of a vendor that was never seen inside."""
+"""The state of a vendor that was never seen inside."""
 
 
 def step(definition: Definition, state: State, seen: Seen, now: int) -> tuple[State, list[tuple[str, int]]] | None:
@@ -54,12 +54,12 @@ def step(definition: Definition, state: State, seen: Seen, now: int) -> tuple[St
 
 
 def begin(definition: Definition, seen: Seen) -> State:
-    """Returns the state of a vendor that is there when the alert begins: that is no event."""
+    """Returns the state of a vendor that is inside when the alert starts, which is no event."""
     return State(_relevant(definition, seen), {}, 0)
 
 
 def happened(only_open: bool, before: Seen, seen: Seen) -> list[str]:
-    """Returns the events between two looks at a vendor, in the order of EVENTS."""
+    """Returns the events between two states of a vendor, in the order of EVENTS."""
     belonged = before.inside and (before.open or not only_open)
     belongs = seen.inside and (seen.open or not only_open)
     found = []
@@ -74,12 +74,12 @@ def happened(only_open: bool, before: Seen, seen: Seen) -> list[str]:
 
 
 def quiet_until(definition: Definition, state: State) -> int:
-    """Returns until when what was told of a vendor matters."""
+    """Returns until when the reported events of a vendor suppress further ones."""
     return max(state.told.values(), default=0) + definition.quiet if state.told else 0
 
 
 def _relevant(definition: Definition, seen: Seen) -> Seen:
-    """Leaves out what no event of the alert depends on, so that its changes need not be stored."""
+    """Removes attributes that no event of the alert depends on, so that their changes need not be stored."""
     if not seen.inside:
         return OUTSIDE.seen
     on = definition.on

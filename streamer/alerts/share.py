@@ -1,4 +1,4 @@
-"""Which process looks at which alerts. Pure."""
+"""Assigns alerts to processes. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamer.storage.alerts import SLOTS
 def slots_of(process: str, living: Collection[str]) -> frozenset[int]:
     """Returns the slots of a process: each belongs to the living process with the highest hash (rendezvous).
 
-    When a process comes or goes only its own slots change hands.
+    When a process starts or ends, only its own slots are reassigned.
     """
     return frozenset(slot for slot in range(SLOTS) if max(living, key=lambda name: _weight(slot, name)) == process)
 

@@ -1,4 +1,4 @@
-"""Secrets and signatures after the Standard Webhooks specification, and the encryption of secrets at rest. Pure."""
+"""Secrets and signatures as in the Standard Webhooks specification, and the encryption of secrets at rest. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET_BYTES = 32
 
 
 def new_secret() -> str:
-    """Returns a new signing secret, as its receiver gets it."""
+    """Returns a new signing secret in the form that the receiver gets."""
     return PREFIX + b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
@@ -29,7 +29,7 @@ def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
 
 
 def headers(secret: str, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Returns the headers that the specification wants."""
+    """Returns the headers that the specification requires."""
     return {
         "webhook-id": id,
         "webhook-timestamp": str(timestamp),
@@ -46,14 +46,14 @@ class Vault:
         )
 
     def encrypt(self, secret: str) -> bytes:
-        """Returns a secret as it is stored."""
+        """Returns a secret in its stored form."""
         return self._fernet.encrypt(secret.encode())
 
     def decrypt(self, stored: bytes) -> str:
         """Returns a stored secret.
 
         Raises:
-            SettingsError: None of the keys is the one that it was encrypted with.
+            SettingsError: It was encrypted with another key.
         """
         try:
             return self._fernet.decrypt(stored).decode()

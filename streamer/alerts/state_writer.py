@@ -1,4 +1,4 @@
-"""Stores what this process's alerts know of vendors, with the events that led there: many in one transaction."""
+"""Stores the states of this process's alerts together with their events, many in one transaction."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from streamer.errors import DatabaseError, Unavailable
 from streamer.storage.alerts import AlertStore, new_id
 
 MOST_PENDING = 50_000
-"""States that wait for PostgreSQL; beyond these they are forgotten, and compared with the live index afterwards."""
+"""Maximum states that wait for PostgreSQL; further ones are dropped, and compared with the live index afterwards."""
 MOST_AT_ONCE = 1000
 """States of one transaction."""
 RETRY = 1.0
 
 
 class StateOwner(Protocol):
-    """Whose states are stored."""
+    """The owner of the states."""
 
     def stored(self, alert: Alert, vendor_id: str, state: State) -> None:
-        """Takes a state that is stored now."""
+        """Called with a state that has been stored."""
 
     def start_over(self, alerts: Collection[Alert]) -> None:
-        """Compares alerts anew with what is stored, as their states were not."""
+        """Called with alerts whose states were not stored, to compare them again."""
 
     def said(self, away: Exception | None) -> None:
-        """Takes why PostgreSQL is away, or that it answered."""
+        """Called with the error of an outage, or None when PostgreSQL answered."""
 
 
 class StateWriter:
@@ -42,7 +42,7 @@ class StateWriter:
         self._committed = committed
         self._pending: dict[tuple[Alert, str], State] = {}
         self._storing: dict[tuple[Alert, str], State] = {}
-        """Those of the transaction that is under way."""
+        """The states of the running transaction."""
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
 
@@ -53,20 +53,20 @@ class StateWriter:
         return key in self._pending or key in self._storing
 
     def put(self, alert: Alert, vendor_id: str, state: State) -> None:
-        """Has a state stored that changed."""
+        """Queues a changed state."""
         self._pending[alert, vendor_id] = state
         self._wake.set()
 
     def alerts(self) -> set[Alert]:
-        """Returns the alerts of which a state is not stored yet."""
+        """Returns the alerts with states that are not stored yet."""
         return {alert for alert, _ in (*self._pending, *self._storing)}
 
     def forget(self, alerts: Collection[Alert]) -> None:
-        """Forgets what is not stored yet of some alerts."""
+        """Drops the states of some alerts that are not stored yet."""
         self._pending = {key: state for key, state in self._pending.items() if key[0] not in alerts}
 
     async def run(self) -> None:
-        """Stores states and events, for ever."""
+        """Stores states and events until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -83,7 +83,7 @@ class StateWriter:
         """Stores the oldest of the states.
 
         Raises:
-            Unavailable, DatabaseError: PostgreSQL is away, or refused; they are still to be stored.
+            Unavailable, DatabaseError: PostgreSQL is away, or refused; the states stay queued.
         """
         async with self._lock:
             some = dict(zip(self._pending, range(MOST_AT_ONCE), strict=False))
@@ -106,7 +106,7 @@ class StateWriter:
             try:
                 versions = await self._store.commit(rows, events)
             except BaseException:
-                # What changed meanwhile is in the same states.
+                # The same states may have changed again meanwhile.
                 self._pending = {**batch, **self._pending}
                 raise
             finally:
@@ -131,7 +131,7 @@ class StateWriter:
 
 
 def row_of(alert: Alert, vendor_id: str, state: State) -> dict[str, Any]:
-    """Returns a state as it is stored."""
+    """Returns a state in its stored form."""
     seen = state.known.seen
     return {
         "alertId": alert.id,

@@ -1,8 +1,8 @@
-"""Finds the alerts that a vendor's change may concern, among any number of them. Pure.
+"""Finds the alerts that a vendor's change may affect, among any number of them. Pure.
 
-A vendor has the cells of the grid that it is in, and a border: on which side it is of every edge that passes through
-them. A move is compared with the border, those of many vendors in one go; what it crossed is looked at exactly. So are,
-in a new cell, alerts that contain all of the cell or do not reach into it.
+For each vendor it keeps the cells of the grid that it is in, and a border: the side of every edge in these cells on
+which the vendor is. The moves of many vendors are compared with their borders at once; crossed edges are then tested
+exactly. So are, in a new cell, alerts that contain all of the cell or none of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamer.live.index import LiveIndex
 from streamer.live.vendor import Card, Vendor
 
 Look = Callable[[Alert, str, bool, Vendor | None], None]
-"""Takes an alert, a vendor's id, whether it is inside, and the vendor if it is live."""
+"""Called with an alert, a vendor's id, whether it is inside, and the vendor if it is live."""
 
 JITTER = 0.11
 """Metres added to a move for rounding."""
@@ -31,7 +31,7 @@ _slack = itemgetter(0)
 
 
 class Track:
-    """One vendor: the alerts that it is in, and its borders in the cells that it is in."""
+    """One vendor: the alerts and cells that it is in, and its borders there."""
 
     __slots__ = ("anchor", "bounds", "card", "cells", "inside", "live", "made", "near", "online", "others", "versions")
 
@@ -40,14 +40,14 @@ class Track:
         self.card: Card | None = None
         self.online = False
         self.inside: set[Alert] = set()
-        """Alerts that hold it as inside."""
+        """Alerts in whose state it is inside."""
         self.cells: list[EdgeCell[Alert]] = []
-        """Those that it is in."""
+        """The cells that it is in."""
         self.versions: list[int] = []
         self.bounds = EVERYWHERE
-        """Where they are good."""
+        """The bounds within which these cells are valid."""
         self.made = -1
-        """How many cells the grid had made when these were found; negative: they are to be found anew."""
+        """The grid's number of created cells when these were found; negative: they must be found again."""
         self.near: list[tuple[Circles[Alert], Border]] = []
         """The circles of the cells, if there are any, and on which side of each it is."""
         self.others: list[tuple[float, Alert]] = []
@@ -56,7 +56,7 @@ class Track:
 
 
 class Tracker:
-    """All vendors of the live index, and this process's alerts that have begun."""
+    """All vendors of the live index, and this process's started alerts."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
@@ -66,7 +66,7 @@ class Tracker:
         self._placed: set[Alert] = set()
 
     def add(self, alert: Alert) -> None:
-        """Adds an alert; `look` is to be called for the vendors that are in it already."""
+        """Adds an alert; call `look` for the vendors that are inside already."""
         self._placed.add(alert)
         if alert.area is not None:
             self._grid.add(alert, alert.area)
@@ -74,7 +74,7 @@ class Tracker:
             self._listed.setdefault(vendor_id, {})[alert] = None
 
     def remove(self, alert: Alert) -> None:
-        """Removes an alert with all that it knows of vendors."""
+        """Removes an alert with its states."""
         for vendor_id in list(alert.states):
             self.drop(alert, vendor_id)
         if alert not in self._placed:
@@ -88,7 +88,7 @@ class Tracker:
                 del self._listed[vendor_id]
 
     def keep(self, alert: Alert, vendor_id: str, state: State) -> None:
-        """Has an alert hold a state of a vendor; to be called again when the state has changed."""
+        """Stores a vendor's state in an alert; to be called again when the state has changed."""
         alert.states[vendor_id] = state
         if state.known.seen.inside:
             self._track(vendor_id).inside.add(alert)
@@ -96,7 +96,7 @@ class Tracker:
             self._outside(alert, vendor_id)
 
     def drop(self, alert: Alert, vendor_id: str) -> None:
-        """Has an alert forget a vendor."""
+        """Removes a vendor's state from an alert."""
         alert.states.pop(vendor_id, None)
         self._outside(alert, vendor_id)
 
@@ -117,7 +117,7 @@ class Tracker:
                 yield from [v for v in cell.vendors if alert.area.contains(v.shown.lat, v.shown.long)]
 
     def look(self, alert: Alert, vendor: Vendor) -> None:
-        """Looks at a live vendor for one alert."""
+        """Evaluates a live vendor for one alert."""
         inside = True
         if alert.area is not None:
             state = alert.states.get(vendor.vendor_id)
@@ -126,12 +126,12 @@ class Tracker:
         self._look(alert, vendor.vendor_id, inside, vendor)
 
     def follows(self, vendor: Vendor) -> bool:
-        """Returns whether a vendor was looked at since it appeared: one that was not costs more."""
+        """Returns whether a vendor was evaluated since it appeared; a new one costs more."""
         track = self._tracks.get(vendor.vendor_id)
         return track is not None and track.live
 
     def changed(self, vendors: Iterable[Vendor]) -> None:
-        """Looks at vendors of the live index that changed, or left it, for all alerts that this may concern."""
+        """Evaluates vendors that changed or left the live index, for all alerts that may be affected."""
         borders: list[Border] = []
         of: list[tuple[Vendor, Track, Circles[Alert]]] = []
         positions: list[tuple[float, float]] = []
@@ -161,7 +161,7 @@ class Tracker:
             circles.turn(borders[number], column, is_inside=alert in track.inside)
 
     def _renewed(self, vendor: Vendor) -> Track:
-        """Looks at a vendor that appeared, or whose card changed, for the alerts that it is in or that list it."""
+        """Evaluates a vendor that appeared, or whose card changed, for the alerts that it is in or that list it."""
         track = self._track(vendor.vendor_id)
         listed = () if track.live else self._listed.get(vendor.vendor_id, ())
         track.live, track.card, track.online = True, vendor.card, vendor.online
@@ -175,7 +175,7 @@ class Tracker:
         if not (south < lat < north and west < long < east):
             return False
         if track.made != self._grid.made:
-            # Most cells are made elsewhere.
+            # Most new cells are elsewhere.
             cells, bounds = self._grid.at(lat, long)
             if track.made < 0 or track.cells != cells:
                 return False
@@ -183,7 +183,7 @@ class Tracker:
         return [cell.version for cell in track.cells] == track.versions
 
     def _enter(self, track: Track, vendor: Vendor) -> None:
-        """Takes the cells that a vendor is in now, and looks at what is not compared with its border from now on."""
+        """Updates the cells of a vendor, and evaluates the alerts that its border does not cover."""
         cells, track.bounds = self._grid.at(vendor.shown.lat, vendor.shown.long)
         track.cells = cells
         track.versions = [cell.version for cell in cells]
@@ -201,21 +201,21 @@ class Tracker:
         self._anchor(track, vendor)
 
     def _step(self, track: Track, vendor: Vendor) -> None:
-        """Looks at the boxes and polygons whose edge a vendor may have crossed since it was at its anchor."""
+        """Evaluates the boxes and polygons whose edge a vendor may have crossed since its anchor."""
         moved = distance(vendor.shown.lat, vendor.shown.long, *track.anchor) + JITTER
         for number in range(bisect_right(track.others, moved, key=_slack)):
             alert = track.others[number][1]
             was = alert in track.inside
             self.look(alert, vendor)
             if (alert in track.inside) is not was:
-                # It may be crossed back anywhere: it is looked at each time, until there is a new anchor.
+                # The vendor may cross it back anywhere, so it is tested each time until there is a new anchor.
                 del track.others[number]
                 track.others.insert(0, (0.0, alert))
         if moved > ANCHORED:
             self._anchor(track, vendor)
 
     def _anchor(self, track: Track, vendor: Vendor) -> None:
-        """Finds how far a vendor may move from here before it crosses each of the boxes and polygons of its cells."""
+        """Computes how far a vendor may move before it crosses each of the boxes and polygons of its cells."""
         lat, long = track.anchor = vendor.shown.lat, vendor.shown.long
         others = [(slack(alert, alert in track.inside, lat, long), alert) for _, alert in track.others]
         track.others = sorted(others, key=_slack)
@@ -243,7 +243,7 @@ class Tracker:
 
 
 def slack(alert: Alert, is_inside: bool, lat: float, long: float) -> float:
-    """Returns how many metres a vendor may move, at least, before it goes in, or out of the area and its margin."""
+    """Returns the minimum metres that a vendor must move to enter, or to leave the area and its margin."""
     assert alert.area is not None
     off = edge_distance(alert.area, lat, long)
     if not is_inside:

@@ -1,4 +1,4 @@
-"""Where webhooks may go: to public HTTPS servers, never into the networks that this server stands in. Pure."""
+"""Checks the URLs of webhooks: only public HTTPS servers, never the server's own networks. Pure."""
 
 from __future__ import annotations
 
