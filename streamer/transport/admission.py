@@ -25,7 +25,7 @@ log = structlog.get_logger()
 RETRY_AFTER_MS = 2000
 READS = ("/v1/vendors", "/v1/alerts")
 LOOPBACK = "loopback"
-"""Stands for this machine where it counts as an address."""
+"""The name of this machine where it counts as an address."""
 
 
 class Admission:
@@ -64,7 +64,7 @@ class Admission:
         if not allowed_origin(origin, request.headers.get("Host"), self._settings.origins):
             raise ProtocolError(
                 ErrorCode.FORBIDDEN,
-                f"pages of {origin!r:.80} may not open connections here: STREAMER_ORIGINS lists whose may",
+                f"pages of {origin!r:.80} may not open connections here: STREAMER_ORIGINS lists the allowed origins",
             )
         self._check_room()
         await self._wait()
@@ -76,7 +76,7 @@ class Admission:
         return ConnectionSlot(self.limits, address, self._costs.client(address, asyncio.get_running_loop().time()))
 
     def read_cost(self, request: web.Request) -> ClientCost:
-        """Return what a read over HTTP is charged to: those of this machine without a token share one budget."""
+        """Return what a read over HTTP is charged to: reads of this machine without a token share one budget."""
         address = self._address(request)
         if address is None and token_of(request) is None:
             address = LOOPBACK

@@ -3,10 +3,10 @@
 aiohttp parses the request, routes it and writes the response's head. After that the connection belongs to a protocol
 object of ours, and none of aiohttp's objects (protocol, parser, request, response, task) stays alive for it.
 
-Used beside aiohttp's public interface: `RequestHandler.set_parser`, which hands over the bytes behind the request and
+Used beside aiohttp's public interface: `RequestHandler.set_parser`, which hands over the bytes after the request and
 keeps aiohttp from parsing more; assigning `RequestHandler.transport`; `RequestHandler.connection_lost`, which ends
-aiohttp's bookkeeping; `Request._prepare_hook` and `Application._make_request`, which answers to what is no HTTP pass
-through as well. The tests of this module fail when one of these changes.
+aiohttp's bookkeeping; `Request._prepare_hook` and `Application._make_request`, as answers to malformed requests pass
+through them too. The tests of this module fail when one of these changes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _Request(web.Request):
 
 
 def hide_server(runner: web.AppRunner) -> None:
-    """Has no answer with a `Server` header, not even that to what is no HTTP, for which no signal is sent."""
+    """Removes the `Server` header from all answers, also to malformed requests, for which no signal is sent."""
     assert runner.server is not None
     make: Any = runner.app._make_request
     runner.server.request_factory = partial(make, _cls=_Request)
 
 
 class Handover(web.StreamResponse):
-    """A response of which aiohttp writes the head only; what follows is written by the protocol that took over."""
+    """A response of which aiohttp writes only the head; the protocol that takes over writes the rest."""
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Writes nothing: the connection goes on."""
@@ -43,7 +43,7 @@ class Handover(web.StreamResponse):
     async def take_over(self, request: web.Request, made: Callable[[asyncio.Transport], asyncio.Protocol]) -> None:
         """Writes the head, then gives the connection to the protocol that `made` returns.
 
-        The protocol gets `data_received` with the bytes behind the request. `connection_made` is not called.
+        The protocol gets `data_received` with the bytes after the request. `connection_made` is not called.
 
         Raises:
             ConnectionResetError: the client went away before.
@@ -68,7 +68,7 @@ class Handover(web.StreamResponse):
 
 
 class _Rest:
-    """Collects the bytes behind the request."""
+    """Collects the bytes after the request."""
 
     def __init__(self) -> None:
         self.data = b""

@@ -1,7 +1,7 @@
-"""The one place that reaches into aiomqtt: acks a message when the application says so, not when it was received.
+"""The one place that reaches into aiomqtt: acks a message when the application says so, not when it is received.
 
-paho-mqtt, which aiomqtt wraps, has `manual_ack_set` and `ack` for that; aiomqtt does not pass them on. What is used
-beside aiomqtt's public interface: `Client._client`, the paho client. The tests of this module fail when that changes.
+paho-mqtt, which aiomqtt wraps, has `manual_ack_set` and `ack` for that; aiomqtt does not expose them. This uses one
+private attribute of aiomqtt: `Client._client`, the paho client. The tests of this module fail when that changes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from aiomqtt import Client, Message
 
 
 def ack_by_hand(client: Client) -> None:
-    """Has a client that is not connected yet leave the acks of its messages to `ack`."""
+    """Turns off automatic acks of a client that is not connected yet: `ack` sends them."""
     client._client.manual_ack_set(True)
 
 

@@ -12,7 +12,7 @@ def client_address(peer: str | None, forwarded: Sequence[str], hops: int) -> str
     Args:
         peer: the address at the other end of the connection.
         forwarded: the `X-Forwarded-For` headers.
-        hops: how many of our own proxies add to them. Only their entries are trusted; the first of these is the client.
+        hops: the number of our own proxies that add to them. Only their entries are trusted; the first is the client.
     """
     entries = [entry for header in forwarded for entry in header.split(",")] if hops > 0 else []
     for entry in (entries[max(0, len(entries) - hops)] if entries else "", peer or ""):

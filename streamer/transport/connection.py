@@ -19,20 +19,20 @@ from streamer.transport.writer import Writer
 log = structlog.get_logger()
 
 CHECK_EVERY = 2.0
-"""Seconds in which every connection is checked once."""
+"""Seconds between two checks of a connection."""
 CHECK_SLICES = 20
-"""The check is spread over this time in slices: with ten thousand connections the whole takes many milliseconds."""
+"""Parts of the check, spread over that time: all of ten thousand connections at once take many milliseconds."""
 SPREAD_SHARE = 0.5
 SETTLE_SHARE = 0.8
-"""Shares of a drain's time: until the last client is asked to leave, until what clients sent must be stored."""
+"""Shares of a drain's time: until the last client is asked to leave, and until received pings must be stored."""
 SETTLE_POLL = 0.01
-"""Seconds between two looks at whether a departing vendor has all its acks."""
+"""Seconds between two checks whether a departing vendor has all its acks."""
 NO_STATUS = 1005
 """Code of a connection that a client closed without giving one."""
 ABNORMAL = 1006
 """Code of a connection that ended without a Close frame."""
 OTHER_CODE = 0
-"""Stands for every code that a client may make up."""
+"""Counted in place of codes that are not in the contract."""
 KNOWN_CODES = frozenset({*CloseCode, NO_STATUS, ABNORMAL})
 
 
@@ -86,11 +86,11 @@ class Connection(asyncio.Protocol):
         raise NotImplementedError
 
     def end(self, code: CloseCode, reason: str = "") -> None:
-        """Close the connection in good order; a client that takes nothing is cut after a while."""
+        """Close the connection gracefully; a client that reads nothing is cut after a timeout."""
         raise NotImplementedError
 
     def hold(self) -> None:
-        """Read nothing more, so that what was read can be settled."""
+        """Stop reading, so that what was read can be settled."""
 
     @property
     def settled(self) -> bool:
@@ -117,7 +117,7 @@ class ConnectionRegistry:
         self.draining = False
         """The server stops: no connection is admitted any more."""
         self.slow_clients = 0
-        """Connections that had not taken all they were sent at the last check."""
+        """Connections with unread data at the last check."""
         self.unread_bytes = 0
         """Bytes that waited for them."""
         self.counters = counters
@@ -191,9 +191,9 @@ class ConnectionRegistry:
     def _check(self, connection: Connection, now: float, wall: float) -> None:
         settings, writer = self._settings, connection.writer
         if writer.stalled(now) > settings.stall:
-            connection.end(CloseCode.TOO_SLOW, f"nothing went out for {settings.stall:.0f} s")
+            connection.end(CloseCode.TOO_SLOW, f"the client read nothing for {settings.stall:.0f} s")
         elif now - connection.heard > settings.silence and not connection.paused:
-            connection.end(CloseCode.SILENT, f"nothing heard for {settings.silence:.0f} s")
+            connection.end(CloseCode.SILENT, f"the client sent nothing for {settings.silence:.0f} s")
         elif connection.expires is not None and wall > connection.expires:
             connection.end(CloseCode.UNAUTHORIZED, "the token expired")
         elif now - connection.pinged >= settings.heartbeat and writer.ready():
@@ -201,7 +201,7 @@ class ConnectionRegistry:
             connection.ping()
 
     async def drain(self, within: float) -> None:
-        """Closes all connections within this many seconds, spread over time, their pings stored and acked before."""
+        """Closes all connections, spread over this many seconds; their pings are stored and acked before."""
         started, rate = self.now(), self._settings.admission_rate
         spread_until, settled_by = started + within * SPREAD_SHARE, started + within * SETTLE_SHARE
         leaves: set[asyncio.Task[None]] = set()

@@ -38,8 +38,8 @@ class ConnectionSlot:
             raise Disconnect(
                 CloseCode.TOO_MANY,
                 ErrorCode.RATE_LIMITED,
-                f"more than {limit} connections from {self._address}: come back later (a proxy's address? then"
-                " STREAMER_TRUSTED_HOPS says how many proxies there are)",
+                f"more than {limit} connections from {self._address}: try again later (if this is a proxy's address,"
+                " set STREAMER_TRUSTED_HOPS to the number of proxies)",
             )
 
     def set_user(self, clerk_id: str) -> None:
@@ -53,7 +53,7 @@ class ConnectionSlot:
             raise Disconnect(
                 CloseCode.TOO_MANY,
                 ErrorCode.RATE_LIMITED,
-                f"user {clerk_id!r:.80} has more than {self._limits.per_user} connections: close some, come back later",
+                f"user {clerk_id!r:.80} has more than {self._limits.per_user} connections: close some or retry later",
             )
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Decides how fast clients are let in and sent away, so that a reconnect storm does not slow those connected. Pure."""
+"""Decides how fast clients are admitted and sent away, so that a reconnect storm does not slow connected ones. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 MIN_RECONNECT_MS = 100
 """No client is asked to be back earlier: it has to close its connection first."""
 BURST = 0.2
-"""Seconds' worth of clients that are let in at once after a quiet time."""
+"""Seconds' worth of clients that are admitted at once after a quiet time."""
 LATE = 0.05
-"""Seconds of event-loop lag up to which clients are let in at the full rate."""
+"""Seconds of event-loop lag up to which clients are admitted at the full rate."""
 MAX_SLOWDOWN = 10.0
 """Maximum factor by which admission slows down while the event loop is late."""
 MAX_RETRY = 60.0
@@ -40,7 +40,7 @@ def departures(count: int, rate: float, within: float) -> Iterator[Departure]:
 class ConnectionRate:
     """Admits `rate` clients per second in the order of arrival; none waits longer than `max_wait` seconds.
 
-    While the event loop is late it lets fewer in, down to a tenth: clients that are connected come first.
+    While the event loop lags it admits fewer, down to a tenth: connected clients come first.
     """
 
     def __init__(self, rate: float, max_wait: float) -> None:
@@ -51,7 +51,7 @@ class ConnectionRate:
         self._next = self._retry = -inf
 
     def wait(self, now: float, lag: float = 0.0) -> float | None:
-        """Return the seconds after which a client that comes now may enter; None when too many wait already.
+        """Return the seconds after which a client that arrives now is admitted; None when too many wait already.
 
         Args:
             now: seconds of a steady clock.
@@ -65,6 +65,6 @@ class ConnectionRate:
         return max(0.0, turn - now)
 
     def retry_after(self, now: float) -> float:
-        """Return the seconds after which a refused client should come again: behind those that wait already."""
+        """Return the seconds after which a refused client should retry: after those that wait already."""
         self._retry = min(max(self._retry, self._next) + 1 / self.rate, now + MAX_RETRY)
         return self._retry - now

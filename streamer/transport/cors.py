@@ -1,7 +1,7 @@
 """CORS: which web pages may read the API's answers and open WebSockets.
 
-This is for web apps on hosts of their own. It is no access control: no cookie is used, a token identifies the user, and
-clients that are no browsers read every answer.
+This is for web apps on other hosts. It is no access control: no cookie is used, a token identifies the user, and
+clients other than browsers can read every answer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Cors:
 
 
 def allowed_origin(origin: str | None, host: str | None, allowed: Collection[str]) -> bool:
-    """Return whether a page of this origin may open connections; the server's own pages and no browsers always may."""
+    """Return whether a page of this origin may open connections; the server's own pages and other clients may."""
     if origin is None or not allowed or origin in allowed:
         return True
     try:

@@ -1,4 +1,4 @@
-"""`/v1/alerts`: a user's alerts, and what became of their webhooks."""
+"""`/v1/alerts`: a user's alerts, and the results of their webhooks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEST = "alert.test"
 
 
 class HttpAlerts:
-    """The handlers of `/v1/alerts`; without a vault for secrets they say that alerts are off."""
+    """The handlers of `/v1/alerts`; without a vault for secrets they answer that alerts are off."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class HttpAlerts:
         ]
 
     async def create(self, request: web.Request) -> web.Response:
-        """`POST /v1/alerts`: creates an alert; the answer alone has its signing secret."""
+        """`POST /v1/alerts`: creates an alert; only this answer has its signing secret."""
         user, vault = await self._user(request)
         self._count(user)
         raw = await request.read()
@@ -123,7 +123,7 @@ class HttpAlerts:
         patch = _object(await request.read())
 
         def edit(row: AlertRow) -> Change:
-            # A time that has passed since is no mistake of this request.
+            # An expiry that has passed meanwhile must not make the change fail.
             now = self._clock() if "expires" in patch else 0
             asked = alerts.decode_alert(alerts.merged(written(row), patch), self._bounds, now)
             if asked.url != row.url:
@@ -138,7 +138,7 @@ class HttpAlerts:
         return json_response(described(row), headers=NO_STORE)
 
     async def delete(self, request: web.Request) -> web.Response:
-        """`DELETE /v1/alerts/{id}`: what waits to be sent is not sent any more."""
+        """`DELETE /v1/alerts/{id}`: webhooks that are not sent yet are discarded."""
         user, _ = await self._user(request)
         await self._store.delete(user, request.match_info["id"])
         self._changed()
@@ -154,7 +154,7 @@ class HttpAlerts:
         return paged(request, "deliveries", [delivery(each) for each in rows[:limit]], following)
 
     async def test(self, request: web.Request) -> web.Response:
-        """`POST /v1/alerts/{id}/test`: sends one webhook that is about no vendor."""
+        """`POST /v1/alerts/{id}/test`: sends a test webhook, without a vendor."""
         user, _ = await self._user(request)
         self._count(user)
         row = await self._store.get(user, request.match_info["id"])
@@ -168,7 +168,7 @@ class HttpAlerts:
         return json_response({"id": id}, status=202, headers=NO_STORE)
 
     def _changed(self) -> None:
-        """Has this process look for the change at once."""
+        """Makes this process read the change at once."""
         if self._evaluator is not None:
             self._evaluator.wake()
 
@@ -186,7 +186,7 @@ class HttpAlerts:
         if self._vault is None:
             if not self._said:
                 self._said = True
-                log.warning("alerts were asked for, but are off: set STREAMER_ALERT_KEY, or ignore this")
+                log.warning("a client requested alerts, which are off: set STREAMER_ALERT_KEY to turn them on")
             raise ProtocolError(ErrorCode.FORBIDDEN, "alerts are off: set STREAMER_ALERT_KEY")
         return (await identify(request, self._authenticator)).clerk_id, self._vault
 
@@ -209,7 +209,7 @@ def described(row: AlertRow) -> dict[str, Any]:
 
 
 def written(row: AlertRow) -> dict[str, Any]:
-    """Returns an alert as its owner could have written it."""
+    """Returns an alert in the form of a request, for a merge patch."""
     disabled = None if row.disabled is None else True
     return {**row.source, "url": row.url, "quiet": row.quiet, **_given(expires=row.expires, disabled=disabled)}
 
@@ -243,7 +243,7 @@ def _new(
 
 
 def _given(**members: Any) -> dict[str, Any]:
-    """Returns those of the members that are not None."""
+    """Returns the members that are not None."""
     return {name: value for name, value in members.items() if value is not None}
 
 

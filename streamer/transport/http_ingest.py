@@ -1,4 +1,4 @@
-"""Pings over HTTP, of our own clients and of existing tracker apps: answered after they are committed."""
+"""Pings over HTTP, from our own clients and from tracker apps: answered after they are committed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RETRY_AFTER_MS = 2000
 MAX_WAITING = 1000
 """Requests that may wait for room in the buffer; others are refused at once."""
 BOM = b"\xef\xbb\xbf"
-"""What some platforms' libraries write before UTF-8."""
+"""The byte order mark that some libraries write before UTF-8."""
 MAX_FIELDS = 100
 """Maximum number of fields of a form."""
 
@@ -46,8 +46,8 @@ MAX_FIELDS = 100
 class Outcome(NamedTuple):
     """The result of a request: how many pings are stored (now or by an earlier request), and which never will be.
 
-    A duplicate is a ping of whose timestamp another one, at another place, is stored. A rejected ping is {"index",
-    "code", "message"}; `time` is when the request was handled, epoch ms.
+    A duplicate is a ping for whose timestamp another position is stored. A rejected ping is {"index", "code",
+    "message"}; `time` is when the request was handled, epoch ms.
     """
 
     stored: int
@@ -125,7 +125,7 @@ class HttpIngest:
         return json_response({"result": "ok"}) if is_json and trackers.is_overland(body) else web.Response()
 
     async def _vendor(self, identity: Identity, named: str | None, called: str | None) -> VendorRow:
-        """The vendor that is named, or that the identifier of an app names; else the user's only one."""
+        """The vendor that is named, or that the identifier of an app names; otherwise the user's only one."""
         if named is None and called is not None and await self._services.dataloader.vendor(called) is not None:
             named = called
         return await owned_vendor(self._services.dataloader, identity, named)
@@ -133,13 +133,13 @@ class HttpIngest:
     async def take_tracked(
         self, row: VendorRow, asked: int, items: Iterable[trackers.Item], *, patient: bool = False
     ) -> int:
-        """Stores what can be stored; returns how many pings are.
+        """Stores the pings that can be stored; returns their number.
 
         A refused ping must not block the app's queue, so it is only counted and logged.
 
         Args:
-            asked: When the row was read: a vendor that opened or closed since then is not set back.
-            patient: Wait for the commit however long it takes.
+            asked: When the row was read: a status that is newer than that is not overwritten.
+            patient: Wait for the commit without a timeout.
         """
         stored = 0
         rest = iter(items)
@@ -149,13 +149,13 @@ class HttpIngest:
             if outcome.rejected:
                 first = outcome.rejected[0]
                 log.info(
-                    "pings of a tracker refused",
+                    "refused pings of a tracker",
                     vendor=row.vendor_id,
                     count=len(outcome.rejected),
                     code=first["code"],
                     reason=first["message"],
                 )
-            await asyncio.sleep(0)  # a batch of which nothing can be stored has waited for nothing
+            await asyncio.sleep(0)  # a batch without a storable ping has not given the event loop a turn yet
         return stored
 
     async def _take(self, row: VendorRow, asked: int, items: Sequence[Any], *, patient: bool = False) -> Outcome:
@@ -167,7 +167,7 @@ class HttpIngest:
             raise ProtocolError(
                 ErrorCode.RATE_LIMITED,
                 f"vendor {row.vendor_id!r} exceeds its rate and {allowance.unsettled} of its pings"
-                " wait to be stored: send the same again later",
+                " wait to be stored: send the request again later",
                 retry_after_ms=max(1000, round(wait * 1000)),
             )
         pings = decode_pings(items, now, None, self._services.bounds)
@@ -218,8 +218,8 @@ class HttpIngest:
         except TimeoutError:
             raise ProtocolError(
                 ErrorCode.OVERLOADED,
-                f"not known to be stored after {self._settle_wait:g} s: {self._cause};"
-                " send the pings again, each is stored once however often it is sent",
+                f"the pings are not known to be stored after {self._settle_wait:g} s: {self._cause};"
+                " send them again, each is stored once however often it is sent",
                 retry_after_ms=RETRY_AFTER_MS,
             ) from None
 
@@ -243,7 +243,7 @@ class HttpIngest:
         raise ProtocolError(
             ErrorCode.OVERLOADED,
             f"{self._batcher.pings} pings wait to be stored and there is no room: {self._cause};"
-            " send the same again later",
+            " send the request again later",
             retry_after_ms=RETRY_AFTER_MS,
         )
 
@@ -265,7 +265,7 @@ def ping_items(data: bytes) -> list[Any]:
         return pings
     if kind not in (None, "ping"):
         raise ProtocolError(
-            ErrorCode.INVALID_MESSAGE, f"only pings are taken here, not a message of type {shown(kind)}"
+            ErrorCode.INVALID_MESSAGE, f"this endpoint accepts only pings, not a message of type {shown(kind)}"
         )
     return [body]
 
@@ -275,7 +275,7 @@ def form_of(body: bytes) -> dict[str, str]:
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
     except ValueError as bad:
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the body is no urlencoded form: {bad}") from None
+        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"the body is not an urlencoded form: {bad}") from None
 
 
 def rejections(pings: Pings, refused: Mapping[int, tuple[ErrorCode, str]]) -> list[dict[str, Any]]:

@@ -103,18 +103,18 @@ class HttpQuery:
             if exact or vendor.live:
                 return json_response(vendor.card_fields(exact=exact), headers=NO_STORE)
         if not complete:
-            message = f"vendor {vendor_id!r} is not on this process, and the others can't be asked"
+            message = f"vendor {vendor_id!r} is not on this process, and the other processes can't be reached"
             raise Unavailable(message, message)
         raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"vendor {vendor_id!r} is not on the map")
 
     async def history(self, request: web.Request) -> web.Response:
-        """`GET /v1/vendors/{id}/locations?from&to&limit&cursor`: a page of what is stored; JSON, GeoJSON or GPX."""
+        """`GET /v1/vendors/{id}/locations?from&to&limit&cursor`: a page of stored locations; JSON, GeoJSON or GPX."""
         row, exact = await self._past(request, request.match_info["id"])
         accept = ", ".join(request.headers.getall("Accept", ()))
         form = history.negotiate(accept)
         if form is None:
             offered = ", ".join(history.Format)
-            message = f"history comes as {offered}; none of these is in Accept: {accept}"
+            message = f"history is available as {offered}; none of these is in Accept: {accept}"
             return problem(ErrorCode.INVALID_MESSAGE, message, status=406)
         tolerance = int(self._settings.future_tolerance * 1000)
         asked = history.decode_range(request.query, self._services.clock(), tolerance)
@@ -138,7 +138,10 @@ class HttpQuery:
         return web.Response(body=body, content_type=form, headers=headers)
 
     async def _past(self, request: web.Request, vendor_id: str) -> tuple[VendorRow, bool]:
-        """Returns the vendor whose history is read, by its owner or by anyone who may watch, and whether exactly."""
+        """Returns the vendor whose history is read, and whether exact positions may be returned.
+
+        Raises ProtocolError unless the request is from its owner, or history is public.
+        """
         if self._settings.history_access == "owner":
             identity = await identify(request, self._services.authenticator)
             return await owned_vendor(self._services.dataloader, identity, vendor_id), True
@@ -146,7 +149,7 @@ class HttpQuery:
         row = await self._services.dataloader.vendor(vendor_id)
         if row is None:
             raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, f"there is no vendor {vendor_id!r}")
-        # What is stored does not tell when the vendor was open.
+        # Stored positions do not show when the vendor was open, so all are coarse.
         coarse = self._settings.show_closed == "coarse"
         return row, not coarse or (watcher is not None and watcher.clerk_id == row.clerk_id)
 

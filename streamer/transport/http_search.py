@@ -27,17 +27,17 @@ def words(query: str) -> list[str]:
 
 
 def encode_cursor(name: str, vendor_id: str) -> str:
-    """Returns the place of a vendor in the list, as an opaque text."""
+    """Returns the position of a vendor in the list as an opaque string."""
     return urlsafe_b64encode(orjson.dumps([name, vendor_id])).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> tuple[str, str]:
-    """Returns the name and id of a cursor; ProtocolError when it is none of ours."""
+    """Returns the name and id of a cursor; ProtocolError when this server did not make it."""
     try:
         name, vendor_id = orjson.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if isinstance(name, str) and isinstance(vendor_id, str) and "\0" not in name + vendor_id:
             return name, vendor_id
     except (ValueError, TypeError):
         pass
-    message = f"cursor {cursor!r:.80} is not one that came as `next`: begin again without it"
+    message = f"cursor {cursor!r:.80} is not the `next` of a page: start again without it"
     raise ProtocolError(ErrorCode.INVALID_MESSAGE, message)

@@ -15,9 +15,9 @@ from streamer.transport.handshake import items_of
 
 NO_TOKEN = "a token is needed, as Authorization: Bearer or ?token="
 COST = web.RequestKey("cost", ClientCost)
-"""What a request that is limited by its CPU time is charged to."""
+"""The cost to which a limited request is charged."""
 PATIENCE = 1.0
-"""Seconds that a read waits for its client's budget: refused at once it would come again at once, which costs more."""
+"""Seconds that a read waits for its client's budget: an immediate refusal would cause an immediate retry."""
 
 
 def token_of(request: web.Request) -> str | None:
@@ -31,13 +31,13 @@ def token_of(request: web.Request) -> str | None:
 
 
 def bearer_of(request: web.Request) -> str:
-    """Return what a request has as `Authorization: Bearer`; empty when it has none."""
+    """Return the token in `Authorization: Bearer`; empty when there is none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def has_key(request: web.Request, key: str) -> bool:
-    """Return whether a request has this key as `Authorization: Bearer`; the time that takes does not tell the key."""
+    """Return whether a request has this key as `Authorization: Bearer`, compared in constant time."""
     return compare_digest(bearer_of(request).encode(errors="surrogateescape"), key.encode())
 
 

@@ -1,8 +1,8 @@
 """OwnTracks over MQTT: stores what phones publish to a broker, and acks each message after its commit.
 
-The broker keeps a persistent session: what is not acked it sends again, to this process or the next one. So a message
-that can be stored later is not acked; one that never can be is acked, counted and logged with its reason, as it would
-block those behind it. A phone's ping that is stored twice is one row: its id is its vendor and timestamp.
+The broker keeps a persistent session: it sends unacked messages again, to this process or the next one. So a message
+that can be stored later is not acked. One that can never be stored is acked, counted and logged with its reason, as it
+would block those behind it. A repeated ping is one row, identified by its vendor and timestamp.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ TOPICS = "owntracks/+/+"
 IN_FLIGHT = 100
 """Messages that are not acked yet; the broker holds the others back."""
 QUEUED = 1000
-"""Messages of QoS 0 that wait here; nobody sends those again, so they are dropped beyond."""
+"""Messages of QoS 0 that may wait here; further ones are dropped, as they are not acked."""
 SESSION = 0xFFFFFFFF
-"""Seconds for which the broker keeps the session of an absent bridge: as long as it can."""
+"""Seconds for which the broker keeps the session of an absent bridge: the maximum of MQTT."""
 KEEPALIVE = 30
 LONGEST_PAUSE = 30.0
-"""Seconds between two attempts to connect, at most."""
+"""Maximum seconds between two attempts to connect."""
 STEADY = 30.0
-"""Seconds after which a connection counts as a good one: the pauses begin anew."""
+"""Seconds after which a connection counts as stable: the back-off restarts."""
 LATER = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED})
-"""Refusals of what can be stored later."""
+"""Codes of messages that can be stored later."""
 
 
 async def topic_vendor(vendors: DataLoader, user: str, device: str) -> VendorRow:
@@ -61,18 +61,18 @@ async def topic_vendor(vendors: DataLoader, user: str, device: str) -> VendorRow
     if not named:
         raise ProtocolError(
             ErrorCode.VENDOR_NOT_FOUND,
-            f"{user!r} in the topic is neither the clerkId of a vendor's user nor a vendor",
+            f"{user!r} in the topic is neither the clerkId of a user with a vendor nor a vendor's id",
         )
     if len(named) > 1:
         raise ProtocolError(
             ErrorCode.VENDOR_NOT_FOUND,
-            f"user {user!r} has {len(named)} vendors and {device!r} in the topic is none: set the device id of the app",
+            f"user {user!r} has {len(named)} vendors and {device!r} in the topic is not one: set the app's device id",
         )
     return named[0]
 
 
 class Incoming(asyncio.Queue[Message]):
-    """Received messages. Those that are acked are never dropped: the broker sends no more than IN_FLIGHT of them."""
+    """Received messages. Those with QoS 1 are never dropped: the broker sends no more than IN_FLIGHT of them."""
 
     def full(self) -> bool:
         return False
@@ -83,7 +83,7 @@ class Incoming(asyncio.Queue[Message]):
 
 
 class MqttBridge:
-    """Subscribes to OwnTracks' topics of one broker and stores what comes.
+    """Subscribes to OwnTracks' topics of one broker and stores the messages.
 
     Args:
         client_id: The name of the session that the broker keeps; no two bridges may have the same.
@@ -99,13 +99,13 @@ class MqttBridge:
         clock: Callable[[], int],
     ) -> None:
         self.cause: str | None = "not connected yet"
-        """Why nothing is received just now; None when it is."""
+        """Why nothing is received; None while connected."""
         self.messages: Counter[str] = Counter()
         """Messages that were acked: `stored`, `refused`, `empty` (no location)."""
         self.waiting = 0
         """Messages that are not acked yet."""
         self.outage: str | None = None
-        """Why messages can't be stored just now, None when they can."""
+        """Why messages can't be stored; None while they can."""
         self._broker = broker
         self._client_id = client_id
         self._reports = reports
@@ -114,7 +114,7 @@ class MqttBridge:
         self._clock = clock
 
     async def run(self) -> None:
-        """Receives for ever, and connects again after each failure."""
+        """Receives until cancelled, and connects again after each failure."""
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -150,7 +150,7 @@ class MqttBridge:
         )
         ack_by_hand(client)
         async with client:
-            # What the broker retains is an old position: it is of use to a new session only.
+            # Retained messages are old positions: only a new session needs them.
             options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
             for code in await client.subscribe(TOPICS, options=options):
                 if isinstance(code, ReasonCode) and code.is_failure:
@@ -160,7 +160,7 @@ class MqttBridge:
             await self._receive(client)
 
     async def _receive(self, client: Client) -> None:
-        """Handles messages at the same time, and acks them in their order, as MQTT wants it."""
+        """Handles messages concurrently, and acks them in their order, as MQTT requires."""
         handled: asyncio.Queue[tuple[Message, asyncio.Task[None]]] = asyncio.Queue()
         room = asyncio.Semaphore(IN_FLIGHT)
 
@@ -201,7 +201,7 @@ class MqttBridge:
                 self.outage = str(away)
                 wait = backoff(attempt, random.random(), 0.5, LONGEST_PAUSE)
             except Exception as error:
-                log.error("unexpected error with a message", topic=str(message.topic), exc_info=error)
+                log.error("unexpected error while handling a message", topic=str(message.topic), exc_info=error)
                 self._refuse(message, ErrorCode.INTERNAL, repr(error))
                 return
             else:
@@ -213,7 +213,7 @@ class MqttBridge:
             await asyncio.sleep(wait)
 
     async def _store(self, message: Message) -> str:
-        """Stores the locations of a message; returns what became of it."""
+        """Stores the locations of a message; returns the result: `stored`, `refused` or `empty`."""
         payload = bytes(message.payload)
         if len(payload) > MAX_BODY:
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"{len(payload)} bytes; the limit is {MAX_BODY}")
@@ -229,4 +229,4 @@ class MqttBridge:
     def _refuse(self, message: Message, code: ErrorCode, reason: str) -> None:
         self.messages["refused"] += 1
         self._counters.reject((code,))
-        log.info("a message over MQTT refused", topic=str(message.topic), code=code, reason=reason)
+        log.info("refused a message over MQTT", topic=str(message.topic), code=code, reason=reason)

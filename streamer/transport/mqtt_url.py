@@ -10,7 +10,7 @@ from streamer.errors import SettingsError
 
 
 class MqttBroker(NamedTuple):
-    """Where the broker is, and who we are there."""
+    """The broker's address and our credentials."""
 
     host: str
     port: int

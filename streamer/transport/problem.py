@@ -1,4 +1,4 @@
-"""HTTP answers that every endpoint shares: JSON, and problem documents (RFC 9457) for whatever is refused."""
+"""HTTP answers that every endpoint shares: JSON, and problem documents (RFC 9457) for errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problem(
 ) -> web.Response:
     """Return a problem document, with the status of its code unless another is given."""
     status = status or HTTP_STATUS[code]
-    message = message.encode(errors="replace").decode()  # it may quote a header that is no UTF-8
+    message = message.encode(errors="replace").decode()  # it may quote a header that is not UTF-8
     body: dict[str, object] = {"type": "about:blank", "status": status, "title": code, "code": code, "detail": message}
     headers = dict(NO_STORE)
     if retry_after_ms is not None:
@@ -46,7 +46,7 @@ def problem(
 
 
 def failure(request: web.Request, error: Exception) -> web.Response:
-    """Return the problem document for an exception of a handler; an unexpected one is logged and answered by 500."""
+    """Return the problem document for an exception of a handler; an unexpected one is logged and answered with 500."""
     if isinstance(error, ProtocolError):
         return problem(error.code, error.message, error.retry_after_ms)
     if isinstance(error, Unavailable):
@@ -56,7 +56,7 @@ def failure(request: web.Request, error: Exception) -> web.Response:
         return refusal(request, error)
     if isinstance(error, web.RequestPayloadError):
         what = type(error.__cause__ or error).__name__
-        return problem(ErrorCode.INVALID_MESSAGE, f"the body can't be read, as its encoding is broken: {what}")
+        return problem(ErrorCode.INVALID_MESSAGE, f"the body can't be read, its encoding is invalid: {what}")
     if isinstance(error, ConnectionError):
         # The client is gone. Raised again, this would be a traceback in the log.
         return web.Response(status=400)
@@ -65,7 +65,7 @@ def failure(request: web.Request, error: Exception) -> web.Response:
 
 
 def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
-    """Return the problem document for what aiohttp refuses; a redirect is raised again."""
+    """Return the problem document for an HTTP error of aiohttp; a redirect is raised again."""
     status = refused.status
     if status < 400:
         raise refused
@@ -89,8 +89,8 @@ def refusal(request: web.Request, refused: web.HTTPException) -> web.Response:
 def answering(counters: Counters, process: str) -> Middleware:
     """Return a middleware that answers what a handler raises, and counts requests and their duration.
 
-    Connections that stay open are not counted. Every request gets a name, unique among all processes, that is in each
-    log line about it and about the connection that it opens.
+    Connections that stay open are not counted. Every request gets an identifier, unique among all processes, that is in
+    each log line about it and about the connection that it opens.
     """
     numbers = count(1)
 

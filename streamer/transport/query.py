@@ -14,18 +14,18 @@ from streamer.protocol.fields import COORDINATES
 from streamer.transport.problem import NO_STORE, json_response
 
 MAX_LIMIT = 100
-"""Entries of a page at most."""
+"""Maximum entries of a page."""
 
 
 def number(name: str, value: str) -> float:
-    """Return a finite number of a query string; ProtocolError names what is none."""
+    """Return a finite number of a query string; raises ProtocolError if it is not a number."""
     try:
         found = float(value)
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
         code = ErrorCode.INVALID_COORDINATES if name in COORDINATES else ErrorCode.INVALID_MESSAGE
-        raise ProtocolError(code, f"{name} is a number, not {value!r:.80}")
+        raise ProtocolError(code, f"{name} must be a number, not {value!r:.80}")
     return found
 
 

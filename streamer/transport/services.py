@@ -39,10 +39,10 @@ class Services:
     local_vendors: LocalVendors
     change_poller: ChangePoller
     vendors_deleted: Callable[[Collection[str]], None]
-    """Takes vendors, found deleted, off every map."""
+    """Removes deleted vendors from every map."""
     subscriptions: Subscriptions
     changed: Callable[[], None]
-    """Has the next tick come soon."""
+    """Schedules the next tick."""
 
     def __post_init__(self) -> None:
         settings = self.settings

@@ -1,4 +1,4 @@
-"""Cuts HTTP connections that are too slow: to ask, to send a body, or to take an answer."""
+"""Cuts HTTP connections that are too slow to send a request or a body, or to read an answer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CHECK_EVERY = 1.0
 class SlowClients:
     """Watches the connections that aiohttp serves; WebSockets and event streams are not among them.
 
-    A new connection has `handshake` seconds for its first request's head. A body must arrive, and an answer be taken,
-    within `request` seconds. With more than `limit` connections, those that have asked for nothing yet are cut at once.
+    A new connection has `handshake` seconds for its first request's head. A body must arrive, and an answer be read,
+    within `request` seconds. With more than `limit` connections, those without a request so far are cut at once.
     """
 
     def __init__(self, handshake: float, request: float, limit: int) -> None:
@@ -35,7 +35,7 @@ class SlowClients:
         self._sending: dict[BaseProtocol, float] = {}
         """Of these, those whose request has a body, and since when."""
         self._taking: dict[BaseProtocol, float] = {}
-        """Connections that have not taken all of their answer, and since when."""
+        """Connections that have not read all of their answer, and since when."""
 
     @web.middleware
     async def through(self, request: web.Request, handler: Handler) -> web.StreamResponse:

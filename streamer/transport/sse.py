@@ -1,6 +1,6 @@
-"""The watch as Server-Sent Events: what `GET /v1/watch` sends, for a browser's `EventSource`.
+"""The watch as Server-Sent Events: the messages of `GET /v1/watch`, for a browser's `EventSource`.
 
-What is watched is in the query string. A reconnect is a new watch, so it begins with a snapshot; events have no ids.
+The query string describes the watch. A reconnect is a new watch, so it begins with a snapshot; events have no ids.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ HEADERS = {
 }
 SIGN_OF_LIFE = b":\n\n"
 MIN_RETRY_MS, MAX_RETRY_MS = 1000, 3000
-"""A browser reconnects after a random time between these, so that not all come at once."""
+"""A browser reconnects after a random time between these, so that not all reconnect at once."""
 CLOSE_TIMEOUT = 3.0
-"""Seconds a client gets to take its last events."""
+"""Seconds a client gets to read its last events."""
 
 
 class EventStream(Connection):
@@ -64,7 +64,7 @@ class EventStream(Connection):
         self._ended = False
 
     def send_lines(self, lines: bytes) -> None:
-        """Write what is no message: a comment, or how long to wait before reconnecting."""
+        """Write a comment or a `retry` field."""
         self.writer.write(b"%x\r\n%s\r\n" % (len(lines), lines) if self._chunked else lines)
 
     def ping(self) -> None:
@@ -82,7 +82,7 @@ class EventStream(Connection):
         self._end(CloseCode.RESTART, messages.encode_bye(reconnect_ms))
 
     def _end(self, code: CloseCode, last: bytes | None = None) -> None:
-        """Close after a last message. A client that takes nothing is cut."""
+        """Close after a last message. A client that does not read it is cut."""
         if self._ended:
             return
         self._ended = self.server_closed = True
@@ -112,7 +112,7 @@ class EventStreams:
         self._services = services
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
-        """`GET /v1/watch/events?lat&long&radius` (or `?area`, `?vendors`): a snapshot, then updates without end."""
+        """`GET /v1/watch/events?lat&long&radius` (or `?area`, `?vendors`): a snapshot, then updates."""
         wanted = messages.watch_of(message_of(request.query), self._services.bounds)
         required = self._services.settings.watch_auth == "required"
         identity = await identify_watcher(request, self._services.authenticator, required=required)
@@ -184,7 +184,7 @@ def message_of(query: MultiMapping[str]) -> dict[str, Any]:
             message["area"] = orjson.loads(query["area"])
         except ValueError:
             raise ProtocolError(
-                ErrorCode.INVALID_JSON, f"area is JSON as in a watch message, not {shown(query['area'])}"
+                ErrorCode.INVALID_JSON, f"area must be JSON as in a watch message, not {shown(query['area'])}"
             ) from None
     if circle := [name for name in query if name in COORDINATES or name == "radius"]:
         if "area" in query:
@@ -204,7 +204,7 @@ def message_of(query: MultiMapping[str]) -> dict[str, Any]:
 
 
 def number_or_text(text: str) -> float | str:
-    """Return a query string's number; text that is none stays, so that the refusal can name it."""
+    """Return a query string's number; other text is returned unchanged, so that the error can quote it."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How long messages are handled before the event loop goes on."""
+"""Limits how long messages are handled in one iteration of the event loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ SECONDS = 0.0005
 class TimeSlice:
     """The time for which a process handles messages within one iteration of the event loop, shared by all connections.
 
-    A connection that sends a flood gives way to the others, and many that do so together hold the loop no longer than
-    one: each with more to handle continues after the others were read.
+    A flooding connection gives way to the others, and many of them together block the loop no longer than one: each
+    continues after the others were read.
     """
 
     __slots__ = ("_ends", "_loop")

@@ -122,13 +122,13 @@ class VendorSocket(WebSocket):
             self.services.vendors_deleted((self._row.vendor_id,))
 
     async def _put(self, chunk: Chunk) -> None:
-        """Wait for room in the buffer. When the client goes away first its pings count as never sent."""
+        """Wait for room in the buffer. If the client disconnects first, its pings count as never sent."""
         await self._producer.put(chunk)
         if self._producer.excessive:
             await self._producer.rest()
 
     async def _set_status(self, status: Status) -> None:
-        """Open or close the vendor for business; the app is asked to send a status again that could not be saved."""
+        """Open or close the vendor for business; asks the app to repeat a status that could not be saved."""
         assert self._allowance is not None
         services, row, open = self.services, self._row, status.open
         if (wait := self._allowance.change(self.registry.now())) > 0:

@@ -1,4 +1,4 @@
-"""Charges a connection for what its standing watches cost, and tells it when they are slowed."""
+"""Charges a connection for the CPU time of its open watches, and informs it when they are slowed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from streamer.protocol import messages
 from streamer.transport.writer import Writer
 
 TELL_AGAIN = 60.0
-"""Seconds after which a connection is told again that its watches are slowed."""
+"""Seconds between two notices to a connection that its watches are slowed."""
 FIRST_REST, LONGEST_REST = 10.0, 600.0
-"""Seconds after which watches that rest are tried with updates again: twice as long each time, as a try costs, too."""
+"""Seconds after which resting watches get updates again: doubled with each failed try, as a try costs CPU time too."""
 TRIED = 60.0
 """Seconds after which a try has succeeded."""
 
@@ -63,8 +63,8 @@ class WatchBudget:
             return
         self._tell_at = self._now() + TELL_AGAIN
         text = (
-            f"what your watches cost while vendors move is over your share of the server's CPU time: watch {watch_id!r}"
-            " and others get a snapshot now and then instead of updates; watch fewer and simpler areas"
+            f"your watches exceed your share of the server's CPU time while vendors move: watch {watch_id!r} and others"
+            " get occasional snapshots instead of updates; watch fewer and simpler areas"
         )
-        # Without an id: it is no refusal of this watch, which an app would send again.
+        # Without an id: an app would take it for a refusal of this watch, and send the watch again.
         self._writer.send(messages.encode_error(ErrorCode.RATE_LIMITED, text, retry_after_ms=round(seconds * 1000)))

@@ -19,9 +19,9 @@ from streamer.transport.websocket import WebSocket
 from streamer.transport.writer import Writer
 
 UNPACED = 4
-"""Watches of a connection that get updates as often as there are any."""
+"""Watches of a connection whose updates are not delayed."""
 PACE = 6
-"""Milliseconds more between two updates of each further one: many watches cost a frame each, several times a tick."""
+"""Milliseconds that each further watch adds to its minimum time between updates, as each watch costs frames."""
 
 
 class WatchSocket(WebSocket):
@@ -71,7 +71,7 @@ class WatchSocket(WebSocket):
     async def _watch(self, wanted: messages.Watch) -> None:
         """Open a watch, or move the one with this id."""
         try:
-            while self.services.time_slice.over():  # noqa: ASYNC110  # a turn ends with the iteration of the loop
+            while self.services.time_slice.over():  # noqa: ASYNC110  # a time slice ends with the loop's iteration
                 await asyncio.sleep(0)
             watch = self._watches.get(wanted.id)
             if watch is None:

@@ -1,7 +1,7 @@
-"""One open WebSocket: a protocol object on its transport that reads frames and calls the rules of its kind.
+"""One open WebSocket: a protocol object on its transport that reads frames and passes messages to its subclass.
 
-aiohttp answers the handshake and then releases the connection. From there on nothing waits on behalf of a connection
-but for a task where something really takes time: a token, a status, a full buffer.
+aiohttp answers the handshake and then releases the connection. From then on a connection has a task only while it waits
+for something: a token, a status, a full buffer.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from streamer.transport.writer import Writer
 log = structlog.get_logger()
 
 READ_AHEAD = 16 << 10
-"""Bytes that are read of a client whose messages wait, so that its pings are answered and its pongs heard."""
+"""Bytes that are read from a client whose messages wait, so that its pings are answered and its pongs seen."""
 FRAME_OVERHEAD = 200
-"""Bytes that a frame which waits takes in memory beside its payload, about."""
+"""Approximate memory of a waiting frame beside its payload, bytes."""
 SMALL_FRAGMENT = 1024
 """Bytes below which a fragment counts as a message for the rate limit."""
 CLOSE_TIMEOUT = 3.0
-"""Seconds a client gets to answer a Close frame, and then to take what waits for it."""
+"""Seconds a client gets to answer a Close frame, and then to read what waits for it."""
 TOKEN_RATE = 0.2
 TOKEN_BURST = 20
-"""Tokens a second, and at once, that one connection may send: checking a signature costs as much as storing pings."""
+"""Tokens per second and in a burst that one connection may send: a signature check costs as much as storing pings."""
 
 
 class WebSocket(Connection):
@@ -77,7 +77,7 @@ class WebSocket(Connection):
         "services",
     )
     free_size = 0
-    """Bytes up to which a message is not charged by its CPU time: the limit on messages bounds it well enough."""
+    """Bytes up to which a message's CPU time is not charged: the limit on the number of messages is enough."""
     limit: Limit
     _auth_timer: asyncio.TimerHandle | None
     _close_timer: asyncio.TimerHandle | None
@@ -95,13 +95,13 @@ class WebSocket(Connection):
         self._transport = transport
         self._reader = FrameReader(services.settings.max_message, deflate=deflate)
         self._task = None
-        """Waits for something on behalf of the connection; messages wait with it."""
+        """The task that waits for something on behalf of the connection; messages are held back until it is done."""
         self._pause = None
         """Runs while the client sends too many messages and is read slower."""
         self._auth_timer = self._close_timer = None
         self._tokens = None
         self._ahead = None
-        """Frames that came while those before them waited."""
+        """Frames that arrived while earlier ones waited."""
         self._ahead_bytes = 0
         self._closing = False
         """A Close frame was sent."""
@@ -109,7 +109,7 @@ class WebSocket(Connection):
         """The client leaves too much unread."""
         self._held = False
         self._yielded = False
-        """Its turn was over; it continues after the others were read."""
+        """Its time slice was used up; it continues after the others were read."""
         self._reading = True
 
     # what kinds of WebSockets define
@@ -129,7 +129,7 @@ class WebSocket(Connection):
 
     @abstractmethod
     def release(self) -> None:
-        """Give back what the connection holds; called once or more when it ends, even before `open`."""
+        """Release what the connection holds; called once or more when it ends, even before `open`."""
 
     # what they use
 
@@ -149,18 +149,18 @@ class WebSocket(Connection):
             self.wait(self.open, None)
 
     def wait(self, work: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
-        """Have a task do something that takes time; messages are held back until it is done."""
+        """Run something that takes time in a task; messages are held back until it is done."""
         self._task = asyncio.create_task(self._run(work, args), name=self.kind)
 
     async def authenticate(self, token: str) -> Identity:
-        """Check a token and take over its user and expiry; Disconnect when it is not valid."""
+        """Check a token and adopt its user and expiry; Disconnect when it is not valid."""
         if self._tokens is None:
             self._tokens = Meter(TOKEN_RATE, self.heard)
         if self._tokens.add(1, self.registry.now()) > TOKEN_BURST:
             raise Disconnect(
                 CloseCode.TOO_MANY,
                 ErrorCode.RATE_LIMITED,
-                f"more than {TOKEN_BURST} tokens at once: a token that has not expired need not be sent again",
+                f"more than {TOKEN_BURST} tokens at once: send a new token only before the current one expires",
             )
         try:
             identity = await self.services.authenticator.check(token)
@@ -202,8 +202,8 @@ class WebSocket(Connection):
             return
         self.close_code, self.server_closed = code, True
         self._close(code, reason)
-        # What comes until the client's own Close is read and dropped; otherwise the kernel would reset the connection,
-        # and the client might never see why.
+        # Data before the client's own Close is read and dropped; otherwise the kernel would reset the connection, and
+        # the client might never see the reason.
         self._close_timer = self.services.loop.call_later(CLOSE_TIMEOUT, self._shut)
         self._update_reading()
 
@@ -242,7 +242,7 @@ class WebSocket(Connection):
         return self._task is not None or self._pause is not None or self._full
 
     def _process(self) -> None:
-        """Handle what was received, for a turn at most."""
+        """Handle what was received, for one time slice at most."""
         try:
             while not self._closing:
                 reader = self._reader
@@ -332,7 +332,7 @@ class WebSocket(Connection):
         if self._closing:
             return
         if len(frame[1]) > self.free_size and (pause := self.slot.cost.wait(self.heard)):
-            # Others used up what there was meanwhile; to look as often as it drains would take more than it gives.
+            # Others used up the budget meanwhile; checking as often as it drains would cost more than it yields.
             self._pause = self.services.loop.call_later(max(pause, LOOK_AGAIN), self._resume, frame)
             return
         try:
@@ -371,7 +371,7 @@ class WebSocket(Connection):
             message = decode_object(data)
             if message.get("type") != "auth":
                 raise ProtocolError(
-                    ErrorCode.UNAUTHORIZED, "without a token in the URL or a header the first message is auth"
+                    ErrorCode.UNAUTHORIZED, "without a token in the URL or a header the first message must be auth"
                 )
             token = messages.decode_auth(message).token
         except ProtocolError as wrong:
@@ -408,7 +408,7 @@ class WebSocket(Connection):
         """Closes the connection for the reason in `error`."""
         if isinstance(error, Disconnect):
             self.refuse(error)
-        elif isinstance(error, FrameError):  # RFC 6455, 7.1.7: what comes behind is dropped unparsed
+        elif isinstance(error, FrameError):  # RFC 6455, 7.1.7: later data is dropped unparsed
             log.debug("closing", connection=self.name, code=int(error.close), reason=str(error))
             self._reader = None
             self.end(error.close, str(error))
@@ -419,7 +419,7 @@ class WebSocket(Connection):
             self.end(CloseCode.INTERNAL, "internal error; see the server's log")
 
     def _shut(self) -> None:
-        """Close the transport once the client has taken what waits; cut a client that does not take it in time."""
+        """Close the transport once the client has read what waits; cut a client that does not read it in time."""
         self._reader = None
         if self._close_timer is not None:
             self._close_timer.cancel()

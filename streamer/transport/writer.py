@@ -1,4 +1,4 @@
-"""Writes frames or events to a client's transport without ever waiting; the caller looks at backpressure first."""
+"""Writes frames or events to a client's transport without ever waiting; the caller checks backpressure first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from math import inf
 from streamer.protocol.frames import text_frame
 
 UNSENT = 32 << 10
-"""Bytes the kernel buffers ahead for a slow client. Left alone it buffers megabytes: minutes of old positions."""
+"""Unsent bytes the kernel may buffer for a slow client. By default it buffers megabytes: minutes of old positions."""
 
 
 def event_chunk(payload: bytes) -> bytes:
@@ -26,12 +26,12 @@ def event_lines(payload: bytes) -> bytes:
 
 
 def bound_unsent(transport: asyncio.Transport) -> None:
-    """Limit what the kernel buffers beyond what the network takes to UNSENT bytes; what waits longer is merged."""
+    """Limit the unsent data in the kernel's buffer to UNSENT bytes; the server merges what waits longer."""
     _set_tcp(transport, getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None), UNSENT)
 
 
 def set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
-    """Have the kernel end a connection whose other end acknowledges nothing: nothing is ever received on it."""
+    """Let the kernel end a connection whose peer acknowledges nothing, for connections on which nothing is received."""
     _set_tcp(transport, getattr(socket, "TCP_USER_TIMEOUT", None), round(seconds * 1000))
 
 
@@ -43,7 +43,7 @@ def _set_tcp(transport: asyncio.Transport, option: int | None, value: int) -> No
 
 
 class Writer:
-    """Writes WebSocket messages to a transport, and measures since when a client has taken nothing."""
+    """Writes WebSocket messages to a transport, and measures how long a client has read nothing."""
 
     __slots__ = ("_sent", "_since", "_transport", "_written", "closed", "framing")
 
@@ -58,7 +58,7 @@ class Writer:
         self._since = 0.0
 
     def ready(self) -> bool:
-        """Return whether the client has taken everything, as far as the kernel's buffers show."""
+        """Return whether the client has read everything, as far as the kernel's buffers show."""
         return self._transport.get_write_buffer_size() == 0
 
     @property
@@ -87,7 +87,7 @@ class Writer:
         self.closed = True
 
     def close(self) -> None:
-        """Close the connection once the client has taken what waits."""
+        """Close the connection once the client has read what waits."""
         self.closed = True
         self._transport.close()
 
@@ -97,9 +97,9 @@ class Writer:
         self._transport.abort()
 
     def stalled(self, now: float) -> float:
-        """Return for how many seconds nothing went out although something waits; `now` is of any steady clock."""
+        """Return for how many seconds no waiting byte was sent; `now` is of any monotonic clock."""
         held = self._transport.get_write_buffer_size()
-        # What went out counts, not what waits: that grows while answers are added and nothing is taken.
+        # Sent bytes count, not waiting ones, which may grow while the client reads nothing.
         sent = self._written - held
         if held == 0 or sent > self._sent:
             self._sent = sent

@@ -99,7 +99,7 @@ async def test_a_standing_watch_pays(
         await heavy.send({"type": "watch", "id": "w", "area": zigzag(0)})
 
         def slowed() -> list[dict[str, Any]]:
-            return [m for m in heavy.messages if m["type"] == "error" and "snapshot now and then" in m["message"]]
+            return [m for m in heavy.messages if m["type"] == "error" and "occasional snapshots" in m["message"]]
 
         while not slowed():
             seq += 1

@@ -138,7 +138,7 @@ async def test_what_never_can_be_stored_is_acked(
             assert server.counters.rejected.total() == 8
     assert await times(database_url) == {at}
     assert all(line["level"] != "error" for line in logged if "level" in line)
-    reasons = [line["reason"] for line in logged if line["event"] == "a message over MQTT refused"]
+    reasons = [line["reason"] for line in logged if line["event"] == "refused a message over MQTT"]
     assert any("stranger" in reason for reason in reasons)
     async with bridge(broker, serving_url, serving_redis_url) as server:
         async with broker.phone(user) as phone:
