@@ -1,7 +1,7 @@
 """Access to the operators' endpoints, `/health` and `/metrics`.
 
-They describe a server's weak points, so they are for operators only: on their own port (STREAMER_ADMIN_PORT), or on
-the main port for this machine and for whoever sends STREAMER_ADMIN_TOKEN.
+They reveal a server's weak points, so they are for operators only: on their own port (STREAMER_ADMIN_PORT), or on the
+main port for this machine and for requests with STREAMER_ADMIN_TOKEN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def operators_only(handler: Handler, token: str | None) -> Handler:
         if not (is_local(request) or (token is not None and has_key(request, token))):
             raise ProtocolError(
                 ErrorCode.FORBIDDEN,
-                f"{request.path} is for operators: ask from the server's machine, with STREAMER_ADMIN_TOKEN as"
+                f"{request.path} is for operators: request it from the server's machine, with STREAMER_ADMIN_TOKEN as"
                 " Authorization: Bearer, or at STREAMER_ADMIN_PORT",
             )
         return await handler(request)
@@ -33,7 +33,7 @@ def operators_only(handler: Handler, token: str | None) -> Handler:
 
 
 def is_local(request: web.Request) -> bool:
-    """Returns whether a request comes from this machine, and through no proxy."""
+    """Returns whether a request comes from this machine, without a proxy."""
     peer = None if request.transport is None else request.transport.get_extra_info("peername")
     if any(name in request.headers for name in FORWARDED):
         return False

@@ -1,4 +1,4 @@
-"""Compares this host's clock with PostgreSQL's and Redis's: a wrong clock rejects true pings, or hides them."""
+"""Compares this host's clock with PostgreSQL's and Redis's: with a wrong clock valid pings are rejected or hidden."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class ClockCheck:
     """Measures the clock's offsets regularly.
 
     Args:
-        references: by name, what gives the time of another host, epoch ms; raises Unavailable.
+        references: functions by name that return the time of another host, epoch ms; they raise Unavailable.
         clock: this host's time, epoch ms.
     """
 
     def __init__(self, references: Mapping[str, Callable[[], Awaitable[int]]], clock: Callable[[], int]) -> None:
         self.offsets: dict[str, float] = {}
-        """Seconds by which this host's clock is ahead of each reference that answered last time."""
+        """Seconds by which this host's clock is ahead, by reference, of those that answered last time."""
         self._references = references
         self._clock = clock
 
     @property
     def cause(self) -> str | None:
-        """Why this host's clock can't be right; None when it agrees with at least one reference, or none answers."""
+        """Why this host's clock is wrong; None if it agrees with at least one reference, or none answers."""
         if not self.offsets or any(abs(offset) <= TOLERANCE for offset in self.offsets.values()):
             return None
         name, offset = min(self.offsets.items(), key=lambda item: abs(item[1]))
@@ -47,7 +47,7 @@ class ClockCheck:
             await asyncio.sleep(CHECK_EVERY)
 
     async def measure(self) -> None:
-        """Asks each reference once; half of the round trip is taken off."""
+        """Reads each reference once, corrected by half of the round trip."""
         before = self.cause
         for name, ask in self._references.items():
             began = self._clock()

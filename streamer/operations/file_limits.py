@@ -43,7 +43,7 @@ def fit_to_descriptors(settings: Settings) -> Settings:
             "(LimitNOFILE of systemd, ulimits of Compose, ulimit -n)"
         )
     log.warning(
-        "fewer connections than STREAMER_MAX_CONNECTIONS: the limit on file descriptors is too low; raise LimitNOFILE",
+        "STREAMER_MAX_CONNECTIONS is lowered, as the limit on file descriptors is too low: raise LimitNOFILE",
         limit=soft,
         max_connections=soft - reserve,
         configured=settings.max_connections,

@@ -1,10 +1,10 @@
 """Health endpoints: `/livez`, `/readyz` and `/health`.
 
 `/livez` is the liveness probe: the event loop answers. `/readyz` is the readiness probe: customers can be served here.
-It asks no other server, and PostgreSQL's absence does not fail it: every process would be unready at once, while all of
-them still serve customers. `/health` reports every part, including what needs attention soon, such as missing
+It queries no other server, and an outage of PostgreSQL does not fail it: every process would be unready at once, while
+all of them still serve customers. `/health` reports every part, including what needs attention soon, such as missing
 partitions. Queries are shared by all callers and cached briefly, so that frequent probes cost PostgreSQL nothing; Redis
-is probed all the time anyway. Causes may name hosts and databases, but no user, password or token.
+is probed continuously anyway. Causes may name hosts and databases, but no user, password or token.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Probe(Generic[T]):
         self._flight = SingleFlight(self._run, "probe")
 
     async def result(self) -> Result[T]:
-        """Returns the cached result while it is fresh, else a new one; the one before when that takes too long."""
+        """Returns the cached result while it is fresh, else a new one; the previous one if that takes too long."""
         if time.monotonic() >= self._fresh_until:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
@@ -177,7 +177,7 @@ class Health:
         return causes
 
     def causes(self) -> dict[str, str]:
-        """Returns all that needs attention, by part, as far as it is known by now."""
+        """Returns everything known to need attention, by part."""
         parts = self._parts
         own = {
             "storing": storing_failure(parts.batcher),
@@ -200,7 +200,7 @@ def storing_failure(batcher: Batcher) -> str | None:
 
 
 def shortcomings(condition: Result[Condition]) -> dict[str, str]:
-    """Returns what in the database needs attention, by part."""
+    """Returns problems of the database, by part."""
     found = condition.value
     if found is None:
         return {} if condition.cause is None else {"postgresql": condition.cause}

@@ -1,9 +1,10 @@
 """Logging: one line per event on stderr, readable on a terminal and JSON elsewhere.
 
-- A repeated line is written a few times and then counted: "and 4,711 more like it within 10 s". Lines repeat when text
-  and level are equal, whatever their values; event texts in this package are constants.
+- A repeated line is written a few times and then counted: "and 4,711 more like it within 10 s". Lines count as equal if
+  their text and level are equal, whatever their values; event texts in this package are constants.
 - Every line about a request or socket carries its `connection`.
-- No tokens, passwords or positions: whatever looks like one is masked, in tracebacks and other libraries' messages too.
+- No tokens, passwords or positions: text that looks like one is masked, in tracebacks and other libraries' messages
+  too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MAX_REPEATS = 10
 """Equal lines that are written within WINDOW."""
 WINDOW = 10.0
 MAX_KINDS = 1000
-"""Kinds of lines that are remembered, so that a library that makes up texts cannot fill the memory."""
+"""Maximum kinds of lines that are remembered, so that a library with varying texts cannot fill the memory."""
 
 MASKS = [
     # a JWT, anywhere
@@ -151,7 +152,7 @@ class RepeatFilter:
             self._end_window(kind)
 
     def reset(self) -> None:
-        """Forgets everything: a forked process has none of its parent's timer threads."""
+        """Forgets all counts: a forked process has none of its parent's timer threads."""
         self._lock = threading.Lock()
         self._kinds, self._timers = {}, {}
 

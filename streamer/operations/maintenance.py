@@ -24,7 +24,7 @@ PRUNING = 0x76656E74610003
 """The advisory lock of pruning and thinning."""
 STATEMENT = 3_600.0
 LOCK_TIMEOUT_MS = 500
-"""How long a drop waits for its locks: while it waits, all that want the tables after it wait too."""
+"""How long a drop waits for its locks: meanwhile all later requests for the tables wait behind it."""
 MOST_TRIES = 60
 TRY_AGAIN = 0.5
 ROWS_AT_ONCE = 10_000
@@ -47,7 +47,7 @@ class Partition(NamedTuple):
 class Pruned:
     """What was dropped, or would be: whole days, rows of the default partition, entries of the audit, and of alerts.
 
-    `alerts` counts alerts that ended, states that matter no more and webhooks outside of a day's partition.
+    `alerts` counts alerts that ended, obsolete states, and webhooks outside of a day's partition.
     """
 
     before: date
@@ -61,7 +61,7 @@ def days_of(age: str, option: str = "--older-than") -> int:
     """Returns the days of an age like `30d` or `12w`; raises SettingsError for anything else."""
     found = AGE.fullmatch(age.strip().lower())
     if found is None or (days := int(found[1]) * (7 if found[2] == "w" else 1)) < 1:
-        raise SettingsError(f"{option} is a number of days or weeks, as 30d or 12w, not {age!r}")
+        raise SettingsError(f"{option} must be a number of days or weeks, such as 30d or 12w, not {age!r}")
     return days
 
 
@@ -76,9 +76,9 @@ async def prune(
 ) -> Pruned:
     """Drops partitions whose whole day is older, and audit entries older than `audit_days`; needs the tables' owner.
 
-    Of alerts it drops the webhooks of days older than `alert_days`, and what ended before.
+    It also drops webhooks older than `alert_days`, and alerts and states that ended before.
 
-    Ingest waits for at most half a second at a time. Of two runs at once the second is refused.
+    Ingest waits for at most half a second at a time. Of two concurrent runs the second is refused.
     """
     today = today or datetime.now(UTC).date()
     pruned = Pruned(today - timedelta(days=days))
@@ -101,12 +101,12 @@ async def prune(
 
 @asynccontextmanager
 async def _pruning(url: str) -> AsyncIterator[Any]:
-    """Opens the one connection that may prune or thin now."""
+    """Opens a connection with the exclusive lock for pruning and thinning."""
     async with connected(url, STATEMENT) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", PRUNING):
             raise Unavailable(
-                f"{parse_url(url).masked()} is being pruned or thinned by another process: wait for its end, or look"
-                " into pg_stat_activity"
+                f"{parse_url(url).masked()} is being pruned or thinned by another process: wait for its end, or check"
+                " pg_stat_activity"
             )
         try:
             yield connection
@@ -120,7 +120,7 @@ async def _prune_alerts(connection: Any, pruned: Pruned, today: date, days: int,
     if dry_run:
         return
     for table, statement in alert_sql.PRUNE.items():
-        # A state matters for as long as its quiet time, which has passed; the rest is kept as long as webhooks are.
+        # A state is needed until its quiet time ends; the rest is kept as long as webhooks are.
         until = today - timedelta(days=1) if table == "streamer_alert_states" else before
         pruned.alerts += await delete_in_batches(connection, statement, _midnight(until), ROWS_AT_ONCE)
 
@@ -143,8 +143,8 @@ async def _drop(connection: Any, name: str, parent: str, referenced: str) -> Non
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                # The drop removes a foreign key on the other table too. The locks are taken in the order in which rows
-                # are added: in the other order the two deadlock, and under a steady load no day could be dropped.
+                # The drop removes a foreign key on the other table too. The locks are taken in the same order as by
+                # inserts: otherwise the two deadlock, and under a steady load no day could be dropped.
                 await connection.execute(f"LOCK TABLE ONLY {quoted(parent)} IN ACCESS EXCLUSIVE MODE")
                 await connection.execute(f"LOCK TABLE {quoted(referenced)} IN ACCESS EXCLUSIVE MODE")
                 await connection.execute(f"DROP TABLE {quoted(name)}")
@@ -152,8 +152,8 @@ async def _drop(connection: Any, name: str, parent: str, referenced: str) -> Non
         except partitions.BUSY as busy:
             if attempt == MOST_TRIES:
                 raise Unavailable(
-                    f"partition {name} could not be dropped in {MOST_TRIES} tries, something holds it: {busy}; look"
-                    " for a long transaction in pg_stat_activity, end it or try again later: what is dropped stays so"
+                    f"partition {name} could not be dropped in {MOST_TRIES} tries, it is locked: {busy}; look for a"
+                    " long transaction in pg_stat_activity, end it or try again later; other partitions stay dropped"
                 ) from busy
         await asyncio.sleep(TRY_AGAIN)
 
@@ -166,7 +166,7 @@ def _midnight(day: date) -> datetime:
 
 
 class Thinned(NamedTuple):
-    """A day of `locations` that was thinned, and the rows that went."""
+    """A day of `locations` that was thinned, and the number of rows that were deleted."""
 
     name: str
     rows: int
@@ -175,8 +175,8 @@ class Thinned(NamedTuple):
 async def thin(url: str, days: int, seconds: int = 60, *, today: date | None = None) -> list[Thinned]:
     """Keeps one location of each vendor per `keep` seconds in older days; needs the tables' owner.
 
-    Each hour of a day is one transaction. A day that is done is marked by a comment on its partition, so a run that was
-    interrupted continues, and the next one looks at new days only. Rows of the default partition stay.
+    Each hour of a day is one transaction. A finished day is marked by a comment on its partition, so an interrupted run
+    continues, and the next one handles new days only. Rows of the default partition stay.
     """
     before = (today or datetime.now(UTC).date()) - timedelta(days=days)
     done = []
@@ -293,18 +293,18 @@ async def check(url: str, *, today: date | None = None) -> list[str]:
         condition = await revisions.condition(connection, today)
         said = []
         if condition.revision is None:
-            return ["it has no schema of ours: run `streamer db upgrade`"]
+            return ["it has no schema of this server: run `streamer db upgrade`"]
         if not condition.known:
             said.append(f"it is at revision {condition.revision}, newer than this version: install a newer one")
         elif not condition.newest:
             said.append(f"it is at revision {condition.revision}, not {revisions.head()}: run `streamer db upgrade`")
         said += await _partition_faults(connection, condition.days_ahead)
         for table, index in await connection.fetch(queries.INVALID_INDEXES):
-            said.append(f"{table}: index {index} is invalid, a CREATE INDEX that broke off: REINDEX or drop it")
+            said.append(f"{table}: index {index} is invalid, its CREATE INDEX was interrupted: REINDEX or drop it")
         for table, constraint in await connection.fetch(queries.UNVALIDATED):
             said.append(f"{table}: constraint {constraint} was never validated: ALTER TABLE … VALIDATE CONSTRAINT")
     with warnings.catch_warnings():
-        # SQLAlchemy warns of properties of constraints that it does not know.
+        # SQLAlchemy warns about properties of constraints that it does not know.
         warnings.simplefilter("ignore", SAWarning)
         return said + await drift(url)
 

@@ -30,7 +30,7 @@ UNHEALTHY_PARTS = (
     *UNREADY_PARTS,
     *("postgresql", "storing", "positions", "change-poller", "jwks", "migration", "partitions"),
 )
-"""Parts that always have a series; a failed task gets one when it fails."""
+"""Parts that always have a time series; a task gets one when it fails."""
 
 OWN = "own"
 """Query parameter: only the metrics of the process that answers."""
@@ -140,7 +140,7 @@ class ServerCollector(Collector):
         yield gauge("streamer_buffer_fill_ratio", "Used share of the buffer.", batcher.fill)
         yield gauge("streamer_buffer_oldest_seconds", "Age of the oldest buffered ping.", batcher.oldest_wait)
         yield gauge("streamer_buffer_full", "1: sockets wait for room in the buffer.", float(batcher.full))
-        yield counter("streamer_positions_noted", "Newest positions of stored messages.", batcher.settled_chunks)
+        yield counter("streamer_positions_noted", "Positions to write, one per stored message.", batcher.settled_chunks)
         yield counter("streamer_positions_written", "Positions written, merged by vendor.", positions.written)
         yield gauge("streamer_positions_pending", "Vendors whose position is not written yet.", positions.pending)
         yield timed("streamer_postgresql_seconds", "PostgreSQL statements.", "work", counters.postgresql)
@@ -169,7 +169,7 @@ class ServerCollector(Collector):
             yield counter("streamer_feed_entries", "Entries written to the Redis Stream.", parts.feed.written)
             yield gauge("streamer_feed_pending", "Vendors with changes for the Redis Stream.", parts.feed.pending)
         if parts.mqtt is not None:
-            yield gauge("streamer_mqtt_up", "1: messages are received from the broker.", parts.mqtt.cause is None)
+            yield gauge("streamer_mqtt_up", "1: connected to the broker and receiving.", parts.mqtt.cause is None)
             yield gauge("streamer_mqtt_waiting", "Messages that are not acked yet.", parts.mqtt.waiting)
             acked = {(result,): count for result, count in parts.mqtt.messages.items()}
             yield counts("streamer_mqtt_messages", "Messages acked to the broker.", ("result",), acked)
@@ -180,7 +180,7 @@ class ServerCollector(Collector):
             return
         yield gauge("streamer_alerts", "Alerts of all processes that are not disabled.", evaluator.total)
         yield gauge("streamer_alerts_disabled", "Alerts of all processes that are disabled.", evaluator.disabled)
-        yield gauge("streamer_alerts_evaluated", "Alerts that this process looks at.", len(evaluator.alerts))
+        yield gauge("streamer_alerts_evaluated", "Alerts that this process evaluates.", len(evaluator.alerts))
         failed = "Alerts disabled because their webhooks failed for too long."
         yield counter("streamer_alerts_failed", failed, counters.alerts_disabled)
         yield gauge("streamer_alert_states_pending", "States of alerts that are not stored yet.", evaluator.pending)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Parts(Protocol):
-    """What `app.Server` offers; None stands for a part that the settings leave out."""
+    """The parts of `app.Server`; None stands for a part that the settings turn off."""
 
     counters: Counters
     store: Store

@@ -1,4 +1,4 @@
-"""What one person may ask for: everything stored of a vendor as an archive, and its erasure."""
+"""Data of one person: the export of everything stored of a vendor, and the erasure of a vendor or user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATEMENT_TIMEOUT = 600.0
 BATCH = 10_000
 """Locations of one transaction."""
 NOTICED_WITHIN = 10.0
-"""Seconds until every server has closed the connections of a deleted vendor, several times its poll interval."""
+"""Seconds until every server has closed the connections of a deleted vendor: several times the poll interval."""
 PAGE = 10_000
 
 Progress = Callable[[str], None]

@@ -37,7 +37,7 @@ class Tracing:
         resource = Resource.create(
             {"service.name": "venta-streamer", "service.version": __version__, "service.instance.id": process}
         )
-        # Not the library's global provider: each server closes its own.
+        # Not the library's global provider, as each server closes its own.
         self._provider: Any = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(
             BatchSpanProcessor(

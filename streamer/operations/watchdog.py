@@ -1,7 +1,7 @@
 """Ends the process when its event loop is blocked or when it does not stop in time; its supervisor restarts it.
 
-The watchdog is a thread, because a blocked loop cannot report itself: `/livez` has no answer by then. It prints where
-every thread is before it ends the process.
+The watchdog is a thread, because a blocked loop cannot report itself: `/livez` does not answer then. It prints the
+stack of every thread before it ends the process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Self
 BEAT = 0.25
 CHECK = 0.5
 SAY_WITHIN = 2.0
-"""Seconds for saying where the process is."""
+"""Seconds for printing the stacks."""
 STUCK = 70
 """Exit status of a process that the watchdog ended (EX_SOFTWARE)."""
 
@@ -67,7 +67,7 @@ class Watchdog:
 
 
 def _end(why: str) -> None:
-    # Whoever reads stderr may be what blocks: then nothing can be said.
+    # Writing to stderr may be what blocks: then nothing can be printed.
     ending = threading.Timer(SAY_WITHIN, os._exit, [STUCK])
     ending.daemon = True
     ending.start()

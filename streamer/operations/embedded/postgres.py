@@ -18,9 +18,9 @@ from streamer.operations.embedded.server import HOST, STOP_TIMEOUT, EmbeddedServ
 class PostgresServer(EmbeddedServer):
     """A PostgreSQL with the superuser and the database `venta`; UTF-8, C.UTF-8, UTC, password over TCP only.
 
-    `durable=False` is for tests: faster; a crash of the machine may lose everything, a killed server still loses
-    nothing that it committed. Where root's data must lie elsewhere (see `programs`), the link `postgresql.elsewhere` in
-    the folder leads there.
+    `durable=False` is for tests: it is faster, but a crash of the machine may lose everything; a killed server still
+    loses nothing that it committed. If the data must be elsewhere because of root (see `programs`), the folder has a
+    link `postgresql.elsewhere` to it.
     """
 
     kind = "PostgreSQL"
@@ -62,14 +62,14 @@ class PostgresServer(EmbeddedServer):
         ours = self._process is not None and pid_file[:1] == [str(self.pid)]
         super().kill()
         if ours and len(pid_file) > 6:
-            # The seventh line names its System V shared memory, which would stay until the next start; systems have
+            # The seventh line names its System V shared memory, which would remain until the next start; systems have
             # few segments.
             ctypes.CDLL(None).shmctl(int(pid_file[6].split()[1]), 0, None)
 
     async def _prepare(self) -> None:
         if self.data.exists():
             self._check_data()
-            # `start` found no server here, so this file is a killed server's, and its pid may be anyone's by now.
+            # `start` found no server here, so this file is from a killed server, and its pid may be reused by now.
             self.data.joinpath("postmaster.pid").unlink(missing_ok=True)
             return
         self._progress(f"setting up PostgreSQL in {self.data}")

@@ -1,7 +1,7 @@
 """The part that PostgreSQL and Valkey share: start, watch, pause, stop and kill a server process.
 
-A server listens on 127.0.0.1 only, keeps everything in one folder, and dies with the process that started it, even if
-that one is killed (on Linux; elsewhere the next start on the same folder ends what was left). In the folder:
+A server listens on 127.0.0.1 only, keeps everything in one folder, and ends with the process that started it, even if
+that one is killed (on Linux; elsewhere the next start on the same folder ends a remaining server). In the folder:
 
     postgresql/           the data, present only when complete
     postgresql.password   of the role `venta`, created on the first start

@@ -33,7 +33,7 @@ START_TIMEOUT = 60.0
 KILL_AFTER = 15.0
 """Seconds beyond `drain_timeout` after which a worker that does not end is killed."""
 FORK_AGAIN = 1.0
-"""Seconds until a worker is started again for which the system had no process or no memory."""
+"""Seconds until a failed fork is retried."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
@@ -114,7 +114,7 @@ class Workers:
 
     def _check(self, now: float) -> None:
         for number in [number for number, due in self._due.items() if due <= now]:
-            # Until one worker has served, the others wait: a wrong setting fails once, not once per worker.
+            # The others wait until one worker has served: a wrong setting fails once, not once per worker.
             if not self._served and self._pids:
                 break
             del self._due[number]
@@ -144,10 +144,10 @@ class Workers:
         try:
             pid = os.fork()
         except OSError as error:
-            # No death of a worker: those that run serve on, so this is no reason to give up.
+            # It does not count as a death of a worker: the running ones continue to serve.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             log.error("cannot start a worker; trying again", worker=number, cause=str(error), seconds=FORK_AGAIN)
-            self._scoreboard.put(number, held)  # the others go on to miss its heartbeat
+            self._scoreboard.put(number, held)  # the others still report its missing heartbeat
             self._due[number] = now + FORK_AGAIN
             return
         if pid == 0:

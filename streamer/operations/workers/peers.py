@@ -11,7 +11,7 @@ import aiohttp
 from streamer.operations.workers.scoreboard import Scoreboard
 
 ANSWER_TIMEOUT = 1.0
-"""Seconds; a slower worker is left out, and `failures` reports it soon."""
+"""Seconds until a worker that does not answer is left out; `failures` reports it soon."""
 
 
 class Peers:
@@ -32,11 +32,11 @@ class Peers:
         self._scoreboard.beat(self.number, time.monotonic(), cause)
 
     def failures(self) -> dict[str, str]:
-        """Returns what is wrong with the other workers, by name."""
+        """Returns the problems of the other workers, by name."""
         return self._scoreboard.failures(time.monotonic(), but=self.number)
 
     async def ask(self, path: str, accept: str) -> dict[int, bytes]:
-        """Returns what each of the other workers answers to a GET; workers that do not answer are left out."""
+        """Returns the answers of the other workers to a GET, without those that do not answer."""
         others = [number for number in range(self._scoreboard.count) if number != self.number]
         answers = await asyncio.gather(*[self._ask(number, path, accept) for number in others])
         return {number: answer for number, answer in zip(others, answers, strict=True) if answer is not None}

@@ -1,4 +1,4 @@
-"""What the workers of one server know of each other: one slot per worker in shared memory."""
+"""The state of the workers of one server: one slot per worker in shared memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Scoreboard:
             struct.pack_into("d", self._memory, SLOT.size * number, now)
 
     def failures(self, now: float, but: int | None = None) -> dict[str, str]:
-        """Returns what is wrong with the workers, by name, except worker `but`."""
+        """Returns the problems of the workers, by name, except worker `but`."""
         found = {}
         for number in range(self.count):
             slot = self.slot(number)

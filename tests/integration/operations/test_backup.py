@@ -143,7 +143,7 @@ def test_compared() -> None:
     two = {"a": Counted(1, "other"), "b": Counted(4, "y"), "d": Counted(0, "0")}
     assert compared(one, one) == []
     assert compared(one, two) == [
-        "a has other contents",
+        "a has different contents",
         "b has 4 rows instead of 2",
         "c is missing",
         "d is new",

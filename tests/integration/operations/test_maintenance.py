@@ -145,7 +145,7 @@ async def test_check_names_each_difference(database_url: str, direct: Any) -> No
     ):
         assert difference in said
     await direct.execute("DELETE FROM alembic_version")
-    assert await check(database_url) == ["it has no schema of ours: run `streamer db upgrade`"]
+    assert await check(database_url) == ["it has no schema of this server: run `streamer db upgrade`"]
 
 
 async def test_partitions_with_other_bounds(database_url: str, direct: Any) -> None:
