@@ -1,4 +1,4 @@
-"""Alerts as clients write them: what to look at, which events to tell, and where to. Pure."""
+"""Alerts as clients write them: the area or vendors, the events to report, and the URL. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streamer.protocol.messages import MAX_ID, check_listed
 from streamer.settings import Settings
 
 EVENTS = ("entered", "left", "opened", "closed", "online", "offline")
-"""What an alert can tell of a vendor."""
+"""The events of a vendor that an alert can report."""
 DEFAULT_QUIET = 600_000
 MAX_QUIET = 7 * 86_400_000
 """Milliseconds."""
@@ -29,27 +29,27 @@ MAX_METADATA = 4096
 MEMBERS = ("area", "vendors", "open", "on", "url", "quiet", "expires", "metadata", "disabled")
 """What a client may set of an alert."""
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-"""A null character in JSON text; after a backslash of its own `u0000` is text."""
+"""A null character in JSON text, but not `u0000` after an escaped backslash."""
 UNBOUNDED = Bounds(max_radius=2.1e7, max_extent=4.1e7, max_vertices=1 << 20, max_listed=1 << 20)
-"""For alerts that are stored: a limit that is lowered later ends none of them."""
+"""For stored alerts: lowering a limit must not invalidate them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What an alert looks at; exactly one of `area` and `vendors` is given."""
+    """The vendors and events of an alert; exactly one of `area` and `vendors` is given."""
 
     area: Area | None
     vendors: frozenset[str] | None
     open: bool
-    """Only vendors that are open belong to it."""
+    """Only open vendors count."""
     on: frozenset[str]
     quiet: int
-    """Milliseconds during which the same vendor and event is not told again."""
+    """Milliseconds during which the same event of a vendor is not reported again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An alert as a client wants it; `source` is its area or list, filter, events and metadata, to be stored."""
+    """An alert as a client requests it; `source` is its area or list, filter, events and metadata, to be stored."""
 
     definition: Definition
     source: dict[str, Any]
@@ -59,7 +59,7 @@ class Request:
 
 
 def bounds_of(settings: Settings) -> Bounds:
-    """Returns how large the area and the list of an alert may be."""
+    """Returns the limits on an alert's area and list."""
     return replace(
         Bounds.of(settings),
         max_radius=settings.alert_extent / 2,
@@ -69,7 +69,7 @@ def bounds_of(settings: Settings) -> Bounds:
 
 
 def decode_alert(body: Mapping[str, Any], bounds: Bounds, now: int) -> Request:
-    """Returns the alert of a request's body; ProtocolError says what is wrong with which member."""
+    """Returns the alert of a request's body; raises ProtocolError with the wrong member and the reason."""
     definition, source = _definition(body, bounds)
     url = body.get("url")
     if type(url) is not str or not 0 < len(url) <= MAX_URL:
@@ -91,7 +91,7 @@ def decode_alert(body: Mapping[str, Any], bounds: Bounds, now: int) -> Request:
 
 
 def stored_definition(source: Mapping[str, Any], quiet: int) -> Definition:
-    """Returns the definition that `decode_alert` made once."""
+    """Returns the definition of a stored alert, as `decode_alert` made it."""
     return _definition({**source, "quiet": quiet}, UNBOUNDED)[0]
 
 

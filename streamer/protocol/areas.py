@@ -16,7 +16,7 @@ def decode_area(value: Any, bounds: Bounds, *, any_box: bool = False) -> Area:
     """Returns the area of a message; a longitude beyond ±180 is taken modulo 360.
 
     Args:
-        any_box: Take a box of any size, the world included.
+        any_box: Accept a box of any size, the world included.
 
     Raises:
         ProtocolError: It is no area, or larger than the bounds allow.
@@ -47,7 +47,7 @@ def decode_area(value: Any, bounds: Bounds, *, any_box: bool = False) -> Area:
 
 
 def area_source(area: Area) -> dict[str, Any]:
-    """Returns an area as a message has it, of which `decode_area` makes the same area."""
+    """Returns an area as in a message; `decode_area` makes the same area of it."""
     if isinstance(area, Circle):
         return {"center": {"lat": area.lat, "long": area.long}, "radius": area.radius}
     if isinstance(area, Box):
@@ -90,7 +90,7 @@ def _longitude(corner: Mapping[str, Any]) -> float:
 
 
 def _ring(value: Any, bounds: Bounds) -> tuple[tuple[float, float], ...]:
-    """The corners of a polygon as (long, lat), GeoJSON's order, the closing one left out."""
+    """The corners of a polygon as (long, lat), GeoJSON's order, without the closing one."""
     if type(value) is not list or len(value) < 3:
         raise ProtocolError(
             ErrorCode.INVALID_AREA, f"a polygon must be a list of 3 or more [long, lat], not {shown(value)}"

@@ -1,4 +1,4 @@
-"""The WebSocket API as an AsyncAPI 3 document. Pure: made from the tables and settings that the server works with."""
+"""The WebSocket API as an AsyncAPI 3 document. Pure: made from the tables and settings that the server uses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def asyncapi(settings: Settings, version: str) -> dict[str, Any]:
         "channels": {
             "vendor": channel(
                 "/v1/vendor",
-                "A vendor app reports where it is. `?vendorId=` names the vendor; with exactly one it may be left out.",
+                "A vendor app reports where it is. `?vendorId=` is needed only if the user has several vendors.",
                 (*VENDOR_SENDS, *VENDOR_RECEIVES),
             ),
             "watch": channel(

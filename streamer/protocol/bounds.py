@@ -1,4 +1,4 @@
-"""How much a client may ask for. Pure."""
+"""Limits on clients' requests. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Single values of a client's message: JSON objects, positions, times. Pure.
 
-Whatever cannot be accepted raises ProtocolError with the code of the contract and a message that names the value.
+An invalid value raises ProtocolError with an error code and a message that names the value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamer.errors import ErrorCode, ProtocolError
 LAST_TIMESTAMP = 36**8 - 1
 """The largest epoch milliseconds that the id of a location can hold (the year 2059)."""
 FIRST_MILLISECONDS = 10**11
-"""A number from here on is milliseconds (since 1973); a smaller one is seconds (until 5138)."""
+"""Numbers from here on are milliseconds (since 1973); smaller ones are seconds (until 5138)."""
 COORDINATES = frozenset(("lat", "latitude", "long", "lng", "lon", "longitude"))
 """The members of a position, aliases included."""
 
@@ -30,7 +30,7 @@ _RFC_3339 = re.compile(
 
 
 def decode_json(data: str | bytes, what: str = "the message") -> Any:
-    """Returns what JSON text stands for."""
+    """Returns the value of JSON text."""
     try:
         return orjson.loads(data)
     except (orjson.JSONDecodeError, RecursionError) as bad:
@@ -41,7 +41,7 @@ def decode_object(data: str | bytes) -> dict[str, Any]:
     """Returns the JSON object of a message."""
     message = decode_json(data)
     if type(message) is not dict:
-        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"a message is a JSON object, not {shown(message)}")
+        raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"a message must be a JSON object, not {shown(message)}")
     return message
 
 
@@ -100,7 +100,7 @@ def _rfc_3339_ms(text: str) -> int:
     with suppress(ValueError, OverflowError):
         if parts is not None:
             date, seconds, rest = parts.groups()
-            # A leap second is the second after it.
+            # A leap second is mapped to the second after it.
             leap = seconds == "60"
             moment = datetime.fromisoformat((date + ("59" if leap else seconds) + rest).upper())
             return (moment - _EPOCH) // timedelta(milliseconds=1) + 1000 * leap
@@ -111,7 +111,7 @@ def _rfc_3339_ms(text: str) -> int:
 
 
 def measure(value: Any, most: float) -> float | None:
-    """Returns a heading or speed, or None for what phones send when they do not know (null, negative, text)."""
+    """Returns a heading or speed, or None for the values that phones send for unknown (null, negative, text)."""
     if type(value) in (int, float) and 0 <= value <= most:
         return float(value)
     return None
@@ -136,7 +136,7 @@ def missing_or_invalid(message: Mapping[str, Any], name: str, wanted: str, *, qu
 
 
 def shown(value: Any) -> str:
-    """Returns a client's value for an error message, cut to a length that cannot hurt a log."""
+    """Returns a client's value for an error message, truncated to a safe length."""
     try:
         text = orjson.dumps(value).decode()
     except (TypeError, RecursionError, orjson.JSONEncodeError):

@@ -26,8 +26,8 @@ _NO_MASK = bytes(4)
 class FrameReader:
     """Splits what a client sends into messages and control frames.
 
-    `feed` takes bytes as they arrive, `next` gives one frame at a time, so that the caller decides how much is handled
-    in one go. What `next` has not returned yet stays in the buffer.
+    `feed` takes bytes as they arrive, `next` returns one frame at a time, so that the caller decides how much is
+    handled at once. Other bytes stay in the buffer.
     """
 
     __slots__ = ("_at", "_buffer", "_deflate", "_first", "_max_message", "_parts", "_utf8")
@@ -112,7 +112,7 @@ class FrameReader:
         return opcode, payload
 
     def _check(self, first: int, second: int) -> None:
-        """Check the parts of a frame's head that are seldom used."""
+        """Check the rare cases of a frame's header."""
         opcode = first & 0x0F
         if not second & 0x80:
             raise FrameError(CloseCode.PROTOCOL_ERROR, "a frame of a client is not masked")
@@ -141,7 +141,7 @@ class FrameReader:
         assert self._parts is not None
         self._parts += payload
         if self._utf8 is not None:
-            # Checked as it comes: a message that is invalid from its first fragment on is not gathered.
+            # Checked per fragment, so that a message with an invalid first fragment is not collected.
             try:
                 self._utf8.decode(payload, bool(first & FINAL))
             except UnicodeDecodeError as invalid:

@@ -1,7 +1,7 @@
 """A vendor's stored history: the range and cursor of a query, and pages as JSON, GeoJSON and GPX. Pure.
 
-Timestamps are epoch milliseconds, positions degrees. A page starts after the (timestamp, id) of the last row before it,
-so pages neither skip nor repeat rows, whatever is stored meanwhile.
+Timestamps are epoch milliseconds, positions degrees. A page starts after the (timestamp, id) of the previous page's
+last row, so pages neither skip nor repeat rows, even if rows are stored meanwhile.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Format(StrEnum):
 def decode_range(query: Mapping[str, str], now: int, future_tolerance_ms: int) -> Range:
     """Returns the range of a query's `from`, `to`, `limit` and `cursor`; by default the last 24 h.
 
-    A stored ping may be ahead of `now` by the tolerance, so the default end is, too.
+    A stored ping may be ahead of `now` by the tolerance, so the default end is too.
     """
     to_ms = _moment(query, "to")
     from_ms = _moment(query, "from")
@@ -101,17 +101,17 @@ def _moment(query: Mapping[str, str], name: str) -> int | None:
             raise ProtocolError(ErrorCode.INVALID_TIMESTAMP, f"{name} {value} is not 1970 to 9999 in milliseconds")
         return value
     try:
-        # A + that was not escaped came as a space.
+        # An unescaped + arrives as a space.
         return epoch_ms(text.replace(" ", "+"))
     except ProtocolError as wrong:
         raise ProtocolError(
             wrong.code,
-            f"{name} is epoch milliseconds or an RFC 3339 time such as 2026-01-31T12:00:00Z, not {shown(text)}",
+            f"{name} must be epoch milliseconds or an RFC 3339 time such as 2026-01-31T12:00:00Z, not {shown(text)}",
         ) from None
 
 
 def encode_cursor(timestamp: int, id: str) -> str:
-    """Returns an opaque text for the place of a row in the history."""
+    """Returns the position of a row in the history as an opaque string."""
     return urlsafe_b64encode(f"{timestamp}.{id}".encode()).rstrip(b"=").decode()
 
 
@@ -144,7 +144,7 @@ def negotiate(accept: str) -> Format | None:
     best: Format | None = None
     best_quality = 0.0
     for form in Format:
-        # The most specific range decides, even when it says no.
+        # The most specific range decides, even if its quality is 0.
         for name in (form.value, "application/*", "*/*"):
             if name in ranges:
                 if ranges[name] > best_quality:
@@ -157,7 +157,7 @@ def _quality(parameters: Sequence[str]) -> float:
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
-            # Stripped first, as `float` takes more characters for spaces than `strip` does.
+            # Stripped first, as `float` accepts more characters as spaces than `strip` removes.
             value = value.strip()
             return float(value) if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", value) else 0.0
     return 1.0
@@ -167,7 +167,7 @@ def _quality(parameters: Sequence[str]) -> float:
 
 
 def cut(rows: Sequence[LocationRow], limit: int) -> tuple[Sequence[LocationRow], str | None]:
-    """Returns one page of rows that were read one further than `limit`, and the cursor of the next page, if any."""
+    """Returns one page of rows, of which one more than `limit` was read, and the cursor of the next page, if any."""
     if len(rows) <= limit:
         return rows, None
     page = rows[:limit]
@@ -188,7 +188,7 @@ def encode(form: Format, vendor_id: str, name: str, parts: Sequence[bytes], curs
 
 
 def encode_rows(form: Format, vendor_id: str, rows: Sequence[LocationRow]) -> bytes:
-    """Returns some rows of a page. Thousands at once would hold the event loop for tens of milliseconds."""
+    """Returns some rows of a page. Thousands at once would block the event loop for tens of milliseconds."""
     if form is Format.GPX:
         return "\n".join(
             [

@@ -1,7 +1,7 @@
-"""The wire contract: decodes and validates what clients send, encodes what they receive. Pure.
+"""Decodes and validates the messages of clients, encodes those of the server. Pure.
 
-Positions are degrees, `timestamp` is epoch milliseconds, payloads are JSON in UTF-8 bytes. Whatever cannot be accepted
-raises ProtocolError with the code of the contract and a message that names the value.
+Positions are degrees, `timestamp` is epoch milliseconds, payloads are JSON in UTF-8 bytes. An invalid message raises
+ProtocolError with an error code and a message that names the value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_INTERVAL = 3_600_000
 DEFAULT_DETAIL = 200
 MIN_DETAIL = 16
 MAX_DETAIL = 1000
-"""Groups that a `counts` watch asks for at most: by default, and between these bounds."""
+"""Maximum number of groups of a `counts` watch: the default, and the range that a client may request."""
 
 
 class Ping(NamedTuple):
@@ -69,7 +69,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """A token: the first one, or one that replaces the one before."""
+    """A token: the first one, or a replacement."""
 
     token: str
 
@@ -84,7 +84,7 @@ class Watch:
     open: bool
     interval: int
     detail: int | None = None
-    """For `"as":"counts"`: about how many groups at most. None: the watch shows vendors."""
+    """For `"as":"counts"`: the approximate maximum number of groups. None: the watch shows vendors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Unwatch:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Vendors near each other, as a `counts` watch shows them: the mean of their positions, and how many they are."""
+    """Vendors near each other, as a `counts` watch shows them: the mean of their positions, and their number."""
 
     group: str
     lat: float
@@ -139,13 +139,13 @@ def decode_vendor(data: str | bytes, now: int, last_seq: int | None, bounds: Bou
 
 
 def decode_pings(items: Iterable[Any], now: int, last_seq: int | None, bounds: Bounds) -> Pings:
-    """Validates each ping by itself: one that cannot be accepted is rejected by its seq, the others are unaffected.
+    """Validates each ping by itself: an invalid one is rejected by its seq, the others are unaffected.
 
     Args:
-        items: Objects, or a ProtocolError in place of what could not become one.
+        items: Objects, or a ProtocolError in place of an item that is not valid.
 
     Raises:
-        ProtocolError: A seq is no integer or does not rise, so there is no number to answer to.
+        ProtocolError: A seq is no integer or does not rise, so no answer can refer to it.
     """
     accepted: list[Ping] = []
     rejected: list[Reject] = []
@@ -165,12 +165,12 @@ def decode_pings(items: Iterable[Any], now: int, last_seq: int | None, bounds: B
         elif type(seq) is not int or not -MAX_SEQ <= seq <= MAX_SEQ or (last is not None and seq <= last):
             raise ProtocolError(
                 ErrorCode.INVALID_MESSAGE,
-                f"seq is an integer that rises, up to {MAX_SEQ}: {shown(seq)} came after {shown(last)}",
+                f"seq must be a rising integer, up to {MAX_SEQ}: {shown(seq)} came after {shown(last)}",
             )
         last = seq
         lat, long, timestamp = get("lat"), get("long"), get("timestamp")
         heading, speed = get("heading"), get("speed")
-        # The common case is checked at once. Aliases, other forms and errors follow.
+        # The common case is checked first. Aliases, other forms and errors follow.
         if (
             type(lat) is not float
             or type(long) is not float
@@ -294,7 +294,7 @@ def _decode_detail(message: Mapping[str, Any]) -> int | None:
 
 
 def watch_id(message: Mapping[str, Any]) -> str:
-    """Returns the id by which the client names a watch."""
+    """Returns the id that the client gave a watch."""
     id = message.get("id")
     if type(id) is not str or not 0 < len(id) <= MAX_ID:
         raise missing_or_invalid(message, "id", f"a string of 1 to {MAX_ID} characters")
@@ -302,7 +302,7 @@ def watch_id(message: Mapping[str, Any]) -> str:
 
 
 def named(data: str | bytes) -> str | None:
-    """Returns the watch that an unacceptable message was about, if it names one."""
+    """Returns the watch id of an invalid message, if it has one."""
     with suppress(ProtocolError):
         return watch_id(decode_object(data))
     return None
@@ -312,7 +312,7 @@ def named(data: str | bytes) -> str | None:
 
 
 def dumps(value: Any) -> bytes:
-    """Encode JSON that is kept: orjson leaves a result in the 4 KB that it was written to, so it is copied."""
+    """Encode JSON that is kept in memory: copies the result, as orjson returns it in a buffer of 4 KB."""
     return b"%b" % orjson.dumps(value)
 
 

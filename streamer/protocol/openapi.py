@@ -1,4 +1,4 @@
-"""The HTTP API as an OpenAPI 3.1 document. Pure: made from the tables and settings that the server works with."""
+"""The HTTP API as an OpenAPI 3.1 document. Pure: made from the tables and settings that the server uses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ PINGS = (
     ErrorCode.FORBIDDEN,
 )
 TRACKER = (*OF_VENDOR, ErrorCode.MISSING_FIELD, ErrorCode.FORBIDDEN)
-"""Not those of a position: one that can never be stored is answered 200."""
+"""Without the codes of positions: a position that can never be stored is answered 200."""
 SIGN_IN = (
     ErrorCode.INVALID_JSON,
     ErrorCode.INVALID_MESSAGE,
@@ -97,10 +97,10 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         "/v1/vendors": {
             "get": customers(
                 "searchVendors",
-                "Search vendors by name, also those that are not on the map",
+                "Search vendors by name, whether on the map or not",
                 {"200": answer('Sorted by name; `Link: …; rel="next"` when there is another page.', ref("Found"))},
                 [
-                    query("query", text(), "beginnings of words, without case and accents", required=True),
+                    query("query", text(), "beginnings of words, ignoring case and accents", required=True),
                     query("open", flag(), "only those open for business"),
                     query("limit", integer(minimum=1, maximum=100, default=20), "maximum number of vendors"),
                     query("cursor", text(), "`next` of the page before"),
@@ -196,9 +196,9 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     query("long", LONG, "the centre of a circle"),
                     query("radius", number(minimum=0, maximum=settings.max_radius), "metres"),
                     query("area", text(), "an area as in a `watch` message, as JSON"),
-                    query("vendors", text(), "vendorIds with commas between"),
+                    query("vendors", text(), "vendorIds, separated by commas"),
                     query("open", flag(), "only those open for business"),
-                    query("interval", integer(minimum=0, maximum=MAX_INTERVAL), "no more often than this, ms"),
+                    query("interval", integer(minimum=0, maximum=MAX_INTERVAL), "minimum ms between updates"),
                     query("as", {"const": "counts"}, "groups of vendors with their counts in place of vendors"),
                     query("detail", DETAIL, "about how many groups at most"),
                     query("id", text(), "the `id` of the messages"),
@@ -243,8 +243,8 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 },
                 [
                     vendor,
-                    query("from", text(), "from this time on, epoch milliseconds or RFC 3339; left out: a day"),
-                    query("to", text(), "before this time; left out, all until now"),
+                    query("from", text(), "from this time on, epoch milliseconds or RFC 3339; default: the last day"),
+                    query("to", text(), "before this time; default: now"),
                     query(
                         "limit", integer(minimum=1, maximum=MAX_LIMIT, default=DEFAULT_LIMIT), "maximum number of rows"
                     ),
@@ -289,7 +289,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             ),
             "delete": alerts(
                 "deleteAlert",
-                "End an alert; what waits to be sent is not sent any more",
+                "Delete an alert; webhooks that are not sent yet are discarded",
                 {"204": {"description": "It is deleted."}},
                 [alert],
                 ONE_ALERT,
@@ -298,7 +298,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
         "/v1/alerts/{id}/deliveries": {
             "get": alerts(
                 "listDeliveries",
-                "What was sent for an alert, and what was answered",
+                "The webhooks of an alert, with the answers to them",
                 {"200": answer("The newest first.", ref("Deliveries"))},
                 [alert, *paging],
                 (*ONE_ALERT, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
@@ -308,7 +308,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             "post": alerts(
                 "testAlert",
                 "Send a webhook of the type `alert.test`",
-                {"202": answer("It is on its way.", ref("TestSent"))},
+                {"202": answer("It will be sent at once.", ref("TestSent"))},
                 [alert],
                 (*ONE_ALERT, ErrorCode.INVALID_MESSAGE, ErrorCode.RATE_LIMITED),
             )
@@ -399,7 +399,7 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
             "alert": {
                 "post": {
                     "operationId": "onAlert",
-                    "summary": "What is posted to the URL of an alert",
+                    "summary": "The webhook that is posted to the URL of an alert",
                     "tags": ["alerts"],
                     "parameters": [
                         header("webhook-id", text(), "the same for each attempt", required=True),
@@ -408,8 +408,8 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                     ],
                     "requestBody": json_body(ref("Webhook")),
                     "responses": {
-                        "2XX": {"description": "It is taken. Any other answer has it sent again."},
-                        "410": {"description": "It is not wanted any more: the alert is disabled."},
+                        "2XX": {"description": "The webhook is accepted. After any other answer it is sent again."},
+                        "410": {"description": "The receiver is gone: the alert is disabled."},
                     },
                 }
             }

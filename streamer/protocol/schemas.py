@@ -85,20 +85,20 @@ def schemas(settings: Settings) -> dict[str, Schema]:
     }
     watched: dict[str, Schema] = {
         "open": flag("only those open for business"),
-        "interval": integer("no more often than this, ms", minimum=0, maximum=MAX_INTERVAL),
+        "interval": integer("minimum ms between updates", minimum=0, maximum=MAX_INTERVAL),
     }
     listed = items(VENDOR_ID, maxItems=settings.max_listed)
     cursor: Schema = {"type": ["string", "null"], "description": "`cursor` of the next page; null: the last one"}
     looked_at: dict[str, Schema] = {
-        "area": ref("Area") | {"description": f"at most {settings.alert_extent:.0f} m either way"},
+        "area": ref("Area") | {"description": f"at most {settings.alert_extent:.0f} m wide and high"},
         "vendors": items(VENDOR_ID, minItems=1, maxItems=settings.alert_vendors),
         "open": flag("only vendors that are open"),
-        "metadata": {"type": "object", "description": f"comes with each webhook; at most {MAX_METADATA} bytes"},
+        "metadata": {"type": "object", "description": f"included in each webhook; at most {MAX_METADATA} bytes"},
     }
     alert_common: dict[str, Schema] = {
         "on": items(text(enum=list(EVENTS)), minItems=1),
         "url": text("https://, on the public internet", maxLength=MAX_URL),
-        "quiet": integer("the same vendor and event is not told again for so many ms", minimum=0, maximum=MAX_QUIET),
+        "quiet": integer("ms until the same event of a vendor is reported again", minimum=0, maximum=MAX_QUIET),
     }
     alert_members: dict[str, Schema] = {
         **looked_at,
@@ -115,7 +115,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
     alert_optional: dict[str, Schema] = {
         **looked_at,
         "expires": integer("epoch milliseconds"),
-        "startedAt": integer("events are told from here on, epoch milliseconds; a second or so after its creation"),
+        "startedAt": integer("events are reported from then on, epoch milliseconds; about a second after creation"),
         "failingSince": integer("no webhook was delivered since, epoch milliseconds"),
         "disabled": thing("No events are sent.", {"at": integer("epoch milliseconds"), "reason": text()}),
     }
@@ -190,7 +190,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "time": integer("the server's clock, epoch milliseconds"),
                 "durable": {
                     "type": ["integer", "null"],
-                    "description": "`timestamp` of this vendor's newest stored ping: what an app must not send again",
+                    "description": "`timestamp` of the newest stored ping; pings up to it need not be sent again",
                 },
                 "maxBatch": integer("maximum number of pings in one message", minimum=1),
             },
@@ -205,7 +205,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         ),
         # customer app to server
         "watch": {
-            "description": "Watch an area or some vendors. The same `id` again moves the watch.",
+            "description": "Watch an area or some vendors. A second message with the same `id` moves the watch.",
             "type": "object",
             "properties": {
                 "type": {"const": "watch"},
@@ -273,7 +273,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                 "rejected": items(ref("RejectedPing")),
                 "time": integer("the server's clock, epoch milliseconds"),
             },
-            {"duplicates": integer("number of pings of whose timestamp another position is stored", minimum=1)},
+            {"duplicates": integer("number of pings for whose timestamp another position is stored", minimum=1)},
         ),
         "Found": thing(
             "A page of vendors found by name; without positions.",
@@ -339,7 +339,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             },
         ),
         "AlertRequest": {
-            "description": "An alert: a watch without a connection, whose events go to a URL.",
+            "description": "An alert: a watch without a connection, whose events are sent to a URL.",
             "type": "object",
             "properties": alert_members,
             "required": ["on", "url"],
@@ -354,7 +354,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         "Alert": thing("An alert as its owner sees it.", alert_shown, alert_optional),
         "NewAlert": thing(
             "An alert just created.",
-            {**alert_shown, "secret": text("signs its webhooks (Standard Webhooks); it is not told again")},
+            {**alert_shown, "secret": text("signs its webhooks (Standard Webhooks); returned only here")},
             alert_optional,
         ),
         "Alerts": thing("A page of alerts, the oldest first.", {"alerts": items(ref("Alert")), "next": cursor}),
@@ -378,9 +378,9 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         "Deliveries": thing(
             "A page of webhooks, the newest first.", {"deliveries": items(ref("Delivery")), "next": cursor}
         ),
-        "TestSent": thing("A test on its way.", {"id": text("its `webhook-id`")}),
+        "TestSent": thing("A test webhook.", {"id": text("its `webhook-id`")}),
         "Webhook": thing(
-            "What is posted to the URL of an alert, signed after the Standard Webhooks specification.",
+            "The webhook that is posted to the URL of an alert, signed as Standard Webhooks specifies.",
             {
                 "type": text(enum=[f"vendor.{event}" for event in EVENTS]),
                 "alertId": text(),

@@ -1,8 +1,8 @@
-"""What existing tracker apps send, as ping objects: OwnTracks, the OsmAnd protocol, and JSON of several apps. Pure.
+"""Converts requests of tracker apps to ping objects: OwnTracks, the OsmAnd protocol, and JSON of several apps. Pure.
 
 Trackers keep what is not answered 2xx and send it again before all else. So nothing here refuses a whole request: an
-element that can never be stored becomes the ProtocolError that `decode_pings` rejects it with. Units become ours: epoch
-milliseconds, metres per second, degrees. `docs/trackers.md` has the payloads of each app.
+element that can never be stored becomes the ProtocolError that `decode_pings` rejects it with. Units are converted to
+epoch milliseconds, metres per second and degrees. `docs/trackers.md` has the payloads of each app.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Item = dict[str, Any] | ProtocolError
 
 KMH = 1 / 3.6
 SPEED_UNITS = {"kn": 1852 / 3600, "kmh": KMH, "mps": 1.0}
-"""Metres per second in one unit of speed; the OsmAnd protocol's own is the knot."""
+"""Metres per second in one unit of speed; the OsmAnd protocol's default is the knot."""
 INVALID = frozenset(("false", "0", "no", "n", "v"))
-"""What `valid` is without a fix; `v` is NMEA's."""
+"""Values of `valid` for no fix; `v` is NMEA's."""
 ROOTS = ("location", "locations", "data", "features", "points", "positions")
 """Members that hold the locations of a JSON body."""
 TIMES = ("timestamp", "time", "tst", "recorded_at")
@@ -58,7 +58,7 @@ def _owntracks(body: Any) -> Iterator[Item]:
                 "the message is encrypted: clear the encryption key in the app and use an https:// URL",
             )
         elif type(kind) is not str:
-            yield ProtocolError(ErrorCode.INVALID_MESSAGE, f"an OwnTracks message has a _type, not {shown(message)}")
+            yield ProtocolError(ErrorCode.INVALID_MESSAGE, f"an OwnTracks message needs a _type: {shown(message)}")
 
 
 def osmand_form(parameters: Mapping[str, str]) -> list[Item]:
@@ -82,10 +82,9 @@ def osmand_form(parameters: Mapping[str, str]) -> list[Item]:
 def tracker_json(data: bytes) -> tuple[Iterator[Item], str | None]:
     """Returns the pings of a JSON body, and the identifier of its device, if it has one.
 
-    A body may hold hundreds of thousands of elements, so each becomes a ping only when it is asked for.
-
-    It is what Traccar Client and the background-geolocation plugins post (`location`, `locations`, a bare array or
-    object), Overland's GeoJSON features, or Home Assistant's `update_location`.
+    The body is that of Traccar Client or a background-geolocation plugin (`location`, `locations`, a bare array or
+    object), Overland's GeoJSON features, or Home Assistant's `update_location`. It may hold hundreds of thousands of
+    elements, so pings are made lazily.
     """
     try:
         body = decode_json(data)
@@ -106,7 +105,7 @@ def tracker_json(data: bytes) -> tuple[Iterator[Item], str | None]:
 
 
 def is_overland(data: bytes) -> bool:
-    """Tells whether a JSON body is Overland's, which takes only `{"result":"ok"}` for an answer."""
+    """Returns whether a JSON body is Overland's, which accepts only `{"result":"ok"}` as an answer."""
     try:
         locations = decode_object(data).get("locations")
     except ProtocolError:
@@ -159,7 +158,7 @@ def _item(lat: Any, long: Any, timestamp: Any, heading: Any, speed: Any, *, spee
 
 
 def _no_fix() -> ProtocolError:
-    # It must not quote the request, which may have the token in it.
+    # It must not quote the request, which may contain the token.
     return ProtocolError(ErrorCode.MISSING_FIELD, "the device has no position: no coordinates, valid=false, or 0,0")
 
 
@@ -168,14 +167,14 @@ def _time(value: Any) -> int:
     value = _number(value)
     if type(value) is str and (parts := _TIME.fullmatch(value)):
         year, month, day, hour, minute, second, fraction, hours, minutes = parts.groups()
-        # A + that was not escaped in a URL came as a space.
+        # An unescaped + in a URL arrives as a space.
         zone = f"{hours.replace(' ', '+')}:{minutes or '00'}" if hours else "Z"
         value = f"{year}-{month}-{day}T{hour}:{minute}:{second or '00'}.{fraction or 0}{zone}"
     return epoch_ms(value)
 
 
 def _number(value: Any) -> Any:
-    """A number where text is one; else the value as it came, for the checks to name it."""
+    """Converts text to a number; returns any other value unchanged, so that the checks can quote it."""
     if type(value) is not str or "_" in value:
         return value
     try:
@@ -198,5 +197,5 @@ def basic(header: str) -> tuple[str, str] | None:
 
 
 def is_token(text: str | None) -> bool:
-    """Tells whether an identifier typed into an app is a token rather than a name: a JWT begins with `{"`, encoded."""
+    """Returns whether an identifier typed into an app is a token, not a name: a JWT begins with `{"`, encoded."""
     return text is not None and text.startswith("eyJ") and text.count(".") == 2

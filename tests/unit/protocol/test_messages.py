@@ -129,7 +129,7 @@ def test_not_json(decode: Any, data: bytes | str) -> None:
 @pytest.mark.parametrize("decode", [vendor, watched])
 def test_not_an_object(decode: Any, value: Any) -> None:
     """JSON that is no object is no message."""
-    with pytest.raises(ProtocolError, match="a message is a JSON object") as wrong:
+    with pytest.raises(ProtocolError, match="a message must be a JSON object") as wrong:
         decode(orjson.dumps(value))
     assert wrong.value.code is ErrorCode.INVALID_MESSAGE
 
@@ -386,7 +386,7 @@ def test_invalid_seq(seq: Any) -> None:
         {"lat": 1, "long": 2, "seq": seq},
         {"type": "pings", "pings": [{"lat": 1, "long": 2}, {"seq": seq}]},
     ):
-        with pytest.raises(ProtocolError, match="seq is an integer that rises") as wrong:
+        with pytest.raises(ProtocolError, match="seq must be a rising integer") as wrong:
             vendor(message, 7)
         assert wrong.value.code is ErrorCode.INVALID_MESSAGE
 
