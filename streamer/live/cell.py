@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from streamer.live.view import View
 
 EMPTY_DICT: Any = {}
-"""Shared by all that hold nothing, which is most; never added to."""
+"""Shared by all empty cells, which are the most; never modified."""
 EMPTY_LIST: list[Any] = []
 """The same for lists."""
 
@@ -18,8 +18,8 @@ EMPTY_LIST: list[Any] = []
 class Cell:
     """Vendors and views of one cell of one grid.
 
-    An idle watcher may have eighty of these to itself, so memory counts: views are in lists, a quarter of a dict, in
-    which one that ended stays until half of them have; and the list of a view alone is shared by all its cells.
+    An idle watcher may be the only one in eighty cells, so memory matters: views are in lists, a quarter of the size of
+    a dict. A view that ended stays in the list until half of them have ended. Cells with only one view share its list.
     """
 
     __slots__ = ("_ended", "_joined", "_joined_open", "boundary", "id", "moved", "unmeasured", "vendors", "whole")
@@ -30,7 +30,7 @@ class Cell:
         self.whole: list[View] = EMPTY_LIST
         """Views whose area contains all of the cell, and some that ended."""
         self.boundary: list[View] = EMPTY_LIST
-        """Views whose area contains a part of the cell at most, and some that ended."""
+        """Views whose area contains only a part of the cell, and some that ended."""
         self._ended = 0
         self.unmeasured = 0
         """Vendors that moved in it since its boundary tests were last measured."""
@@ -70,7 +70,7 @@ class Cell:
             self.boundary = _extended(self.boundary, alone)
 
     def view_ended(self) -> None:
-        """Counts a view that ended, and removes those when they are half of all."""
+        """Counts a view that ended, and removes such views once they are half of all."""
         self._ended += 1
         if 2 * self._ended > len(self.whole) + len(self.boundary):
             self._ended = 0

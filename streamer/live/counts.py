@@ -1,4 +1,4 @@
-"""How many vendors there are where: groups of vendors over an area, for maps that are zoomed out.
+"""Counts of vendors by group over an area, for maps that are zoomed out.
 
 A group is a square of 180°/2^k, cut along the cells of the grid: a cell belongs to the group of its centre. So a cell
 wholly inside the area is counted at once, and only vendors in cells at the area's boundary are tested one by one.
@@ -21,17 +21,17 @@ from streamer.protocol.messages import DEFAULT_DETAIL, Group
 FINEST = 12
 """The smallest groups: 180°/2^12, 5 km."""
 COARSEST = 5
-"""The coarsest level whose cells are counted: a change in a cell has all its vendors counted again."""
+"""The coarsest level whose cells are counted: after a change in a cell all its vendors are counted again."""
 CELLS_IN_GROUP = 4
 """Minimum height of a group in cells, where the grid has cells that small."""
 MOST_COVERED = 2_048
-"""Cells up to which the cover of an area is kept; for a larger one all cells with vendors are compared with the box."""
+"""Largest cover of an area that is kept, in cells; for a larger area all cells with vendors are tested."""
 AT_ONCE = 2_000
-"""Vendors that are added up before the event loop gets its turn, and again each round."""
+"""Vendors that are added up before the event loop gets a turn, and that are added up again each round."""
 CELL_COST, TEST_COST, POLYGON_TEST_COST = 4, 2, 8
-"""What a cell and a vendor at the area's boundary take, where adding up a vendor takes 1."""
+"""Cost of a cell and of a vendor at the area's boundary, relative to adding up one vendor."""
 RECOUNTS = 3
-"""How often cells that change while they are counted are counted again at most; each time they are fewer."""
+"""Maximum number of recounts of cells that change during the count; each recount has fewer of them."""
 SETTLED = 1 / 64
 """The share of a group's height by which its mean must move to be sent again."""
 
@@ -39,11 +39,11 @@ _SLACK = 1e-9
 _COLUMNS = 1 << 20
 
 Sums = list[float]
-"""Of one group: vendors, open ones, online ones, and the sums of lat and long."""
+"""The number of vendors of a group, of open and of online ones, and the sums of lat and long."""
 
 
 class CountsKey(NamedTuple):
-    """What makes two watches see the same groups."""
+    """What two watches with the same groups have in common."""
 
     area: Area
     level: int
@@ -51,16 +51,16 @@ class CountsKey(NamedTuple):
     open: bool
 
     def name(self, group: int) -> str:
-        """A group as the wire has it."""
+        """A group's name in messages."""
         return f"{self.level}.{group // _COLUMNS}.{group % _COLUMNS}"
 
 
 def counts_key(area: Area, detail: int, only_open: bool) -> CountsKey:
-    """The key for about `detail` groups at most: the finest level at which the area's box has no more."""
+    """The key for at most about `detail` groups: the finest level at which the area's box has no more."""
     bounds = area.bounds()
     width = bounds.east - bounds.west if bounds.west <= bounds.east else bounds.east - bounds.west + 360.0
     if isinstance(area, Polygon):
-        detail = min(detail, DEFAULT_DETAIL)  # the cover of one with finer groups takes too long
+        detail = min(detail, DEFAULT_DETAIL)  # a cover with finer groups takes too long
     level = FINEST
     while level > 1 and _groups(bounds.north - bounds.south, level) * _groups(width, level) > detail:
         level -= 1
@@ -72,9 +72,9 @@ def _groups(degrees: float, level: int) -> float:
 
 
 class CellSums:
-    """Sums of whole cells of an index, kept until something but a vendor's place in its cell changes.
+    """Sums of whole cells of an index, kept until something other than positions within the cell changes.
 
-    `mine` decides which vendors are counted. Means of places lag behind: AT_ONCE vendors are added up again each round.
+    `mine` decides which vendors are counted. Mean positions lag behind: AT_ONCE vendors are added up again each round.
     """
 
     def __init__(self, index: LiveIndex, mine: Callable[[Vendor], bool]) -> None:
@@ -90,7 +90,7 @@ class CellSums:
         return self._grids.setdefault((level, only_open), {})
 
     def refresh(self) -> None:
-        """Forgets the sums of cells that changed, and those that were not added up for longest."""
+        """Forgets the sums of cells that changed, and the oldest sums."""
         self.refreshed += 1
         for (level, _), sums in self._grids.items():
             for at in self.index.recount[level]:
@@ -105,7 +105,7 @@ class CellSums:
             changed.clear()
 
     def stop(self) -> None:
-        """Counts no more."""
+        """Stops counting."""
         self.index.recount.clear()
         self._grids.clear()
 
@@ -122,7 +122,7 @@ class Counter:
             self._level += 1
         area = key.area
         self._located: dict[int, tuple[bool | None, int]] = {}
-        """Of cells in which vendors were: whether it is wholly inside (None: outside), and its group."""
+        """For each cell that had vendors: whether it is wholly inside (None: outside), and its group."""
         self._whole: frozenset[int] | None = None
         self._boundary: frozenset[int] = frozenset()
         self._uncovered = not isinstance(area, Box) or self._estimate(area) <= MOST_COVERED
@@ -133,7 +133,7 @@ class Counter:
         return ((box.north - box.south) / size + 1) * (width / size + 1)
 
     async def count(self, cells: CellSums) -> dict[int, Sums]:
-        """The sums by group; everybody else has a turn after each step."""
+        """The sums by group; the event loop gets a turn after each step."""
         groups: dict[int, Sums] = {}
         for _ in self.steps(cells, groups):
             await asyncio.sleep(0)
@@ -197,7 +197,7 @@ class Counter:
                         yield
                         work = 0
                 if inside and refreshed == cells.refreshed:
-                    # Otherwise what changed in the cell meanwhile is not known any more.
+                    # Otherwise changes in the cell since then would be lost.
                     whole[at] = sums
             if sums is not None:
                 added[at] = group, sums
@@ -278,7 +278,7 @@ def add(held: Sums, more: Iterable[float]) -> Sums:
 
 
 class CountsView:
-    """The groups that all watches of one key were sent last."""
+    """The groups that were last sent to the watches of one key."""
 
     def __init__(self, key: CountsKey) -> None:
         self._key = key
@@ -286,7 +286,7 @@ class CountsView:
         self._settled = SETTLED * 180.0 / (1 << key.level)
 
     def update(self, groups: Mapping[int, Sums]) -> list[Group]:
-        """Takes new sums in; returns the groups that changed enough to be sent, a count of 0 for those now empty."""
+        """Applies new sums; returns the groups that changed enough to be sent, with a count of 0 if now empty."""
         changed: list[Group] = []
         for number, (count, opened, online, lat, long) in groups.items():
             held = self._shown.get(number)

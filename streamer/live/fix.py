@@ -12,8 +12,8 @@ from streamer.clocks import CLOCK_TOLERANCE
 def order(version: int, held: int, now: int) -> int:
     """Returns 1 if a version replaces the held one (up to 0: none is held), -1 if it does not, 0 if they are equal.
 
-    One that is ahead of the clock by more than clocks may differ is of a process whose clock is wrong, and yields to
-    every other: it would hide all until that time.
+    A version that is ahead of the clock by more than the tolerance is from a process with a wrong clock. It is replaced
+    by every other version: otherwise it would hide all of them until that time.
     """
     limit = now + CLOCK_TOLERANCE
     if held > 0 and (held > limit) != (version > limit):
@@ -25,7 +25,7 @@ class Fix(NamedTuple):
     """Where a vendor was: `timestamp` epoch ms, degrees, degrees clockwise from north, m/s.
 
     Two pings of one vendor and timestamp can reach two processes at once; PostgreSQL stores one of them. All processes
-    must end with that one, whatever order they learn of them in, so fixes are totally ordered: by version, timestamp,
+    must end with that one, in whatever order they receive them, so fixes are totally ordered: by version, timestamp,
     whether it is known to be the stored one, and finally by their bytes.
     """
 
@@ -37,21 +37,21 @@ class Fix(NamedTuple):
     ahead: int = 0
     """Milliseconds by which the timestamp was ahead of the server's clock when the ping arrived."""
     stored: bool = False
-    """PostgreSQL holds this one where another ping of the same timestamp was shown."""
+    """PostgreSQL stored this fix, after another ping with the same timestamp was shown."""
 
     @property
     def version(self) -> int:
-        """What the newest wins by: the timestamp, or the arrival of a fix whose timestamp was ahead."""
+        """The order of fixes: the timestamp, or the time of arrival if the timestamp was ahead."""
         return self.timestamp - self.ahead
 
     def register(self, vendor_id: str) -> bytes:
-        """The JSON of Redis messages and hashes; of one version and vendor, a greater fix has greater bytes."""
+        """The JSON of Redis messages and hashes; for equal version and vendor, a greater fix has greater bytes."""
         return b"%b" % orjson.dumps(  # copied out of the 4 KB that orjson writes to
             (vendor_id, self.timestamp, int(self.stored), self.lat, self.long, self.heading, self.speed, self.ahead)
         )
 
     def replaces(self, held: Fix, now: int) -> bool:
-        """Whether this fix is to be held instead; the same answer in every process, whichever came first."""
+        """Whether this fix replaces the held one; all processes decide the same, whichever came first."""
         if newer := order(self.timestamp - self.ahead, held.timestamp - held.ahead, now):
             return newer > 0
         if self.timestamp != held.timestamp or self.stored != held.stored:

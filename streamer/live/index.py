@@ -1,15 +1,14 @@
 """The live index: the vendors on the map, their watchers, and what entered, moved or left. Pure.
 
-Changes of vendors go in (`VendorIndex`); `tick` turns all changes since the last tick into one frame per watch. What a
-client holds is the state of its last frame, a function of the vendors' states then, so nothing is remembered per watch
-and vendor:
+`VendorIndex` receives the changes of vendors; `tick` turns all changes since the last tick into one frame per watch.
+What a client holds is a function of the vendors' states at its last frame, so nothing is stored per watch and vendor:
 
 - Watches of the same area share one `View`; its update is encoded once.
 - A cell wholly inside an area needs no test: its moved vendors are joined once and shared by all views.
-- A watch that can't be written to (or is paced by its interval) falls behind: then, and only then, it keeps the ids of
-  what changed, merged, bounded by the vendors in its area.
-- Boundary tests are measured now and then and charged to the clients of the watches. A watch whose client has used up
-  what it may rests: it leaves its view, and gets a snapshot now and then.
+- A watch that can't be written to (or waits for its interval) falls behind. Only then it keeps the ids of what changed,
+  merged, bounded by the vendors in its area.
+- Boundary tests are measured by sampling and charged to the clients of the watches. A watch whose client has used up
+  its budget rests: it leaves its view, and gets occasional snapshots.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from streamer.live.watch import FrameKind, Rest, Watch
 from streamer.protocol.messages import encode_snapshot
 
 MEASURE_EVERY = 64
-"""Moves in a cell of which one tick's boundary tests are measured, so that it takes a fraction of what they take."""
+"""Moves in a cell after which one tick's boundary tests are measured, so that measuring costs little."""
 SLICE = 1000
-"""Vendors that are looked at together for a snapshot."""
+"""Vendors that are tested at once for a snapshot."""
 PART = 400
 """The same for the parts that follow a large snapshot."""
 POLYGON_TESTS = 4
-"""How many vendors one counts for whose polygon is tested: some polygons take as much."""
+"""Cost of a polygon test, in vendors: some polygons take as long as this many."""
 LEAST_CHARGE = 1e-4
-"""CPU seconds for each watch of a view from which on they are charged."""
+"""CPU seconds per watch of a view from which on they are charged."""
 WORK = 5e-4
 """CPU seconds of one tick after which no more snapshots are begun or continued in it."""
 
@@ -48,7 +47,7 @@ Move = tuple[Vendor, float, float, float, float]
 
 
 class Ticked(NamedTuple):
-    """What a tick did: frames written, and watches that are `waiting` still."""
+    """What a tick did: frames written, and watches that are still `waiting`."""
 
     frames: int
     waiting: int
@@ -79,11 +78,11 @@ class LiveIndex(VendorIndex):
         self.delivered = 0
         """Positions in them."""
         self.unfinished = False
-        """Whether the next tick has more of a large snapshot for a client that can take it."""
+        """Whether the next tick has more of a large snapshot for a client that is ready for it."""
         self.aside = 0.0
         """CPU seconds of the last tick that less frequent ticks would not save: tests, and parts of snapshots."""
         self.observer: Callable[[Mapping[Vendor, Before]], object] | None = None
-        """Called in each tick with the vendors that changed since the last one, and what they were then."""
+        """Called in each tick with the vendors that changed since the last one, and their state then."""
         self._viewed: dict[int, int] = {}
         """Views on each level's grid."""
         self._listed: dict[str, dict[View, None]] = {}
@@ -141,7 +140,7 @@ class LiveIndex(VendorIndex):
                 self._waiting[watch] = None
 
     def members(self, key: ViewKey) -> tuple[list[Vendor], list[Vendor]]:
-        """Returns vendors in an area or list now, and, after SLICE of them, those for which `key.holds` decides."""
+        """Returns vendors in an area or list now, and those beyond SLICE, which the caller tests with `key.holds`."""
         view = self.views.get(key) or self._attach(key)
         try:
             found, rest = self._members(view)
@@ -218,7 +217,7 @@ class LiveIndex(VendorIndex):
         return Ticked(frames, self.waiting)
 
     def _start_over(self) -> None:
-        """Forgets a tick that failed halfway, and makes every watch right again by a snapshot."""
+        """Discards a tick that failed midway, and corrects every watch by a snapshot."""
         for cells in self._grids:
             for cell in cells.values():
                 cell.end_tick()
@@ -323,7 +322,7 @@ class LiveIndex(VendorIndex):
             watch.behind = self.unfinished = True
             self._waiting[watch] = None
         if self._changed:
-            # The others get these changes with the next tick; this watch has some of them already.
+            # The other watches get these changes with the next tick; this one has some of them already.
             known = frozenset(self._changed)
             watch.fresh = (known, known.intersection(members))
             watch.behind = True
@@ -372,8 +371,8 @@ class LiveIndex(VendorIndex):
                     self._note(view, vendor, before, changed_views)
 
     def _collect_boundary(self, cell: Cell, changed: dict[Vendor, Before], changed_views: list[View]) -> None:
-        """Does the same for the views that hold a part of a cell at most, and the vendors that moved within it."""
-        # Where areas differ, most decisions of a tick are made here, so nothing is called but `contains`.
+        """Does the same for the views that contain only a part of a cell, and the vendors that moved within it."""
+        # With many different areas most of a tick is spent here, so only `contains` is called.
         moves = []
         for vendor in cell.moved or ():
             fix, old = vendor.shown, changed[vendor][1]
@@ -390,7 +389,7 @@ class LiveIndex(VendorIndex):
             self._measured[view] = None
 
     def _test(self, views: Iterable[View], moves: list[Move], changed_views: list[View]) -> None:
-        """Notes in each view which of its vendors moved in a cell that it holds a part of."""
+        """Notes in each view which of its vendors moved in a cell that it contains only a part of."""
         for view in views:
             if view.ended:
                 continue
@@ -411,7 +410,7 @@ class LiveIndex(VendorIndex):
                         view.note(vendor, was=was, now=now)
 
     def _charge(self, view: View, now: int) -> None:
-        """Charges what was measured of a view to those who watch, and has the watches of whoever used too much rest."""
+        """Charges a view's measured CPU time to its clients; watches of clients beyond their budgets rest."""
         count = len(view.watches)
         if view.cost < LEAST_CHARGE * count:
             return
@@ -440,7 +439,7 @@ class LiveIndex(VendorIndex):
             if watch.fresh is not None or watch.snapshot_due:
                 continue
             writer = watch.writer
-            # The first comparison spares the usual watch a call.
+            # The first comparison saves a call for most watches.
             if watch.behind or (watch.due > now and watch.held(now)) or not writer.ready():
                 watch.behind = True
                 watch.merge(view)

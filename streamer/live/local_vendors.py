@@ -1,4 +1,4 @@
-"""The vendors this process serves: their open sockets, and what of them other processes must learn. Pure."""
+"""The vendors this process serves: their open sockets, and the changes to publish to other processes. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from streamer.live.vendor import Card, Presence, Vendor
 
 
 class Part:
-    """What of a vendor changed and must be written to Redis: bits of an int; an enum costs ten times as much."""
+    """The parts of a vendor that must be written to Redis: bits of an int, as an enum is ten times slower."""
 
     FIX: Final = 1
     CARD: Final = 2
     PRESENCE: Final = 4
     HTTP: Final = 8
     CLAIM: Final = 16
-    """This process begins to serve the vendor: where it was before must be looked up."""
+    """This process begins to serve the vendor: its previous cell must be looked up."""
     ALL: Final = 31
 
 
@@ -27,7 +27,7 @@ class LocalVendors:
     """Puts this process's vendors into the live index.
 
     Args:
-        mark: Called with a vendor's id and the parts that other processes must learn.
+        mark: Called with a vendor's id and the parts to publish to other processes.
         changed: Called when the index changed.
     """
 
@@ -53,7 +53,7 @@ class LocalVendors:
         self._changed()
 
     def disconnect(self, vendor_id: str, now: int) -> None:
-        """Counts a vendor's socket that ended; with the last one the time begins after which it is offline."""
+        """Counts a vendor's socket that ended; the last one starts the time after which the vendor is offline."""
         count = self.sockets.get(vendor_id, 0)
         if count == 0:
             return  # deleted meanwhile
@@ -71,7 +71,7 @@ class LocalVendors:
         self._changed()
 
     def reclaim(self, vendor_id: str, now: int) -> None:
-        """Claims a vendor again whose newest connection ended elsewhere while one is open here."""
+        """Claims a vendor again if its newest connection ended on another process while one is open here."""
         if self.sockets.get(vendor_id, 0) > 0:
             self.claim(vendor_id, now)
             self._mark(vendor_id, Part.ALL)
@@ -87,14 +87,14 @@ class LocalVendors:
         )
 
     def let_go(self, vendor_id: str) -> None:
-        """Forgets a vendor that another process serves now, or none."""
+        """Forgets a vendor that this process does not serve any more."""
         self.sockets.pop(vendor_id, None)
         self._reported.pop(vendor_id, None)
         if (vendor := self.index.vendors.get(vendor_id)) is not None:
             self.index.note_count(vendor)
 
     def serves(self, vendor: Vendor) -> bool:
-        """Returns whether of all processes it is this one that counts a vendor: the one with its last sign of life."""
+        """Returns whether this process counts the vendor, as it has the newest connection or HTTP ping of all."""
         presence = vendor.presence
         if presence.owner and not presence.ended:
             return presence.owner == self.index.me
@@ -110,7 +110,7 @@ class LocalVendors:
 
     def fix(self, vendor_id: str, fix: Fix, now: int) -> None:
         """Shows the newest fix of a vendor served here, if its plan allows it."""
-        if fix.timestamp > now + CLOCK_TOLERANCE:  # less may be the clock of a server
+        if fix.timestamp > now + CLOCK_TOLERANCE:  # a smaller difference may be due to servers' clocks
             fix = fix._replace(ahead=fix.timestamp - self._version(vendor_id, fix.timestamp, now))
         if self.shows is None or self.shows(vendor_id, fix):
             self.show(vendor_id, fix, now)
@@ -120,18 +120,18 @@ class LocalVendors:
         vendor = self.index.vendors.get(vendor_id)
         if vendor is None or vendor.fix.timestamp >= timestamp:
             return now
-        # The older fix may have been just within the tolerance, so that its version is its timestamp.
+        # An older fix that was just within the tolerance has its timestamp as its version.
         held = vendor.fix.version
         return held if now < held <= now + CLOCK_TOLERANCE else now
 
     def show(self, vendor_id: str, fix: Fix, now: int) -> None:
-        """Shows a fix of a vendor served here; of two of one timestamp the first to arrive."""
+        """Shows a fix of a vendor served here; of two with the same timestamp, the first to arrive."""
         vendor = self.index.vendors.get(vendor_id)
         if vendor is None or vendor.fix.timestamp != fix.timestamp:
             self._put(vendor_id, fix, now)
 
     def correct(self, vendor_id: str, timestamp: int, lat: float, long: float, now: int) -> None:
-        """Shows the position that PostgreSQL holds for a timestamp, where another one of that timestamp is shown."""
+        """Shows the position that PostgreSQL stored for a timestamp, if another one is shown."""
         vendor = self.index.vendors.get(vendor_id)
         if vendor is None or vendor.fix.timestamp != timestamp:
             return
@@ -158,7 +158,7 @@ class LocalVendors:
         self._changed()
 
     def card(self, vendor_id: str, card: Card, now: int) -> None:
-        """Takes a vendor's card, which may have changed; of two of one millisecond the later one."""
+        """Takes a vendor's card, which may have changed; of two from the same millisecond, the later one."""
         held = self.index.vendors.get(vendor_id)
         if held is not None and held.card.version == card.version and held.card != card:
             card = card._replace(version=card.version + 1)

@@ -1,8 +1,8 @@
-"""Watches of clients that exceed their budgets: each gets a snapshot now and then instead of updates. Pure.
+"""Watches of clients that exceed their budgets: each gets occasional snapshots instead of updates. Pure.
 
 Clients take turns, so one with many such watches does not delay one with few. A turn makes a part of one snapshot, and
-all turns together use a share of the CPU time. A vendor is looked at once for a snapshot and encoded at that moment;
-what happens afterwards is in the next one.
+all turns together use a share of the CPU time. Each vendor is tested once per snapshot and encoded at that moment;
+later changes are in the next snapshot.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from streamer.protocol.messages import encode_snapshot, update_body
 LEAST_REST = 0.5
 """Seconds between two snapshots of a watch at least."""
 LOOK_AGAIN = 0.1
-"""Seconds after which a client is looked at again that could not have its turn."""
+"""Seconds after which a client that could not have its turn is checked again."""
 WORK = 5e-4
-"""CPU seconds of one tick after which nobody else gets a turn in it."""
+"""CPU seconds of one tick after which no other client gets a turn in it."""
 AHEAD = 0.01
 """CPU seconds that may be used ahead of the share of all turns."""
 PART = 2e-4
-"""CPU seconds for which one turn looks at vendors. Their number says little: a polygon's first tests take most."""
+"""CPU seconds of one turn. It is not limited by a number of vendors, as a polygon's first tests take most of it."""
 AT_ONCE = 5
 """Vendors that are looked at before the time is."""
 FORGET = 60.0
-"""Seconds beyond which a time ahead is due to a clock that was set back."""
+"""A time further ahead than this, in seconds, means that the clock was set back."""
 MOST_CARDS = 1000
 """Vendors in one message."""
 
@@ -53,7 +53,7 @@ class _Poll:
         self.key = key
         self.due = due
         self.owed = owed
-        """It is the answer to a message, which was paid for."""
+        """It answers a message, which was charged already."""
         self.cells: tuple[int, ...] | None = None
         self.to_look_at: list[Vendor] | None = None
         self.cards: list[bytes] = []
@@ -76,7 +76,7 @@ class Resting:
 
     Args:
         find: Returns the vendors in these cells of an area, or those of a list.
-        resume: Has a watch get updates again.
+        resume: Makes a watch get updates again.
         share: The share of a core that all snapshots may take.
     """
 
@@ -88,7 +88,7 @@ class Resting:
         share: float,
     ) -> None:
         self.unfinished = False
-        """Whether somebody else could have had a turn in the last `step`."""
+        """Whether the last `step` left a client waiting that could have had a turn."""
         self._frames = self._sent = self._delivered = 0
         """Written in the current step."""
         self._find = find
@@ -96,7 +96,7 @@ class Resting:
         self._cpu_clock = cpu_clock
         self._share = share
         self._free_at = 0.0
-        """When what was used is made up for, epoch seconds."""
+        """When the used CPU time is within the share again, epoch seconds."""
         self._clients: dict[Payer, _Client] = {}
         self._turns: list[tuple[int, int, _Client]] = []
         self._watches = 0
@@ -110,7 +110,7 @@ class Resting:
         return payer in self._clients
 
     def add(self, watch: Watch, key: ViewKey, now: int, *, owed: bool = False) -> None:
-        """Has a watch rest; `owed`: its client waits for a snapshot."""
+        """Adds a watch; `owed`: its client waits for a snapshot."""
         assert watch.payer is not None
         client = self._clients.get(watch.payer)
         if client is None:
@@ -133,7 +133,7 @@ class Resting:
             del self._clients[client.payer]
 
     def step(self, now: int, used: float = 0.0) -> Turns:
-        """Gives clients their turns for what is left of WORK in a tick that has used so many CPU seconds of it."""
+        """Gives clients their turns, for the rest of WORK in a tick that has used this many CPU seconds of it."""
         self.unfinished = False
         self._frames = self._sent = self._delivered = 0
         while self._turns and self._due(now) and self._may_go_on(now / 1000):
@@ -183,7 +183,7 @@ class Resting:
         heapq.heappush(self._turns, (due, client.turn, client))
 
     def _poll(self, watch: Watch, poll: _Poll, now: int) -> None:
-        """Looks at some more vendors, and writes a frame if it is full or the last one."""
+        """Tests some more vendors, and writes a frame if it is full or the last one."""
         area = poll.key.area
         if poll.cells is None:
             covered = ((), ()) if area is None else cover(area, cover_level(area))

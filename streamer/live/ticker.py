@@ -1,4 +1,4 @@
-"""Ticks the live index: at once after a quiet time, and as often as the cadence of ticks allows."""
+"""Ticks the live index: at once after a quiet time, otherwise as often as the cadence of ticks allows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from streamer.cadence import Cadence
 from streamer.live.index import LiveIndex
 
 SUSPENDED = 5000
-"""Milliseconds between two runs of `expire` after which this process can't say which other process was silent."""
+"""After a pause of this many ms between two runs of `expire`, silence of other processes is not counted."""
 LOOK_AGAIN = 0.1
-"""Seconds until watches that wait are looked at again."""
+"""Seconds until waiting watches are checked again."""
 GO_ON = 0.002
-"""Seconds from one tick to another that only goes on with snapshots."""
+"""Seconds from one tick to another that only continues snapshots."""
 
 
 class Ticker:
-    """Ticks an index after it changed; `changed` may be called from anywhere in the loop, as often as needed."""
+    """Ticks an index after it changed; `changed` may be called anywhere in the loop, as often as needed."""
 
     def __init__(self, index: LiveIndex, clock: Callable[[], int], cadence: Cadence) -> None:
         self.frames = 0
@@ -38,8 +38,8 @@ class Ticker:
     def changed(self) -> None:
         """Schedules a tick.
 
-        One that only goes on with snapshots counts for nothing in the cadence: those of clients that watch much must
-        not make changes wait.
+        A tick that only continues snapshots does not count in the cadence: the snapshots of clients with large areas
+        must not delay changes.
         """
         if self._loop is None or self._soon:
             return
@@ -95,7 +95,7 @@ class Ticker:
         if self._index.unfinished:
             self.changed()
         elif ticked.waiting and self._timer is None:
-            # Watches wait for their client or their interval: look again even if nothing changes.
+            # Watches wait for their client or their interval: check again even if nothing changes.
             self._tick_after(max(self._cadence.wait(), LOOK_AGAIN))
 
     async def expire(self, departed: Callable[[list[str]], None]) -> None:
@@ -105,7 +105,7 @@ class Ticker:
             await asyncio.sleep(0.5)
             now = self._clock()
             if not 0 <= now - before <= SUSPENDED:
-                # Suspended, or the clock was set: what the other processes sent meanwhile is not read yet.
+                # The process was suspended, or the clock was set: messages of other processes are not read yet.
                 self._index.pardon(now)
             before = now
             while True:

@@ -23,7 +23,7 @@ class Card(NamedTuple):
     """Off every map while it is closed, at its own request."""
 
     def register(self, vendor_id: str) -> bytes:
-        """The JSON of Redis messages and hashes; of two of one version the greater bytes win."""
+        """The JSON of Redis messages and hashes; of two with the same version the greater bytes win."""
         return dumps((vendor_id, *self))
 
 
@@ -65,7 +65,7 @@ class Vendor:
         self.born = now
         self.fix = NO_FIX
         self.shown = NO_FIX
-        """Where customers see it: the fix, or near it while it is closed."""
+        """The position that customers see: the fix, or a coarse one while it is closed."""
         self.card = NO_CARD
         self.presence = NO_PRESENCE
         self.http = 0
@@ -83,12 +83,12 @@ class Vendor:
 
     @property
     def known(self) -> bool:
-        """Whether its fix and card are."""
+        """Whether its fix and card are known."""
         return self.fix.timestamp >= 0 and self.card.version >= 0
 
     @property
     def timestamp(self) -> int:
-        """When it was where it is; -1: not known."""
+        """The timestamp of its fix; -1: not known."""
         return self.fix.timestamp
 
     def fix_bytes(self) -> bytes:
@@ -140,5 +140,5 @@ class Owner:
     def __init__(self, heard: int) -> None:
         self.heard = heard
         self.lost = False
-        """Silent for so long that its vendors count as offline."""
+        """Whether it has been silent for so long that its vendors count as offline."""
         self.vendors: set[Vendor] = set()

@@ -1,7 +1,7 @@
 """The vendors that a process knows: where each is, whether it is online, and in which cells it is seen. Pure.
 
-Of what several processes say of a vendor the newest counts, whatever order it comes in. What changed is kept until the
-next tick with what was so before.
+Of several processes' states of a vendor the newest counts, in whatever order they arrive. A changed vendor is kept
+until the next tick, with its previous state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamer.live.vendor import NO_FIX, Before, Card, Owner, Presence, Vendor
 from streamer.live.visibility import Visibility
 
 AT_ONCE = 500
-"""Vendors that go offline or leave before the event loop gets its turn: about 3 ms."""
+"""Vendors that go offline or leave before the event loop gets a turn: about 3 ms."""
 
 
 class VendorIndex:
@@ -35,15 +35,15 @@ class VendorIndex:
         self.recounted = 0
         """The number of the last such change."""
         self.frozen = False
-        """While Redis is away nothing is heard of other processes, so none of them counts as lost."""
-        # All are kept from the start: to fill one when a view first needs it would stop the loop for as long as there
-        # are vendors, and a vendor changes its cell on the coarse ones seldom.
+        """While Redis is away no process can be heard, so none of them counts as lost."""
+        # All levels are kept from the start: filling one when a view first needs it would block the loop for long, and
+        # vendors seldom change their cell on coarse levels.
         self._grids: list[dict[int, Cell]] = [{} for _ in range(LEVELS)]
         self._changed: dict[Vendor, Before] = {}
         self._deadlines: list[tuple[int, int, Vendor]] = []
         self._order = 0
         self._lost: list[Vendor] = []
-        """Vendors of processes that were found lost, to be looked at."""
+        """Vendors of processes that were found lost, to be updated."""
 
     def put_fix(self, vendor_id: str, fix: Fix, now: int) -> bool:
         """Takes a fix if it replaces the one held; returns whether it was taken."""
@@ -51,7 +51,7 @@ class VendorIndex:
         if vendor is None:
             vendor = self.vendors[vendor_id] = Vendor(vendor_id, now)
         elif (
-            # The usual case is decided without comparing closely: neither is ahead of its time, and this one is newer.
+            # The usual case needs no full comparison: neither timestamp is ahead, and this one is newer.
             (fix.timestamp <= vendor.fix.timestamp or fix.timestamp > now or fix.ahead or vendor.fix.ahead)
             and vendor.fix is not NO_FIX
             and not fix.replaces(vendor.fix, now)
@@ -68,7 +68,7 @@ class VendorIndex:
     def put_card(self, vendor_id: str, card: Card, now: int) -> bool:
         """Takes a card if it replaces the one held; returns whether anything that customers see changed.
 
-        As with fixes, a version of a process whose clock is wrong yields to every other.
+        As with fixes, a version from a process with a wrong clock is replaced by every other.
         """
         vendor = self._vendor(vendor_id, now)
         newer = order(card.version, vendor.card.version, now)
@@ -112,7 +112,7 @@ class VendorIndex:
         return True
 
     def remove(self, vendor_id: str) -> None:
-        """Removes a vendor: it was deleted, or this process need not know it any more."""
+        """Removes a vendor that was deleted, or that this process does not need any more."""
         vendor = self.vendors.pop(vendor_id, None)
         if vendor is not None:
             self._leave(vendor)
@@ -121,22 +121,22 @@ class VendorIndex:
                 owner.vendors.discard(vendor)
 
     def owner_heard(self, owner: str, at: int, now: int) -> None:
-        """Takes a sign of life of a process."""
+        """Takes a heartbeat of a process."""
         known = self._owner(owner)
-        known.heard = max(min(known.heard, now), at)  # ahead of now: heard before the clock was set back
+        known.heard = max(min(known.heard, now), at)  # a time ahead of now is from before the clock was set back
         if known.lost and known.heard + self.offline_after > now:
             known.lost = False
             for vendor in tuple(known.vendors):
                 self._settle(vendor, now)
 
     def pardon(self, now: int) -> None:
-        """Counts every process that is not lost yet as heard now: none could be heard for a while."""
+        """Counts every process that is not lost yet as heard now, as none could be heard for a while."""
         for name, owner in tuple(self.owners.items()):
             if not owner.lost:
                 self.owner_heard(name, now, now)
 
     def expire(self, now: int) -> list[str]:
-        """Lets vendors go offline and leave by time, AT_ONCE at most, while any is `due`. Returns the ids that left."""
+        """Makes up to AT_ONCE vendors that are due go offline or leave. Returns the ids that left."""
         if not self.frozen:
             for name, owner in tuple(self.owners.items()):
                 if name != self.me and owner.heard + self.offline_after <= now:
@@ -166,7 +166,7 @@ class VendorIndex:
         return departed
 
     def due(self, now: int) -> bool:
-        """Returns whether `expire` has more vendors to look at."""
+        """Returns whether `expire` has more vendors to update."""
         return bool(self._lost or (self._deadlines and self._deadlines[0][0] <= now))
 
     def cells(self, level: int) -> Mapping[int, Cell]:
@@ -174,7 +174,7 @@ class VendorIndex:
         return self._grids[level]
 
     def note_count(self, vendor: Vendor) -> None:
-        """Has the cell of a vendor counted again."""
+        """Marks the cell of a vendor to be counted again."""
         if self.recount and vendor.cell >= 0:
             self.recounted += 1
             for level, cells in self.recount.items():
@@ -208,26 +208,27 @@ class VendorIndex:
         self._remember(vendor)
 
     def _remember(self, vendor: Vendor) -> None:
-        """Keeps what a vendor was at the last tick."""
+        """Keeps a vendor's state of the last tick."""
         if vendor not in self._changed:
             self._changed[vendor] = (vendor.live, vendor.shown, vendor.cell, vendor.card.open)
 
     def _settle(self, vendor: Vendor, now: int) -> None:
-        """Brings live, online and the next deadline in line with the vendor's registers and the time."""
-        # Only `expire` removes vendors: one register may come too late, and another one make up for it.
+        """Updates live, online and the next deadline from the vendor's registers and the time."""
+        # Only `expire` removes vendors: a register that arrives too late may be followed by a newer one.
         self._schedule(vendor, self._update(vendor, now))
 
     def _schedule(self, vendor: Vendor, deadline: int) -> None:
-        # One look at a time: a deadline put off, as by every ping over HTTP, is found out when the old one comes.
+        # One deadline per vendor: one that was postponed, as by every ping over HTTP, is detected when the old one
+        # passes.
         if deadline and (not vendor.deadline or deadline < vendor.deadline):
             vendor.deadline = deadline
             self._order += 1
             heapq.heappush(self._deadlines, (deadline, self._order, vendor))
 
     def _update(self, vendor: Vendor, now: int) -> int:
-        """Brings live and online in line; returns when that must be done again by time, or 0.
+        """Updates live and online; returns when they may next change by time, or 0.
 
-        A time that has passed is that of a vendor that left.
+        A time that has passed means that the vendor has left.
         """
         presence = vendor.presence
         connected = False
@@ -242,7 +243,7 @@ class VendorIndex:
             offline_at = last + self.offline_after
             leave_at = offline_at + self.leave_after
         else:
-            # Its presence comes with the next register; one that never comes is waited for only until then.
+            # Its presence arrives with the next register; it is waited for only until then.
             offline_at, leave_at = 0, vendor.born + self.offline_after
         online = connected or now < offline_at
         known = vendor.fix.timestamp >= 0 and vendor.card.version >= 0 and offline_at > 0
@@ -274,7 +275,7 @@ class VendorIndex:
             self._cell(level, parent(vendor.cell, level)).add(vendor)
 
     def _show(self, vendor: Vendor) -> None:
-        """Brings where a vendor is seen, and its cell, in line with its fix and card."""
+        """Updates a vendor's shown position and cell from its fix and card."""
         fix = vendor.fix
         if self.visibility.closed_level is not None:
             fix = self.visibility.shown(fix, vendor.card)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ViewKey(NamedTuple):
-    """What two watches must have in common to see the same: an area or a set of vendor ids, and the filter."""
+    """The key of a view: an area or a set of vendor ids, and the filter."""
 
     area: Area | None
     vendors: frozenset[str] | None
@@ -40,7 +40,7 @@ class ViewKey(NamedTuple):
 
 
 class View:
-    """Watches that see the same; the update of a tick is encoded once for all of them."""
+    """Watches with the same key; the update of a tick is encoded once for all of them."""
 
     __slots__ = (
         "card_changed",
@@ -62,16 +62,16 @@ class View:
     def __init__(self, key: ViewKey, level: int, cells: tuple[Cell, ...], whole: int) -> None:
         self.key = key
         self.level = level
-        """Of the grid that its cells belong to."""
+        """The level of the grid that its cells belong to."""
         self.only_open = key.open
         self.cells = cells
         """The cells that its area touches; none for a list."""
         self.whole = whole
-        """How many of the cells, from the first, are wholly inside."""
+        """The number of cells, from the first, that are wholly inside."""
         self.ended = False
         """No watch is left."""
         self.cost = 0.0
-        """CPU seconds of its boundary tests that its watches were not charged for yet."""
+        """CPU seconds of its boundary tests that are not charged to its watches yet."""
         self.watches: dict[Watch, None] = {}
         self.end_tick()
 
@@ -91,7 +91,7 @@ class View:
 
     def note(self, vendor: Vendor, *, was: bool, now: bool) -> None:
         """Notes a change of a vendor that belonged to the view before, belongs to it now, or both."""
-        # Lists of what is rare are made when they are needed: a tick serves thousands of views.
+        # Rarely used lists are created on demand, as a tick serves thousands of views.
         if was and now and not vendor.card_changed:
             self.moved.append(vendor)
         elif not now:

@@ -15,15 +15,15 @@ class Visibility(NamedTuple):
     closed: bool = True
     offline: bool = True
     closed_level: int | None = None
-    """Closed vendors are shown in the middle of their cell of this level of the grid; None: where they are."""
+    """Closed vendors are shown in the middle of their cell of this level of the grid; None: at their position."""
 
     @classmethod
     def of(cls, closed: str, offline: str, metres: float) -> Visibility:
-        """Returns what the settings say; `metres` is how coarse closed vendors are shown if `closed` is `coarse`."""
+        """Returns the visibility of the settings; `metres` is the grid of closed vendors if `closed` is `coarse`."""
         return cls(closed != "no", offline == "yes", level_of(metres) if closed == "coarse" else None)
 
     def shown(self, fix: Fix, card: Card) -> Fix:
-        """Returns where customers see a vendor."""
+        """Returns the fix that customers see of a vendor."""
         return fix if self.closed_level is None or card.open else self.coarse(fix)
 
     def coarse(self, fix: Fix) -> Fix:
@@ -35,7 +35,7 @@ class Visibility(NamedTuple):
         """Returns the middle of the cell of a position; the position itself where closed vendors are shown exactly."""
         if self.closed_level is None:
             return lat, long
-        # A cell of this level is within one that names a channel, so the same processes hear of both positions.
+        # A cell of this level is within one that names a channel, so the same processes receive both positions.
         assert self.closed_level <= BUS_LEVEL
         south, west, north, east = cell_bounds(parent(cell(lat, long), self.closed_level), self.closed_level)
         return round((south + north) / 2, 6), round((west + east) / 2, 6)

@@ -1,4 +1,4 @@
-"""One watch of one connection, and what it has not been sent yet. Pure."""
+"""One watch of one connection, and the changes that were not sent to it yet. Pure."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Writer(Protocol):
 
 
 class Payer(Protocol):
-    """The client that a watch is served for: what its watches may cost. Seconds of CPU time and of waiting."""
+    """The client that pays for a watch. Arguments are seconds of CPU time, results seconds to wait."""
 
     def charge(self, seconds: float) -> float:
-        """Charges what a watch cost; returns for how long it must rest, 0 if it may go on."""
+        """Charges a watch's CPU time; returns for how long it must rest, 0 if it need not."""
         ...
 
     def excess(self) -> float:
@@ -56,7 +56,7 @@ class Payer(Protocol):
 
 
 class FrameKind(NamedTuple):
-    """What two watches of one view must have in common for their frames to be the same bytes."""
+    """Watches of one view with the same kind get the same frames, byte for byte."""
 
     head: bytes
     framing: Callable[[bytes], bytes]
@@ -68,12 +68,12 @@ class FrameKind(NamedTuple):
 
 @lru_cache(1024)
 def frame_kind(id: str, framing: Callable[[bytes], bytes]) -> FrameKind:
-    """Returns the same object for the same kind: most apps name their watch alike."""
+    """Returns the same object for the same kind, as most apps use the same id."""
     return FrameKind(update_head(id), framing)
 
 
 class Rest:
-    """What is not sent yet of a large snapshot: vendors that were not looked at, and cells with more of them."""
+    """The unsent part of a large snapshot: vendors that were not tested yet, and cells with more of them."""
 
     __slots__ = ("cells", "held", "vendors")
 
@@ -81,10 +81,10 @@ class Rest:
         self.vendors = vendors
         self.cells = cells
         self.held: set[Vendor] = set()
-        """The vendors that the client holds, or will with what waits for it."""
+        """The vendors that the client holds, or will hold once it has read what was written."""
 
     def take(self, count: int) -> list[Vendor]:
-        """Returns so many of the vendors to be looked at next."""
+        """Returns the next `count` vendors to be tested."""
         while self.cells and len(self.vendors) < count:
             self.vendors.extend(self.cells.pop().vendors)
         some = self.vendors[-count:]
@@ -93,7 +93,7 @@ class Rest:
 
 
 class Watch:
-    """One watch. While it is behind its view, it keeps merged what it has not been sent."""
+    """One watch. While it is behind its view, it keeps the unsent changes, merged."""
 
     __slots__ = (
         "behind",
@@ -115,21 +115,21 @@ class Watch:
         self.id = id
         self.writer = writer
         self.payer = payer
-        """Who is charged for what it costs; None: nobody."""
+        """The client that is charged for it; None: nobody."""
         self.interval = interval
-        """Milliseconds between two updates at least."""
+        """Minimum milliseconds between two updates."""
         self.kind = frame_kind(id, writer.framing)
         self.view: View | None = None
         self.due = 0
-        """When the interval has passed, epoch ms; further ahead than that if the clock was set back."""
+        """When the interval ends, epoch ms; further ahead than the interval if the clock was set back."""
         self.behind = False
         self.snapshot_due = False
         self.fresh: tuple[frozenset[Vendor], frozenset[Vendor]] | None = None
-        """After a snapshot between two ticks: vendors whose change the snapshot knew, and those of them it held."""
+        """After a snapshot between two ticks: changed vendors that it took into account, and those it contained."""
         self.events: dict[Vendor, int] = EMPTY_DICT
         self.moved: dict[Vendor, None] = EMPTY_DICT
         self.rest: Rest | None = None
-        """What is not sent yet of a large snapshot; its vendors come as entered."""
+        """The unsent part of a large snapshot; its vendors are sent as entered."""
 
     def held(self, now: int) -> bool:
         """Returns whether the interval since the last update has not passed yet."""
@@ -173,7 +173,7 @@ class Watch:
             self.events[vendor] = LEFT
 
     def merge(self, view: View) -> None:
-        """Merges all that the current tick changes for the view."""
+        """Merges all changes of the current tick for the view."""
         self.begin_merge()
         for cell in view.moved_cells:
             moved = cell.moved or ()
@@ -194,7 +194,7 @@ class Watch:
                 self.move(vendor)
 
     def drop_pending(self) -> None:
-        """Forgets what was not sent: a snapshot will contain it."""
+        """Discards the unsent changes: a snapshot will contain them."""
         self.events = self.moved = EMPTY_DICT
         self.rest = self.fresh = None
 
@@ -202,7 +202,7 @@ class Watch:
         """Returns the merged update after its id and the positions in it, and forgets it; None when there is none.
 
         Args:
-            limit: How many vendors of `rest` are looked at; the others stay.
+            limit: How many vendors of `rest` are tested; the others stay.
         """
         events, rest = self.events, self.rest
         entered = [vendor for vendor, kind in events.items() if kind != LEFT]
