@@ -1,1 +1,1 @@
-"""What becomes of a ping until it is stored."""
+"""The path of a ping from a connection to the database: session rules, limits, batches."""

@@ -1,7 +1,8 @@
-"""Group commit: take all pings that wait, store them, settle them, take all that came meanwhile. No SQL, no sockets.
+"""Group commit: takes all waiting pings, stores and settles them, then takes all that arrived meanwhile.
 
-One batch is in flight at a time. Two stored more rows a second in a trial (200,000 against 130,000), but one is already
-faster than a process can take pings in, settles in the order of offering, and can't deadlock with itself over resends.
+No SQL and no sockets are here. One batch is in flight at a time. Two batches stored more rows a second in a trial
+(200,000 instead of 130,000), but one is already faster than a process can receive pings, settles chunks in their order,
+and can't deadlock with another batch over resends.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ Rejected = Mapping[int, tuple[ErrorCode, str]]
 
 CHUNK_BYTES = 560
 PING_BYTES = 40
-"""Memory of a chunk, and of each of its pings, beside the row bytes (measured)."""
+"""Memory of a chunk, and of each of its pings, without the row bytes (measured)."""
 
 MAX_JOINED = 500
-"""Pings up to which a waiting chunk takes more of its session in; a larger one would make the batches coarse."""
+"""Maximum pings of a chunk that later pings of its session may join; larger chunks would make batches coarse."""
 WORTHWHILE = 200
-"""Waiting pings that are committed at once: more of them would not make a commit cheaper for each."""
+"""Waiting pings after which a commit is not delayed: more of them would not make it cheaper per ping."""
 BACKLOG_ROOM = 0.75
 """The share of the buffer that a backlog may fill; the rest is for live pings."""
 LARGE_WAIT = 1.0
-"""Seconds after which a chunk for which steady load never leaves room gets it first; at most one in so many."""
+"""Seconds that a large chunk waits under steady load before room is reserved for it; at most one per this time."""
 CONTENDED = 0.25
-"""The share of the buffer beyond which vendors that send most are slowed down."""
+"""The share of the buffer beyond which the vendors that send most are slowed down."""
 QUIET = 1.0
 """Seconds without a live ping after which a backlog gets whole batches."""
 
@@ -54,7 +55,7 @@ class Chunk:
         seqs: One seq per ping.
         rows: Rows of equal size (copy_rows.RowEncoder), in the order of `seqs`.
         live: Whether these are fresh pings, which go ahead of a backlog.
-        newest: What counts for the vendor's position.
+        newest: The newest position, for `vendors.lat` and `long`.
         settled: Called exactly once, in the event loop, when every ping is committed or rejected.
     """
 
@@ -104,14 +105,14 @@ class Chunk:
         self.waiting = False
         """It is in the buffer and no attempt has begun, so more of its session may join it."""
         self.corrected = False
-        """PostgreSQL held another ping of the newest's timestamp, which `newest` is now."""
+        """PostgreSQL already had another ping of the newest's timestamp; `newest` is that one now."""
         self.duplicates: int | None = None
-        """Pings of whose timestamp PostgreSQL held another one; None: nobody asks."""
+        """The number of pings for whose timestamp PostgreSQL already had another one; None: not counted."""
         self.after: Chunk | None = None
         """A live chunk that it must not overtake."""
 
     def join(self, seqs: Sequence[int], rows: bytes, newest: Position) -> None:
-        """Takes in later pings of the same session."""
+        """Adds later pings of the same session."""
         # Lists and bytearrays grow in place, with an eighth to spare.
         if not isinstance(self.rows, bytearray):
             self.seqs, self.rows = list(self.seqs), bytearray(self.rows)
@@ -129,12 +130,12 @@ def joined_cost(pings: int, row_bytes: int) -> int:
 
 
 def backoff(attempt: int, chance: float, first: float = 0.05, longest: float = 2.0) -> float:
-    """Returns seconds to wait after `attempt` failures: doubling to `longest`, less up to half by `chance` (0 to 1)."""
+    """Returns seconds to wait after `attempt` failures: doubled up to `longest`, minus up to half by `chance`, 0..1."""
     return min(longest, first * 2.0 ** min(attempt - 1, 32)) * (1 - chance / 2)
 
 
 class Batch(NamedTuple):
-    """What became of a batch."""
+    """The result of a batch."""
 
     pings: int
     messages: int
@@ -188,7 +189,7 @@ class Batcher:
         self._waiters: dict[bool, deque[tuple[asyncio.Future[None], Chunk]]] = {True: deque(), False: deque()}
 
         self._large_at = -inf
-        # Nothing is taken in, so that there will be room for a large chunk.
+        # While set, nothing is accepted, so that there will be room for a large chunk.
         self._reserved = False
 
         self._ready = 0
@@ -212,12 +213,12 @@ class Batcher:
         self.retries = 0
         self._outage_at: float | None = None
         self.outage: str | None = None
-        """Why nothing can be stored, None while it can."""
+        """Why nothing can be stored; None while it can."""
         self.fault: str | None = None
         """The newest error that is no outage; None after the next batch that is stored."""
 
     def offer(self, chunk: Chunk) -> bool:
-        """Takes a chunk in; False when the buffer is full or others wait for room: then `put` it."""
+        """Accepts a chunk; False when the buffer is full or others wait for room: then `put` it."""
         if (
             self._reserved
             or self._waiters[chunk.live]
@@ -229,7 +230,7 @@ class Batcher:
         return True
 
     def join(self, chunk: Chunk, seqs: Sequence[int], rows: bytes, newest: Position) -> bool:
-        """Adds pings to a waiting chunk of their session, for a fifth of the memory of a chunk of their own.
+        """Adds pings to a waiting chunk of their session, for a fifth of the memory of a separate chunk.
 
         Returns False when that is not possible: then `offer` them.
         """
@@ -248,14 +249,14 @@ class Batcher:
         return True
 
     async def put(self, chunk: Chunk) -> None:
-        """Takes a chunk in as soon as there is room, first come first served; raises Unavailable once closed.
+        """Accepts a chunk as soon as there is room, in order of arrival; raises Unavailable once closed.
 
         The caller reads no more from its socket meanwhile, so each session has at most one chunk waiting here.
         """
         if self.offer(chunk):
             return
         if self._closed:
-            message = "pings are no longer taken: the server is stopping; send what was not acked again later"
+            message = "pings are no longer accepted: the server is stopping; send unacked pings again later"
             raise Unavailable(message, message)
         chunk.offered_at = self._clock()
         waiter = (asyncio.get_running_loop().create_future(), chunk)
@@ -277,12 +278,12 @@ class Batcher:
 
     @property
     def contended(self) -> bool:
-        """Whether the buffer is so full that the vendors that send most must be slowed down."""
+        """Whether the buffer is so full that the vendors that send most are slowed down."""
         return self.fill > CONTENDED
 
     @property
     def fill(self) -> float:
-        """The share of the buffer that is taken, by pings or by bytes, whichever is more."""
+        """The used share of the buffer, by pings or by bytes, whichever is more."""
         return max(self.pings / self._max_pings, self.bytes / self._max_bytes)
 
     @property
@@ -293,8 +294,8 @@ class Batcher:
         return max(0.0, self._clock() - min(held)) if held else 0.0
 
     async def run(self) -> None:
-        """Stores what is taken in, until cancelled. May be restarted after an error: nothing is lost."""
-        # What was in flight may be stored or not: it goes first again, through the duplicate-safe path.
+        """Stores accepted chunks until cancelled. May be restarted after an error: nothing is lost."""
+        # It is unknown whether the batch in flight was stored: it goes first again, through the duplicate-safe path.
         for chunk in reversed(self._in_flight):
             chunk.tried = True
             (self._live if chunk.live else self._backlog).appendleft(chunk)
@@ -320,16 +321,16 @@ class Batcher:
         return True
 
     def close(self) -> None:
-        """Takes nothing more in. What is not settled never will be: its app got no ack and sends it again."""
+        """Accepts nothing more. Chunks that are not settled stay so: their apps got no ack and send them again."""
         self._closed = True
         for room, _ in (*self._waiters[True], *self._waiters[False]):
             if not room.done():
                 room.set_exception(
-                    Unavailable("the server stopped before there was room; send what was not acked again later")
+                    Unavailable("the server stopped before there was room; send unacked pings again later")
                 )
 
     def _fits(self, live: bool, count: int, cost: int) -> bool:
-        # A chunk larger than the whole buffer goes when it has the buffer to itself.
+        # A chunk larger than the whole buffer is accepted when the buffer is empty.
         return not self.pings or self._within(live, self.pings + count, self.bytes + cost)
 
     def _within(self, live: bool, pings: int, size: int) -> bool:
@@ -399,7 +400,7 @@ class Batcher:
         """Takes a batch, live pings first.
 
         While there are any, a backlog gets a quarter of a batch: with less it would starve, with more the next live
-        ping would wait behind a long COPY. The first chunk of either goes whatever its size.
+        ping would wait behind a long COPY. The first chunk of either kind is taken whatever its size.
         """
         self._took_at = self._clock()
         if self._live:
@@ -422,7 +423,7 @@ class Batcher:
                     log.warning("storing failed; pings wait and are tried again", cause=str(away), pings=self.pings)
                 self.outage = str(away)
             except Exception as error:
-                # Not known to be stored, so kept; logged as an error, as only a change of code or database can fix it.
+                # It may not be stored, so it is kept; an error, as only a change of code or database can fix it.
                 self.outage = f"storing {len(batch)} chunks failed with {error!r}; they are kept and tried again"
                 self._fail(error)
             else:
@@ -451,7 +452,7 @@ class Batcher:
                 refusals += len(refused)
                 self._counters.reject(code for code, _ in refused.values())
             try:
-                # The newest of a chunk with a rejected ping may be just that one.
+                # In a chunk with a rejected ping, the newest position may be the rejected one.
                 if not refused and self._stored is not None:
                     self._stored(chunk)
                 chunk.settled(chunk, refused)

@@ -1,7 +1,7 @@
 """The id of a stored ping, and its row in PostgreSQL's binary COPY format. Pure.
 
-Timestamps are epoch milliseconds (int), positions degrees. The id is the ping's identity: the same vendor and timestamp
-give the same id always and everywhere, so the primary key makes a resend harmless.
+Timestamps are epoch milliseconds (int), positions degrees. The id is derived from the vendor and timestamp only, so the
+primary key makes a resend harmless.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RowEncoder:
         row = _row(len(self._tail))
         self._pack = row.pack
         self.size = row.size
-        # A vendor's pings follow each other closely: all but three characters of the time stay for 46 seconds.
+        # All but three characters of the time stay the same for 46 seconds, so they are cached.
         self._block = -1
         self._head = b""
 

@@ -1,14 +1,14 @@
 """Budgets of CPU time: how much of the server one connection, user or address may use. Pure.
 
-Each budget is a leaky bucket of CPU seconds: what a client costs is measured and added, and `rate` seconds of it drain
-each second. A client whose bucket holds more than BURST seconds' worth has to wait until the excess has drained. Times
-are seconds of a monotonic clock and are passed in.
+Each budget is a leaky bucket of CPU seconds: a client's measured CPU time is added, and `rate` seconds drain each
+second. A client whose bucket holds more than BURST seconds' worth has to wait until the excess has drained. Times are
+seconds of a monotonic clock and are passed in.
 
-Clients that use much (over a tenth of their rate, beyond half of a burst) additionally share one budget. So however
-many of them there are, they leave the event loop to the others.
+Heavy clients (over a tenth of their rate, beyond half of a burst) additionally share one budget, so that any number of
+them leaves most of the event loop to the others.
 
-Standing watches are charged for what all of a connection's together use over WATCHING of its rate. Ordinary ones use
-less, and thousands of customers may have one address.
+The open watches of a connection are charged only for what they use together over WATCHING of its rate. Ordinary watches
+use less, and thousands of customers may share one address.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from streamer.ingest.rate_limit import Meter, Remembered
 BURST = 5.0
 """Seconds of a budget that may be used at once."""
 RESUME = 4.0
-"""The same for watches that rest: the client's own messages, such as `unwatch`, go first."""
+"""The same for resting watches: it is lower, so that the client's messages, such as `unwatch`, go first."""
 WATCHING = 0.05
-"""The share of a connection's rate that its standing watches use without being charged."""
+"""The share of a connection's rate that its open watches may use without being charged."""
 HEAVY_RATE, HEAVY_BURST = 0.1, 0.5
 """The shares of its rate and of its burst beyond which a client is heavy."""
 PREPAID = 0.001
-"""Seconds of CPU that work which is about to start is charged for, so that not everybody starts at once."""
+"""CPU seconds that are charged when work starts, so that waiting clients do not all start at once."""
 LOOK_AGAIN = 0.1
-"""Seconds at least between two looks at a budget that several clients wait for."""
+"""Minimum seconds between two checks of a budget that several clients wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,11 @@ class ClientCost:
 
     @property
     def client(self) -> str | None:
-        """Whose it is: the user, or the address of a client without a token; None on this machine."""
+        """The client: its user, or the address if it has no token; None on this machine."""
         return self._address if self.user is None else self.user
 
     def set_user(self, user: str, now: float) -> None:
-        """Charge this user, too, from now on."""
+        """Charge this user too, from now on."""
         if user != self.user:
             if self.user is not None:
                 self._meters.pop()
@@ -91,7 +91,7 @@ class ClientCost:
 
     @property
     def warning(self) -> str:
-        """Tells a client that has to wait why."""
+        """The message for a client that has to wait."""
         return (
             f"your requests take more of the server's CPU time than {self._budgets.limits.connection * 1000:g} ms a"
             " second: send fewer of them, or watch fewer and simpler areas"
@@ -105,7 +105,7 @@ class ClientCost:
             self._budgets.heavy.add(seconds, now)
 
     def charge_watching(self, seconds: float, now: float) -> None:
-        """Add CPU time that was used for the client's standing watches."""
+        """Add CPU time that was used for the client's open watches."""
         if (excess := self._watching.add(seconds, now) - BURST * self._watching.rate) > 0:
             self._watching.add(-excess, now)
             self.charge(excess, now)
@@ -117,12 +117,12 @@ class ClientCost:
         return max(wait, _excess(self._budgets.heavy, now, burst)) if not resting and self.heavy(now) else wait
 
     def heavy(self, now: float) -> bool:
-        """Returns whether the client used much lately."""
+        """Returns whether the client is heavy."""
         return any(meter.heavy(now) for meter in self._meters)
 
 
 class Budget(Meter):
-    """A meter that also knows whether its client uses much, which one that never waits may do as well."""
+    """A meter that also detects heavy use, even if the client stays within its budget."""
 
     __slots__ = ("_use",)
 
@@ -132,12 +132,12 @@ class Budget(Meter):
 
     def add(self, count: float, now: float) -> float:
         """Add what was used now."""
-        # Bounded, so that a client that was heavy is not for long after.
+        # Bounded, so that a heavy client does not count as heavy for long afterwards.
         self._use.add(min(count, max(0.0, BURST * self.rate - self._use.level(now))), now)
         return super().add(count, now)
 
     def heavy(self, now: float) -> bool:
-        """Returns whether much was used lately."""
+        """Returns whether the recent use is heavy."""
         return self._use.level(now) > HEAVY_BURST * BURST * self.rate
 
 

@@ -1,4 +1,4 @@
-"""A stored position of a vendor, and which of two counts as the newer one. Pure."""
+"""A stored position of a vendor, and the order of positions. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from streamer.clocks import CLOCK_TOLERANCE
 
 
 class Position(NamedTuple):
-    """Where a vendor was: epoch ms and degrees. Ordered as the fixes that customers see are (`live/fix.py`)."""
+    """A vendor's position: epoch ms and degrees. The order is that of fixes (`live/fix.py`)."""
 
     timestamp: int
     lat: float
@@ -18,15 +18,15 @@ class Position(NamedTuple):
 
     @property
     def version(self) -> int:
-        """What the newest wins by: the timestamp, or the arrival of a ping whose timestamp was ahead."""
+        """The order of positions: the timestamp, or the time of arrival if the timestamp was ahead."""
         return self.timestamp - self.ahead
 
     def after(self, held: Position) -> Self | None:
-        """Returns this position as it replaces the held one; None when it does not."""
+        """Returns the position that replaces the held one; None when the held one stays."""
         if self.version > held.version:
             return self
         if self.ahead and held.version - self.version <= CLOCK_TOLERANCE and self.timestamp > held.timestamp:
-            # The held one was just within the tolerance, so that its version is its timestamp.
+            # The held position was just within the tolerance, so its version is its timestamp.
             return self._replace(ahead=self.timestamp - held.version)
         return None
 

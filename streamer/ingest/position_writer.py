@@ -16,15 +16,15 @@ StoredPosition = tuple[str, Position]
 """vendor_id and where it was."""
 
 SLICE = 2000
-"""Vendors in one statement at most, so that none holds its locks for long."""
+"""Maximum vendors of one statement, so that it does not hold its locks for long."""
 
 FLUSH_TIMEOUT = 5.0
 
 
 class PositionWriter:
-    """Merges positions by vendor, the newest wins, and has `update` write them every `interval` seconds.
+    """Merges positions by vendor, the newest wins, and calls `update` with them every `interval` seconds.
 
-    Holds one position a vendor, however long the outage. `update` raises Unavailable when it should be tried again.
+    Keeps one position per vendor, however long an outage lasts. `update` raises Unavailable if it should be retried.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class PositionWriter:
         self._newest: dict[str, Position] = {}
         self._noted = asyncio.Event()
         self.outage: str | None = None
-        """Why positions can't be written, None while they can."""
+        """Why positions can't be written; None while they can."""
         self.written = 0
         """Positions that were written."""
 
@@ -52,11 +52,11 @@ class PositionWriter:
 
     @property
     def pending(self) -> int:
-        """Vendors whose position is still to be written."""
+        """The number of vendors whose position is not written yet."""
         return len(self._newest)
 
     async def flush(self) -> None:
-        """Writes what is merged; what can't be written is kept unless a newer position came. Raises Unavailable."""
+        """Writes merged positions; those that can't be written are kept unless newer ones came. Raises Unavailable."""
         taken, self._newest = self._newest, {}
         fixes = list(taken.items())
         written = 0
@@ -70,7 +70,7 @@ class PositionWriter:
                 self.note(vendor_id, position)
 
     async def run(self) -> None:
-        """Writes what is noted, until cancelled."""
+        """Writes noted positions until cancelled."""
         while True:
             await self._noted.wait()
             await asyncio.sleep(self._interval)
@@ -86,7 +86,7 @@ class PositionWriter:
                 self.outage = None
 
     async def close(self) -> bool:
-        """Flushes once more, within a bound, after `run` ended; returns whether nothing is left unwritten."""
+        """Flushes once more, with a timeout, after `run` ended; returns whether everything was written."""
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT):
                 await self.flush()

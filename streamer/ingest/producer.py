@@ -1,4 +1,4 @@
-"""Puts the pings of one vendor connection into the batcher: in order, live or backlog, within the vendor's limits."""
+"""Passes the pings of one vendor connection to the batcher: in order, live or backlog, within the vendor's limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLL_EVERY = 0.05
 
 
 class Producer:
-    """Offers a session's pings to the batcher; `settled(pending, rejected)` when they are committed or rejected.
+    """Offers a session's pings to the batcher; calls `settled(pending, rejected)` when they are committed or rejected.
 
     The stored pings of a connection are always a prefix of those it sent: a crash leaves no gap before the newest
     stored ping, so an app that sends in the order of time may continue after `hello.durable`.

@@ -1,4 +1,4 @@
-"""Rate limits of messages and pings: what is prompt, what is read more slowly, what is refused. Pure.
+"""Rate limits of messages and pings: which are handled promptly, read more slowly, or refused. Pure.
 
 Times are seconds of a monotonic clock and are passed in.
 """
@@ -15,12 +15,12 @@ AHEAD = 1000
 PAUSE = 1.0
 """Seconds for which a connection that sends too many messages is not read."""
 MOST_WARNINGS = 5
-"""Pauses, each within FORGET of the one before, after which the connection is closed."""
+"""Number of pauses, each within FORGET of the previous one, after which the connection is closed."""
 FORGET = 10.0
 CHANGES_AHEAD = 10
-"""Times a vendor may open or close at once; each is a write, an audit entry, and an update to all who watch."""
+"""Status changes of a vendor in a burst; each is a write, an audit entry, and an update to all watchers."""
 MIN_PRUNE = 1000
-"""Names that are remembered before idle ones are looked for."""
+"""Number of stored names after which idle ones are removed."""
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Meter:
         return max(0.0, self._level - self.rate * max(0.0, now - self._at))
 
     def idle(self, now: float) -> bool:
-        """Returns whether everything has drained, so that a new one would do as well."""
+        """Returns whether everything has drained, so that the meter can be discarded."""
         return not self.level(now)
 
     def add(self, count: float, now: float) -> float:
@@ -62,11 +62,11 @@ class Meter:
 
 
 class Remembered(Generic[T]):
-    """Values by name, made when they are first asked for; when there are many, idle ones are forgotten.
+    """Values by name, created on first use; when there are many, idle ones are discarded.
 
     Args:
         make: Returns the value of a new name; its argument is the time.
-        idle: Whether a new value would do as well as this one.
+        idle: Whether a value equals a new one, so that it can be discarded.
     """
 
     def __init__(self, make: Callable[[float], T], idle: Callable[[T, float], bool]) -> None:
@@ -92,9 +92,9 @@ class Remembered(Generic[T]):
 class Allowance:
     """One vendor's share of this process, over all its connections.
 
-    Within `rate` pings a second, and AHEAD at once, its pings are prompt: they go ahead of the backlogs of others.
-    `burst` more are read at full speed. Beyond that the vendor is read at `rate` while the buffer is contended, and it
-    never has more than `burst` pings waiting to be stored.
+    Up to `rate` pings a second, and AHEAD in a burst, are prompt: they go ahead of the backlogs of others. `burst` more
+    are read at full speed. Beyond that the vendor is read at `rate` while the buffer is contended, and never has more
+    than `burst` pings waiting to be stored.
     """
 
     __slots__ = ("_burst", "_changes", "_meter", "connections", "unsettled")
@@ -112,7 +112,7 @@ class Allowance:
         return self._meter.add(pings, now) <= AHEAD
 
     def wait(self, now: float, contended: bool) -> float:
-        """Returns seconds after which to ask again whether the vendor may be read; 0 when it may be now."""
+        """Returns seconds after which to check again whether the vendor may be read; 0 when it may be read now."""
         if self.unsettled > self._burst:
             return (self.unsettled - self._burst) / self._meter.rate
         if contended:
@@ -120,23 +120,23 @@ class Allowance:
         return 0.0
 
     def change(self, now: float) -> float:
-        """Count an opening or closing, or return the seconds after which to try again when it is one too many."""
+        """Count a status change; returns 0, or the seconds to wait when the limit is exceeded."""
         return self._changes.take(CHANGES_AHEAD, now)
 
     def idle(self, now: float) -> bool:
-        """Whether a new one would do as well."""
+        """Whether it equals a new one, so that it can be discarded."""
         return self._meter.idle(now) and self._changes.idle(now) and not self.connections and not self.unsettled
 
 
 class Allowances(Remembered[Allowance]):
-    """The allowances of vendors that are or were lately connected, so that a reconnect does not reset them."""
+    """The allowances of vendors that are or were recently connected, so that a reconnect does not reset them."""
 
     def __init__(self, rate: float, burst: int, changes: float = 0.5) -> None:
         super().__init__(lambda now: Allowance(rate, burst, now, changes), Allowance.idle)
 
 
 class Rates:
-    """A rate for each of many names, as users: `rate` a second, and `ahead` at once."""
+    """A rate limit for each of many names, such as users: `rate` a second, and `ahead` in a burst."""
 
     def __init__(self, rate: float, ahead: int) -> None:
         self._ahead = ahead
@@ -146,15 +146,15 @@ class Rates:
         return len(self._meters)
 
     def wait(self, name: str, now: float) -> float:
-        """Count one, or return the seconds after which to try again when it is one too many."""
+        """Count one; returns 0, or the seconds to wait when the limit is exceeded."""
         return self._meters.of(name, now).take(self._ahead, now)
 
 
 class Limit:
-    """The hard limit on a connection's messages: `rate` a second, and a second's worth at once.
+    """The hard limit on a connection's messages: `rate` a second, and a second's worth in a burst.
 
-    Nothing that was sent is dropped, or an ack of what follows would be false: the connection is warned and paused, and
-    closed when it goes on.
+    No message is dropped, as an ack of later ones would then be wrong: the connection is warned and paused, and closed
+    if it continues.
     """
 
     __slots__ = ("_calm_at", "_hint", "_meter", "_warnings")
@@ -175,7 +175,7 @@ class Limit:
         )
 
     def over(self, now: float) -> bool:
-        """Count a message; returns whether to warn and pause the connection. Raises Disconnect when it goes on."""
+        """Count a message; returns whether to warn and pause the connection. Raises Disconnect if it continues."""
         if self._meter.add(1, now) <= self._meter.rate:
             return False
         self._warnings = self._warnings + 1 if now < self._calm_at else 1

@@ -33,7 +33,7 @@ class Pending:
 
 @dataclass(slots=True)
 class Received:
-    """What to do about one message: replies to send, pings to store, the fix to show, a status or token to apply."""
+    """The effects of one message: replies to send, pings to store, the fix to show, a status or token to apply."""
 
     replies: Sequence[bytes] = ()
     pings: Sequence[Ping] = ()
@@ -57,7 +57,7 @@ class BadMessageLimit:
         self._bad = 0
 
     def bad(self, cause: ProtocolError) -> None:
-        """Count a bad message; raise Disconnect when it was one too many."""
+        """Count a bad message; raise Disconnect when there are too many."""
         self._bad += 1
         if self._bad >= self._most:
             raise Disconnect(
@@ -110,14 +110,14 @@ class VendorSession:
         if not (message.accepted or message.rejected):
             self._bad_messages.good()
             return received  # an empty list uses no seq
-        # A wrong clock is the phone's fault, not its app's: hello.time lets the app correct it.
+        # A wrong clock does not count as a bad message: the app can correct it with hello.time.
         if not message.accepted and message.rejected[-1].code not in CLOCK_ERRORS:
             self._bad_messages.bad(ProtocolError(message.rejected[-1].code, message.rejected[-1].message))
         else:
             self._bad_messages.good()
         self.last_seq = message.last_seq
         if not message.accepted and self._pending and self._pending[-1].settled:
-            self._pending[-1].last_seq = message.last_seq  # a phone with a wrong clock may send many during an outage
+            self._pending[-1].last_seq = message.last_seq  # merged, as a phone may send many during an outage
             return received
         pending = Pending(message.last_seq)
         self._pending.append(pending)
