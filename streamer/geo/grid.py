@@ -1,9 +1,9 @@
 """The grid of cells over the globe, and which cells cover an area. Pure. `docs/architecture.md` explains the design.
 
-What makes a cover exact: every position of a `full` cell is inside the area, positions of a `boundary` cell are
-tested one by one with `contains`, and no other cell has a position inside. Rounding cannot break this: whatever is
-compared with the edge of a cell is first widened or narrowed by far more than floats can err (`ANGLE_SLACK`,
-`LENGTH_SLACK`), always towards the boundary.
+A cover is exact: every position of a `full` cell is inside the area, positions of a `boundary` cell are tested one by
+one with `contains`, and no other cell has a position inside. Rounding cannot break this: a value that is compared with
+the edge of a cell is first widened or narrowed by far more than floats can err (`ANGLE_SLACK`, `LENGTH_SLACK`), always
+towards the boundary.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Span = tuple[float, float]
 
 
 def _top_columns(band: int) -> int:
-    """The number of top cells of a band of 64 finest rows: as many as keep each no wider than it is high."""
+    """The number of top cells of a band of 64 finest rows: the largest at which no cell is wider than it is high."""
     south = (band << _TOP) / 100 - 90.0
     north = south + (1 << _TOP) / 100
     widest = 0.0 if south <= 0.0 <= north else min(abs(south), abs(north))
@@ -73,7 +73,7 @@ def parent(cell: int, level: int) -> int:
 
 
 def level_of(metres: float) -> int:
-    """Returns the finest level, up to `BUS_LEVEL`, whose cells are so high at least."""
+    """Returns the finest level, up to `BUS_LEVEL`, whose cells have at least this height."""
     return next((level for level in range(BUS_LEVEL) if METRES_HIGH * (1 << level) >= metres), BUS_LEVEL)
 
 
@@ -95,7 +95,7 @@ def named_cell(name: str) -> int:
     """
     row, dot, column = name.partition(".")
     if not (dot and row.isdecimal() and column.isdecimal() and int(column) <= _COLUMN_MASK):
-        raise ValueError(f"{name!r} is no name of a cell: it should be a row and a column, as in '812.403'.")
+        raise ValueError(f"{name!r} is no name of a cell: it must be a row and a column, as in '812.403'")
     return int(row) << _COLUMN_BITS | int(column)
 
 
@@ -149,7 +149,7 @@ def cover(area: Area, level: int) -> Cover:
         touched.update(first_cell | column % columns for column in _between(outer, scale, columns))
         if inner is not None:
             span = _between(inner, scale, columns)
-            # A column is full only when the span ends beyond it, or goes all the way round.
+            # A column is full only when the span ends beyond it, or covers all longitudes.
             whole = span if inner[1] - inner[0] >= 360.0 else span[1:-1]
             full.update(first_cell | column % columns for column in whole)
     return Cover(frozenset(full), frozenset(touched - full))
@@ -168,7 +168,7 @@ def _circle_spans(circle: Circle, level: int) -> Iterator[tuple[int, _Span, _Spa
     lat, long = circle.lat, circle.long
     outer_angle = (circle.radius + LENGTH_SLACK) / EARTH_RADIUS
     inner_angle = (circle.radius - LENGTH_SLACK) / EARTH_RADIUS
-    # A circle beyond a quarter of the globe is the hole in it: all of it counts as boundary.
+    # A circle larger than a hemisphere is described by its complement: all of it counts as boundary.
     hole = outer_angle >= pi / 2
     outer = 1.0 if hole else sin(outer_angle / 2) ** 2
     inner = 0.0 if hole or inner_angle <= 0.0 else sin(inner_angle / 2) ** 2
@@ -186,7 +186,7 @@ def _circle_spans(circle: Circle, level: int) -> Iterator[tuple[int, _Span, _Spa
 
 
 def _half_width(circle: Circle, haversine: float, lat: float) -> float:
-    """Degrees of longitude that a circle reaches from its centre at a parallel: 180 all round, -1 not at all."""
+    """Degrees of longitude that a circle reaches from its centre at a parallel: 180 for all, -1 for none."""
     s = sin((lat - circle.lat) * _HALF_RADIAN)
     rest = haversine - s * s
     if rest < 0.0:

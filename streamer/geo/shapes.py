@@ -16,7 +16,7 @@ from streamer.errors import ErrorCode, ProtocolError
 EARTH_RADIUS = 6_371_008.8
 """The sphere of the protocol, metres."""
 
-# Containment errs by about 1e-8 m and 1e-13°. These are thousands of times more, and still nothing to an area.
+# Rounding errors of containment are about 1e-8 m and 1e-13°. These are thousands of times larger, and still negligible.
 ANGLE_SLACK = 1e-9
 LENGTH_SLACK = 1e-3
 
@@ -31,13 +31,13 @@ MOST_FLAT_ANGLE = 0.01
 
 MAX_COLUMNS = 8
 MAX_ROWS = 32
-"""Bins of a polygon by longitude and by latitude: columns cost time to make, rows next to nothing."""
+"""Bins of a polygon by longitude and by latitude: columns cost time to build, rows almost nothing."""
 
 _Edge = tuple[float, float, float, float]
 _Column = tuple[bytes, dict[int, tuple[float, ...]], tuple[Sequence[int], ...]]
 """The bins of a column by row: their parities, longitudes at which it turns, and numbers of the edges near by.
 
-Numbers in bytes, as the garbage collector looks at every container: a thousand polygons must not be millions of them.
+Numbers are packed in bytes, as the garbage collector scans every container, and a thousand polygons would be millions.
 """
 
 
@@ -76,9 +76,9 @@ def check_position(what: str, lat: float, long: float) -> None:
 def _plane_bounds(lat: float, long: float, angle: float) -> tuple[float, float]:
     """Returns the squared degrees on a plane below which a position is in a circle, and above which it is not.
 
-    In between, a few metres at most, only the sphere tells; everywhere for a circle that is large, or near a pole or
-    the antimeridian. Within the circle a degree of longitude varies by a share of angle * tan(lat) at most, and a sine
-    differs from its angle by a share of a sixth of its square.
+    In between, a few metres at most, the distance on the sphere must be computed; for a circle that is large, or near a
+    pole or the antimeridian, always. Within the circle a degree of longitude varies by a share of angle * tan(lat) at
+    most, and a sine differs from its angle by a share of a sixth of its square.
     """
     if abs(lat) > MOST_FLAT_LAT or angle > MOST_FLAT_ANGLE or abs(long) > MOST_FLAT_LONG:
         return -1.0, inf
@@ -203,21 +203,21 @@ class Box:
 class Polygon:
     """All positions inside a ring by the even-odd rule; points are (long, lat) as in GeoJSON, closed or not.
 
-    Edges are straight in longitude and latitude. An edge that spans over 180° goes the other way round, over the
-    antimeridian. A ring that goes round the axis surrounds the pole it is nearer to. A position on a western or
-    southern edge is inside, one on an eastern or northern edge is not: two adjacent polygons never share a position.
+    Edges are straight in longitude and latitude. An edge that spans over 180° crosses the antimeridian instead. A ring
+    around the axis surrounds the pole it is nearer to. A position on a western or southern edge is inside, one on an
+    eastern or northern edge is not: two adjacent polygons never share a position.
 
     The edges are sorted into bins of longitude and latitude when positions are tested there, so a test looks only at
     the edges near the position, however many the polygon has.
 
     Raises:
-        ProtocolError: There are fewer than three points, a point is not on the globe, or the ring goes round the
+        ProtocolError: There are fewer than three points, a point is not on the globe, or the ring goes around the
             axis more than once.
     """
 
     points: tuple[tuple[float, float], ...]
     edges: tuple[_Edge, ...] = field(init=False, repr=False, compare=False)
-    """Each as (x1, y1, x2, y2) with x1 <= x2; longitudes go on beyond ±180 where the ring does."""
+    """Each as (x1, y1, x2, y2) with x1 <= x2; longitudes continue beyond ±180 where the ring crosses it."""
     _south: float = field(init=False, repr=False, compare=False)
     _west: float = field(init=False, repr=False, compare=False)
     _north: float = field(init=False, repr=False, compare=False)
@@ -228,7 +228,7 @@ class Polygon:
     _per_lat: float = field(init=False, repr=False, compare=False)
     _columns: list[_Column | None] = field(init=False, repr=False, compare=False)
     covers: dict[int, tuple[frozenset[int], frozenset[int]]] = field(init=False, repr=False, compare=False)
-    """What `grid.cover` found, by level: it costs more than all else, and is asked for several times."""
+    """Cached results of `grid.cover` by level: it is expensive, and needed several times."""
 
     def __post_init__(self) -> None:
         if len(self.points) < 3:
@@ -240,7 +240,7 @@ class Polygon:
                 check_position(f"Point {index} of the polygon", lat, long)
         points, turns = self.points, tuple(_turns(self.points))
         if turns[-1]:
-            # Where a ring round the axis is cut open must not depend on its first point and direction.
+            # Where a ring around the axis is cut open must not depend on its first point and direction.
             first = points.index(min(points))
             points = points[first:] + points[:first]
             turns = tuple(_turns(points))
@@ -250,10 +250,10 @@ class Polygon:
         east = max(edge[2] for edge in edges)
         if abs(winding) > 1 or east - west >= 720.0:
             raise ProtocolError(
-                ErrorCode.INVALID_AREA, "the polygon goes round a pole more than once: give a ring that goes round once"
+                ErrorCode.INVALID_AREA, "the polygon goes around a pole more than once: give a ring that does so once"
             )
         if east - west > 360.0:
-            # What lies beyond a whole turn comes in again at the western end.
+            # Edges beyond a whole turn are repeated at the western end.
             edges += [edge for edge in _edges(points, turns, 1) if edge[2] > west]
         south = min(lat for _, lat in self.points)
         north = max(lat for _, lat in self.points)
@@ -268,10 +268,10 @@ class Polygon:
             ("_west", west),
             ("_north", north),
             ("_east", west + 360.0 if width >= 360.0 else east),
-            # The longitude at which the western end comes again, if `contains` can meet it.
+            # The longitude at which the western end repeats, if `contains` can reach it.
             ("_wraps_at", west + 360.0 if width >= 360.0 or west == -180.0 else inf),
             ("_south_pole", bool(winding) and south_nearer),
-            # One bin for what is thinner than the resolution of positions.
+            # One bin for polygons thinner than the resolution of positions.
             ("_per_long", columns / width if width > ANGLE_SLACK else 0.0),
             ("_per_lat", rows / (north - south) if north - south > ANGLE_SLACK else 0.0),
             ("_columns", [None] * (columns + 1)),
@@ -309,8 +309,8 @@ class Polygon:
     def _column(self, number: int) -> _Column:
         """The bins of one column.
 
-        An edge is in the bins that it may touch. In the bins above them it only counts by its longitudes: either
-        everywhere, or from one of its ends on. Where both edges of a corner are below, these ends cancel out.
+        An edge is in the bins that it may touch. In the bins above them only its longitudes count: either everywhere,
+        or from one of its ends on. Where both edges of a corner are below, these ends cancel out.
         """
         south, per_lat = self._south, self._per_lat
         rows = int((self._north - south) * per_lat) + 1
@@ -352,7 +352,7 @@ class Polygon:
         return bytes(parities), turns, tuple([kind(edges) for edges in near])
 
     def bounds(self) -> Box:
-        """Returns the smallest box around the polygon; all longitudes if its ring goes round the axis."""
+        """Returns the smallest box around the polygon; all longitudes if its ring goes around the axis."""
         if self._east - self._west >= 360.0:
             return Box(self._south, -180.0, self._north, 180.0)
         return Box(self._south, self._west, self._north, _wrap(self._east))
@@ -373,7 +373,7 @@ def _wrap(long: float) -> float:
 
 
 def _turns(points: tuple[tuple[float, float], ...]) -> Iterator[int]:
-    """How often a closed ring has gone round the axis eastwards, at each of its points and at the first one again."""
+    """How often a closed ring has gone around the axis eastwards, at each of its points and at the first one again."""
     turn = 0
     yield turn
     for (before, _), (long, _) in pairwise((*points, points[0])):

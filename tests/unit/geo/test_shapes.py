@@ -248,7 +248,7 @@ def test_polygon_more_than_once_round_a_pole(turns: int) -> None:
     ring = tuple((wrapped(120.0 * step), 89.5) for step in range(3 * turns))
     back = tuple((wrapped(-120.0 * step), 89.4) for step in range(3 * turns))
     for points in (ring, back, ring + back):
-        with pytest.raises(ProtocolError, match="round a pole more than once") as caught:
+        with pytest.raises(ProtocolError, match="around a pole more than once") as caught:
             Polygon(points)
         assert caught.value.code is ErrorCode.INVALID_AREA
 
