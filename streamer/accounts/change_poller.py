@@ -1,11 +1,11 @@
-"""Notices users and vendors that another service deletes, hands over or changes.
+"""Detects users and vendors that another service deletes, transfers or changes.
 
 Audit triggers record each change in its own transaction. Each process reads the new audit entries, a query that costs
 almost nothing while nothing changes, and then reads the rows that concern it.
 
 Audit ids rise, but transactions do not commit in the order of their ids: an entry with a lower id may appear later. So
-each poll reads the entries of all transactions that were not finished at the poll before. Ids only exclude what is
-certainly known: everything up to the newest id of an earlier poll that began before every transaction running now.
+each poll reads the entries of all transactions that were not finished at the previous poll. Ids only exclude entries
+that are certainly known: up to the newest id of an earlier poll that began before every transaction running now.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 PAGE = 5000
 """Changes per query."""
 IDS_IN_FLIGHT = 10_000
-"""How far below the newest id a transaction that runs at startup may have got its id."""
+"""How far below the newest id the id of a transaction that runs at startup may be."""
 
 
 class AccountEvents(Protocol):
@@ -59,7 +59,7 @@ class ChangePoller:
         """Why the last poll failed; None when it succeeded."""
         self.polls = 0
         self.generation = 0
-        """Rises with each poll that found a change: rows read before it rose may be outdated."""
+        """Incremented by each poll that found a change: rows read before that may be outdated."""
         self._store = store
         self._local_vendors = local_vendors
         self._index = index
@@ -82,7 +82,7 @@ class ChangePoller:
                 await self.poll()
                 self.cause = None
             except Unavailable as away:
-                # No warning: the batcher tells of an outage.
+                # No warning: the batcher logs an outage.
                 log.debug("cannot poll for deleted users and vendors", cause=str(away))
                 self.cause = str(away)
             except DatabaseError as error:
@@ -131,7 +131,7 @@ class ChangePoller:
         known = [id for id in vendor_ids if id is not None and (id in local_vendors or id in index.vendors)]
         rows = {row.vendor_id: row for row in await store.cards(known)} if known else {}
         now = self._clock()
-        # No await from here on: a connection that opens now either is found here or sees the new generation.
+        # No await from here on: a connection that opens now is either found here or sees the new generation.
         self.generation += 1
         for row in rows.values():
             local_vendors.card(row.vendor_id, card_of(row, read_at), now)

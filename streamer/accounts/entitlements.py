@@ -1,8 +1,8 @@
 """Limits how often a vendor without an active subscription goes live, on all processes together.
 
-Its pings are stored like everyone's; only the live position is held back. PostgreSQL says whether a user pays: queried
-when a vendor is first heard, and every REFRESH seconds. Redis remembers that a vendor went live, as long as it has to
-wait. While PostgreSQL is down every vendor counts as paying; while Redis is down each process decides alone.
+All its pings are stored; only the live position is held back. Whether a user pays is read from PostgreSQL when a vendor
+first reports, and every REFRESH seconds. Redis stores that a vendor went live for as long as it has to wait. While
+PostgreSQL is down every vendor counts as paying; while Redis is down each process decides alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Entitlements:
         if vendor_id in self.paying:
             return True
         now = self._clock()
-        # Further ahead than the interval: the clock was set back.
+        # A time further ahead than the interval means that the clock was set back.
         if not now < self._held_until.get(vendor_id, 0) <= now + self._interval:
             known = self._undecided.get(vendor_id)
             if known is None or known.timestamp < fix.timestamp:

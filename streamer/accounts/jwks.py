@@ -23,7 +23,7 @@ TIMEOUT = 5.0
 REFRESH = 300.0
 """Seconds between two fetches. A key that the issuer withdraws is accepted for no longer than this."""
 MIN_INTERVAL = 5.0
-"""Seconds between two fetches at least, so that made-up key ids cannot flood the issuer."""
+"""Minimum seconds between two fetches, so that invented key ids cannot flood the issuer."""
 
 
 class IssuerKeys:

@@ -1,7 +1,7 @@
-"""Sign-in links: a code that opens the vendor page once, within minutes, in place of a token that is pasted.
+"""Sign-in links: a code that signs in on the vendor page once, within minutes, in place of a pasted token.
 
-A code is `vendorId~expires~nonce~signature`, signed with a key that is derived from the token secret. Nothing is kept
-until it is used; then Redis remembers it until it has expired, so that it can't be used twice on any process.
+A code is `vendorId~expires~nonce~signature`, signed with a key that is derived from the token secret. The server stores
+nothing until it is used; then Redis keeps it until it has expired, so that it can't be used twice on any process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_link(secret: str, vendor_id: str, origin: str, now: float) -> Link:
 
 
 class SignInLinks:
-    """Exchanges the codes of links for tokens, each once on all processes together."""
+    """Exchanges the codes of links for tokens, each once across all processes."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from streamer.errors import ErrorCode, ProtocolError
 from streamer.settings import Settings
 
 MAX_TOKEN = 8 << 10
-"""Bytes of a token: what fits into a header."""
+"""Maximum bytes of a token: what fits into a header."""
 LATEST_SECONDS = 10**11
 """A larger `exp` cannot be epoch seconds (it would be after the year 5000): it is milliseconds."""
 
@@ -139,7 +139,7 @@ class Authenticator:
                 )
 
     def _explained(self, token: str, bad: Exception) -> ProtocolError:
-        """Names the reason for the app's developer; quotes claims only of a token whose signature is good."""
+        """Returns the reason, for the app's developer; quotes claims only of a token with a valid signature."""
         if isinstance(bad, jwt.InvalidSignatureError):
             return _refused("its signature does not match")
         if isinstance(bad, jwt.ExpiredSignatureError):
