@@ -1,1 +1,1 @@
-"""The pages that the server hands out."""
+"""The pages that the server serves."""

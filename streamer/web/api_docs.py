@@ -1,4 +1,4 @@
-"""API reference: `/docs` as a page on which requests can be tried, `/docs/openapi.json` and `/docs/asyncapi.json`."""
+"""API reference: `/docs`, a page with forms to send requests, `/docs/openapi.json` and `/docs/asyncapi.json`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 ORIGIN = "https://streamer.example"
-"""Stands in examples for this server's origin; the page's script replaces it by the real one."""
+"""A placeholder for this server's origin in examples; the page's script replaces it with the real one."""
 BODIES: dict[str, Any] = {
     "createSignInLink": {"vendorId": "VENDOR_ID"},
     "signIn": {"code": "CODE"},
@@ -38,7 +38,7 @@ BODIES: dict[str, Any] = {
 
 
 class ApiDocs:
-    """Serves both documents and the page made from them; they state the limits that this server's settings set."""
+    """Serves both documents and the page made from them, with the limits of this server's settings."""
 
     def __init__(self, settings: Settings) -> None:
         http, sockets = openapi(settings, __version__), asyncapi(settings, __version__)
@@ -127,7 +127,7 @@ def page(http: Mapping[str, Any], sockets: Mapping[str, Any]) -> str:
         "<a href=/docs/asyncapi.json>AsyncAPI 3</a> (WebSockets).</p>",
         "<nav><a href=#http>HTTP</a> · <a href=#sockets>WebSockets</a> · <a href=#closes>Close codes</a> · "
         "<a href=#shapes>Schemas</a></nav>",
-        "<p class=token><label>Token for the requests that you try "
+        "<p class=token><label>Token for the requests on this page "
         "<input id=token autocomplete=off spellcheck=false placeholder=eyJhbGciOi…></label></p>",
         "<h2 id=http>HTTP</h2>",
     ]
@@ -274,6 +274,6 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def as_html(value: str) -> str:
-    """Returns text as HTML; what stands between backticks becomes code."""
+    """Returns text as HTML; text between backticks becomes code."""
     pieces = escape(value).split("`")
     return "".join(piece if at % 2 == 0 else f"<code>{piece}</code>" for at, piece in enumerate(pieces))

@@ -1,4 +1,4 @@
-"""What the endpoints for backends share: the key, and reading a body."""
+"""Functions of the endpoints for backends: checking the key, reading a body."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from streamer.transport.identify import has_key
 
 
 def require_backend(request: web.Request, settings: Settings) -> None:
-    """Raise ProtocolError when a request has not the backend's key."""
+    """Raise ProtocolError unless a request has the backend's key."""
     if settings.backend_key is None:
-        raise ProtocolError(ErrorCode.FORBIDDEN, "requests of backends are off: set STREAMER_BACKEND_KEY")
+        raise ProtocolError(ErrorCode.FORBIDDEN, "endpoints for backends are off: set STREAMER_BACKEND_KEY")
     if not has_key(request, settings.backend_key.get_secret_value()):
         raise ProtocolError(ErrorCode.UNAUTHORIZED, "the backend key is needed, as Authorization: Bearer")
 
 
 async def member(request: web.Request, name: str) -> str:
-    """Returns a string that a request's JSON body has under a name."""
+    """Returns a string member of a request's JSON body."""
     body = decode_json(await request.read(), "the body")
     value = body.get(name) if isinstance(body, dict) else None
     if value is None:

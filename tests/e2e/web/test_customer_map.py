@@ -279,7 +279,7 @@ async def test_a_vendor_signs_in_by_a_link(endpoint: Chromium, serve: Serve, dat
         await tab.page.click("#forget")
         await tab.page.goto("about:blank")
         await tab.page.goto(link)
-        await tab.until("document.getElementById('sign-in-problem').textContent.includes('used already')", "used")
+        await tab.until("document.getElementById('sign-in-problem').textContent.includes('already been used')", "used")
         assert await tab.run("document.getElementById('report').disabled")
     async with Proxy(server.url) as proxy, browsing(endpoint, viewport=PHONE) as context:
         tab = Tab(await context.new_page())
