@@ -18,7 +18,7 @@ from streamer.errors import SettingsError
 from streamer.protocol.fields import shown
 
 DATA = Path(".venta")
-"""Where it is unless an option says otherwise."""
+"""The default folder."""
 SECRET = "jwt-secret"
 SERVICES = "services.json"
 REMEDY = "delete the file and start `streamer dev` again, or choose another folder by --data"

@@ -35,7 +35,7 @@ class SimulatedVendor:
         self._left = 0.0
 
     def advance(self, seconds: float) -> None:
-        """Moves on: parks or drives, turns, and turns back when too far out."""
+        """Moves the vendor: it parks or drives, turns, and turns back when too far from the centre."""
         self._left -= seconds
         if self._left <= 0:
             self._left = self._random.uniform(10, 60)

@@ -1,1 +1,1 @@
-"""The conformance kit: plays the server's part for a client under test, and judges it from outside."""
+"""The conformance kit: acts as the server for a client under test, and checks its behaviour from outside."""

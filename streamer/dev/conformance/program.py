@@ -1,4 +1,4 @@
-"""The client under test: a program that is told what to do by JSON lines on stdin, and reports by those on stdout."""
+"""The client under test: a program that reads commands as JSON lines from stdin, and writes events to stdout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Program:
         await self.kill()
 
     async def kill(self) -> None:
-        """End it as a phone without battery does."""
+        """Kill the process, as when a phone runs out of battery."""
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
@@ -51,18 +51,18 @@ class Program:
         return self._tasks[0].done()
 
     async def end(self) -> None:
-        """Return when it has ended."""
+        """Wait until it has ended."""
         await asyncio.wait(self._tasks)
 
     def tell(self, command: dict[str, Any]) -> int:
-        """Tell it to do something; return the number with which it reports that it has."""
+        """Send a command; return its number, which the program reports when it is done."""
         number = next(self._numbers)
         assert self.process.stdin is not None
         self.process.stdin.write(orjson.dumps({**command, "number": number}) + b"\n")
         return number
 
     async def until(self, matches: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        """Return the first event that matches, waiting for it; None when the process ended without."""
+        """Wait for an event that matches, and return it; None if the process ended before."""
         at = 0
         while True:
             self.changed.clear()

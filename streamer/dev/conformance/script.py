@@ -1,4 +1,4 @@
-"""Runs the cases of clients/conformance/wire.json: scripts of steps for the server, the client and the judge."""
+"""Runs the cases of clients/conformance/wire.json: scripts of steps for the server and the client, and checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamer.errors import StreamerError
 from streamer.web.static import beside
 
 WITHIN = 20.0
-"""Seconds that a step may take: only to end what would never happen."""
+"""Maximum seconds of a step, so that a case ends when an expected event does not happen."""
 NEAR = 60_000
 """Milliseconds within which a time is near another."""
 
@@ -34,14 +34,14 @@ class Case(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a case found: `reason` is empty when the client did what it must."""
+    """The result of a case: `reason` is empty when the client passed."""
 
     case: Case
     reason: str
 
 
 class Wrong(Exception):
-    """The client did not do what the case demands."""
+    """The client failed the case."""
 
 
 def tables() -> Path:
@@ -99,7 +99,7 @@ class _Run:
         """Where each ping was when it was first sent."""
         self._last_seq = 0
         self._difference = ""
-        """How the view that a step waits for differed last."""
+        """The last difference of the view that a step waits for."""
 
     async def all(self) -> None:
         """Carry out the steps; raises Wrong."""
@@ -118,7 +118,7 @@ class _Run:
                 raise Wrong(f"step {number}, {shown}: {reason}") from None
 
     async def _unless_ended(self, step: asyncio.Task[object], name: str) -> None:
-        """Wait for a step; the program's end ends it, unless the step is that."""
+        """Wait for a step; fails if the program ends meanwhile, unless the step expects that."""
         ended = asyncio.create_task(self.program.end())
         try:
             await asyncio.wait({step} if name == "restart" else {step, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -132,7 +132,7 @@ class _Run:
     # the client
 
     async def restart(self, changed: dict[str, Any]) -> None:
-        """Kill the client, as a phone without battery does, and start it again, maybe with other settings."""
+        """Kill the client, as when a phone runs out of battery, and start it again, optionally with other settings."""
         if hasattr(self, "program"):
             await self.program.kill()
         self._settings |= changed
@@ -144,7 +144,7 @@ class _Run:
             raise StreamerError(f"the client can't be started: {failed}") from None
 
     async def tell(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Tell the client to do something, and wait until it has."""
+        """Send the client a command, and wait until it is done."""
         number = self.program.tell(command)
         done = await self.program.until(lambda event: event.get("event") == "done" and event.get("number") == number)
         if done is None:
@@ -152,7 +152,7 @@ class _Run:
         return done
 
     async def event(self, pattern: dict[str, Any]) -> None:
-        """Wait until the client reports something, which counts once."""
+        """Wait until the client reports an event; each event is matched once."""
 
         def fits(event: dict[str, Any]) -> bool:
             return id(event) not in self._seen and _differs(event, pattern) is None
@@ -163,13 +163,13 @@ class _Run:
         self._seen.add(id(found))
 
     async def never(self, pattern: dict[str, Any]) -> None:
-        """Check that the client has not reported something, other than what was waited for."""
+        """Check that the client has not reported an event that no step has waited for."""
         for event in self.program.events:
             if id(event) not in self._seen and _differs(event, pattern) is None:
                 raise Wrong(f"it reported {event}")
 
     async def view(self, expected: dict[str, Any]) -> None:
-        """Wait until a watch's view is exactly this."""
+        """Wait until a watch's view equals the expected one."""
         while True:
             answer = await self.tell({"do": "view", "id": expected["id"]})
             self._difference = _view_differs(answer, expected) or ""
@@ -209,7 +209,7 @@ class _Run:
         await self.event({"event": "state", "state": "connected"})
 
     async def refuse(self, how: dict[str, Any]) -> None:
-        """Refuse handshakes with a status, or cut them: one, or all for `for` ms, of which `most` may come."""
+        """Refuse handshakes with a status, or cut them: one, or all for `for` ms, of which at most `most` may come."""
         came, until = 0, 0.0
         while came == 0 or time.monotonic() < until:
             try:
@@ -226,7 +226,7 @@ class _Run:
                 arrived.cut()
         self._lost = time.monotonic()
         if came > how.get("most", came):
-            raise Wrong(f"it tried {came} times within {how['for']} ms; at most {how['most']} are no storm")
+            raise Wrong(f"it tried {came} times within {how['for']} ms; at most {how['most']} are allowed")
 
     async def send(self, message: Any) -> None:
         """Send a message as one plain frame."""
@@ -241,7 +241,7 @@ class _Run:
         self._open.send(message, "fragments")
 
     async def large(self, how: dict[str, Any]) -> None:
-        """Send a snapshot of so many vendors."""
+        """Send a snapshot with this many vendors."""
         card = {
             "name": "Tacos",
             "open": True,
@@ -255,13 +255,13 @@ class _Run:
         self._open.send({"type": "snapshot", "id": how["id"], "vendors": cards})
 
     async def receive(self, pattern: dict[str, Any]) -> None:
-        """Wait for the client's next message, which must be this."""
+        """Wait for the client's next message, which must match."""
         message = await self._open.messages.get()
         if (difference := _differs(message, pattern)) is not None:
             raise Wrong(f"it sent {orjson.dumps(message).decode()[:300]}: {difference}")
 
     async def pings(self, expected: Any) -> None:
-        """Wait for pings, in messages as the client likes: these timestamps, or a `count` that is `near` a time."""
+        """Wait for pings, in any number of messages: these timestamps, or a `count` that is `near` a time."""
         most = expected.get("maxBatch", 500) if isinstance(expected, dict) else 500
         timestamps = expected.get("timestamps") if isinstance(expected, dict) else expected
         wanted = len(timestamps) if timestamps is not None else expected["count"]
@@ -309,7 +309,7 @@ class _Run:
         await asyncio.shield(self._open.closed)
 
     async def quiet(self, ms: int) -> None:
-        """Check that for a time nothing comes: no connection, no message."""
+        """Check that the client is quiet for a time: no connection, no message."""
         await asyncio.sleep(ms / 1000)
         if not self._server.arrivals.empty():
             raise Wrong("it connected again")
@@ -338,10 +338,10 @@ class _Run:
         return timestamp
 
     def _check(self) -> None:
-        """Raise what went wrong beside the steps."""
+        """Raise errors that are independent of the steps."""
         for connection in self._server.connections:
             if connection.faults:
-                raise Wrong(f"against the protocol: {connection.faults[0]}")
+                raise Wrong(f"it violated the protocol: {connection.faults[0]}")
         if self.program.ended:
             raise Wrong(f"the program ended: {self.program.errors.decode(errors='replace')[-500:]}")
 
@@ -367,7 +367,7 @@ class _Run:
 
 
 def _differs(found: Any, pattern: Any) -> str | None:
-    """What is not as a pattern says; a pattern of an object names some of its members, null one that must be absent."""
+    """Returns the first difference from a pattern. An object names some members; null is one that must be absent."""
     if isinstance(pattern, dict) and isinstance(found, dict):
         for name, expected in pattern.items():
             if expected is None and found.get(name) is None:

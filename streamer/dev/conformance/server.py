@@ -1,4 +1,4 @@
-"""A server of one case: it says what the case's script says, and misbehaves as networks do."""
+"""The server of one case: it sends what the case's script says, and simulates network faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamer.protocol.deflate import Deflater, accept_deflate
 from streamer.protocol.messages import BEARER, SUBPROTOCOL
 
 MAX_MESSAGE = 64 << 10
-"""Bytes of a message that the real server takes."""
+"""Maximum bytes of a message, as on the real server."""
 
 
 class Connection:
@@ -29,9 +29,9 @@ class Connection:
         self.arrived = time.monotonic()
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.faults: list[str] = []
-        """What the client did against the protocol."""
+        """Protocol violations of the client."""
         self.closed: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """The code of the client's close frame; None when it ended without."""
+        """The code of the client's close frame; None if it sent none."""
         self._headers = {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
         }
@@ -46,7 +46,7 @@ class Connection:
 
     @property
     def token(self) -> str | None:
-        """The token of the handshake, whichever way it came."""
+        """The token of the handshake, from its header, query or subprotocol."""
         scheme, _, token = self._headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return token
@@ -88,7 +88,7 @@ class Connection:
         self._writer.write(frames.encode_frame(parts[2], frames.FINAL | frames.CONTINUATION))
 
     def close(self, code: int, reason: str) -> None:
-        """Close in good order."""
+        """Close with a close frame."""
         self._writer.write(frames.close_frame(code, reason))
 
     def cut(self) -> None:
@@ -96,11 +96,11 @@ class Connection:
         self._writer.transport.abort()
 
     def stall(self) -> None:
-        """Stay open, and neither read nor answer any more: a half-open connection."""
+        """Keep the connection open without reading or answering: a half-open connection."""
         self._flowing.clear()
 
     async def end(self) -> None:
-        """Free everything."""
+        """Release all resources."""
         self.cut()
         if self._reading is not None:
             self._reading.cancel()
@@ -140,7 +140,7 @@ class Connection:
             if isinstance(message, dict):
                 self.messages.put_nowait(message)
             else:
-                self.faults.append(f"sent what is no JSON object: {payload[:200]!r}")
+                self.faults.append(f"sent a message that is no JSON object: {payload[:200]!r}")
         return None
 
 
