@@ -70,11 +70,11 @@ log = structlog.get_logger()
 
 PARTITION_CHECK = 3600.0
 TRY_AGAIN = 5.0
-"""Seconds until what the database refused is tried again."""
+"""Seconds between retries of partitions and positions that the database refused."""
 RECONCILE_BACK = 7 * 86_400_000
-"""How long, in ms, all processes may have been away when vendors' positions are brought up to date at the start."""
+"""Longest outage of all processes, in ms, after which vendors' positions are brought up to date at the start."""
 TIE_WAIT = 2.0
-"""Seconds that a process has for finding out itself that its ping is a duplicate."""
+"""Seconds in which a process should detect by itself that its ping is a duplicate."""
 MOST_TIES = 10_000
 BEAT = 0.5
 """Seconds between two heartbeats of a worker."""
@@ -101,7 +101,7 @@ class Server:
         self.process = secrets.token_hex(4)
         self.peers = peers
         self._ties: set[tuple[str, int]] = set()
-        """Vendors and timestamps of which two pings were published."""
+        """Vendors and timestamps for which two different pings were published."""
         self._tied = asyncio.Event()
         self.index = LiveIndex(
             self.process,
@@ -182,7 +182,7 @@ class Server:
         self.deliverer = None if vault is None else Deliverer(settings, alert_store, vault, clock, counters)
         self.evaluator: Evaluator | None = None
         if self.deliverer is not None:
-            # Only here, as it needs numpy and what numpy takes of memory.
+            # Imported only when needed, as numpy takes much memory.
             from streamer.alerts.evaluator import Evaluator
 
             self.evaluator = Evaluator(
@@ -322,7 +322,7 @@ class Server:
             await asyncio.sleep(BEAT)
 
     async def _warn_of_alerts(self) -> None:
-        """Says so when there are alerts and this process may not look at them."""
+        """Warns if there are alerts that this process cannot evaluate."""
         if self.evaluator is None and (waiting := (await self.alert_store.counts())[0]):
             log.warning("alerts are off here: set STREAMER_ALERT_KEY to the key of the other processes", alerts=waiting)
 
@@ -349,7 +349,7 @@ class Server:
             await asyncio.sleep(wait)
 
     async def _settle_ties(self) -> None:
-        """Shows what is stored, should the process that published another ping be killed before it found out."""
+        """Publishes the stored ping, in case the process that published another one is killed before it does so."""
         while True:
             await self._tied.wait()
             await asyncio.sleep(TIE_WAIT)
@@ -384,7 +384,7 @@ class Server:
     # BrokerEventHandler
 
     def on_index_changed(self) -> None:
-        """Has the next tick scheduled."""
+        """Schedules the next tick."""
         self.ticker.changed()
 
     def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
@@ -393,7 +393,7 @@ class Server:
         self.ticker.changed()
 
     def on_tie(self, vendor_id: str, timestamp: int) -> None:
-        """Has the stored one of two pings of one timestamp shown."""
+        """Shows the stored one of two pings with the same timestamp."""
         if len(self._ties) < MOST_TIES:
             self._ties.add((vendor_id, timestamp))
             self._tied.set()

@@ -1,9 +1,9 @@
 """Decides how often repeated work may run: live ticks, commits and publishes. Pure.
 
-While a process has headroom, everything goes out as fast as it can. When it is busy, rounds merge: each kind of round
-may use a share of the thread's CPU time, as measured over the rounds before, so its interval grows with its cost. The
-share is small while intervals are short, as such a delay goes unnoticed, and grows with them. When the event loop is
-busy for more than half of the time, whatever with, all intervals are stretched too.
+While a process has headroom, everything is sent as soon as possible. When it is busy, rounds are merged: each kind of
+round may use a share of the thread's CPU time, measured over the previous rounds, so its interval grows with its cost.
+The share is small while intervals are short, as such a delay goes unnoticed, and grows with them. When the event loop
+is busy for more than half of the time, for any reason, all intervals are stretched too.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Pace:
     Args:
         share: The share of the thread's CPU time that rounds may use when they are `ceiling` apart; proportionally less
             when they are closer.
-        floor: Seconds from the start of one round to the next that pass at least.
-        ceiling: Seconds that pass at most, whatever the rounds cost.
+        floor: Minimum seconds from the start of one round to the next.
+        ceiling: Maximum seconds between them, whatever the rounds cost.
     """
 
     share: float
@@ -49,13 +49,13 @@ TICKS = Pace(share=1.0, floor=0.002, ceiling=0.18)
 COMMITS = Pace(share=0.6, floor=0.015, ceiling=0.25)
 """Storing pings. The floor bounds what PostgreSQL spends on commits, which this process can't measure."""
 PUBLISHES = Pace(share=0.3, floor=0.03, ceiling=0.25)
-"""Telling other processes. The floor bounds what Redis and the other processes spend on messages."""
+"""Publishing to other processes. The floor bounds what Redis and the other processes spend on messages."""
 
 
 def interval(cost: float, utilisation: float, pace: Pace) -> float:
     """Returns the seconds from the start of a round to the next, for rounds that cost so many seconds of CPU time."""
     headroom = min(1.0, (1.0 - utilisation) / (1.0 - BUSY))
-    # Rounds so far apart use `share * interval / ceiling` of the CPU time: the least sum of CPU time and delay.
+    # At this interval rounds use `share * interval / ceiling` of the CPU time, which minimises CPU time plus delay.
     wanted = max(pace.floor, sqrt(cost * pace.ceiling / pace.share))
     return pace.ceiling if wanted >= pace.ceiling * headroom else wanted / headroom
 
@@ -102,7 +102,7 @@ class Cadence:
         return max(0.0, self.next - self._utilisation.clock())
 
     async def round(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Does one round, and counts the CPU time of its own steps only."""
+        """Runs one round, and counts the CPU time of its own steps only."""
         cost = 0.0
 
         def add(seconds: float) -> None:
@@ -124,11 +124,11 @@ class Cadence:
 
         Args:
             cost: Its CPU seconds; by default all that the thread used since `begin`.
-            aside: Those of them that fewer rounds would not save. For them alone rounds do not become less frequent.
+            aside: The part of the cost that fewer rounds would not save. It does not make rounds less frequent.
         """
         if cost is None:
             cost = self._utilisation.cpu_clock() - self._cpu_at
         self.cost += WEIGHT * (max(0.0, cost - aside) - self.cost)
         after = self._started + interval(self.cost, self._utilisation.value(), self.pace)
-        # A round that takes longer than its interval leaves time for others all the same.
+        # Even a round that takes longer than its interval must leave time for other work.
         self.next = max(after, self._utilisation.clock() + min(cost / 2, self.pace.ceiling))

@@ -1,4 +1,4 @@
-"""Measures the CPU time of a coroutine: of its own steps, not of what runs while it waits. Pure."""
+"""Measures the CPU time of a coroutine's own steps, without other tasks that run while it waits. Pure."""
 
 from __future__ import annotations
 

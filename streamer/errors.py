@@ -101,7 +101,7 @@ class Unavailable(StreamerError):
     """
 
     def __init__(
-        self, message: str, public_message: str = "a service that this needs is unavailable: try again"
+        self, message: str, public_message: str = "a service that this request needs is unavailable: try again"
     ) -> None:
         super().__init__(message)
         self.public_message = public_message

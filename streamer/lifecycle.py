@@ -1,4 +1,4 @@
-"""A server's life: its checks before the start, its ports, and the order in which it stops."""
+"""Starts and stops a server: the checks before the start, the ports, and the order of the shutdown."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def serving(settings: Settings, peers: Peers | None = None) -> AsyncIterat
 
 @asynccontextmanager
 async def bridging(settings: Settings, broker: MqttBroker, client_id: str) -> AsyncIterator[Server]:
-    """Stores what a broker's OwnTracks apps publish while the context lasts; nobody can connect but operators."""
+    """Stores what a broker's OwnTracks apps publish while the context lasts; serves only the operators' endpoints."""
     from streamer.transport.mqtt import MqttBridge  # not above: aiomqtt takes a tenth of a second to import
 
     async with AsyncExitStack() as stack:
@@ -96,7 +96,7 @@ async def bridging(settings: Settings, broker: MqttBroker, client_id: str) -> As
         receiving = Supervisor()
         receiving.failures = server.supervisor.failures  # so that readiness names it
         receiving.start({"mqtt": server.mqtt.run})
-        # Before the drain: what is received no more is sent again to the next process.
+        # Stopped before the drain: the broker sends messages that are not acked again to the next process.
         stack.push_async_callback(receiving.stop)
         yield server
 

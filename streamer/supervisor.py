@@ -1,6 +1,6 @@
 """Restarts long-lived tasks that end, and gives up those that keep failing.
 
-`RestartPolicy` is the one rule for tasks here and for worker processes in `operations/workers/manager.py`.
+`RestartPolicy` applies to tasks here and to worker processes in `operations/workers/manager.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_DEATHS = 5
 """Deaths within WINDOW after which a restart is pointless."""
 WINDOW = 60.0
 DELAY = 0.1
-"""Seconds from the first death to the restart; as much longer with each further death within WINDOW."""
+"""Seconds from the first death to the restart; each further death within WINDOW adds as much."""
 MAX_CANCELS = 10
 
 
@@ -71,7 +71,7 @@ class Supervisor:
                 await run()
                 cause = "it returned"
             except asyncio.CancelledError as inner:
-                # Unless this task itself is cancelled, something that it awaited was.
+                # This task itself was not cancelled, so something that it awaited was.
                 error, cause = inner, "CancelledError from within"
             except Exception as raised:
                 error, cause = raised, f"{type(raised).__name__}: {raised}"

@@ -1,15 +1,15 @@
-"""Explains failed TLS connections in words that say what to do."""
+"""Explains failed TLS connections, with the remedy."""
 
 from __future__ import annotations
 
 import ssl
 
 EXPIRED, NOT_YET, WRONG_NAME, WRONG_ADDRESS = 10, 9, 62, 64
-"""OpenSSL's codes of certificate errors (X509_V_ERR_…); all others are about the issuer."""
+"""OpenSSL's codes of certificate errors (X509_V_ERR_…); all others concern the issuer."""
 
 
 def trouble(error: BaseException, variable: str, authority: str) -> str | None:
-    """Returns what is wrong and the remedy; None when TLS is not what failed.
+    """Returns the cause and the remedy; None if TLS did not fail.
 
     Args:
         variable: The setting that holds the URL.
@@ -25,7 +25,7 @@ def trouble(error: BaseException, variable: str, authority: str) -> str | None:
         return f"its certificate is for another host ({reason}): use the certificate's host name in {variable}"
     if failed.verify_code in (EXPIRED, NOT_YET):
         return f"its certificate is not valid now ({reason}): renew it, or set this machine's clock"
-    return f"its certificate is not trusted ({reason}): name its authority's by {authority}=FILE in {variable}"
+    return f"its certificate is not trusted ({reason}): set {authority}=FILE in {variable} to that of its authority"
 
 
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:

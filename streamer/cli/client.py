@@ -20,8 +20,8 @@ from streamer.dev.folder import DATA, read_services
 from streamer.errors import SettingsError, StreamerError
 from streamer.settings import coordinates
 
-Url = Annotated[str | None, typer.Option(help="The server; otherwise the one of `streamer dev`.", metavar="URL")]
-Token = Annotated[str | None, typer.Option(help="A token, as the app has one.")]
+Url = Annotated[str | None, typer.Option(help="URL of the server; default: that of `streamer dev`.", metavar="URL")]
+Token = Annotated[str | None, typer.Option(help="The token to send.")]
 Data = Annotated[Path, typer.Option(help="Folder of `streamer dev`.")]
 
 RETRY = 1.0
@@ -35,7 +35,7 @@ def watch(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="LAT,LONG,METRES: a circle; SOUTH,WEST,NORTH,EAST: a box; otherwise ids of vendors.",
+            help="A circle as LAT,LONG,METRES, a box as SOUTH,WEST,NORTH,EAST, or ids of vendors.",
             metavar="AREA|VENDOR...",
         ),
     ],
@@ -48,7 +48,7 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's messages as JSON lines.")] = False,
     data: Data = DATA,
 ) -> None:
-    """Print the vendors of an area, or some vendors, as they move; until Ctrl-C. Put -- before a negative latitude."""
+    """Print vendors of an area, or the given ones, as they move; until Ctrl-C. Put -- before a negative latitude."""
     message = {"type": "watch", "id": "w", **target_of(targets), **({"open": True} if only_open else {})}
     if token is None and user is not None:
         token = sign(data, user)
@@ -71,7 +71,7 @@ def ping(
 
 
 def target_of(targets: list[str]) -> dict[str, Any]:
-    """Returns the area or the vendors of a `watch` message; raises SettingsError for an area that is none."""
+    """Returns the area or the vendors of a `watch` message; raises SettingsError for an invalid area."""
     if len(targets) == 1 and "," in targets[0]:
         try:
             numbers = [float(part) for part in targets[0].split(",")]
@@ -95,7 +95,7 @@ def parsed_position(text: str) -> tuple[float, float]:
 
 
 def server_of(url: str | None, data: Path) -> str:
-    """Returns the URL of the server that is meant."""
+    """Returns the URL of the server: the given one, or that of `streamer dev`."""
     if url is not None:
         return url.rstrip("/")
     configured = settings.load()
@@ -201,5 +201,5 @@ def _headers(token: str | None) -> dict[str, str]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.WSServerHandshakeError):
-        return f"it answers {error.status}: is this a streamer?"
+        return f"it answers {error.status}: is this a location streamer?"
     return str(error) or type(error).__name__

@@ -74,7 +74,7 @@ def config(
 
 
 def warn_of_unknown_variables() -> None:
-    """Prints each STREAMER_ variable that is no setting."""
+    """Prints a warning for each STREAMER_ variable that is no setting."""
     for name in settings.unknown_variables():
         close = difflib.get_close_matches(name, list(map(settings.variable, Settings.model_fields)), 1)
         print(f"streamer: {name} is no setting" + (f": {close[0]} is" if close else ""), file=sys.stderr)
@@ -109,7 +109,7 @@ def in_force(**overrides: Any) -> list[InForce]:
 
 
 def shown(name: str, value: Any) -> str:
-    """Formats a value for people; of a URL with a secret only its location."""
+    """Formats a value for display; of a URL with a secret only its location."""
     if value is None:
         return "-"
     if not isinstance(value, SecretStr):
@@ -187,7 +187,7 @@ def _check_jwks(url: str) -> None:
 
 def _check_secret(secret: str) -> None:
     if "-----BEGIN" in secret:
-        raise SettingsError("must be a secret, not a key in PEM: public keys come by STREAMER_JWKS_URL")
+        raise SettingsError("must be a secret, not a PEM key: public keys are read from STREAMER_JWKS_URL")
 
 
 CHECKS: Mapping[str, Check] = {

@@ -1,4 +1,4 @@
-"""`streamer conformance`: judges a client of the protocol from outside."""
+"""`streamer conformance`: tests a client of the protocol from outside."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def conformance(
     command: Annotated[
         list[str], typer.Argument(help="The client's test program; see docs/conformance.md.", metavar="-- COMMAND...")
     ],
-    only: Annotated[list[str] | None, typer.Option("--case", help="Only cases with this in their name.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--case", help="Run only cases with this in their name.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Leave out cases with this in their name.")] = None,
-    client: Annotated[str | None, typer.Option(help="Only for `vendor`, or only for `customer`.")] = None,
-    within: Annotated[float, typer.Option(help="Seconds that a step may take.", min=1)] = script.WITHIN,
-    jobs: Annotated[int, typer.Option(help="Cases at the same time.", min=1)] = os.cpu_count() or 1,
+    client: Annotated[str | None, typer.Option(help="Run only the cases of `vendor` or of `customer`.")] = None,
+    within: Annotated[float, typer.Option(help="Maximum seconds of a step.", min=1)] = script.WITHIN,
+    jobs: Annotated[int, typer.Option(help="Number of cases run at the same time.", min=1)] = os.cpu_count() or 1,
 ) -> None:
-    """Judge a client: play the server, misbehave as networks do, print a verdict per case; status 1 if any failed."""
+    """Test a client: act as the server, simulate network faults, print a verdict per case; status 1 if any failed."""
     cases = [
         case
         for case in script.load()

@@ -38,7 +38,7 @@ NEEDS_DATABASE: Mapping[tuple[str, ...], str] = {("database_url",): "which Postg
 @db.command()
 def upgrade(revision: Annotated[str, typer.Argument(help="Migration to upgrade to.")] = "head") -> None:
     """Migrate the schema to the newest version."""
-    from streamer.storage import migrate  # imports Alembic, which half of these commands do without
+    from streamer.storage import migrate  # imports Alembic, which half of these commands do not need
 
     url = _database_url()
     asyncio.run(migrate.upgrade(url, revision))
@@ -93,7 +93,7 @@ def adopt(
     typer.echo(f"copied {done.copied:,} locations; the tables were locked for {done.held * 1000:.0f} ms")
     if not revert:
         typer.echo("next: `streamer db check`, then `streamer db grant ROLE` for the role of `serve`")
-        typer.echo("`streamer db adopt --revert` goes back, until `streamer db adopt --finish` drops the old table")
+        typer.echo("`streamer db adopt --revert` undoes this, until `streamer db adopt --finish` drops the old table")
 
 
 @db.command()
@@ -206,11 +206,11 @@ def prove(
     ] = None,
     identity: Identity = None,
     on: Annotated[
-        str | None, typer.Option(help="Server to restore on; its role must be able to create databases.", metavar="URL")
+        str | None, typer.Option(help="Server to restore to; the role must be able to create databases.", metavar="URL")
     ] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for a temporary PostgreSQL.")] = None,
 ) -> None:
-    """Verify the newest backup: restore it into a temporary database and compare every row. Made for a schedule."""
+    """Verify the newest backup: restore it into a temporary database and compare every row. Run it on a schedule."""
     dump = file or files.newest(_backup_folder(config.load(), folder)).path
     with Steps(Console(stderr=True, soft_wrap=True)) as steps:
         proof = asyncio.run(archive.prove(dump, identity=identity, on=on, scratch=scratch, progress=steps))
@@ -253,7 +253,7 @@ def thin(
     older_than: Annotated[str, typer.Option(help="Like 7d or 4w; at least 3d.")] = "7d",
     keep: Annotated[int, typer.Option(help="Seconds between two locations that are kept.", min=1, max=3600)] = 60,
 ) -> None:
-    """Keep one location a minute of older days. Made for a schedule: days already thinned are skipped."""
+    """Keep one location a minute of older days. Run it on a schedule: days already thinned are skipped."""
     days = maintenance.days_of(older_than)
     if days < 3:
         raise SettingsError(f"--older-than must be at least 3d, not {older_than!r}: pings arrive late")

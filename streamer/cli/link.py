@@ -16,9 +16,9 @@ from streamer.errors import SettingsError
 
 
 def link(
-    vendor_id: Annotated[str, typer.Argument(metavar="VENDOR", help="vendors.id: the vendor that the device becomes.")],
-    url: Annotated[str | None, typer.Option(help="Where the device reaches the server; STREAMER_PUBLIC_URL.")] = None,
-    data: Annotated[Path, typer.Option(help="Where `streamer dev` keeps its secret.")] = DATA,
+    vendor_id: Annotated[str, typer.Argument(metavar="VENDOR", help="vendors.id of the vendor to sign in as.")],
+    url: Annotated[str | None, typer.Option(help="Public URL of the server; default: STREAMER_PUBLIC_URL.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder of `streamer dev`, for its secret.")] = DATA,
 ) -> None:
     """Print a link and a QR code that sign a phone in as a vendor, once, within 15 minutes."""
     configured = settings.load()

@@ -21,14 +21,14 @@ MODULES = {
 
 
 class Commands(TyperGroup):
-    """Imports the module of a command when it is asked for: the others' would take most of a short command's time."""
+    """Imports only the module of the requested command: the others would take most of a short command's time."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(MODULES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in MODULES:
-            for name in MODULES:  # what may have been meant is chosen among them
+            for name in MODULES:  # candidates for "did you mean"
                 self.get_command(ctx, name)
         elif cmd_name not in self.commands:
             found = getattr(import_module(f"streamer.cli.{MODULES[cmd_name]}"), cmd_name)

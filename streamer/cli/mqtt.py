@@ -27,14 +27,14 @@ NEEDED: Mapping[tuple[str, ...], str] = {
 def mqtt(
     broker: Annotated[
         str | None,
-        typer.Option(help="URL of the broker, as STREAMER_MQTT_URL: mqtt://USER:PASSWORD@HOST:1883, or mqtts."),
+        typer.Option(help="URL of the broker, mqtt://USER:PASSWORD@HOST:1883 or mqtts; default: STREAMER_MQTT_URL."),
     ] = None,
     client_id: Annotated[
-        str, typer.Option(help="Name of the session at the broker; each bridge of a broker needs its own.")
+        str, typer.Option(help="Name of the session at the broker; each bridge needs its own.")
     ] = "venta-streamer",
     data: Annotated[Path, typer.Option(help="Folder of `streamer dev`, for its services.")] = DATA,
 ) -> None:
-    """Store what OwnTracks apps publish to an MQTT broker, and show it live, on the PostgreSQL and Redis of `serve`."""
+    """Store what OwnTracks apps publish to an MQTT broker, and show it live; uses the database and Redis of `serve`."""
     given = settings.load()
     services = {} if given.database_url or given.redis_url else read_services(data)
     configured = config.load(

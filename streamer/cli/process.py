@@ -20,7 +20,7 @@ from streamer.errors import SettingsError, StreamerError
 from streamer.operations.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from streamer.settings import Settings  # takes a tenth of a second, which not every command needs
+    from streamer.settings import Settings  # takes a tenth of a second, and not every command needs it
 
 STOP_WITHIN = 12.0
 """Seconds beyond `drain_timeout` after which a process that does not stop is ended."""
@@ -66,7 +66,7 @@ class Interrupt:
 
 @contextlib.asynccontextmanager
 async def interrupts() -> AsyncIterator[Interrupt]:
-    """Ends the context in order on Ctrl-C or SIGTERM, which is not an error."""
+    """Ends the context gracefully on Ctrl-C or SIGTERM, which is not an error."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     interrupt = Interrupt(task)

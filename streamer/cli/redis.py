@@ -1,4 +1,4 @@
-"""`streamer redis`: what an operator of Redis needs."""
+"""`streamer redis`: commands for operators of Redis."""
 
 from __future__ import annotations
 

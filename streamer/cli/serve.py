@@ -35,7 +35,7 @@ def serve(
     port: Port = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes that share the port.", min=1, max=64)] = None,
 ) -> None:
-    """Run the server on the PostgreSQL of DATABASE_URL and the Redis of REDIS_URL."""
+    """Run the server with the PostgreSQL of DATABASE_URL and the Redis of REDIS_URL."""
     configured = config.load(config.SERVING, host=host, port=port, workers=workers)
     config.warn_of_unknown_variables()
     logs.configure(form=configured.log_form, level=configured.log_level)
@@ -50,7 +50,7 @@ def serve(
 
 
 async def _serve(configured: Settings, peers: Peers | None = None) -> None:
-    # Of several workers the manager says that they serve.
+    # With several workers the manager reports that they serve.
     started = None if peers is not None else lambda server: f"serving on {server[1]}"
     await until_stopped(configured, lifecycle.serving(configured, peers), started)
 
@@ -87,7 +87,7 @@ def _serve_with_workers(configured: Settings) -> int:
 
 
 def _preload() -> None:
-    """Loads once what every worker needs, to be shared after the fork."""
+    """Loads modules before the fork, so that the workers share their memory."""
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: F401
     gc.collect()

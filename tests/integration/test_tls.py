@@ -105,7 +105,7 @@ async def test_anothers_certificate_is_refused(database_url: str, trusted: Path)
         for mode in ("verify-ca", "verify-full"):
             said = await refused(f"{front.url}?sslmode={mode}&sslrootcert={trusted}")
             assert said.count("its certificate is not trusted") == 2
-            assert said.count("by sslrootcert=FILE in DATABASE_URL") == 2
+            assert said.count("set sslrootcert=FILE in DATABASE_URL") == 2
         said = await refused(f"{front.url}?sslmode=verify-full")  # those that the system trusts
         assert said.count("its certificate is not trusted") == 2
         assert front.served == 0, "not even the password was sent"
