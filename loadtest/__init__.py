@@ -1,10 +1,10 @@
-"""Puts a running server under load from outside, and judges it: `python -m loadtest`. Here is why a run fails.
+"""Puts a running server under load from outside, and verifies it: `python -m loadtest`. This module has the errors.
 
 LoadtestError
 ├── WrongUse     the request can't be carried out as given: exit code 2
 └── RunFailed    the run could not be carried out: exit code 1
 
-What the server refuses or does against the protocol is in `venta_client.errors`.
+Refusals and protocol violations of the server are in `venta_client.errors`.
 """
 
 from __future__ import annotations

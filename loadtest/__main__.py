@@ -68,7 +68,7 @@ app = typer.Typer(
 def run(
     options: ScenarioOptions, run_options: RunOptions, server_options: ServerOptions, output: OutputOptions
 ) -> None:
-    """Run a scenario: vendors that move, customers who look around; judge what the server did."""
+    """Run a scenario with moving vendors and customers, and verify what the server did."""
 
     async def main() -> dict[str, Any]:
         scenario, trace = chosen(options, run_options)
@@ -147,13 +147,13 @@ def find_max(
 
 @app.command("compare")
 def compare_reports(
-    before: Annotated[Path, Argument(help="a report's JSON", metavar="A.json", show_default=False)],
-    after: Annotated[Path, Argument(help="another's", metavar="B.json", show_default=False)],
+    before: Annotated[Path, Argument(help="the JSON report before", metavar="A.json", show_default=False)],
+    after: Annotated[Path, Argument(help="the JSON report after", metavar="B.json", show_default=False)],
     tolerance: Annotated[float, Option(help="percent of change that is ignored", min=0, max=100)] = 5.0,
-    out: Annotated[Path | None, Option(help="an HTML file with both, figure by figure")] = None,
+    out: Annotated[Path | None, Option(help="HTML file to write with both, figure by figure")] = None,
     json: Annotated[bool, Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Compare two reports, beside the noise; exit code 1 when a figure got worse from A to B."""
+    """Compare two reports, considering the noise; exit code 1 when a figure got worse from A to B."""
     with failures_named():
         report = compare(read_report(before), read_report(after), tolerance / 100)
     if out is not None:
@@ -168,7 +168,7 @@ def compare_reports(
 @app.command("merge")
 def merge_reports(
     reports: Annotated[
-        list[Path], Argument(help="one report of each machine", metavar="REPORT.json…", show_default=False)
+        list[Path], Argument(help="one JSON report per machine", metavar="REPORT.json…", show_default=False)
     ],
     out: Annotated[list[Path] | None, Option(help="as for `run`")] = None,
     json: Annotated[bool, Option("--json", help="print the report as JSON")] = False,
@@ -202,11 +202,11 @@ def list_scenarios() -> None:
 
 @app.command("worker")
 def worker(
-    url: Annotated[str, Argument(help="the coordinator: what `run --listen` serves", metavar="http://HOST:PORT")],
+    url: Annotated[str, Argument(help="URL of the coordinator, `run --listen`", metavar="http://HOST:PORT")],
     key: Annotated[str, Option(help="the coordinator's --key", envvar="LOADTEST_KEY", show_envvar=True)],
     within: Annotated[float, Option(help="seconds to wait for the coordinator", min=1, max=3600)] = 60.0,
 ) -> None:
-    """Work for a coordinator on another machine: `run --listen HOST:PORT --remote N`."""
+    """Run a part of the load for a coordinator on another machine, `run --listen HOST:PORT --remote N`."""
     executed(work_remotely(url, key, within))
 
 
@@ -227,7 +227,7 @@ async def coordinating(options: RunOptions) -> AsyncIterator[Coordinator | None]
     """Yields a coordinator that serves a live page and waits for remote workers, where one is asked for."""
     if options.listen is None:
         if options.remote:
-            raise WrongUse("--remote needs --listen HOST:PORT, where the workers find this command")
+            raise WrongUse("--remote needs --listen HOST:PORT, to which the workers connect")
         yield None
         return
     key = options.key or secrets.token_urlsafe(16)
@@ -289,7 +289,7 @@ def read_report(path: Path) -> dict[str, Any]:
     except (OSError, orjson.JSONDecodeError) as bad:
         raise WrongUse(f"{path} can't be read as a report: {bad}") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise WrongUse(f"{path} is no report of `python -m loadtest run` with the schema {SCHEMA}")
+        raise WrongUse(f"{path} is not a report of `python -m loadtest run` with the schema {SCHEMA}")
     return found
 
 

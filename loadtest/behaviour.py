@@ -92,7 +92,7 @@ class VendorBehaviour:
 
 
 class Parked(VendorBehaviour):
-    """Stands beside a street; its positions scatter as those of GPS do."""
+    """Stands beside a street; its positions scatter like GPS positions."""
 
     def __init__(self, city: City, random: Random, index: int = 0) -> None:
         super().__init__(city, random, index)
@@ -318,8 +318,8 @@ def parse_trace(lines: Iterable[str], source: str) -> list[Fix]:
 def beginning(fixes: Sequence[Fix]) -> int:
     """Returns the index where a trace's traffic begins.
 
-    A trace starts with what was last known of parked vehicles, hours or days old. A gap of over a minute in the first
-    hundredth of its fixes is such a past: replaying it in real time would be waiting for nothing.
+    A trace starts with the last known positions of parked vehicles, hours or days old. A gap of over a minute in the
+    first hundredth of its fixes marks their end; replaying it in real time would only waste time.
     """
     first = 0
     for index in range(1, len(fixes) // PARKED_SHARE + 1):

@@ -1,4 +1,4 @@
-"""Computes what a number of vendors and customers needs, from measured costs: `python -m loadtest capacity`. Pure.
+"""Computes the machines for a number of vendors and customers from measured costs: `python -m loadtest capacity`. Pure.
 
 The costs are of one core of the machine of docs/scaling.md. Measure them on yours and pass them in.
 """
@@ -16,7 +16,7 @@ DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What one of something costs. CPU is µs of a core, sizes are bytes."""
+    """Cost per unit. CPU is µs of a core, sizes are bytes."""
 
     cost_ping: float = 20.0
     """A single ping from socket to ack in a server: 12 in a process at its limit, 44 at 1,350 a second (measured)."""
@@ -47,7 +47,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who is there at the peak, and what is asked of the machines."""
+    """The load at the peak, and the requirements on the machines."""
 
     vendors: Annotated[int, Option()]
     """Vendors online."""
@@ -63,15 +63,15 @@ class Plan:
     regions: int = 1
     """Groups of processes, each for a part of the country: a process receives its own region only."""
     busy: float = 0.55
-    """Share of a core that a process may use at the peak: the rest is for the moment when another one ends."""
+    """Share of a core that a process may use at the peak: the rest is a reserve for the failure of another process."""
     memory: int = 1_500_000_000
-    """Bytes that a process may hold."""
+    """Maximum memory of a process, bytes."""
     position_every: float = 2.0
     """Seconds over which the server merges positions for vendors.lat and long."""
     frames: float = 5.9
     """Most frames a second to one customer."""
     admission: float = 300.0
-    """Clients a second that a process lets in."""
+    """Clients a second that a process admits."""
 
 
 class Need:

@@ -1,4 +1,4 @@
-"""The options of the commands, as dataclasses that commands share, and what is made of them."""
+"""The options of the commands, as dataclasses that commands share, and their evaluation."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def takes(app: typer.Typer, name: str, *configs: type) -> Callable[[Callable[...
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where the server is, and what it stands on."""
+    """The server, its database and Redis."""
 
     url: Annotated[str | None, Option(help=f"the server; default: that of --data, or {DEFAULT_URL}")] = None
     database: Annotated[str | None, Option(help="the server's PostgreSQL URL; default: that of --data")] = None
@@ -76,7 +76,7 @@ class ServerOptions:
     secret: Annotated[str | None, Option(help="HS256 secret for tokens", envvar=SECRET, show_envvar=True)] = None
     vendors_file: Annotated[
         str | None,
-        Option(help="JSON lines of `streamer db seed --json`, - for standard input; default: vendors of its own"),
+        Option(help="JSON lines of `streamer db seed --json`, - for standard input; default: new vendors"),
     ] = None
     keep_vendors: Annotated[
         bool, Option("--keep-vendors", help="do not remove the vendors of this run from the database afterwards")
@@ -89,7 +89,7 @@ class ServerOptions:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioOptions:
-    """The scenario and what is changed in it."""
+    """The scenario and the changes to it."""
 
     name: Annotated[str, Argument(help=EPILOG, metavar="SCENARIO", show_default=False)]
     vendors: Annotated[int | None, Option(help="vendors at level 1", min=1)] = None
@@ -149,7 +149,7 @@ class RunOptions:
         str | None, Option(help="serve a live page, and wait for remote workers, at HOST:PORT", metavar="HOST:PORT")
     ] = None
     key: Annotated[
-        str | None, Option(help="what remote workers prove to know", envvar="LOADTEST_KEY", show_envvar=True)
+        str | None, Option(help="secret that remote workers must give", envvar="LOADTEST_KEY", show_envvar=True)
     ] = None
 
 
@@ -180,7 +180,7 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The URLs of a server and what it stands on; `secret` signs its tokens; None is unknown."""
+    """The URLs of a server, its database and Redis; `secret` signs its tokens; None is unknown."""
 
     http: str | None = None
     database: str | None = None
@@ -223,7 +223,7 @@ class Server:
         if options.no_verify:
             return False
         if self.database_url is None:
-            raise WrongUse("only the database shows whether pings are lost; give --database or --data, or --no-verify")
+            raise WrongUse("the database is needed to verify pings; give --database or --data, or --no-verify")
         return True
 
     def plan(self, options: ScenarioOptions, scenario: Scenario, identities: Sequence[Identity]) -> Plan:
@@ -294,7 +294,7 @@ class Server:
             check_host(str(client.connection_pool.connection_kwargs.get("host", "127.0.0.1")), self.own)
             found = int((await client.info("server"))["process_id"])
         except (RedisError, OSError, KeyError) as failed:
-            raise WrongUse(f"Redis can't be asked for its process: {failed!r}; check --redis") from None
+            raise WrongUse(f"Redis did not report its process id: {failed!r}; check --redis") from None
         finally:
             await client.aclose()
         return found if psutil.pid_exists(found) else None

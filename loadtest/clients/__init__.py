@@ -1,1 +1,1 @@
-"""The apps that put the server under load: vendors, customers and what they stand on."""
+"""The apps that put the server under load: vendors, customers and their connections."""

@@ -27,10 +27,10 @@ HALF_OPEN = 4408
 
 
 class ReadTime:
-    """The time of `clock`, but the same for all sockets that one look of the event loop found readable.
+    """The time of `clock`, but the same for all sockets that are readable in one iteration of the event loop.
 
-    Their data had all arrived when the first of them was read: what a generator of many customers needs to read the
-    others is its own delay, and not the server's.
+    Their data had all arrived when the first of them was read: the time to read the others is the load generator's
+    delay, not the server's.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -166,7 +166,7 @@ class App:
                 continue
 
     def stop(self) -> None:
-        """Closes the connection in good order and does not reconnect."""
+        """Closes the connection gracefully and does not reconnect."""
         self._stopping.set()
         self._network.set()
         if self.socket is not None:
@@ -178,13 +178,13 @@ class App:
         return self.errors.total() + self.closes.total() + len(self.violations)
 
     def disconnect(self) -> None:
-        """Loses the phone's network: the connection ends without a close frame, none is tried until `reconnect()`."""
+        """Loses the phone's network: aborts the connection, and opens none until `reconnect()`."""
         self._network.clear()
         self.cut()
         self._cut_at = None
 
     def sleep(self) -> None:
-        """Puts the phone away: the connection is closed in good order, none is tried until `reconnect()`."""
+        """Puts the phone away: closes the connection gracefully, and opens none until `reconnect()`."""
         self._network.clear()
         if self.socket is not None:
             self._cut = True

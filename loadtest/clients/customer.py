@@ -1,4 +1,4 @@
-"""A customer of a scenario: looks at a part of the city as its behaviour says, and times what it is shown."""
+"""A customer of a scenario: watches a part of the city as its behaviour says, and measures the delays."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Customer(App):
         return self.behaviour.on_tick()
 
     def hurry(self) -> None:
-        """Wakes up on a fast link, so that what is shown can be compared with the truth; times nothing any more."""
+        """Wakes up on a fast link, so that the view can be compared with the truth; measures no more delays."""
         self.asleep = self._throttled = self._timing = False
         self.reconnect()
         if self.socket is not None:
@@ -128,7 +128,7 @@ class Customer(App):
     # what a behaviour can do
 
     def look_at(self, lat: float, long: float, radius: float) -> None:
-        """Moves the map; ignored while the snapshot of the last move is outstanding, as a finger waits for it too."""
+        """Moves the map; ignored while the snapshot of the last move is outstanding, as a person waits for it too."""
         if self.pending:
             return
         self.circle = (lat, long, radius)
@@ -153,7 +153,7 @@ class Customer(App):
         self.sleep()
 
     def check_counts(self) -> None:
-        """Asks for a fresh snapshot of the counts beside the held ones."""
+        """Requests a fresh snapshot of the counts, to compare with the held ones."""
         self.groups.pop(CHECK, None)
         self._send({"type": "watch", "id": CHECK, "area": self.area, "as": "counts"})
 
@@ -182,7 +182,7 @@ class Customer(App):
 
     def received(self, message: bytes) -> None:
         now = self._now()
-        # decoding costs most: the type stands first in what the server sends, and is looked up only where it doesn't
+        # decoding costs most: the type comes first in the server's messages, and is decoded only where it doesn't
         counts = self._recorder.counts
         head = message[:32]
         if b'"update"' in head:
@@ -272,7 +272,7 @@ class Customer(App):
                 self._latest = Latest(longest, now, fix["vendorId"], fix["timestamp"])
 
     def compared(self, excess: float) -> None:
-        """Takes in by how many ms the recent positions came later than those of the median customer; starts over."""
+        """Records by how many ms the recent positions came later than the median customer's; starts over."""
         self.excess[int(excess) // EXCESS_STEP_MS] += 1
         if self._worst is None or excess > self._worst[0]:
             self._worst = excess, self._latest

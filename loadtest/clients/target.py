@@ -1,4 +1,4 @@
-"""The server under test, whether it may be put under load, and who may speak to it."""
+"""The server under test, the check whether it may be put under load, and the tokens."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def check_secret(secret: str) -> None:
     if len(secret.encode()) < MIN_SECRET:
         raise WrongUse(
             f"the token secret has {len(secret.encode())} bytes, HS256 needs {MIN_SECRET}; "
-            "give the server's own as STREAMER_JWT_SECRET or --secret"
+            "give that of the server as STREAMER_JWT_SECRET or --secret"
         )
 
 

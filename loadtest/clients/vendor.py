@@ -121,7 +121,7 @@ class Vendor(App):
         self._flush()
 
     def greeted(self, durable: int | None, max_batch: int) -> None:
-        """Called with the server's hello: sends again whatever was not acked."""
+        """Called with the server's hello: sends unacked pings again."""
         self._max_batch = max(1, min(DEFAULT_BATCH, max_batch))
         self.ready.set()
         self._settle(self._outbox.reconnected(durable))

@@ -306,7 +306,7 @@ class WebSocket(asyncio.Protocol):
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Returns the system's trust, read once: it is some hundred certificates."""
+    """Returns the system's certificate authorities, read once: they are some hundred certificates."""
     return ssl.create_default_context()
 
 

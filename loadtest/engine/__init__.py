@@ -1,1 +1,1 @@
-"""A run: its scenario, the worker processes that carry it out, and the verification of what the server did."""
+"""A run: its scenario, the worker processes, and the verification of the server."""

@@ -25,7 +25,7 @@ AT_ONCE = 16
 BEGUN_WITHIN = 120.0
 LOOK_EVERY = 0.25
 QUIET = 2.0
-"""Seconds between two looks for webhooks that are still on their way."""
+"""Seconds between two checks for outstanding webhooks."""
 EVENTS = ["entered", "left"]
 FATAL = (400, 401, 403, 404, 422)
 
@@ -70,7 +70,7 @@ class Alerts:
             await self._runner.cleanup()
 
     async def begin(self, offset: float) -> None:
-        """Creates the alerts and waits until all are looked at; `offset` is the server's clock less ours, in ms."""
+        """Creates the alerts and waits until all have started; `offset` is the server's clock minus ours, in ms."""
         self._offset = offset
         wanted, random = self._scenario.alerts, Random(f"{self._plan.seed} alerts")
         city = self._scenario.disc.wider(wanted.spread)
@@ -145,7 +145,7 @@ class Alerts:
         until = time.monotonic() + BEGUN_WITHIN
         while "startedAt" not in await self._request("GET", f"/v1/alerts/{alert[0]}", alert[1]):
             if time.monotonic() > until:
-                raise RunFailed(f"the alert {alert[0]} has not begun within {BEGUN_WITHIN:g} s; read the server's log")
+                raise RunFailed(f"the alert {alert[0]} did not start within {BEGUN_WITHIN:g} s; read the server's log")
             await asyncio.sleep(LOOK_EVERY)
 
     async def _delete(self, alert: tuple[str, Identity]) -> None:

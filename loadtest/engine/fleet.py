@@ -1,4 +1,4 @@
-"""The vendors of one worker: each ping is sent when it is due, whether or not those before were answered."""
+"""The vendors of one worker: each ping is sent when it is due, whether or not earlier ones were answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of a scenario: workers put the server under load; here it is watched, verified and written down."""
+"""One run of a scenario: workers put the server under load; this module observes, verifies and reports it."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Run:
             second = max(second + 1, int(time.time() - self._began))
 
     async def _verify(self, pool: WorkerPool, alerts: Alerts | None) -> None:
-        """Lets everything settle; with `verify` compares it with the database, and the views with the truth."""
+        """Waits for all acks; with `verify` compares the pings with the database, and the views with the truth."""
         vendors, customers = pool.of("vendors"), pool.of("customers")
         await pool.order({"do": "settle"}, vendors)
         settled = await pool.gather("settled", vendors, self.plan.scenario.settle + GRACE)

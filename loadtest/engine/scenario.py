@@ -1,4 +1,4 @@
-"""A scenario: a city, vendors that move, customers who look, stages and thresholds. TOML, overridden by flags."""
+"""A scenario: a city, moving vendors, watching customers, stages and thresholds. TOML, overridden by flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How what is stored and shown differs from what was sent, at the end and while a run goes on. Pure.
+"""Differences between what was sent and what is stored and shown, at the end of and during a run. Pure.
 
 An observation holds what a customer saw at a moment. It is judged a few seconds later, when every ping that was sent
 before that moment has been acked. What was seen of a vendor must then be the newest ping that had been acked for

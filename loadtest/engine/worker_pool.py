@@ -1,4 +1,4 @@
-"""The workers of a run: local processes and workers on other machines, given orders and listened to."""
+"""The workers of a run, local processes and workers on other machines: sends commands and receives reports."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Processes:
         self.roots = frozenset(roots)
         for root in sorted(self.roots):
             if not psutil.pid_exists(root):
-                raise WrongUse(f"there is no process {root} on this machine; give the server's own id as --pid")
+                raise WrongUse(f"there is no process {root} on this machine; give the server's process id as --pid")
 
     async def look(self) -> Look:
         return await asyncio.to_thread(self.used)
@@ -141,7 +141,7 @@ async def offset(target: Target, identity: Identity, secret: str) -> Offset:
     try:
         return min([await hello(target, identity, secret) for _ in range(TRIES)], key=lambda found: found.error_ms)
     except (OSError, TimeoutError, ClientError) as failed:
-        raise RunFailed(f"the server's clock can't be read: {failed}; is the server up?") from None
+        raise RunFailed(f"the server's clock can't be read: {failed}; is the server running?") from None
 
 
 async def hello(target: Target, identity: Identity, secret: str) -> Offset:
@@ -165,7 +165,7 @@ async def hello(target: Target, identity: Identity, secret: str) -> Offset:
 
 
 async def unready(target: Target) -> str | None:
-    """Returns what `/readyz` complains of, None when the server is ready; raises RunFailed when it does not answer."""
+    """Returns the causes in `/readyz`, None when the server is ready; raises RunFailed when it does not answer."""
     url = f"{target.url}/readyz"
     try:
         async with (
@@ -176,7 +176,7 @@ async def unready(target: Target) -> str | None:
                 return None
             return f"{answer.status}: {(await answer.text(errors='replace'))[:MAX_QUOTED].strip()}"
     except (aiohttp.ClientError, OSError, TimeoutError) as failed:
-        raise RunFailed(f"{url} does not answer: {failed!r}; is the server up?") from None
+        raise RunFailed(f"{url} does not answer: {failed!r}; is the server running?") from None
 
 
 def environment() -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What is made of a run's measurements: a verdict, pages, comparisons."""
+"""Reports of a run's measurements: verdict, pages, comparisons."""

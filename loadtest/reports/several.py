@@ -1,4 +1,4 @@
-"""What is made of several reports. Pure.
+"""Merging and comparing several reports. Pure.
 
 Two are compared figure by figure, beside the noise of repeated runs. Those of several machines that drove one run are
 merged: counts and histograms add, the rest must agree.

@@ -75,7 +75,7 @@ def test_wrong_use_exits_with_2_and_names_the_remedy(arguments: list[str], said:
 def test_a_server_that_is_not_there_ends_with_1() -> None:
     """A run that could not be carried out is not wrong use, and not a success."""
     code, output = run(*TWO, "--url", "http://127.0.0.1:1", stdin=LINES)
-    assert "is the server up?" in output
+    assert "is the server running?" in output
     assert code == 1
 
 
