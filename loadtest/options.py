@@ -155,13 +155,13 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """How the highest load is searched for."""
+    """Options of the search for the highest load."""
 
-    vary: Annotated[Vary, Option(help="what grows")] = "both"
-    first: Annotated[float, Option("--from", help="the scale to begin with", min=0.001, max=1000)] = 1.0
+    vary: Annotated[Vary, Option(help="the counts to scale")] = "both"
+    first: Annotated[float, Option("--from", help="the first scale to try", min=0.001, max=1000)] = 1.0
     highest: Annotated[float, Option("--up-to", help="the highest scale to try", min=0.001, max=10_000)] = 10_000
-    most: Annotated[int, Option("--steps", help="the most scales to try", min=1, max=40)] = 12
-    seconds: Annotated[float, Option(help="how long each is measured", min=2, max=600)] = 15.0
+    most: Annotated[int, Option("--steps", help="maximum number of scales to try", min=1, max=40)] = 12
+    seconds: Annotated[float, Option(help="seconds that each scale is measured", min=2, max=600)] = 15.0
 
 
 @dataclass(frozen=True, slots=True)

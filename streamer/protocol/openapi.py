@@ -259,7 +259,11 @@ def openapi(settings: Settings, version: str) -> dict[str, Any]:
                 "createAlert",
                 "Create an alert: events of vendors go to a URL as signed webhooks",
                 {"201": answer("The alert, with its secret.", ref("NewAlert"))},
-                [header("Idempotency-Key", text(), "a second request with it finds what the first created")],
+                [
+                    header(
+                        "Idempotency-Key", text(), "a second request with the same key returns the alert of the first"
+                    )
+                ],
                 (*WRITTEN_ALERT, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_ALERTS, ErrorCode.RATE_LIMITED),
                 body=json_body(ref("AlertRequest")),
             ),

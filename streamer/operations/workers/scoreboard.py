@@ -13,7 +13,7 @@ SILENT = 5.0
 
 
 class Slot(NamedTuple):
-    """A worker: last heartbeat (monotonic seconds), whether it serves, what is wrong."""
+    """A worker: last heartbeat (monotonic seconds), whether it serves, its problem."""
 
     beat: float
     serving: bool
