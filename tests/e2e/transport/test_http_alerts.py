@@ -294,4 +294,4 @@ async def test_alerts_that_nobody_looks_at_are_warned_of(serve: Serve, database_
             for _ in range(2):
                 async with session.get("/v1/alerts") as answer:
                     assert answer.status == 403
-        assert len([entry for entry in logs if "alerts were asked for" in entry["event"]]) == 1
+        assert len([entry for entry in logs if "a client requested alerts" in entry["event"]]) == 1

@@ -276,7 +276,7 @@ async def test_a_disabled_trigger_is_reported(connection: Any, database_url: str
     assert await drift.drift(database_url) == [
         "users: trigger zz_streamer_audit is disabled",
         "vendors: trigger zz_streamer_audit_truncate is missing",
-        "integrations: trigger zz_streamer_audit_update does not see internalId, metadata",
+        "integrations: trigger zz_streamer_audit_update does not cover internalId, metadata",
     ]
 
 

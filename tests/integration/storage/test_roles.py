@@ -238,7 +238,7 @@ async def test_a_role_that_can_do_everything_is_refused(owner: Any, database_url
     with pytest.raises(DatabaseError, match=r"'venta' is a superuser: .* name another"):
         await roles.grant(database_url, "venta")
     await owner.execute(f"CREATE ROLE {quoted(role)} IN ROLE venta")
-    with pytest.raises(DatabaseError, match="is in the role that does"):
+    with pytest.raises(DatabaseError, match="is a member of the role that does"):
         await roles.grant(database_url, role)
 
 
