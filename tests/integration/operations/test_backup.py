@@ -160,7 +160,7 @@ async def test_encrypted(filled: str, empty_database_url: str, tmp_path: Path) -
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     mine.write_text(f"# made for the test\n{key}\n")
     theirs.write_text(str(other))
-    for identity, said in ((None, "--identity"), (theirs, "right key"), (tmp_path / "none", "is not a usable private key")):
+    for identity, said in ((None, "--identity"), (theirs, "right key"), (tmp_path / "none", "usable private key")):
         with pytest.raises((SettingsError, DatabaseError), match=said):
             await restore(empty_database_url, path, identity=identity)
     assert await everything(empty_database_url) == {}
