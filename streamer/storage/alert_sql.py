@@ -147,11 +147,11 @@ SELECT "alertId", "vendorId", "version" FROM kept
 
 # Delivery
 
-# Only the oldest undelivered webhook of a vendor and alert is due. Each candidate costs an index scan, so few are read of
-# a backlog, and hosts that have their share of the process's requests are excluded the next time. $3 and $4 are the hosts
-# with running requests, and their numbers.
-# A plan from when the day's partition was empty would read all of it; OFFSET 0 keeps the planner, which has no statistics
-# of a new partition, from starting with the alerts. Either took 30 to 100 ms instead of 2 with 6,000 events.
+# Only the oldest undelivered webhook of a vendor and alert is due. Each candidate costs an index scan, so few are read
+# of a backlog, and hosts that have their share of the process's requests are excluded the next time. $3 and $4 are the
+# hosts with running requests, and their numbers. A plan from when the day's partition was empty would read all of it;
+# OFFSET 0 keeps the planner, which has no statistics of a new partition, from starting with the alerts. Either took 30
+# to 100 ms instead of 2 with 6,000 events.
 PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
 CLAIM = f"""
 WITH due AS (
