@@ -115,7 +115,7 @@ def test_the_database_does_not_exist(run: Run, well: dict[str, str | None], data
 
 def test_tls_is_asked_of_a_server_without(run: Run, well: dict[str, str | None], database_url: str) -> None:
     wrong = other(database_url, query="?sslmode=require")
-    said(run("serve", **{**well, "DATABASE_URL": wrong}), 1, "does not support TLS", "leave sslmode out")
+    said(run("serve", **{**well, "DATABASE_URL": wrong}), 1, "does not support TLS", "remove sslmode")
 
 
 @pytest.mark.parametrize(
