@@ -3,7 +3,8 @@
 While a process has headroom, everything is sent as soon as possible. When it is busy, rounds are merged: each kind of
 round may use a share of the thread's CPU time, measured over the previous rounds, so its interval grows with its cost.
 The share is small while intervals are short, as such a delay goes unnoticed, and grows with them. When the event loop
-is busy for more than half of the time, for any reason, all intervals are stretched too.
+is busy for more than half of the time, for any reason, all intervals are stretched too. Time for which its thread waits
+for a CPU counts as busy: a process beside others, or with a CPU limit, has less headroom than its own CPU time shows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from math import exp, inf, sqrt
 from typing import Any, TypeVar
 
-from streamer.cpu_time import measured
+from streamer.cpu_time import busy_time, measured
 
 MEMORY = 1.0
 """Seconds over which utilisation is averaged."""
@@ -61,26 +62,30 @@ def interval(cost: float, utilisation: float, pace: Pace) -> float:
 
 
 class Utilisation:
-    """The share of time for which the event loop's thread was on a CPU, averaged over about a second."""
+    """The share of time for which the event loop's thread was busy, averaged over about a second."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+        busy_clock: Callable[[], float] = busy_time,
     ) -> None:
         self.clock = clock
         self.cpu_clock = cpu_clock
         self._value = 0.0
         self._sampled_at = clock()
-        self._cpu_at = cpu_clock()
+        self._busy_clock = busy_clock
+        self._busy_at = busy_clock()
 
     def value(self) -> float:
         """Returns the utilisation, 0 to 1; to be called in the event loop's thread."""
         elapsed = self.clock() - self._sampled_at
         if elapsed >= SAMPLE:
-            cpu = self.cpu_clock()
-            newest = min(1.0, (cpu - self._cpu_at) / elapsed)
+            busy = self._busy_clock()
+            newest = min(1.0, (busy - self._busy_at) / elapsed)
             self._value += (1.0 - exp(-elapsed / MEMORY)) * (newest - self._value)
             self._sampled_at += elapsed
-            self._cpu_at = cpu
+            self._busy_at = busy
         return self._value
 
 

@@ -1,4 +1,4 @@
-"""Measures the CPU time of a coroutine's own steps, without other tasks that run while it waits. Pure."""
+"""Measures the CPU time of a coroutine's own steps, and how busy a thread is where others need its CPU too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ from types import coroutine
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+SCHEDULER_TIMES = "/proc/thread-self/schedstat"
+"""Nanoseconds on a CPU, and nanoseconds ready to run but waiting for one (Linux, `scheduler/sched-stats`)."""
+
+
+def busy_time() -> float:
+    """Returns the seconds for which the thread was on a CPU or waited for one.
+
+    A thread that waits for a CPU has no time to spare, whoever took it: other processes, or the CPU limit of a
+    container. Where the system does not tell the wait, it is left out.
+    """
+    try:
+        with open(SCHEDULER_TIMES, encoding="ascii") as file:
+            on_cpu, waiting, _ = file.read().split()
+    except (OSError, ValueError):
+        return time.thread_time()
+    return (int(on_cpu) + int(waiting)) / 1e9
 
 
 @coroutine

@@ -46,17 +46,24 @@ def test_with_headroom_rounds_use_their_share(cost: float, utilisation: float) -
 class Machine:
     """One thread and its work, simulated: what it does takes CPU time, and its clock goes on while it waits."""
 
+    cpu: float = 1.0
+    """What it gets of a CPU; others have the rest."""
     now: float = 0.0
     used: float = 0.0
+    busy: float = 0.0
     timeline: list[tuple[float, str]] = field(default_factory=list)
 
     def work(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += seconds / self.cpu
         self.used += seconds
+        self.busy += seconds / self.cpu
+
+    def utilisation(self) -> Utilisation:
+        return Utilisation(lambda: self.now, lambda: self.used, lambda: self.busy)
 
     def run(self, kinds: dict[str, Work], pings: float, ping_cost: float, until: float) -> None:
         """Takes pings in, and starts each kind of round as soon as its cadence allows and something waits for it."""
-        utilisation = Utilisation(lambda: self.now, lambda: self.used)
+        utilisation = self.utilisation()
         cadences = {name: Cadence(kind.pace, utilisation) for name, kind in kinds.items()}
         taken = 0
         done = dict.fromkeys(kinds, 0)
@@ -154,10 +161,21 @@ def test_a_busy_process_merges() -> None:
     assert found[1] > 2 * found[0]
 
 
+def test_a_process_with_a_part_of_a_cpu_merges_too() -> None:
+    """A container with a third of a CPU would else look idle at its limit, and write to watchers instead of reading."""
+    found = []
+    for cpu in (1.0, 0.3):
+        machine = Machine(cpu)
+        machine.run({"tick": Work(TICKS, 0.005, 1e-5)}, pings=3000, ping_cost=8e-5, until=8.0)
+        found.append(mean(machine.intervals("tick", since=3.0)))
+    assert found[0] < 0.05
+    assert found[1] > 2 * found[0]
+
+
 def test_utilisation_follows_within_seconds() -> None:
     """A process that was busy a minute ago must not hold back what comes now, nor one that was idle miss its rush."""
     machine = Machine()
-    utilisation = Utilisation(lambda: machine.now, lambda: machine.used)
+    utilisation = machine.utilisation()
     for _ in range(100):
         machine.work(0.03)
         machine.now += 0.01
@@ -170,7 +188,7 @@ def test_utilisation_follows_within_seconds() -> None:
 def test_a_long_round_leaves_time_for_others() -> None:
     """A tick that takes longer than the ceiling would otherwise follow itself at once, for ever."""
     machine = Machine()
-    cadence = Cadence(TICKS, Utilisation(lambda: machine.now, lambda: machine.used))
+    cadence = Cadence(TICKS, machine.utilisation())
     cadence.begin()
     machine.work(5 * TICKS.ceiling)
     cadence.end()

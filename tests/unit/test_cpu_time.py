@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from streamer.cadence import COMMITS, Cadence
-from streamer.cpu_time import measured
+from streamer.cpu_time import SCHEDULER_TIMES, busy_time, measured
 
 
 def burn(seconds: float) -> None:
@@ -67,3 +72,30 @@ async def test_it_fails_and_is_cancelled_like_any() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == ["ended", "ended"]
+
+
+@pytest.mark.skipif(not Path(SCHEDULER_TIMES).exists(), reason="this system does not tell how long a thread waits")
+def test_waiting_for_a_cpu_is_busy() -> None:
+    """A server beside others, or with a CPU limit, would take itself for idle and give its clients no turn."""
+    cpu = min(os.sched_getaffinity(0))
+    hog = f"import os; os.sched_setaffinity(0, {{{cpu}}}); print(flush=True)\nwhile True: pass"
+    found: dict[str, float] = {}
+
+    def work() -> None:
+        os.sched_setaffinity(0, {cpu})
+        clocks = {"wall": time.monotonic, "cpu": time.thread_time, "busy": busy_time}
+        before = {name: clock() for name, clock in clocks.items()}
+        burn(0.2)
+        found.update({name: clock() - before[name] for name, clock in clocks.items()})
+
+    with subprocess.Popen([sys.executable, "-c", hog], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        finally:
+            other.kill()
+    assert found["cpu"] < 0.8 * found["wall"]
+    assert found["busy"] == pytest.approx(found["wall"], rel=0.1)
