@@ -20,7 +20,7 @@ from streamer.storage import adopt_sql as sql
 from streamer.storage import migrate
 from streamer.storage.connections import connected
 from streamer.storage.dsn import literal, parse_url, quoted
-from streamer.storage.models import Base
+from streamer.storage.models import METADATA
 from streamer.storage.partitions import BUSY, PARTITIONS_AHEAD, PARTITIONS_BACK, partition_bounds
 from streamer.storage.queries import PRISMA_TABLES
 from streamer.storage.revisions import revision_of
@@ -176,7 +176,7 @@ async def _missing_columns(connection: Any) -> list[Obstacle]:
     missing = [
         f"{table}.{column.name}"
         for table in PRISMA_TABLES
-        for column in Base.metadata.tables[table].columns
+        for column in METADATA.tables[table].columns
         if (table, column.name) not in there and (table, column.name) not in added
     ]
     if not missing:

@@ -69,10 +69,10 @@ class Entry:
 
 def audited_columns(table: str) -> set[str]:
     """Returns the columns of a table whose change makes an entry."""
-    from streamer.storage.models import Base  # imports SQLAlchemy, which reading and pruning do without
+    from streamer.storage.models import METADATA  # imports SQLAlchemy, which reading and pruning do without
 
     left_out = UNAUDITED.get(table, frozenset({"updatedAt"}))
-    return {column.name for column in Base.metadata.tables[table].columns} - left_out
+    return {column.name for column in METADATA.tables[table].columns} - left_out
 
 
 async def audited(

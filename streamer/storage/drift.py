@@ -12,7 +12,7 @@ from sqlalchemy import CheckConstraint, Connection, inspect, text
 from streamer.storage import audit
 from streamer.storage.connections import connected
 from streamer.storage.migrate import comparison, migrating
-from streamer.storage.models import Base
+from streamer.storage.models import METADATA
 from streamer.storage.queries import ADDS_PARTITIONS, IS_PARTITIONED
 
 
@@ -27,11 +27,11 @@ async def drift(url: str) -> list[str]:
 def _drift(connection: Connection) -> list[str]:
     # compare_metadata itself reads the tables without a schema, which is the first one of the search_path.
     context = MigrationContext.configure(connection, opts=comparison())
-    lines = [_in_words(difference) for difference in _flat(compare_metadata(context, Base.metadata))]
+    lines = [_in_words(difference) for difference in _flat(compare_metadata(context, METADATA))]
     # Alembic compares neither checks nor partitioning.
     inspector = inspect(connection)
     present = set(inspector.get_table_names())
-    for name, table in sorted(Base.metadata.tables.items()):
+    for name, table in sorted(METADATA.tables.items()):
         if name not in present:
             continue
         wanted = {str(check.name) for check in table.constraints if isinstance(check, CheckConstraint)}

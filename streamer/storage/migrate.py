@@ -21,7 +21,7 @@ from streamer.errors import DatabaseError
 from streamer.storage import roles
 from streamer.storage.connections import Connector, connect_args, connected, explained, explanation
 from streamer.storage.dsn import DatabaseUrl, parse_url, quoted
-from streamer.storage.models import Base
+from streamer.storage.models import METADATA
 from streamer.storage.partitions import PARTITIONS_AHEAD, ensure_partitions
 from streamer.storage.queries import ADDS_PARTITIONS, OUR_FUNCTIONS, OUR_TABLES
 from streamer.storage.revisions import known, migrations
@@ -69,7 +69,7 @@ async def reset(url: str, *, today: date | None = None, ahead: int = PARTITIONS_
     async with connected(parsed) as opened:
         holders = await roles.holders(opened)
     async with migrating(url) as connection:
-        names = (await connection.scalars(text(OUR_TABLES), {"tables": list(Base.metadata.tables)})).all()
+        names = (await connection.scalars(text(OUR_TABLES), {"tables": list(METADATA.tables)})).all()
         for name in names:
             await connection.execute(text(f"DROP TABLE IF EXISTS {quoted(name)} CASCADE"))
         for signature in (await connection.scalars(text(OUR_FUNCTIONS))).all():
@@ -105,10 +105,10 @@ def comparison() -> dict[str, Any]:
     Only tables of the models are compared: the database has other tables too, and partitions vary.
     """
     return {
-        "target_metadata": Base.metadata,
+        "target_metadata": METADATA,
         "compare_type": True,
         "compare_server_default": True,
-        "include_name": lambda name, kind, _: kind != "table" or name in Base.metadata.tables,
+        "include_name": lambda name, kind, _: kind != "table" or name in METADATA.tables,
     }
 
 
@@ -152,7 +152,7 @@ async def _create_schema(parsed: DatabaseUrl) -> None:
 def _refuse_foreign_tables(connection: Connection, parsed: DatabaseUrl) -> None:
     if MigrationContext.configure(connection).get_current_revision() is not None:
         return
-    if present := sorted(set(Base.metadata.tables) & set(inspect(connection).get_table_names())):
+    if present := sorted(set(METADATA.tables) & set(inspect(connection).get_table_names())):
         raise DatabaseError(
             f"{parsed.masked()} has tables {', '.join(present)} that `streamer db upgrade` did not make (perhaps "
             "Prisma did): `streamer db adopt --dry-run` checks whether they can be adopted, and `streamer db adopt` "

@@ -17,7 +17,7 @@ from streamer.errors import Unavailable
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.operations.health import PATIENCE, Probe, Result, shortcomings
 from streamer.storage import migrate, partitions, revisions, seed
-from streamer.storage.models import Base
+from streamer.storage.models import METADATA
 from streamer.storage.revisions import Condition
 from streamer.storage.seed import SeededVendor
 from tests.conftest import SERVING_ROLE, Collected, Running, Serve
@@ -71,7 +71,7 @@ async def test_health_of_a_healthy_server(serve: Serve, database_url: str, sessi
     assert answer["status"] == "healthy"
     assert abs(datetime.fromisoformat(answer["timestamp"]) - datetime.now(UTC)).total_seconds() < 60
     tables = {each["table"]: each for each in answer["tables"]}
-    assert set(tables) >= set(Base.metadata.tables)
+    assert set(tables) >= set(METADATA.tables)
     assert not any("_default" in name or name[-1].isdecimal() for name in tables), "a partition belongs to its table"
     assert tables["vendors"]["rows"] == 3
     assert tables["locations"]["bytes"] > 8192

@@ -14,7 +14,7 @@ import pytest
 from streamer.ingest.position import Position
 from streamer.storage import audit, drift
 from streamer.storage.database import Database
-from streamer.storage.models import Base
+from streamer.storage.models import METADATA
 from streamer.storage.store import Store
 from tests.conftest import SERVING_ROLE, Serve, connected
 from tests.support.apps import VendorApp, eventually
@@ -97,7 +97,7 @@ async def test_every_column_but_the_position_is_watched(connection: Any) -> None
         """
     )
     for table in audit.AUDITED:
-        for column in Base.metadata.tables[table].columns:
+        for column in METADATA.tables[table].columns:
             value = values[str(column.type).split("(")[0].split()[0]]
             transaction = connection.transaction()
             await transaction.start()

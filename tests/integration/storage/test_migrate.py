@@ -266,7 +266,7 @@ def test_a_server_reads_the_revisions_as_alembic_does() -> None:
     scripts = ScriptDirectory.from_config(migrate.alembic_config())
     assert revisions.known() == {script.revision for script in scripts.walk_revisions()}
     assert revisions.head() == scripts.get_current_head()
-    assert set(queries.TABLES) == set(models.Base.metadata.tables)
+    assert set(queries.TABLES) == set(models.METADATA.tables)
 
 
 def test_a_server_starts_without_sqlalchemy() -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 
 from streamer.ingest.copy_rows import id_floor, location_id
 from streamer.storage import drift
-from streamer.storage.models import Base
+from streamer.storage.models import METADATA
 
 TIME = "timestamp(3) without time zone"
 NOW = "CURRENT_TIMESTAMP"
@@ -201,7 +201,7 @@ def test_the_models_have_prismas_columns() -> None:
     dialect = URL.create("postgresql+asyncpg").get_dialect()()
     found = {
         name: {column.name: str(column.type.compile(dialect)).split(" COLLATE")[0].lower() for column in table.columns}
-        for name, table in Base.metadata.tables.items()
+        for name, table in METADATA.tables.items()
         if not name.startswith("streamer_")
     }
     assert found == {
