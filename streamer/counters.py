@@ -7,7 +7,7 @@ the export stays small whatever clients send.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -62,14 +62,6 @@ class Histogram:
             yield bound, upto
 
 
-class Timed(dict[str, Histogram]):
-    """Durations in seconds by kind."""
-
-    def __missing__(self, what: str) -> Histogram:
-        histogram = self[what] = Histogram()
-        return histogram
-
-
 class Counters:
     """One process's counts."""
 
@@ -84,7 +76,7 @@ class Counters:
         """The same by kind and close code."""
         self.requests: Counter[tuple[str, str, int]] = Counter()
         """HTTP requests by method, route and status."""
-        self.answered = Timed()
+        self.answered = defaultdict[str, Histogram](Histogram)
         """HTTP requests by route."""
         self.commits = Histogram()
         """Seconds from the start of a batch to its commit, outages included."""
@@ -92,9 +84,9 @@ class Counters:
         """Seconds that a message's pings waited for their commit."""
         self.batches = Histogram(PINGS)
         """Pings per batch."""
-        self.postgresql = Timed()
+        self.postgresql = defaultdict[str, Histogram](Histogram)
         """PostgreSQL statements by purpose, including the wait for a connection."""
-        self.redis = Timed()
+        self.redis = defaultdict[str, Histogram](Histogram)
         """Redis round trips by lane."""
         self.alert_events: Counter[str] = Counter()
         """Events of alerts that were stored, by kind."""

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.counters import SECONDS, Counters, Histogram, Timed
+from streamer.counters import SECONDS, Counters, Histogram
 
 WAITS = st.lists(st.floats(0, 120, allow_nan=False) | st.sampled_from(SECONDS), max_size=200)
 
@@ -31,7 +31,7 @@ def test_many_at_once_are_counted_like_one_by_one(first: list[float], second: li
 
 def test_what_is_timed_needs_no_registration() -> None:
     """Each kind of work has a histogram of its own from its first time on."""
-    timed = Timed()
+    timed = Counters().postgresql
     timed["copy"].observe(0.002)
     timed["copy"].observe(0.2)
     timed["open"].observe(0.1)
