@@ -27,23 +27,26 @@ const card = (vendorId, more = {}) => ({ vendorId, name: vendorId, open: true, p
 const circle = (radius) => ({ center: { lat: 1, long: 2 }, radius });
 const soon = () => act(() => new Promise((resolve) => setTimeout(resolve, 10)));
 
-async function rendered(Component, props) {
+/** A component on a client of its own; unmounted after the test `t` also if that fails, as its client's timers keep node running. */
+async function rendered(t, Component, props) {
   const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} });
   const whole = (given) => createElement(VentaProvider, { client }, createElement(Component, given));
   let tree;
+  const end = () => act(() => tree?.unmount());
+  t.after(end);
   await act(() => (tree = create(whole(props))));
   await soon();
-  return { client, text: () => tree.toJSON(), update: (given) => act(() => tree.update(whole(given))), end: () => act(() => tree.unmount()) };
+  return { client, text: () => tree.toJSON(), update: (given) => act(() => tree.update(whole(given))), end };
 }
 
-test("useVendors follows an area, its changes, and an error", async () => {
+test("useVendors follows an area, its changes, and an error", async (t) => {
   let renders = 0;
   const App = ({ radius }) => {
     renders += 1;
     const { vendors, fresh, error } = useVendors(circle(radius), { open: true });
     return JSON.stringify([vendors.map((one) => [one.vendorId, one.lat]), fresh, error?.code ?? null, useConnectionState()]);
   };
-  const app = await rendered(App, { radius: 100 });
+  const app = await rendered(t, App, { radius: 100 });
   assert.deepEqual(Wire.last.sent.map(({ id, ...sent }) => sent), [{ type: "watch", area: circle(100), open: true }]);
   const { id } = Wire.last.sent[0];
   await Wire.last.says({ type: "snapshot", id, vendors: [card("a"), card("b")] });
@@ -69,13 +72,13 @@ test("useVendors follows an area, its changes, and an error", async () => {
   assert.equal(app.client.state, "disconnected");
 });
 
-test("useVendor is one vendor or null, useCounts groups", async () => {
+test("useVendor is one vendor or null, useCounts groups", async (t) => {
   const App = ({ id }) => {
     const { vendor } = useVendor(id);
     const { groups } = useCounts(circle(5));
     return JSON.stringify([vendor?.name ?? null, groups.length]);
   };
-  const app = await rendered(App, { id: null });
+  const app = await rendered(t, App, { id: null });
   assert.equal(Wire.last.sent.length, 1, "no id, no watch");
   await Wire.last.says({ type: "snapshot", id: Wire.last.sent[0].id, groups: [{ group: "g", count: 2, lat: 0, long: 0, open: 0, online: 0 }] });
   await app.update({ id: "a" });
@@ -89,5 +92,4 @@ test("useVendor is one vendor or null, useCounts groups", async () => {
   await app.update({ id: null });
   assert.equal(Wire.last.sent.at(-1).type, "unwatch");
   assert.equal(app.text(), "[null,1]");
-  await app.end();
 });
