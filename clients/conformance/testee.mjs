@@ -9,11 +9,10 @@ const [kind, url, settings] = [process.argv[2], process.argv[3], JSON.parse(proc
 const say = (event, fields = {}) => console.log(JSON.stringify({ event, ...fields }));
 let token = settings.token ?? null;
 
-if (settings.clock) {
-  // a device whose clock is wrong by so many ms
-  const real = Date.now;
-  Date.now = () => real() + settings.clock;
-}
+// by how many ms the device's clock is wrong
+let wrong = settings.clock ?? 0;
+const real = Date.now;
+Date.now = () => real() + wrong;
 
 const options = {
   ...settings,
@@ -71,6 +70,7 @@ function customer() {
 commands.connect = async () => void (await client.connect());
 commands.disconnect = () => client.disconnect();
 commands.token = ({ token: given }) => void (token = given);
+commands.clock = ({ by }) => void (wrong += by);
 
 await commands.connect();
 for await (const line of createInterface({ input: process.stdin })) {

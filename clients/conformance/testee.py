@@ -65,7 +65,8 @@ class VendorTestee(Testee):
 
     def __init__(self, url: str, settings: dict[str, Any]) -> None:
         super().__init__(url, settings)
-        wrong = settings.get("clock", 0) / 1000  # a device whose clock is wrong
+        self.wrong = settings.get("clock", 0) / 1000
+        """By how many seconds the device's clock is wrong."""
         self.client: VendorClient = VendorClient(
             url,
             **self.options,
@@ -75,7 +76,7 @@ class VendorTestee(Testee):
             on_stored=lambda pings: say("stored", timestamps=[ping.timestamp for ping in pings]),
             on_rejected=lambda ping, code, _: say("rejected", timestamp=ping.timestamp, code=code),
             on_dropped=lambda ping: say("dropped", timestamps=[ping.timestamp]),
-            clock=lambda: time.time() + wrong,
+            clock=lambda: time.time() + self.wrong,
         )
 
     async def do_ping(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +84,9 @@ class VendorTestee(Testee):
 
     async def do_open(self, fields: dict[str, Any]) -> None:
         self.client.set_open(fields["open"], hidden=fields.get("hidden", False))
+
+    async def do_clock(self, fields: dict[str, Any]) -> None:
+        self.wrong += fields["by"] / 1000
 
     async def do_flushed(self, _: dict[str, Any]) -> None:
         await self.client.flushed()

@@ -13,6 +13,8 @@ const MOST_BYTES = 48 << 10;
 const MOST_BUFFERED = 64 << 10;
 /** A smaller difference between the clocks may be the hello's time in the network. */
 const CLOCK_TOLERANCE = 2_000;
+/** A smaller difference between the device's two clocks is no step. */
+const CLOCK_STEP = 1_000;
 /** A timestamp this far ahead is rejected at any tolerance; the reject shows that the server hears us. */
 const PROBE_AHEAD = 365 * 86_400_000;
 
@@ -730,8 +732,8 @@ export class VendorClient extends Client {
     this.queue = options.queue ?? defaultQueue(options);
     this.maxQueue = options.maxQueue ?? 100_000;
     this.maxBatch = 500;
-    /** The server's clock less this one, ms; null before the first hello. */
-    this.clockOffset = null;
+    /** What hello told of the server's clock, and this device's clocks then; null before the first one. */
+    this.measured = null;
     this.vendorId = options.vendorId ?? null;
     /** All that the server is not known to have, by timestamp. */
     this.waiting = new Map();
@@ -760,6 +762,11 @@ export class VendorClient extends Client {
   /** Pings that the server is not known to have. */
   get size() {
     return this.waiting.size;
+  }
+
+  /** The server's clock less this one, ms; null before the first hello. */
+  get clockOffset() {
+    return this.measured && this.measured.offset - Math.min(0, this.clockStep());
   }
 
   /** Reads what an earlier run left, connects, and stays connected; during a wait it connects now. */
@@ -914,8 +921,19 @@ export class VendorClient extends Client {
 
   /** What is added to this clock's times; null before it is known. */
   correction() {
-    if (this.clockOffset === null) return null;
-    return Math.abs(this.clockOffset) > CLOCK_TOLERANCE ? this.clockOffset : 0;
+    const offset = this.clockOffset;
+    return offset === null || Math.abs(offset) > CLOCK_TOLERANCE ? offset : 0;
+  }
+
+  /**
+   * By how much this clock went further than performance.now() since hello, ms. Only a step back is certain: many
+   * devices stop performance.now() while they sleep, so sleep looks like a step ahead.
+   */
+  clockStep() {
+    const passed = performance.now() - this.measured.ran;
+    const step = Math.round(Date.now() - this.measured.wall - passed);
+    // two clocks never run equally fast
+    return Math.abs(step) > CLOCK_STEP + passed / 1_000 ? step : 0;
   }
 
   insert(timestamp) {
@@ -944,8 +962,9 @@ export class VendorClient extends Client {
   }
 
   hello(message) {
-    const first = this.clockOffset === null;
-    this.clockOffset = message.time - Date.now();
+    const first = this.measured === null;
+    const wall = Date.now();
+    this.measured = { offset: message.time - wall, wall, ran: performance.now() };
     if (first) this.latest += this.correction();
     this.maxBatch = message.maxBatch;
     this.vendorId = message.vendorId;
@@ -1061,6 +1080,10 @@ export class VendorClient extends Client {
     if (!this.emit("rejected", entry.ping, message)) warn(message);
     void this.written();
     this.queued();
+    // it was no sleep: the next hello says how far this clock was set ahead
+    if (message.code === "ERR_TIMESTAMP_IN_FUTURE" && this.clockStep() > 0) {
+      this.link.lost(this.link.generation, 1006, "this device's clock was set");
+    }
   }
 
   queued() {

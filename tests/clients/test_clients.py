@@ -164,6 +164,32 @@ async def test_a_wrong_clock_is_corrected_before_anything_is_sent(
         assert before - 5000 <= times[0] <= times[-1] <= now_ms() + 5000
 
 
+@pytest.mark.parametrize("by", [-18_000_000, 18_000_000])
+async def test_a_clock_that_is_set_while_connected(
+    program: Start, serve: Serve, database_url: str, request: pytest.FixtureRequest, by: int
+) -> None:
+    """A phone that learns the network's time must not have each ping hours off until it reconnects."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    async with program("vendor", server.url, one.clerk_id) as app:
+        await app.happens("state", state="connected")
+        await app.do("clock", by=by)
+        before = now_ms()
+        await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
+        await app.do("flushed")
+        if by > 0 and "js" in request.node.name:
+            # A phone's sleep looks the same, so the first one is rejected, and another hello asked for.
+            assert (await app.happens("rejected"))["code"] == "ERR_TIMESTAMP_IN_FUTURE"
+            await app.happens("state", state="connected", times=2)
+            await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
+            await app.do("flushed")
+        else:
+            assert not app.named("rejected")
+            assert len(app.named("state", state="connected")) == 1
+    (at,) = await stored(database_url, one.vendor_id)
+    assert before - 5000 <= at <= now_ms() + 5000
+
+
 async def test_what_can_not_be_stored_is_reported_and_forgotten(
     program: Start, serve: Serve, database_url: str
 ) -> None:

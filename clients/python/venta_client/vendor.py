@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import aiohttp
 
@@ -30,8 +30,22 @@ LIVE_MAX_AGE = 600_000
 """A ping older than this (ms) is history only: it need not go first."""
 CLOCK_TOLERANCE = 2_000
 """A difference between the clocks (ms) that may as well be the way of the hello."""
+CLOCK_STEP = 1_000
+"""A smaller difference between this machine's two clocks (ms) is no step."""
+
+# Where a machine's sleep stops time.monotonic(), one of these runs on: sleep must not look like a clock set ahead.
+UPTIME = getattr(time, "CLOCK_BOOTTIME", None) or getattr(time, "CLOCK_MONOTONIC", None)
 
 Rejected = Callable[[Ping, str, str], None]
+
+
+class Measured(NamedTuple):
+    """What hello told of the server's clock, and this machine's clocks then, ms."""
+
+    offset: int
+    """The server's clock less this one."""
+    wall: int
+    uptime: int
 
 
 class VendorClient(Client):
@@ -94,7 +108,7 @@ class VendorClient(Client):
         self._limit = limit
         self._outbox: Outbox[Ping] = Outbox(limit)
         self._early: dict[int, Ping] | None = {}
-        self._offset: int | None = None
+        self._measured: Measured | None = None
         self._latest = 0
         self._waiting: set[int] = set()
         self._put: dict[int, Ping] = {}
@@ -275,15 +289,16 @@ class VendorClient(Client):
     def _greet(self, hello: Hello) -> None:
         self.hello = hello
         self._max_batch = max(1, min(BATCH, hello["maxBatch"]))
-        offset = hello["time"] - int(self._clock() * 1000)
-        self._offset = offset if abs(offset) > CLOCK_TOLERANCE else 0
+        wall = int(self._clock() * 1000)
+        self._measured = Measured(hello["time"] - wall, wall, uptime())
         settled = self._outbox.reconnected(hello["durable"])
         self._stored(settled)
         if self._early is not None:
+            offset = self._offset()
             early, self._early = self._early, None
             for ping in sorted(early.values()):
-                self._outbox.add(self._corrected(ping, self._offset) if self._offset else ping)
-            self._latest += self._offset
+                self._outbox.add(self._corrected(ping, offset) if offset else ping)
+            self._latest += offset
             self._write_soon()
         self._link.stands()
         self._emit("hello", hello)
@@ -303,8 +318,20 @@ class VendorClient(Client):
             self._promised[at] = promised
         return corrected
 
+    def _offset(self) -> int:
+        """What is added to this machine's times, ms; 0 before the first hello."""
+        if self._measured is None:
+            return 0
+        offset, wall, since = self._measured
+        passed = uptime() - since
+        step = int(self._clock() * 1000) - wall - passed
+        # The clock was set; two clocks never run equally fast.
+        if abs(step) > CLOCK_STEP + passed / 1000:
+            offset -= step
+        return offset if abs(offset) > CLOCK_TOLERANCE else 0
+
     def _time(self, given: int | None) -> int:
-        at = (int(self._clock() * 1000) if given is None else given) + (self._offset or 0)
+        at = (int(self._clock() * 1000) if given is None else given) + self._offset()
         if given is None:
             # A ping is its vendor and timestamp: two in one millisecond would be one.
             if self._latest - 1000 < at <= self._latest:
@@ -330,7 +357,7 @@ class VendorClient(Client):
             # Messages are taken in order: an ack of a later ping says that this one was heard.
             self._status_seq = self._outbox.seq + 1
             return json.dumps(self._status).encode()
-        since = int(self._clock() * 1000) + (self._offset or 0) - LIVE_MAX_AGE
+        since = int(self._clock() * 1000) + self._offset() - LIVE_MAX_AGE
         batch = self._outbox.take_newest(since)
         # What is on its way is bounded, so that a fresh ping does not stand behind hours of old ones.
         if not batch and self._outbox.under_way <= 2 * self._max_batch:
@@ -390,6 +417,11 @@ class VendorClient(Client):
                     if isinstance(failed, QueueFailed):
                         self._remove -= put.keys()
                     raise
+
+
+def uptime() -> int:
+    """Milliseconds by a clock that nobody sets."""
+    return int((time.monotonic() if UPTIME is None else time.clock_gettime(UPTIME)) * 1000)
 
 
 def known(value: float | None) -> float | None:
