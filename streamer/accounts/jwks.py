@@ -39,6 +39,11 @@ class IssuerKeys:
         self._fetched_at: float | None = None
         self._fetch = SingleFlight(self._fetch_once, "fetch JWKS")
 
+    @property
+    def missing(self) -> str | None:
+        """Why there is no key yet; None from the first fetch that succeeded."""
+        return None if self._keys else self.cause or "the token issuer's keys are not fetched yet"
+
     async def key(self, kid: str | None) -> jwt.PyJWK | None:
         """Returns the key with this id, or the only key for a token without `kid`; fetches the JWKS for an unknown id.
 

@@ -172,6 +172,9 @@ class Health:
             causes["redis"] = parts.broker.cause or "down"
         if (cause := parts.clock_check.cause) is not None:
             causes["clock"] = cause
+        # Without a token customers are served all the same; with keys of an hour ago nearly all of them are.
+        if parts.keys is not None and parts.settings.watch_auth == "required" and parts.keys.missing is not None:
+            causes["jwks"] = parts.keys.missing
         if parts.mqtt is not None and parts.mqtt.cause is not None:
             causes["mqtt"] = parts.mqtt.cause
         return causes

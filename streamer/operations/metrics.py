@@ -25,10 +25,10 @@ from streamer.operations.parts import Parts
 from streamer.protocol.alerts import EVENTS
 from streamer.transport.connection import OTHER_CODE
 
-UNREADY_PARTS = ("redis", "clock", "server")
+UNREADY_PARTS = ("redis", "clock", "server", "jwks")
 UNHEALTHY_PARTS = (
     *UNREADY_PARTS,
-    *("postgresql", "storing", "positions", "change-poller", "jwks", "migration", "partitions"),
+    *("postgresql", "storing", "positions", "change-poller", "migration", "partitions"),
 )
 """Parts that always have a time series; a task gets one when it fails."""
 

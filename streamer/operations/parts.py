@@ -19,6 +19,7 @@ from streamer.operations.backup.files import Backups
 from streamer.operations.clock_check import ClockCheck
 from streamer.operations.loop_lag import LoopLag
 from streamer.operations.workers.peers import Peers
+from streamer.settings import Settings
 from streamer.storage.store import Store
 from streamer.supervisor import Supervisor
 from streamer.transport.admission import Admission
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 class Parts(Protocol):
     """The parts of `app.Server`; None stands for a part that the settings turn off."""
 
+    settings: Settings
     counters: Counters
     store: Store
     batcher: Batcher

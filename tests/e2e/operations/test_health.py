@@ -13,6 +13,7 @@ import orjson
 import pytest
 import redis.asyncio
 
+from streamer import lifecycle, settings
 from streamer.errors import Unavailable
 from streamer.operations.embedded import PostgresServer, ValkeyServer
 from streamer.operations.health import PATIENCE, Probe, Result, shortcomings
@@ -216,6 +217,25 @@ async def test_an_issuer_that_is_away(serve: Serve, session: aiohttp.ClientSessi
             assert 'streamer_unhealthy{part="jwks"} 1.0' in await response.text()
         issuer.status = 200
         await well(session, running, "/health")
+
+
+async def test_an_issuer_that_is_away_from_the_start(
+    serving_url: str, serving_redis_url: str, session: aiohttp.ClientSession
+) -> None:
+    """Every customer would be refused: a rolling restart must not go on, and a balancer must choose another process."""
+    places: dict[str, Any] = {"database_url": serving_url, "redis_url": serving_redis_url, "port": 0, "pool_size": 4}
+    async with Issuer(EC["e1"]) as issuer:
+        issuer.status = 503
+        configured = settings.load(**places, jwks_url=issuer.url, watch_auth="required", drain_timeout=2.0)
+        async with lifecycle.serving(configured) as served:
+            running = Running(*served)
+            assert "jwks" in (await ask(session, running, "/readyz"))[1]["causes"], "before the first answer"
+            await eventually(lambda: running.server.broker.up, "Redis heard")
+            assert set((await unhealthy(session, running, "/readyz", "jwks"))["causes"]) == {"jwks"}
+            async with session.get(f"{running.url}/metrics") as response:
+                assert 'streamer_unready{part="jwks"} 1.0' in await response.text()
+            issuer.status = 200
+            await well(session, running, "/readyz")
 
 
 @pytest.mark.parametrize(

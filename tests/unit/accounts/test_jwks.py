@@ -97,6 +97,7 @@ async def test_old_keys_outlive_the_issuers_absence(issuer: Issuer, start: Start
     assert await let_in(keys, signed(EC["e1"]))
     await issuer.down()
     await eventually(lambda: keys.cause is not None, "a failed fetch")
+    assert keys.missing is None
     for _ in range(3):
         assert await let_in(keys, signed(EC["e1"]))
         with pytest.raises(Unavailable, match="try again"):
