@@ -27,7 +27,7 @@ from streamer.broker.redis_address import RedisAddress
 from streamer.broker.redis_cluster import Nodes
 from streamer.broker.redis_connections import Command
 from streamer.broker.redis_node import Node
-from streamer.broker.redis_schema import BROADCAST, once_key
+from streamer.broker.redis_schema import BROADCAST, UnknownMessage, once_key
 from streamer.broker.subscriber import Subscriber
 from streamer.counters import Counters
 from streamer.errors import Unavailable
@@ -174,7 +174,7 @@ class Broker:
     # RedisHandler
 
     def on_message(self, channel: bytes, data: bytes) -> None:
-        """Takes a message in."""
+        """Takes a message in; raises what is an error of our own, so that its task starts over and reads all again."""
         try:
             if channel == ASK:
                 self.counts.on_ask(data)
@@ -184,8 +184,8 @@ class Broker:
                 self.subscriber.on_message(channel, data)
                 if channel == BROADCAST:
                     self.counts.on_broadcast(data)
-        except (ValueError, TypeError) as error:
-            log.error("a message of another version is not understood", channel=channel, cause=repr(error))
+        except UnknownMessage as error:
+            log.error("a message of another version is not understood", channel=channel, cause=str(error))
 
     def on_subscribed(self, channel: bytes) -> None:
         """Has a cell read once its channel is heard."""

@@ -21,7 +21,7 @@ from streamer.broker.context import HEARTBEAT, MISSED_HEARTBEATS, Context
 from streamer.broker.membership import read_cell
 from streamer.broker.placement import read_places
 from streamer.broker.redis_connections import Command, refused
-from streamer.broker.redis_schema import BROADCAST, PROCESSES, Registers, cells_key
+from streamer.broker.redis_schema import BROADCAST, PROCESSES, Registers, cells_key, decoding
 from streamer.cpu_time import measured
 from streamer.errors import ErrorCode, ProtocolError
 from streamer.geo.grid import named_cell
@@ -221,7 +221,8 @@ class Counts:
 
     def on_ask(self, data: bytes) -> None:
         """Another process asks for sums."""
-        origin, ids = orjson.loads(data)
+        with decoding():
+            origin, ids = orjson.loads(data)
         if origin == self._index.me:
             return
         until = asyncio.get_running_loop().time() + ASKED_FOR
@@ -230,31 +231,35 @@ class Counts:
             if known is not None:
                 self._asked[id] = (known[0], until)
             elif len(self._asked) < MOST_KEYS * 4:
-                self._asked[id] = (Counter(_decode_key(id)), until)
+                with decoding():
+                    key = _decode_key(id)
+                self._asked[id] = (Counter(key), until)
                 self._wake.set()
 
     def on_sums(self, data: bytes) -> None:
         """Another process answers."""
-        process, interval, answers = orjson.loads(data)
-        if process == self._index.me:
-            return
+        with decoding():
+            process, interval, answers = orjson.loads(data)
+            if process == self._index.me:
+                return
+            sums_of = {id: {int(group): sums for group, *sums in groups} for id, groups in answers if id in self._by_id}
         self._heard[process] = asyncio.get_running_loop().time() + interval * MISSED_ROUNDS
         if process in self._orphaned:
             self._forget_orphans(process)
-        for id, groups in answers:
-            counted = self._by_id.get(id)
-            if counted is not None:
-                counted.answers[process] = {int(group): sums for group, *sums in groups}
+        for id, groups in sums_of.items():
+            self._by_id[id].answers[process] = groups
         self._check_ready()
 
     def on_broadcast(self, data: bytes) -> None:
         """A process claimed vendors, or found some deleted: they are no orphans."""
         if not self._keys:
             return
-        origin, _, _, presences, https, gone = orjson.loads(data)
+        with decoding():
+            origin, _, _, presences, https, gone = orjson.loads(data)
+            ids = [*(presence[0] for presence in presences), *(http[0] for http in https), *gone]
         if origin in self._orphaned:
             return
-        for id in (*(presence[0] for presence in presences), *(http[0] for http in https), *gone):
+        for id in ids:
             if self._reading:
                 self._claimed.add(id)
             self._orphans.remove(id)

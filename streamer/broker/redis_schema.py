@@ -18,7 +18,8 @@ Versions make writes commute: an older register never replaces a newer one, whic
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -196,6 +197,49 @@ def versions_of(vendor: Vendor) -> Versions:
 
 
 ANY_VERSION = Versions(ALWAYS, ALWAYS, ALWAYS)
+
+
+class UnknownMessage(Exception):
+    """A message of another version among the processes; tells what is not understood."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Has what fails while a message is decoded raise UnknownMessage."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError) as error:
+        raise UnknownMessage(repr(error)) from error
+
+
+class CellMessage(NamedTuple):
+    """A decoded message: the process that sent it, and what it says of vendors, by id."""
+
+    origin: str
+    fixes: list[tuple[str, Fix]]
+    cards: list[tuple[str, Card]]
+    presences: list[tuple[str, Presence]]
+    https: list[tuple[str, int]]
+    gone: list[str]
+
+
+def parse_message(data: bytes, concerns: Callable[[str], bool] | None = None) -> CellMessage:
+    """Decodes what `CellBatch.message` encodes, of vendors for which `concerns` holds; raises UnknownMessage."""
+    with decoding():
+        origin, fixes, cards, presences, https, gone = orjson.loads(data)
+        if concerns is not None:
+            fixes, cards, presences, https = (
+                [register for register in registers if concerns(register[0])]
+                for registers in (fixes, cards, presences, https)
+            )
+        return CellMessage(
+            origin,
+            [fix_of_register(register) for register in fixes],
+            [(id, Card(*card)) for id, *card in cards],
+            [(id, Presence(since, owner, ended)) for id, since, owner, ended in presences],
+            [(id, at) for id, at in https],
+            gone,
+        )
 
 
 class CellBatch:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
 import orjson
 
@@ -14,9 +13,9 @@ from streamer.broker.context import Context, SubscribedCell
 from streamer.broker.membership import Membership
 from streamer.broker.placement import read_places
 from streamer.broker.publisher import RETRY, Publisher
-from streamer.broker.redis_schema import BROADCAST, channel
+from streamer.broker.redis_schema import BROADCAST, channel, parse_message
 from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
-from streamer.live.fix import Fix, fix_of_register
+from streamer.live.fix import Fix
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence, Vendor
 
@@ -146,17 +145,20 @@ class Subscriber:
         """Takes in a message of another process."""
         if data.startswith(self._own_origin):
             return
-        origin, fixes, cards, presences, https, gone = orjson.loads(data)
+        concerns = self._concerns if name == BROADCAST else None
+        origin, fixes, cards, presences, https, gone = parse_message(data, concerns)
         self._membership.heard_other()
         now = self._clock()
         self._index.owner_heard(origin, now, now)
         if self.reader.gone:
-            for id, at, *_ in (*presences, *https):
-                self.reader.seen(id, at)
-            fixes, cards, presences, https = (
-                [one for one in registers if not self.reader.is_gone(one[0])]
-                for registers in (fixes, cards, presences, https)
-            )
+            for id, presence in presences:
+                self.reader.seen(id, presence.since)
+            for id, seen_at in https:
+                self.reader.seen(id, seen_at)
+            fixes = [one for one in fixes if not self.reader.is_gone(one[0])]
+            cards = [one for one in cards if not self.reader.is_gone(one[0])]
+            presences = [one for one in presences if not self.reader.is_gone(one[0])]
+            https = [one for one in https if not self.reader.is_gone(one[0])]
         if name == BROADCAST:
             self._on_broadcast(fixes, cards, presences, https, gone, now)
             return
@@ -175,7 +177,7 @@ class Subscriber:
             return True
 
         self._put_registers(cards, presences, https, wanted, now)
-        for id, fix in map(fix_of_register, fixes):
+        for id, fix in fixes:
             self._note_tie(id, fix)
             if self._index.put_fix(id, fix, now):
                 here = parent(vendors[id].cell, BUS_LEVEL)
@@ -192,6 +194,10 @@ class Subscriber:
         for id in gone:
             self._on_gone(id)
         self._handler.on_index_changed()
+
+    def _concerns(self, vendor_id: str) -> bool:
+        """Whether what all processes are told of a vendor matters here."""
+        return vendor_id in self._local_vendors or vendor_id in self._listed or vendor_id in self.reader.gone
 
     def forget(self, vendor_id: str) -> None:
         """Disregards what is being read of a deleted vendor."""
@@ -249,17 +255,24 @@ class Subscriber:
             vendor.timestamp < 0 or parent(vendor.cell, BUS_LEVEL) not in self._cells
         )
 
-    def _put_registers(self, cards: list[Any], presences: list[Any], https: list[Any], wanted: Any, now: int) -> None:
+    def _put_registers(
+        self,
+        cards: list[tuple[str, Card]],
+        presences: list[tuple[str, Presence]],
+        https: list[tuple[str, int]],
+        wanted: Callable[[str], bool],
+        now: int,
+    ) -> None:
         index = self._index
-        for id, *card in cards:
+        for id, card in cards:
             if wanted(id):
-                index.put_card(id, Card(*card), now)
+                index.put_card(id, card, now)
         for id, seen_at in https:
             if wanted(id):
                 index.put_http(id, seen_at, now)
-        for id, since, owner, ended in presences:
+        for id, presence in presences:
             if wanted(id):
-                index.put_presence(id, Presence(since, owner, ended), now)
+                index.put_presence(id, presence, now)
 
     def _on_gone(self, vendor_id: str) -> None:
         self._publisher.forget(vendor_id)
@@ -271,7 +284,13 @@ class Subscriber:
             self._index.remove(vendor_id)
 
     def _on_broadcast(
-        self, fixes: list[Any], cards: list[Any], presences: list[Any], https: list[Any], gone: list[str], now: int
+        self,
+        fixes: list[tuple[str, Fix]],
+        cards: list[tuple[str, Card]],
+        presences: list[tuple[str, Presence]],
+        https: list[tuple[str, int]],
+        gone: list[str],
+        now: int,
     ) -> None:
         index, local_vendors = self._index, self._local_vendors
         for id in gone:
@@ -283,7 +302,7 @@ class Subscriber:
                 self._handler.on_index_changed()
             return
         self._put_registers(cards, presences, https, wanted.__contains__, now)
-        for id, fix in map(fix_of_register, fixes):
+        for id, fix in fixes:
             if id not in wanted:
                 continue
             self._note_tie(id, fix)

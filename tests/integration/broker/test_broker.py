@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from streamer.broker.redis_schema import CellBatch, channel
 from streamer.geo.grid import bus_cell
@@ -37,6 +38,28 @@ async def test_changes_on_one_process_are_shown_by_another(one: Peer, other: Pee
     one.delete("truck")
     for look in looks:
         await look.sees({})
+
+
+async def test_an_error_of_our_own_is_no_message_of_another_version(
+    one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traceback is in the log, and what the message said is read again: nobody may miss it for good."""
+    other.serve("truck", HERE)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    await look.sees({"truck": HERE})
+
+    def broken(*_: object) -> bool:
+        monkeypatch.undo()
+        raise ValueError("of our own")
+
+    with capture_logs() as logs:
+        monkeypatch.setattr(one.index, "put_fix", broken)
+        other.ping("truck", NEAR)
+        await look.sees({"truck": NEAR})
+    (ended,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert (ended["task"], str(ended["exc_info"])) == ("broker-nodes", "of our own")
+    assert one.supervisor.deaths == 1
+    one.supervisor.deaths = 0  # meant to be
 
 
 async def test_a_deleted_vendor_is_on_no_snapshot(one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
