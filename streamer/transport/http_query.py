@@ -15,10 +15,9 @@ from streamer.live.vendor import Vendor
 from streamer.protocol import fields, history, messages
 from streamer.protocol.history import LocationRow
 from streamer.storage.store import VendorRow
-from streamer.transport import http_search
 from streamer.transport.identify import COST, identify, identify_watcher
 from streamer.transport.problem import NO_STORE, json_response, problem
-from streamer.transport.query import limit_of, number, paged
+from streamer.transport.query import decode_cursor, encode_cursor, limit_of, number, paged, words
 from streamer.transport.services import Services
 from streamer.transport.sse import message_of
 
@@ -39,16 +38,16 @@ class HttpQuery:
     async def search(self, request: web.Request) -> web.Response:
         """`GET /v1/vendors?query&open&limit&cursor`: a page by name, whether on the map or not; without positions."""
         await self.authorize(request)
-        words = http_search.words(request.query.get("query", ""))
+        wanted = words(request.query.get("query", ""))
         limit = limit_of(request.query)
         given = request.query.get("open", "false")
         if given not in ("true", "false"):
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, f"open must be true or false, not {given!r:.40}")
         cursor = request.query.get("cursor")
-        after = ("", "") if cursor is None else http_search.decode_cursor(cursor)
-        rows = await self._services.store.search(words, given == "true", limit + 1, after)
+        after = ("", "") if cursor is None else decode_cursor(cursor)
+        rows = await self._services.store.search(wanted, given == "true", limit + 1, after)
         page = rows[:limit]
-        following = http_search.encode_cursor(page[-1].name, page[-1].vendor_id) if len(rows) > len(page) else None
+        following = encode_cursor(page[-1].name, page[-1].vendor_id) if len(rows) > len(page) else None
         vendors = [
             {"vendorId": row.vendor_id, "name": row.name, "open": row.open, "primaryImage": row.primary_image}
             for row in page

@@ -11,7 +11,7 @@ import pytest
 from streamer.errors import ProtocolError
 from streamer.storage import seed
 from streamer.storage.queries import SEARCH
-from streamer.transport.http_search import decode_cursor, encode_cursor, words
+from streamer.transport.query import decode_cursor, encode_cursor, words
 from tests.conftest import Serve
 from tests.support.apps import described
 
