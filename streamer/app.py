@@ -57,9 +57,8 @@ from streamer.transport.slow_clients import SlowClients
 from streamer.transport.sse import EventStreams
 from streamer.transport.websocket_server import WebSocketServer
 from streamer.web.api_docs import ApiDocs
-from streamer.web.erasures import Erasures
+from streamer.web.backends import BackendEndpoints
 from streamer.web.pages import Pages
-from streamer.web.sign_in import SignInEndpoints
 from streamer.web.static import CLIENT, client_folder, handing_out
 
 if TYPE_CHECKING:
@@ -192,7 +191,7 @@ class Server:
         self.alerts_api = HttpAlerts(
             settings, alert_store, self.authenticator, clock, vault, self.evaluator, self.deliverer
         )
-        self.sign_in = SignInEndpoints(
+        self.backends = BackendEndpoints(
             settings,
             SignInLinks(
                 shared,
@@ -203,7 +202,6 @@ class Server:
             ),
             clock,
         )
-        self.erasures = Erasures(settings)
         self.pages = Pages(settings, clock)
         self.supervisor = Supervisor()
         self.loop_lag = LoopLag(counters)
@@ -237,9 +235,9 @@ class Server:
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
                 web.get("/v1/watch/events", self.events.watch, allow_head=False),
-                web.post("/v1/sign-in-links", self.sign_in.create),
-                web.post("/v1/sign-in", self.sign_in.exchange),
-                web.post("/v1/erasures", self.erasures.erase),
+                web.post("/v1/sign-in-links", self.backends.create_link),
+                web.post("/v1/sign-in", self.backends.exchange),
+                web.post("/v1/erasures", self.backends.erase),
                 web.get("/v1/vendors", self.http.search),
                 web.get("/v1/vendors/nearby", self.http.nearby),
                 web.get("/v1/vendors/counts", self.http.counts),

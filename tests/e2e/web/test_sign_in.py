@@ -13,7 +13,7 @@ import pytest
 
 from streamer.accounts.sign_in import LIFETIME, make_link
 from streamer.storage import seed
-from streamer.web.sign_in import qr_svg
+from streamer.web.backends import qr_svg
 from tests.conftest import Serve
 from tests.support.apps import SECRET, described
 
