@@ -1,4 +1,4 @@
-"""The whole of one process: what holds for every request and socket alike, whatever its path."""
+"""The whole of one process: what holds forevery request and socket alike, whatever its path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An orderly stop: an upgrade must lose no pings, and no customer's map may stand still."""
+"""A graceful stop: an upgrade must lose no pings, and no customer's map may freeze."""
 
 from __future__ import annotations
 

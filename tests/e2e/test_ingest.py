@@ -185,7 +185,7 @@ async def test_postgresql_away(
 
 
 async def test_a_hanging_statement_is_given_up(fragile: Running, postgres_server: PostgresServer) -> None:
-    """A lock that somebody forgot delays acks, and loses nothing."""
+    """A long-held lock delays acks, and loses nothing."""
     (one,) = await seed.seed(postgres_server.url, 1)
     blocker = await asyncpg.connect(postgres_server.url)
     try:

@@ -142,7 +142,7 @@ class Nonsense:
 async def flood(
     url: str, pid: int, vendors: list[SeededVendor], good: SeededVendor, messages: int, seed: int
 ) -> Outcome:
-    """Send so many messages; `vendors` are for the nonsense, `good` is the one that must be served well."""
+    """Sends this many messages; `vendors` send invalid ones, `good` must be served without errors."""
     outcome = Outcome()
     started = time.monotonic()
     process = psutil.Process(pid)

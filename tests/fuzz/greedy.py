@@ -75,7 +75,7 @@ async def crowd(url: str, clerk_ids: list[str]) -> None:
 
 
 async def greed(url: str, clerk_ids: list[str]) -> None:
-    """Clients that ask for as much as they may; they end with the process. What they are told is counted at its end."""
+    """Clients that use as much as they may; they end with the process. Their errors are counted at its end."""
     heard: dict[str, int] = {}
 
     async def listen(socket: aiohttp.ClientWebSocketResponse) -> None:

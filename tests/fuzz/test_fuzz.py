@@ -54,7 +54,7 @@ def test_the_seeds(name: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not here: make fuzz installs it")
 def test_the_fuzzer_runs() -> None:
-    """A fuzzer that does not start finds nothing, and says so to nobody."""
+    """A fuzzer that does not start finds nothing, unnoticed."""
     run = [sys.executable, "-m", "tests.fuzz", "vendor", "--seconds", "2"]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

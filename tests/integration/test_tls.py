@@ -190,7 +190,7 @@ async def test_a_lost_tls_connection_is_released(redis_url: str, certificate: An
 
 
 async def test_redis_with_a_wrong_certificate(redis_url: str, authority: Any, trusted: Path) -> None:
-    """Otherwise people's positions, and the password, would go to whoever is in between."""
+    """Otherwise positions and the password would be sent to an attacker in between."""
     yesterday = datetime.now(UTC) - timedelta(days=1)
     for wrong, cause in (
         (trustme.CA().issue_cert("localhost"), "its certificate is not trusted"),

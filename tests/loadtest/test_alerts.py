@@ -108,7 +108,7 @@ def test_the_margin_may_be_either() -> None:
 
 
 def test_what_is_not_known_is_not_judged() -> None:
-    """An earlier run's vendor may be inside already; another machine's vendor is somebody else's to judge."""
+    """An earlier run's vendor may be inside already; another machine's vendor is checked by that machine."""
     assert Story(known_before=True).pings((0, IN), (60, IN)).check(90)["missed"] == 0
     assert Story(known_before=True).pings((0, IN), (30, FAR), (60, FAR)).check(90)["missed"] == 1
     assert drive().told(10, "entered", vendorId="stranger").check()["invented"] == 0

@@ -23,7 +23,7 @@ from tests.support.loadtest_stand_in import standing_in
 
 
 def groups(count: int) -> list[dict[str, Any]]:
-    """One group of so many vendors."""
+    """One group with this many vendors."""
     return [{"group": "g1", "lat": 52.0, "long": 21.0, "count": count, "open": count, "online": count}]
 
 

@@ -1,4 +1,4 @@
-"""The five-minute guide, as it is written: whoever follows it must end with a report, not with an accusation."""
+"""The five-minute guide, run as written: it must end with a report that passed."""
 
 from __future__ import annotations
 

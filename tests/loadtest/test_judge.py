@@ -1,4 +1,4 @@
-"""The judge is judged: a proxy breaks what the server promises, and the load test must find it and name it.
+"""Tests of the verification: a proxy breaks the server's guarantees, and the load test must find and name it.
 
 What breaks if these fail: a server that loses, delays or misplaces something passes for a good one, or a good one is
 accused of what it did not do.

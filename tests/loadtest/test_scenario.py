@@ -165,6 +165,6 @@ def test_any_first_so_many_have_the_proportions() -> None:
 
 @given(st.floats(0, 2e12))
 def test_live_pings_are_even(moment: float) -> None:
-    """A customer's app tells by the timestamp which delays count."""
+    """A customer's app decides by the timestamp which delays count."""
     assert on_grid(moment) % 2 == 0
     assert moment <= on_grid(moment) <= moment + GRID

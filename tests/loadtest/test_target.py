@@ -1,4 +1,4 @@
-"""Which servers may be put under load: a slip in a URL must not take down somebody's production."""
+"""Which servers may be put under load: a typo in a URL must not take down a production server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_urls_are_understood(url: str, target: Target) -> None:
 
 
 def test_an_ipv6_host_header_has_brackets() -> None:
-    """Without them the port can't be told from the address."""
+    """Without brackets the port can't be distinguished from the address."""
     assert Target("::1", 8080, False).authority == "[::1]:8080"
 
 

@@ -95,7 +95,7 @@ async def test_acked_and_rejected_pings_are_distinguished() -> None:
 
 
 async def test_what_was_not_acked_goes_out_again_after_a_reconnect() -> None:
-    """The promise that nothing acked is lost can be tested only by a client that does its part."""
+    """Whether acked pings are lost can be tested only by a client that follows the protocol."""
     side = VendorSide(drop, ack)
     async with standing_in({"/v1/vendor": side}) as target:
         app = vendor(target)

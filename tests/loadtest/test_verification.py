@@ -45,7 +45,7 @@ def north(lat: float, long: float) -> bool:
 
 
 def live(sent: dict[str, list[Ping]], unsure: set[str]) -> Live:
-    """The truth: each vendor's newest ping, but those that nobody knows."""
+    """The truth: each vendor's newest ping, except for vendors whose newest ping is unknown."""
     return Live({name: max(pings) for name, pings in sent.items() if name not in unsure}, unsure)
 
 
@@ -79,7 +79,7 @@ def test_every_kind_of_wrong_view_is_found() -> None:
 
 
 def test_stored_rows_are_compared_one_by_one() -> None:
-    """Lost, doubled, altered and wrongly accepted pings are told apart; rows of others are not looked at."""
+    """Lost, doubled, altered and wrongly accepted pings are distinguished; rows of others are ignored."""
     acked = {"a": [ping(1), ping(2), ping(3), ping(4)]}
     rejected = {"a": [ping(5)]}
     rows = [
@@ -120,7 +120,7 @@ def test_counts_are_compared_with_a_fresh_snapshot() -> None:
 
 
 def test_a_check_shows_some_and_counts_all() -> None:
-    """Ten thousand lines help nobody, but their number does."""
+    """Ten thousand lines are of no use, but their number is."""
     result = check([str(number) for number in range(100)], compared=100)
     assert (result["ok"], result["differences"], len(result["shown"])) == (False, 100, 15)
     assert check([], compared=1)["ok"]

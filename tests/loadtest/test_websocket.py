@@ -174,7 +174,7 @@ async def test_an_end_without_a_close_frame_is_1006() -> None:
 
 
 async def test_a_refused_handshake_has_status_and_body() -> None:
-    """Without the body nobody knows why the token was not taken."""
+    """Without the body the reason of the refusal is unknown."""
     async with standing_in({}) as target:
         with pytest.raises(Refused, match="404: Not Found") as refused:
             await connect(target, "/nowhere", lambda message: None)

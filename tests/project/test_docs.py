@@ -1,4 +1,4 @@
-"""The documentation is run as it stands, and names only what is there: a reader's first five minutes must not fail."""
+"""Runs the snippets of the documentation, and checks that it names only existing things."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ async def run(snippet: Snippet, url: str, services: dict[str, str], token: str, 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(one.language != "mermaid" for one in snippets(page))])
 async def test_every_snippet_is_run(page: str, serve: Serve, database_url: str, redis_url: str) -> None:
-    """A snippet that was right once is wrong for every reader from the day the code changes."""
+    """A snippet that was right once is wrong forevery reader from the day the code changes."""
     (one,) = await seed.seed(database_url)
     running = await serve(feed="on", feed_interval=0.1)
     token = make_token(SECRET, one.clerk_id, 600)
@@ -251,7 +251,7 @@ def test_every_page_is_found_from_the_readme() -> None:
 
 
 def test_every_test_that_is_promised_exists() -> None:
-    """A promise whose test was renamed or removed is only a claim."""
+    """A guarantee without a test is only a claim."""
     text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
     failures = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
     named = re.findall(r"`([\w/]*test_\w+\.py)::(test_\w+)`", text + failures)

@@ -29,7 +29,7 @@ DOCUMENTS = [
 KNOWN = {variable(name) for name in Settings.model_fields}
 KUBECTL = shutil.which("kubectl")
 OTHERS_KINDS = {"ServiceMonitor"}
-"""Kinds of others than Kubernetes, whose schema is not at hand."""
+"""Kinds that are not Kubernetes' own, whose schema is not available."""
 
 
 def of_kind(kind: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def test_a_pod_has_the_time_to_drain() -> None:
 
 
 def test_what_the_manifests_set_and_ask_is_there() -> None:
-    """A setting that is none is ignored by the server, a probe of a path that is none fails for ever."""
+    """The server ignores an unknown setting, and a probe of an unknown path fails forever."""
     configured = of_kind("ConfigMap")["data"]
     assert set(configured) <= KNOWN
     (container,) = of_kind("Deployment")["spec"]["template"]["spec"]["containers"]

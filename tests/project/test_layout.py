@@ -1,4 +1,4 @@
-"""Every module with rules has a test file of its name, so that whoever changes one finds its tests."""
+"""Every module with rules has a test file of its name, so that its tests are easy to find."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ DECLARATIONS = {
 
 
 def test_every_module_with_rules_has_a_test_file() -> None:
-    """Without it a module grows that nobody tests, or its tests hide in a file of another name."""
+    """Otherwise a module has no tests, or tests in a file with another name."""
     names = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
     listed = set(DECLARATIONS)
     for file, tested in ELSEWHERE.items():

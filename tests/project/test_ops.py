@@ -1,4 +1,4 @@
-"""What operators take from `ops/`: an alert on a name that nothing exports never fires, and nobody notices."""
+"""The files in `ops/`: an alert on a metric that does not exist never fires, unnoticed."""
 
 from __future__ import annotations
 

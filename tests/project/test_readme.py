@@ -1,4 +1,4 @@
-"""What README.md shows is run here as it stands: a reader's first five minutes must not fail."""
+"""Runs the snippets of README.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def started(code: str, *arguments: str) -> asyncio.subprocess.Process:
 
 
 async def test_the_vendor_app(serve: Serve, database_url: str) -> None:
-    """It says hello, sends a ping, and is told that the ping is stored."""
+    """It receives the hello, sends a ping, and receives the ack."""
     (one,) = [await seed.seed(database_url)][0]
     running = await serve()
     process = await started(VENDOR, running.url, make_token(SECRET, one.clerk_id, 600))
@@ -39,7 +39,7 @@ async def test_the_vendor_app(serve: Serve, database_url: str) -> None:
 
 
 async def test_the_customer_app(serve: Serve, database_url: str) -> None:
-    """It tells how many vendors are nearby, and of one who comes."""
+    """It prints the number of vendors nearby, also after one enters."""
     (one,) = await seed.seed(database_url, 1)
     running = await serve()
     process = await started(CUSTOMER, running.url)

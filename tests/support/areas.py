@@ -131,7 +131,7 @@ def valid(lat: float, long: float) -> tuple[float, float]:
 
 
 def toward(lat: float, long: float, bearing: float, metres: float) -> tuple[float, float]:
-    """The position so many metres from another in a direction."""
+    """The position at this distance in metres from another, in a direction."""
     angle = metres / EARTH_RADIUS
     phi = math.radians(lat)
     to = math.asin(

@@ -56,7 +56,7 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Starts a Chromium that ends with whoever started it, also when the tests are killed."""
+"""Starts a Chromium that ends with its parent, also when the tests are killed."""
 
 
 class Chromium(NamedTuple):
@@ -136,7 +136,7 @@ class Tab:
         return found
 
     async def said(self) -> str:
-        """What the page shows, shortly, for whoever reads a failure."""
+        """A summary of the page for the message of a failure."""
         text = await self.run("document.body.innerText.replace(/\\s+/g, ' ').slice(0, 400)")
         return f"the page shows: {text!r}; errors: {self.errors}"
 

@@ -29,7 +29,7 @@ class Faults:
     """
 
     drop_every: int | None = None
-    """Acks and drops one ping in so many."""
+    """Acks one ping in this many without storing it."""
     late: frozenset[int] = frozenset()
     """Customers that get everything `lateness` seconds late."""
     lateness: float = 0.15

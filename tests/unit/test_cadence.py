@@ -186,7 +186,7 @@ def test_utilisation_follows_within_seconds() -> None:
 
 
 def test_a_long_round_leaves_time_for_others() -> None:
-    """A tick that takes longer than the ceiling would otherwise follow itself at once, for ever."""
+    """A tick that takes longer than the ceiling would otherwise be followed by another at once, forever."""
     machine = Machine()
     cadence = Cadence(TICKS, machine.utilisation())
     cadence.begin()

@@ -39,7 +39,7 @@ def test_what_is_timed_needs_no_registration() -> None:
 
 
 def test_rejects_are_counted_by_code() -> None:
-    """Which rejections there are tells a broken app from a deleted vendor."""
+    """The codes of rejections distinguish a broken app from a deleted vendor."""
     counters = Counters()
     counters.reject(["ERR_INVALID_COORDINATES", "ERR_VENDOR_NOT_FOUND", "ERR_INVALID_COORDINATES"])
     assert counters.rejected == {"ERR_INVALID_COORDINATES": 2, "ERR_VENDOR_NOT_FOUND": 1}

@@ -1,4 +1,4 @@
-"""The settings: each documented, all mistakes told at once, nothing secret shown."""
+"""The settings: each documented, all mistakes reported at once, nothing secret shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNCOUNTED = {"port"}
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of whoever runs the tests, and no `.env`."""
+    """No settings of the developer's environment, and no `.env`."""
     for name in Settings.model_fields:
         monkeypatch.delenv(settings.variable(name), raising=False)
     monkeypatch.chdir(tmp_path)
@@ -133,7 +133,7 @@ def test_origins_are_as_browsers_write_them() -> None:
 
 
 def test_unknown_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt setting would be without effect, and nobody would know."""
+    """A misspelt setting would have no effect, unnoticed."""
     (tmp_path / ".env").write_text("STREAMER_PROT=1\nOTHER=1\nREDIS_URI=x\n")
     monkeypatch.setenv("STREAMER_POOLSIZE", "2")
     monkeypatch.setenv("STREAMER_POOL_SIZE", "3")

@@ -10,7 +10,7 @@ from streamer.single_flight import SingleFlight
 
 
 async def test_callers_share_the_running_call() -> None:
-    """Whoever asks meanwhile gets the same answer, and a caller that gives up takes it from nobody."""
+    """Callers that arrive meanwhile get the same answer; a cancelled caller does not cancel it for the others."""
     calls = 0
     go = asyncio.Event()
 
@@ -32,7 +32,7 @@ async def test_callers_share_the_running_call() -> None:
 
 
 async def test_an_error_is_everyones_and_not_kept() -> None:
-    """A failed call fails for all who waited, also when nobody is left to receive it; the next call tries again."""
+    """A failed call fails for all waiting callers, even if all were cancelled; the next call tries again."""
     fails = True
 
     async def call() -> str:
@@ -53,7 +53,7 @@ async def test_an_error_is_everyones_and_not_kept() -> None:
 
 
 async def test_close_ends_the_call() -> None:
-    """A server that stops leaves no call behind, and whoever waits is not left waiting."""
+    """A server that stops leaves no running call and no waiting caller behind."""
     flight = SingleFlight(asyncio.Event().wait, "test")
     waiting = asyncio.create_task(flight.result())
     await asyncio.sleep(0)

@@ -263,7 +263,7 @@ async def test_410_ends_the_alert(
 
 
 async def test_an_alert_that_fails_for_days_is_disabled(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """A forgotten alert would otherwise cost requests for ever, and nobody would know."""
+    """A forgotten alert would otherwise cost requests forever, and nobody would know."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:

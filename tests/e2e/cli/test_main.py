@@ -187,7 +187,7 @@ async def test_serve_on_a_database_not_migrated(empty_database_url: str, redis_u
 
 
 async def test_postgresql_away(redis_url: str, tmp_path: Path) -> None:
-    """The operator is told that PostgreSQL is away and where it was looked for, and not its password."""
+    """The error names PostgreSQL's address, but not the password."""
     given = {"DATABASE_URL": NOWHERE, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     for words in ("serve --port 0", "db upgrade", "db seed"):
         done = await run(*words.split(), folder=tmp_path, **given)

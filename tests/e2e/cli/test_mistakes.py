@@ -157,7 +157,7 @@ def test_an_address_of_another_machine(run: Run, well: dict[str, str | None]) ->
 
 
 def test_several_mistakes_at_once(run: Run, well: dict[str, str | None]) -> None:
-    """And a misspelt setting is told, with the one that was meant."""
+    """A misspelt setting is reported, with the one that was probably meant."""
     wrong = {"STREAMER_LOG_LEVEL": "loud", "STREAMER_JWT_SECRET": "short", "REDIS_URL": None, "STREAMER_POOL_SIZE": "0"}
     said(
         run("serve", **{**well, **wrong}),

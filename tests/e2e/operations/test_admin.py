@@ -107,7 +107,7 @@ async def test_no_answer_names_the_versions(serve: Serve, request_line: bytes) -
 async def test_serve_warns_of_unset_origins(
     serving_url: str, serving_redis_url: str, tmp_path: Path, origins: str
 ) -> None:
-    """Otherwise nobody would know that every page on the web may open sockets in its visitors' names."""
+    """Otherwise it would go unnoticed that any web page may open sockets for its visitors."""
     log = tmp_path / "log"
     async with ServerProcess(serving_url, serving_redis_url, log=log, origins=origins):
         pass

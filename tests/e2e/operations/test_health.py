@@ -206,7 +206,7 @@ async def test_partitions_that_are_missing(serve: Serve, database_url: str, sess
 
 
 async def test_an_issuer_that_is_away(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """Who signs in anew is refused; known keys stay in use, so another process could do no more."""
+    """Tokens with new keys are refused; known keys stay in use, so another process could not do better."""
     async with Issuer(EC["e1"]) as issuer:
         issuer.status = 503
         running = await serve(jwks_url=issuer.url)
@@ -251,7 +251,7 @@ async def test_a_privilege_that_is_missing(
     table: str,
     privilege: str,
 ) -> None:
-    """Pings are stored all the same: only `/health` tells that deleted users stay or `vendors.lat` and `long` age."""
+    """Pings are stored: only `/health` reports that deleted users stay or `vendors.lat` and `long` are outdated."""
     running = await serve(change_poll_interval=0.2, position_interval=0.1)
     await well(session, running, "/health")
     await direct.execute(f"REVOKE {privilege} ON {table} FROM {SERVING_ROLE}")

@@ -117,7 +117,7 @@ async def test_a_phone_is_seen_and_stored(
 async def test_what_never_can_be_stored_is_acked(
     broker: Mosquitto, vendors: list[SeededVendor], database_url: str, serving_url: str, serving_redis_url: str
 ) -> None:
-    """A message that is sent again for ever would in the end block those of all phones."""
+    """A message that is sent again forever would in the end block those of all phones."""
     user = vendors[0].clerk_id
     at = now_ms() // 1000
     with capture_logs() as logged:

@@ -1,4 +1,4 @@
-"""Erasure over HTTP: what a backend asks for on behalf of whoever wants to be forgotten, and who else may not."""
+"""Erasure over HTTP: requested by a backend with the key, refused to everyone else."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_vendor_is_erased(
 async def test_only_a_backend_erases(
     serve: Serve, database_url: str, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """It can't be undone: without the key, or where a setting is missing, nobody is erased, and the answer says why."""
+    """It can't be undone: without the key, or without the setting, nothing is erased, and the answer says why."""
     asked = {"id": vendors[0].vendor_id}
     running = await serve(backend_key=KEY, erase_database_url=database_url)
     for key in (None, KEY + "x"):

@@ -218,7 +218,7 @@ async def test_signs_stay_on_the_ground(endpoint: Chromium, serve: Serve, databa
 
 
 async def test_a_cut_network_is_said_and_mended(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """In a tunnel the map must not pretend to be live; after it, nobody should have to reload."""
+    """Without a connection the map must not appear to be live; afterwards no reload is needed."""
     server = await serve()
     async with world_of(server.url, database_url, 8) as world, Proxy(server.url) as proxy:  # noqa: SIM117
         async with opened(endpoint, proxy.url) as tab:
@@ -260,7 +260,7 @@ async def test_a_dead_link_is_noticed(endpoint: Chromium, serve: Serve, database
 
 
 async def test_a_slow_client_is_late_and_then_right(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """On a bad link positions are merged: nothing piles up, nobody else waits, and the map ends right."""
+    """On a slow connection positions are merged: nothing piles up, no other client waits, and the map ends correct."""
     server = await serve()
     async with world_of(server.url, database_url, 60) as world, Proxy(server.url) as proxy:  # noqa: SIM117
         async with opened(endpoint, proxy.url) as tab, CustomerApp(server.url) as other:

@@ -18,7 +18,7 @@ ROWS = "[...document.querySelectorAll('#alerts-list [data-alert]')]"
 
 
 async def test_an_alert_is_made_listed_and_ended(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A user draws a circle, gets the secret once, is told of a truck that comes, and ends the alert."""
+    """A user draws a circle, gets the secret once, gets a webhook when a truck enters, and deletes the alert."""
     async with Receiver() as receiver:
         server = await serve(alert_key=KEY, alert_development_hosts=(receiver.host,))
         async with world_of(server.url, database_url, 1) as world:
@@ -63,7 +63,7 @@ async def test_an_alert_is_made_listed_and_ended(endpoint: Chromium, serve: Serv
 
 
 async def test_who_is_not_signed_in_has_no_alerts(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """And where the server has none nobody sees the tool; in Polish it has a Polish name."""
+    """Without alerts on the server the tool is hidden; in Polish it has a Polish name."""
     for settings, token in (({"alert_key": KEY}, ""), ({}, "&token=x")):
         server = await serve(**settings)
         async with opened(endpoint, f"{server.url}/?lang=pl#14/{LAT}/{LONG}{token}") as tab:

@@ -1,4 +1,4 @@
-"""Sign-in links: a seller scans a code in place of pasting a token; nobody uses the code a second time."""
+"""Sign-in links: a vendor scans a code instead of pasting a token; a code works only once."""
 
 from __future__ import annotations
 

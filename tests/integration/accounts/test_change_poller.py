@@ -125,7 +125,7 @@ async def test_a_page_of_a_deleted_user(servers: list[Running], vendors: list[Se
 
 
 async def test_a_restored_user_is_back(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """A deletion taken back, or a user made anew under the same account, is let in like anybody."""
+    """A user whose deletion was reverted, or who was created again with the same account, is accepted."""
     one = vendors[0]
     await direct.execute(SOFT.format("users", "clerkId"), one.clerk_id)
     gone = [server.server.change_poller.deleted_users for server in servers]
@@ -221,7 +221,7 @@ async def test_transactions_that_commit_out_of_order(
         await transaction.commit()
         assert await first.closed() == 4404
     await long_lasting.close()
-    # and what is known is not looked at for ever
+    # and what is known is not looked at forever
     before = change_poller.polls
     await eventually(lambda: change_poller.polls > before + 4, "some polls")
     assert not change_poller._seen
@@ -248,7 +248,7 @@ async def test_a_vendor_that_connects_while_it_is_deleted(
 async def test_many_changes_at_once(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bulk change by the backend is taken in pages, and loses nobody."""
+    """A bulk change by the backend is read in pages, without missing a row."""
     monkeypatch.setattr("streamer.accounts.change_poller.PAGE", 7)
     one = vendors[0]
     async with VendorApp(servers[0].url, one.clerk_id) as app:
@@ -261,7 +261,7 @@ async def test_many_changes_at_once(
 
 
 async def test_all_at_once(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """A backend that empties the table leaves nobody on the map."""
+    """After the backend truncates the table no vendor is on the map."""
     async with VendorApp(servers[0].url, vendors[0].clerk_id) as app:
         await app.expect("hello")
         await direct.execute('TRUNCATE "vendors" CASCADE')
@@ -269,7 +269,7 @@ async def test_all_at_once(servers: list[Running], vendors: list[SeededVendor], 
 
 
 async def test_an_outage_is_survived(servers: list[Running], monkeypatch: pytest.MonkeyPatch, direct: Any) -> None:
-    """While PostgreSQL is away nobody is thrown out, and what happened meanwhile counts afterwards."""
+    """While PostgreSQL is away no client is disconnected; changes of that time apply afterwards."""
     from streamer.errors import Unavailable
 
     server = servers[0].server

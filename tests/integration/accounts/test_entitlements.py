@@ -121,7 +121,7 @@ async def test_the_interval_ends(serve: Serve, vendors: list[SeededVendor]) -> N
 async def test_a_user_who_starts_to_pay(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever pays in the middle of the day moves soon, without connecting anew; whoever's plan ends stops."""
+    """A vendor whose user subscribes is soon live, without a reconnect; one whose plan ends stops being live."""
     server, one = servers[0], vendors[0]
     async with CustomerApp(server.url) as customer, VendorApp(server.url, one.clerk_id) as app:
         await customer.watch("w", HERE)
@@ -157,7 +157,7 @@ async def test_without_postgresql(
 
 
 async def test_plans_are_off(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Where no plans are configured, nobody is limited."""
+    """Without a configured plan no vendor is limited."""
     server = await serve()
     assert server.server.entitlements is None
     async with CustomerApp(server.url) as customer, VendorApp(server.url, vendors[0].clerk_id) as app:

@@ -55,7 +55,7 @@ def event(row: AlertRow, vendor_id: str, at: int) -> dict[str, Any]:
 
 
 async def test_of_two_processes_one_stores_the_event(store: AlertStore, database_url: str) -> None:
-    """While alerts change hands two processes see the same vendor enter; its user is told once."""
+    """While alerts are taken over two processes see the same vendor enter; one event is stored."""
     row, now = await new_alert(store, database_url), now_ms()
     both = await asyncio.gather(*(store.commit([state(row, "v", 1)], [event(row, "v", now + n)]) for n in range(4)))
     assert sorted(len(each) for each in both) == [0, 0, 0, 1]
@@ -68,7 +68,7 @@ async def test_of_two_processes_one_stores_the_event(store: AlertStore, database
 
 
 async def test_an_alert_that_changed_or_ended_takes_no_event(store: AlertStore, database_url: str) -> None:
-    """A user who deletes an alert is not told of anything that happens afterwards."""
+    """No webhook is sent for an alert after it was deleted."""
     row, now = await new_alert(store, database_url), now_ms()
     assert await store.commit([state(row, "v", 1, revision=7)], [event(row, "v", now)]) == {}
     assert await store.disable(row.id, "a test")

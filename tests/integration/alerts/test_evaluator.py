@@ -46,7 +46,7 @@ async def store(serving_url: str) -> AsyncIterator[AlertStore]:
 async def test_slots_that_go_and_come_back_while_they_are_read_are_read_again(
     store: AlertStore, database_url: str
 ) -> None:
-    """PostgreSQL is slow, a lease ends and is taken again meanwhile: nobody would look at these alerts any more."""
+    """PostgreSQL is slow, a lease ends and is regained meanwhile: no process would evaluate these alerts any more."""
     old, _ = await new_alert(store, database_url), await new_alert(store, database_url)
     async with connected(database_url) as connection:
         await connection.execute(

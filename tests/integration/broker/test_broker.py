@@ -126,7 +126,7 @@ async def test_many_fixes_in_one_flush_are_one_update(one: Peer, other: Peer) ->
 
 
 async def test_no_flicker_on_reconnect(one: Peer, other: Peer) -> None:
-    """A truck's app reconnects, here and there: nobody sees it go, come or be offline."""
+    """A truck's app reconnects to the same or another process: no customer sees it leave, enter or go offline."""
     looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, other)]
     one.serve("truck", HERE)
     for look in looks:

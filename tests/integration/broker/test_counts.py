@@ -151,7 +151,7 @@ async def test_nothing_is_kept_of_a_killed_process_whose_vendors_left(redis_url:
 
 @pytest.mark.timeout(60)
 async def test_a_process_that_is_killed_while_redis_is_emptied(redis_url: str) -> None:
-    """Nobody knows of it any more, so what it answered last must not be counted for ever."""
+    """No process knows it any more, so its last answer must not be counted forever."""
     async with Peer(redis_url, "one") as one, redis.asyncio.Redis.from_url(redis_url) as client:
         dying = Peer(redis_url, "dying")
         await dying.start()

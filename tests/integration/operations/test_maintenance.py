@@ -126,7 +126,7 @@ async def test_stats(database_url: str, direct: Any, days: list[date]) -> None:
 
 
 async def test_check_names_each_difference(database_url: str, direct: Any) -> None:
-    """A column, an index, a constraint, a partition: whatever somebody changed by hand, or a restore left out."""
+    """A column, an index, a constraint, a partition: changed by hand, or missing after a restore."""
     today = datetime.now(UTC).date()
     assert await check(database_url) == []
     name, _, _ = partitions.partition_bounds(today + timedelta(days=1))

@@ -58,7 +58,7 @@ async def redis_with(url: str, *texts: str) -> list[str]:
 
 
 async def alerted(url: str, clerk_id: str, vendor_id: str) -> None:
-    """Has a user told of a vendor, by its id and by the place where it will be."""
+    """Creates alerts of a user for a vendor, by its id and by the place where it will be."""
     headers = {"Authorization": f"Bearer {make_token(SECRET, clerk_id, 600)}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         for looked_at in ({"vendors": [vendor_id]}, {"area": circle(52.12, 21.65, 2000)}):
@@ -126,7 +126,7 @@ def files_with(folder: Path, *texts: str) -> dict[str, set[str]]:
 
 
 async def test_no_file_is_left(serving_url: str, database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """A server's log and folders have nothing of whoever was erased but the id in the log, and the named backups."""
+    """A server's log and folders have nothing of an erased vendor except the id in the log, and the named backups."""
     (gone,) = await seed.seed(database_url, 1)
     backups, log = tmp_path / "backups", tmp_path / "server.log"
     backups.mkdir()

@@ -46,5 +46,5 @@ async def partition_names(connection: Any) -> list[str]:
 
 
 def days(first: int, last: int) -> list[str]:
-    """The names of the partitions from so many days after TODAY to so many."""
+    """The names of the partitions of a range of days, relative to TODAY."""
     return [f"locations_{TODAY + timedelta(days=n):%Y%m%d}" for n in range(first, last + 1)]

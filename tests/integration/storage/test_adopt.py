@@ -197,7 +197,7 @@ async def test_an_adoption_that_was_interrupted_continues(prisma_url: str, monke
     monkeypatch.setattr(adopt, "BATCH", max(1, ROWS // 10))
 
     async def interrupted(after: int) -> None:
-        """Adopts until so many batches are copied, then loses the connection."""
+        """Adopts until this many batches are copied, then loses the connection."""
         task = asyncio.create_task(adopt.adopt(prisma_url))
         async with connected(prisma_url) as connection:
 

@@ -262,7 +262,7 @@ async def test_they_are_pruned_with_all_else(connection: Any, database_url: str,
 
 
 async def test_a_disabled_trigger_is_reported(connection: Any, database_url: str) -> None:
-    """A trigger that somebody switched off for a bulk load, and forgot."""
+    """A trigger that was disabled for a bulk load and not enabled again."""
     assert await drift.drift(database_url) == []
     await connection.execute(
         """

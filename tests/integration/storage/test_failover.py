@@ -93,7 +93,7 @@ class Load:
         assert self.batcher.fault is None
 
     async def more(self, count: int) -> None:
-        """Waits for so many acks more."""
+        """Waits for this many more acks."""
         wanted = len(self.acked) + count
         await eventually(lambda: len(self.acked) >= wanted, f"{count} more acks", 60)
 

@@ -171,7 +171,7 @@ async def test_an_unknown_revision_is_named(database_url: str) -> None:
 
 
 async def test_tables_made_by_prisma_are_not_touched(empty_database_url: str) -> None:
-    """Otherwise half of a migration would be left on somebody's production tables."""
+    """Otherwise half of a migration would be left on production tables."""
     async with connected(empty_database_url) as connection:
         await connection.execute('CREATE TABLE "users" ("id" TEXT); CREATE TABLE "_prisma_migrations" ("id" TEXT)')
     with pytest.raises(

@@ -197,7 +197,7 @@ async def test_the_models_are_the_database(database_url: str) -> None:
 
 
 def test_the_models_have_prismas_columns() -> None:
-    """A misspelt column in a model would be noticed only by whoever uses it."""
+    """A misspelt column in a model would be noticed only by its users."""
     dialect = URL.create("postgresql+asyncpg").get_dialect()()
     found = {
         name: {column.name: str(column.type.compile(dialect)).split(" COLLATE")[0].lower() for column in table.columns}

@@ -121,7 +121,7 @@ async def test_what_the_server_does_is_allowed(server: Any) -> None:
 
 
 async def test_the_server_makes_the_partitions_ahead(server: Any, owner: Any) -> None:
-    """Without the owner's rights, and yet nobody has to remember it daily."""
+    """Without the owner's rights, and without a daily task of an operator."""
     today = datetime.now(UTC).date()
     name = f"locations_{today + timedelta(days=40):%Y%m%d}"
     lower, upper = (id_floor(int((datetime.now(UTC).timestamp() // 86400 + n) * 86_400_000)) for n in (40, 41))

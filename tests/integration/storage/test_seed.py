@@ -39,7 +39,7 @@ async def test_the_documented_seed(database_url: str) -> None:
 
 
 async def test_seeding_twice_changes_nothing(database_url: str) -> None:
-    """A second run must not rename or move vendors that somebody is working with."""
+    """A second run must not rename or move vendors that are in use."""
     async with connected(database_url) as connection:
         first = [await seed.seed(database_url), await seed.seed(database_url, 30)]
         await connection.execute("""UPDATE "vendors" SET "name" = 'Renamed' WHERE "id" = 'cseedvendor00000000000007'""")

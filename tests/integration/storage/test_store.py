@@ -181,7 +181,7 @@ async def test_a_vendor_that_is_gone_costs_only_its_own_pings(store: Store, dire
 
 
 async def test_a_vendor_deleted_while_its_pings_are_stored(store: Store, direct: Any) -> None:
-    """The deletion wins, the others' pings are stored, and nothing is left that refers to nobody."""
+    """The deletion wins, the others' pings are stored, and no row refers to a missing vendor."""
     deletion = direct.transaction()
     await deletion.start()
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
@@ -342,7 +342,7 @@ async def test_acked_is_on_disk_even_where_commits_are_asynchronous(url: str, di
 async def test_a_server_killed_and_restarted_loses_no_ping(
     postgres_server: PostgresServer, loop_errors: Collected
 ) -> None:
-    """The promise of an ack: each of these is stored once, those acked before the crash too."""
+    """The guarantee of an ack: each of these is stored once, including those acked before the crash."""
     await migrate.upgrade(postgres_server.url)
     await seed(postgres_server.url)
     async with opened(postgres_server.url, statement_timeout=5, pool_timeout=5) as store:

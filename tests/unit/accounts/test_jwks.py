@@ -58,7 +58,7 @@ async def test_one_fetch_for_a_crowd(issuer: Issuer, start: Start) -> None:
 
 
 async def test_a_new_key_is_taken_at_once(issuer: Issuer, start: Start) -> None:
-    """After the issuer changed its key nobody is locked out until the next regular fetch."""
+    """After a key change of the issuer tokens are accepted before the next regular fetch."""
     keys = start(min_interval=0.05)
     assert await let_in(keys, signed(EC["e1"]))
     issuer.answer = public(EC["e2"], RSA["r1"])
@@ -144,7 +144,7 @@ async def test_an_issuer_that_does_not_answer_well(
 
 
 async def test_an_issuer_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app is told to try again within a bounded time."""
+    """An app is asked to try again within a bounded time."""
     silent = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr("streamer.accounts.jwks.TIMEOUT", 0.2)
     keys = IssuerKeys(f"http://127.0.0.1:{silent.getsockname()[1]}/", min_interval=0.05)

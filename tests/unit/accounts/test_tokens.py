@@ -42,7 +42,7 @@ def token(claims: Any, secret: str | bytes = SECRET, **header: Any) -> str:
 
 
 def now(waiting: Coroutine[Any, Any, T]) -> T:
-    """What a check says that has nobody to ask, and so waits for nothing."""
+    """The result of a check that needs no request, and so waits for nothing."""
     try:
         waiting.send(None)
     except StopIteration as done:
@@ -79,14 +79,14 @@ def authenticator() -> Authenticator:
 
 
 def test_tokens_of_others(authenticator: Authenticator) -> None:
-    """A token made by any other library, as the contract says, is taken; audience and the like don't matter."""
+    """A valid token of any other library is accepted; audience and similar claims don't matter."""
     assert checked(authenticator, token({"sub": "user_1", "exp": LATER})) == Identity("user_1", LATER)
     claims = {"sub": "user_1", "exp": LATER + 0.5, "aud": "web", "iss": "https://clerk.example", "azp": "x", "sid": "y"}
     assert checked(authenticator, token(claims, kid="k")).clerk_id == "user_1"
 
 
 def test_a_token_without_an_end(authenticator: Authenticator) -> None:
-    """A token that leaks must not be good forever, whoever signed it."""
+    """A leaked token must not be valid forever, regardless of its issuer."""
     assert 'missing the "exp" claim' in refused(authenticator, token({"sub": "user_1"}))
 
 

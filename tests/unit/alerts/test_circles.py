@@ -42,7 +42,7 @@ def circles_of(areas: list[Circle]) -> Circles[Circle]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_border_is_crossed_where_the_exact_rule_says_so(place: tuple[float, float]) -> None:
-    """A crossing that is not found is an event that nobody gets; a false one only costs an exact test."""
+    """A crossing that is not found is a lost event; a false one only costs an exact test."""
     chance = random.Random(4)
     areas = []
     for _ in range(300):

@@ -56,7 +56,7 @@ def around(chance: random.Random, area: Area) -> tuple[float, float]:
 
 
 def moved(chance: random.Random, lat: float, long: float, metres: float) -> tuple[float, float]:
-    """A position so many metres away, in any direction."""
+    """A position at this distance in metres, in any direction."""
     angle = chance.uniform(0, 2 * pi)
     lat_after = lat + metres * sin(angle) / METRES
     long_after = long + metres * cos(angle) / (METRES * max(1e-9, cos(lat * pi / 180)))

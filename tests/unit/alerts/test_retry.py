@@ -15,7 +15,7 @@ NOW = 1_800_000_000_000
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 50))
 def test_attempts_end_after_a_day_and_never_stop_before(chance: float, seconds: int) -> None:
-    """A receiver that is down over night gets what it missed; one that is gone is not asked for ever."""
+    """A receiver that is down over night gets what it missed; one that is gone is not tried forever."""
     at, attempts, pauses = NOW, 0, []
     while True:
         attempts += 1

@@ -24,7 +24,7 @@ def test_the_forms_of_the_url(url: str, seed: tuple[str, int], cluster: bool, se
 
 
 def test_the_sentinels_have_a_login_of_their_own() -> None:
-    """Sent to the Sentinels, the password of Redis would be refused, or told to machines that must not have it."""
+    """Sent to the Sentinels, the password of Redis would be refused, or disclosed."""
     url = "redis+sentinel://app:redis-secret@[::1],two:26380/main?sentinel_username=s&sentinel_password=a%2Fb"
     address = RedisAddress.check(url)
     assert address._sentinel is not None

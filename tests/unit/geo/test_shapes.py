@@ -269,7 +269,7 @@ def test_polygon_more_than_once_round_a_pole(turns: int) -> None:
     ],
 )
 def test_impossible_areas(make: Callable[[], Area], code: ErrorCode, value: str) -> None:
-    """An area that can't be must be told to its sender by value, not fail or loop later inside a cover."""
+    """An invalid area must be refused with its value, not fail or loop later in a cover."""
     with pytest.raises(ProtocolError, match=value) as caught:
         make()
     assert caught.value.code is code

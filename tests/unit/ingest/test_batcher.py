@@ -153,7 +153,7 @@ async def test_an_idle_server_commits_at_once_and_then_all_that_came_meanwhile()
 
 
 async def test_live_pings_go_ahead_of_a_backlog_which_does_not_starve() -> None:
-    """A vendor who was offline for an hour must not delay the acks of those on the road, nor wait for ever."""
+    """A vendor that was offline for an hour must not delay the acks of live vendors, nor wait forever."""
     storage = Storage()
     async with running(storage, batch_pings=100) as batcher:
         storage.open.clear()
@@ -175,7 +175,7 @@ async def test_live_pings_go_ahead_of_a_backlog_which_does_not_starve() -> None:
 
 
 async def test_a_batch_is_bounded_except_for_one_large_chunk() -> None:
-    """One COPY must not hold everything up, and a message larger than a batch must not wait for ever."""
+    """One COPY must not block everything, and a message larger than a batch must not wait forever."""
     storage = Storage()
     async with running(storage, batch_pings=100) as batcher:
         storage.open.clear()
@@ -192,7 +192,7 @@ async def test_a_batch_is_bounded_except_for_one_large_chunk() -> None:
 
 
 async def test_a_full_buffer_refuses_and_then_admits_in_order() -> None:
-    """Without the bound an outage fills the memory; without the order a session waits for ever."""
+    """Without the bound an outage fills the memory; without the order a session waits forever."""
     storage, settled = Storage(), Settled()
     async with running(storage, max_pings=10) as batcher:
         storage.open.clear()
@@ -233,7 +233,7 @@ async def test_a_put_given_up_lets_the_next_through() -> None:
 
 @pytest.mark.parametrize(("count", "live"), [(80, False), (95, False), (150, False), (150, True)])
 async def test_a_large_chunk_gets_room_under_steady_load(count: int, live: bool) -> None:
-    """The buffer is never empty, and never has room for it beside the others: its vendor would wait for ever."""
+    """The buffer is never empty, and never has room for it beside the others: its vendor would wait forever."""
     storage, now = Storage(), [0.0]
     async with running(storage, max_pings=100, clock=lambda: now[0]) as batcher:
         storage.open.clear()
@@ -330,7 +330,7 @@ async def test_the_oldest_wait_is_seen() -> None:
 
 
 async def test_an_outage_leaves_two_lines_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line for each attempt fills the disk in a night; no line at all leaves nobody a cause."""
+    """A line for each attempt would fill the disk; without any line the cause would be unknown."""
     monkeypatch.setattr(batcher_module, "backoff", lambda attempt, chance: 0.001)
     storage = Storage()
     storage.errors = [Unavailable(f"away {n}") for n in range(5)]
@@ -412,7 +412,7 @@ async def test_a_session_that_fails_to_settle_harms_no_other() -> None:
 
 
 async def test_a_batch_that_fails_to_be_traced_keeps_nobody_waiting() -> None:
-    """The session that waits for the room of this batch would wait for ever."""
+    """The session that waits for the room of this batch would wait forever."""
 
     def broken(batch: Batch) -> None:
         raise RuntimeError("no exporter")
@@ -432,7 +432,7 @@ async def test_a_batch_that_fails_to_be_traced_keeps_nobody_waiting() -> None:
 
 
 async def test_the_storing_task_may_die_and_be_started_again() -> None:
-    """A task that died in silence would leave every app without acks until somebody looks."""
+    """A task that died silently would leave every app without acks."""
     storage, settled = Storage(), Settled()
     async with running(storage) as batcher:
         storage.open.clear()
@@ -469,7 +469,7 @@ async def test_a_drain_waits_for_all_within_its_bound() -> None:
 
 
 async def test_a_closed_batcher_accepts_nothing_and_wakes_those_waiting() -> None:
-    """Otherwise a session would wait for ever for room in a buffer that nobody empties."""
+    """Otherwise a session would wait forever for room in a buffer that is not emptied any more."""
     storage, settled = Storage(), Settled()
     storage.open.clear()
     async with running(storage, max_pings=1) as batcher:

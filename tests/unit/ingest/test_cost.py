@@ -1,4 +1,4 @@
-"""Budgets of CPU time: without them one client's legal messages stop the server for everyone."""
+"""Budgets of CPU time: without them one client's legal messages stop the server foreveryone."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_client_with_steady_high_use_is_heavy() -> None:
 
 
 def test_ordinary_watching_is_free() -> None:
-    """Two thousand customers behind one address of a mobile network watch the town, and it is nobody's fault."""
+    """Two thousand customers behind one address of a mobile network watch the town, which must not be limited."""
     budgets = CostBudgets(LIMITS)
     customers = [budgets.client("192.0.2.1", 0.0) for _ in range(2000)]
     for second in range(60):

@@ -77,7 +77,7 @@ def test_a_backlog_waits_for_the_live_pings_before_it() -> None:
 
 
 async def test_a_full_buffer_gives_the_chunk_back_and_forgets_it_when_cancelled() -> None:
-    """A vendor whose connection ends while it waits must not count as having pings under way for ever."""
+    """A vendor whose connection ends while it waits must not count as having pings under way forever."""
     connection = Connection(max_pings=2)
     assert connection.take(ping(1, NOW), ping(2, NOW + 1)) is None
     chunk = connection.take(ping(3, NOW + 2))

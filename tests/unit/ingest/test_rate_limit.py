@@ -92,7 +92,7 @@ def test_a_vendor_that_opens_and_closes_without_end() -> None:
 
 
 def test_too_many_messages_are_warned_then_ended() -> None:
-    """A client that does not listen to its warnings is told to come back later; one that does is forgiven."""
+    """A client that ignores its warnings is closed; for one that slows down they are reset."""
     limit = Limit(10.0, 0.0)
     now = 0.0
     with pytest.raises(Disconnect) as closing:  # noqa: PT012  # which of them raises is what is tested
@@ -110,13 +110,13 @@ def test_too_many_messages_are_warned_then_ended() -> None:
 
 @given(st.floats(1, 1000))
 def test_a_steady_client_is_never_warned(rate: float) -> None:
-    """At its rate or below nobody is bothered."""
+    """A client at its rate or below is not limited."""
     limit = Limit(max(rate, 2.0), 0.0)
     assert not any(limit.over(number / max(rate, 2.0)) for number in range(1, 500))
 
 
 def test_each_name_has_a_rate_of_its_own() -> None:
-    """One user's script must not use up the requests of another; and names are not kept for ever."""
+    """One user's script must not use up the requests of another; idle names are removed."""
     rates = Rates(0.5, 3)
     assert [rates.wait("a", 0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 2.0]
     assert rates.wait("b", 0.0) == 0.0

@@ -1,4 +1,4 @@
-"""A vendor connection's rules: a wrong ack loses pings for good, a missing one has the app send them for ever."""
+"""A vendor connection's rules: after a wrong ack pings are lost, without an ack the app sends them forever."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_acks_are_cumulative() -> None:
 
 
 def test_a_reject_does_not_block_acks() -> None:
-    """A ping that will never be stored counts as done: the app is told, and its followers are acked."""
+    """A ping that will never be stored is rejected, and later pings are acked."""
     vendor = session()
     received = send(vendor, {"type": "pings", "pings": [ping(), ping(lat=91), ping()]})
     assert answers(received.replies) == [("reject", 2)]
@@ -90,7 +90,7 @@ def test_rejected_alone() -> None:
 
 
 def test_an_ack_does_not_pass_unstored_pings() -> None:
-    """A reject is told at once, but an ack over it would also ack what is not stored yet."""
+    """A reject is sent at once, but an ack beyond it would also ack pings that are not stored yet."""
     vendor = session()
     first = send(vendor, ping())
     assert answers(send(vendor, ping(lat=91)).replies) == [("reject", 2)]

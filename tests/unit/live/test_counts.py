@@ -167,7 +167,7 @@ def test_the_world_at_each_detail(detail: int, level: int) -> None:
 
 
 def test_sums_that_are_kept_stay_true() -> None:
-    """A vendor that comes, goes, opens, closes, moves or changes its process must be counted anew, with its cell."""
+    """A vendor that enters, leaves, opens, closes, moves or changes its process is counted again, with its cell."""
     chance, index = random.Random(5), fleet(5)
     cells = CellSums(index, lambda vendor: vendor.presence.owner == "me")
     counter = Counter(counts_key(WORLD, 200, False))

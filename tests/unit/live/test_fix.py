@@ -47,7 +47,7 @@ def test_every_order_ends_with_the_same_fix(found: list[Fix]) -> None:
 
 @given(fixes, fixes)
 def test_of_two_fixes_exactly_one_replaces_the_other(one: Fix, other: Fix) -> None:
-    """Two fixes that replaced each other would be published to and fro for ever."""
+    """Two fixes that replaced each other would be published back and forth forever."""
     if one == other:
         assert not one.replaces(other, NOW)
     else:
@@ -100,7 +100,7 @@ def merged(order: tuple[tuple[Card, Presence, int], ...]) -> tuple[Card, Presenc
 
 @given(st.lists(states, min_size=1, max_size=3))
 def test_every_order_ends_with_the_same_state(found: list[tuple[Card, Presence, int]]) -> None:
-    """Two processes that read a card in the same millisecond, before and after a change, would differ for ever."""
+    """Two processes that read a card in the same millisecond, before and after a change, would differ forever."""
     first = merged(tuple(found))
     for order in permutations(found):
         assert merged(order) == first

@@ -644,7 +644,7 @@ def test_in_and_out_is_nothing() -> None:
 
 
 def test_deleted_and_back_is_a_card() -> None:
-    """A vendor deleted and made anew between two ticks stays on the map, with the new card."""
+    """A vendor deleted and created again between two ticks stays on the map, with the new card."""
     index, client = with_vendor(), Client()
     watching(index, client)
     index.remove("v")
@@ -735,7 +735,7 @@ def test_moving_a_watch_waits_for_no_interval() -> None:
 
 @pytest.mark.parametrize("interval", [0, 500])
 def test_a_clock_that_is_set_back_holds_no_update_back(interval: int) -> None:
-    """Every map would stand still for as long as the step was: an hour of a wrong clock, or seconds after NTP's."""
+    """Every map would freeze for as long as the step was: an hour of a wrong clock, or seconds after NTP's."""
     index, client = with_vendor(), Client()
     watching(index, client, interval=interval)
     index.put_fix("v", Fix(START + 1, *STILL_INSIDE, None, None), START + 1_000)
@@ -823,7 +823,7 @@ def test_a_vendor_that_comes_back_in_time_never_flickers() -> None:
 
 
 def test_a_vendor_goes_offline_then_leaves() -> None:
-    """A vendor goes offline when its time is over and leaves later, and its departure is told once."""
+    """A vendor goes offline when its time is over and leaves later, and its departure is reported once."""
     index, client = with_vendor(), Client()
     watching(index, client)
     index.put_presence("v", Presence(START, ME, START), START)
@@ -1027,7 +1027,7 @@ def test_a_large_snapshot_comes_in_parts(key: ViewKey) -> None:
 
 
 def test_what_happens_while_a_large_snapshot_is_sent() -> None:
-    """Whoever moves, enters, closes or leaves meanwhile is at the end where it is, or gone, and never told of twice."""
+    """A vendor that moves, enters, closes or leaves meanwhile is correct at the end, and never reported twice."""
     index, client = crowd(8), Client()
     index.watch(Watch("w", client), AROUND, START)
     first = set(client.views["w"])

@@ -1,4 +1,4 @@
-"""The vendors of this process: an error here shows a connected vendor as offline, or keeps one for ever."""
+"""The vendors of this process: an error here shows a connected vendor as offline, or keeps one forever."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START = 1_000_000_000
 
 
 class Process:
-    """A fleet, and what it marked and told."""
+    """Local vendors, and the marks and changes that they reported."""
 
     def __init__(self) -> None:
         self.index = LiveIndex(ME, offline_after=OFFLINE, leave_after=LEAVE)

@@ -88,7 +88,7 @@ def test_snapshots_again_and_again() -> None:
 
 
 def test_a_large_snapshot_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten thousand vendors of a client over its budget hold nobody up; whoever is inside all along is in it once."""
+    """Ten thousand vendors of a client over its budget delay no other client; one that stays inside is in it once."""
     monkeypatch.setattr(resting, "MOST_CARDS", 30)
     index, client = town(100, resting.WORK), Client()
     index.watch(Watch("w", client, payer=Over()), ViewKey(TOWN, None, False), START)

@@ -173,7 +173,7 @@ async def test_after_a_tick_that_failed(stage: Stage) -> None:
 
 
 async def test_time_passes(stage: Stage) -> None:
-    """Vendors go offline and leave though nobody reports anything, and their departure is told."""
+    """Vendors go offline and leave without any report, and their departure is reported."""
     stage.index.put_presence("v", Presence(START, "me", START), START)
     stage.now += OFFLINE
     await eventually(lambda: len(stage.client.types) == 2, "a second message")

@@ -1,4 +1,4 @@
-"""Who is shown, and how exactly: an error here shows strangers where somebody lives."""
+"""Who is shown, and how exactly: an error here reveals where a vendor lives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_closed_vendor_is_shown_on_the_grid(lat: float, long: float, metres: f
 
 @given(LATS, LONGS, st.floats(-1, 1), st.floats(-1, 1))
 def test_positions_of_a_cell_look_alike(lat: float, long: float, north: float, east: float) -> None:
-    """Where in its square a vendor is cannot be told from what is shown."""
+    """The shown position does not reveal where in its square a vendor is."""
     visibility = Visibility.of("coarse", "yes", 1000.0)
     middle = visibility.coarse_position(lat, long)
     near = middle[0] + north * 0.0049, middle[1] + east * 0.0049

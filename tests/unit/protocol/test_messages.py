@@ -142,7 +142,7 @@ def test_duplicate_members() -> None:
 
 @pytest.mark.parametrize("kind", ["watch", "PING", "", 7, None, [], {}, True])
 def test_unknown_vendor_message(kind: Any) -> None:
-    """A vendor app that uses a type the server does not know is told which ones it does."""
+    """The error for an unknown type lists the known types."""
     with pytest.raises(ProtocolError, match='"ping", "pings", "status" or "auth"') as wrong:
         vendor({"type": kind, "lat": 1, "long": 2})
     assert wrong.value.code is ErrorCode.INVALID_MESSAGE
@@ -321,7 +321,7 @@ def test_invalid_timestamp(timestamp: Any) -> None:
 
 
 def test_the_future() -> None:
-    """A clock that is ahead by more than is tolerated is told by how much."""
+    """The error for a clock beyond the tolerance states the difference."""
     code, message = rejected(timestamp=NOW + 60_001)
     assert code is ErrorCode.TIMESTAMP_IN_FUTURE
     assert "60001 ms ahead" in message
@@ -334,7 +334,7 @@ def test_the_future() -> None:
     [0, 0.5, 86_400, 10**11, NOW - YEAR - 1, NOW // 1000 - 619_315_200, "2005-04-10T17:00:00Z", "2016-12-31T23:59:60Z"],
 )
 def test_the_distant_past(timestamp: Any) -> None:
-    """A clock of another epoch, or a GPS week rollover: stored, such a ping would be history nobody looks for."""
+    """A clock of another epoch, or a GPS week rollover: such a ping would be stored in a time that is never read."""
     code, message = rejected(timestamp=timestamp)
     assert code is ErrorCode.TIMESTAMP_TOO_OLD
     assert "days old; the limit is 366 days" in message

@@ -105,7 +105,7 @@ def test_owntracks_array() -> None:
     ],
 )
 def test_owntracks_other_types(message: bytes) -> None:
-    """An app whose waypoint or empty message was refused would try it for ever, or tell its user of an error."""
+    """An app whose waypoint or empty message was refused would try it forever, or tell its user of an error."""
     assert list(owntracks(message)) == []
 
 
@@ -184,7 +184,7 @@ def test_osmand_speed(query: str, speed: float | None) -> None:
     ],
 )
 def test_osmand_without_a_position(query: str) -> None:
-    """A tracker without a fix would be put on the map at 0, 0, or be refused and send the same for ever."""
+    """A tracker without a fix would be put on the map at 0, 0, or be refused and send the same forever."""
     assert codes(form(query)) == [ErrorCode.MISSING_FIELD]
 
 
@@ -299,7 +299,7 @@ def test_times(time: str) -> None:
 
 
 def test_an_element_costs_itself() -> None:
-    """A batch with one entry without coordinates was refused whole, and sent again for ever."""
+    """A batch with one entry without coordinates was refused whole, and sent again forever."""
     good = {"coords": {"latitude": 52.2297, "longitude": 21.0122}, "timestamp": TAKEN}
     items, _ = tracker_json(orjson.dumps({"location": [good, {}, 7, {**good, "timestamp": "yesterday"}, good]}))
     pings = decode_pings(items, NOW, None, Bounds(max_age_ms=NOW))

@@ -20,7 +20,7 @@ printable = st.text(st.characters(exclude_characters="\0", exclude_categories=["
 
 
 def test_the_documented_url() -> None:
-    """What database.md tells people to write must mean what it says."""
+    """URLs as documented must have the documented meaning."""
     url = parse_url("postgresql://user:password@localhost:5432/venta_db?connection_limit=20&pool_timeout=20")
     assert (url.user, url.password, url.hosts, url.database) == ("user", "password", (("localhost", 5432),), "venta_db")
     assert (url.pool_size, url.pool_timeout, url.ignored) == (20, 20.0, ())
@@ -113,7 +113,7 @@ def test_hosts(url: str, host: str, port: int) -> None:
     ],
 )
 def test_what_is_wrong_with_a_url_is_said_without_its_password(url: str, said: str) -> None:
-    """Whoever mistypes the URL must learn what to mend, and nobody else the password, from the log."""
+    """The error for a mistyped URL must name the mistake, and never the password."""
     with pytest.raises(SettingsError) as refused:
         parse_url(url)
     assert said in str(refused.value)
@@ -137,7 +137,7 @@ def test_zero_means_no_limit() -> None:
 
 
 def test_unknown_parameters_are_listed() -> None:
-    """A misspelt parameter would otherwise have no effect, and nobody would know."""
+    """A misspelt parameter would otherwise have no effect, unnoticed."""
     parsed = parse_url("postgresql://u@h/d?connection_limits=5&schema=s&channel_binding=require&schema=t&empty=")
     assert parsed.ignored == ("channel_binding", "connection_limits")
     assert parsed.schema == "t"
@@ -153,7 +153,7 @@ def test_prepared_statements_can_be_turned_off(query: str, size: int | None) -> 
 
 
 def test_behind_pgbouncer_only_a_schema_asked_for_is_set() -> None:
-    """PgBouncer refuses a connection with a search_path that it was not told of."""
+    """PgBouncer refuses a connection with a search_path, unless it is configured for it."""
     assert "search_path" not in parse_url("postgresql://u@h/d?pgbouncer=true").connect_args()["server_settings"]
     asked = parse_url("postgresql://u@h/d?pgbouncer=true&schema=s").connect_args()["server_settings"]
     assert asked["search_path"] == '"s"'

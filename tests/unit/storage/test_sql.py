@@ -1,4 +1,4 @@
-"""No value gets into a statement but as a parameter: whoever builds SQL from what a client sent is stopped here."""
+"""Values get into statements only as parameters: this test stops SQL built from client input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's address: a wrong one locks out a town behind one proxy, or limits nobody at all."""
+"""The client's address: a wrong one locks out all clients behind one proxy, or limits none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connection limits: one that counts wrongly locks a user out, or limits nobody."""
+"""Connection limits: a wrong count locks a user out, or limits none."""
 
 from __future__ import annotations
 

@@ -24,5 +24,5 @@ from streamer.transport.cors import allowed_origin
     ],
 )
 def test_origins(origin: str | None, host: str | None, allowed: tuple[str, ...], may: bool) -> None:
-    """A page of somebody else can't use its visitor's browser to open sockets here."""
+    """A foreign page can't use its visitor's browser to open sockets here."""
     assert allowed_origin(origin, host, allowed) is may

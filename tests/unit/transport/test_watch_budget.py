@@ -25,7 +25,7 @@ LIMITS = CostLimits(connection=0.02, user=0.06, address=0.3, heavy=0.1)
 
 
 class Taking(Client):
-    """A client that takes everything, and keeps what it was told beside its watches."""
+    """A client that reads everything, and keeps the messages that belong to no watch."""
 
     def __init__(self) -> None:
         super().__init__(plain)

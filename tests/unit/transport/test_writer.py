@@ -40,7 +40,7 @@ class Pair:
             self.writer.write(b"x" * 65_536)
 
     async def read(self, size: int) -> int:
-        """Take up to so many bytes as the client, and let the transport go on."""
+        """Reads up to this many bytes as the client, and lets the transport continue."""
         loop = asyncio.get_running_loop()
         taken = 0
         while taken < size:

@@ -134,7 +134,7 @@ def making(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         await asyncio.sleep(0.01)
         pretended(path, {(0, 0, 0): b"tile"})
 
-    monkeypatch.setattr(basemap, "make_apart", quickly)
+    monkeypatch.setattr(basemap, "make_in_subprocess", quickly)
     return made
 
 
@@ -171,13 +171,13 @@ async def test_where_nothing_can_be_kept(making: list[Path], tmp_path: Path) -> 
 async def test_a_failed_build_reports_its_cause(
     making: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cause is told, and the next who asks tries again."""
-    quickly = basemap.make_apart
+    """The error names the cause, and the next request tries again."""
+    quickly = basemap.make_in_subprocess
     monkeypatch.undo()
     (tmp_path / "shapefile.py").write_text("raise OSError('no countries today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     ground = Basemap(tmp_path / "kept")
     with pytest.raises(Unavailable, match="no countries today"):
         await ground.tile((0, 0, 0))
-    monkeypatch.setattr(basemap, "make_apart", quickly)
+    monkeypatch.setattr(basemap, "make_in_subprocess", quickly)
     assert await ground.tile((0, 0, 0)) == b"tile"
