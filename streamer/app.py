@@ -59,7 +59,7 @@ from streamer.transport.websocket_server import WebSocketServer
 from streamer.web.api_docs import ApiDocs
 from streamer.web.backends import BackendEndpoints
 from streamer.web.pages import Pages
-from streamer.web.static import CLIENT, client_folder, handing_out
+from streamer.web.static import CLIENT, client_folder, serve_files
 
 if TYPE_CHECKING:
     from streamer.alerts.evaluator import Evaluator
@@ -79,7 +79,7 @@ BEAT = 0.5
 """Seconds between two heartbeats of a worker."""
 OTHER_CONNECTIONS = 2000
 """Connections beside WebSockets and streams; above this, one that sends no request at once is closed."""
-MOST_HURRIED = 0.5
+MIN_STORE_TIME = 0.5
 """Minimum number of seconds of a drain in which buffered pings are stored, however long the clients took to leave."""
 
 
@@ -230,7 +230,7 @@ class Server:
             [
                 *self.pages.routes(),
                 *ApiDocs(settings).routes(),
-                web.get("/client/{name}", handing_out(client_folder(), CLIENT, {"Access-Control-Allow-Origin": "*"})),
+                web.get("/client/{name}", serve_files(client_folder(), CLIENT, {"Access-Control-Allow-Origin": "*"})),
                 *liveness,
                 web.get("/v1/vendor", self.sockets.vendor),
                 web.get("/v1/watch", self.sockets.watch),
@@ -288,7 +288,7 @@ class Server:
         self.connections.draining = True
         await self.connections.drain(self.settings.drain_timeout)
         left = until - asyncio.get_running_loop().time()
-        if not await self.batcher.drain(max(MOST_HURRIED, left)):
+        if not await self.batcher.drain(max(MIN_STORE_TIME, left)):
             log.error(
                 "stopped with pings not stored and not acked; their apps will resend them", pings=self.batcher.pings
             )

@@ -318,14 +318,14 @@ class Settings(BaseSettings):
 
     @field_validator("public_url")
     @classmethod
-    def _an_origin(cls, url: str | None) -> str | None:
+    def _check_public_url(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(("http://", "https://")):
             raise ValueError("must begin with https:// or http://")
         return None if url is None else url.rstrip("/")
 
     @field_validator("origins")
     @classmethod
-    def _as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _normalize_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         written = tuple(origin.lower().removesuffix("/") for origin in origins)
         if not all(ORIGIN.fullmatch(origin) for origin in written):
             raise ValueError("must be like https://app.example, without a path, or empty for all")

@@ -8,7 +8,7 @@ EXPIRED, NOT_YET, WRONG_NAME, WRONG_ADDRESS = 10, 9, 62, 64
 """OpenSSL's codes of certificate errors (X509_V_ERR_…); all others concern the issuer."""
 
 
-def trouble(error: BaseException, variable: str, authority: str) -> str | None:
+def explained(error: BaseException, variable: str, authority: str) -> str | None:
     """Returns the cause and the remedy; None if TLS did not fail.
 
     Args:

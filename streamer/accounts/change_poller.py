@@ -126,7 +126,7 @@ class ChangePoller:
             for clerk_id, vendor_id in await store.users(named):
                 clerk_ids.add(clerk_id)
                 vendor_ids.add(vendor_id)
-        living = await store.living_users(list(clerk_ids)) if clerk_ids else set()
+        living = await store.existing_users(list(clerk_ids)) if clerk_ids else set()
         read_at = self._clock()
         known = [id for id in vendor_ids if id is not None and (id in local_vendors or id in index.vendors)]
         rows = {row.vendor_id: row for row in await store.cards(known)} if known else {}

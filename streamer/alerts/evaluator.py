@@ -189,7 +189,7 @@ class Evaluator:
                 living = await self._store.beat(self._process, LEASE)
                 self._own(slots_of(self._process, frozenset(living)))
             except (Unavailable, DatabaseError) as away:
-                self.said(away)
+                self.report_outage(away)
             await asyncio.sleep(BEAT)
 
     async def follow(self) -> None:
@@ -205,9 +205,9 @@ class Evaluator:
                     counted = began
                     self.waiting, self.oldest = await self._store.waiting()
                     self.total, self.disabled = await self._store.counts()
-                self.said(None)
+                self.report_outage(None)
             except (Unavailable, DatabaseError) as away:
-                self.said(away)
+                self.report_outage(away)
             self._pass_time()
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.05, began + BEAT - loop.time())):
@@ -381,7 +381,7 @@ class Evaluator:
             until = quiet_until(alert.definition, state.known)
             heapq.heappush(self._quiet, (until, next(self._numbers), alert, vendor_id))
 
-    def start_over(self, alerts: Collection[Alert]) -> None:
+    def compare_again(self, alerts: Collection[Alert]) -> None:
         """Compares alerts with their stored states again."""
         self._writer.forget(alerts)
         for alert in alerts:
@@ -391,7 +391,7 @@ class Evaluator:
                 self._reload[alert.id] = alert
         self._wake.set()
 
-    def said(self, away: Exception | None) -> None:
+    def report_outage(self, away: Exception | None) -> None:
         """Logs the beginning and the end of an outage."""
         if away is not None and not self._away:
             log.warning("alerts wait for PostgreSQL; states are compared afterwards", cause=str(away))

@@ -25,10 +25,10 @@ class StateOwner(Protocol):
     def stored(self, alert: Alert, vendor_id: str, state: State) -> None:
         """Called with a state that has been stored."""
 
-    def start_over(self, alerts: Collection[Alert]) -> None:
+    def compare_again(self, alerts: Collection[Alert]) -> None:
         """Called with alerts whose states were not stored, to compare them again."""
 
-    def said(self, away: Exception | None) -> None:
+    def report_outage(self, away: Exception | None) -> None:
         """Called with the error of an outage, or None when PostgreSQL answered."""
 
 
@@ -74,9 +74,9 @@ class StateWriter:
                 try:
                     await self.store()
                 except (Unavailable, DatabaseError) as away:
-                    self._owner.said(away)
+                    self._owner.report_outage(away)
                     if len(self._pending) > MOST_PENDING:
-                        self._owner.start_over(self.alerts())
+                        self._owner.compare_again(self.alerts())
                     await asyncio.sleep(RETRY)
 
     async def store(self) -> None:
@@ -127,7 +127,7 @@ class StateWriter:
                 self._committed()
         if refused:
             # Another process was first, or the alert was changed or deleted.
-            self._owner.start_over(refused)
+            self._owner.compare_again(refused)
 
 
 def row_of(alert: Alert, vendor_id: str, state: State) -> dict[str, Any]:

@@ -147,4 +147,4 @@ def describe(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         # Also what a client with TLS sees of a Redis without: it waits for the end of a line.
         return "it did not answer in time: check that it runs, and speaks TLS if REDIS_URL says rediss://"
-    return tls.trouble(error, "REDIS_URL", "ssl_ca_certs") or f"{type(error).__name__}: {error}"
+    return tls.explained(error, "REDIS_URL", "ssl_ca_certs") or f"{type(error).__name__}: {error}"

@@ -42,7 +42,7 @@ def upgrade(revision: Annotated[str, typer.Argument(help="Migration to upgrade t
 
     url = _database_url()
     asyncio.run(migrate.upgrade(url, revision))
-    _say_revision(url)
+    _print_revision(url)
 
 
 @db.command()
@@ -54,7 +54,7 @@ def downgrade(
 
     url = _database_url()
     asyncio.run(migrate.downgrade(url, revision))
-    _say_revision(url)
+    _print_revision(url)
 
 
 @db.command()
@@ -108,7 +108,7 @@ def reset(yes: Annotated[bool, typer.Option("--yes", help="Allow it outside deve
             f"reset deletes everything in {parse_url(url).masked()}; add --yes, or set STREAMER_ENV=development"
         )
     asyncio.run(migrate.reset(url))
-    _say_revision(url)
+    _print_revision(url)
 
 
 @db.command()
@@ -400,6 +400,6 @@ def _ago(option: str, given: str) -> datetime:
     return datetime.now(UTC) - int(found[1]) * {"m": MINUTE, "h": 60 * MINUTE, "d": 24 * 60 * MINUTE}[found[2]]
 
 
-def _say_revision(url: str) -> None:
+def _print_revision(url: str) -> None:
     revision = asyncio.run(revisions.revision(url))
     typer.echo(f"{parse_url(url).masked()} is at migration {revision or 'none'}")

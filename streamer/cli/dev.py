@@ -40,12 +40,12 @@ async def _dev(configured: Settings, data: Path, simulated: int) -> None:
         with Steps(console) as steps:
             server = await stack.enter_async_context(dev_server(configured, data, simulated, steps))
         tune_collector()
-        _greet(console, server, data, simulated)
+        _print_urls(console, server, data, simulated)
         await interrupt.wait()
         console.print("stopping")
 
 
-def _greet(console: Console, server: DevServer, data: Path, simulated: int) -> None:
+def _print_urls(console: Console, server: DevServer, data: Path, simulated: int) -> None:
     """Prints the URLs and what to try next."""
 
     def line(text: str = "", style: str | None = None) -> None:

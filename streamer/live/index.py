@@ -156,7 +156,7 @@ class LiveIndex(VendorIndex):
         try:
             return self._tick(now)
         except BaseException:
-            self._start_over()
+            self._reset_tick()
             raise
 
     def _tick(self, now: int) -> Ticked:
@@ -216,7 +216,7 @@ class LiveIndex(VendorIndex):
         self.aside = tested + work
         return Ticked(frames, self.waiting)
 
-    def _start_over(self) -> None:
+    def _reset_tick(self) -> None:
         """Discards a tick that failed midway, and corrects every watch by a snapshot."""
         for cells in self._grids:
             for cell in cells.values():

@@ -115,7 +115,7 @@ def explained(parsed: DatabaseUrl) -> Iterator[None]:
 
 def unreachable(error: BaseException, silent: str = "no answer in time") -> str:
     """Returns why no connection could be opened and what to check; the text follows the name of the server."""
-    if failed := tls.trouble(error, "DATABASE_URL", "sslrootcert"):
+    if failed := tls.explained(error, "DATABASE_URL", "sslrootcert"):
         return f": {failed}"
     if "rejected SSL upgrade" in str(error):
         return f" does not support TLS: {error}; turn TLS on there, or remove sslmode from DATABASE_URL"

@@ -103,7 +103,7 @@ class Database:
             min_size=0,
             max_size=pool_size,
             init=_keep_commits_durable,
-            reset=_nothing_to_reset,
+            reset=_skip_reset,
         )
         try:
             await pool
@@ -187,7 +187,7 @@ class Database:
         except asyncpg.PostgresError as error:
             raise Unavailable(str(explanation(self._where, error))) from error
         except _CONNECTION_ERRORS as error:
-            failed = tls.trouble(error, "DATABASE_URL", "sslrootcert")
+            failed = tls.explained(error, "DATABASE_URL", "sslrootcert")
             raise Unavailable(f"{self._where} can't be reached: {failed or error}") from error
         given_up = known = False
 
@@ -208,7 +208,7 @@ class Database:
                     f"{self._where} did not answer within {self._answer_timeout:g} s; the connection was given up"
                 ) from None
             if isinstance(error, asyncpg.PostgresError):
-                known = _is_in_the_data(error) and not is_closed(connection)
+                known = _is_data_error(error) and not is_closed(connection)
                 if known:
                     raise
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
@@ -226,7 +226,7 @@ class Database:
             with suppress(*_CONNECTION_ERRORS):
                 await self._pool.release(connection)
 
-    async def soon(self, work: Callable[[Any], Awaitable[T]], what: str) -> T:
+    async def probe(self, work: Callable[[Any], Awaitable[T]], what: str) -> T:
         """Returns what `work` returns within HEALTH_TIMEOUT, or raises Unavailable."""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
@@ -254,11 +254,11 @@ async def _keep_commits_durable(connection: Any) -> None:
     await connection.execute(queries.KEEP_COMMITS_DURABLE)
 
 
-async def _nothing_to_reset(_: Any) -> None:
+async def _skip_reset(_: Any) -> None:
     """Saves a round trip: the statements of this package leave nothing behind in a session."""
 
 
-def _is_in_the_data(error: Any) -> bool:
+def _is_data_error(error: Any) -> bool:
     sqlstate = error.sqlstate or ""
     return sqlstate[:2] in DATA_CLASSES or sqlstate == "08P01"
 

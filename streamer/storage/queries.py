@@ -140,7 +140,7 @@ SELECT u."clerkId", v."id" FROM "users" u LEFT JOIN "vendors" v ON v."userId" = 
 
 HAS_USER = """SELECT EXISTS (SELECT FROM "users" WHERE "clerkId" = $1 AND "deletedAt" IS NULL)"""
 
-LIVING_USERS = """SELECT "clerkId" FROM "users" WHERE "clerkId" = ANY($1::text[]) AND "deletedAt" IS NULL"""
+EXISTING_USERS = """SELECT "clerkId" FROM "users" WHERE "clerkId" = ANY($1::text[]) AND "deletedAt" IS NULL"""
 
 DELETED_USERS = """
 SELECT "clerkId" FROM "users" WHERE "deletedAt" IS NOT NULL

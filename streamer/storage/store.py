@@ -146,9 +146,9 @@ class Store:
         rows = await self.database.fetch(queries.USERS, user_ids)
         return [(row[0], row[1]) for row in rows]
 
-    async def living_users(self, clerk_ids: Sequence[str]) -> set[str]:
+    async def existing_users(self, clerk_ids: Sequence[str]) -> set[str]:
         """Returns the `clerkId`s among these of users that exist and are not deleted."""
-        rows = await self.database.fetch(queries.LIVING_USERS, clerk_ids)
+        rows = await self.database.fetch(queries.EXISTING_USERS, clerk_ids)
         return {row[0] for row in rows}
 
     async def deleted_users(self) -> list[str]:
@@ -208,15 +208,15 @@ class Store:
 
     async def now(self) -> int:
         """Returns PostgreSQL's time, epoch ms; raises Unavailable within HEALTH_TIMEOUT."""
-        return int(await self.database.soon(lambda connection: connection.fetchval(queries.CLOCK), "clock"))
+        return int(await self.database.probe(lambda connection: connection.fetchval(queries.CLOCK), "clock"))
 
     async def condition(self, today: date) -> Condition:
         """Returns the state of the schema; raises Unavailable within HEALTH_TIMEOUT."""
-        return await self.database.soon(lambda connection: revisions.condition(connection, today), "condition")
+        return await self.database.probe(lambda connection: revisions.condition(connection, today), "condition")
 
     async def table_sizes(self) -> list[TableSize]:
         """Returns the sizes of the tables; raises Unavailable within HEALTH_TIMEOUT, as a table may be locked."""
-        rows = await self.database.soon(
+        rows = await self.database.probe(
             lambda connection: connection.fetch(queries.TABLE_SIZES, queries.TABLES), "sizes"
         )
         return [TableSize(*row) for row in rows]

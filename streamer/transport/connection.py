@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
         """Whether everything that was read is answered."""
         return True
 
-    def say_goodbye(self, reconnect_ms: int) -> None:
+    def close_for_restart(self, reconnect_ms: int) -> None:
         """Tells the client when to reconnect, then closes."""
         if self.writer.ready():
             self.writer.send(messages.encode_bye(reconnect_ms))
@@ -226,4 +226,4 @@ class ConnectionRegistry:
         connection.hold()
         while not connection.settled and connection in self._connections and self.now() < settled_by:  # noqa: ASYNC110
             await asyncio.sleep(SETTLE_POLL)
-        connection.say_goodbye(reconnect_ms)
+        connection.close_for_restart(reconnect_ms)

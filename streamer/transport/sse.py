@@ -76,7 +76,7 @@ class EventStream(Connection):
         else:
             self._end(code)
 
-    def say_goodbye(self, reconnect_ms: int) -> None:
+    def close_for_restart(self, reconnect_ms: int) -> None:
         if self.writer.ready():
             self.send_lines(b"retry: %d\n\n" % reconnect_ms)
         self._end(CloseCode.RESTART, messages.encode_bye(reconnect_ms))

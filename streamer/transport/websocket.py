@@ -250,7 +250,7 @@ class WebSocket(Connection):
                 if self._task is not None or self._pause is not None or self._full:
                     if self._ahead_bytes >= READ_AHEAD or (frame := reader.next()) is None:
                         break
-                    self._put_aside(*frame)
+                    self._queue_frame(*frame)
                     continue
                 if self._ahead:
                     frame = self._ahead.pop(0)
@@ -307,7 +307,7 @@ class WebSocket(Connection):
             self._close(self.close_code if code is not None else CloseCode.NORMAL)
             self._shut()
 
-    def _put_aside(self, opcode: int, payload: bytes) -> None:
+    def _queue_frame(self, opcode: int, payload: bytes) -> None:
         """Keep a message until those before it are handled; control frames are answered at once."""
         self._ahead_bytes += len(payload) + FRAME_OVERHEAD
         if opcode in (TEXT, BINARY):

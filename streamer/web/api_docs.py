@@ -17,7 +17,7 @@ from streamer.protocol.asyncapi import asyncapi
 from streamer.protocol.openapi import openapi
 from streamer.protocol.schemas import Schema
 from streamer.settings import Settings, number
-from streamer.web.static import handing_out
+from streamer.web.static import serve_files
 
 FOLDER = Path(__file__).resolve().parent
 FILES = {"docs.css": "text/css", "docs.js": "text/javascript"}
@@ -55,7 +55,7 @@ class ApiDocs:
             web.get("/docs", self.docs),
             web.get("/docs/openapi.json", document(self.openapi)),
             web.get("/docs/asyncapi.json", document(self.asyncapi)),
-            web.get("/docs/{name}", handing_out(FOLDER, FILES)),
+            web.get("/docs/{name}", serve_files(FOLDER, FILES)),
             web.get("/openapi.json", self.redirect),
         ]
 

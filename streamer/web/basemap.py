@@ -87,7 +87,7 @@ class Basemap:
             pass  # not built yet, or not completely
         with tempfile.TemporaryDirectory(prefix="streamer-basemap-") as folder:
             made = Path(folder) / "basemap.zip"
-            await make_apart(made)
+            await make_in_subprocess(made)
             tiles = await asyncio.to_thread(read, made)
             await asyncio.to_thread(keep, made, kept)
         return tiles
@@ -105,7 +105,7 @@ def cache_folder() -> Path:
     return Path(home) / "venta-streamer"
 
 
-async def make_apart(path: Path) -> None:
+async def make_in_subprocess(path: Path) -> None:
     """Builds the tiles in another process, so that no vendor and no customer waits."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, str(path), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE

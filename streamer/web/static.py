@@ -14,7 +14,7 @@ CLIENT = {
 """Files of the JavaScript client that are served, with their types."""
 
 
-def beside(name: str, *path: str) -> Path:
+def installed_folder(name: str, *path: str) -> Path:
     """Returns a folder of the installed package, or in a checkout the folder at `path`."""
     package = Path(__file__).resolve().parents[1]
     inside = package / name
@@ -23,10 +23,10 @@ def beside(name: str, *path: str) -> Path:
 
 def client_folder() -> Path:
     """Returns the JavaScript client's folder."""
-    return beside("client", "clients", "js")
+    return installed_folder("client", "clients", "js")
 
 
-def handing_out(folder: Path, types: dict[str, str], headers: dict[str, str] | None = None) -> Handler:
+def serve_files(folder: Path, types: dict[str, str], headers: dict[str, str] | None = None) -> Handler:
     """Returns a handler for `{name}`: a file of the folder that is among `types`, revalidated at each request."""
 
     async def handle(request: web.Request) -> web.StreamResponse:

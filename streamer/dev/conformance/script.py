@@ -15,7 +15,7 @@ import orjson
 from streamer.dev.conformance.program import Program
 from streamer.dev.conformance.server import CaseServer, Connection
 from streamer.errors import StreamerError
-from streamer.web.static import beside
+from streamer.web.static import installed_folder
 
 WITHIN = 20.0
 """Maximum seconds of a step, so that a case ends when an expected event does not happen."""
@@ -46,7 +46,7 @@ class Wrong(Exception):
 
 def tables() -> Path:
     """Return the folder of the case tables."""
-    return beside("conformance", "clients", "conformance")
+    return installed_folder("conformance", "clients", "conformance")
 
 
 def load() -> list[Case]:

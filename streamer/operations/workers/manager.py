@@ -86,7 +86,7 @@ class Workers:
         while True:
             now = time.monotonic()
             if now - checked > CHECK + 1.0:
-                self._forgive_silence(now)  # this process did not run either: the machine was suspended
+                self._reset_heartbeats(now)  # this process did not run either: the machine was suspended
             checked = now
             self._reap(now)
             if self._stops and deadline is None:
@@ -207,7 +207,7 @@ class Workers:
                 return
             self._due[number] = now + delay
 
-    def _forgive_silence(self, now: float) -> None:
+    def _reset_heartbeats(self, now: float) -> None:
         for number in self._pids:
             slot = self._scoreboard.slot(number)
             self._scoreboard.put(number, slot._replace(beat=max(slot.beat, now)))

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from streamer.web.static import CLIENT, beside, client_folder
+from streamer.web.static import CLIENT, client_folder, installed_folder
 from tests.conftest import Serve
 from tests.support.paths import ROOT
 
@@ -46,8 +46,8 @@ async def test_nothing_else_is_handed_out(serve: Serve, name: str) -> None:
 
 def test_what_is_in_the_package_goes_before_what_lies_beside_it(tmp_path: Path) -> None:
     """An installed server must serve the files of its package, and not of a checkout beside it."""
-    assert beside("client", "clients", "js") == ROOT / "clients" / "js"
-    assert beside("no-such-folder", "x") == ROOT / "x"
+    assert installed_folder("client", "clients", "js") == ROOT / "clients" / "js"
+    assert installed_folder("no-such-folder", "x") == ROOT / "x"
 
 
 def test_the_wheel_has_it(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.support.proxy import Proxy
 
 
 class Process:
-    """One process's writer, and what it was told."""
+    """One process's writer, and the calls that its owner got."""
 
     def __init__(self, store: AlertStore) -> None:
         self.kept: list[str] = []
@@ -37,11 +37,11 @@ class Process:
     def stored(self, alert: Alert, vendor_id: str, state: State) -> None:
         self.kept.append(vendor_id)
 
-    def start_over(self, alerts: Collection[Alert]) -> None:
+    def compare_again(self, alerts: Collection[Alert]) -> None:
         self.again += [alert.id for alert in alerts]
         self.writer.forget(alerts)
 
-    def said(self, away: Exception | None) -> None:
+    def report_outage(self, away: Exception | None) -> None:
         self.away += away is not None
 
 
@@ -94,7 +94,7 @@ async def test_what_changes_while_it_is_stored_is_stored_next(
 async def test_what_postgresql_did_not_take_is_stored_afterwards(
     store: AlertStore, alert: Alert, proxy: Proxy, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An outage must cost nobody an event."""
+    """An outage must not lose an event."""
     monkeypatch.setattr(state_writer, "RETRY", 0.05)
     process = Process(store)
     running = asyncio.create_task(process.writer.run())
