@@ -171,8 +171,8 @@ class Alerts(Part):
     """Alerts on circles of `radius` metres (from, to), their centres within `spread` times the city's radius.
 
     Their webhooks come to `listen` on this machine: the server needs STREAMER_ALERT_KEY, and its host in
-    STREAMER_ALERT_DEVELOPMENT_HOSTS. A vendor that is on one side of an edge for `stay_ms` must be told, and no webhook
-    may come later than `late_ms` after its ping was due.
+    STREAMER_ALERT_DEVELOPMENT_HOSTS. A vendor that is on one side of an edge for `stay_ms` must cause a webhook, and
+    none may come later than `late_ms` after its ping was due.
     """
 
     count: Annotated[int, Field(ge=0, le=10_000)] = 0

@@ -26,9 +26,9 @@ DELAY_NOTES = {
 CHECKS = {
     "stored": "Every acked ping is stored exactly once, as it was sent",
     "positions": "vendors.lat and long are the newest fix",
-    "views": "At the end, the views of sampled customers are the truth, vendor for vendor",
-    "live views": "During the run, what sampled customers saw was the truth",
-    "alerts": "Every vendor that crossed the edge of an alert was told once, by a signed webhook, in time",
+    "views": "At the end, the views of sampled customers are exact, vendor for vendor",
+    "live views": "During the run, the views of sampled customers were correct",
+    "alerts": "Every crossing of an alert's edge caused one signed webhook, in time",
     "counts": "Counts of a zoomed-out map equal a fresh snapshot",
     "even": "No customer is served much later than the others",
     "protocol": "Every message follows the protocol",
