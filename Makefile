@@ -1,17 +1,17 @@
 # A fresh machine needs only make and python3 (3.11 or newer, with venv).
 #
-#   make run     the whole thing on this machine: PostgreSQL, Valkey, the server, 200 simulated vendors (ARGS='--port 9000')
-#   make test    all checks and tests, as CI runs them (ARGS='-k name' for some of the tests)
-#   make coverage   the same tests, and which lines they reach
-#   make chaos   two servers, PostgreSQL, Valkey and the network fail in ROUNDS=100 rounds; SEED=N plays one again
-#   make fuzz    search for input that breaks a rule, SECONDS=60 for each target, then MESSAGES=1000000 at a server
-#   make judge   ten load tests of an honest server, which must accuse it of nothing, and those of faulty ones
-#   make soak    an hour (DURATION=3600 seconds) at half of what a process can do: memory, delay and all else stay flat
-#   make lint    the checks that run no code
-#   make lock    pin all that the server is installed with, anew, with hashes (ARGS=--upgrade: to the newest)
-#   make audit   ask the registry for known vulnerabilities in what the lock pins
-#   make screenshots   the pictures of docs/map.md, anew; needs Chromium
-#   make clean   remove what these made, the data of `make run` in .venta/ excepted
+#   make run     start PostgreSQL, Valkey, the server and 200 simulated vendors (ARGS='--port 9000')
+#   make test    run all checks and tests, as CI does (ARGS='-k name' for some of the tests)
+#   make coverage   run the same tests and report the covered lines
+#   make chaos   ROUNDS=100 rounds in which two servers, PostgreSQL, Valkey and the network fail; SEED=N repeats a round
+#   make fuzz    search for input that breaks a rule, SECONDS=60 per target, then send MESSAGES=1000000 to a server
+#   make judge   run ten load tests of a correct server, which must find no fault, and load tests of faulty ones
+#   make soak    run a process at half of its capacity for DURATION=3600 seconds: memory, delays and the rest must stay flat
+#   make lint    run the static checks
+#   make lock    write the locks with hashes again (ARGS=--upgrade: with the newest versions)
+#   make audit   query the registry for known vulnerabilities of the locked versions
+#   make screenshots   take the pictures of docs/map.md again; needs Chromium
+#   make clean   remove the files that these commands made, except the data of `make run` in .venta/
 
 PYTHON ?= python3
 ARGS ?=
@@ -57,8 +57,8 @@ lint: .venv/installed-test
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
 
-# requirements.lock is what the server runs with, requirements-build.lock what its wheel is built with; both for every
-# Python and system that is supported. Hashes, so that a registry can't slip in another file under the same version.
+# requirements.lock pins the server's dependencies, requirements-build.lock those of building its wheel, both for every
+# supported Python and system. With hashes, so that a registry can't replace a file under the same version.
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command 'make lock' $(ARGS)
 
@@ -70,7 +70,7 @@ lock: .venv/tools/bin/uv
 audit: .venv/tools/bin/pip-audit
 	$(BIN)/python .ci/audit.py $< requirements.lock requirements-build.lock
 
-# what makes and checks the locks is kept apart from what they pin
+# the tools that make and check the locks have a venv of their own
 .venv/tools/bin/uv .venv/tools/bin/pip-audit: | .venv/bin/python
 	test -x .venv/tools/bin/python || $(PYTHON) -m venv .venv/tools
 	.venv/tools/bin/python -m pip --quiet --disable-pip-version-check install $(@F)
@@ -92,7 +92,7 @@ clean:
 		echo "$(PYTHON) has no venv: install it (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# what is run and tested here has the versions that the image has
+# the same versions as in the image
 .venv/locked.txt: requirements.lock | .venv/bin/python
 	sed -n 's/ *\\$$//; /==/p' requirements.lock > $@
 
