@@ -48,7 +48,7 @@ NODE_VERSION = (
     if NODE
     else 0
 )
-HEARD = {**described(asyncapi.VENDOR_RECEIVES), **described(asyncapi.CUSTOMER_RECEIVES)}
+RECEIVED_SCHEMAS = {**described(asyncapi.VENDOR_RECEIVES), **described(asyncapi.CUSTOMER_RECEIVES)}
 
 
 class Snippet(NamedTuple):
@@ -70,7 +70,7 @@ def snippets(page: str) -> list[Snippet]:
     return [Snippet(page, n, *found) for n, found in enumerate(re.findall(r"```([^\n]*)\n(.*?)```", text, re.S))]
 
 
-SAYS: dict[tuple[str, int], str] = {
+EXPECTED_OUTPUT: dict[tuple[str, int], str] = {
     ("docs/vendor-app.md", 1): "eyJ",
     ("docs/vendor-app.md", 2): "1 stored",
     ("docs/vendor-app.md", 3): "1 stored",
@@ -93,7 +93,7 @@ SAYS: dict[tuple[str, int], str] = {
     ("clients/python/README.md", 2): "entered Test Vendor",
 }
 """What a program of the pages says when it works."""
-AROUND = {
+SETUP_CODE = {
     ("docs/from-nestjs.md", 4): """
 const old = gateway(process.argv[2], null, (name, data) => console.log(name, JSON.stringify(data)));
 old.updateLocation({ ne: { lat: 52.3, lng: 21.1 }, sw: { lat: 52.2, lng: 20.9 } });
@@ -112,7 +112,7 @@ Object.defineProperty(globalThis, "navigator", { value: { geolocation: { watchPo
 """,
 }
 """The app that a part of one is shown without: what it calls, or who calls it."""
-ELSEWHERE = {"make run\n": "integration/dev/test_development.py"}
+TESTED_ELSEWHERE = {"make run\n": "integration/dev/test_development.py"}
 """Commands that have a test of their own."""
 
 
@@ -157,7 +157,7 @@ async def run(snippet: Snippet, url: str, services: dict[str, str], token: str, 
 
     `data`: the folder with the `.venta` of a `streamer dev`, in which its reader would be.
     """
-    expected = SAYS.get((snippet.page, snippet.number))
+    expected = EXPECTED_OUTPUT.get((snippet.page, snippet.number))
     arguments = [services["redis"]] if snippet.page == "docs/feed.md" else [url, token]
     environment = {
         **os.environ,
@@ -172,8 +172,8 @@ async def run(snippet: Snippet, url: str, services: dict[str, str], token: str, 
         environment |= {"DATA": str(where), "REPORT": str(where / "quiet-town")}
         if snippet.language == "json":
             message = orjson.loads(snippet.code)
-            if message["type"] in HEARD:
-                HEARD[message["type"]].validate(message)
+            if message["type"] in RECEIVED_SCHEMAS:
+                RECEIVED_SCHEMAS[message["type"]].validate(message)
             elif message["type"] in asyncapi.VENDOR_SENDS:
                 read: Any = messages.decode_vendor(snippet.code, now_ms(), None, Bounds())
                 assert not getattr(read, "rejected", None)
@@ -185,8 +185,8 @@ async def run(snippet: Snippet, url: str, services: dict[str, str], token: str, 
             assert snippet.page == "docs/load-testing.md"  # a run of the load test in test_run.py uses it
         elif snippet.language == "mermaid":
             assert snippet.page == "docs/architecture.md"  # held against the code below
-        elif snippet.language == "sh" and any(snippet.code.startswith(known) for known in ELSEWHERE):
-            assert all((ROOT / "tests" / test).exists() for test in ELSEWHERE.values())
+        elif snippet.language == "sh" and any(snippet.code.startswith(known) for known in TESTED_ELSEWHERE):
+            assert all((ROOT / "tests" / test).exists() for test in TESTED_ELSEWHERE.values())
         elif snippet.language == "sh" and expected is not None:
             code = snippet.code.replace(". .venv/bin/activate\n", "").replace("http://127.0.0.1:8080", url)
             if "curl" in code and shutil.which("curl") is None:
@@ -198,11 +198,11 @@ async def run(snippet: Snippet, url: str, services: dict[str, str], token: str, 
             if NODE_VERSION < 20:
                 return
             code = snippet.code.replace("https://streamer.example", url)
-            (where / "app.mjs").write_text(AROUND.get(snippet[:2], "") + code, encoding="utf-8")
+            (where / "app.mjs").write_text(SETUP_CODE.get(snippet[:2], "") + code, encoding="utf-8")
             flags = [] if NODE_VERSION >= 22 else ["--experimental-websocket", "--no-warnings"]
             await says(where, expected, [str(NODE), *flags, "app.mjs", *arguments], environment)
         else:
-            pytest.fail(f"{snippet}: nothing says how to run it; put what it says into SAYS")
+            pytest.fail(f"{snippet}: nothing says how to run it; put what it says into EXPECTED_OUTPUT")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(one.language != "mermaid" for one in snippets(page))])
