@@ -97,7 +97,7 @@ class Alerts:
             self.auditor.forget(self._identities[vendor].vendor_id for vendor in report["unsure"])
 
     async def judged(self, unsure: Iterable[str]) -> dict[str, Any]:
-        """Waits for what is still on its way; returns the check. Nothing is said of the vendors in `unsure`."""
+        """Waits for outstanding webhooks; returns the check, which leaves out the vendors in `unsure`."""
         assert self.auditor is not None
         self.auditor.forget(unsure)
         settled = self._now()

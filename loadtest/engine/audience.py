@@ -28,7 +28,7 @@ TRIES, TRY_AGAIN = 25, 0.2
 READY_WITHIN = 30.0
 OBSERVE_EVERY = 0.5
 FEWEST_COMPARED = 5
-"""Customers with delays in a second, of which the median says what is usual."""
+"""Minimum number of customers with delays in a second, for their median to be meaningful."""
 CHECK_COUNTS_EVERY = 15.0
 DISTURBED = 0.25
 """Seconds of own delay after which a worker pauses its observations: it would blame the server."""
@@ -176,7 +176,7 @@ class Audience(Population[Customer]):
     # inside
 
     def _audit(self, now: float) -> None:
-        """Observes each sampled customer every half second, evenly spread, and judges what is old enough."""
+        """Observes each sampled customer every half second, evenly spread, and checks older observations."""
         if not self._observed:
             self._observed = [now + OBSERVE_EVERY * n / max(1, len(self.sampled)) for n in range(len(self.sampled))]
             self._check_counts_at = now + CHECK_COUNTS_EVERY / 2

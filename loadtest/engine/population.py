@@ -1,4 +1,4 @@
-"""What a worker carries out of a run, and how its vendors or customers come and go."""
+"""A worker's share of a run, and how its vendors or customers connect and disconnect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 SILVER = math.sqrt(2) - 1
 ADJUST_EVERY = 100.0
 CONNECTED_AT_ONCE = 25
-"""Connections opened in 100 ms at most: under the server's admission limit, so that a ramp is no storm of its own."""
+"""Maximum connections opened in 100 ms: under the server's admission limit, so that a ramp is no reconnect storm."""
 AppT = TypeVar("AppT", bound=App)
 Kind = Literal["vendors", "customers"]
 
@@ -71,7 +71,7 @@ class Plan:
         return self.scenario.customers.count * Course(self.scenario.stages).peak().customers
 
     def shares(self) -> list[Share]:
-        """Returns what each worker of this machine carries out."""
+        """Returns the share of each worker of this machine."""
         kinds: list[Kind] = ["vendors", "customers"] if self.customers else ["vendors"]
         first = (self.part - 1) * self.workers
         return [Share(kind, number, self) for number in range(first, first + self.workers) for kind in kinds]

@@ -1,4 +1,4 @@
-"""One worker process of a run. It takes orders as JSON and reports what it counted.
+"""One worker process of a run. It reads commands as JSON and reports what it counted.
 
 Orders: {"do":"prepare","share":…}, {"do":"start","at":ms}, {"do":"stop"}, {"do":"acked",…}, {"do":"settle"},
 {"do":"verify",…}, {"do":"end"}. Reports: {"is":"ready"}, one {"is":"second",…} each second, {"is":"acked",…} from

@@ -89,7 +89,7 @@ def percentile(steps: Mapping[int, int], percent: float) -> int | None:
 
 
 class Histogram:
-    """Records seconds, in steps of 1 µs up to 10 minutes; what is below or above counts as the nearest end."""
+    """Records seconds, in steps of 1 µs up to 10 minutes; values outside count as the nearest limit."""
 
     def __init__(self) -> None:
         self._histogram = HdrHistogram(1, LONGEST_US, DIGITS)

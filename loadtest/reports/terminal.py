@@ -1,4 +1,4 @@
-"""A run on a terminal: a dashboard while it goes on, or a line every ten seconds; and its report in a few lines."""
+"""A run on a terminal: a live dashboard, or a line every ten seconds; and its report in a few lines."""
 
 from __future__ import annotations
 

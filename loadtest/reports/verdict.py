@@ -55,7 +55,7 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures(report: dict[str, Any]) -> dict[str, float | None]:
-    """Returns the numbers that are quoted, compared and held against thresholds; None where there is none."""
+    """Returns the figures that are shown, compared and checked against thresholds; None where there is none."""
     seconds, counts, totals = report["seconds"], report["measured"], report["totals"]
     delays, server, own = report["delays"], report["server"], report["generator"]["cpu"]
     found: dict[str, float | None] = {
