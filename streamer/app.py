@@ -78,7 +78,7 @@ MOST_TIES = 10_000
 BEAT = 0.5
 """Seconds between two heartbeats of a worker."""
 OTHER_CONNECTIONS = 2000
-"""Connections beside WebSockets and streams; above this, one that sends no request at once is closed."""
+"""Connections other than WebSockets and streams; beyond this, one that sends no request at once is closed."""
 MIN_STORE_TIME = 0.5
 """Minimum number of seconds of a drain in which buffered pings are stored, however long the clients took to leave."""
 
@@ -107,7 +107,7 @@ class Server:
             offline_after=int(settings.offline_after * 1000),
             leave_after=int(settings.leave_after * 1000),
             visibility=Visibility.of(settings.show_closed, settings.show_offline, settings.closed_grid),
-            rest_share=settings.heavy_cost / 1000 / 2,  # beside what heavy clients' messages and reads may use
+            rest_share=settings.heavy_cost / 1000 / 2,  # in addition to heavy clients' messages and reads
         )
         ticks = replace(TICKS, ceiling=max(TICKS.floor, settings.frame_interval / 1000))
         self.ticker = Ticker(self.index, clock, Cadence(ticks))
@@ -283,7 +283,7 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Stops admission, closes connections after acks and `bye`, stores what is buffered; within a time limit."""
+        """Stops admission, closes connections after acks and `bye`, and stores buffered pings, within a time limit."""
         until = asyncio.get_running_loop().time() + self.settings.drain_timeout
         self.connections.draining = True
         await self.connections.drain(self.settings.drain_timeout)

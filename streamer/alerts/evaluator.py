@@ -180,7 +180,7 @@ class Evaluator:
             self._card = vendor, vendor.shown, vendor.card, vendor.online, vendor.card_fields()
         return self._card[4]
 
-    # which alerts are looked at
+    # distribution of alerts
 
     async def share(self) -> None:
         """Shares alerts with the other processes until cancelled."""
@@ -215,7 +215,7 @@ class Evaluator:
             self._wake.clear()
 
     async def leave(self) -> None:
-        """Hands this process's alerts to the others at once, after what is pending is stored."""
+        """Releases this process's alerts to the others at once, after pending states are stored."""
         with suppress(Unavailable, DatabaseError, TimeoutError):
             async with asyncio.timeout(2.0):
                 if self._writer:

@@ -1,1 +1,1 @@
-"""`streamer dev`: services of its own and simulated vendors."""
+"""`streamer dev`: embedded services and simulated vendors."""

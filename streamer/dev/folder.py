@@ -1,4 +1,4 @@
-"""The data folder of a development server. It holds, beside the files of `operations/embedded/`:
+"""The data folder of a development server. It holds the files of `operations/embedded/`, and:
 
 services.json   {"http","database","redis"}: the URLs with passwords, present while the server is ready
 jwt-secret      signs its tokens, kept so that they outlive a restart

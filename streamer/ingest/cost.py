@@ -53,7 +53,7 @@ class CostBudgets:
         self.heavy = Meter(limits.heavy, 0.0)
 
     def client(self, address: str | None, now: float) -> ClientCost:
-        """Returns the cost of a new connection or request; without an address only its user is charged beside it."""
+        """Returns the cost of a new connection or request; without an address only it and its user are charged."""
         return ClientCost(self, address, now)
 
 
@@ -131,7 +131,7 @@ class Budget(Meter):
         self._use = Meter(HEAVY_RATE * rate, now)
 
     def add(self, count: float, now: float) -> float:
-        """Add what was used now."""
+        """Add CPU seconds that were just used."""
         # Bounded, so that a heavy client does not count as heavy for long afterwards.
         self._use.add(min(count, max(0.0, BURST * self.rate - self._use.level(now))), now)
         return super().add(count, now)

@@ -173,7 +173,7 @@ class Counter:
         added: dict[int, tuple[int, Sums]],
         only: Set[int] | None = None,
     ) -> Iterator[None]:
-        """Adds the sums of cells, or of only some, to their groups; notes in `added` what was added of each cell."""
+        """Adds the sums of all or some cells to their groups, and records them by cell in `added`."""
         only_open, contains = self._key.open, self._key.area.contains
         test_cost = POLYGON_TEST_COST if isinstance(self._key.area, Polygon) else TEST_COST
         whole, work = cells.of(self._level, only_open), 0

@@ -39,7 +39,7 @@ POLYGON_TESTS = 4
 LEAST_CHARGE = 1e-4
 """CPU seconds per watch of a view from which on they are charged."""
 WORK = 5e-4
-"""CPU seconds of one tick after which no more snapshots are begun or continued in it."""
+"""CPU seconds of one tick after which no more snapshots are started or continued in it."""
 
 
 Move = tuple[Vendor, float, float, float, float]

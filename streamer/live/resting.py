@@ -29,7 +29,7 @@ AHEAD = 0.01
 PART = 2e-4
 """CPU seconds of one turn. It is not limited by a number of vendors, as a polygon's first tests take most of it."""
 AT_ONCE = 5
-"""Vendors that are looked at before the time is."""
+"""Vendors that are tested between two checks of the time."""
 FORGET = 60.0
 """A time further ahead than this, in seconds, means that the clock was set back."""
 MOST_CARDS = 1000

@@ -31,7 +31,7 @@ class Ticker:
         self._soon = False
         """The timer is for changes, as soon as the cadence allows."""
         self._going_on = False
-        """The timer is for snapshots that go on."""
+        """The timer is for continued snapshots."""
         self._ticked_at = -inf
         self._broken: asyncio.Future[None]
 
@@ -52,7 +52,7 @@ class Ticker:
 
     async def run(self) -> None:
         """Ticks until cancelled; raises what a tick raised."""
-        # Timers instead of a loop of its own: a task that waits, wakes and sleeps costs three turns for each tick.
+        # Timers instead of a task: a task that waits, wakes and sleeps costs three loop iterations per tick.
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
         if self._index.has_changes or self._index.waiting:

@@ -77,7 +77,7 @@ class Vendor:
         self.cell = -1
         """Of the finest grid."""
         self.deadline = 0
-        """When `LiveIndex.expire` looks at it next; 0: not scheduled."""
+        """When `LiveIndex.expire` checks it next; 0: not scheduled."""
         self._fix_bytes: bytes | None = None
         self._card_bytes: bytes | None = None
 

@@ -38,7 +38,7 @@ class Handover(web.StreamResponse):
     """A response of which aiohttp writes only the head; the protocol that takes over writes the rest."""
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Writes nothing: the connection goes on."""
+        """Writes nothing, as the connection continues."""
 
     async def take_over(self, request: web.Request, made: Callable[[asyncio.Transport], asyncio.Protocol]) -> None:
         """Writes the head, then gives the connection to the protocol that `made` returns.

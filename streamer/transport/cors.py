@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 API = "/v1/"
 REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key"
 EXPOSED_HEADERS = "Link, Retry-After, WWW-Authenticate"
-"""Headers of an answer that a page may read beside the safelisted ones."""
+"""Response headers that a page may read in addition to the safelisted ones."""
 MAX_AGE = 7200
 """Seconds for which a browser may cache a preflight; none caches it much longer."""
 

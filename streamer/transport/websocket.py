@@ -112,7 +112,7 @@ class WebSocket(Connection):
         """Its time slice was used up; it continues after the others were read."""
         self._reading = True
 
-    # what kinds of WebSockets define
+    # defined by subclasses
 
     @property
     def token_required(self) -> bool:
@@ -131,7 +131,7 @@ class WebSocket(Connection):
     def release(self) -> None:
         """Release what the connection holds; called once or more when it ends, even before `open`."""
 
-    # what they use
+    # for subclasses
 
     def start(self, token: str | None) -> None:
         """Authenticate with the token of the handshake, or wait for one where it is required."""
