@@ -1,4 +1,4 @@
-"""What Alembic runs: on the connection that `streamer db upgrade` gives it, or, from its own command, DATABASE_URL."""
+"""Alembic's environment: runs on the connection of `streamer db upgrade`, or with its own command on DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamer.storage import migrate
 
 
 def run(connection: Connection) -> None:
-    """All migrations asked for, in the transaction that the connection is in."""
+    """Runs the requested migrations in the connection's transaction."""
     context.configure(connection=connection, **migrate.comparison())
     with context.begin_transaction():
         context.run_migrations()

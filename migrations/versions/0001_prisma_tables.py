@@ -1,6 +1,6 @@
-"""The five tables as Prisma makes them, with the documented indexes; locations is partitioned by id, that is by time.
+"""The five tables of the Prisma schema, with the documented indexes; locations is partitioned by id, and so by time.
 
-The partition of a day is made by `streamer.storage.partitions.ensure_partitions`, not by migrations: days go on.
+Not migrations but `streamer.storage.partitions.ensure_partitions` creates the partition of a day.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ ALTER TABLE "locations" ADD CONSTRAINT "locations_vendorId_fkey"
 """,
 )
 
-# Takes what no day's partition does: ids that carry no time, and times for which there is no partition.
+# For ids that contain no time, and for times without a partition.
 DEFAULT_PARTITION = 'CREATE TABLE "locations_default" PARTITION OF "locations" DEFAULT'
 
 

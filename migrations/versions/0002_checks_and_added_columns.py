@@ -1,6 +1,6 @@
-"""What the database itself refuses, and the columns that are ours: when a vendor's position was, soft deletion.
+"""Check constraints, and our own columns: the time of a vendor's position, and soft deletion.
 
-A Prisma client that knows nothing of these columns still reads and writes: they are nullable.
+The columns are nullable, so a Prisma client that does not know them still reads and writes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A day's partition is made by a function with its owner's rights, so that a server need not own the tables.
+"""A SECURITY DEFINER function creates a day's partition, so that a server need not own the tables.
 
-The function takes a day and nothing else: a role that may call it can make the partitions around today, no other table.
+The day is its only argument: a role that may call it can create the partitions around today, and no other table.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ BEGIN
 END
 """
 
-# The search_path is fixed, the temporary schema last in it: the caller can't put other tables in the way.
+# The search_path is fixed, with the temporary schema last, so that the caller can't substitute other tables.
 CREATE = """
 DO $do$ BEGIN
     EXECUTE format(

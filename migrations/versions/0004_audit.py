@@ -1,7 +1,7 @@
-"""Who changed users, vendors, subscriptions and integrations, when, from what to what: by triggers, into a table.
+"""The audit: triggers record who changed users, vendors, subscriptions and integrations, when, and the values.
 
-Whoever writes these tables writes the entries, a Prisma client too, and needs no right for it: the function has its
-owner's. Where a vendor is just now is no change of it: the trigger is not fired by an update of the position alone.
+Every writer of these tables, a Prisma client too, causes entries without a right on the audit table: the function is
+SECURITY DEFINER. An update of only a vendor's position does not fire the trigger.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INDEXES = (
     'CREATE INDEX "idx_streamer_audit_row_id" ON "streamer_audit"("rowId", "at")',
 )
 
-# `user` is who logged in; `actor` is whom a service acts for, if it says so: SET LOCAL streamer.actor = '…'.
+# `user` is the role that logged in; `actor` is the person it acts for, if set by SET LOCAL streamer.actor = '…'.
 BODY = """
 DECLARE
     old_row jsonb;
@@ -81,7 +81,7 @@ DO $do$ BEGIN
 END $do$
 """
 
-# Columns whose change alone is no entry.
+# Columns whose change alone makes no entry.
 UNAUDITED = {
     "users": ("updatedAt",),
     "subscriptions": ("updatedAt",),
@@ -89,8 +89,8 @@ UNAUDITED = {
     "integrations": ("updatedAt",),
 }
 
-# An update of vendors that names none of these does not even ask the trigger: their positions cost nothing. The others
-# have no such list, so that columns which a backend adds are seen too.
+# An update of vendors that names none of these columns does not call the trigger, so positions cost nothing. The other
+# tables have no such list, so that columns which a backend adds are recorded too.
 VENDORS_WATCHED = (
     "id",
     "name",

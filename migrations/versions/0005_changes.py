@@ -1,7 +1,6 @@
-"""What of the audit a server needs in order to see who was deleted or changed: a view, without anybody's data.
+"""A view of the audit for servers, with the ids of deleted and changed rows and without personal data.
 
-The audit holds what was in the rows, email addresses too. Of that a server gets to see the `clerkId` only, by the view
-owner's rights.
+The audit contains the values of the rows, email addresses too. Through the view a server sees only the `clerkId`.
 """
 
 from __future__ import annotations

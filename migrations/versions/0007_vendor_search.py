@@ -1,4 +1,4 @@
-"""An index for the search of vendors by name: words by their beginnings, without case and accents."""
+"""An index for the search of vendors by name: by the beginnings of words, ignoring case and accents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-# `simple` keeps every word as it is: names are in any language. Signs between words must not join them to one.
+# `simple` keeps every word unchanged, as names are in any language. Punctuation must not join words.
 FUNCTION = r"""
 CREATE FUNCTION "streamer_search_words"(name TEXT) RETURNS tsvector LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN to_tsvector('pg_catalog.simple'::regconfig, translate(

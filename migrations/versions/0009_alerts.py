@@ -1,7 +1,7 @@
-"""Alerts: what users want to be told of, what each vendor was when it was told last, and the webhooks, by day.
+"""Alerts, the states of vendors in alerts, and webhooks by day.
 
-The webhooks are partitioned as `locations` are, by ids that begin with their time, so that a day is forgotten by
-dropping its partition.
+The webhooks are partitioned like `locations`, by ids that begin with their time, so that a day is deleted by dropping
+its partition.
 """
 
 from __future__ import annotations
