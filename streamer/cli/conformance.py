@@ -47,13 +47,17 @@ async def _judge(command: list[str], cases: list[script.Case], within: float, jo
             return await script.judge(command, case, within)
 
     failed = 0
-    async with asyncio.TaskGroup() as tasks:
-        for task in [tasks.create_task(judged(case)) for case in cases]:
-            verdict = await task
-            failed += bool(verdict.reason)
-            typer.echo(f"{'FAIL' if verdict.reason else 'PASS'}  {verdict.case.client}  {verdict.case.name}")
-            if verdict.reason:
-                typer.echo(f"      {verdict.reason}\n      why: {verdict.case.why}")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for task in [tasks.create_task(judged(case)) for case in cases]:
+                verdict = await task
+                failed += bool(verdict.reason)
+                typer.echo(f"{'FAIL' if verdict.reason else 'PASS'}  {verdict.case.client}  {verdict.case.name}")
+                if verdict.reason:
+                    typer.echo(f"      {verdict.reason}\n      why: {verdict.case.why}")
+    except ExceptionGroup as errors:
+        # a client that can't be started fails each case for the same reason
+        raise errors.exceptions[0] from None
     typer.echo(f"{len(cases) - failed} of {len(cases)} passed")
     if failed:
         raise typer.Exit(1)

@@ -92,9 +92,13 @@ async def test_a_client_with_a_fault_fails(fault: str, tmp_path: Path) -> None:
 
 async def test_mistakes_of_the_caller(tmp_path: Path) -> None:
     """A mistyped case or program is named, and is no verdict on the client."""
+    unreadable = tmp_path / "client"
+    unreadable.write_text("#!/no/such/interpreter\n")
+    unreadable.chmod(0o755)
     for words, reason in (
         (("--case", "no such case", "--", "true"), "no case"),
         (("--", "./nothing"), "there is no program"),
+        (("--case", "4403", "--", str(unreadable)), "the client can't be started: [Errno 2] No such file or directory"),
     ):
         done = await run("conformance", *words, folder=tmp_path)
         assert done.status == 2, done

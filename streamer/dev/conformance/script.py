@@ -14,7 +14,7 @@ import orjson
 
 from streamer.dev.conformance.program import Program
 from streamer.dev.conformance.server import CaseServer, Connection
-from streamer.errors import StreamerError
+from streamer.errors import SettingsError
 from streamer.web.static import installed_folder
 
 WITHIN = 20.0
@@ -64,13 +64,10 @@ async def judge(command: Sequence[str], case: Case, within: float = WITHIN) -> V
     folder = Path(tempfile.mkdtemp(prefix="conformance-"))
     try:
         async with CaseServer() as server:
-            run = _Run(command, case, server, folder, within)
             try:
-                await run.all()
+                await _Run(command, case, server, folder, within).all()
             except Wrong as wrong:
                 return Verdict(case, str(wrong))
-            finally:
-                await run.program.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Verdict(case, "")
@@ -80,6 +77,7 @@ class _Run:
     """One case while it runs. Each method named after a step carries it out."""
 
     program: Program
+    """Set by the first `restart`."""
 
     def __init__(self, command: Sequence[str], case: Case, server: CaseServer, folder: Path, within: float) -> None:
         self._command = command
@@ -102,20 +100,30 @@ class _Run:
         """The last difference of the view that a step waits for."""
 
     async def all(self) -> None:
-        """Carry out the steps; raises Wrong."""
-        await self.restart({})
-        for number, step in enumerate(self._case.steps, 1):
-            (name, value), *_ = step.items()
-            action: Callable[[Any], Coroutine[Any, Any, object]] = getattr(self, name)
-            try:
-                async with asyncio.timeout(self._within):
-                    await self._unless_ended(asyncio.create_task(action(self._resolved(value))), name)
-                self._check()
-            except (Wrong, TimeoutError) as failed:
-                shown = orjson.dumps(step).decode()
-                shown = shown if len(shown) < 300 else f"{shown[:300]} …"
-                reason = str(failed) or f"this did not happen within {self._within:g} s; {self._report()}"
-                raise Wrong(f"step {number}, {shown}: {reason}") from None
+        """Carry out the steps, and kill the client; raises Wrong, and SettingsError when it can't be started."""
+        try:
+            await self.restart({})
+            for number, step in enumerate(self._case.steps, 1):
+                await self._carry_out(number, step)
+        finally:
+            await self._kill()
+
+    async def _carry_out(self, number: int, step: dict[str, Any]) -> None:
+        (name, value), *_ = step.items()
+        action: Callable[[Any], Coroutine[Any, Any, object]] = getattr(self, name)
+        try:
+            async with asyncio.timeout(self._within):
+                await self._unless_ended(asyncio.create_task(action(self._resolved(value))), name)
+            self._check()
+        except (Wrong, TimeoutError) as failed:
+            shown = orjson.dumps(step).decode()
+            shown = shown if len(shown) < 300 else f"{shown[:300]} …"
+            reason = str(failed) or f"this did not happen within {self._within:g} s; {self._report()}"
+            raise Wrong(f"step {number}, {shown}: {reason}") from None
+
+    async def _kill(self) -> None:
+        if hasattr(self, "program"):
+            await self.program.kill()
 
     async def _unless_ended(self, step: asyncio.Task[object], name: str) -> None:
         """Wait for a step; fails if the program ends meanwhile, unless the step expects that."""
@@ -133,15 +141,15 @@ class _Run:
 
     async def restart(self, changed: dict[str, Any]) -> None:
         """Kill the client, as when a phone runs out of battery, and start it again, optionally with other settings."""
-        if hasattr(self, "program"):
-            await self.program.kill()
+        await self._kill()
         self._settings |= changed
         self._seen.clear()
-        self.program = Program(self._command, self._case.client, self._server.url, self._settings)
+        program = Program(self._command, self._case.client, self._server.url, self._settings)
         try:
-            await self.program.__aenter__()
+            await program.__aenter__()
         except OSError as failed:
-            raise StreamerError(f"the client can't be started: {failed}") from None
+            raise SettingsError(f"the client can't be started: {failed}") from None
+        self.program = program
 
     async def tell(self, command: dict[str, Any]) -> dict[str, Any]:
         """Send the client a command, and wait until it is done."""
