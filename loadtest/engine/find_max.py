@@ -18,7 +18,8 @@ CLOSE = 1.12
 PAUSE = 1.0
 STEEP = 2.0
 CONNECTED_PER_S = 200
-"""A ramp is not steeper than workers connect, or the level would not be reached when the measurement begins."""
+"""Clients that a ramp adds a second. Workers connect no faster, and a server admits 300: after a steeper ramp clients
+would still wait for their connection when the measurement begins."""
 
 Step = Callable[[Scenario, float], Awaitable[dict[str, Any]]]
 
@@ -70,7 +71,7 @@ def step_scenario(scenario: Scenario, scale: float, vary: Vary, seconds: float) 
     if vary != "both":
         other = "customers" if vary == "vendors" else "vendors"
         scaled = scaled.changed({other: getattr(scenario, other).model_dump()})
-    ramp = max(1.0, math.ceil(max(scaled.vendors.count, scaled.customers.count) / CONNECTED_PER_S))
+    ramp = max(1.0, math.ceil((scaled.vendors.count + scaled.customers.count) / CONNECTED_PER_S))
     stages = (Stage(kind="ramp", seconds=ramp, to=1), Stage(kind="hold", seconds=seconds + 1))
     return scaled.changed({"stages": [stage.model_dump() for stage in stages], "warmup": ramp + 1})
 

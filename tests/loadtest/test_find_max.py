@@ -95,8 +95,10 @@ def test_only_what_is_to_vary_grows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_is_measured_only_when_its_level_is_reached() -> None:
-    """Workers connect 250 vendors a second: a steeper ramp would take the missing ones for what the server can't do."""
+    """A server admits 300 clients a second: with a steeper ramp it would be blamed for those that wait to connect."""
     step = step_scenario(scenarios.load("pings"), 4, "vendors", 5)
     assert step.vendors.count == 4000
     assert step.stages[0].seconds == 20
     assert step.warmup > 20
+    crowd = step_scenario(scenarios.load("live"), 5, "both", 5)
+    assert crowd.stages[0].seconds == (crowd.vendors.count + crowd.customers.count) / 200 == 10
