@@ -18,8 +18,8 @@ DAY = 86_400
 class Costs:
     """Cost per unit. CPU is µs of a core, sizes are bytes."""
 
-    cost_ping: float = 20.0
-    """A single ping from socket to ack in a server: 12 in a process at its limit, 44 at 1,350 a second (measured)."""
+    cost_ping: float = 60.0
+    """A single ping from socket to ack in a server: 52 to 62 at 8,000 a second (measured)."""
     cost_publish: float = 1.0
     """A fix encoded for the other processes (measured)."""
     cost_hear: float = 0.9
@@ -28,8 +28,8 @@ class Costs:
     """A frame to a customer: 8 to 12 for one send (measured)."""
     cost_position: float = 0.25
     """A position within a frame (measured)."""
-    cost_vendor: int = 23_000
-    cost_customer: int = 22_000
+    cost_vendor: int = 8_600
+    cost_customer: int = 6_400
     """Resident memory of a connection (measured)."""
     cost_process: int = 130_000_000
     """Resident memory of a process without clients (measured)."""
