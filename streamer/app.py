@@ -264,7 +264,7 @@ class Server:
                 "batcher": self.batcher.run,
                 "positions": self.positions.run,
                 "ticker": self.ticker.run,
-                "expire": lambda: self.ticker.expire(self.broker.departed),
+                "expire": lambda: self.ticker.expire(self.broker.drop_expired),
                 "heartbeat": self.connections.heartbeat,
                 "partitions": self._keep_partitions,
                 "change-poller": self.change_poller.run,

@@ -1,13 +1,13 @@
-"""Redis between the processes: publishes this one's vendors, receives the others', keeps all current positions.
+"""Shares live vendors between processes through Redis: publishes this process's vendors and receives the others'.
 
-What makes every map true, whatever fails:
+Invariants that keep every map correct after any failure:
 
-- Stored, then published; subscribed, then read: no change falls between. A vendor that left during a read stays away.
-- After a gap cells are read again and their watchers get snapshots; this process's vendors are written again.
-- A vendor is in one cell. A process that takes it over or moves it drops the old entry; one that learns of a newer
-  connection elsewhere releases it.
-- What is not done yet (an entry to drop, a vendor to write) is kept until it is; a node that is away stops only what
-  is on it.
+- Writers store, then publish. Readers subscribe, then read. So no change is missed. A vendor that left a cell while
+  the cell was being read is not put back.
+- After a gap, cells are read again and their watchers get snapshots. This process's vendors are written again.
+- A vendor is in one cell. The process that takes it over or moves it drops the old entry. A process releases a vendor
+  once another process reports a newer connection.
+- Pending work (entries to drop, vendors to write) is kept until it is done. A node that is down stops only work on it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Broker:
     ) -> None:
         self.index = index
         self.gaps = 0
-        """How often changes of other processes may have been missed."""
+        """The number of times that changes of other processes may have been missed."""
         self._clock = clock
         self._timeout = config.timeout
         self._heard_broadcast = False
@@ -66,17 +66,17 @@ class Broker:
 
     @property
     def up(self) -> bool:
-        """Whether all of Redis takes writes and is heard."""
+        """Whether every node of Redis takes writes and its subscriptions are up."""
         return self.nodes.cause is None
 
     @property
     def cause(self) -> str | None:
-        """Why not, None when it is."""
+        """Why Redis is not up; None when it is."""
         return self.nodes.cause
 
     @property
     def pending(self) -> int:
-        """Vendors of which something is still to be written."""
+        """The number of vendors with pending writes."""
         return self.publisher.pending
 
     @property
@@ -84,35 +84,35 @@ class Broker:
         """The broker cells that this process is subscribed to."""
         return self.subscriber.cells
 
-    # what this process's vendors do
+    # this process's vendors
 
     def mark(self, vendor_id: str, parts: int) -> None:
-        """Has the next flush write parts of a vendor's state."""
+        """Marks parts of a vendor's state for the next flush."""
         self.publisher.mark(vendor_id, parts)
 
     def mark_gone(self, vendor_id: str) -> None:
-        """Takes a deleted vendor off every process's map."""
+        """Removes a deleted vendor from the maps of all processes."""
         self.publisher.mark_gone(vendor_id)
         self.subscriber.forget(vendor_id)
 
     def correct(self, vendor_id: str, timestamp: int, lat: float, long: float) -> None:
-        """Has every process show the position that PostgreSQL holds for a timestamp, where it shows another one."""
+        """Corrects a vendor's position in all processes to the one that PostgreSQL stored for its timestamp."""
         now = self._clock()
         if vendor_id in self.local_vendors:
             self.local_vendors.correct(vendor_id, timestamp, lat, long, now)
         else:
             self.publisher.broadcast_fix(vendor_id, Fix(timestamp, lat, long, stored=True))
 
-    def departed(self, vendor_ids: Iterable[str]) -> None:
-        """Drops the entries of vendors that left the map by time."""
-        self.publisher.departed(vendor_ids)
+    def drop_expired(self, vendor_ids: Iterable[str]) -> None:
+        """Drops the entries of vendors that expired."""
+        self.publisher.drop_expired(vendor_ids)
 
     async def once(self, vendor_ids: Sequence[str], every: int) -> dict[str, int]:
         """Limits each vendor to one action per `every` ms over all processes.
 
         Returns:
-            The milliseconds left for each vendor that may not act yet. The others may, and are remembered; so are,
-            by nobody, those whose Redis is away.
+            The milliseconds left for each vendor that may not act yet. The others may act, and their time starts. A
+            vendor whose node of Redis is down may act, too; nothing is recorded for it.
         """
         commands: list[Command] = []
         for vendor_id in vendor_ids:
@@ -126,24 +126,24 @@ class Broker:
             if done is None and type(left) is int and left > 0
         }
 
-    # what this process's watchers need
+    # subscriptions
 
     def hold(self, cells: Iterable[int], vendor_ids: Iterable[str] = ()) -> None:
-        """Subscribes to these cells, and to these vendors wherever they are, until they are released."""
+        """Subscribes to these cells, and to these vendors wherever they are, until `release`."""
         self.subscriber.hold(cells, vendor_ids)
 
     async def ready(self, cells: Iterable[int], vendor_ids: Iterable[str] = (), timeout: float = 2.0) -> bool:
-        """Waits until what is held is read; False when it is not in time, and updates bring the rest."""
+        """Waits until held cells and vendors are read; False on timeout, then updates bring the rest."""
         return await self.subscriber.ready(cells, vendor_ids, timeout)
 
     def release(self, cells: Iterable[int], vendor_ids: Iterable[str] = ()) -> None:
         """Ends a `hold`; the cells stay subscribed for a while."""
         self.subscriber.release(cells, vendor_ids)
 
-    # tasks, supervised by the owner
+    # tasks, supervised by the caller
 
     def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """The loops that keep the broker going, by name."""
+        """The broker's tasks, by name."""
         return {
             "broker-nodes": self.nodes.keep,
             "broker-publisher": self.publisher.run,
@@ -154,7 +154,7 @@ class Broker:
         }
 
     async def close(self) -> None:
-        """Publishes what is left, bounded, and closes all connections."""
+        """Flushes pending changes, within the timeout, and closes all connections."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 await self.publisher.flush()
@@ -168,13 +168,13 @@ class Broker:
         return int(answer[0]) * 1000 + int(answer[1]) // 1000
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Carries out another part's commands; an exception for each answer that did not come."""
+        """Runs commands of another component; the result holds an exception for each command without an answer."""
         return await self.nodes.run(commands)
 
     # RedisHandler
 
     def on_message(self, channel: bytes, data: bytes) -> None:
-        """Takes a message in; raises what is an error of our own, so that its task starts over and reads all again."""
+        """Handles a message. A bug raises, so that the supervisor restarts the task, which reads everything again."""
         try:
             if channel == ASK:
                 self.counts.on_ask(data)
@@ -188,30 +188,30 @@ class Broker:
             log.error("a message of another version is not understood", channel=channel, cause=str(error))
 
     def on_subscribed(self, channel: bytes) -> None:
-        """Has a cell read once its channel is heard."""
+        """Schedules a read of a cell once its channel is subscribed."""
         if channel != BROADCAST:
             self.subscriber.on_subscribed(channel)
             return
-        # Heartbeats are heard (again): no process is given up for those that were missed meanwhile.
-        self.index.pardon(self._clock())
-        self.counts.pardon()
+        # Heartbeats arrive (again): those that were missed meanwhile must not count against a process.
+        self.index.reset_heartbeats(self._clock())
+        self.counts.extend_deadlines()
         self.index.frozen = False
         if self._heard_broadcast:
-            self.subscriber.follow_again()
+            self.subscriber.find_again()
             self._republish()
         self._heard_broadcast = True
 
     def on_answering(self, node: Node) -> None:
-        """Reads and writes all again: what the node holds may be lost or old."""
+        """Reads and writes everything again: the node's data may be lost or outdated."""
         self.subscriber.wake()
         self.membership.wake()
         self._republish()
-        self.subscriber.want_all()
-        self.counts.want_all()
+        self.subscriber.subscribe_all()
+        self.counts.subscribe_all()
 
     def on_subscription(self, node: Node, up: bool) -> None:
-        """Notes a gap when a node is no longer heard."""
-        self.membership.heard_other()
+        """Records a gap when a node's subscriptions are lost."""
+        self.membership.assume_others()
         if up:
             return
         if self.subscriber.cells or self._heard_broadcast:
@@ -221,13 +221,13 @@ class Broker:
         log.warning("gap: changes of other processes may be missed", node=node.name, cause=node.subscription.cause)
 
     def on_slots_moved(self) -> None:
-        """Subscribes, reads and places again on the nodes that serve the slots now."""
-        self.subscriber.want_all()
-        self.counts.want_all()
+        """Repeats subscriptions, reads and places on the nodes that serve the slots now."""
+        self.subscriber.subscribe_all()
+        self.counts.subscribe_all()
         self.subscriber.wake()
-        self.publisher.place_again()
+        self.publisher.retry_places()
 
     def _republish(self) -> None:
-        """Writes all again, as Redis may have lost it."""
-        self.membership.known = False
+        """Writes all vendors again, as Redis may have lost them."""
+        self.membership.announced = False
         self.publisher.republish()

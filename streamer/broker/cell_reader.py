@@ -1,7 +1,7 @@
-"""Reads subscribed cells from Redis, first and after every gap, and merges them into the index.
+"""Reads subscribed cells from Redis, initially and after every gap, and merges them into the index.
 
-Subscribed, then read, then merged: no change falls between, and a vendor that was heard to leave during a read stays
-away. After a gap the watchers of a cell get snapshots once it is read again.
+A cell is subscribed, then read, then merged, so no change is missed. A vendor that left the cell during the read, by a
+message, is not put back. After a gap the watchers of a cell get snapshots once it is read again.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Mapping
 from streamer.broker.context import Context, SubscribedCell
 from streamer.broker.membership import Membership, drop_commands
 from streamer.broker.redis_connections import Command, refused
-from streamer.broker.redis_schema import ALWAYS, CELL_TTL, READ, SCAN, Reading, channel, new_mark, positions_key
+from streamer.broker.redis_schema import ALWAYS, CELL_TTL, READ, SCAN, Reading, channel, new_generation, positions_key
 from streamer.geo.grid import BUS_LEVEL, parent
 
 AT_ONCE = 16
 """Cells read at the same time."""
 SLICE = 500
-"""Vendors merged or removed before the event loop gets its turn."""
+"""Vendors merged or removed before the task yields to the event loop."""
 PAUSE = 0.1
-"""Seconds after a read that failed."""
+"""Seconds to wait after a failed read."""
 
 
 class CellReader:
-    """Reads cells on request; sets `wake` when there is one to be read.
+    """Reads cells on request; sets `wake` when a cell is to be read.
 
     `followed`: the cells of the vendors that are watched by id.
     """
@@ -35,7 +35,7 @@ class CellReader:
         self.readings: dict[int, Reading] = {}
         """The reads in progress, by cell."""
         self.gone: dict[str, int] = {}
-        """Vendors that were deleted, and when that was known here, epoch ms."""
+        """Deleted vendors, and when this process received the deletion, epoch ms."""
         self._context = context
         self._nodes = context.nodes
         self._index = context.index
@@ -47,36 +47,36 @@ class CellReader:
         self._wake = wake
         self._to_read: set[int] = set()
         self._gapped: set[int] = set()
-        """Cells in which changes may have been missed, and that are to be read again."""
+        """Cells in which changes may have been missed; they are to be read again."""
         self._read_again: set[int] = set()
-        """Those of them that were read again: their watchers are to get snapshots."""
+        """Cells that were read again after a gap: their watchers are to get snapshots."""
         self._missing: dict[str, tuple[int, int]] = {}
-        """Vendors that were not in the cell that was read: the cell and the version they were known by."""
+        """Vendors of the index that were missing in a cell that was read: the cell and the version in the index."""
         self._recheck: dict[int, float] = {}
 
     def read(self, at: int) -> None:
-        """Has a cell read, again if it was read before: its channel has just been subscribed."""
+        """Schedules a read of a cell whose channel was just subscribed; after a gap, it is read again."""
         if self._cells[at].loaded:
             self._gapped.add(at)
         self._to_read.add(at)
         self._wake.set()
 
     def recheck(self, now: float) -> None:
-        """Has the cells that Redis had lost read again, once the other processes had time to write them."""
+        """Schedules another read of cells that Redis lost, once the other processes had time to write them."""
         for at in [at for at, when in self._recheck.items() if when <= now]:
             del self._recheck[at]
             if at in self._cells:
                 self._to_read.add(at)
 
     def forget(self, at: int) -> None:
-        """Reads a cell no more."""
+        """Stops reading a cell."""
         self._to_read.discard(at)
         self._gapped.discard(at)
         self.readings.pop(at, None)
         self._recheck.pop(at, None)
 
     def forget_vendor(self, vendor_id: str) -> None:
-        """Disregards what is read of a deleted vendor: Redis and other processes may have it a while longer."""
+        """Ignores what reads return of a deleted vendor: Redis and other processes may keep it a while longer."""
         now = self._clock()
         self.gone = {id: at for id, at in self.gone.items() if at + self._membership.vendor_ttl > now}
         self.gone[vendor_id] = now
@@ -84,18 +84,18 @@ class CellReader:
             reading.left[vendor_id] = int(ALWAYS)
 
     def is_gone(self, vendor_id: str) -> bool:
-        """Returns whether a vendor was deleted and did not come back."""
+        """Returns whether a vendor was deleted and not restored since."""
         if vendor_id in self._local_vendors:
             self.gone.pop(vendor_id, None)
         return vendor_id in self.gone
 
     def seen(self, vendor_id: str, at: int) -> None:
-        """Notes a sign of life: a deleted vendor may have been restored."""
+        """Records that a vendor was seen: a deleted vendor may have been restored."""
         if at > self.gone.get(vendor_id, at):
             del self.gone[vendor_id]
 
     async def read_some(self) -> bool:
-        """Reads a part of the cells that are to be read and can be; returns whether there is more."""
+        """Reads the next part of pending cells whose nodes answer; returns whether there is more."""
         for at in self._to_read:
             if at in self._cells:
                 before = self.readings.pop(at, None)
@@ -106,22 +106,22 @@ class CellReader:
         turn = [(at, reading) for at, reading in self.readings.items() if self._nodes.answers(channel(at))][:AT_ONCE]
         commands = []
         for at, reading in turn:
-            # To the end of the line, so that a large cell does not hold up the small ones.
+            # Moved to the end of the queue, so that a large cell does not delay small ones.
             self.readings[at] = self.readings.pop(at)
             key = positions_key(at)
-            if reading.mark is None:
-                commands.append(Command(key, ("EVAL", READ, 1, key, CELL_TTL, new_mark())))
+            if reading.generation is None:
+                commands.append(Command(key, ("EVAL", READ, 1, key, CELL_TTL, new_generation())))
             commands.append(Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN)))
         answers = iter(await self._nodes.run(commands, "read"))
         failed = False
         for at, reading in turn:
-            mark = next(answers) if reading.mark is None else reading.mark
+            generation = next(answers) if reading.generation is None else reading.generation
             part = next(answers)
-            if refused(mark) or refused(part):
+            if refused(generation) or refused(part):
                 failed = True
                 reading.restart()
                 continue
-            reading.mark = mark
+            reading.generation = generation
             if reading.take(part) and self.readings.get(at) is reading:
                 await self._merge(at, reading)
         more = bool(self._to_read) or any(self._nodes.answers(channel(at)) for at in self.readings)
@@ -132,9 +132,9 @@ class CellReader:
         return more
 
     async def _merge(self, at: int, reading: Reading) -> None:
-        """Merges a cell that was read, and notes which vendors of the index were not in it."""
+        """Merges a cell that was read, and records which vendors of the index were missing in it."""
         index = self._index
-        await self._membership.learn(reading.processes())
+        await self._membership.fetch_heartbeats(reading.processes())
         cell = self._cells.get(at)
         if cell is None or self.readings.get(at) is not reading:
             return
@@ -176,7 +176,7 @@ class CellReader:
             await self._nodes.run(list(drop_commands(at, expired)), "read")
 
     def _note_missing(self, at: int, cell: SubscribedCell, reading: Reading) -> None:
-        """A vendor of the index that is not in Redis left, unless Redis lost the cell."""
+        """Records vendors of the index that are missing in Redis. They left, unless Redis lost the cell."""
         missing = [
             vendor
             for vendor in self._index.in_bus_cell(at)
@@ -184,27 +184,27 @@ class CellReader:
             and vendor.vendor_id not in reading.heard
             and vendor.vendor_id not in self._local_vendors
         ]
-        if cell.loaded and cell.mark != reading.mark:
+        if cell.loaded and cell.generation != reading.generation:
             # A vendor that is missing may simply not have been written again yet.
-            cell.mark = reading.mark
+            cell.generation = reading.generation
             cell.doubtful = True
             self._recheck[at] = asyncio.get_running_loop().time() + self._context.config.grace
             return
-        cell.mark = reading.mark
+        cell.generation = reading.generation
         if cell.doubtful:
-            # Its process had time to write it; a silent process can't, and its vendors leave by time.
+            # Its process had time to write it. A silent process can't write; its vendors expire.
             cell.doubtful = False
             missing = [v for v in missing if v.presence.owner and not self._membership.silent(v.presence.owner)]
         self._missing.update((vendor.vendor_id, (at, vendor.fix.version)) for vendor in missing)
 
     def _close_gap(self) -> None:
-        """All that could be read again was: removes vendors found nowhere, and has snapshots sent."""
+        """Ends a gap after all reads: removes vendors that were in no cell, and requests snapshots."""
         missing, self._missing = self._missing, {}
         for id, (at, version) in missing.items():
             vendor = self._index.vendors.get(id)
             if (
                 vendor is not None
-                and vendor.fix.version == version  # else it was heard of since: it came back
+                and vendor.fix.version == version  # otherwise a message brought it back since
                 and id not in self._local_vendors
                 and parent(vendor.cell, BUS_LEVEL) == at
                 and self._followed.get(id, at) == at

@@ -1,4 +1,4 @@
-"""What the parts of the broker share: its configuration, its handler, the index and the nodes."""
+"""The state shared by the broker's components: configuration, event handler, index and nodes."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from streamer.live.local_vendors import LocalVendors
 from streamer.live.vendor import Vendor
 
 HEARTBEAT = 2.0
-"""Seconds between two heartbeats of a process, at most."""
+"""Maximum number of seconds between two heartbeats of a process."""
 MISSED_HEARTBEATS = 3
-"""A process that missed so many heartbeats is silent: its vendors that have a socket open here are taken over."""
+"""Missed heartbeats after which a process is silent: this one takes over its vendors that have a socket open here."""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerConfig:
-    """How the broker reaches Redis, and its times in seconds."""
+    """The address of Redis, and timeouts and intervals in seconds."""
 
     url: str
     timeout: float = 2.0
-    """How long Redis may take to answer."""
+    """Timeout of an answer of Redis."""
     pace: Pace = PUBLISHES
-    """Of the flushes of what this process's vendors do."""
+    """The pace of flushes."""
     alone_gap: float = 2.0
-    """Between two flushes while no other process is there: only processes that start later read what is flushed."""
+    """Between two flushes while there is no other process: only processes that start later read them."""
     alone_after: float = MISSED_HEARTBEATS * HEARTBEAT
-    """After so long without a message from another process, this one assumes to be the only one."""
+    """Without a message from another process for this long, this process assumes that it is the only one."""
     linger: float = 30.0
-    """How long a cell stays subscribed after its last watch ended: customers pan back."""
+    """How long a cell stays subscribed after its last watch ended, as customers often pan back."""
     grace: float = 10.0
     """How long the other processes may take to write their vendors again after Redis lost its data."""
 
 
 class BrokerEventHandler(Protocol):
-    """What the broker reports to the server."""
+    """Receives the broker's events."""
 
     def on_index_changed(self) -> None:
-        """The index changed; a tick is due."""
+        """Called when the index changed: a tick is due."""
 
     def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
-        """Changes in these cells, or of these vendors that are watched by id, may have been missed."""
+        """Called when changes in these cells, or of these vendors watched by id, may have been missed."""
 
     def on_tie(self, vendor_id: str, timestamp: int) -> None:
-        """Another process published a ping of a vendor of this one at another place with the same timestamp."""
+        """Called when another process published a different position of a local vendor with the same timestamp."""
 
     def on_vendor_deleted(self, vendor_id: str) -> None:
-        """Another process found a vendor of this one deleted."""
+        """Called when another process reported that a local vendor was deleted."""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,16 +63,16 @@ class SubscribedCell:
     loaded: bool = False
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     idle_since: float | None = None
-    mark: bytes | None = None
+    generation: bytes | None = None
     doubtful: bool = False
-    """Redis lost the cell: a vendor that is missing in it may simply not have been written again yet."""
+    """Redis lost the cell. A vendor that is missing in it may simply not have been written again yet."""
     early: set[str] = field(default_factory=set)
-    """Vendors heard of before the cell was read: of some, only one register may have come."""
+    """Vendors received by messages before the cell was read; perhaps only one register of them is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the parts of one process's broker share."""
+    """The shared state of one process's broker."""
 
     config: BrokerConfig
     nodes: Nodes

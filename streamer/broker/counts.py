@@ -1,8 +1,9 @@
-"""Counts of vendors over all processes: each counts its own vendors, and they exchange sums while somebody asks.
+"""Counts vendors over all processes: each process counts its own vendors, and they exchange sums on request.
 
-A process with a `counts` watch asks all others every round; they answer with the sums of their vendors by group, for as
-long as they are asked. A process that answers no more (killed, stopped, cut off) still has vendors on the map: their
-registers are read from Redis and counted here until they expire, or until another process claims them.
+A process with a `counts` watch sends a request to all others every round. They answer with the sums of their vendors by
+group for as long as requests arrive. The vendors of a process that stops answering (killed, stopped, disconnected) are
+still on the map. They are orphans: their registers are read from Redis and counted here until they expire, or until
+another process claims them.
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ ASK = BROADCAST + b":ask"
 SUMS = BROADCAST + b":sums"
 
 ROUND = 0.75
-"""Seconds between two rounds of questions and answers."""
+"""Seconds between two rounds of requests and answers."""
 LONGEST_ROUND = 1.5
 SHARE = 0.015
-"""The share of a core that counting may take: rounds become longer, up to LONGEST_ROUND."""
+"""The maximum share of a core for counting: rounds become longer, up to LONGEST_ROUND."""
 ROUNDS_OF_UPDATE = 2
 """Rounds between two updates of a watcher."""
 MISSED_ROUNDS = 2.4
 """Rounds without an answer after which a process's vendors are read from Redis."""
 ASKED_FOR = 4.0
-"""Seconds for which a process answers a question that is not repeated."""
+"""Seconds for which a process answers a request that is not repeated."""
 RECONNECT_TIME = 1.0
-"""Seconds after an outage of Redis within which the other processes are connected again, too."""
+"""Seconds after an outage of Redis in which the other processes may reconnect."""
 READY_TIMEOUT = 2.0
 MOST_KEYS = 512
-"""Different counts of one process, and questions that it answers for the others."""
+"""Maximum number of different counts of one process; it answers four times as many for the others."""
 
 
 class Counted:
-    """One key that is watched here: what the other processes answered, and what the watchers were sent."""
+    """One watched key: the answers of the other processes, and the view that watchers have."""
 
     def __init__(self, key: CountsKey, id: str) -> None:
         self.key = key
@@ -65,15 +66,15 @@ class Counted:
         self.answers: dict[str, Mapping[int, Sums]] = {}
         self.watches: dict[Watch, None] = {}
         self.changed: dict[str, Group] = {}
-        """Groups that changed since the watchers were sent an update."""
+        """Groups that changed since the last update to watchers."""
         self.rests_until = 0.0
-        """The loop's time before which it is not counted: everybody who watches has used up what they may."""
+        """The loop's time before which it is not counted, as all its watchers have used up their CPU budget."""
         self.refs = 0
         self.ready = asyncio.Event()
 
 
 class Counts:
-    """This process's part in counting."""
+    """This process's watched counts, and its answers to other processes."""
 
     def __init__(self, context: Context) -> None:
         self._nodes = context.nodes
@@ -83,11 +84,11 @@ class Counts:
         self._keys: dict[CountsKey, Counted] = {}
         self._by_id: dict[str, Counted] = {}
         self._asked: dict[str, tuple[Counter, float]] = {}
-        """What other processes ask, and the loop's time until which it is answered."""
+        """Requests of other processes, and the loop's time until which they are answered."""
         self._heard: dict[str, float] = {}
-        """The loop's time until which the last answer of a process counts."""
+        """The loop's time until which the last answer of a process is valid."""
         self._processes: dict[str, int] = {}
-        """Processes whose vendors may be on the map, and their last heartbeat."""
+        """Processes that may have vendors on the map, and their last heartbeat."""
         self._processes_read = False
         self._asking_since = 0.0
         self._orphans = LiveIndex(
@@ -101,7 +102,7 @@ class Counts:
         self._orphan_sums = CellSums(self._orphans, lambda _: True)
         self._orphaned: dict[str, set[str]] = {}
         self._claimed: set[str] = set()
-        """Vendors that were claimed or deleted while orphans are read."""
+        """Vendors that were claimed or deleted while orphans were being read."""
         self._reading = False
         self._round = ROUND
         self._wake = asyncio.Event()
@@ -112,7 +113,7 @@ class Counts:
     # watches
 
     async def open(self, watch: Watch, key: CountsKey, interval: int = 0) -> None:
-        """Starts a watch; its snapshot is written once all processes answered, or after READY_TIMEOUT."""
+        """Starts a watch; its snapshot is written once all processes have answered, or after READY_TIMEOUT."""
         counted = await self._hold(key)
         try:
             await self._merge(counted)
@@ -124,14 +125,14 @@ class Counts:
         self._snapshot(counted, watch)
 
     def close(self, watch: Watch, key: CountsKey, *, moved: bool = False) -> None:
-        """Ends a watch; `moved`: one that was opened again for the same key goes on."""
+        """Ends a watch, except with `moved`: then it was opened again for the same key and continues."""
         counted = self._keys[key]
         if not moved:
             counted.watches.pop(watch, None)
         self._release(counted)
 
     async def groups(self, key: CountsKey) -> list[Group]:
-        """The groups now."""
+        """Returns the current groups."""
         counted = await self._hold(key)
         try:
             await self._merge(counted)
@@ -179,14 +180,14 @@ class Counts:
                 self._forget_orphans(process)
 
     async def _merge(self, counted: Counted) -> None:
-        """Adds up all processes, and notes the groups that changed."""
+        """Adds up the sums of all processes, and records the groups that changed."""
         groups = await counted.counter.count(self._own_sums)
         orphans = await counted.counter.count(self._orphan_sums) if self._orphans.vendors else None
         now = asyncio.get_running_loop().time()
         answers = [
             sums
             for process, sums in counted.answers.items()
-            # Of a process that Redis does not know, the vendors can't be read once it does not answer.
+            # The vendors of a process unknown to Redis can't be read, so its sums end with its answers.
             if process not in self._orphaned and (process in self._processes or self._heard.get(process, 0.0) > now)
         ]
         if orphans is not None:
@@ -208,19 +209,19 @@ class Counts:
 
     # messages
 
-    def want_all(self) -> None:
-        """Subscribes wherever the node of the channels is now."""
+    def subscribe_all(self) -> None:
+        """Subscribes to the channels on the node that serves them now."""
         self._nodes.want(ASK)
         if self._keys:
             self._nodes.want(SUMS)
 
-    def pardon(self) -> None:
-        """Gives all processes time to answer again: none could be heard for a while."""
+    def extend_deadlines(self) -> None:
+        """Extends the deadlines of all processes, as no answer could arrive for a while."""
         until = asyncio.get_running_loop().time() + RECONNECT_TIME + 2 * self._round
         self._heard = dict.fromkeys(self._heard, until)
 
     def on_ask(self, data: bytes) -> None:
-        """Another process asks for sums."""
+        """Handles another process's request for sums."""
         with decoding():
             origin, ids = orjson.loads(data)
         if origin == self._index.me:
@@ -237,7 +238,7 @@ class Counts:
                 self._wake.set()
 
     def on_sums(self, data: bytes) -> None:
-        """Another process answers."""
+        """Handles another process's answer."""
         with decoding():
             process, interval, answers = orjson.loads(data)
             if process == self._index.me:
@@ -251,7 +252,7 @@ class Counts:
         self._check_ready()
 
     def on_broadcast(self, data: bytes) -> None:
-        """A process claimed vendors, or found some deleted: they are no orphans."""
+        """Removes vendors from the orphans that a process claimed or reported as deleted."""
         if not self._keys:
             return
         with decoding():
@@ -267,7 +268,7 @@ class Counts:
     # its task
 
     async def run(self) -> None:
-        """Requests and answers counts and updates watchers, until cancelled."""
+        """Sends requests and answers, and updates watchers, until cancelled."""
         loop = asyncio.get_running_loop()
         self._nodes.want(ASK)
         number = 0
@@ -293,10 +294,10 @@ class Counts:
                     await self._wake.wait()
 
     async def _exchange(self) -> None:
-        """Publishes what is asked here and the answers to what others ask, and reads which processes there are."""
+        """Publishes this process's requests and its answers to others, and reads the list of processes."""
         commands: list[Command] = []
         if self._keys:
-            # Answers take a round or two: those who rest ask again before they go on.
+            # Answers take a round or two: a suspended count is requested again before it continues.
             awake = asyncio.get_running_loop().time() + ROUNDS_OF_UPDATE * LONGEST_ROUND
             asked = [id for id, counted in self._by_id.items() if counted.rests_until <= awake]
             ask = orjson.dumps((self._index.me, asked))
@@ -342,7 +343,7 @@ class Counts:
                     watch.due = now + watch.interval
 
     def _charge(self, counted: Counted, seconds: float, now: float) -> None:
-        """Charges those who watch; the key rests for as long as all of them are over what they may use."""
+        """Charges the watchers' CPU budgets; the key is suspended for as long as all of them are over budget."""
         share, rest = seconds / max(1, len(counted.watches)), inf
         for watch in counted.watches:
             excess = 0.0 if watch.payer is None else watch.payer.charge(share)
@@ -352,17 +353,20 @@ class Counts:
         counted.rests_until = now + rest if counted.watches else 0.0
 
     def _check_ready(self) -> None:
-        """Resumes those waiting for a first answer, once every process that can answer has."""
+        """Resumes waiting watchers once every process that can answer has answered."""
         if not self._processes_read:
             return
         for counted in self._keys.values():
             if not counted.ready.is_set() and all(p in counted.answers or p in self._orphaned for p in self._processes):
                 counted.ready.set()
 
-    # vendors of processes that do not answer
+    # orphans: vendors of processes that do not answer
 
     async def _adopt_orphans(self) -> bool:
-        """Drops orphans that expired or are served again, reads those of further processes; whether there were any."""
+        """Drops orphans that expired or are served again, and reads those of newly lost processes.
+
+        Returns whether any process was lost.
+        """
         now, loop_now = self._clock(), asyncio.get_running_loop().time()
         for id in [id for id in self._orphans.vendors if id in self._local_vendors]:
             self._orphans.remove(id)
@@ -421,7 +425,7 @@ class Counts:
 
 
 def _by_place(registers: Registers) -> bool:
-    """Whether a vendor's last sign of life is a ping over HTTP, which does not name its process."""
+    """Whether a vendor was last seen by a ping over HTTP, which does not name its process."""
     if registers.presence is None:
         return True
     ended = orjson.loads(registers.presence[13:])[3]

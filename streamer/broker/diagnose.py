@@ -1,4 +1,4 @@
-"""A single look at Redis for `streamer doctor`: reachable, writable, its version and its clock."""
+"""Checks Redis once for `streamer doctor`: whether it is reachable and writable, its version and its clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamer.broker.redis_connections import CONNECTION_ERRORS, RequestConnecti
 from streamer.errors import Unavailable
 
 TIMEOUT = 3.0
-"""Seconds for each answer."""
+"""Seconds; the timeout of each answer."""
 KEY = "venta:doctor"
 
 

@@ -1,4 +1,4 @@
-"""Erasing vendors from Redis: their states in cells, and their entries in the position stream."""
+"""Erases vendors from Redis: their states in cells, and their entries in the position stream."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from streamer.supervisor import end
 
 TIMEOUT = 5.0
 WITHIN = 30.0
-"""Seconds in which all nodes of Redis must answer."""
+"""Seconds; all nodes of Redis must answer by then."""
 PAGE = 1000
-"""Entries of the stream that are looked at together."""
+"""Stream entries read at a time."""
 
 
 class _Ignore:
-    """A handler of node events that ignores them."""
+    """Ignores node events."""
 
     def on_message(self, channel: bytes, data: bytes) -> None: ...
     def on_subscribed(self, channel: bytes) -> None: ...
@@ -32,7 +32,7 @@ class _Ignore:
 
 
 async def erase_vendors(url: str, vendor_ids: Sequence[str], stream_key: str | None) -> int:
-    """Removes vendors from Redis, and from the position stream, if any; returns how many keys, fields and entries."""
+    """Removes vendors from Redis and the position stream, if any; returns the number of keys, fields and entries."""
     nodes = Nodes(RedisAddress(url, TIMEOUT), _Ignore(), timeout=TIMEOUT)
     keeping = asyncio.create_task(nodes.keep(), name="redis")
     try:

@@ -1,4 +1,4 @@
-"""What one flush writes, drops and publishes, by cell."""
+"""One flush: collects what to write, drop and publish, by cell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamer.broker.redis_schema import (
     Versions,
     cells_key,
     channel,
-    new_mark,
+    new_generation,
     positions_key,
     versions_of,
 )
@@ -26,13 +26,13 @@ from streamer.live.local_vendors import Part
 from streamer.live.vendor import Vendor
 
 EVERYWHERE = -1
-"""In place of a cell: what is broadcast to all processes."""
+"""Used in place of a cell for broadcasts to all processes."""
 
 
 class Dropping(NamedTuple):
-    """An entry to be dropped from a cell unless it is newer than this.
+    """An entry to drop from a cell unless it is newer than `versions`.
 
-    `gone`: the vendor was deleted and leaves every map. `unplace`: its place is to be forgotten too.
+    `gone`: the vendor was deleted and leaves every map. `unplace`: its place is deleted as well.
     """
 
     versions: Versions
@@ -41,13 +41,13 @@ class Dropping(NamedTuple):
 
 
 class Flush:
-    """What is published together: by cell what to store, drop and publish, and what is broadcast."""
+    """Writes, drops and messages by cell, and the broadcasts, that are sent together."""
 
     __slots__ = ("_batches", "_last", "broadcast_ids", "dropping", "written")
 
     def __init__(self) -> None:
         self.written: dict[int, dict[str, tuple[int, Versions]]] = {}
-        """By cell and vendor: the parts that are written, and their versions."""
+        """By cell and vendor: the parts to write, and their versions."""
         self.dropping: dict[int, dict[str, Dropping]] = {}
         self.broadcast_ids: list[str] = []
         """Vendors whose presence is broadcast."""
@@ -55,7 +55,7 @@ class Flush:
         self._last: dict[int, CellBatch] = {}
 
     def broadcast(self) -> CellBatch:
-        """The batch to which the next vendor that is broadcast is added."""
+        """The batch that takes the next broadcast vendor."""
         return self._batch(EVERYWHERE)
 
     def write(self, at: int, vendor: Vendor, parts: int) -> None:
@@ -67,7 +67,7 @@ class Flush:
             self.broadcast_ids.append(vendor.vendor_id)
 
     def drop(self, at: int, entries: Mapping[str, Dropping], index: LiveIndex) -> None:
-        """Drops a cell's entries; its subscribers learn where the vendors are now, if anywhere."""
+        """Drops a cell's entries; its subscribers receive the vendors' new positions or deletions."""
         self.dropping[at] = dict(entries)
         for id, entry in entries.items():
             vendor = index.vendors.get(id)
@@ -77,7 +77,7 @@ class Flush:
                 self._batch(at).add(vendor, Part.ALL, store=False)
 
     def commands(self, me: str, known: Container[int]) -> Iterator[tuple[int, Command]]:
-        """The commands, each with its cell or EVERYWHERE; `known` are cells that Redis knows this process writes to."""
+        """The commands, each with its cell or EVERYWHERE; `known`: cells already in this process's set in Redis."""
         for at in dict.fromkeys((*self._batches, *self.dropping)):
             if at == EVERYWHERE:
                 continue
@@ -86,7 +86,7 @@ class Flush:
                 yield EVERYWHERE, Command(BROADCAST, ("SADD", cells_key(me), cell_name(at)))
             for batch in batches:
                 if batch.fields:
-                    yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_mark(), *batch.fields))
+                    yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_generation(), *batch.fields))
             drops = [word for id, entry in self.dropping.get(at, {}).items() for word in (id, *entry.versions)]
             for command in drop_commands(at, drops):
                 yield at, command
@@ -97,7 +97,7 @@ class Flush:
             yield EVERYWHERE, Command(BROADCAST, ("SPUBLISH", BROADCAST, batch.message(me)))
 
     def _batch(self, at: int) -> CellBatch:
-        """The last batch, a new one if that is full: a message is taken in without a turn for others."""
+        """The last batch, or a new one if that is full: a receiver handles a message without yielding to others."""
         batch = self._last.get(at)
         if batch is None or batch.vendors >= CHUNK:
             batch = self._last[at] = CellBatch()

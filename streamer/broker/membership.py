@@ -1,4 +1,4 @@
-"""Which server processes are alive: this one sends heartbeats, and knows which of the others are silent."""
+"""Tracks which server processes are alive: sends this process's heartbeats and detects silent processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from streamer.geo.grid import named_cell
 log = structlog.get_logger()
 
 REWRITE_EVERY = 3600.0
-"""Seconds between two full rewrites of this process's vendors; below every TTL of what they keep alive."""
+"""Seconds between two full rewrites of this process's vendors; below every TTL that they renew."""
 REAP_EVERY = 30.0
 """Maximum number of seconds between two checks for dead processes."""
 
@@ -39,24 +39,24 @@ class Membership:
     """Heartbeats of this process and of the others, kept in the index."""
 
     def __init__(self, context: Context) -> None:
-        self.known = False
-        """Redis knows of this process."""
+        self.announced = False
+        """Whether this process is in Redis's set of processes."""
         index = context.index
         self.vendor_ttl = index.offline_after + index.leave_after
-        """Milliseconds after its last sign of life for which a vendor stays on the map."""
+        """Milliseconds for which a vendor stays on the map after it was last seen."""
         self._nodes = context.nodes
         self._index = index
         self._local_vendors = context.local_vendors
         self._clock = context.clock
         self._alone_after = context.config.alone_after
         self._interval = min(HEARTBEAT, index.offline_after / 5000)
-        # The loop's time until which other processes are assumed, even unheard.
+        # The loop's time until which other processes are assumed to exist.
         self._others_until = inf
         self._other_heard = asyncio.Event()
         self._wake = asyncio.Event()
 
-    def heard_other(self) -> None:
-        """Another process was heard, or may exist without being heard."""
+    def assume_others(self) -> None:
+        """Assumes for a while that there are other processes: one sent a message, or messages may be missed."""
         self._others_until = asyncio.get_running_loop().time() + self._alone_after
         self._other_heard.set()
 
@@ -72,15 +72,15 @@ class Membership:
             async with asyncio.timeout(timeout):
                 await self._other_heard.wait()
 
-    async def introduce(self) -> None:
-        """Announces this process in Redis before its vendors: readers take an unknown process for dead."""
-        if not self.known:
-            # If Redis loses what is written after this, it has lost this too.
+    async def announce(self) -> None:
+        """Adds this process to Redis before its vendors: readers consider an unknown process dead."""
+        if not self.announced:
+            # If Redis loses a later write, it has lost this one too.
             (added,) = await self._nodes.run([Command(BROADCAST, ("ZADD", PROCESSES, self._clock(), self._index.me))])
-            self.known = not refused(added)
+            self.announced = not refused(added)
 
-    async def learn(self, processes: Iterable[str]) -> None:
-        """Asks for the last heartbeat of processes not heard yet; without an answer they count as heard now."""
+    async def fetch_heartbeats(self, processes: Iterable[str]) -> None:
+        """Reads the last heartbeats of unknown processes from Redis; without an answer, assumes a heartbeat now."""
         unknown = [name for name in processes if name != self._index.me and name not in self._index.owners]
         if not unknown:
             return
@@ -91,30 +91,30 @@ class Membership:
             self._index.owner_heard(name, min(int(float(at or 0)), now), now)
 
     def heard_at(self, process: str) -> int:
-        """A process's last heartbeat, epoch ms; 0 if it was never heard."""
+        """A process's last heartbeat, epoch ms; 0 if there was none."""
         if process == self._index.me:
             return self._clock()
         known = self._index.owners.get(process)
         return 0 if known is None else known.heard
 
     def silent(self, process: str) -> bool:
-        """Whether a process has missed its heartbeats; never so while Redis is away."""
+        """Whether a process has missed its heartbeats; never true while Redis is down."""
         limit = self._interval * MISSED_HEARTBEATS * 1000
         return not self._index.frozen and self.heard_at(process) + limit < self._clock()
 
     def expired(self, registers: Registers, now: int) -> bool:
-        """Whether a vendor left the map by time, whichever process served it; False if its registers do not say."""
+        """Whether a vendor expired, whichever process served it; False if its registers have no time."""
         last = registers.last_seen(self.heard_at)
         return last is not None and last + self.vendor_ttl <= now
 
-    # its tasks
+    # tasks
 
     def wake(self) -> None:
         """Sends a heartbeat now."""
         self._wake.set()
 
     async def send_heartbeats(self, republish: Callable[[], None]) -> None:
-        """Sends heartbeats until cancelled; calls `republish` after Redis lost its data, and before that expires."""
+        """Sends heartbeats until cancelled; calls `republish` after Redis lost its data and before the data expires."""
         loop = asyncio.get_running_loop()
         rewritten = loop.time()
         hello = CellBatch().message(self._index.me)
@@ -129,10 +129,10 @@ class Membership:
                 ]
             )
             if not refused(added):
-                if added and self.known:
+                if added and self.announced:
                     log.warning("redis lost this process; its vendors are written again")
                     republish()
-                self.known = True
+                self.announced = True
             if loop.time() - rewritten > REWRITE_EVERY:
                 rewritten = loop.time()
                 await self._nodes.run([Command(BROADCAST, ("DEL", cells))])
@@ -144,7 +144,7 @@ class Membership:
             self._wake.clear()
 
     async def reap(self) -> None:
-        """Cleans up after processes that have been dead until all their vendors left the map; until cancelled."""
+        """Removes processes from Redis that have been dead until all their vendors expired; runs until cancelled."""
         while True:
             await asyncio.sleep(min(REAP_EVERY, self.vendor_ttl / 4000))
             latest = self._clock() - self.vendor_ttl - 1000
@@ -158,14 +158,14 @@ class Membership:
         for name, process in self._index.owners.items():
             if name != self._index.me and process.vendors and self.silent(name):
                 for vendor in tuple(process.vendors):
-                    self._local_vendors.reclaim(vendor.vendor_id, now)
+                    self._local_vendors.take_over(vendor.vendor_id, now)
 
     async def _reap(self, process: str) -> None:
         key = cells_key(process)
         (names,) = await self._nodes.run([Command(BROADCAST, ("SMEMBERS", key))], "read")
         if refused(names):
             return
-        # The process that removes it cleans up.
+        # Only the process whose ZREM succeeds cleans up.
         (removed,) = await self._nodes.run([Command(BROADCAST, ("ZREM", PROCESSES, process))])
         if refused(removed) or not removed:
             return
@@ -176,9 +176,9 @@ class Membership:
         log.info("cleaned up after a dead process", process=process, cells=len(names), registers=dropped)
 
     async def _drop_expired(self, at: int) -> int:
-        """Drops a cell's entries of vendors that left the map by time."""
+        """Drops a cell's entries of vendors that expired."""
         reading = await read_cell(self._nodes, at)
-        await self.learn(reading.processes())
+        await self.fetch_heartbeats(reading.processes())
         now = self._clock()
         expired = [
             word
@@ -191,7 +191,7 @@ class Membership:
 
 
 async def read_cell(nodes: Nodes, at: int) -> Reading:
-    """Returns what Redis holds of a cell, as far as it answers."""
+    """Returns a cell's registers from Redis; partial if Redis stops answering."""
     key, reading = positions_key(at), Reading()
     while True:
         (part,) = await nodes.run([Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN))], "read")
@@ -201,7 +201,7 @@ async def read_cell(nodes: Nodes, at: int) -> Reading:
 
 
 def drop_commands(at: int, words: Sequence[str | bytes]) -> Iterator[Command]:
-    """Commands that drop entries from a cell; `words` are each vendor's id and the versions up to which it goes."""
+    """Commands that drop entries from a cell; `words` are each vendor's id and the versions up to which to drop it."""
     key = positions_key(at)
     for start in range(0, len(words), CHUNK * 4):
         yield Command(key, ("EVAL", DROP, 1, key, *words[start : start + CHUNK * 4]))

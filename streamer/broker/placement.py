@@ -1,4 +1,4 @@
-"""In which cell each vendor of this process has its entry, and which entries are still to be dropped.
+"""Tracks the cell of each local vendor's entry in Redis, and the entries that are still to be dropped.
 
 A vendor has one place in Redis. The process that takes it over, or moves it to another cell, drops the old entry.
 """
@@ -33,11 +33,11 @@ from streamer.geo.grid import BUS_LEVEL, parent
 from streamer.live.vendor import Vendor
 
 OUTDATED = -1
-"""In place of a cell: another process knows of a newer fix."""
+"""Used in place of a cell: another process has written a newer fix."""
 
 
 class Entry(NamedTuple):
-    """Where this process wrote a vendor, the versions it wrote, and whether that is `sure` to have been done."""
+    """The cell and versions that this process wrote of a vendor; `sure`: Redis confirmed the write."""
 
     cell: int
     versions: Versions
@@ -45,15 +45,15 @@ class Entry(NamedTuple):
 
 
 class Placement:
-    """Entries and places of this process's vendors; sets `wake` when there is something to drop or to repeat."""
+    """Entries and places of this process's vendors; sets `wake` when there is something to drop or to retry."""
 
     def __init__(self, context: Context, membership: Membership, wake: asyncio.Event) -> None:
         self.entries: dict[str, Entry] = {}
         """This process's vendors in Redis."""
         self.dropping: dict[int, dict[str, Dropping]] = {}
-        """Entries to be dropped, by cell, now or when their node can be used again."""
+        """Entries to drop, by cell, as soon as their node is available."""
         self.unplaced: set[str] = set()
-        """Vendors whose place could not be asked or written."""
+        """Vendors whose place could not be read or written."""
         self._nodes = context.nodes
         self._index = context.index
         self._local_vendors = context.local_vendors
@@ -62,18 +62,18 @@ class Placement:
         self._wake = wake
 
     def drop(self, at: int, vendor_id: str, entry: Dropping) -> None:
-        """Has an entry dropped."""
+        """Schedules the drop of an entry."""
         self.dropping.setdefault(at, {})[vendor_id] = entry
         self._wake.set()
 
     def cancel_drop(self, at: int, vendor_id: str) -> None:
-        """Keeps an entry that was to be dropped."""
+        """Cancels the scheduled drop of an entry."""
         entries = self.dropping.get(at)
         if entries is not None and entries.pop(vendor_id, None) is not None and not entries:
             del self.dropping[at]
 
     def dropped(self, at: int, entries: Mapping[str, Dropping]) -> None:
-        """These entries were dropped; one that was added meanwhile stays to be dropped."""
+        """Removes dropped entries from the schedule; one that was added meanwhile stays."""
         held = self.dropping.get(at)
         if held is None:
             return
@@ -84,7 +84,7 @@ class Placement:
             del self.dropping[at]
 
     def sweep(self, vendor_ids: Iterable[str]) -> None:
-        """Drops the entries of those of these vendors that another process serves by now."""
+        """Drops the entries of vendors that another process serves by now."""
         for id in vendor_ids:
             if id in self._local_vendors:
                 continue
@@ -94,10 +94,10 @@ class Placement:
                 self.drop(entry.cell, id, Dropping(entry.versions))
 
     async def adopt(self, vendor_ids: Iterable[str]) -> dict[str, bytes]:
-        """Merges what Redis holds of vendors that this process begins to serve.
+        """Merges the state that Redis holds of vendors that this process begins to serve.
 
         Returns:
-            Their places as found, except those written by a living process, which is about to write a newer one.
+            The places found, except those written by another live process: it is about to write a newer one.
         """
         found: dict[str, tuple[bytes, str]] = {}
         by_cell: dict[int, list[str]] = {}
@@ -111,7 +111,7 @@ class Placement:
                 by_cell.setdefault(place.cell, []).append(id)
         read = await self._read_registers(by_cell)
         processes = {process for _, _, registers in read if (process := registers.process()) is not None}
-        await self._membership.learn(processes | {process for _, process in found.values()})
+        await self._membership.fetch_heartbeats(processes | {process for _, process in found.values()})
         self._merge(read)
         me, silent = self._index.me, self._membership.silent
         return {id: value for id, (value, process) in found.items() if process == me or silent(process)}
@@ -144,18 +144,18 @@ class Placement:
                 continue
             registers.put(index, now)
             if local_vendors.sockets[id] > 0 and index.vendors[id].presence.owner != index.me:
-                # Its newest connection is here, regardless of the other process's clock.
+                # The newest connection is this process's, even if the other process's clock is ahead.
                 local_vendors.claim(id, now)
 
     async def place(self, vendors: Mapping[str, Vendor], found: Mapping[str, bytes]) -> dict[str, int]:
-        """Writes where vendors are that moved to another cell or process.
+        """Writes the places of vendors that moved to another cell or process.
 
         Args:
-            vendors: those vendors.
-            found: places that `adopt` found and that may be replaced even if they are newer.
+            vendors: the vendors that moved.
+            found: places returned by `adopt`, which may be replaced even if they are newer.
 
         Returns:
-            The cell that was written for each, or OUTDATED.
+            The cell written for each vendor, or OUTDATED.
         """
         commands: list[Command] = []
         cells: dict[str, int] = {}
@@ -170,7 +170,7 @@ class Placement:
         for id, answer in zip(vendors, answers, strict=True):
             place = None
             if refused(answer):
-                # Written once that node is available; watchers of the cell need not wait for it.
+                # The place is written once its node is available; the cell's watchers need not wait for it.
                 self.unplaced.add(id)
             else:
                 place = parse_place(answer)
@@ -186,7 +186,7 @@ class Placement:
         return cells
 
     async def unplace(self, flush: Flush, failed: set[int]) -> None:
-        """Forgets the places of vendors that left the map."""
+        """Deletes the places of vendors that left the map."""
         commands = []
         for at, entries in flush.dropping.items():
             for id, entry in entries.items():
@@ -196,7 +196,7 @@ class Placement:
         await self._nodes.run(commands)
 
     async def drop_unknown(self, vendor_ids: Iterable[str]) -> None:
-        """Has deleted vendors dropped from where another process may have written them."""
+        """Schedules the drop of deleted vendors from the cells where another process may have written them."""
         ids = [id for id in vendor_ids if not any(id in entries for entries in self.dropping.values())]
         for id, place in (await read_places(self._nodes, ids, "write")).items():
             if place is not None:
@@ -204,7 +204,7 @@ class Placement:
 
 
 async def read_places(nodes: Nodes, vendor_ids: Sequence[str], lane: str = "read") -> dict[str, Place | None]:
-    """Returns the places of vendors; those whose Redis does not answer are left out."""
+    """Returns the places of vendors, without those whose node does not answer."""
     commands = [Command(place_key(id), ("GET", place_key(id))) for id in vendor_ids]
     values = await nodes.run(commands, lane) if commands else []
     return {id: parse_place(value) for id, value in zip(vendor_ids, values, strict=True) if not refused(value)}

@@ -1,7 +1,6 @@
-"""Writes and publishes the changes of this process's vendors. Receives nothing.
+"""Writes and publishes the changes of this process's vendors.
 
-What is not done yet, an entry to drop or a vendor to write, is kept until it is; a node that can't be used stops only
-what is on it.
+Pending work (entries to drop, vendors to write) is kept until it is done. A node that is down stops only work on it.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from streamer.live.vendor import Vendor
 log = structlog.get_logger()
 
 RETRY = 0.5
-"""Seconds until what a node did not take is tried again."""
+"""Seconds until failed writes are retried."""
 HANDOVER = 3.0
-"""Seconds for which the last fix of a vendor that went to another process is broadcast: that one may miss a message."""
+"""Seconds for which the last fix of a handed-over vendor is broadcast, as its new process may miss a message."""
 
 
 TURN = 250
-"""Vendors after which a flush lets others have the loop: about a millisecond."""
+"""Vendors after which a flush yields to the event loop: about a millisecond."""
 SWEPT = 2000
-"""Vendors after which a sweep does, which finds nothing to do for most: about a millisecond."""
+"""Vendors after which a sweep yields, which has nothing to do for most: about a millisecond."""
 
 
 class Publisher:
-    """Flushes what is marked at the configured pace, or `alone_gap` seconds apart while no other process is there."""
+    """Flushes marked vendors at the configured pace, or every `alone_gap` seconds while there is no other process."""
 
     def __init__(self, context: Context, membership: Membership) -> None:
         self._context = context
@@ -53,37 +52,37 @@ class Publisher:
         self._retry: dict[str, int] = {}
         self._gone: set[str] = set()
         self._handed_over: dict[str, tuple[Fix, float]] = {}
-        """Fixes of vendors that went to another process which may not know them, and until when they are broadcast."""
-        self._marks: dict[int, bytes] = {}
+        """Fixes of handed-over vendors, and the loop's time until which they are broadcast to the new process."""
+        self._generations: dict[int, bytes] = {}
         self._wake = asyncio.Event()
         self.placement = Placement(context, membership, self._wake)
 
     @property
     def pending(self) -> int:
-        """Vendors of which something is still to be written."""
+        """The number of vendors with pending writes."""
         return len(self._dirty.keys() | self._retry.keys()) + sum(map(len, self.placement.dropping.values()))
 
     def mark(self, vendor_id: str, parts: int) -> None:
-        """Has the next flush write parts of a vendor's state."""
+        """Marks parts of a vendor's state for the next flush."""
         self._dirty[vendor_id] = self._dirty.get(vendor_id, 0) | parts
         self._wake.set()
 
     def mark_gone(self, vendor_id: str) -> None:
-        """Takes a deleted vendor off every process's map."""
+        """Removes a deleted vendor from the maps of all processes."""
         self.forget(vendor_id)
         self._gone.add(vendor_id)
         self._wake.set()
 
-    def departed(self, vendor_ids: Iterable[str]) -> None:
-        """Drops the entries of vendors that left the map by time."""
+    def drop_expired(self, vendor_ids: Iterable[str]) -> None:
+        """Drops the entries of local vendors that expired."""
         for vendor_id in vendor_ids:
-            if self._local_vendors.departed(vendor_id):
+            if self._local_vendors.release_expired(vendor_id):
                 entry = self.placement.entries.pop(vendor_id, None)
                 if entry is not None:
                     self.placement.drop(entry.cell, vendor_id, Dropping(entry.versions, unplace=True))
 
     def forget(self, vendor_id: str) -> None:
-        """Drops the entry of a deleted vendor, whatever is in it."""
+        """Drops the entry of a deleted vendor, whatever its version."""
         self._dirty.pop(vendor_id, None)
         self._retry.pop(vendor_id, None)
         self._handed_over.pop(vendor_id, None)
@@ -91,14 +90,14 @@ class Publisher:
         if entry is not None:
             self.placement.drop(entry.cell, vendor_id, Dropping(ANY_VERSION, gone=True, unplace=True))
 
-    def settle(self, vendor_id: str, now: int) -> None:
-        """Keeps or releases a vendor of this process of which another one published something."""
+    def keep_or_release(self, vendor_id: str, now: int) -> None:
+        """Keeps or releases a local vendor after another process published it."""
         vendor = self._index.vendors.get(vendor_id)
         if vendor is None:
             return
         owner, ended = vendor.presence.owner, vendor.presence.ended
         if owner != self._index.me and (ended or self._membership.silent(owner)):
-            self._local_vendors.reclaim(vendor_id, now)
+            self._local_vendors.take_over(vendor_id, now)
         self.release_superseded(vendor_id)
 
     def release_superseded(self, vendor_id: str) -> None:
@@ -106,10 +105,10 @@ class Publisher:
         if not self._local_vendors.superseded(vendor_id):
             return
         vendor = self._index.vendors[vendor_id]
-        self._local_vendors.let_go(vendor_id)
+        self._local_vendors.release(vendor_id)
         unpublished = self._dirty.pop(vendor_id, 0) | self._retry.pop(vendor_id, 0)
         entry = self.placement.entries.pop(vendor_id, None)
-        # What is to be written again may have been lost by Redis.
+        # A vendor that waits to be written again may be lost in Redis.
         known = (
             entry is not None
             and entry.sure
@@ -123,25 +122,25 @@ class Publisher:
         self._context.remove_unheard(vendor)
 
     def broadcast_fix(self, vendor_id: str, fix: Fix) -> None:
-        """Broadcasts a fix that arrived here, for the process that serves the vendor."""
+        """Broadcasts a fix that arrived here to the process that serves the vendor."""
         self._handed_over[vendor_id] = (fix, asyncio.get_running_loop().time() + HANDOVER)
         self._wake.set()
 
     def republish(self) -> None:
-        """Writes all again, as Redis may have lost it."""
-        self._marks.clear()
+        """Writes all vendors again, as Redis may have lost them."""
+        self._generations.clear()
         self.placement.unplaced.clear()
         for vendor_id in self._local_vendors.sockets:
             self.mark(vendor_id, Part.ALL)
 
-    def place_again(self) -> None:
-        """Writes the vendors whose place could not be written."""
+    def retry_places(self) -> None:
+        """Writes the vendors again whose place could not be read or written."""
         unplaced, self.placement.unplaced = self.placement.unplaced, set()
         for vendor_id in unplaced:
             self.mark(vendor_id, Part.ALL)
 
     async def sweep(self) -> None:
-        """Drops what a vendor's change of process can leave behind."""
+        """Drops entries that a vendor's change of process can leave behind."""
         for some in _turns(list(self._local_vendors.sockets), SWEPT):
             for id in some:
                 if self._local_vendors.sockets.get(id) == 0:
@@ -151,13 +150,13 @@ class Publisher:
             self.placement.sweep(some)
             await asyncio.sleep(0)
 
-    # its task
+    # task
 
     async def run(self) -> None:
-        """Flushes what is marked, until cancelled."""
+        """Flushes marked vendors until cancelled."""
         loop = asyncio.get_running_loop()
         config, placement = self._context.config, self.placement
-        self._membership.heard_other()
+        self._membership.assume_others()
         while True:
             if self._retry or placement.dropping or self._gone or self._handed_over:
                 with suppress(TimeoutError):
@@ -168,7 +167,7 @@ class Publisher:
             self._wake.clear()
             started = loop.time()
             await self._cadence.round(self.flush())
-            # While a node is away a flush suspends nowhere, and what it could not do may wake the next one at once.
+            # While a node is down, a flush never suspends, and its failed writes may wake the next one at once.
             failing = self._retry or placement.dropping
             await asyncio.sleep(config.pace.ceiling if failing else self._cadence.wait())
             if self._membership.alone:
@@ -176,7 +175,7 @@ class Publisher:
                 await self._membership.wait_for_other(max(config.alone_gap - (loop.time() - started), 0))
 
     async def flush(self) -> None:
-        """Writes and publishes what changed; what could not be is kept for the next time."""
+        """Writes and publishes changes; failed writes are kept for the next flush."""
         dirty, self._dirty = self._dirty, {}
         retry, self._retry = self._retry, {}
         for vendor_id, parts in retry.items():
@@ -205,12 +204,12 @@ class Publisher:
         if gone:
             flush.broadcast().gone += gone
         await self.placement.drop_unknown(gone)
-        commands = list(flush.commands(self._index.me, self._marks))
+        commands = list(flush.commands(self._index.me, self._generations))
         if not commands:
             return
         answers = await self._nodes.run([command for _, command in commands])
         failed = self._failed(commands, answers)
-        self._book(flush, failed)
+        self._record_outcome(flush, failed)
         if EVERYWHERE not in failed:
             self._gone.difference_update(gone)
             now = asyncio.get_running_loop().time()
@@ -221,7 +220,7 @@ class Publisher:
 
     async def _place(self, dirty: dict[str, int]) -> dict[str, int]:
         """Adopts the vendors this process begins to serve, and places those that moved to another cell."""
-        await self._membership.introduce()
+        await self._membership.announce()
         claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in self._local_vendors]
         found: dict[str, bytes] = {}
         for some in _turns(claims, TURN):
@@ -245,7 +244,7 @@ class Publisher:
         return placed
 
     def _collect(self, flush: Flush, vendor_id: str, parts: int, placed: dict[str, int]) -> None:
-        """Has a flush write a vendor, or a later one; `placed`: the cells written in this flush."""
+        """Adds a vendor to this flush, or keeps it for a later one; `placed`: the cells written in this flush."""
         vendor = self._publishable(vendor_id)
         if vendor is None:
             return
@@ -254,9 +253,9 @@ class Publisher:
         if vendor_id in placed:
             if placed[vendor_id] != at:
                 if placed[vendor_id] != OUTDATED:
-                    # It moved on meanwhile, perhaps back: what it was before in any cell is to be dropped.
+                    # It moved again meanwhile, perhaps back, so its older entries in any cell must be dropped.
                     self.placement.entries[vendor_id] = Entry(placed[vendor_id], versions_of(vendor), sure=False)
-                self._keep(vendor_id, Part.ALL)
+                self._retry_later(vendor_id, Part.ALL)
                 return
             parts = Part.ALL
         elif entry is None or entry.cell != at:
@@ -265,10 +264,10 @@ class Publisher:
         if self._nodes.answers(channel(at)):
             flush.write(at, vendor, parts)
         else:
-            self._keep(vendor_id, parts)
+            self._retry_later(vendor_id, parts)
 
     def _failed(self, commands: list[tuple[int, Command]], answers: list[Answer]) -> set[int]:
-        """The cells of which a command failed; notes the marks of those that were written."""
+        """Returns the cells of which a command failed; records the generations of the cells that were written."""
         failed: set[int] = set()
         for (at, command), answer in zip(commands, answers, strict=True):
             if refused(answer):
@@ -276,27 +275,27 @@ class Publisher:
                 if not isinstance(answer, Unavailable):
                     log.error("redis refused a write", cause=str(answer), key=command.key)
             elif command.words[1] is WRITE:
-                self._note_mark(at, answer)
+                self._note_generation(at, answer)
         return failed
 
-    def _book(self, flush: Flush, failed: set[int]) -> None:
-        """Notes what a flush did, and keeps what it could not do."""
+    def _record_outcome(self, flush: Flush, failed: set[int]) -> None:
+        """Records a flush's successful writes, and keeps the failed ones."""
         for at, vendors in flush.written.items():
             for id, (parts, versions) in vendors.items():
                 if id in self._local_vendors:
-                    # Also where it failed: the command may have been carried out.
+                    # Also after a failure, as the command may have been carried out.
                     self.placement.entries[id] = Entry(at, versions, sure=at not in failed)
                     if at in failed:
-                        self._keep(id, parts)
+                        self._retry_later(id, parts)
                 else:
-                    # Released, departed or deleted while this was being written.
+                    # Released, expired or deleted during the write.
                     self.placement.drop(at, id, Dropping(versions))
         for at, entries in flush.dropping.items():
             if at not in failed:
                 self.placement.dropped(at, entries)
         if EVERYWHERE in failed:
             for id in flush.broadcast_ids:
-                self._keep(id, Part.PRESENCE)
+                self._retry_later(id, Part.PRESENCE)
 
     def _publishable(self, vendor_id: str) -> Vendor | None:
         """A vendor of this process whose position and card are known."""
@@ -305,15 +304,15 @@ class Publisher:
             return None
         return vendor
 
-    def _keep(self, vendor_id: str, parts: int) -> None:
-        """Writes parts of a vendor with a later flush."""
+    def _retry_later(self, vendor_id: str, parts: int) -> None:
+        """Schedules parts of a vendor for a later flush."""
         self._retry[vendor_id] = self._retry.get(vendor_id, 0) | parts
 
-    def _note_mark(self, at: int, mark: bytes) -> None:
-        """Notes the mark of a cell that was written; if it is a new one, the rest of the cell is written again."""
-        known = self._marks.get(at)
-        self._marks[at] = mark
-        if known is not None and known != mark:
+    def _note_generation(self, at: int, generation: bytes) -> None:
+        """Records a written cell's generation; if it is new, Redis lost the cell, and all of it is written again."""
+        known = self._generations.get(at)
+        self._generations[at] = generation
+        if known is not None and known != generation:
             log.warning("redis lost a cell; its vendors are written again", cell=cell_name(at))
             for id, entry in self.placement.entries.items():
                 if entry.cell == at:
@@ -321,6 +320,6 @@ class Publisher:
 
 
 def _turns(vendor_ids: list[str], size: int) -> Iterator[list[str]]:
-    """The vendors in parts after which others have the loop."""
+    """The vendors in parts, between which the caller yields to the event loop."""
     for start in range(0, len(vendor_ids), size):
         yield vendor_ids[start : start + size]

@@ -1,4 +1,4 @@
-"""The Redis user that the server needs: its keys, channels and commands, and nothing else."""
+"""The minimal permissions of the server's Redis user: keys, channels and commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STREAM = ("exists", "hdel", "hget", "hgetall", "hset", "xadd", "xdel", "xrange")
 
 
 def acl_rules(stream_key: str | None = None) -> str:
-    """The rules of an ACL user; with `stream_key` also those for the Redis Stream that other services follow."""
+    """The rules of an ACL user; with `stream_key` also those for the Redis Stream that other services read."""
     keys = [f"~{PREFIX}*"]
     commands = {*CONNECTION, *BROKER}
     if stream_key is not None:

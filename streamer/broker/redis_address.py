@@ -23,7 +23,7 @@ SENTINEL_OPTIONS = ("username", "password")
 
 
 class RedisAddress:
-    """Where Redis is, and how a connection to it is made.
+    """The address of Redis, and a factory of connections to it.
 
     `redis+sentinel://[user:password@]host:port,host:port/SERVICE[/DB]`: user and password are those of Redis; the
     query's `sentinel_username` and `sentinel_password` are those of the Sentinels.
@@ -49,7 +49,7 @@ class RedisAddress:
         self.seed: Host = (str(self._options.get("host", "localhost")), int(self._options.get("port", 6379)))
 
     def _ask_sentinels(self, url: SplitResult) -> SplitResult:
-        """Has the Sentinels of a URL asked for the primary; returns the URL without what is theirs."""
+        """Sets up the Sentinels of a URL; returns the URL without their options."""
         credentials, at, hosts = url.netloc.rpartition("@")
         sentinels = [_host(host) for host in hosts.split(",") if host]
         self.service, _, database = url.path.strip("/").partition("/")
@@ -80,14 +80,14 @@ class RedisAddress:
         return url._replace(netloc=netloc, path=f"/{database or 0}", query=query)
 
     async def primary(self) -> Host:
-        """The host and port to write to now; asks the Sentinels if there are any, and raises RedisError or OSError."""
+        """The primary's host and port, from the Sentinels if there are any; raises RedisError or OSError."""
         if self._sentinel is None or self.service is None:
             return self.seed
         host, port = await self._sentinel.discover_master(self.service)
         return str(host), int(port)
 
     async def connect(self, where: Host | None = None) -> Connection:
-        """A connected connection to `where`, or to the primary; raises RedisError, OSError or TimeoutError."""
+        """Connects to `where`, or to the primary; raises RedisError, OSError or TimeoutError."""
         connection = self.connection(where or await self.primary())
         try:
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
@@ -97,7 +97,7 @@ class RedisAddress:
         return connection
 
     def connection(self, where: Host) -> Connection:
-        """A connection that is not connected yet."""
+        """An unconnected connection."""
         options = dict(self._options)
         if "path" not in options:  # no UNIX socket
             options["host"], options["port"] = where
@@ -145,6 +145,6 @@ def _host(text: str) -> Host:
 def describe(error: BaseException) -> str:
     """Why Redis can't be used, in one sentence for an operator."""
     if isinstance(error, TimeoutError) and not str(error):
-        # Also what a client with TLS sees of a Redis without: it waits for the end of a line.
+        # A client with TLS gets this from a Redis without TLS, which waits for the end of a line.
         return "it did not answer in time: check that it runs, and speaks TLS if REDIS_URL says rediss://"
     return tls.explained(error, "REDIS_URL", "ssl_ca_certs") or f"{type(error).__name__}: {error}"

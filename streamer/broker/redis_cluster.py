@@ -1,7 +1,7 @@
-"""All nodes of a Redis: which one serves a key, requests that fail node by node, slots that move.
+"""All nodes of a Redis: routes requests and channels to the node that serves them, and follows slots that move.
 
-One Redis is one node, and so is a primary that Sentinels watch. Of a Redis Cluster the map of slots is followed.
-A node that can't be used costs only what is on it.
+A single Redis is one node, as is a primary with Sentinels. A Redis Cluster has a node per primary of its slot map.
+A failing node affects only its own keys and channels.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ log = structlog.get_logger()
 
 SLOTS = 16384
 REDIRECTS = 4
-"""How often a command follows a slot that moves."""
+"""Attempts of a command whose slot moves."""
 MAP_EVERY = 0.5
-"""Seconds between two reads of the cluster's map while something is wrong with it."""
+"""Seconds between two reads of the cluster's slot map while it is outdated or a node fails."""
 MAP_EVERY_IDLE = 15.0
 SENTINEL_EVERY = 2.0
-"""Seconds between two questions to the Sentinels whether the primary is still the one in use."""
+"""Seconds between two requests to the Sentinels for the current primary."""
 
 
 class Nodes:
@@ -61,7 +61,7 @@ class Nodes:
 
     @property
     def cause(self) -> str | None:
-        """Why not everything is served, None when it is."""
+        """Why a part of Redis is not available; None when all of it is."""
         if self._map_cause is not None:
             return self._map_cause
         for node in self._nodes.values():
@@ -78,17 +78,17 @@ class Nodes:
         return self._slots[key_slot(key)] if self._slots else None
 
     def answers(self, key: bytes) -> bool:
-        """Whether requests for a key are answered now."""
+        """Whether the node of a key answers requests now."""
         node = self.of(key)
         return node is not None and node.answers
 
     def up(self, key: bytes) -> bool:
-        """Whether a channel's node answers and is heard."""
+        """Whether a channel's node answers and its subscriptions are up."""
         node = self.of(key)
         return node is not None and node.up
 
     def want(self, channel: bytes) -> None:
-        """Subscribes to a channel on the node that serves it, and on no other."""
+        """Subscribes to a channel on the node that serves it, and unsubscribes on others."""
         serving = self.of(channel)
         for node in self._nodes.values():
             if node is serving:
@@ -104,9 +104,9 @@ class Nodes:
                 node.subscription.drop(channel)
 
     async def run(self, commands: Sequence[Command], lane: str = "write") -> list[Answer]:
-        """Each command's answer in order, an exception where there is none; slots that move are followed.
+        """Runs commands and follows slots that move; returns the answers in order, an exception where there is none.
 
-        Commands for one node are carried out in their order, as long as no slot moves.
+        Commands for one node run in their order, as long as no slot moves.
         """
         answers: list[Answer] = [None] * len(commands)
         todo = list(range(len(commands)))
@@ -152,10 +152,10 @@ class Nodes:
         elif by_node:
             await asyncio.gather(*[run_on(node, places) for node, places in by_node.items()])
 
-    # its task
+    # task
 
     async def keep(self) -> None:
-        """Probes nodes, keeps subscriptions and the slot map, until cancelled; raises the error of a failed task."""
+        """Probes nodes, maintains subscriptions and the slot map until cancelled; raises the error of a failed task."""
         loop = asyncio.get_running_loop()
         looked = loop.time() - MAP_EVERY_IDLE
         try:
@@ -193,12 +193,12 @@ class Nodes:
             node.close()
         await self.address.close()
 
-    # which nodes there are
+    # discovery of nodes
 
     def _add(self, where: Host) -> Node:
         known = self._nodes.get(where)
         if known is None:
-            # With Sentinels each connection asks for the primary of that moment.
+            # With Sentinels, each new connection asks them for the current primary.
             connect = partial(self.address.connect, None if self.address.service else where)
             name = self.address.service or ""
             known = self._nodes[where] = Node(
@@ -207,7 +207,7 @@ class Nodes:
         return known
 
     async def _check_primary(self) -> None:
-        """Moves to another primary as soon as the Sentinels agreed on it, even if the old one still takes writes."""
+        """Switches to another primary as soon as the Sentinels agree on it, even if the old one still takes writes."""
         try:
             primary = await self.address.primary()
         except CONNECTION_ERRORS as error:
@@ -218,7 +218,7 @@ class Nodes:
         self._primary = primary
 
     async def _read_map(self) -> None:
-        """Reads the cluster's map."""
+        """Reads the cluster's slot map."""
         known = sorted(self._nodes.values(), key=lambda node: not node.answers)
         for where in dict.fromkeys([*(node.where for node in known), self.address.seed]):
             requests = RequestConnection(partial(self.address.connect, where), self._timeout)

@@ -1,4 +1,4 @@
-"""Connections to one Redis server: one that carries requests, one that keeps subscriptions."""
+"""Connections to one Redis server, for requests and for subscriptions."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ log = structlog.get_logger()
 PING_EVERY = 0.5
 """Seconds between two pings of a subscription."""
 SILENCE_LIMIT = 2.0
-"""Seconds of silence after which a subscription is opened again; with PING_EVERY below the contract's 3 s."""
+"""Seconds without a reply after which a subscription reconnects; with PING_EVERY below the documented 3 s."""
 PIPELINE = 500
-"""Commands written before their answers are read."""
+"""Maximum number of commands written before their answers are read."""
 
 TURN = 32 << 10
-"""Bytes of messages after which others have the loop: about 400 fixes, 3 ms."""
+"""Bytes of messages after which the reader yields to the event loop: about 400 fixes, 3 ms."""
 
 CONNECTION_ERRORS = (RedisError, OSError, TimeoutError)
 Answer = Any
-"""What Redis answered; an exception where it did not answer or refused."""
+"""An answer of Redis; an exception if it did not answer or refused."""
 
 FAULTS = (ReadOnlyError, MasterDownError, OutOfMemoryError)
 FAULT_PREFIXES = ("NOREPLICAS", "MISCONF")
-"""Refusals of a whole server for which redis-py has no class."""
+"""Errors of a whole server for which redis-py has no class."""
 
 Connect = Callable[[], Awaitable[Connection]]
 
 
 class Command(NamedTuple):
-    """A command and the key (or channel) by which its node is found."""
+    """A command, and the key or channel that determines its node."""
 
     key: bytes
     words: tuple[Any, ...]
 
 
 def refused(answer: Answer) -> bool:
-    """Whether Redis did not answer, or refused."""
+    """Whether an answer is an error: Redis did not answer, or refused."""
     return isinstance(answer, Exception)
 
 
@@ -67,7 +67,7 @@ def is_fault(answer: Answer) -> bool:
 
 
 class RequestConnection:
-    """One connection for requests, used by one caller at a time; dropped whenever its state is unknown."""
+    """One connection for requests, used by one caller at a time; closed whenever its state is unknown."""
 
     def __init__(self, connect: Connect, timeout: float) -> None:
         self._connect = connect
@@ -77,7 +77,7 @@ class RequestConnection:
         self._cut_requested = False
 
     async def run(self, commands: Sequence[tuple[Any, ...]]) -> list[Answer]:
-        """The answers in order, a refusal as its exception; raises when the connection failed or took too long."""
+        """Runs commands; returns the answers in order, refusals as exceptions. Raises when the connection fails."""
         answers: list[Answer] = []
         async with self._lock:
             keep = False
@@ -104,7 +104,7 @@ class RequestConnection:
                 answers.append(refusal)
 
     def cut(self) -> None:
-        """Closes the connection, after the request that is using it; the next request makes a new one."""
+        """Closes the connection once the running request ends; the next request opens a new one."""
         self._cut_requested = self._lock.locked()
         if not self._cut_requested:
             self._reset()
@@ -116,23 +116,23 @@ class RequestConnection:
 
 
 class SubscriptionHandler(Protocol):
-    """What a node's subscription reports."""
+    """Receives the events of a node's subscriptions."""
 
     def on_message(self, channel: bytes, data: bytes) -> None:
-        """A message was published."""
+        """Called when a message arrives."""
 
     def on_subscribed(self, channel: bytes) -> None:
-        """A channel is heard from now on; called again after every gap."""
+        """Called when a channel is subscribed, again after every gap."""
 
     def on_misplaced(self, channel: bytes) -> None:
-        """The node does not serve this channel."""
+        """Called when the node does not serve a channel."""
 
     def on_subscription(self, up: bool) -> None:
-        """The connection is there, or was lost."""
+        """Called when the connection is up, or was lost."""
 
 
 class SubscriptionConnection:
-    """One node's subscriptions: pings its connection, restores it, and reports gaps."""
+    """One node's subscriptions: sends pings, reconnects, and reports gaps."""
 
     def __init__(self, connect: Connect, handler: SubscriptionHandler) -> None:
         self.wanted: set[bytes] = set()
@@ -149,12 +149,12 @@ class SubscriptionConnection:
         self._usable = asyncio.Event()
 
     def want(self, channel: bytes) -> None:
-        """Subscribes to a channel as well."""
+        """Subscribes to another channel."""
         kept = channel not in self.wanted and channel in self._active and channel not in self._requested
         self.wanted.add(channel)
         self._wake.set()
         if kept:
-            self._handler.on_subscribed(channel)  # not unsubscribed yet, so Redis would not confirm it again
+            self._handler.on_subscribed(channel)  # still subscribed, so Redis will not confirm it again
 
     def drop(self, channel: bytes) -> None:
         """Unsubscribes from a channel."""
@@ -162,7 +162,7 @@ class SubscriptionConnection:
         self._wake.set()
 
     def connect(self) -> None:
-        """Connects, and stays connected, now that the node can be used."""
+        """Connects and stays connected, now that the node is available."""
         self._usable.set()
 
     def disconnect(self, cause: str | None = None) -> None:
@@ -172,14 +172,14 @@ class SubscriptionConnection:
         self._wake.set()
 
     async def run(self) -> None:
-        """Keeps the subscriptions while the node is available, until cancelled."""
+        """Maintains the subscriptions while the node is available, until cancelled."""
         delay = 0.05
         while True:
             await self._usable.wait()
             try:
                 await self._session()
             except asyncio.CancelledError:
-                self.up = False  # that is no gap
+                self.up = False  # a shutdown is no gap
                 raise
             except CONNECTION_ERRORS as error:
                 if self._usable.is_set():
@@ -214,7 +214,7 @@ class SubscriptionConnection:
                 finally:
                     waker.cancel()
                 if (late := loop.time() - began - PING_EVERY) > PING_EVERY:
-                    self._last_reply += late  # this process was suspended: what came meanwhile is not read yet
+                    self._last_reply += late  # this process was suspended, and has not read yet what arrived meanwhile
                 if reader.done():
                     reader.result()
                 if not self._usable.is_set():
@@ -228,13 +228,13 @@ class SubscriptionConnection:
                 reader.exception()  # retrieved; raised above if it came first
 
     async def _synchronize(self, connection: Connection) -> None:
-        """Sends what is to be subscribed and unsubscribed, and a ping."""
+        """Sends pending subscriptions and unsubscriptions, and a ping."""
         missing, extra = self.wanted - self._active, self._active - self.wanted
         self._requested.extend(missing)
         self._active |= missing
         self._active -= extra
         self._dropped.extend(extra)
-        # One command a channel, as the channels of one cluster node are of many slots.
+        # One command per channel, as the channels of a cluster node are in different slots.
         commands = [("SSUBSCRIBE", name) for name in missing] + [("SUNSUBSCRIBE", name) for name in extra]
         async with asyncio.timeout(SILENCE_LIMIT):
             await connection.send_packed_command(connection.pack_commands([*commands, ("PING",)]))
@@ -245,7 +245,7 @@ class SubscriptionConnection:
         while True:
             if taken > TURN:
                 taken = 0
-                await asyncio.sleep(0)  # what is read already does not suspend the task
+                await asyncio.sleep(0)  # reading buffered replies never suspends the task
             try:
                 reply = await connection.read_response(timeout=float("inf"), disconnect_on_error=False)
             except ResponseError as refusal:

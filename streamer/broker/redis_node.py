@@ -1,8 +1,8 @@
-"""One Redis server and the probe that decides whether it can be used.
+"""One Redis server, and the probe that decides whether it is available.
 
-A server that refuses writes (demoted to a replica, out of memory, loading, without enough replicas) is as unusable as
-one that does not answer: its connections are closed and opened again, as a proxy or a host name may lead to another
-server by then. Subscriptions connect only after the probe succeeded, so that both reach a server that takes writes.
+A server that refuses writes (demoted to a replica, out of memory, loading, without enough replicas) is as unavailable
+as one that does not answer. Its connections are closed and opened again, as a proxy or a host name may lead to another
+server by then. Subscriptions connect only after a successful probe, so that they reach a server that takes writes, too.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ log = structlog.get_logger()
 PROBE_EVERY = 1.0
 """Seconds between two probes."""
 PROBE_SCRIPT = "#!lua\nreturn 1"
-"""A script with a shebang and no flags: Redis runs it only where it would take a write. It writes nothing."""
+"""A script with a shebang and no flags: Redis runs it only if it would take a write. It writes nothing."""
 
 
 class RedisHandler(Protocol):
-    """What is reported of all nodes."""
+    """Receives the events of all nodes."""
 
     def on_message(self, channel: bytes, data: bytes) -> None:
-        """A message was published."""
+        """Called when a message arrives."""
 
     def on_subscribed(self, channel: bytes) -> None:
-        """A channel is heard from now on; called again after every gap."""
+        """Called when a channel is subscribed, again after every gap."""
 
     def on_answering(self, node: Node) -> None:
-        """A node answers, for the first time or again: what it holds may be gone or old."""
+        """Called when a node answers, for the first time or again: its data may be lost or outdated."""
 
     def on_subscription(self, node: Node, up: bool) -> None:
-        """A node's subscriptions are there, or were lost."""
+        """Called when a node's subscriptions are up, or were lost."""
 
     def on_slots_moved(self) -> None:
-        """Keys and channels are on other nodes than before."""
+        """Called when keys and channels moved between nodes."""
 
 
 class Node:
@@ -75,25 +75,25 @@ class Node:
         """Whether the last request was answered; a node that does not answer is only probed."""
         self.cause: str | None = "not connected yet"
         self.failures = 0
-        """Requests and probes that failed since the node answered last."""
+        """Requests and probes that failed since the node's last answer."""
         self.probe_key = b""
         """A key that this node serves."""
         self.requests = {"write": RequestConnection(connect, timeout), "read": RequestConnection(connect, timeout)}
         self.subscription = SubscriptionConnection(connect, self)
         self.tasks: list[asyncio.Task[None]] = []
         self._handler = handler
-        self._misplaced = misplaced  # set when a key or channel is on another node by now
+        self._misplaced = misplaced  # set when a key or channel has moved to another node
         self._counters = counters
         self._failed = asyncio.Event()
         self._down_since = time.monotonic()
 
     @property
     def up(self) -> bool:
-        """Whether requests are answered and channels are heard."""
+        """Whether requests are answered and subscriptions are up."""
         return self.answers and self.subscription.up
 
     async def run(self, lane: str, commands: Sequence[tuple[Any, ...]]) -> list[Answer]:
-        """The answers in order; Unavailable for each command that was not answered, or refused as every write is."""
+        """Runs commands; returns the answers in order, Unavailable if there is none or the server takes no writes."""
         began = time.monotonic()
         try:
             answers = await self.requests[lane].run(commands)
@@ -108,7 +108,7 @@ class Node:
         return answers
 
     def lost(self, cause: str) -> None:
-        """A request failed: closes all connections and has the node probed until it can be used again."""
+        """Handles a failed request: closes all connections, and probes the node until it is available again."""
         self.cause = cause
         self.failures += 1
         for requests in self.requests.values():
@@ -157,7 +157,7 @@ class Node:
             raise answer
 
     def start(self) -> None:
-        """Starts the node's tasks, unless they run."""
+        """Starts the node's tasks unless they are running."""
         if not self.tasks:
             self.tasks = [
                 asyncio.create_task(self.subscription.run(), name=f"broker-subscriptions-{self.name}"),
@@ -179,15 +179,15 @@ class Node:
         self._handler.on_message(channel, data)
 
     def on_subscribed(self, channel: bytes) -> None:
-        """Passes it on."""
+        """Passes the event on."""
         self._handler.on_subscribed(channel)
 
     def on_misplaced(self, channel: bytes) -> None:
-        """Reports that another node serves a channel by now."""
+        """Reports that a channel has moved to another node."""
         self._misplaced.set()
 
     def on_subscription(self, up: bool) -> None:
-        """Reports that this node's subscriptions are there or lost; lost ones come back after the next probe."""
+        """Reports that this node's subscriptions are up or lost; lost ones are restored after the next probe."""
         if not up:
             self.subscription.disconnect()
             self._failed.set()

@@ -1,18 +1,18 @@
-"""What Redis holds of a vendor: names of keys, scripts that let the newest win, states encoded and decoded. Pure.
+"""The schema of live vendors in Redis: names of keys, last-write-wins scripts, encoding and decoding. Pure.
 
-Everything of a broker cell shares a hash tag, so the same code runs on one Redis and on a Redis Cluster:
+All keys of a broker cell share a hash tag, so the same code runs on one Redis and on a Redis Cluster:
 
     v2:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
-                         ! -> a mark made with the hash; a different one means that Redis lost the hash meanwhile
+                         ! -> the hash's generation, set at its creation; a new one means that Redis lost the hash
     v2:{812.403}         sharded channel: [origin, fixes, cards, presences, https, gone], a message per cell and flush
     v2:at:{vendorId}     a vendor's place: version of its fix (13 digits), broker cell, space, process that wrote it
-    v2:{roam}            sharded channel for all: heartbeats, and the state of vendors that changed cell or process
+    v2:{roam}            sharded broadcast channel: heartbeats, and the state of vendors that changed cell or process
     v2:{roam}:owners     sorted set: process -> its last heartbeat, epoch ms
     v2:{roam}:of:PROCESS set: the broker cells a process wrote to, for cleaning up when it is dead
-    v2:probe             a key that is never written: the probe of a node names it
+    v2:probe             a key that is never written, for the probe of a node
     v2:once:{vendorId}   set while a vendor without a plan may not go live again
 
-Versions make writes commute: an older register never replaces a newer one, whichever process is late.
+Versions make writes commute: an older register never replaces a newer one, in whatever order they arrive.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from streamer.protocol.messages import dumps
 CELL_TTL = 2 * 3600
 AT_TTL = 24 * 3600
 PROCESSES_TTL = 7 * 24 * 3600
-"""Seconds for which data that is no longer written is kept at most."""
+"""Seconds after the last write at which data expires."""
 CHUNK = 400
-"""Vendors in one EVAL, as Lua's stack bounds how many arguments it can unpack, and in one message."""
+"""Maximum number of vendors in one EVAL, as Lua's stack limits the arguments of `unpack`, and in one message."""
 SCAN = 1000
-"""Registers asked for at a time."""
+"""Registers requested at a time."""
 BROADCAST = b"v2:{roam}"
 PROCESSES = BROADCAST + b":owners"
-MARK = b"!"
+GENERATION = b"!"
 NEVER = b"0" * 13
 ALWAYS = b"9" * 13
 
 LIMIT = f"""
 local limit = string.format('%013.0f', redis.call('TIME')[1] * 1000 + {CLOCK_TOLERANCE})
 """
-"""Lua: the version beyond which a register is of a process whose clock is wrong, and yields to every other."""
+"""Lua: a register with a version beyond this is from a process whose clock is wrong. Every other one replaces it."""
 
 WRITE = (
     LIMIT
@@ -77,9 +77,9 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return held[1]
 """
 )
-"""KEYS: a cell. ARGV: TTL in seconds, a new mark, then field, value … Returns the mark of what the cell holds.
+"""KEYS: a cell. ARGV: TTL in seconds, a new generation, then field, value … Returns the cell's generation.
 
-Of two values of one version the greater one stays, as everywhere: writes commute.
+Of two values with the same version the greater one stays, as in the index, so that writes commute.
 """
 
 DROP = """
@@ -95,7 +95,7 @@ for i = 1, #ARGV, 4 do
 end
 return gone
 """
-"""KEYS: a cell. ARGV: vendor, newest versions known of its fix, presence and HTTP ping … Keeps newer entries."""
+"""KEYS: a cell. ARGV: vendor, newest known versions of its fix, presence and HTTP ping … Keeps newer entries."""
 
 PLACE = (
     LIMIT
@@ -111,7 +111,7 @@ end
 return held
 """
 )
-"""KEYS: a vendor's place. ARGV: the new value, one that it may replace even if that is newer, TTL in seconds."""
+"""KEYS: a vendor's place. ARGV: the new value, an old value that it may replace even if newer, TTL in seconds."""
 
 UNPLACE = """
 local held = redis.call('GET', KEYS[1])
@@ -120,18 +120,18 @@ if held and held:sub(1, 13) <= ARGV[1] and (ARGV[2] == '' or held:sub(-#ARGV[2])
 end
 return 0
 """
-"""KEYS: a vendor's place. ARGV: the newest version to forget, the process that must have written it; empty: any."""
+"""KEYS: a vendor's place. ARGV: the newest version to delete, the process that must have written it (empty: any)."""
 
 READ = """
-local mark = redis.call('HGET', KEYS[1], '!')
-if not mark then
-  mark = ARGV[2]
-  redis.call('HSET', KEYS[1], '!', mark)
+local generation = redis.call('HGET', KEYS[1], '!')
+if not generation then
+  generation = ARGV[2]
+  redis.call('HSET', KEYS[1], '!', generation)
   redis.call('EXPIRE', KEYS[1], ARGV[1])
 end
-return mark
+return generation
 """
-"""KEYS: a cell. ARGV: TTL in seconds, a new mark. Returns the mark of what the cell holds."""
+"""KEYS: a cell. ARGV: TTL in seconds, a new generation. Returns the cell's generation."""
 
 
 def channel(cell: int) -> bytes:
@@ -160,12 +160,12 @@ def cells_key(process: str) -> bytes:
 
 
 def place_value(version: bytes, cell: int, process: str) -> bytes:
-    """A vendor's place as it is stored."""
+    """The stored form of a vendor's place."""
     return b"%b%b %b" % (version, cell_name(cell).encode(), process.encode())
 
 
 class Place(NamedTuple):
-    """Where a vendor is: the version of its fix, the broker cell, and the process that wrote it."""
+    """A vendor's place: the version of its fix, the broker cell, and the process that wrote it."""
 
     version: bytes
     cell: int
@@ -173,7 +173,7 @@ class Place(NamedTuple):
 
 
 def parse_place(value: bytes | None) -> Place | None:
-    """A stored place; None for none, and for a value that is no place."""
+    """Decodes a stored place; None if there is none or it is invalid."""
     if value is None or not value[:13].isdigit():
         return None
     try:
@@ -192,7 +192,7 @@ class Versions(NamedTuple):
 
 
 def versions_of(vendor: Vendor) -> Versions:
-    """The versions of a vendor's state now."""
+    """The current versions of a vendor's state."""
     return Versions(b"%013d" % max(vendor.fix.version, 0), b"%013d" % vendor.presence.since, b"%013d" % vendor.http)
 
 
@@ -200,12 +200,12 @@ ANY_VERSION = Versions(ALWAYS, ALWAYS, ALWAYS)
 
 
 class UnknownMessage(Exception):
-    """A message of another version among the processes; tells what is not understood."""
+    """A message that can't be decoded, sent by a process of another version; the text names the error."""
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Has what fails while a message is decoded raise UnknownMessage."""
+    """Converts errors of decoding a message to UnknownMessage."""
     try:
         yield
     except (ValueError, TypeError, LookupError) as error:
@@ -213,7 +213,7 @@ def decoding() -> Iterator[None]:
 
 
 class CellMessage(NamedTuple):
-    """A decoded message: the process that sent it, and what it says of vendors, by id."""
+    """A decoded message: the process that sent it, and vendors' registers by id."""
 
     origin: str
     fixes: list[tuple[str, Fix]]
@@ -224,7 +224,7 @@ class CellMessage(NamedTuple):
 
 
 def parse_message(data: bytes, concerns: Callable[[str], bool] | None = None) -> CellMessage:
-    """Decodes what `CellBatch.message` encodes, of vendors for which `concerns` holds; raises UnknownMessage."""
+    """Decodes a `CellBatch.message`, only vendors for which `concerns` is true; raises UnknownMessage."""
     with decoding():
         origin, fixes, cards, presences, https, gone = orjson.loads(data)
         if concerns is not None:
@@ -255,7 +255,7 @@ class CellBatch:
         self.gone: list[str] = []
         self.fields: list[bytes] = []
         self.vendors = 0
-        """How many were added."""
+        """The number of vendors added."""
 
     def add(self, vendor: Vendor, parts: int, *, store: bool = True) -> None:
         """Adds parts of a vendor's state; with `store` they are also written into the cell's hash."""
@@ -283,14 +283,14 @@ class CellBatch:
             self.fields += (field, b"%013d%b" % (version, encoded))
 
     def message(self, origin: str) -> bytes:
-        """The batch as it is published."""
+        """The message to publish."""
         lists = [b"[%b]" % b",".join(registers) for registers in (self.fixes, self.cards, self.presences, self.https)]
         return b"[%b,%b,%b]" % (orjson.dumps(origin), b",".join(lists), orjson.dumps(self.gone))
 
 
 @dataclass(eq=False, slots=True)
 class Registers:
-    """One vendor as a cell holds it: each register as it is stored, None where there is none."""
+    """One vendor's registers in a cell, in their stored form; None where there is none."""
 
     NAMES: ClassVar = (b"f", b"c", b"p", b"h")
 
@@ -315,7 +315,7 @@ class Registers:
         return None if self.presence is None else str(orjson.loads(self.presence[13:])[2])
 
     def last_seen(self, heard_at: Callable[[str], int]) -> int | None:
-        """The vendor's last sign of life, epoch ms, None if unknown; `heard_at(process)` is a process's heartbeat."""
+        """When the vendor was last seen, epoch ms, None if unknown; `heard_at(process)` is a process's heartbeat."""
         if self.http is None and self.presence is None:
             return None
         last = int(self.http[:13]) if self.http is not None else 0
@@ -325,15 +325,15 @@ class Registers:
         return last
 
     def versions(self) -> Versions:
-        """The versions as they are stored."""
+        """The versions in their stored form."""
         return Versions(*[NEVER if held is None else held[:13] for held in (self.fix, self.presence, self.http)])
 
     def version(self) -> int:
-        """The fix's version, epoch ms; -1: there is none."""
+        """The fix's version, epoch ms; -1 if there is none."""
         return -1 if self.fix is None else int(self.fix[:13])
 
     def put(self, index: LiveIndex, now: int) -> None:
-        """Merges into the index; presence first, as a fix waits for one."""
+        """Merges the registers into the index; presence first, as a fix is shown only with one."""
         if self.presence is not None:
             id, since, owner, ended = orjson.loads(self.presence[13:])
             index.put_presence(id, Presence(since, owner, ended), now)
@@ -350,25 +350,28 @@ class Registers:
 
 @dataclass(eq=False, slots=True)
 class Reading:
-    """A cell being read. A vendor that is heard of meanwhile is known better by that."""
+    """A read in progress. A message that arrives meanwhile is newer than the vendor's registers in the read.
+
+    `heard`: vendors with a message. `left`: vendors that left the cell, by the version of their fix.
+    """
 
     cursor: bytes | int = 0
-    mark: bytes | None = None
+    generation: bytes | None = None
     found: dict[str, Registers] = field(default_factory=dict)
     heard: set[str] = field(default_factory=set)
     left: dict[str, int] = field(default_factory=dict)
 
     def restart(self) -> None:
-        """Starts over: a cursor means nothing to another node, or to the same one after a restart."""
-        self.cursor, self.mark = 0, None
+        """Starts over: a cursor is invalid on another node, and on the same node after a restart."""
+        self.cursor, self.generation = 0, None
         self.found.clear()
 
     def take(self, answer: Sequence[Any]) -> bool:
-        """Takes a part of the cell in; returns whether it was the last."""
+        """Adds a part of the cell; returns whether it was the last."""
         self.cursor, flat = answer
         found = self.found
         for name, value in zip(flat[::2], flat[1::2], strict=True):
-            if name == MARK:
+            if name == GENERATION:
                 continue
             id = name[1:].decode()
             registers = found.get(id)
@@ -382,6 +385,6 @@ class Reading:
         return {process for registers in self.found.values() if (process := registers.process()) is not None}
 
 
-def new_mark() -> str:
-    """A mark for a cell that Redis does not hold yet."""
+def new_generation() -> str:
+    """A random generation for a cell that does not exist in Redis yet."""
     return secrets.token_hex(6)

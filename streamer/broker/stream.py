@@ -1,8 +1,8 @@
 """A Redis Stream of committed positions and of statuses, for other services.
 
 Changes are merged per vendor and written once per interval, a position after its commit in PostgreSQL. While Redis is
-away the newest change of each vendor is kept, and written when Redis is back. An entry of type `gap` marks where
-entries may be missing: after a process died with changes unwritten, and after Redis lost data.
+down the newest change of each vendor is kept, and written once Redis is back. An entry of type `gap` means that entries
+may be missing: after a process died with unwritten changes, and after Redis lost data.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from streamer.ingest.position import Position
 log = structlog.get_logger()
 
 SLICE = 200
-"""Commands sent at once; the live path's commands go between two slices."""
+"""Commands sent together; the live path's commands run between two slices."""
 HEARTBEAT_EVERY = 5.0
 """Seconds after which a process without changes writes a heartbeat."""
 DEAD_AFTER = 30.0
-"""Seconds without heartbeat after which a process counts as dead, and another one writes a gap for it."""
+"""Seconds without a heartbeat after which a process is considered dead, and another one writes a gap for it."""
 CHECK_EVERY = 10.0
 """Seconds between two checks for dead processes."""
 CLOSE_TIMEOUT = 3.0
@@ -39,8 +39,8 @@ Status = tuple[str, bool, bool]
 class Feed:
     """Collects changes and writes them to the stream `key`, of about `length` entries, every `interval` seconds.
 
-    `run` executes Redis commands; an answer that did not come is an exception in its result. `statuses` returns those
-    of the vendors that this process serves; a status is written when it differs from the one written before.
+    `run` executes Redis commands; its result holds an exception for each command without an answer. `statuses` returns
+    the statuses of this process's vendors; a status is written when it differs from the last one written.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Feed:
         interval: float,
     ) -> None:
         self.written = 0
-        """Entries written."""
+        """The number of entries written."""
         self.outage: str | None = None
-        """Why the stream can't be written, None while it can."""
+        """Why the stream can't be written; None while it can."""
         self._run = run
         self._statuses = statuses
         self._process = process
@@ -69,18 +69,18 @@ class Feed:
         self._positions: dict[str, Position] = {}
         self._written_statuses: dict[str, tuple[bool, bool]] = {}
         self._newest: dict[str, int] = {}
-        """The versions of what was written."""
+        """The version of the last position written, by vendor."""
         self._heartbeat: int | None = None
-        """The newest heartbeat that Redis has acknowledged, epoch ms."""
+        """The newest heartbeat that Redis acknowledged, epoch ms."""
         self._checked = 0
 
     @property
     def pending(self) -> int:
-        """The number of vendors with a position to be written."""
+        """The number of vendors with a position to write."""
         return len(self._positions)
 
     def position(self, vendor_id: str, position: Position) -> None:
-        """Takes a committed position."""
+        """Adds a committed position."""
         held = self._positions.get(vendor_id)
         if held is not None:
             self._positions[vendor_id] = position.after(held) or held
@@ -94,7 +94,7 @@ class Feed:
             await self.flush()
 
     async def close(self) -> None:
-        """Writes what is left, and removes this process. If that fails, another process will write a gap."""
+        """Writes pending changes, and removes this process. If that fails, another process will write a gap."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 if await self.flush():
@@ -103,7 +103,7 @@ class Feed:
             log.warning("the position stream is incomplete; a gap entry will follow", pending=self.pending)
 
     async def flush(self) -> bool:
-        """Writes the merged changes, and returns whether none are left; newer ones replace those that failed."""
+        """Writes the merged changes, and returns whether none are left. Failed ones are kept unless newer ones came."""
         now = self._clock()
         statuses = self._new_statuses()
         if not (
@@ -148,7 +148,7 @@ class Feed:
         ]
 
     async def _write_positions(self, positions: dict[str, Position]) -> None:
-        """Writes positions slice by slice, and removes those that are written."""
+        """Writes positions in slices, and removes the written ones."""
         while positions:
             some = list(positions.items())[:SLICE]
             await self._add(
@@ -179,17 +179,17 @@ class Feed:
             self._written_statuses.update({vendor_id: (open, online) for vendor_id, open, online in some})
 
     async def _detect_loss(self, now: int) -> None:
-        """Writes a gap if Redis lost what this process had written."""
+        """Writes a gap if Redis lost entries of this process."""
         if self._heartbeat is None:
             return
         held, there = await self._ask(("HGET", self._writers, self._process), ("EXISTS", self._key))
         if held == b"%d" % self._heartbeat:
             return
-        # Without the stream Redis lost everything; with it, another process took this one for dead.
+        # Without the stream, Redis lost everything. With it, another process considered this one dead.
         since = int(held) if held is not None else self._heartbeat if there else 0
         await self._gap(since, now, "Redis lost entries" if held is not None or not there else "silent for too long")
         self._heartbeat = None
-        self._written_statuses.clear()  # all are written again
+        self._written_statuses.clear()  # so that all are written again
 
     async def _send_heartbeat(self, now: int) -> None:
         await self._ask(("HSET", self._writers, self._process, now))
@@ -224,5 +224,5 @@ class Feed:
 
 
 def words(flag: bool) -> str:
-    """Returns the JSON literal."""
+    """Returns a JSON literal."""
     return "true" if flag else "false"

@@ -1,4 +1,4 @@
-"""Receives the other processes' vendors for this one's watchers, and puts them into the index."""
+"""Receives the other processes' vendors for this process's watchers, and puts them into the index."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from streamer.live.vendor import Card, Presence, Vendor
 
 SWEEP_EVERY = 60.0
 LOOKED_AT = 2000
-"""Vendors of which a sweep finds out whether they stray before the event loop gets its turn: about a millisecond."""
+"""Vendors that a sweep tests for being strays before it yields to the event loop: about a millisecond."""
 
 
 class Subscriber:
-    """Subscribes to the cells that are watched here, and takes in what is published there."""
+    """Subscribes to watched cells, and handles their messages."""
 
     def __init__(self, context: Context, membership: Membership, publisher: Publisher) -> None:
         self._context = context
@@ -40,9 +40,9 @@ class Subscriber:
         self._cells = context.cells
         self._cell_of: dict[bytes, int] = {}
         self._listed: dict[str, int] = {}
-        """Vendors watched by id, and by how many watches."""
+        """The number of watches by the id of the watched vendor."""
         self._followed: dict[str, int] = {}
-        """The cells in which they are."""
+        """The cells in which these vendors are."""
         self._to_find: set[str] = set()
         self._wake = asyncio.Event()
         self.reader = CellReader(context, membership, self._followed, self._wake)
@@ -52,17 +52,17 @@ class Subscriber:
         """The broker cells that this process is subscribed to."""
         return frozenset(self._cells)
 
-    # what watchers need
+    # subscriptions
 
     def hold(self, cells: Iterable[int], vendor_ids: Iterable[str] = ()) -> None:
-        """Subscribes to these cells, and to these vendors wherever they are, until they are released."""
+        """Subscribes to these cells, and to these vendors wherever they are, until `release`."""
         for at in cells:
             self._hold(at)
         for id in vendor_ids:
             self._listed[id] = self._listed.get(id, 0) + 1
 
     async def ready(self, cells: Iterable[int], vendor_ids: Iterable[str] = (), timeout: float = 2.0) -> bool:
-        """Waits until what is held is read; False when it is not in time, and updates bring the rest."""
+        """Waits until held cells and vendors are read; False on timeout, then updates bring the rest."""
         ids = list(vendor_ids)
         complete = True
         try:
@@ -77,7 +77,7 @@ class Subscriber:
                     else:
                         complete = False
         except TimeoutError:
-            # The look-up of the listed vendors may have been cancelled, and with it what would have repeated it.
+            # The look-up of the listed vendors may have been cancelled before it could schedule a retry.
             self._find_later([id for id in ids if id not in self._followed])
             return False
         return complete
@@ -102,7 +102,7 @@ class Subscriber:
                 self.release((followed,))
 
     async def unsubscribe_idle(self, now: float) -> None:
-        """Unsubscribes from cells without watches for `linger` seconds, at `now` in the loop's time."""
+        """Unsubscribes from cells that had no watch for `linger` seconds; `now`: the loop's time."""
         linger = self._context.config.linger
         idle = [
             at
@@ -117,37 +117,37 @@ class Subscriber:
         for number, vendor in enumerate(unheard, 1):
             id = vendor.vendor_id
             if id not in self._local_vendors and self._index.vendors.get(id) is vendor:
-                self._context.remove_unheard(vendor)  # it may have moved, or the cell be watched again
+                self._context.remove_unheard(vendor)  # it may have moved, or the cell may be watched again
             if number % SLICE == 0:
                 await asyncio.sleep(0)
 
     async def sweep(self) -> None:
-        """Removes what late messages and a vendor's change of process can leave behind."""
+        """Removes vendors that late messages and changes of process can leave behind."""
         index = self._index
         vendors = list(index.vendors.values())
         strays: list[Vendor] = []
         for start in range(0, len(vendors), LOOKED_AT):
-            strays += filter(self._strays, vendors[start : start + LOOKED_AT])
+            strays += filter(self._is_stray, vendors[start : start + LOOKED_AT])
             await asyncio.sleep(0)
         for start in range(0, len(strays), SLICE):
             early = [cell.early for cell in self._cells.values() if cell.early]
             for vendor in strays[start : start + SLICE]:
                 id = vendor.vendor_id
-                # What was found a moment ago may have changed.
-                if index.vendors.get(id) is vendor and self._strays(vendor) and not any(id in ids for ids in early):
+                # It may have changed since it was tested.
+                if index.vendors.get(id) is vendor and self._is_stray(vendor) and not any(id in ids for ids in early):
                     index.remove(id)
             await asyncio.sleep(0)
         await self._publisher.sweep()
 
-    # what is heard
+    # messages
 
     def on_message(self, name: bytes, data: bytes) -> None:
-        """Takes in a message of another process."""
+        """Handles a message of another process."""
         if data.startswith(self._own_origin):
             return
-        concerns = self._concerns if name == BROADCAST else None
+        concerns = self._is_relevant if name == BROADCAST else None
         origin, fixes, cards, presences, https, gone = parse_message(data, concerns)
-        self._membership.heard_other()
+        self._membership.assume_others()
         now = self._clock()
         self._index.owner_heard(origin, now, now)
         if self.reader.gone:
@@ -164,7 +164,7 @@ class Subscriber:
             return
         at = self._cell_of.get(name)
         if at is None:
-            return  # unsubscribed a moment ago
+            return  # just unsubscribed
         vendors = self._index.vendors
         cell, reading = self._cells[at], self.reader.readings.get(at)
         fresh = {fix[0] for fix in fixes} if cards or presences or https else ()
@@ -172,7 +172,7 @@ class Subscriber:
         def wanted(id: str) -> bool:
             if id not in vendors and id not in fresh:
                 if cell.loaded and reading is None:
-                    return False  # it left, and this is late
+                    return False  # a late message: the vendor has left
                 cell.early.add(id)
             return True
 
@@ -195,35 +195,35 @@ class Subscriber:
             self._on_gone(id)
         self._handler.on_index_changed()
 
-    def _concerns(self, vendor_id: str) -> bool:
-        """Whether what all processes are told of a vendor matters here."""
+    def _is_relevant(self, vendor_id: str) -> bool:
+        """Whether a broadcast about a vendor is relevant to this process."""
         return vendor_id in self._local_vendors or vendor_id in self._listed or vendor_id in self.reader.gone
 
     def forget(self, vendor_id: str) -> None:
-        """Disregards what is being read of a deleted vendor."""
+        """Ignores what reads return of a deleted vendor."""
         self.reader.forget_vendor(vendor_id)
 
     def on_subscribed(self, name: bytes) -> None:
-        """Has a cell read, now that its channel is heard."""
+        """Schedules a read of a cell whose channel is subscribed now."""
         at = self._cell_of.get(name)
         if at is not None:
             self.reader.read(at)
 
-    def follow_again(self) -> None:
-        """Looks listed vendors up again: where they went may have been missed."""
+    def find_again(self) -> None:
+        """Looks up the cells of listed vendors again, as their moves may have been missed."""
         self._to_find.update(self._listed)
         self._wake.set()
 
-    def want_all(self) -> None:
-        """Subscribes to all channels wherever their nodes are now."""
+    def subscribe_all(self) -> None:
+        """Subscribes to all channels on the nodes that serve them now."""
         for name in (BROADCAST, *self._cell_of):
             self._nodes.want(name)
 
     def wake(self) -> None:
-        """Reads what could not be read before."""
+        """Retries pending reads."""
         self._wake.set()
 
-    # its task
+    # task
 
     async def run(self) -> None:
         """Reads cells once their channels are subscribed, finds listed vendors, and unsubscribes from idle cells."""
@@ -247,10 +247,10 @@ class Subscriber:
                 swept = loop.time()
                 await self.sweep()
 
-    # inside
+    # internal
 
-    def _strays(self, vendor: Vendor) -> bool:
-        """Whether a vendor is neither served here nor known to be in a cell that is subscribed to."""
+    def _is_stray(self, vendor: Vendor) -> bool:
+        """Whether a vendor is neither local nor in a subscribed cell."""
         return vendor.vendor_id not in self._local_vendors and (
             vendor.timestamp < 0 or parent(vendor.cell, BUS_LEVEL) not in self._cells
         )
@@ -314,16 +314,16 @@ class Subscriber:
                 continue
             entry = self._publisher.placement.entries.get(id)
             if bus_cell(fix.lat, fix.long) != here or (entry is not None and entry.cell != here):
-                # One of the two processes wrote an outdated position, and it is to be dropped.
+                # One of the two processes wrote an outdated position, which must be dropped.
                 self._publisher.mark(id, Part.ALL)
             elif newer:
                 self._publisher.mark(id, Part.FIX)  # broadcast, but perhaps not written to its cell yet
         for id in own:
-            self._publisher.settle(id, now)
+            self._publisher.keep_or_release(id, now)
         self._handler.on_index_changed()
 
     def _note_tie(self, vendor_id: str, fix: Fix) -> None:
-        """Reports two pings of one timestamp: the process that would find out which is stored may have been killed."""
+        """Reports two positions with one timestamp; the process that would correct them may have been killed."""
         if vendor_id in self._local_vendors and (vendor := self._index.vendors.get(vendor_id)) is not None:
             held = vendor.fix
             if fix.timestamp == held.timestamp and fix[1:3] != held[1:3] and not (fix.stored or held.stored):
@@ -335,7 +335,7 @@ class Subscriber:
         for id, place in places.items():
             vendor = self._index.vendors.get(id)
             if vendor is not None and vendor.fix.version > (-1 if place is None else int(place.version)):
-                self._follow(id, parent(vendor.cell, BUS_LEVEL))  # it was heard of meanwhile
+                self._follow(id, parent(vendor.cell, BUS_LEVEL))  # a message came meanwhile
             elif place is not None:
                 self._follow(id, place.cell)
         if unknown := [id for id in vendor_ids if id not in places]:
@@ -348,7 +348,7 @@ class Subscriber:
             self._wake.set()
 
     def _follow(self, vendor_id: str, at: int) -> None:
-        """Notes that a listed vendor is in this cell now."""
+        """Records that a listed vendor is in this cell now."""
         old = self._followed.get(vendor_id)
         if vendor_id not in self._listed or old == at:
             return

@@ -21,7 +21,7 @@ from streamer.live.visibility import Visibility
 from streamer.protocol import messages
 
 MOST_COUNTED = 64
-"""`counts` watches and reads of one client at once: an eighth of what one process counts for all."""
+"""Maximum number of a client's simultaneous `counts` watches and reads: an eighth of a process's limit."""
 
 
 class Needs(NamedTuple):
@@ -40,7 +40,7 @@ def needs_of(wanted: messages.Watch) -> Needs:
 
 @lru_cache(1024)
 def shared_needs(cells: frozenset[int]) -> Needs:
-    """Returns the same object for the same cells: all watches in a town share a few."""
+    """Returns the same object for the same cells, as all watches in a town share a few."""
     return Needs(cells, frozenset())
 
 
@@ -60,12 +60,12 @@ class Subscriptions:
         self._clock = clock
         self._needs: dict[live_watch.Watch, Needs] = {}
         self._counted: dict[live_watch.Watch, tuple[CountsKey, str | None]] = {}
-        """What `counts` watches show, and whose they are."""
+        """The key and client of each `counts` watch."""
         self._counts_of: Counter[str] = Counter()
 
     @property
     def visibility(self) -> Visibility:
-        """What customers see of vendors."""
+        """The rules of which vendors customers see."""
         return self._index.visibility
 
     def __len__(self) -> int:
@@ -81,13 +81,13 @@ class Subscriptions:
             await self._open_counts(watch, wanted, client)
             return
         needs = needs_of(wanted)
-        # Held before the old ones are released: cells of both stay subscribed.
+        # The new cells are held before the old ones are released, so cells in both stay subscribed.
         self._broker.hold(*needs)
         try:
-            # Cells that are not ready in time come as updates later.
+            # Vendors of cells that are not ready in time follow as updates.
             await self._broker.ready(*needs)
             if isinstance(wanted.area, Polygon):
-                # Its cover on the fine grid and the snapshot may take some milliseconds more.
+                # Its cover on the fine grid and the snapshot may take several more milliseconds.
                 await asyncio.sleep(0)
         except BaseException:
             self._broker.release(*needs)
@@ -160,7 +160,7 @@ class Subscriptions:
         self._index.unwatch(watch)
 
     def gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
-        """Sends new snapshots to the watches of these cells and listed vendors: changes may have been missed."""
+        """Sends new snapshots to the watches of these cells and listed vendors, as changes may have been missed."""
         self._index.resnapshot(
             [
                 watch
@@ -170,7 +170,7 @@ class Subscriptions:
         )
 
     async def vendor(self, vendor_id: str) -> tuple[Vendor | None, bool]:
-        """A vendor, whether customers see it or not, and whether None means that it surely is not there."""
+        """Returns a vendor, visible to customers or not, and whether the look-up was complete, so None means absent."""
         needs = Needs(frozenset(), frozenset((vendor_id,)))
         self._broker.hold(*needs)
         try:

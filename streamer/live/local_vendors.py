@@ -62,7 +62,7 @@ class LocalVendors:
             return
         vendor = self.index.vendors.get(vendor_id)
         if vendor is None:
-            self.let_go(vendor_id)  # not on the map any more, so it will not depart
+            self.release(vendor_id)  # not on the map any more, so it will not expire
             return
         if vendor.presence.owner != self.index.me:
             return
@@ -70,8 +70,8 @@ class LocalVendors:
         self._mark(vendor_id, Part.PRESENCE)
         self._changed()
 
-    def reclaim(self, vendor_id: str, now: int) -> None:
-        """Claims a vendor again if its newest connection ended on another process while one is open here."""
+    def take_over(self, vendor_id: str, now: int) -> None:
+        """Claims a vendor again that has a socket open here while its newest connection, on another process, ended."""
         if self.sockets.get(vendor_id, 0) > 0:
             self.claim(vendor_id, now)
             self._mark(vendor_id, Part.ALL)
@@ -86,8 +86,8 @@ class LocalVendors:
             and not 0 < vendor.http <= self._reported.get(vendor_id, 0)
         )
 
-    def let_go(self, vendor_id: str) -> None:
-        """Forgets a vendor that this process does not serve any more."""
+    def release(self, vendor_id: str) -> None:
+        """Stops serving a vendor."""
         self.sockets.pop(vendor_id, None)
         self._reported.pop(vendor_id, None)
         if (vendor := self.index.vendors.get(vendor_id)) is not None:
@@ -146,7 +146,7 @@ class LocalVendors:
             self._changed()
 
     def http(self, vendor_id: str, card: Card, now: int) -> None:
-        """Takes a report over HTTP: the vendor is online for a while, without a socket."""
+        """Records a report over HTTP: the vendor is online for a while, without a socket."""
         first = vendor_id not in self.sockets
         self.sockets.setdefault(vendor_id, 0)
         self.index.put_card(vendor_id, card, now)
@@ -158,7 +158,7 @@ class LocalVendors:
         self._changed()
 
     def card(self, vendor_id: str, card: Card, now: int) -> None:
-        """Takes a vendor's card, which may have changed; of two from the same millisecond, the later one."""
+        """Shows a vendor's card, which may have changed; of two from the same millisecond, the later one."""
         held = self.index.vendors.get(vendor_id)
         if held is not None and held.card.version == card.version and held.card != card:
             card = card._replace(version=card.version + 1)
@@ -166,15 +166,15 @@ class LocalVendors:
             self._mark(vendor_id, Part.CARD)
             self._changed()
 
-    def departed(self, vendor_id: str) -> bool:
-        """Forgets a vendor that left the map by time; returns whether it was this process's."""
+    def release_expired(self, vendor_id: str) -> bool:
+        """Releases a vendor that expired; returns whether this process served it."""
         if self.sockets.get(vendor_id) == 0:
-            self.let_go(vendor_id)
+            self.release(vendor_id)
             return True
         return False
 
     def delete(self, vendor_id: str) -> None:
         """Removes a vendor that was deleted."""
-        self.let_go(vendor_id)
+        self.release(vendor_id)
         self.index.remove(vendor_id)
         self._changed()

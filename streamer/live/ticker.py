@@ -98,20 +98,20 @@ class Ticker:
             # Watches wait for their client or their interval: check again even if nothing changes.
             self._tick_after(max(self._cadence.wait(), LOOK_AGAIN))
 
-    async def expire(self, departed: Callable[[list[str]], None]) -> None:
-        """Lets vendors go offline and leave by time, until cancelled."""
+    async def expire(self, on_expired: Callable[[list[str]], None]) -> None:
+        """Makes vendors go offline and leave by time, until cancelled; calls `on_expired` with those that left."""
         before = self._clock()
         while True:
             await asyncio.sleep(0.5)
             now = self._clock()
             if not 0 <= now - before <= SUSPENDED:
                 # The process was suspended, or the clock was set: messages of other processes are not read yet.
-                self._index.pardon(now)
+                self._index.reset_heartbeats(now)
             before = now
             while True:
                 left = self._index.expire(now)
                 if left:
-                    departed(left)
+                    on_expired(left)
                 if self._index.has_changes:
                     self.changed()
                 if not self._index.due(now):

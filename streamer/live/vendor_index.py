@@ -129,14 +129,14 @@ class VendorIndex:
             for vendor in tuple(known.vendors):
                 self._settle(vendor, now)
 
-    def pardon(self, now: int) -> None:
-        """Counts every process that is not lost yet as heard now, as none could be heard for a while."""
+    def reset_heartbeats(self, now: int) -> None:
+        """Assumes a heartbeat of every process that is not lost yet, as none could arrive for a while."""
         for name, owner in tuple(self.owners.items()):
             if not owner.lost:
                 self.owner_heard(name, now, now)
 
     def expire(self, now: int) -> list[str]:
-        """Makes up to AT_ONCE vendors that are due go offline or leave. Returns the ids that left."""
+        """Makes up to AT_ONCE due vendors go offline or leave; returns the ids of those that left."""
         if not self.frozen:
             for name, owner in tuple(self.owners.items()):
                 if name != self.me and owner.heard + self.offline_after <= now:
@@ -145,7 +145,7 @@ class VendorIndex:
                         self._lost.extend(owner.vendors)
                     if not owner.vendors:
                         del self.owners[name]
-        departed: list[str] = []
+        expired: list[str] = []
         for _ in range(AT_ONCE):
             if not self.due(now):
                 break
@@ -160,10 +160,10 @@ class VendorIndex:
                 deadline = self._update(vendor, now)
                 if 0 < deadline <= now:
                     self.remove(vendor.vendor_id)
-                    departed.append(vendor.vendor_id)
+                    expired.append(vendor.vendor_id)
                 else:
                     self._schedule(vendor, deadline)
-        return departed
+        return expired
 
     def due(self, now: int) -> bool:
         """Returns whether `expire` has more vendors to update."""

@@ -1,4 +1,4 @@
-"""Alerts, the states of vendors that they know, and their webhooks, in PostgreSQL. Times are epoch milliseconds."""
+"""Alerts, their last states of vendors, and their webhooks, in PostgreSQL. Times are epoch milliseconds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from streamer.storage import alert_sql as sql
 from streamer.storage.database import Database, can_be_text, transaction
 
 SLOTS = 256
-"""Alerts are shared between processes by slots."""
+"""Alerts are distributed over processes by slots."""
 PAGE = 2000
-"""Alerts that are read at once."""
+"""Maximum number of alerts read at once."""
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class AlertRow(NamedTuple):
-    """An alert as its owner sees it; `secret` is encrypted."""
+    """An alert as its owner reads it; `secret` is encrypted."""
 
     id: str
     source: dict[str, Any]
@@ -33,7 +33,7 @@ class AlertRow(NamedTuple):
     created: int
     updated: int
     started: int | None
-    """When it was first looked at: who was inside then is no event."""
+    """When it was first evaluated: vendors that were inside then are no events."""
     failing: int | None
     disabled: int | None
     reason: str | None
@@ -42,7 +42,7 @@ class AlertRow(NamedTuple):
 
 
 class NewAlert(NamedTuple):
-    """An alert to be created."""
+    """An alert to create."""
 
     source: dict[str, Any]
     quiet: int
@@ -51,24 +51,24 @@ class NewAlert(NamedTuple):
     secret: bytes
     expires: int | None
     reason: str | None
-    """Why it is disabled from the start; None: it is not."""
+    """Why it is disabled from the start; None if it is not."""
     key: str | None
-    """Of two creations of one user with the same key, the second finds what the first created."""
+    """The idempotency key: a user's second creation with the same key returns the first alert."""
     request_hash: str | None
 
 
 class Change(NamedTuple):
-    """What an alert becomes."""
+    """A change of an alert."""
 
     new: NewAlert
     same: bool
-    """It looks at the same as before, so what it knows of vendors stays."""
+    """It evaluates the same vendors and area as before, so their states are kept."""
     revive: bool
-    """It is not ended by the change, so its waiting webhooks stay."""
+    """It is not ended by the change, so its pending webhooks are kept."""
 
 
 class DeliveryRow(NamedTuple):
-    """A webhook and the answers to it."""
+    """A webhook and its answers."""
 
     id: str
     vendor_id: str
@@ -82,7 +82,7 @@ class DeliveryRow(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """An alert as the process that looks at it needs it."""
+    """An alert for the process that evaluates it."""
 
     id: str
     revision: int
@@ -90,14 +90,14 @@ class Evaluated(NamedTuple):
     quiet: int
     expires: int | None
     started: bool
-    """What vendors were at the beginning is stored."""
+    """The initial states of vendors are stored."""
     ended: bool
     updated: int
     slot: int
 
 
 class StateRow(NamedTuple):
-    """What a vendor was to an alert when it was last looked at."""
+    """A vendor's state when an alert last evaluated it."""
 
     alert_id: str
     vendor_id: str
@@ -112,7 +112,7 @@ class StateRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A webhook that this process is to send now."""
+    """A webhook that this process must send now."""
 
     id: str
     alert_id: str
@@ -125,7 +125,7 @@ class Claimed:
 
 
 class Attempt(NamedTuple):
-    """The outcome of a request; `next` is when to send again, None: never."""
+    """The outcome of a request; `next` is when to send it again, None if never."""
 
     id: str
     alert_id: str
@@ -136,7 +136,7 @@ class Attempt(NamedTuple):
 
 
 def new_id(at: int) -> str:
-    """Returns a new id, shaped like a cuid, that begins with its time and so sorts by it."""
+    """Returns a new id in the form of a cuid; it begins with its time, and so sorts by it."""
     return id_floor(at) + "".join(secrets.choice(ALPHABET) for _ in range(16))
 
 
@@ -151,10 +151,10 @@ class AlertStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # for their owners
+    # for owners
 
     async def create(self, clerk_id: str, new: NewAlert, limit: int, now: int) -> tuple[AlertRow, bool]:
-        """Returns the alert and whether it was created now.
+        """Creates an alert; returns it, and False if an earlier request created it.
 
         Raises:
             ProtocolError: There is no such user, or the user has `limit` alerts already.
@@ -200,7 +200,7 @@ class AlertStore:
         return created
 
     async def list_of(self, clerk_id: str, after: str, limit: int) -> list[AlertRow]:
-        """Returns a user's alerts in the order of their ids, after one."""
+        """Returns a user's alerts in the order of their ids, after the id `after`."""
         if not (can_be_text(clerk_id) and can_be_text(after)):
             return []
         rows = await self._database.fetch(sql.LIST, clerk_id, after, limit, what="alerts")
@@ -219,7 +219,7 @@ class AlertStore:
         """Changes a user's alert; returns it. ProtocolError when the user has none of this id.
 
         Args:
-            edit: returns what the alert becomes, or raises ProtocolError; nothing else changes it meanwhile.
+            edit: returns the change, or raises ProtocolError; the alert is locked meanwhile.
         """
         if not (can_be_text(clerk_id) and can_be_text(id)):
             raise _no_alert(id)
@@ -270,27 +270,27 @@ class AlertStore:
             raise _no_alert(id)
 
     async def deliveries(self, id: str, before: str, limit: int) -> list[DeliveryRow]:
-        """Returns an alert's webhooks, the newest first, before one; an empty id for the newest of all."""
+        """Returns an alert's webhooks, newest first, before the id `before`; empty: from the newest on."""
         if not can_be_text(before):
             return []
         rows = await self._database.fetch(sql.DELIVERIES, id, before, limit, what="alerts")
         return [DeliveryRow._make((*row[:8], orjson.loads(row["log"]))) for row in rows]
 
     async def add_event(self, alert_id: str, kind: str, body: str, at: int) -> str:
-        """Has a webhook sent that is about no vendor; returns its id."""
+        """Adds a webhook without a vendor to be sent; returns its id."""
         id = new_id(at)
         await self._database.save(sql.ADD_EVENT, id, alert_id, "", kind, body, at, what="alerts")
         return id
 
-    # for the processes that look at them
+    # for evaluation
 
     async def beat(self, process: str, lease: int) -> set[str]:
-        """Says that a process is there; returns those that said so within `lease` ms, this one included."""
+        """Sends a process's heartbeat; returns the processes with one in the last `lease` ms, this one included."""
         rows = await self._database.fetch(sql.BEAT, process, lease, what="alert-beat")
         return {row[0] for row in rows}
 
     async def leave(self, process: str) -> None:
-        """Says that a process looks at no alerts any more."""
+        """Removes a process that no longer evaluates alerts."""
         await self._database.execute(sql.LEAVE, process, what="alert-beat")
 
     async def changed(
@@ -302,23 +302,23 @@ class AlertStore:
         return [Evaluated._make((row[0], row[1], orjson.loads(row[2]), *row[3:])) for row in rows]
 
     async def states(self, alert_ids: Sequence[str]) -> list[StateRow]:
-        """Returns what is known of vendors to these alerts."""
+        """Returns the stored states of vendors of these alerts."""
         rows = await self._database.fetch(sql.STATES, alert_ids, what="alert-states")
         return [StateRow._make((*row[:6], orjson.loads(row[6]), orjson.loads(row[7]), row[8])) for row in rows]
 
     async def start(self, alerts: Sequence[tuple[str, int]]) -> None:
-        """Notes of alerts, each with its revision, that what vendors were at the beginning is stored."""
+        """Records that the initial states of alerts, each with its revision, are stored."""
         ids, revisions = [id for id, _ in alerts], [revision for _, revision in alerts]
         await self._database.save(sql.START, ids, revisions, what="alert-states")
 
     async def commit(
         self, states: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]
     ) -> dict[tuple[str, str], int]:
-        """Stores states and the events that led to them.
+        """Stores states and their events.
 
         Returns:
-            The new version of each state that was stored, by (alert id, vendor id). The others were changed by another
-            process, or their alert was changed or ended: nothing of them is stored.
+            The new version of each stored state, by (alert id, vendor id). A missing one was not stored, nor were its
+            events: another process had changed it, or its alert was changed or ended.
         """
         given = orjson.dumps(states).decode(), orjson.dumps(events).decode()
         rows = await self._database.save(sql.COMMIT, *given, what="alert-events")
@@ -327,12 +327,12 @@ class AlertStore:
     # for delivery
 
     async def claim(self, most: int, per_host: int, busy: dict[str, int], lease: int) -> list[Claimed]:
-        """Returns webhooks that are due, each claimed for `lease` ms so that no other process sends it meanwhile.
+        """Claims due webhooks for `lease` ms, so that no other process sends them meanwhile.
 
         Args:
-            most: how many at most.
-            per_host: how many requests a host may get at once.
-            busy: how many each host has now.
+            most: maximum number of webhooks.
+            per_host: maximum number of simultaneous requests per host.
+            busy: current number of requests by host.
         """
         full = [host for host, count in busy.items() if count >= per_host]
 
@@ -353,7 +353,7 @@ class AlertStore:
         await self._database.execute(sql.RECORD, given, what="alert-record")
 
     async def disable(self, alert_id: str, reason: str, failing_for: int | None = None) -> bool:
-        """Disables an alert, if its webhooks have failed for so many ms; returns whether it did."""
+        """Disables an alert, if its webhooks have failed for `failing_for` ms; returns whether it did."""
 
         async def work(connection: Any) -> bool:
             async with transaction(connection):
@@ -365,12 +365,12 @@ class AlertStore:
         return await self._database.answer(work, "alert-record")
 
     async def waiting(self) -> tuple[int, float]:
-        """Returns how many webhooks are not delivered yet (up to 100,000), and the age of the oldest in seconds."""
+        """Returns the number of undelivered webhooks (up to 100,000), and the age of the oldest in seconds."""
         row = await self._database.answer(lambda c: c.fetchrow(sql.WAITING), "alert-counts")
         return row[0], row[1]
 
     async def counts(self) -> tuple[int, int]:
-        """Returns how many alerts there are, and how many disabled ones."""
+        """Returns the numbers of alerts and of disabled alerts."""
         row = await self._database.answer(lambda c: c.fetchrow(sql.COUNTS), "alert-counts")
         return row[0], row[1]
 

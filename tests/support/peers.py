@@ -59,7 +59,7 @@ class Peer:
         tasks = {
             "lag": self._lag,
             "ticker": self.ticker.run,
-            "expire": lambda: self.ticker.expire(self.broker.departed),
+            "expire": lambda: self.ticker.expire(self.broker.drop_expired),
         }
         self.supervisor.start({**tasks, **self.broker.tasks()})
         if wait:

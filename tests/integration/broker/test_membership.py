@@ -105,7 +105,7 @@ async def test_the_last_heartbeat_of_an_unknown_process_is_read_from_redis(redis
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await client.zadd(PROCESSES, {"dead": 7})
     membership = one.broker.membership
-    await membership.learn(["dead", "unheard", "one"])
+    await membership.fetch_heartbeats(["dead", "unheard", "one"])
     assert (membership.heard_at("dead"), membership.heard_at("unheard")) == (7, 0)
     assert membership.heard_at("one") > 7
 

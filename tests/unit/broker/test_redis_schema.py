@@ -108,11 +108,11 @@ def test_keys_of_a_cell_share_a_hash_tag() -> None:
 def test_a_restarted_read_discards_its_results() -> None:
     """A cursor of one node means nothing to another."""
     reading = Reading()
-    assert not reading.take([b"17", [b"!", b"mark", b"ftruck", b"%013d[]" % NOW]])
+    assert not reading.take([b"17", [b"!", b"generation", b"ftruck", b"%013d[]" % NOW]])
     assert reading.found["truck"].version() == NOW
-    reading.mark = b"mark"
+    reading.generation = b"generation"
     reading.restart()
     assert reading.cursor == 0
-    assert reading.mark is None
+    assert reading.generation is None
     assert not reading.found
     assert ALWAYS > b"%013d" % NOW

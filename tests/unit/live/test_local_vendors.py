@@ -62,9 +62,9 @@ def test_connect_and_disconnect(process: Process) -> None:
     assert process.online(START + 100_000 + OFFLINE - 1)
     assert not process.online(START + 100_000 + OFFLINE)
     assert process.index.expire(START + 100_000 + OFFLINE + LEAVE) == ["v"]
-    assert process.local_vendors.departed("v")
+    assert process.local_vendors.release_expired("v")
     assert "v" not in process.local_vendors
-    assert not process.local_vendors.departed("v")
+    assert not process.local_vendors.release_expired("v")
     assert process.changes == 3
 
 
@@ -76,7 +76,7 @@ def test_two_sockets(process: Process) -> None:
     process.local_vendors.disconnect("v", START + 10)
     assert process.marked() == []
     assert process.online(START + 100_000)
-    assert not process.local_vendors.departed("v")
+    assert not process.local_vendors.release_expired("v")
     process.local_vendors.disconnect("v", START + 100_000)
     assert not process.online(START + 100_000 + OFFLINE)
 
@@ -135,7 +135,7 @@ def test_reclaim(process: Process, ahead: int) -> None:
     other = Presence(START + 5 + ahead, "other", START + 6 + ahead)
     assert process.index.put_presence("v", other, START + 10)
     process.marked()
-    process.local_vendors.reclaim("v", START + 10)
+    process.local_vendors.take_over("v", START + 10)
     assert process.marked() == [Part.ALL]
     assert process.online(START + 100_000)
 
@@ -146,8 +146,8 @@ def test_nothing_to_reclaim(process: Process) -> None:
     process.local_vendors.disconnect("v", START + 1)
     process.index.put_presence("v", Presence(START + 5, "other", START + 6), START + 6)
     process.marked()
-    process.local_vendors.reclaim("v", START + 10)
-    process.local_vendors.reclaim("unknown", START + 10)
+    process.local_vendors.take_over("v", START + 10)
+    process.local_vendors.take_over("unknown", START + 10)
     assert process.marked() == []
     assert not process.online(START + 6 + OFFLINE)
 
@@ -176,14 +176,14 @@ def test_http(process: Process) -> None:
     assert process.online(START + 500 + OFFLINE - 1)
     assert not process.online(START + 500 + OFFLINE)
     assert process.index.expire(START + 500 + OFFLINE + LEAVE) == ["v"]
-    assert process.local_vendors.departed("v")
+    assert process.local_vendors.release_expired("v")
 
 
 def test_http_beside_a_socket(process: Process) -> None:
     """A ping over HTTP does not make a connected vendor one without a socket."""
     process.connect(START)
     process.local_vendors.http("v", Card(START, "V", True, None), START + 5)
-    assert not process.local_vendors.departed("v")
+    assert not process.local_vendors.release_expired("v")
     assert process.online(START + 100_000)
 
 
@@ -219,7 +219,7 @@ def test_a_socket_outlives_its_deleted_vendor(process: Process) -> None:
     process.local_vendors.disconnect("v", START + 1)
     process.index.expire(START + OFFLINE)
     assert process.index.expire(START + OFFLINE + LEAVE) == ["v"]
-    assert process.local_vendors.departed("v")
+    assert process.local_vendors.release_expired("v")
 
 
 def test_taken_off_the_map_while_connected(process: Process) -> None:

@@ -50,7 +50,7 @@ class Stage:
         self.client = Client()
         self.watch = Watch("w", self.client)
         self.ticker = Ticker(self.index, lambda: self.now, Cadence(Pace(share=1.0, floor=gap, ceiling=gap)))
-        self.departed: list[str] = []
+        self.expired: list[str] = []
         self.index.put_card("v", Card(START, "V", True, None), START)
         self.index.put_presence("v", Presence(START, "me", 0), START)
         self.index.put_fix("v", Fix(START, 52.0, 21.0, None, None), START)
@@ -58,7 +58,7 @@ class Stage:
         self.index.watch(self.watch, ViewKey(None, frozenset({"v"}), False), START)
         self.tasks = [
             asyncio.create_task(self.ticker.run()),
-            asyncio.create_task(self.ticker.expire(self.departed.extend)),
+            asyncio.create_task(self.ticker.expire(self.expired.extend)),
         ]
 
     def move(self) -> None:
@@ -177,10 +177,10 @@ async def test_time_passes(stage: Stage) -> None:
     stage.index.put_presence("v", Presence(START, "me", START), START)
     stage.now += OFFLINE
     await eventually(lambda: len(stage.client.types) == 2, "a second message")
-    assert stage.departed == []
+    assert stage.expired == []
     stage.now += LEAVE
     await eventually(lambda: len(stage.client.types) == 3, "a third message")
-    assert stage.departed == ["v"]
+    assert stage.expired == ["v"]
 
 
 async def test_a_clock_that_is_set_back(stage: Stage) -> None:
