@@ -1,4 +1,4 @@
-"""The Python client as a program for `streamer conformance`: commands by JSON lines on stdin, events on stdout.
+"""The Python client as a program for `streamer conformance`: reads commands as JSON lines on stdin, writes events.
 
 python testee.py vendor|customer URL SETTINGS
 """
@@ -18,12 +18,12 @@ Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any] | None]]
 
 
 def say(event: str, **fields: Any) -> None:
-    """Report something."""
+    """Writes an event to stdout."""
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
 class Testee:
-    """What both clients are told."""
+    """The commands of both clients."""
 
     def __init__(self, url: str, settings: dict[str, Any]) -> None:
         self.token: str | None = settings.get("token")
@@ -66,7 +66,7 @@ class VendorTestee(Testee):
     def __init__(self, url: str, settings: dict[str, Any]) -> None:
         super().__init__(url, settings)
         self.wrong = settings.get("clock", 0) / 1000
-        """By how many seconds the device's clock is wrong."""
+        """The error of the device's clock in seconds."""
         self.client: VendorClient = VendorClient(
             url,
             **self.options,
@@ -125,7 +125,7 @@ class CustomerTestee(Testee):
         }
 
     async def _follow(self, watch: Watch) -> None:
-        """Check that the events alone lead to the view."""
+        """Checks that the events alone produce the view."""
         held: dict[str, Any] = {}
         while not watch.closed:
             try:
@@ -148,7 +148,7 @@ class CustomerTestee(Testee):
 
 
 async def main(kind: str, url: str, settings: str = "{}") -> None:
-    """Do what the lines on stdin say, until their end."""
+    """Runs the commands on stdin until its end."""
     testee = (VendorTestee if kind == "vendor" else CustomerTestee)(url, json.loads(settings))
     await testee.client.connect()
     doing: set[asyncio.Task[None]] = set()

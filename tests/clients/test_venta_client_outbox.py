@@ -23,7 +23,7 @@ def test_every_ping_is_kept_until_it_is_answered_for(steps: list[tuple[str, int]
     outbox: Outbox[Ping] = Outbox(10_000)
     added = 0
     settled: list[int] = []
-    under_way: dict[int, int] = {}
+    in_flight: dict[int, int] = {}
     for step, number in steps:
         if step == "add":
             for _ in range(number):
@@ -33,22 +33,22 @@ def test_every_ping_is_kept_until_it_is_answered_for(steps: list[tuple[str, int]
             batch = outbox.take(number)
             seqs = [seq for seq, _ in batch]
             assert seqs == sorted(seqs)
-            assert all(seq > max(under_way, default=0) for seq in seqs)
-            under_way |= {seq: item.timestamp for seq, item in batch}
-            assert list(under_way.values()) == sorted(under_way.values())
-        elif step == "ack" and under_way:
-            upto = sorted(under_way)[min(number, len(under_way)) - 1]
+            assert all(seq > max(in_flight, default=0) for seq in seqs)
+            in_flight |= {seq: item.timestamp for seq, item in batch}
+            assert list(in_flight.values()) == sorted(in_flight.values())
+        elif step == "ack" and in_flight:
+            upto = sorted(in_flight)[min(number, len(in_flight)) - 1]
             acked = [item.timestamp for item in outbox.ack(upto)]
-            assert acked == [under_way.pop(seq) for seq in sorted(under_way) if seq <= upto]
+            assert acked == [in_flight.pop(seq) for seq in sorted(in_flight) if seq <= upto]
             settled += acked
-        elif step == "reject" and under_way:
-            seq = sorted(under_way)[min(number, len(under_way)) - 1]
-            assert outbox.reject(seq).timestamp == under_way[seq]
-            settled.append(under_way.pop(seq))
+        elif step == "reject" and in_flight:
+            seq = sorted(in_flight)[min(number, len(in_flight)) - 1]
+            assert outbox.reject(seq).timestamp == in_flight[seq]
+            settled.append(in_flight.pop(seq))
         elif step == "reconnect":
-            durable = min(under_way.values(), default=None) if number % 2 else None
+            durable = min(in_flight.values(), default=None) if number % 2 else None
             settled += [item.timestamp for item in outbox.reconnected(durable)]
-            under_way = {}
+            in_flight = {}
     assert len(outbox) == added - len(settled)
     rest = [item.timestamp for item in outbox.reconnected(None)]
     rest += [item.timestamp for _, item in outbox.take(100_000)]
@@ -124,7 +124,7 @@ def test_the_newest_goes_first_and_none_is_forgotten_for_it(steps: list[tuple[st
     gone += [item.timestamp for _, item in outbox.take(100_000)]
     assert sorted(gone) == list(range(1, added + 1))
     assert outbox.unsent == 0
-    assert outbox.under_way == added
+    assert outbox.in_flight == added
     outbox.reconnected(None)
     assert [item.timestamp for _, item in outbox.take(100_000)] == list(range(1, added + 1))
 

@@ -99,7 +99,7 @@ def test_events_lead_from_what_an_app_knows_to_the_current_view(steps: Steps) ->
             if kind == "read" and not pending:
                 await read(number)
         assert watch.vendors == place
-        assert set(watch._dirty) <= told.keys() | place.keys() | set(watch._told)
+        assert set(watch._dirty) <= told.keys() | place.keys() | set(watch._reported)
         while watch._dirty or pending:
             await settle()
             if not pending:

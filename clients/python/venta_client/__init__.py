@@ -1,4 +1,4 @@
-"""The client of the Venta location streamer: pings that are not lost, views that stay exact. `sync` is for scripts."""
+"""The client of the Venta location streamer: pings without loss, and exact live views. `sync` is for scripts."""
 
 from venta_client.client import ServerError
 from venta_client.customer import CountsWatch, CustomerClient, Watch

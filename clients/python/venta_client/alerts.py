@@ -1,4 +1,4 @@
-"""Alerts: webhooks for those who are not connected."""
+"""Alerts: webhooks for users who are not connected."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ AlertEvent = Literal["entered", "left", "opened", "closed", "online", "offline"]
 
 
 class Disabled(TypedDict):
-    """Since when no events are sent (epoch ms), and why."""
+    """When the alert was disabled (epoch ms), and why."""
 
     at: int
     reason: str
 
 
 class Alert(TypedDict):
-    """An alert as its owner sees it. Times are epoch ms."""
+    """An alert. Times are epoch ms."""
 
     id: str
     area: NotRequired[Area]
@@ -44,13 +44,13 @@ class Alert(TypedDict):
 
 
 class NewAlert(Alert):
-    """An alert just created: `secret` signs its webhooks, and is not told again."""
+    """A new alert; `secret` signs its webhooks and is returned only here."""
 
     secret: str
 
 
 class Attempt(TypedDict):
-    """One request: when (epoch ms), how long it took (ms), and its status, or why there was none."""
+    """One request: its time (epoch ms), duration (ms), and status, or the error."""
 
     at: int
     ms: int
@@ -59,7 +59,7 @@ class Attempt(TypedDict):
 
 
 class Delivery(TypedDict):
-    """A webhook and the answers to it."""
+    """A webhook and its attempts."""
 
     id: str
     type: str
@@ -71,7 +71,7 @@ class Delivery(TypedDict):
 
 
 class Alerts:
-    """The alerts of one user; use it as an async context manager. What the server refuses raises RequestRefused."""
+    """The alerts of one user, an async context manager. Methods raise RequestRefused when the server refuses."""
 
     def __init__(self, url: str, *, token: Token = None) -> None:
         self._url = URL(url) / "v1/alerts"
@@ -99,14 +99,14 @@ class Alerts:
         metadata: Mapping[str, Any] | None = None,
         key: str | None = None,
     ) -> NewAlert:
-        """Create an alert for an area or some vendors; the same `key` again creates no other.
+        """Creates an alert for an area or some vendors; a repeated `key` returns the first alert.
 
         Args:
-            on: The events to tell.
-            url: Where the webhooks go: https://, on the public internet.
-            quiet: The same vendor and event is not told again for so many ms (600,000).
+            on: The events that send a webhook.
+            url: The receiver: https://, on the public internet.
+            quiet: Minimum time between two webhooks of the same vendor and event, ms (600,000).
             expires: When it ends: epoch ms, or RFC 3339.
-            metadata: Comes with each webhook.
+            metadata: Included in each webhook.
         """
         members = {"area": area, "vendors": vendors, "open": open, "quiet": quiet, "expires": expires}
         given = {name: value for name, value in {**members, "metadata": metadata}.items() if value is not None}
@@ -114,28 +114,28 @@ class Alerts:
         return cast(NewAlert, await self._request("POST", self._url, {**given, "on": list(on), "url": url}, headers))
 
     async def get(self, id: str) -> Alert:
-        """Return an alert."""
+        """Returns an alert."""
         return cast(Alert, await self._request("GET", self._url / id))
 
     async def update(self, id: str, **changes: Any) -> Alert:
-        """Change the members that are given, `disabled` among them; None removes one."""
+        """Changes the given members, which may include `disabled`; None removes one."""
         return cast(Alert, await self._request("PATCH", self._url / id, changes))
 
     async def delete(self, id: str) -> None:
-        """Delete an alert; what waits to be sent is not sent any more."""
+        """Deletes an alert and its pending webhooks."""
         await self._request("DELETE", self._url / id)
 
     async def test(self, id: str) -> str:
-        """Send a webhook that is about no vendor; return its id."""
+        """Sends a test webhook; returns its id."""
         return cast(str, (await self._request("POST", self._url / id / "test"))["id"])
 
     async def list(self) -> AsyncIterator[Alert]:
-        """Yield all alerts, the oldest first."""
+        """Yields all alerts, oldest first."""
         async for alert in self._pages("alerts", self._url):
             yield cast(Alert, alert)
 
     async def deliveries(self, id: str) -> AsyncIterator[Delivery]:
-        """Yield the webhooks of an alert and the answers to them, the newest first."""
+        """Yields the webhooks of an alert and their attempts, newest first."""
         async for delivery in self._pages("deliveries", self._url / id / "deliveries"):
             yield cast(Delivery, delivery)
 

@@ -1,4 +1,4 @@
-"""What a vendor's and a customer's client have in common: events, and the state of the connection."""
+"""The base of both clients: events, and the state of the connection."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HELP = {
     "4403": "this user does not own the vendor: check vendor_id and the token",
     "4404": "check vendor_id",
 }
-"""What to do, by error or close code."""
+"""The remedy by error or close code."""
 
 Listener = Callable[..., None]
 
 
 class ServerError(NamedTuple):
-    """What the server did not accept; `code` is the protocol's, `id` the watch's, `retry_after` in ms."""
+    """An error message of the server; `code`: the protocol's error code, `id`: the watch's, `retry_after`: ms."""
 
     code: str
     message: str
@@ -38,12 +38,12 @@ class ServerError(NamedTuple):
 
     @classmethod
     def of(cls, message: dict[str, Any]) -> ServerError:
-        """Return the error of a message."""
+        """Returns the error of a message."""
         return cls(message["code"], message["message"], message.get("id"), message.get("retryAfterMs"))
 
 
 class Client:
-    """A connection that its owner keeps; use it as an async context manager, or `connect` and `disconnect`."""
+    """A client that reconnects; use it as an async context manager, or call `connect` and `disconnect`."""
 
     _link: Link
 
@@ -74,32 +74,32 @@ class Client:
         return self._link.failure
 
     async def connect(self) -> None:
-        """Connect, and stay connected; during a wait for the next attempt connect now."""
+        """Connects and stays connected; ends a wait for the next attempt."""
         self._link.connect()
 
     async def disconnect(self) -> None:
-        """End the connection; nothing is waited for."""
+        """Closes the connection, without waiting for pending work."""
         await self._link.disconnect()
 
     async def ready(self) -> None:
-        """Return when connected; ConnectionFailed when the connection fails for good, or `disconnect` ends it."""
+        """Returns when connected; raises ConnectionFailed if the connection fails for good or `disconnect` ends it."""
         await self._until(lambda: self.state == "connected")
 
     def on(self, name: str, listener: Listener) -> Self:
-        """Call a listener at each event of a name; the names and arguments are those of the `on_…` options."""
+        """Adds a listener of an event; the names and arguments are those of the `on_…` options."""
         self._listeners[name].append(listener)
         return self
 
     def off(self, name: str, listener: Listener) -> Self:
-        """Call it no more."""
+        """Removes a listener."""
         if listener in self._listeners[name]:
             self._listeners[name].remove(listener)
         return self
 
-    # inside
+    # internal
 
     async def _until(self, done: Callable[[], bool]) -> None:
-        """Wait for what a change of the state, or an answer, may make true."""
+        """Waits until `done` is true; tests it after each change of the state and each answer."""
         begun = self.state != "disconnected"
         while not done():
             if self.failure is not None:
@@ -111,7 +111,7 @@ class Client:
             await self._changed.wait()
 
     def became(self, state: State) -> None:
-        """Report a change of the link's state."""
+        """Handles a change of the link's state."""
         self._changed.set()
         heard = self._emit("state", state)
         close = self._link.close
@@ -119,12 +119,12 @@ class Client:
             self._warn(str(close.code), close.reason or "the connection ended")
 
     def _emit(self, name: str, *values: Any) -> bool:
-        """Call the listeners of an event; return whether there was one."""
+        """Calls the listeners of an event; returns whether there was one."""
         listeners = tuple(self._listeners[name])
         for listener in listeners:
             try:
                 listener(*values)
-            except Exception:  # the app's own mistake must not cost it the connection
+            except Exception:  # a bug of the app must not end the connection
                 log.exception("%r failed", listener)
         return bool(listeners)
 
@@ -133,7 +133,7 @@ class Client:
             self._warn(error.code, error.message)
 
     def _warn(self, code: str, message: str) -> None:
-        """Log once what no listener was there to hear."""
+        """Logs an event without a listener, once per code."""
         if code not in self._warned:
             self._warned.add(code)
             log.warning("%s (%s)%s", message, code, f": {HELP[code]}" if code in HELP else "")

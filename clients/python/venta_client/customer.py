@@ -1,4 +1,4 @@
-"""A customer's connection: watches whose views are kept exact, over any number of connections."""
+"""A customer's client: watches whose views stay exact over reconnects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class BaseWatch(Generic[Item]):
-    """One watch. `fresh` is false while the view may be outdated: not connected, or moved and not yet answered."""
+    """One watch. `fresh` is false while the view may be outdated: while disconnected, or until a move is answered."""
 
     def __init__(self, client: CustomerClient, id: str, wanted: dict[str, Any]) -> None:
         self.id = id
@@ -31,7 +31,7 @@ class BaseWatch(Generic[Item]):
         self._client = client
         self._wanted = wanted
         self._answered = False
-        """Whether a snapshot came on this connection."""
+        """Whether a snapshot arrived on this connection."""
         self._refused: WatchRefused | None = None
         self._news = asyncio.Event()
         self._version = 0
@@ -41,7 +41,7 @@ class BaseWatch(Generic[Item]):
         raise NotImplementedError
 
     def close(self) -> None:
-        """End the watch; iterating it ends."""
+        """Ends the watch and its iterators."""
         if not self.closed:
             self.closed = True
             self.fresh = False
@@ -49,10 +49,10 @@ class BaseWatch(Generic[Item]):
             self._news.set()
 
     async def ready(self) -> Mapping[str, Item]:
-        """Return the view, once it is exact.
+        """Returns the view once it is exact.
 
         Raises:
-            WatchRefused: the server does not take the watch.
+            WatchRefused: the server refused the watch.
             ConnectionFailed: the connection failed for good.
         """
         while not self.fresh:
@@ -64,7 +64,7 @@ class BaseWatch(Generic[Item]):
         return self._view_now
 
     async def views(self) -> AsyncIterator[Mapping[str, Item]]:
-        """Yield the view after each change, the newest only where the app is slower than the changes."""
+        """Yields the view after each change; a slow app gets only the newest view."""
         seen = 0
         while not self.closed:
             if self.fresh and self._version != seen:
@@ -75,7 +75,7 @@ class BaseWatch(Generic[Item]):
             self._news.clear()
             await self._news.wait()
 
-    # of the client
+    # called by the client
 
     def _raise(self) -> None:
         if self._refused is not None:
@@ -90,7 +90,7 @@ class BaseWatch(Generic[Item]):
         self._client._ask(self)
 
     def _opened(self) -> None:
-        self._answered = self.fresh = False  # what the app sees stays until the snapshot
+        self._answered = self.fresh = False  # the app keeps the old view until the snapshot
         self._refused = None
 
     def _took(self, message: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class BaseWatch(Generic[Item]):
             self._answered = self.fresh = True
             self._version += 1
             self._snapshot(message)
-        elif kind == "update" and self._answered:  # one before the snapshot is of a watch that had this id
+        elif kind == "update" and self._answered:  # an update before the snapshot is of an earlier watch with this id
             self._version += 1
             self._update(message)
         self._news.set()
@@ -115,17 +115,16 @@ class BaseWatch(Generic[Item]):
 
 
 class Watch(BaseWatch[Card]):
-    """A watched area or list: `vendors` is what is inside, by vendorId; iterate for what is new.
+    """A watched area or list: `vendors` is the view, by vendorId; iterate for events.
 
-    The events lead from what was reported before to what is so now: an app that is slow misses steps in between, never
-    the outcome.
+    Events lead from the last reported state to the current one: a slow app misses steps in between, never the result.
     """
 
     def __init__(self, client: CustomerClient, id: str, wanted: dict[str, Any]) -> None:
         super().__init__(client, id, wanted)
         self.vendors: Mapping[str, Card] = {}
         self._view = View()
-        self._told: dict[str, Card] = {}
+        self._reported: dict[str, Card] = {}
         self._dirty: dict[str, None] = {}
 
     @property
@@ -140,7 +139,7 @@ class Watch(BaseWatch[Card]):
         open: bool | None = None,
         interval: int | None = None,
     ) -> None:
-        """Watch something else under the same id; what the view holds stays until the snapshot comes."""
+        """Changes what is watched; the old view stays until the snapshot."""
         self._become(wanting(area, vendors, open=open, interval=interval))
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -148,12 +147,12 @@ class Watch(BaseWatch[Card]):
             while self._dirty:
                 vendor_id = next(iter(self._dirty))
                 del self._dirty[vendor_id]
-                event = difference(self._told.get(vendor_id), self.vendors.get(vendor_id))
+                event = difference(self._reported.get(vendor_id), self.vendors.get(vendor_id))
                 if event is not None:
                     if event.kind == "left":
-                        del self._told[vendor_id]
+                        del self._reported[vendor_id]
                     else:
-                        self._told[vendor_id] = event.card
+                        self._reported[vendor_id] = event.card
                     yield event
             self._raise()
             if not self._dirty:
@@ -172,21 +171,21 @@ class Watch(BaseWatch[Card]):
 
     def _update(self, message: dict[str, Any]) -> None:
         entered, moved, left = message.get("entered", []), message.get("moved", []), message.get("left", [])
-        self._view.vendors = dict(self._view.vendors)  # the app may be in the midst of the one it has
+        self._view.vendors = dict(self._view.vendors)  # the app may be iterating over the old dict
         self._view.update(entered, moved, left)
         self.vendors = cast(dict[str, Card], self._view.vendors)
         self._touched([*(card["vendorId"] for card in entered), *(fix["vendorId"] for fix in moved), *left])
 
     def _touched(self, vendor_ids: Sequence[str]) -> None:
         for vendor_id in vendor_ids:
-            if vendor_id in self._told or vendor_id in self.vendors:
+            if vendor_id in self._reported or vendor_id in self.vendors:
                 self._dirty[vendor_id] = None
             else:
-                self._dirty.pop(vendor_id, None)  # came and went unreported
+                self._dirty.pop(vendor_id, None)  # entered and left between two reports
 
 
 class CountsWatch(BaseWatch[Group]):
-    """An area's counts, for maps zoomed out: `groups` are vendors near each other, by the group's name."""
+    """Counts in an area, for maps zoomed out: `groups` are vendors near each other, by the group's name."""
 
     def __init__(self, client: CustomerClient, id: str, wanted: dict[str, Any]) -> None:
         super().__init__(client, id, wanted)
@@ -199,7 +198,7 @@ class CountsWatch(BaseWatch[Group]):
     def move(
         self, area: Area, *, open: bool | None = None, interval: int | None = None, detail: int | None = None
     ) -> None:
-        """Count in another area; the groups stay until the snapshot comes."""
+        """Counts in another area; the old groups stay until the snapshot."""
         self._become(counting(area, open, interval, detail))
 
     def _snapshot(self, message: dict[str, Any]) -> None:
@@ -213,17 +212,17 @@ class CountsWatch(BaseWatch[Group]):
 
 
 class CustomerClient(Client):
-    """Watches areas and vendors; use it as an async context manager.
+    """Watches areas and vendors, an async context manager.
 
     Args:
         url: The server, http(s)://host.
-        token: A token, or a function that is called with whether the last one was refused or expires soon.
-        on_state: Called with each state of the connection.
-        on_error: Called with what the server did not accept.
-        heartbeat: Seconds after which a silent connection is asked for an answer.
-        min_delay: The first wait before reconnecting is up to this, s; each failure doubles it …
-        max_delay: … up to this, s.
-        compress: Offer permessage-deflate.
+        token: A token, or a function `token(refresh)`; `refresh`: the last one was refused or expires soon.
+        on_state: Called with each new state of the connection.
+        on_error: Called with each error of the server.
+        heartbeat: Seconds without a message after which a ping frame is sent.
+        min_delay: Maximum first delay before reconnecting, s; each failure doubles it.
+        max_delay: Maximum delay before reconnecting, s.
+        compress: Whether to offer permessage-deflate.
     """
 
     def __init__(
@@ -242,9 +241,9 @@ class CustomerClient(Client):
         super().__init__(state=on_state, error=on_error)
         self.watches: dict[str, BaseWatch[Any]] = {}
         self._numbers = count(1)
-        self._unsaid: dict[str, bytes] = {}
-        self._asked: set[str] = set()
-        """Ids of the watches that the server was asked for on this connection."""
+        self._unsent: dict[str, bytes] = {}
+        self._requested: set[str] = set()
+        """Ids of the watches requested on this connection."""
         self._work = asyncio.Event()
         self._link = Link(
             url,
@@ -259,7 +258,7 @@ class CustomerClient(Client):
         )
 
     async def disconnect(self) -> None:
-        """End the connection and every watch."""
+        """Closes the connection and all watches."""
         await super().disconnect()
         for watch in tuple(self.watches.values()):
             watch.close()
@@ -273,7 +272,7 @@ class CustomerClient(Client):
         interval: int | None = None,
         id: str | None = None,
     ) -> Watch:
-        """Watch an area or some vendors: all, or only those that are `open`; no more often than each `interval` ms."""
+        """Watches an area or some vendors; `open`: only open ones, `interval`: minimum ms between two updates."""
         return self._begin(Watch(self, self._name(id), wanting(area, vendors, open=open, interval=interval)))
 
     def counts(
@@ -285,19 +284,19 @@ class CustomerClient(Client):
         detail: int | None = None,
         id: str | None = None,
     ) -> CountsWatch:
-        """Watch how many vendors are where, in about `detail` groups at most (16 to 1,000); up to the whole world."""
+        """Counts vendors in an area, up to the whole world, in at most about `detail` groups (16 to 1,000)."""
         return self._begin(CountsWatch(self, self._name(id), counting(area, open, interval, detail)))
 
-    # of the link and the watches
+    # called by the link and the watches
 
     def opened(self) -> None:
-        self._unsaid.clear()
-        self._asked.clear()
+        self._unsent.clear()
+        self._requested.clear()
         for watch in self.watches.values():
             watch._opened()
             self._ask(watch)
-        # One that needs a token and has none hears nothing until it is closed.
-        self._link.stands()
+        # A connection that lacks a required token gets no message before it is closed.
+        self._link.established()
 
     def took(self, message: dict[str, Any]) -> None:
         watch = self.watches.get(str(message.get("id")))
@@ -314,10 +313,10 @@ class CustomerClient(Client):
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._unsaid:
-                id = next(iter(self._unsaid))
-                (self._asked.add if id in self.watches else self._asked.discard)(id)
-                await send(self._unsaid.pop(id))
+            while self._unsent:
+                id = next(iter(self._unsent))
+                (self._requested.add if id in self.watches else self._requested.discard)(id)
+                await send(self._unsent.pop(id))
 
     def became(self, state: State) -> None:
         for watch in self.watches.values():
@@ -339,17 +338,17 @@ class CustomerClient(Client):
 
     def _ask(self, watch: BaseWatch[Any]) -> None:
         if not watch.closed:
-            self._say(watch.id, {**watch._wanted, "type": "watch", "id": watch.id})
+            self._send(watch.id, {**watch._wanted, "type": "watch", "id": watch.id})
 
     def _drop(self, watch: BaseWatch[Any]) -> None:
         self.watches.pop(watch.id, None)
-        self._unsaid.pop(watch.id, None)
-        if watch.id in self._asked:
-            self._say(watch.id, {"type": "unwatch", "id": watch.id})
+        self._unsent.pop(watch.id, None)
+        if watch.id in self._requested:
+            self._send(watch.id, {"type": "unwatch", "id": watch.id})
 
-    def _say(self, id: str, message: dict[str, Any]) -> None:
-        """Say it on the connection, once there is one; the last word about a watch replaces those before."""
-        self._unsaid[id] = json.dumps(message).encode()
+    def _send(self, id: str, message: dict[str, Any]) -> None:
+        """Sends a message once connected; the last message of a watch replaces earlier ones."""
+        self._unsent[id] = json.dumps(message).encode()
         self._work.set()
 
 
@@ -357,7 +356,7 @@ AnyWatch = TypeVar("AnyWatch", bound=BaseWatch[Any])
 
 
 def wanting(area: Area | None, vendors: Sequence[str] | None, **options: Any) -> dict[str, Any]:
-    """What a watch message asks for; ValueError unless it is one of the two."""
+    """Returns the members of a watch message; raises ValueError unless exactly one of area and vendors is given."""
     if (area is None) == (vendors is None):
         raise ValueError("watch an area or a list of vendors, one of the two")
     wanted: dict[str, Any] = {"area": area} if area is not None else {"vendors": list(vendors or ())}
@@ -365,5 +364,5 @@ def wanting(area: Area | None, vendors: Sequence[str] | None, **options: Any) ->
 
 
 def counting(area: Area, open: bool | None, interval: int | None, detail: int | None) -> dict[str, Any]:
-    """What a watch of counts asks for."""
+    """Returns the members of a watch message for counts."""
     return wanting(area, None, open=open, interval=interval, detail=detail) | {"as": "counts"}

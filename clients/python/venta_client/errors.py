@@ -1,24 +1,24 @@
-"""What can go wrong between a client and the server.
+"""The clients' errors.
 
 ClientError
-├── Refused          the server answered the WebSocket handshake with something else than 101
+├── Refused          the server answered the WebSocket handshake with a status other than 101
 ├── ConnectionFailed the connection failed for good, or was ended by the app; carries the close code
 ├── PingRejected     a ping will never be stored; carries the error code
-├── WatchRefused     the server does not take a watch; carries the error code
+├── WatchRefused     the server refused a watch; carries the error code
 ├── RequestRefused   the server refused an HTTP request; carries the error code
 ├── QueueFailed      the file that keeps pings can't be opened or written
-└── Violation        the server sent what the protocol does not allow
+└── Violation        the server violated the protocol
 """
 
 from __future__ import annotations
 
 
 class ClientError(Exception):
-    """The root of all errors this package raises on purpose."""
+    """The base class of this package's errors."""
 
 
 class Refused(ClientError):
-    """The server did not open a WebSocket: its HTTP `status` and the beginning of its answer."""
+    """The server refused the WebSocket handshake; carries the HTTP `status` and the beginning of the answer."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"the server answered {status} to the WebSocket handshake: {body or 'nothing more'}")
@@ -42,11 +42,11 @@ class _Coded(ClientError):
 
 
 class PingRejected(_Coded):
-    """A ping will never be stored: `code` is the protocol's error code, or ERR_DROPPED where the queue was full."""
+    """A ping will never be stored: `code` is the protocol's error code, or ERR_DROPPED if the queue was full."""
 
 
 class WatchRefused(_Coded):
-    """The server does not take a watch as it is: `code` is the protocol's error code."""
+    """The server refused a watch: `code` is the protocol's error code."""
 
 
 class RequestRefused(_Coded):
@@ -54,8 +54,8 @@ class RequestRefused(_Coded):
 
 
 class QueueFailed(ClientError):
-    """A queue can't be opened or written; the pings given since are in memory only."""
+    """A queue can't be opened or written; pings since then are in memory only."""
 
 
 class Violation(ClientError):
-    """The server sent what the protocol does not allow; the message quotes it."""
+    """The server violated the protocol; the message quotes what it sent."""

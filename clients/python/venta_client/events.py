@@ -1,4 +1,4 @@
-"""What is new about a vendor since an app was last told. Pure."""
+"""Events of a vendor: the difference between its last reported card and the current one. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Kind = Literal["entered", "moved", "changed", "left"]
 
 
 class Event(NamedTuple):
-    """One vendor's news. `before` is the card of the last event about it; None when it has just entered.
+    """One vendor's event. `before` is the card of its last event; None when it has just entered.
 
-    `changed`: its name, image, `open` or `online` is new, and maybe its position too. `left`: `card` is its last one.
+    `changed`: its name, image, `open` or `online` changed, perhaps also its position. `left`: `card` is its last one.
     """
 
     kind: Kind
@@ -21,7 +21,7 @@ class Event(NamedTuple):
 
 
 def difference(before: Card | None, now: Card | None) -> Event | None:
-    """The event that leads from what an app was told of a vendor to what is so; None when nothing does."""
+    """Returns the event between the last reported card and the current one; None if nothing changed."""
     if before is None:
         return None if now is None else Event("entered", now, None)
     if now is None:

@@ -1,4 +1,4 @@
-"""A WebSocket that reconnects. What is said on it is its owner's; whether and when there is one is decided here."""
+"""A WebSocket that reconnects. The owner handles its messages; this module decides whether and when to connect."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ HEARTBEAT = 20.0
 CLOSE_TIMEOUT = 2.0
 MAX_MESSAGE = 64 << 20
 HEALTHY = 5.0
-"""Seconds a connection must last before failures are counted anew."""
+"""Seconds after which a connection resets the count of failures."""
 TOKEN_RETRY = 5.0
 
 State = Literal["connecting", "connected", "reconnecting", "disconnected", "failed"]
-"""`reconnecting`: waits for the next attempt. `failed`: for good, `failure` says why. `disconnected`: by the app, or
-not yet connected."""
+"""`reconnecting`: waiting for the next attempt. `failed`: for good, see `failure`. `disconnected`: by the app, or not
+connected yet."""
 
 Token = str | Callable[[bool], str | Awaitable[str | None] | None] | None
-"""A token, or what gives one; called with True when the last one was refused or ends soon."""
+"""A token, or a function that returns one; called with True if the last one was refused or expires soon."""
 
 Send = Callable[[bytes], Awaitable[None]]
 
 
 class Close(NamedTuple):
-    """How a connection ended; 1006 when no close frame came."""
+    """The close code and reason of a connection; 1006 without a close frame."""
 
     code: int
     reason: str
 
 
 class Owner(Protocol):
-    """Whose link it is."""
+    """Receives a link's events, and sends messages on it."""
 
     def opened(self) -> None:
-        """There is a new connection; nothing has been said on it."""
+        """Called when a new connection is open, before any message."""
 
     def took(self, message: dict[str, Any]) -> None:
-        """A message came; Violation ends the connection."""
+        """Called with each message; Violation ends the connection."""
 
     async def speak(self, send: Send) -> None:
-        """Say what there is to say, until cancelled."""
+        """Sends pending messages until cancelled."""
 
     def became(self, state: State) -> None:
-        """The link's state is another one."""
+        """Called when the link's state changed."""
 
 
 class Link:
-    """Stays connected to a path of the server until it is closed, or the server says not to come back."""
+    """Stays connected to a path of the server until closed, or until a close code forbids to reconnect."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Link:
         self.state: State = "disconnected"
         self.failure: ConnectionFailed | None = None
         self.close: Close | None = None
-        """How the last connection ended."""
+        """The close code and reason of the last connection."""
         self.connections = 0
         self._owner = owner
         self._token = token
@@ -98,7 +98,7 @@ class Link:
         self._delays = {"min_delay": min_delay * 1000, "max_delay": max_delay * 1000}
         self._compress = 15 if compress else 0
         self.failures = 0
-        """Connections in a row that failed or ended."""
+        """Consecutive connections that failed or ended."""
         self._task: asyncio.Task[None] | None = None
         self._now = asyncio.Event()
         self._bye_ms: int | None = None
@@ -108,32 +108,32 @@ class Link:
         self._used: str | None = None
 
     def connect(self) -> None:
-        """Connect, and stay connected; during a wait connect now."""
+        """Connects and stays connected; ends a wait for the next attempt."""
         self._now.set()
         if self._task is None or self._task.done():
             self.failure = None
             self._task = asyncio.create_task(self._run(), name=f"venta {self.url.path}")
 
     async def disconnect(self) -> None:
-        """Close in good order and do not reconnect."""
+        """Closes the connection with a closing handshake; does not reconnect."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         if self._task is not None:
-            return  # it was connected again meanwhile
+            return  # `connect` was called meanwhile
         if self.state != "failed":
             self._become("disconnected")
         if self._own_session and self._session is not None:
             session, self._session = self._session, None
             await session.close()
 
-    def stands(self) -> None:
-        """The owner has heard what it waits for first."""
+    def established(self) -> None:
+        """Called by the owner once the connection is established."""
         self._greeted = True
         self._become("connected")
 
-    # inside
+    # internal
 
     def _become(self, state: State) -> None:
         if state != self.state:
@@ -145,7 +145,7 @@ class Link:
             await self._stay()
         except asyncio.CancelledError:
             raise
-        except BaseException as broken:  # a mistake of ours: said aloud, not a client that is silently dead
+        except BaseException as broken:  # a bug of the client: logged, so that it does not fail silently
             log.exception("the client failed")
             self._fail(Close(ABNORMAL, repr(broken)))
 
@@ -153,7 +153,7 @@ class Link:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         self.failures = 0
-        refused: tuple[str | None] | None = None  # the token that was, which may be none
+        refused: tuple[str | None] | None = None  # the refused token, which may be None
         while True:
             self._become("connecting")
             self._bye_ms, self._retry_after_ms, self._reason, self._greeted = None, 0, "", False
@@ -206,7 +206,7 @@ class Link:
             return await token
 
     async def _connection(self, session: aiohttp.ClientSession, token: str | None) -> Close:
-        """One connection from its beginning to its end."""
+        """Runs one connection; returns how it ended."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 ws = await session.ws_connect(
@@ -236,7 +236,7 @@ class Link:
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await ws.close()
             except (aiohttp.ClientError, OSError, TimeoutError):
-                pass  # it is gone all the same
+                pass  # the connection is closed anyway
         for outcome in ended:
             if isinstance(outcome, Close):
                 return outcome
@@ -270,7 +270,7 @@ class Link:
         if kind == "bye":
             self._bye_ms = int(message.get("reconnectAfterMs", 0))
             return
-        # what the server said last may be why it closes
+        # the server's last error may be the reason of a close
         said = kind == "error" and message.get("id") is None
         self._reason = str(message.get("message", "")) if said else ""
         self._retry_after_ms = int(message.get("retryAfterMs", 0)) if said else 0
@@ -287,10 +287,10 @@ class Link:
             await self._owner.speak(send)
         except (aiohttp.ClientError, OSError) as gone:
             log.debug("can't send: %r", gone)
-            await asyncio.sleep(CLOSE_TIMEOUT)  # what the server said of it may have come already: it goes before
+            await asyncio.sleep(CLOSE_TIMEOUT)  # a close frame that has already arrived has precedence
 
     async def _renew(self, ws: aiohttp.ClientWebSocketResponse, token: str) -> None:
-        """Replace a token that ends soon on the open connection."""
+        """Replaces a token that expires soon, on the open connection."""
         while True:
             wait = renew_in(token, time.time())
             if wait is None:
@@ -310,4 +310,4 @@ class Link:
             try:
                 await ws.send_str(json.dumps({"type": "auth", "token": token}))
             except (aiohttp.ClientError, OSError):
-                await asyncio.Event().wait()  # the listener tells how it ended
+                await asyncio.Event().wait()  # the reader returns how the connection ended

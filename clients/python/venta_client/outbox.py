@@ -1,4 +1,4 @@
-"""What a vendor app has not been told is stored. Pure."""
+"""The pings that the server has not acked yet. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from venta_client.errors import Violation
 
 
 class Timed(Protocol):
-    """Whatever has the time that names it: `timestamp`, epoch ms."""
+    """An item identified by its `timestamp`, epoch ms."""
 
     @property
     def timestamp(self) -> int: ...
@@ -20,10 +20,10 @@ P = TypeVar("P", bound=Timed)
 
 
 class Outbox(Generic[P]):
-    """Keeps each ping until it is acked or rejected, and gives it a new `seq` on every connection.
+    """Keeps each ping until it is acked or rejected, with a new `seq` on every connection.
 
-    No more than `limit` are kept; `add` answers whether there was room. `sent` counts pings at their first sending,
-    `resent` those that went out again.
+    At most `limit` pings are kept; `add` returns whether there was room. `sent` counts pings sent for the first time,
+    `resent` pings sent again.
     """
 
     def __init__(self, limit: int) -> None:
@@ -42,33 +42,33 @@ class Outbox(Generic[P]):
 
     @property
     def seq(self) -> int:
-        """The newest seq that was given on this connection; 0 before the first."""
+        """The last seq of this connection; 0 before the first."""
         return self._seq
 
     @property
     def unsent(self) -> int:
-        """How many wait to be sent."""
+        """The number of pings to send."""
         return len(self._unsent)
 
     @property
-    def under_way(self) -> int:
-        """How many were sent on this connection and are not answered for."""
+    def in_flight(self) -> int:
+        """The number of pings sent on this connection without an answer yet."""
         return len(self._sent)
 
     def add(self, ping: P) -> bool:
-        """Keep one more ping to be sent."""
+        """Adds a ping to send; returns whether there was room."""
         if len(self) >= self._limit:
             return False
         self._unsent.append(ping)
         return True
 
     def restore(self, pings: Iterable[P]) -> None:
-        """Take what an earlier run left, the oldest first: sent, maybe, and not known to be stored."""
+        """Adds the pings of an earlier run, oldest first; they may have been sent, but were not acked."""
         left = list(pings)
         self._sent = dict(enumerate(left, min(self._sent, default=0) - len(left))) | self._sent
 
     def drop_oldest(self) -> P | None:
-        """Give up the oldest ping that is not under way, to make room, else the oldest; None when nothing waits."""
+        """Removes and returns the oldest ping that is not in flight, or else the oldest one; None if empty."""
         if self._unsent:
             return self._unsent.popleft()
         if self._sent:
@@ -76,13 +76,14 @@ class Outbox(Generic[P]):
         return None
 
     def take(self, most: int) -> list[tuple[int, P]]:
-        """The next pings to send, the oldest first, with the seq of each; they count as sent from now on."""
+        """Returns the next pings to send, oldest first, with their seqs; they are in flight from now on."""
         return self._number(self._unsent.popleft() for _ in range(min(most, len(self._unsent))))
 
     def take_newest(self, since: int) -> list[tuple[int, P]]:
-        """The newest ping alone, ahead of those before it, if it is from `since` (epoch ms) or later; else none.
+        """Returns only the newest ping, ahead of older ones, if it is from `since` (epoch ms) or later; else none.
 
-        After a time offline customers see first where the vendor is. None is taken that is older than one taken so.
+        So after a time offline customers first see the current position. A ping older than the last such one is not
+        returned.
         """
         if not self._unsent or self._unsent[-1].timestamp < max(since, self._newest):
             return []
@@ -92,7 +93,7 @@ class Outbox(Generic[P]):
         return self._number((ping,))
 
     def ack(self, seq: int) -> list[P]:
-        """The pings that an ack settles; Violation for a seq that was never sent."""
+        """Removes and returns the acked pings; raises Violation for a seq that was never sent."""
         if seq > self._seq:
             raise Violation(f"seq {seq} was acked, but on this connection only {self._seq} pings were sent")
         settled = []
@@ -104,16 +105,16 @@ class Outbox(Generic[P]):
         return settled
 
     def reject(self, seq: int) -> P:
-        """The ping that a reject settles; Violation when it isn't one that waits."""
+        """Removes and returns a rejected ping; raises Violation if none with this seq is in flight."""
         try:
             return self._sent.pop(seq)
         except KeyError:
             raise Violation(f"seq {seq} was rejected, but no ping with that seq waits for an answer") from None
 
     def reconnected(self, durable: int | None) -> list[P]:
-        """Start over on a new connection: what is not settled goes out once more. Returns what `durable` settles.
+        """Starts over on a new connection: pings without an answer are sent again. Returns the pings that are stored.
 
-        Only the ping that `durable` names is taken as stored. The older ones are sent again, which must be harmless.
+        Only the ping with the timestamp `durable` is known to be stored. The server ignores duplicates of others.
         """
         again = list(self._sent.values())
         settled = [ping for ping in again if ping.timestamp == durable]
@@ -142,5 +143,5 @@ class Outbox(Generic[P]):
 
 
 def timestamp_of(ping: Timed) -> int:
-    """When a ping was taken."""
+    """Returns the timestamp of a ping."""
     return ping.timestamp

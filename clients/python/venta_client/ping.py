@@ -1,4 +1,4 @@
-"""One reported position, and how it goes over the wire. Pure."""
+"""One reported position and its encoding. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 
 class Reported(Protocol):
-    """What a ping has: `timestamp` epoch ms, degrees, and maybe `heading` (degrees), `speed` (m/s), `accuracy` (m)."""
+    """A ping: `timestamp` (epoch ms), degrees, and optionally `heading` (degrees), `speed` (m/s), `accuracy` (m)."""
 
     @property
     def timestamp(self) -> int: ...
@@ -24,7 +24,7 @@ class Reported(Protocol):
 
 
 class Ping(NamedTuple):
-    """One position a vendor reports. Its vendor and `timestamp` are its identity: sent twice, it is stored once."""
+    """One position of a vendor, identified by its vendor and `timestamp`: if sent twice, it is stored once."""
 
     timestamp: int
     lat: float
@@ -35,7 +35,7 @@ class Ping(NamedTuple):
 
 
 def encode(batch: Sequence[tuple[int, Reported]]) -> bytes:
-    """One message for one or more pings with the seq of each, numbers in full precision."""
+    """Encodes one or more pings with their seqs as one message, numbers in full precision."""
     if len(batch) == 1:
         return f'{{"type":"ping",{_members(*batch[0])}}}'.encode()
     pings = ",".join([f"{{{_members(seq, ping)}}}" for seq, ping in batch])

@@ -1,4 +1,4 @@
-"""Where a vendor's pings wait for their ack: in memory, or in a SQLite file that outlives the process."""
+"""Queues that store a vendor's pings until they are acked: in memory, or durable in a SQLite file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ PUT = "INSERT OR REPLACE INTO pings (timestamp, lat, long, heading, speed, accur
 
 
 class Queue(Protocol):
-    """Keeps pings by `timestamp`; `write` returns when the change lasts, removing what is not there is harmless."""
+    """Stores pings by `timestamp`; `write` returns when the change is durable and ignores missing timestamps."""
 
     async def load(self) -> list[Ping]:
-        """What an earlier run left, the oldest first."""
+        """Returns the pings of an earlier run, oldest first."""
 
     async def write(self, put: Sequence[Ping], remove: Sequence[int]) -> None:
-        """Keep these, and forget those; all or nothing."""
+        """Stores and removes pings in one transaction."""
 
     async def close(self) -> None:
-        """Let go of the file."""
+        """Closes the queue."""
 
 
 class MemoryQueue:
-    """A queue that is gone with the process."""
+    """A queue in memory, lost with the process."""
 
     async def load(self) -> list[Ping]:
         return []
@@ -48,12 +48,12 @@ class MemoryQueue:
 
 
 class SqliteQueue:
-    """A queue in a file, committed to the disk before `write` returns; one vendor, one client, one file."""
+    """A queue in a SQLite file, committed to disk before `write` returns; each client needs its own file."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = path
         self.busy = BUSY
-        """Seconds to wait for whoever has the file open."""
+        """Seconds to wait while another process locks the file."""
         self._thread: ThreadPoolExecutor | None = None
         self._database: sqlite3.Connection | None = None
 
@@ -81,7 +81,7 @@ class SqliteQueue:
                 )
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
-                # Two clients on one file would each send what the other has sent, and forget what it has not.
+                # With one file, each of two clients would send the other's pings and remove pings not sent yet.
                 self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._database.execute(CREATE)
             rows = self._database.execute(

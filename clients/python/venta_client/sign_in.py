@@ -1,4 +1,4 @@
-"""Sign-in links: a code that a vendor's device exchanges for a token, once."""
+"""Sign-in links: a vendor's device exchanges a one-time code for a token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SignedIn(TypedDict):
 
 
 async def sign_in(url: str, code: str) -> SignedIn:
-    """Exchange the code of a link (what follows `#code=`) for a token.
+    """Exchanges the code of a link (the part after `#code=`) for a token.
 
     Raises:
         RequestRefused: the code is wrong, expired or used.
@@ -32,7 +32,7 @@ async def sign_in(url: str, code: str) -> SignedIn:
 
 
 async def refusal(answer: aiohttp.ClientResponse) -> RequestRefused:
-    """Return the error of an answer: the server's problem document, or what a proxy before it says."""
+    """Returns the error of an answer: of the server's problem document, or of a proxy's answer."""
     try:
         problem = await answer.json(content_type=None)
         return RequestRefused(problem["code"], problem["detail"])

@@ -1,10 +1,10 @@
-"""The clients for scripts: the same methods, each of which returns when it is done. An event loop runs in a thread.
+"""Synchronous clients for scripts: the same methods, but blocking. An event loop runs in a thread.
 
     with VendorClient(url, token=token, queue=SqliteQueue("pings.db")) as vendor:
         vendor.ping(52.2297, 21.0122)
         vendor.flushed(timeout=30)
 
-A `timeout` is in seconds; beyond it TimeoutError is raised. Callbacks are called in the loop's thread.
+A `timeout` is in seconds, after which TimeoutError is raised. Callbacks run in the loop's thread.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AnyClient = TypeVar("AnyClient", vendor.VendorClient, customer.CustomerClient)
 
 
 class _Loop:
-    """An event loop in a thread of its own."""
+    """An event loop in its own thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -51,7 +51,7 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Result], timeout: float | None = None) -> Result:
-        """Return what a coroutine returns; it is cancelled when this is interrupted."""
+        """Runs a coroutine and returns its result; an interruption cancels it."""
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("called from a callback, which runs in the client's own thread: call it from another")
@@ -66,7 +66,7 @@ class _Loop:
             future.cancel()
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Return what a function returns in the loop's thread."""
+        """Calls a function in the loop's thread and returns its result."""
 
         async def called() -> Result:
             return function()
@@ -74,7 +74,7 @@ class _Loop:
         return self.run(called())
 
     def iterate(self, items: AsyncIterator[Item], timeout: float | None = None) -> Iterator[Item]:
-        """Yield what an asynchronous iterator yields; `timeout` is for each."""
+        """Yields the items of an asynchronous iterator; `timeout` applies to each."""
         while True:
             try:
                 yield self.run(_next(items), timeout)
@@ -82,7 +82,7 @@ class _Loop:
                 return
 
     def end(self) -> None:
-        """End the thread."""
+        """Ends the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -126,11 +126,11 @@ class _Client(Generic[AnyClient]):
         return self._client.failure
 
     def ready(self, timeout: float | None = None) -> None:
-        """Return when connected; ConnectionFailed when the connection fails for good."""
+        """Returns when connected; raises ConnectionFailed if the connection fails for good."""
         self._loop.run(self._client.ready(), timeout)
 
     def disconnect(self) -> None:
-        """End the connection, and the client with it."""
+        """Closes the connection and ends the client."""
         if not self._ended:
             try:
                 self._loop.run(self._client.disconnect())
@@ -143,30 +143,30 @@ class _Client(Generic[AnyClient]):
 
 
 class VendorClient(_Client[vendor.VendorClient]):
-    """Reports where a vendor is; a context manager. The options are those of `venta_client.VendorClient`."""
+    """Reports a vendor's positions, a context manager. The options are those of `venta_client.VendorClient`."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(lambda: vendor.VendorClient(url, **options))
 
     @property
     def waiting(self) -> int:
-        """Pings that the server is not known to have."""
+        """The number of pings that are not acked yet."""
         return self._client.waiting
 
     def ping(self, lat: float, long: float, **more: Any) -> int:
-        """Keep a position until it is stored; returns its timestamp, once the queue has it."""
+        """Keeps a position until it is stored; returns its timestamp once it is in the queue."""
         return self._loop.run(self._client.ping(lat, long, **more))
 
     def set_open(self, open: bool, *, hidden: bool = False) -> None:
-        """Open or close for business."""
+        """Opens or closes for business."""
         self._loop.call(lambda: self._client.set_open(open, hidden=hidden))
 
     def flushed(self, timeout: float | None = None) -> None:
-        """Return when all pings are stored or rejected; ConnectionFailed when the connection ends for good before."""
+        """Returns when all pings are stored or rejected; raises ConnectionFailed if the connection fails for good."""
         self._loop.run(self._client.flushed(), timeout)
 
     def when_stored(self, timestamp: int, timeout: float | None = None) -> None:
-        """Return when the ping with this timestamp is stored; PingRejected when it never will be."""
+        """Returns when the ping with this timestamp is stored; raises PingRejected if it never will be."""
         self._loop.run(self._client.when_stored(timestamp), timeout)
 
 
@@ -181,20 +181,20 @@ class _BaseWatch(Generic[Item]):
         return self._base.fresh
 
     def ready(self, timeout: float | None = None) -> Mapping[str, Item]:
-        """Return the view, once it is exact; WatchRefused when the server does not take the watch."""
+        """Returns the view once it is exact; raises WatchRefused if the server refused the watch."""
         return self._loop.run(self._base.ready(), timeout)
 
     def views(self) -> Iterator[Mapping[str, Item]]:
-        """Yield the view after each change."""
+        """Yields the view after each change."""
         return self._loop.iterate(self._base.views())
 
     def close(self) -> None:
-        """End the watch."""
+        """Ends the watch."""
         self._loop.call(self._base.close)
 
 
 class Watch(_BaseWatch[Card]):
-    """A watched area or list; iterate for what is new."""
+    """A watched area or list; iterate for events."""
 
     def __init__(self, loop: _Loop, watch: customer.Watch) -> None:
         super().__init__(loop, watch)
@@ -202,7 +202,7 @@ class Watch(_BaseWatch[Card]):
 
     @property
     def vendors(self) -> Mapping[str, Card]:
-        """What is inside, by vendorId."""
+        """The view, by vendorId."""
         return self._watch.vendors
 
     def __iter__(self) -> Iterator[Event]:
@@ -210,7 +210,7 @@ class Watch(_BaseWatch[Card]):
 
 
 class CountsWatch(_BaseWatch[Group]):
-    """An area's counts: `groups` are vendors near each other, by the group's name."""
+    """Counts in an area: `groups` are vendors near each other, by the group's name."""
 
     def __init__(self, loop: _Loop, watch: customer.CountsWatch) -> None:
         super().__init__(loop, watch)
@@ -223,22 +223,22 @@ class CountsWatch(_BaseWatch[Group]):
 
 
 class CustomerClient(_Client[customer.CustomerClient]):
-    """Watches areas and vendors; a context manager. The options are those of `venta_client.CustomerClient`."""
+    """Watches areas and vendors, a context manager. The options are those of `venta_client.CustomerClient`."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(lambda: customer.CustomerClient(url, **options))
 
     def watch(self, area: Area | None = None, *, vendors: Sequence[str] | None = None, **options: Any) -> Watch:
-        """Watch an area or some vendors: all, or only those that are `open`; no more often than each `interval` ms."""
+        """Watches an area or some vendors; `open`: only open ones, `interval`: minimum ms between two updates."""
         return Watch(self._loop, self._loop.call(lambda: self._client.watch(area, vendors=vendors, **options)))
 
     def counts(self, area: Area, **options: Any) -> CountsWatch:
-        """Watch how many vendors are where, in about `detail` groups at most."""
+        """Counts vendors in an area, in at most about `detail` groups."""
         return CountsWatch(self._loop, self._loop.call(lambda: self._client.counts(area, **options)))
 
 
 class Alerts:
-    """The alerts of one user; a context manager. What the server refuses raises RequestRefused."""
+    """The alerts of one user, a context manager. Methods raise RequestRefused when the server refuses."""
 
     def __init__(self, url: str, *, token: Token = None, timeout: float = 60.0) -> None:
         self._alerts = alerts.Alerts(url, token=token)
@@ -258,31 +258,31 @@ class Alerts:
             self._loop.end()
 
     def create(self, on: Sequence[AlertEvent], url: str, **options: Any) -> NewAlert:
-        """Create an alert; the options are those of `venta_client.alerts.Alerts.create`."""
+        """Creates an alert; the options are those of `venta_client.alerts.Alerts.create`."""
         return self._run(self._alerts.create(on, url, **options))
 
     def get(self, id: str) -> Alert:
-        """Return an alert."""
+        """Returns an alert."""
         return self._run(self._alerts.get(id))
 
     def update(self, id: str, **changes: Any) -> Alert:
-        """Change the members that are given, `disabled` among them; None removes one."""
+        """Changes the given members, which may include `disabled`; None removes one."""
         return self._run(self._alerts.update(id, **changes))
 
     def delete(self, id: str) -> None:
-        """Delete an alert; what waits to be sent is not sent any more."""
+        """Deletes an alert and its pending webhooks."""
         self._run(self._alerts.delete(id))
 
     def test(self, id: str) -> str:
-        """Send a webhook that is about no vendor; return its id."""
+        """Sends a test webhook; returns its id."""
         return self._run(self._alerts.test(id))
 
     def list(self) -> Iterator[Alert]:
-        """Yield all alerts, the oldest first."""
+        """Yields all alerts, oldest first."""
         return self._loop.iterate(self._alerts.list(), self._timeout)
 
     def deliveries(self, id: str) -> Iterator[Delivery]:
-        """Yield the webhooks of an alert and the answers to them, the newest first."""
+        """Yields the webhooks of an alert and their attempts, newest first."""
         return self._loop.iterate(self._alerts.deliveries(id), self._timeout)
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -290,5 +290,5 @@ class Alerts:
 
 
 def sign_in(url: str, code: str) -> SignedIn:
-    """Exchange the code of a sign-in link for a token, once; RequestRefused when it is wrong, expired or used."""
+    """Exchanges the one-time code of a sign-in link for a token; raises RequestRefused if wrong, expired or used."""
     return asyncio.run(sign_in_async(url, code))

@@ -1,4 +1,4 @@
-"""What a client can read of its own token. Pure: the token is checked by the server alone."""
+"""Reads the expiry of a client's token. Pure. Only the server verifies tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEAST_WAIT = 1.0
 
 
 def expiry(token: str) -> float | None:
-    """When a JWT ends, epoch seconds; None when it does not say, or is no JWT."""
+    """Returns when a JWT expires, epoch seconds; None if it has no expiry or is not a JWT."""
     try:
         claims = token.split(".")[1]
         decoded = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
@@ -21,7 +21,7 @@ def expiry(token: str) -> float | None:
 
 
 def renew_in(token: str, now: float) -> float | None:
-    """Seconds from `now` (epoch seconds) until a token is to be replaced; None: never."""
+    """Returns the seconds from `now` (epoch seconds) until a token should be replaced; None if never."""
     ends = expiry(token)
     if ends is None:
         return None

@@ -1,4 +1,4 @@
-"""A vendor's connection: a ping given to it is kept, over restarts where the queue lasts, until it is stored."""
+"""A vendor's client: keeps each ping until it is stored; with a durable queue also over restarts."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ log = logging.getLogger("venta_client")
 
 LIMIT = 100_000
 BATCH = 250
-"""Pings a message: with heading, speed and accuracy in full precision they stay under the 64 KiB of the server."""
+"""Maximum number of pings per message: with heading, speed and accuracy it stays under the server's 64 KiB."""
 LIVE_MAX_AGE = 600_000
-"""A ping older than this (ms) is history only: it need not go first."""
+"""A ping older than this (ms) is only history: it is not sent ahead of older ones."""
 CLOCK_TOLERANCE = 2_000
-"""A difference between the clocks (ms) that may as well be the way of the hello."""
+"""A difference of clocks up to this (ms) may be the network latency of the hello."""
 CLOCK_STEP = 1_000
-"""A smaller difference between this machine's two clocks (ms) is no step."""
+"""A smaller difference between this machine's two clocks (ms) is not a step."""
 
-# Where a machine's sleep stops time.monotonic(), one of these runs on: sleep must not look like a clock set ahead.
+# time.monotonic() may stop during sleep, which must not look like a clock set ahead; one of these clocks continues.
 UPTIME = getattr(time, "CLOCK_BOOTTIME", None) or getattr(time, "CLOCK_MONOTONIC", None)
 
 Rejected = Callable[[Ping, str, str], None]
 
 
 class Measured(NamedTuple):
-    """What hello told of the server's clock, and this machine's clocks then, ms."""
+    """The offset to the server's clock by the hello, and this machine's clocks at that time, ms."""
 
     offset: int
-    """The server's clock less this one."""
+    """The server's clock minus this one."""
     wall: int
     uptime: int
 
 
 class VendorClient(Client):
-    """Reports where a vendor is; use it as an async context manager.
+    """Reports a vendor's positions, an async context manager.
 
     Args:
         url: The server, http(s)://host.
-        token: A token, or a function that is called with whether the last one was refused or expires soon.
-        vendor_id: Which of the user's vendors; may be left out where there is one.
-        queue: Where pings wait; without one they are in memory only, which is logged.
+        token: A token, or a function `token(refresh)`; `refresh`: the last one was refused or expires soon.
+        vendor_id: Which of the user's vendors; optional if there is only one.
+        queue: Stores pings until they are acked; without one they are in memory only, which is logged.
         limit: Maximum number of pings that are kept; beyond it the oldest are dropped.
-        on_stored: Called with a list of pings that are stored.
+        on_stored: Called with a list of stored pings.
         on_rejected: Called with a ping that will never be stored, a code and a message.
-        on_dropped: Called with a ping that had to make room.
-        on_hello, on_state, on_error: Called with the server's greeting, a state, what the server did not accept.
-        heartbeat: Seconds after which a silent connection is asked for an answer.
-        min_delay: The first wait before reconnecting is up to this, s; each failure doubles it …
-        max_delay: … up to this, s.
-        compress: Offer permessage-deflate.
+        on_dropped: Called with a ping that was dropped from a full queue.
+        on_hello, on_state, on_error: Called with the server's hello, a new state, an error of the server.
+        heartbeat: Seconds without a message after which a ping frame is sent.
+        min_delay: Maximum first delay before reconnecting, s; each failure doubles it.
+        max_delay: Maximum delay before reconnecting, s.
+        compress: Whether to offer permessage-deflate.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class VendorClient(Client):
             hello=on_hello,
         )
         self.hello: Hello | None = None
-        """The server's last greeting."""
+        """The server's last hello."""
         self.acked = 0
         self.rejected = 0
         self.dropped = 0
@@ -121,11 +121,11 @@ class VendorClient(Client):
         self._max_batch = BATCH
         self._work = asyncio.Event()
         self._promised: dict[int, asyncio.Future[None]] = {}
-        """What waits for a ping to be stored, by timestamp."""
+        """The futures of `when_stored`, by timestamp."""
         self._wanted = False
         """Whether the app wants to be connected."""
         self._opened = False
-        """Whether the queue is open; changes under the lock."""
+        """Whether the queue is open; changed only with the lock held."""
         self._opening = asyncio.Lock()
         params = {} if vendor_id is None else {"vendorId": vendor_id}
         self._link = Link(
@@ -143,11 +143,11 @@ class VendorClient(Client):
 
     @property
     def waiting(self) -> int:
-        """Pings that the server is not known to have."""
+        """The number of pings that are not acked yet."""
         return len(self._waiting)
 
     async def connect(self) -> None:
-        """Read what an earlier run left, connect, and stay connected; during a wait connect now.
+        """Loads the queue, connects and stays connected; ends a wait for the next attempt.
 
         Raises:
             QueueFailed: the queue's file can't be opened.
@@ -159,7 +159,7 @@ class VendorClient(Client):
                 self._link.connect()
 
     async def disconnect(self) -> None:
-        """End the connection; what is not acked stays in the queue."""
+        """Closes the connection; pings without an ack stay in the queue."""
         self._wanted = False
         async with self._opening:
             await self._link.disconnect()
@@ -183,11 +183,16 @@ class VendorClient(Client):
         speed: float | None = None,
         accuracy: float | None = None,
     ) -> int:
-        """Keep a position until it is stored; returns the time that names it, once the queue has it.
+        """Keeps a position until it is stored; returns its timestamp once it is in the queue.
 
-        It may be called before `connect()`, and opens the queue then; `disconnect()` closes it.
-        `timestamp` is by this machine's clock (epoch ms; left out: now); how far that is off the server's is taken off
-        before the ping is first sent. QueueFailed: it is sent all the same, but would not outlive a restart.
+        A call before `connect()` opens the queue; `disconnect()` closes it.
+
+        Args:
+            timestamp: Epoch ms by this machine's clock, by default now. Corrected to the server's clock before the ping
+                is first sent.
+
+        Raises:
+            QueueFailed: the queue can't be written. The ping is sent anyway, but would be lost by a restart.
         """
         if not (-90 <= lat <= 90 and -180 <= long <= 180):
             raise ValueError(f"lat is -90 to 90 and long -180 to 180 degrees, not {lat!r}, {long!r}")
@@ -212,24 +217,24 @@ class VendorClient(Client):
         return at
 
     def set_open(self, open: bool, *, hidden: bool = False) -> None:
-        """Open or close for business; said again after a reconnect unless the server is known to have heard it.
+        """Opens or closes for business; repeated after a reconnect until the server has acknowledged it.
 
-        A vendor that closes `hidden` leaves every map at once, until it opens.
+        A vendor that closes with `hidden` leaves all maps immediately, until it opens.
         """
         self._status = {"type": "status", "open": open, **({"hidden": True} if hidden else {})}
-        self._say_status()
+        self._send_status()
 
     async def flushed(self) -> None:
-        """Return when all pings are stored or rejected; ConnectionFailed when the connection ends for good before."""
+        """Returns when all pings are stored or rejected; raises ConnectionFailed if the connection fails for good."""
         await self._until(lambda: not self._waiting)
-        await self._write()  # so that a process that ends now leaves nothing to be sent again
+        await self._write()  # so that a process that ends now has nothing to send again
 
     async def when_stored(self, timestamp: int) -> None:
-        """Return when the ping with this timestamp is stored.
+        """Returns when the ping with this timestamp is stored.
 
         Raises:
             PingRejected: it will never be stored, or was dropped.
-            ConnectionFailed: the connection ended for good before.
+            ConnectionFailed: the connection failed for good before.
         """
         if timestamp not in self._waiting:
             return
@@ -237,7 +242,7 @@ class VendorClient(Client):
         await self._until(promised.done)
         promised.result()
 
-    # of the link
+    # called by the link
 
     def opened(self) -> None:
         self._status_seq = None
@@ -260,11 +265,11 @@ class VendorClient(Client):
         elif kind == "error":
             self._error(ServerError.of(message))
             if self._status_seq is not None and message.get("retryAfterMs") is not None:
-                # It may be the status that could not be stored: said twice, it is the same.
+                # The error may be about the status; sending it again is idempotent.
                 if self._status_timer is not None:
                     self._status_timer.cancel()
                 self._status_timer = asyncio.get_running_loop().call_later(
-                    message["retryAfterMs"] / 1000, self._say_status
+                    message["retryAfterMs"] / 1000, self._send_status
                 )
 
     async def speak(self, send: Send) -> None:
@@ -274,10 +279,10 @@ class VendorClient(Client):
             while self.state == "connected" and (message := self._next()) is not None:
                 await send(message)
 
-    # inside
+    # internal
 
     async def _load(self) -> None:
-        """Open the queue, if it is not, and take what an earlier run left."""
+        """Opens the queue if necessary, and loads its pings."""
         if self._opened:
             return
         kept = await self._queue.load()
@@ -300,12 +305,12 @@ class VendorClient(Client):
                 self._outbox.add(self._corrected(ping, offset) if offset else ping)
             self._latest += offset
             self._write_soon()
-        self._link.stands()
+        self._link.established()
         self._emit("hello", hello)
         self._work.set()
 
     def _corrected(self, ping: Ping, by: int) -> Ping:
-        """A ping taken by a wrong clock, before it first goes out: its time is its identity from then on."""
+        """Corrects the timestamp of a ping that was never sent; once sent, it is the ping's identity."""
         self._forget(ping)
         at = ping.timestamp + by
         while at in self._waiting:
@@ -319,13 +324,13 @@ class VendorClient(Client):
         return corrected
 
     def _offset(self) -> int:
-        """What is added to this machine's times, ms; 0 before the first hello."""
+        """The correction to add to this machine's times, ms; 0 before the first hello."""
         if self._measured is None:
             return 0
         offset, wall, since = self._measured
         passed = uptime() - since
         step = int(self._clock() * 1000) - wall - passed
-        # The clock was set; two clocks never run equally fast.
+        # The clock was set. The tolerance grows with time, as two clocks never run equally fast.
         if abs(step) > CLOCK_STEP + passed / 1000:
             offset -= step
         return offset if abs(offset) > CLOCK_TOLERANCE else 0
@@ -333,7 +338,7 @@ class VendorClient(Client):
     def _time(self, given: int | None) -> int:
         at = (int(self._clock() * 1000) if given is None else given) + self._offset()
         if given is None:
-            # A ping is its vendor and timestamp: two in one millisecond would be one.
+            # Vendor and timestamp identify a ping, so two pings need different milliseconds.
             if self._latest - 1000 < at <= self._latest:
                 at = self._latest + 1
             while at in self._waiting:
@@ -352,15 +357,15 @@ class VendorClient(Client):
                 self._warn("ERR_DROPPED", "the queue is full: the oldest ping was dropped")
 
     def _next(self) -> bytes | None:
-        """The next message: open or closed, the newest ping, then what was collected before, oldest first."""
+        """Returns the next message: the status, then the newest ping, then the backlog, oldest first."""
         if self._status is not None and self._status_seq is None:
-            # Messages are taken in order: an ack of a later ping says that this one was heard.
+            # Messages are handled in order, so an ack of a later ping also confirms the status.
             self._status_seq = self._outbox.seq + 1
             return json.dumps(self._status).encode()
         since = int(self._clock() * 1000) + self._offset() - LIVE_MAX_AGE
         batch = self._outbox.take_newest(since)
-        # What is on its way is bounded, so that a fresh ping does not stand behind hours of old ones.
-        if not batch and self._outbox.under_way <= 2 * self._max_batch:
+        # The number of pings in flight is limited, so that a new ping does not wait behind hours of old ones.
+        if not batch and self._outbox.in_flight <= 2 * self._max_batch:
             batch = self._outbox.take(self._max_batch)
         return encode(batch) if batch else None
 
@@ -376,7 +381,7 @@ class VendorClient(Client):
             promised = self._promised.pop(ping.timestamp, None)
             if promised is not None and error is not None:
                 promised.set_exception(error)
-                promised.exception()  # whoever waited for it may be gone: asyncio need not log it
+                promised.exception()  # marks it as retrieved: nobody may wait for it any more
             elif promised is not None:
                 promised.set_result(None)
         self._write_soon()
@@ -385,11 +390,11 @@ class VendorClient(Client):
 
     def _forget(self, ping: Ping) -> None:
         self._waiting.discard(ping.timestamp)
-        # What was never written need not be removed, unless it is being written just now.
+        # A ping that was never written need not be removed, unless a write is in progress.
         if self._put.pop(ping.timestamp, None) is None or self._writing.locked():
             self._remove.add(ping.timestamp)
 
-    def _say_status(self) -> None:
+    def _send_status(self) -> None:
         self._status_seq = None
         self._work.set()
 
@@ -404,7 +409,7 @@ class VendorClient(Client):
             log.warning("what is stored is not forgotten, and may be sent again: %s", failed)
 
     async def _persist(self) -> None:
-        """One write after the other; all that comes meanwhile goes together into the next."""
+        """Writes changes, one write at a time; changes during a write are merged into the next one."""
         async with self._writing:
             while self._put or self._remove:
                 put, remove = self._put, self._remove
@@ -420,10 +425,10 @@ class VendorClient(Client):
 
 
 def uptime() -> int:
-    """Milliseconds by a clock that nobody sets."""
+    """Milliseconds by a monotonic clock."""
     return int((time.monotonic() if UPTIME is None else time.clock_gettime(UPTIME)) * 1000)
 
 
 def known(value: float | None) -> float | None:
-    """A number that JSON has; None for the rest, as what a receiver says that stands still."""
+    """Returns a finite number, else None, such as the NaN heading of a GPS receiver that stands still."""
     return float(value) if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a customer app shows: snapshot plus updates, applied in order. Pure."""
+"""A watch's view: the snapshot and updates, applied in order. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CARD = ("vendorId", "name", "open", "lat", "long", "timestamp", "online")
 class View:
     """The vendors of one watch by id, each as the server's card with its newest fix.
 
-    What does not follow from the messages before is a Violation. `strict`: so is a timestamp that goes back, which is
-    right only where no phone's clock is ahead.
+    Raises Violation for an update that contradicts the earlier messages. `strict`: also for a timestamp that goes back,
+    which is legal only if a phone's clock was ahead.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -24,7 +24,7 @@ class View:
         self.snapshots = 0
 
     def snapshot(self, cards: list[dict[str, Any]]) -> None:
-        """Replace everything."""
+        """Replaces the view."""
         vendors: dict[str, dict[str, Any]] = {}
         for card in cards:
             demand(card, CARD)
@@ -35,7 +35,7 @@ class View:
         self.snapshots += 1
 
     def update(self, entered: list[dict[str, Any]], moved: list[dict[str, Any]], left: list[str]) -> None:
-        """Apply one update; Violation when it does not follow from what was sent before."""
+        """Applies one update; raises Violation if it contradicts the earlier messages."""
         if not self.snapshots:
             raise Violation("an update came before the first snapshot")
         for card in entered:
@@ -63,7 +63,7 @@ class View:
 
 
 def demand(item: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Violation when a card or fix lacks a member that the contract promises."""
+    """Raises Violation if a card or fix lacks a required member."""
     missing = [name for name in names if name not in item]
     if missing:
         raise Violation(f"{', '.join(missing)} missing in {item!r}")

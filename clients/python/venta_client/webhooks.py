@@ -1,4 +1,4 @@
-"""Verifies and parses the webhooks of alerts, in whatever web framework receives them. No I/O."""
+"""Verifies and parses the webhooks of alerts, for any web framework. No I/O."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from venta_client.errors import ClientError
 
 TOLERANCE = 300.0
-"""Seconds that a webhook's timestamp may differ from this machine's clock: an older one may be a replay."""
+"""Maximum difference in seconds between a webhook's timestamp and this machine's clock, against replays."""
 PREFIX = "whsec_"
 
 
 class WebhookRefused(ClientError):
-    """A request is not a webhook that the server signed with this secret, or an old one: answer 400."""
+    """The request is not a webhook signed with this secret, or is too old; answer it with 400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,16 @@ class Webhook:
     """A verified webhook."""
 
     id: str
-    """The same each time it is sent: one that was seen before is a repetition."""
+    """The same for every attempt; use it to ignore duplicates."""
     type: str
     """`vendor.entered`, `vendor.left`, `vendor.opened`, … or `alert.test`."""
     alert_id: str
     at: int
-    """When it happened, epoch milliseconds."""
+    """The time of the event, epoch milliseconds."""
     vendor: Mapping[str, Any] | None
     """The vendor's card; None for a test."""
     metadata: Mapping[str, Any]
-    """What the alert was created with."""
+    """The alert's metadata."""
 
 
 def verify(
@@ -48,13 +48,13 @@ def verify(
     tolerance: float = TOLERANCE,
     now: float | None = None,
 ) -> Webhook:
-    """Returns the webhook of a request.
+    """Verifies a request and returns its webhook.
 
     Args:
-        secret: The alert's `secret`; several while one is being replaced.
-        headers: The request's, by names in any case.
-        body: The bytes as they came, before any decoding.
-        now: Epoch seconds; left out, those of this machine's clock.
+        secret: The alert's `secret`, or several during a rotation.
+        headers: The request's headers; names are case-insensitive.
+        body: The raw bytes of the body.
+        now: Epoch seconds; by default this machine's clock.
 
     Raises:
         WebhookRefused: A header is missing, the signature is wrong, or the timestamp is too far from now.

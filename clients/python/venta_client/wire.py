@@ -1,4 +1,4 @@
-"""The shapes of the protocol that an app meets. Degrees (WGS 84), metres, m/s, epoch milliseconds."""
+"""The types of the protocol. Degrees (WGS 84), metres, m/s, epoch milliseconds."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import NotRequired, TypedDict
 
 
 class Position(TypedDict):
-    """A place."""
+    """A point."""
 
     lat: float
     long: float
 
 
 class Circle(TypedDict):
-    """All within `radius` metres."""
+    """A circle; `radius` in metres."""
 
     center: Position
     radius: float
 
 
 class Box(TypedDict):
-    """From the south-west to the north-east corner, edges included."""
+    """A box from the south-west to the north-east corner, edges included."""
 
     ne: Position
     sw: Position
 
 
 class Polygon(TypedDict):
-    """Corners as (long, lat), closed or not."""
+    """A polygon of (long, lat) corners, closed or not."""
 
     polygon: Sequence[tuple[float, float]]
 
@@ -37,7 +37,7 @@ Area = Circle | Box | Polygon
 
 
 class Card(TypedDict):
-    """A vendor as customers see it. `online`: its app is connected, or was a minute ago."""
+    """A vendor as customers see it. `online`: its app is connected, or was within the last minute."""
 
     vendorId: str
     name: str
@@ -52,7 +52,7 @@ class Card(TypedDict):
 
 
 class Hello(TypedDict):
-    """The server's greeting to a vendor app; `durable` is the `timestamp` of its newest stored ping."""
+    """The server's first message to a vendor app; `durable` is the `timestamp` of its newest stored ping."""
 
     vendorId: str
     time: int
@@ -61,7 +61,7 @@ class Hello(TypedDict):
 
 
 class Group(TypedDict):
-    """Vendors near each other, as a watch of counts shows them; `lat`, `long` are the mean of their positions."""
+    """Vendors near each other, in a watch of counts; `lat` and `long` are their mean position."""
 
     group: str
     lat: float
