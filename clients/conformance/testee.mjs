@@ -1,4 +1,4 @@
-// The JavaScript client as a program for `streamer conformance`: commands by JSON lines on stdin, events on stdout.
+// The JavaScript client as a program for `streamer conformance`: reads commands as JSON lines on stdin, writes events.
 // node testee.mjs vendor|customer URL SETTINGS
 
 import { createInterface } from "node:readline";
@@ -9,7 +9,7 @@ const [kind, url, settings] = [process.argv[2], process.argv[3], JSON.parse(proc
 const say = (event, fields = {}) => console.log(JSON.stringify({ event, ...fields }));
 let token = settings.token ?? null;
 
-// by how many ms the device's clock is wrong
+// the error of the device's clock in ms
 let wrong = settings.clock ?? 0;
 const real = Date.now;
 Date.now = () => real() + wrong;
@@ -47,7 +47,7 @@ function customer() {
   const client = new CustomerClient(url, options);
   const watches = new Map();
   const held = new Map();
-  // the events alone must lead to the view
+  // the events alone must produce the view
   const handlers = {
     onEntered: (card) => (held.has(card.vendorId) ? say("wrong", { entered: card }) : held.set(card.vendorId, card)),
     onMoved: (card) => (held.has(card.vendorId) ? held.set(card.vendorId, card) : say("wrong", { moved: card })),

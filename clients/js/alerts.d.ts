@@ -2,17 +2,17 @@ import type { Area } from "./venta.js";
 
 export type AlertEvent = "entered" | "left" | "opened" | "closed" | "online" | "offline";
 
-/** What to tell, and where: an area or a list of vendors. Times are epoch milliseconds. */
+/** An alert to create, for an area or a list of vendors. Times are epoch milliseconds. */
 export type NewAlert = ({ area: Area; vendors?: undefined } | { vendors: string[]; area?: undefined }) & {
-  /** Only vendors that are open. */
+  /** Only open vendors. */
   open?: boolean;
   on: AlertEvent[];
   /** https://, on the public internet. */
   url: string;
-  /** The same vendor and event is not told again for so many ms (600,000). */
+  /** Minimum time between two webhooks of the same vendor and event, ms (600,000). */
   quiet?: number;
   expires?: number | string;
-  /** Comes with each webhook. */
+  /** Included in each webhook. */
   metadata?: Record<string, unknown>;
   disabled?: boolean;
 };
@@ -29,11 +29,11 @@ export interface Alert {
   metadata?: Record<string, unknown>;
   createdAt: number;
   updatedAt: number;
-  /** Its area or vendors were first looked at: events are told from here on. */
+  /** When it was first evaluated; later events are sent. */
   startedAt?: number;
-  /** No webhook was delivered since. */
+  /** No webhook has been delivered since then. */
   failingSince?: number;
-  /** No events are sent. */
+  /** Since when no events are sent, and why. */
   disabled?: { at: number; reason: string };
 }
 
@@ -59,19 +59,19 @@ export interface Delivery {
   nextAttempt?: number;
 }
 
-/** The alerts of one user; what the server refuses rejects with a `VentaError`. */
+/** The alerts of one user; methods reject with a `VentaError` if the server refuses. */
 export declare class Alerts {
   constructor(url: string | URL, options?: { getToken?: (asked: { refresh: boolean }) => string | null | Promise<string | null> });
-  /** The answer alone has the `secret` that signs the webhooks. The same `key` again creates no other alert. */
+  /** Creates an alert; only this answer has its `secret`. A repeated `key` returns the first alert. */
   create(alert: NewAlert, options?: { key?: string }): Promise<Alert & { secret: string }>;
   get(id: string): Promise<Alert>;
-  /** Changes the members that are given; null removes one. */
+  /** Changes the given members; null removes one. */
   update(id: string, changes: AlertChanges): Promise<Alert>;
   delete(id: string): Promise<void>;
-  /** Sends a webhook that is about no vendor; resolves with its `id`. */
+  /** Sends a test webhook; resolves with its `id`. */
   test(id: string): Promise<{ id: string }>;
-  /** All alerts, the oldest first. */
+  /** Yields all alerts, oldest first. */
   list(): AsyncGenerator<Alert>;
-  /** The webhooks of an alert and the answers to them, the newest first. */
+  /** Yields the webhooks of an alert and their attempts, newest first. */
   deliveries(id: string): AsyncGenerator<Delivery>;
 }

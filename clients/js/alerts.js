@@ -1,16 +1,16 @@
-/** Alerts: webhooks for those who are not connected. For backends, and for apps whose user has a backend. */
+/** Alerts: webhooks for users who are not connected. For backends, and for apps whose user has a backend. */
 
 import { VentaError } from "./venta.js";
 
 /** The alerts of one user. */
 export class Alerts {
-  /** @param url the server; @param options `getToken`, as the clients have it */
+  /** @param url the server; @param options `getToken`, as in the clients' options */
   constructor(url, { getToken } = {}) {
     this.url = `${String(url).replace(/\/+$/, "")}/v1/alerts`;
     this.getToken = getToken ?? (() => null);
   }
 
-  /** Creates an alert; the answer alone has the `secret` that signs its webhooks. The same `key` again creates no other. */
+  /** Creates an alert; only this answer has its `secret`. A repeated `key` returns the first alert. */
   async create(alert, { key } = {}) {
     return this.request("POST", "", alert, key === undefined ? {} : { "Idempotency-Key": key });
   }
@@ -19,7 +19,7 @@ export class Alerts {
     return this.request("GET", id);
   }
 
-  /** Changes the members that are given; null removes one. */
+  /** Changes the given members; null removes one. */
   async update(id, changes) {
     return this.request("PATCH", id, changes);
   }
@@ -28,17 +28,17 @@ export class Alerts {
     await this.request("DELETE", id);
   }
 
-  /** Sends a webhook that is about no vendor; resolves with its `id`. */
+  /** Sends a test webhook; resolves with its `id`. */
   async test(id) {
     return this.request("POST", id, undefined, {}, "/test");
   }
 
-  /** All alerts, the oldest first. */
+  /** Yields all alerts, oldest first. */
   list() {
     return this.pages("alerts", "");
   }
 
-  /** The webhooks of an alert and the answers to them, the newest first. */
+  /** Yields the webhooks of an alert and their attempts, newest first. */
   deliveries(id) {
     return this.pages("deliveries", id, "/deliveries");
   }
@@ -60,7 +60,7 @@ export class Alerts {
       body: body === undefined ? undefined : JSON.stringify(body),
     });
     if (!answer.ok) {
-      // the server's problem document, or what a proxy before it says
+      // the server's problem document, or the answer of a proxy
       const { code = String(answer.status), detail = answer.statusText } = await answer.json().catch(() => ({}));
       throw new VentaError(code, detail);
     }

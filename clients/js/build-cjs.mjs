@@ -1,4 +1,4 @@
-/** Writes venta.cjs, the CommonJS form of venta.js, before a package is made; `--clean` removes it afterwards. */
+/** Writes venta.cjs, the CommonJS form of venta.js, before packaging; `--clean` removes it afterwards. */
 
 import { readFile, rm, writeFile } from "node:fs/promises";
 

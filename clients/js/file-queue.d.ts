@@ -1,6 +1,6 @@
 import type { Ping, Queue } from "./venta.js";
 
-/** A vendor's queue in a file, for Node: every change is a line, and on the disk before it counts. */
+/** A vendor's queue in a file, for Node: an append-only log, flushed to disk before `write` resolves. */
 export declare class FileQueue implements Queue {
   constructor(path: string);
   load(): Promise<Ping[]>;

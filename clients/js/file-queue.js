@@ -1,8 +1,8 @@
-/** A vendor's queue in a file, for Node: every change is a line, and on the disk before it counts. */
+/** A vendor's queue in a file, for Node: an append-only log, flushed to disk before `write` resolves. */
 
 import { open, readFile, rename } from "node:fs/promises";
 
-/** Lines that say nothing any more, beyond which the file is written anew. */
+/** Maximum number of obsolete lines, beyond which the file is rewritten. */
 const MOST_GARBAGE = 10_000;
 
 export class FileQueue {
@@ -26,11 +26,11 @@ export class FileQueue {
       try {
         change = JSON.parse(line);
       } catch {
-        continue; // the line that a crash cut
+        continue; // a line truncated by a crash
       }
       this.apply(change.put ?? [], change.remove ?? []);
     }
-    // A line cut by a crash has no end: begin anew rather than go on behind it.
+    // A line truncated by a crash has no line end: rewrite the file rather than append to it.
     await this.compact();
     return [...this.pings.values()];
   }
@@ -40,11 +40,11 @@ export class FileQueue {
     this.garbage += put.length + remove.length;
     if (this.garbage > MOST_GARBAGE + 2 * this.pings.size) return this.compact();
     try {
-      // not `write`, which may write a part of it and say nothing
+      // not `write`, which may silently write only a part
       await this.file.appendFile(JSON.stringify({ put, remove }) + "\n");
       await this.file.datasync();
     } catch (error) {
-      // The line may be cut: the next write begins anew rather than go on behind it.
+      // The line may be truncated: the next write rewrites the file rather than append to it.
       this.garbage = Infinity;
       throw error;
     }

@@ -1,6 +1,6 @@
 import type { Ping, Queue } from "./venta.js";
 
-/** `AsyncStorage` of React Native, and whatever is like it; values may come at once or as promises. */
+/** React Native's `AsyncStorage`, or a similar store; it may return values or promises. */
 export interface KeyValueStorage {
   getItem(key: string): Promise<string | null> | string | null | undefined;
   setItem(key: string, value: string): Promise<unknown> | unknown;

@@ -1,12 +1,12 @@
 /**
  * A vendor's queue in a key-value store: React Native's AsyncStorage, MMKV, or any object with `getItem`, `setItem` and
- * `removeItem`. Every write is a record of its own, so that a process killed at any moment loses none.
+ * `removeItem`. Every write is a separate record, so that a killed process loses none.
  */
 
-/** Records that are merged into one when there are more. */
+/** Maximum number of records, beyond which they are merged into one. */
 const MOST_RECORDS = 100;
 
-/** The number of the first record, by a head; null where it can't be read. */
+/** The number of the first record, from a head; null if it can't be read. */
 function firstOf(head) {
   try {
     const { first } = JSON.parse(head);
@@ -17,7 +17,7 @@ function firstOf(head) {
 }
 
 export class StorageQueue {
-  /** @param storage `AsyncStorage`, or anything like it; @param name a name of its own for each vendor */
+  /** @param storage `AsyncStorage`, or a similar store; @param name a separate name for each vendor */
   constructor(storage, name = "venta-pings") {
     this.storage = storage;
     this.name = name;
@@ -32,7 +32,7 @@ export class StorageQueue {
     this.first = this.next = firstOf(head) ?? firstOf(await this.storage.getItem(this.copy)) ?? 0;
     this.pings.clear();
     let broken = head == null || firstOf(head) !== null ? 0 : 1;
-    // a record that was written just before the process ended is there all the same
+    // includes a record that was written just before the process ended
     for (let record; (record = await this.storage.getItem(this.key(this.next))) != null; this.next += 1) {
       try {
         this.apply(JSON.parse(record));
@@ -70,11 +70,11 @@ export class StorageQueue {
     this.apply(record);
   }
 
-  /** The whole queue as one record; the older ones are removed only when the head and its copy name it. */
+  /** Writes the whole queue as one record; older ones are removed only after the head and its copy refer to it. */
   async compact() {
     const [from, to] = [this.first, this.next];
     await this.append({ put: [...this.pings.values()], remove: [], whole: true });
-    // One after the other: the end of the process cuts one of two writes at most. What the older one names is there too.
+    // One after the other, so that a killed process truncates at most one. The records of the older head still exist.
     for (const key of [this.name, this.copy]) await this.storage.setItem(key, JSON.stringify({ first: to }));
     this.first = to;
     for (let number = from; number < to; number += 1) await this.storage.removeItem(this.key(number));

@@ -19,7 +19,7 @@ export interface Card extends Fix {
   /** Open for business. */
   open: boolean;
   primaryImage: string | null;
-  /** Its app is connected, or was a minute ago. */
+  /** Its app is connected, or was within the last minute. */
   online: boolean;
 }
 
@@ -28,7 +28,7 @@ export type Area =
   | { ne: Position; sw: Position }
   | { polygon: [long: number, lat: number][] };
 
-/** Vendors near each other, as a watch with `as: "counts"` shows them; `lat`, `long` are the mean of their positions. */
+/** Vendors near each other, in a watch with `as: "counts"`; `lat` and `long` are their mean position. */
 export interface Group extends Position {
   group: string;
   count: number;
@@ -36,26 +36,26 @@ export interface Group extends Position {
   online: number;
 }
 
-/** What to watch: an area, its counts, or some vendors; only those open; no more often than each `interval` ms. */
+/** What to watch: an area, its counts, or some vendors; `open`: only open ones; `interval`: minimum ms. */
 export type Wanted = (
   | { area: Area; as?: undefined }
   | {
       area: Area;
       as: "counts";
-      /** About the maximum number of groups, 16 to 1,000 (200). */
+      /** The approximate maximum number of groups, 16 to 1,000 (200). */
       detail?: number;
     }
   | { vendors: string[]; as?: undefined }
 ) & { open?: boolean; interval?: number };
 
 /**
- * "connecting", "connected", "reconnecting" (waits for the next attempt), "disconnected" (by `disconnect`, or not yet
- * connected), or "failed": reconnecting would fail the same way; `detail.code` and `detail.reason` say why, `connect`
- * tries again.
+ * "connecting", "connected", "reconnecting" (waiting for the next attempt), "disconnected" (by `disconnect`, or not
+ * connected yet), or "failed": reconnecting would fail the same way. `detail.code` and `detail.reason` are the cause;
+ * `connect` tries again.
  */
 export type State = "connecting" | "connected" | "reconnecting" | "disconnected" | "failed";
 
-/** The close codes of the protocol; 1006 where the connection ended without one. */
+/** The close codes of the protocol; 1006 if the connection ended without one. */
 export type CloseCode = 1000 | 1001 | 1002 | 1006 | 1007 | 1009 | 1011 | 1012 | 4400 | 4401 | 4403 | 4404 | 4408 | 4429 | 4508;
 
 export interface StateDetail {
@@ -64,7 +64,7 @@ export interface StateDetail {
   retryInMs?: number;
 }
 
-/** What the server reports of something that it did not accept; the codes are those of the protocol. */
+/** An error message of the server; the codes are those of the protocol. */
 export interface ServerError {
   type: "error";
   code: string;
@@ -86,25 +86,25 @@ interface Listening {
 
 export interface LinkOptions {
   /**
-   * Returns the token, before every connection. `refresh`: the last one was refused, or expires soon. The same token
-   * again after a refusal ends the connection for good.
+   * Returns the token; called before every connection. `refresh`: the last one was refused, or expires soon. Returning
+   * a refused token again ends the connection for good.
    */
   getToken?: (asked: { refresh: boolean }) => string | null | Promise<string | null>;
   /** Disconnects the client when it aborts. */
   signal?: AbortSignal;
-  /** React Native's `AppState`: in the foreground the client reconnects at once. */
+  /** React Native's `AppState`: the client reconnects immediately in the foreground. */
   appState?: { addEventListener(name: "change", listener: (state: any) => void): { remove(): void } };
-  /** Another WebSocket than the runtime's own. */
+  /** A WebSocket class other than the runtime's. */
   WebSocket?: unknown;
-  /** The first wait before reconnecting is up to this, ms (1,000); each failure doubles it … */
+  /** Maximum first delay before reconnecting, ms (1,000); each failure doubles it. */
   minDelay?: number;
-  /** … up to this, ms (30,000). The server's own hints have precedence. */
+  /** Maximum delay before reconnecting, ms (30,000). The server's hints have precedence. */
   maxDelay?: number;
   /** Maximum wait for a token, and then for a connection, ms (15,000). */
   connectTimeout?: number;
-  /** After this time without a message the server is asked for an answer, ms (30,000) … */
+  /** Time without a message after which an answer of the server is requested, ms (30,000). */
   silence?: number;
-  /** … which must come within this, ms (15,000). */
+  /** Maximum wait for this answer, ms (15,000). */
   answerTimeout?: number;
   onState?: (state: State, detail: StateDetail) => void;
   onError?: (error: ServerError) => void;
@@ -121,9 +121,9 @@ export interface WatchHandlers {
   onLeft?: (card: Card) => void;
   /** A snapshot made the view exact again. */
   onSnapshot?: (vendors: ReadonlyMap<string, Card>) => void;
-  /** After each message that changed the view. */
+  /** A message changed the view. */
   onView?: (vendors: ReadonlyMap<string, Card>) => void;
-  /** Of a watch with `as: "counts"`: after each message that changed the groups. */
+  /** A message changed the groups of a watch with `as: "counts"`. */
   onCounts?: (groups: ReadonlyMap<string, Group>) => void;
   onError?: (error: ServerError) => void;
 }
@@ -142,14 +142,14 @@ interface WatchEvents {
 export declare class Watch {
   on<E extends keyof WatchEvents>(name: E, listener: (...values: WatchEvents[E]) => void, options?: Listening): this;
   off<E extends keyof WatchEvents>(name: E, listener: (...values: WatchEvents[E]) => void): this;
-  /** Resolves with the vendors, or the groups, once the view is exact; rejects when the watch is refused or closed. */
+  /** Resolves with the vendors, or the groups, once the view is exact; rejects if the watch is refused or closed. */
   ready(): Promise<ReadonlyMap<string, Card> | ReadonlyMap<string, Group>>;
-  /** Of a watch with `as: "counts"`. */
+  /** The groups of a watch with `as: "counts"`. */
   readonly groups: ReadonlyMap<string, Group>;
   readonly id: string;
   readonly wanted: Wanted;
   readonly vendors: ReadonlyMap<string, Card>;
-  /** False while not connected, or moved and not yet answered: `vendors` is then what was last known. */
+  /** False while disconnected, and after a move until the snapshot: `vendors` may be outdated. */
   readonly fresh: boolean;
   move(wanted: Wanted): void;
   close(): void;
@@ -162,18 +162,18 @@ interface ClientEvents {
 
 declare class Client<Events extends ClientEvents> {
   readonly state: State;
-  /** When the last message came, epoch ms by this clock; null: never. */
+  /** When the last message arrived, epoch ms by this device's clock; null if none has. */
   readonly lastMessageAt: number | null;
   on<E extends keyof Events>(name: E, listener: (...values: Extract<Events[E], unknown[]>) => void, options?: Listening): this;
   off<E extends keyof Events>(name: E, listener: (...values: Extract<Events[E], unknown[]>) => void): this;
-  /** Resolves when connected; rejects with a VentaError when the connection fails for good, or is ended by `disconnect`. */
+  /** Resolves when connected; rejects with a VentaError if the connection fails for good or `disconnect` ends it. */
   ready(): Promise<void>;
 }
 
 export declare class CustomerClient extends Client<ClientEvents> {
   constructor(url: string | URL, options?: LinkOptions);
   readonly watches: ReadonlyMap<string, Watch>;
-  /** Connects, and stays connected; during a wait for the next attempt it connects now. */
+  /** Connects and stays connected; ends a wait for the next attempt. */
   connect(): this;
   disconnect(): void;
   watch(wanted: Wanted, handlers?: WatchHandlers, id?: string): Watch;
@@ -186,7 +186,7 @@ export interface Ping extends Position {
   accuracy?: number;
 }
 
-/** Where pings wait. `write` resolves when they are durable; removing what is not there does no harm. */
+/** Stores pings until they are acked. `write` resolves when the change is durable, and ignores missing timestamps. */
 export interface Queue {
   load(): Promise<Ping[]>;
   write(put: Ping[], remove: number[]): Promise<void>;
@@ -207,19 +207,19 @@ export declare class IndexedDbQueue implements Queue {
 }
 
 export interface VendorOptions extends LinkOptions {
-  /** Which of the user's vendors; may be left out where there is one. */
+  /** Which of the user's vendors; optional if there is only one. */
   vendorId?: string;
-  /** In a browser IndexedDB, one for each `vendorId`; elsewhere memory, with a warning. */
+  /** By default IndexedDB in a browser, one per `vendorId`; elsewhere memory, with a warning. */
   queue?: Queue;
-  /** Maximum number of pings that are kept (100,000); beyond it the oldest are dropped. */
+  /** Maximum number of queued pings (100,000); beyond it the oldest are dropped. */
   maxQueue?: number;
   onHello?: (hello: { vendorId: string; time: number; durable: number | null; maxBatch: number }) => void;
-  /** These pings are stored. */
+  /** Pings were stored. */
   onStored?: (pings: Ping[]) => void;
-  /** This ping will never be stored. */
+  /** A ping will never be stored. */
   onRejected?: (ping: Ping, reject: { seq: number; code: string; message: string }) => void;
   onDropped?: (pings: Ping[]) => void;
-  /** The number of waiting pings changed. */
+  /** The number of queued pings changed. */
   onQueue?: (size: number) => void;
 }
 
@@ -231,7 +231,7 @@ interface VendorEvents extends ClientEvents {
   queue: [size: number];
 }
 
-/** A position of the app's own; what the device does not know may be null. Without `timestamp`: now. */
+/** A position from the app; unknown values may be null. `timestamp` is now by default. */
 export interface Fixed extends Position {
   timestamp?: number;
   heading?: number | null;
@@ -239,7 +239,7 @@ export interface Fixed extends Position {
   accuracy?: number | null;
 }
 
-/** A browser's `GeolocationCoordinates`: what the device does not know is null. */
+/** A browser's `GeolocationCoordinates`; unknown values are null. */
 export interface Coordinates {
   readonly latitude: number;
   readonly longitude: number;
@@ -256,27 +256,27 @@ export declare class VendorClient extends Client<VendorEvents> {
   readonly dropped: number;
   readonly vendorId: string | null;
   readonly clockOffset: number | null;
-  /** Reads what an earlier run left, connects, and stays connected; during a wait it connects now. */
+  /** Loads the queue, connects and stays connected; ends a wait for the next attempt. */
   connect(): Promise<this>;
-  /** Ends the connection; what is not stored stays in the queue. */
+  /** Closes the connection; pings that are not stored stay in the queue. */
   disconnect(): Promise<void>;
-  /** Keeps a position until it is stored; resolves with its timestamp when the queue has it. */
+  /** Keeps a position until it is stored; resolves with its timestamp once it is in the queue. */
   ping(fix: Fixed | Coordinates | { coords: Coordinates; timestamp?: number }): Promise<number>;
-  /** Opens or closes for business; a vendor that closes `hidden` leaves every map at once, until it opens. */
+  /** Opens or closes for business; a vendor that closes with `hidden` leaves all maps immediately, until it opens. */
   setOpen(open: boolean, options?: { hidden?: boolean }): void;
-  /** Resolves when all pings are stored or rejected; rejects when the connection fails for good before. */
+  /** Resolves when all pings are stored or rejected; rejects if the connection fails for good before. */
   flushed(): Promise<void>;
-  /** Resolves when the ping with this timestamp is stored; rejects when it is rejected or dropped, or the client ends. */
+  /** Resolves when the ping with this timestamp is stored; rejects if it is rejected or dropped, or the client ends. */
   whenStored(timestamp: number): Promise<void>;
 }
 
-/** Exchanges the code of a sign-in link for a token, once. */
+/** Exchanges the one-time code of a sign-in link for a token. */
 export declare function signIn(
   url: string | URL,
   code: string,
 ): Promise<{ token: string; vendorId: string; expiresAt: number }>;
 export declare function reconnectRule(code: number): "yes" | "later" | "token" | "no";
-/** The wait before an attempt, ms: how the connection ended, failures in a row from 1, chance from 0 up to 1. */
+/** The wait before an attempt, ms, by close code, consecutive failures (from 1) and chance (0 up to 1). */
 export declare function reconnectWait(
   code: number,
   failures: number,

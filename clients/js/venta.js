@@ -1,26 +1,26 @@
 /**
  * The client of the Venta location streamer, for browsers, React Native and Node (20 or newer), without dependencies.
  *
- * `CustomerClient` keeps views of areas exact; `VendorClient` keeps each ping until it is stored. Both reconnect by
- * themselves, as the close codes of the protocol and the server's hints say. The types are in venta.d.ts.
+ * `CustomerClient` keeps views of areas exact; `VendorClient` keeps each ping until it is stored. Both reconnect
+ * automatically, by the protocol's close codes and the server's hints. The types are in venta.d.ts.
  */
 
 const SUBPROTOCOL = "streamer.v1";
 const LIVE_MAX_AGE = 600_000;
-/** A message of the client stays well under the 64 KiB that the server takes. */
+/** Maximum size of a client's message, well under the server's limit of 64 KiB. */
 const MOST_BYTES = 48 << 10;
-/** While more bytes than this wait in the socket, nothing is added: on a slow link the newest ping goes first. */
+/** Nothing is sent while the socket buffers more bytes than this, so that on a slow link the newest ping goes first. */
 const MOST_BUFFERED = 64 << 10;
-/** A smaller difference between the clocks may be the hello's time in the network. */
+/** A smaller difference between the clocks may be the network latency of the hello. */
 const CLOCK_TOLERANCE = 2_000;
-/** A smaller difference between the device's two clocks is no step. */
+/** A smaller difference between the device's two clocks is not a step. */
 const CLOCK_STEP = 1_000;
-/** A timestamp this far ahead is rejected at any tolerance; the reject shows that the server hears us. */
+/** A timestamp this far ahead is always rejected; the reject shows that the connection is alive. */
 const PROBE_AHEAD = 365 * 86_400_000;
 
 /**
- * Whether to reconnect after a close code: "yes", "later" (not soon), "token" (with a new token), or "no" (the cause
- * would be the same).
+ * Whether to reconnect after a close code: "yes", "later" (after a longer wait), "token" (with a new token), or "no"
+ * (it would fail the same way).
  * @param {number} code
  * @returns {"yes" | "later" | "token" | "no"}
  */
@@ -31,10 +31,10 @@ export function reconnectRule(code) {
 }
 
 /**
- * The wait before an attempt, ms: a random part of a bound that doubles with each failure, so that clients which lost
- * the same server do not return at the same moment; on top of it what the server asked for. Its `bye` decides alone.
+ * The wait before an attempt, ms: exponential backoff with full jitter, plus the server's `retryAfterMs`. The
+ * `reconnectAfterMs` of a `bye` is used instead. The jitter spreads the clients of a lost server.
  * @param {number} code how the connection ended
- * @param {number} failures connections in a row that failed or ended, from 1
+ * @param {number} failures consecutive connections that failed or ended, from 1
  * @param {number} chance from 0 up to 1
  */
 export function reconnectWait(code, failures, chance, { minDelay = 1_000, maxDelay = 30_000, reconnectAfterMs = null, retryAfterMs = 0 } = {}) {
@@ -44,7 +44,7 @@ export function reconnectWait(code, failures, chance, { minDelay = 1_000, maxDel
 }
 
 /**
- * When a JWT expires, epoch ms; null if it does not say. The signature is the server's to check.
+ * When a JWT expires, epoch ms; null if it has no expiry. Only the server verifies the signature.
  * @param {string} token
  */
 export function expiry(token) {
@@ -57,7 +57,7 @@ export function expiry(token) {
   }
 }
 
-/** The time until a token is replaced, ms: a minute before it expires, or after most of a short life; null: never. */
+/** The time until a token is replaced, ms: a minute before it expires, or after 70 % of a short lifetime; null: never. */
 export function renewIn(token, now) {
   const ends = expiry(token);
   return ends === null ? null : Math.max(ends - now - 60_000, (ends - now) * 0.7, 1_000);
@@ -84,14 +84,14 @@ const HELP = {
 };
 const warned = new Set();
 
-/** Says once on the console what no handler was there to hear. */
+/** Logs an event without a handler on the console, once per code. */
 function warn({ code, message, reason }) {
   if (warned.has(code)) return;
   warned.add(code);
   console.warn(`venta: ${message || reason} (${code})${HELP[code] ? `: ${HELP[code]}` : ""}`);
 }
 
-/** Events by `on` and `off`, and by callbacks of the options: `on("state", f)` is as `onState: f`. */
+/** Events by `on` and `off`, and by callbacks of the options: `on("state", f)` is the same as `onState: f`. */
 class Emitter {
   listeners = new Map();
 
@@ -120,7 +120,7 @@ class Emitter {
       try {
         handler(...values);
       } catch (error) {
-        // the app's own mistake must not cost it the connection
+        // a bug of the app must not end the connection
         (globalThis.reportError ?? console.error)(error);
       }
     }
@@ -128,7 +128,7 @@ class Emitter {
   }
 }
 
-/** A client's events and state, on a link of its own. */
+/** The base of both clients: events and state of a link. */
 class Client extends Emitter {
   constructor(url, options, path, query) {
     super(options);
@@ -141,12 +141,12 @@ class Client extends Emitter {
     return this.link.state;
   }
 
-  /** When the last message came, epoch ms by this clock; null: never. */
+  /** When the last message arrived, epoch ms by this device's clock; null if none has. */
   get lastMessageAt() {
     return this.link.heard;
   }
 
-  /** Resolves when connected; rejects with a VentaError when the connection fails for good, or is ended by `disconnect`. */
+  /** Resolves when connected; rejects with a VentaError if the connection fails for good or `disconnect` ends it. */
   ready() {
     return this.settle((state) => state === "connected");
   }
@@ -160,7 +160,7 @@ class Client extends Emitter {
         this.off("state", look);
       };
       this.on("state", look);
-      // before `connect` it waits for it
+      // before `connect`, wait for the call
       if (this.state !== "disconnected") look(this.state, this.link.detail);
     });
   }
@@ -179,7 +179,7 @@ class Client extends Emitter {
   }
 }
 
-/** A socket that reconnects. Its owner speaks on it; whether and when there is one is decided here. */
+/** A socket that reconnects. The owner handles its messages; the link decides whether and when to connect. */
 class Link {
   constructor(url, options, owner) {
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
@@ -213,12 +213,12 @@ class Link {
       if (this.state === "reconnecting" && globalThis.document?.visibilityState !== "hidden") this.kick();
     };
     this.away = () => {
-      // the system notices a lost network sooner than a socket does
+      // the system detects a lost network sooner than the socket
       if (this.socket !== null) this.lost(this.generation, 1006, "the device is offline");
     };
   }
 
-  /** Connects, and stays connected; during a wait it connects now. */
+  /** Connects and stays connected; ends a wait for the next attempt. */
   connect() {
     if (this.state === "reconnecting") return this.kick();
     if (this.state !== "disconnected" && this.state !== "failed") return;
@@ -294,7 +294,7 @@ class Link {
     try {
       socket = new this.WebSocket(this.url, token === null ? [SUBPROTOCOL] : [SUBPROTOCOL, `bearer.${token}`]);
     } catch (error) {
-      // a token with characters that no header may hold: the next attempt would be the same
+      // a token with characters that are invalid in a header: the next attempt would fail the same way
       this.quit("failed", { code: 4400, reason: String(error?.message ?? error) });
       return;
     }
@@ -309,12 +309,12 @@ class Link {
       if (generation === this.generation) this.took(generation, event.data);
     };
     socket.onclose = (event) => this.lost(generation, event.code, event.reason);
-    // not every WebSocket reports its close after an error; one that does has done so by then
+    // not every WebSocket reports its close after an error; those that do have done so after this delay
     socket.onerror = () => setTimeout(() => this.lost(generation, 1006, "the connection failed"), 50);
   }
 
-  /** The owner has what it needs: the connection is established. */
-  stands() {
+  /** Called by the owner once the connection is established. */
+  established() {
     this.clear("connect");
     this.refused = undefined;
     this.after("healthy", 5_000, () => (this.failures = 0));
@@ -333,14 +333,14 @@ class Link {
     }
     if (message.type === "bye") this.hint = message.reconnectAfterMs;
     else {
-      // what the server said last may be why it closes
+      // the server's last error may be the reason of a close
       this.reason = message.type === "error" ? message.message : "";
       this.floor = (message.type === "error" && message.retryAfterMs) || 0;
       this.owner.took(message);
     }
   }
 
-  /** After a silence asks for an answer: a dead connection says nothing. */
+  /** Requests an answer after a time without messages, to detect a dead connection. */
   listen(generation) {
     const look = () => {
       if (generation !== this.generation) return;
@@ -358,7 +358,7 @@ class Link {
     this.after("listen", this.silence, look);
   }
 
-  /** Replaces a token that expires soon, on the open connection. */
+  /** Replaces a token before it expires, on the open connection. */
   watchToken() {
     const wait = this.token === null || this.getToken === null ? null : renewIn(this.token, Date.now());
     if (wait === null) return;
@@ -381,7 +381,7 @@ class Link {
 
   lost(generation, code, reason) {
     if (generation !== this.generation || this.state === "reconnecting") return;
-    this.letGo();
+    this.closeSocket();
     reason = reason || this.reason;
     const wanted = reconnectRule(code);
     if (wanted === "no" || (wanted === "token" && this.getToken === null)) {
@@ -404,7 +404,7 @@ class Link {
     this.become("reconnecting", { code, reason, retryInMs: wait });
   }
 
-  letGo() {
+  closeSocket() {
     for (const name of Object.keys(this.timers)) this.clear(name);
     const socket = this.socket;
     this.socket = null;
@@ -414,14 +414,14 @@ class Link {
       try {
         socket.close(1000);
       } catch {
-        // it is gone all the same
+        // the connection is closed anyway
       }
     }
   }
 
   quit(state, detail = {}) {
     this.generation += 1;
-    this.letGo();
+    this.closeSocket();
     globalThis.removeEventListener?.("online", this.wake);
     globalThis.removeEventListener?.("offline", this.away);
     globalThis.document?.removeEventListener("visibilitychange", this.wake);
@@ -430,7 +430,7 @@ class Link {
   }
 }
 
-/** Built from strings: React Native's URL can't be changed, and has no searchParams. */
+/** Builds the URL from strings, as React Native's URL is immutable and has no searchParams. */
 function socketUrl(url, path, query = {}) {
   const parts = /^(http|ws)(s?):\/\/([^?#]+)(?:\?([^#]*))?/i.exec(String(url));
   if (parts === null) throw new TypeError(`the server's URL must begin with https:// or http://, not ${url}`);
@@ -441,9 +441,9 @@ function socketUrl(url, path, query = {}) {
 }
 
 /**
- * Exchanges the code of a sign-in link for a token, once.
+ * Exchanges the one-time code of a sign-in link for a token.
  * @param {string} url the server
- * @param {string} code what follows `#code=` in the link
+ * @param {string} code the part of the link after `#code=`
  */
 export async function signIn(url, code) {
   const answer = await fetch(`${String(url).replace(/\/+$/, "")}/v1/sign-in`, {
@@ -452,7 +452,7 @@ export async function signIn(url, code) {
     body: JSON.stringify({ code }),
   });
   if (!answer.ok) {
-    // the server's problem document, or what a proxy before it says
+    // the server's problem document, or the answer of a proxy
     const { code = String(answer.status), detail = answer.statusText } = await answer.json().catch(() => ({}));
     throw new VentaError(code, detail);
   }
@@ -463,7 +463,7 @@ export async function signIn(url, code) {
 
 const PROBE_ID = "~probe";
 
-/** One watched area or list; `vendors` is what is inside, by vendorId, as last reported by the server. */
+/** One watched area or list; `vendors` is the view, by vendorId, as last reported by the server. */
 export class Watch extends Emitter {
   constructor(client, id, wanted, handlers) {
     super(handlers);
@@ -471,17 +471,17 @@ export class Watch extends Emitter {
     this.id = id;
     this.wanted = wanted;
     this.vendors = new Map();
-    /** Of a watch with `as: "counts"`: the groups, by their names. */
+    /** The groups by name, of a watch with `as: "counts"`. */
     this.groups = new Map();
-    /** Whether the view is exact: a snapshot came on this connection. */
+    /** Whether the view is exact: a snapshot arrived on this connection. */
     this.fresh = false;
     this.answered = false;
     this.closed = false;
-    /** The error with which the server refused what is wanted; null: it did not. */
+    /** The error with which the server refused the watch; null if it did not. */
     this.refused = null;
   }
 
-  /** Watches something else under the same id; the view stays until the snapshot comes. */
+  /** Changes what is watched; the old view stays until the snapshot. */
   move(wanted) {
     this.wanted = { ...wanted };
     this.fresh = false;
@@ -493,7 +493,7 @@ export class Watch extends Emitter {
     this.client.drop(this);
   }
 
-  /** Resolves with the vendors (or the groups) once the view is exact; rejects when the server refuses the watch. */
+  /** Resolves with the vendors (or the groups) once the view is exact; rejects if the server refuses the watch. */
   ready() {
     return new Promise((resolve, reject) => {
       const held = () => (this.wanted.as === "counts" ? this.groups : this.vendors);
@@ -542,7 +542,7 @@ export class Watch extends Emitter {
   }
 
   update(message) {
-    if (!this.answered) return; // of an earlier watch with this id
+    if (!this.answered) return; // an update of an earlier watch with this id
     for (const card of message.entered ?? []) this.upsert(card);
     for (const fix of message.moved ?? []) this.shift(fix);
     for (const vendorId of message.left ?? []) this.leave(vendorId);
@@ -575,7 +575,7 @@ export class Watch extends Emitter {
   }
 }
 
-/** A customer's connection: watches whose views stay exact over any number of connections. */
+/** A customer's client: watches whose views stay exact over reconnects. */
 export class CustomerClient extends Client {
   constructor(url, options = {}) {
     super(url, options, "/v1/watch");
@@ -583,7 +583,7 @@ export class CustomerClient extends Client {
     this.numbers = 0;
   }
 
-  /** Connects, and stays connected; during a wait for the next attempt it connects now. */
+  /** Connects and stays connected; ends a wait for the next attempt. */
   connect() {
     this.link.connect();
     return this;
@@ -602,10 +602,10 @@ export class CustomerClient extends Client {
     return watch;
   }
 
-  // of the link and the watches
+  // called by the link and the watches
 
   opened() {
-    this.link.stands();
+    this.link.established();
     for (const watch of this.watches.values()) this.ask(watch);
   }
 
@@ -656,7 +656,7 @@ export class CustomerClient extends Client {
 
 // vendors
 
-/** A queue that is lost with the page or process: for tests and simulations. */
+/** A queue in memory, lost with the page or process: for tests and simulations. */
 export class MemoryQueue {
   constructor() {
     this.pings = new Map();
@@ -674,7 +674,7 @@ export class MemoryQueue {
   async close() {}
 }
 
-/** A queue in the browser's IndexedDB; each vendor needs a name of its own. */
+/** A queue in the browser's IndexedDB; each vendor needs its own name. */
 export class IndexedDbQueue {
   constructor(name = "streamer-pings") {
     this.name = name;
@@ -714,7 +714,7 @@ export class IndexedDbQueue {
   }
 }
 
-/** The queue that a client has without `options.queue`: one for each vendor of a device. */
+/** The default queue without `options.queue`: one per vendor of a device. */
 function defaultQueue({ vendorId }) {
   const name = vendorId == null ? "streamer-pings" : `streamer-pings-${vendorId}`;
   if (globalThis.indexedDB) return new IndexedDbQueue(name);
@@ -725,23 +725,23 @@ function defaultQueue({ vendorId }) {
   return new MemoryQueue();
 }
 
-/** A vendor's connection: keeps each ping until the server has stored it, over restarts where the queue is durable. */
+/** A vendor's client: keeps each ping until the server has stored it; with a durable queue also over restarts. */
 export class VendorClient extends Client {
   constructor(url, options = {}) {
     super(url, options, "/v1/vendor", { vendorId: options.vendorId });
     this.queue = options.queue ?? defaultQueue(options);
     this.maxQueue = options.maxQueue ?? 100_000;
     this.maxBatch = 500;
-    /** What hello told of the server's clock, and this device's clocks then; null before the first one. */
+    /** The server's clock by the hello, and this device's clocks at that time; null before the first hello. */
     this.measured = null;
     this.vendorId = options.vendorId ?? null;
-    /** All that the server is not known to have, by timestamp. */
+    /** The pings that are not acked yet, by timestamp. */
     this.waiting = new Map();
     this.unsent = [];
     this.sent = new Map();
     this.seq = 0;
     this.status = null;
-    /** The newest time given by this clock rather than by the caller. */
+    /** The newest timestamp taken from this device's clock rather than from the caller. */
     this.latest = 0;
     this.newestSent = 0;
     this.stored = 0;
@@ -759,17 +759,17 @@ export class VendorClient extends Client {
     this.promised = new Map();
   }
 
-  /** Pings that the server is not known to have. */
+  /** The number of pings that are not acked yet. */
   get size() {
     return this.waiting.size;
   }
 
-  /** The server's clock less this one, ms; null before the first hello. */
+  /** The server's clock minus this device's, ms; null before the first hello. */
   get clockOffset() {
     return this.measured && this.measured.offset - Math.min(0, this.clockStep());
   }
 
-  /** Reads what an earlier run left, connects, and stays connected; during a wait it connects now. */
+  /** Loads the queue, connects and stays connected; ends a wait for the next attempt. */
   connect() {
     this.wanted = true;
     return this.inTurn(async () => {
@@ -779,7 +779,7 @@ export class VendorClient extends Client {
     });
   }
 
-  /** Ends the connection; what is not acked stays in the queue. Resolves when that is written. */
+  /** Closes the connection. Pings without an ack stay in the queue; resolves once they are written. */
   disconnect() {
     this.wanted = false;
     this.link.disconnect();
@@ -791,7 +791,7 @@ export class VendorClient extends Client {
     });
   }
 
-  /** One after the other: the queue is not closed while it is opened, nor the other way round. */
+  /** Runs calls one after the other, so that the queue is not opened and closed at the same time. */
   inTurn(act) {
     const turn = this.turn.then(act);
     this.turn = turn.catch(() => {});
@@ -800,8 +800,8 @@ export class VendorClient extends Client {
 
   /**
    * Keeps a position until it is stored: {lat, long, …}, or a browser's GeolocationPosition or GeolocationCoordinates.
-   * `timestamp` is by this device's clock; the difference to the server's is corrected before the ping is first sent.
-   * Resolves with the ping's timestamp when the queue has it.
+   * `timestamp` is by this device's clock; it is corrected to the server's clock before the ping is first sent.
+   * Resolves with the ping's timestamp once it is in the queue.
    */
   async ping(given) {
     const { coords = given, timestamp: at = given.timestamp } = given;
@@ -815,7 +815,7 @@ export class VendorClient extends Client {
     const offset = this.correction();
     const own = fix.timestamp === undefined;
     let timestamp = Math.round((fix.timestamp ?? Date.now()) + (offset ?? 0));
-    // A ping is its vendor and timestamp: two in one millisecond would be one.
+    // Vendor and timestamp identify a ping, so two pings need different milliseconds.
     if (own) {
       if (timestamp <= this.latest && timestamp > this.latest - 1_000) timestamp = this.latest + 1;
       while (this.waiting.has(timestamp)) timestamp += 1;
@@ -836,20 +836,20 @@ export class VendorClient extends Client {
   }
 
   /**
-   * Opens or closes for business; said again after a reconnect unless the server is known to have heard it. A vendor
-   * that closes `hidden` leaves every map at once, until it opens.
+   * Opens or closes for business; repeated after a reconnect until the server has acknowledged it. A vendor that closes
+   * with `hidden` leaves all maps immediately, until it opens.
    */
   setOpen(open, { hidden } = {}) {
-    this.status = { said: { type: "status", open, ...(hidden && { hidden }) }, seq: null };
-    this.sayStatus();
+    this.status = { message: { type: "status", open, ...(hidden && { hidden }) }, seq: null };
+    this.sendStatus();
   }
 
-  /** Resolves when the server has stored all pings; rejects with a VentaError when the connection ends before. */
+  /** Resolves when the server has stored all pings; rejects with a VentaError if the connection ends before. */
   flushed() {
     return Promise.all([...this.waiting.keys()].map((timestamp) => this.whenStored(timestamp).catch(ignoreRejects))).then(() => {});
   }
 
-  /** Resolves when the ping with this timestamp is stored; rejects when it is rejected, dropped, or the client ends. */
+  /** Resolves when the ping with this timestamp is stored; rejects if it is rejected or dropped, or the client ends. */
   whenStored(timestamp) {
     if (!this.waiting.has(timestamp)) return Promise.resolve();
     if (this.state === "failed") return Promise.reject(new VentaError(this.link.detail.code, this.link.detail.reason));
@@ -861,7 +861,7 @@ export class VendorClient extends Client {
     return this.promised.get(timestamp).promise;
   }
 
-  // of the link
+  // called by the link
 
   opened() {}
 
@@ -870,16 +870,16 @@ export class VendorClient extends Client {
     else if (message.type === "ack") this.acked(message.seq);
     else if (message.type === "reject") this.reject(message);
     else if (message.type === "error") {
-      // It may be the status that could not be stored: said twice, it is the same.
+      // The error may be about the status; sending it again is idempotent.
       if (this.status?.seq != null && message.retryAfterMs !== undefined) {
-        this.link.after("status", message.retryAfterMs, () => this.sayStatus());
+        this.link.after("status", message.retryAfterMs, () => this.sendStatus());
       }
       this.fail(message);
     }
   }
 
   probe() {
-    // silence is normal here: acks wait for PostgreSQL; a ping that must be rejected is answered at once
+    // no message is normal here, as acks wait for PostgreSQL; an invalid ping is rejected immediately
     if (!this.greeted || (this.sent.size === 0 && this.status?.seq == null)) return false;
     this.link.send({
       type: "ping",
@@ -900,7 +900,7 @@ export class VendorClient extends Client {
     super.became(state, detail);
   }
 
-  // inside
+  // internal
 
   load() {
     this.loaded ??= this.queue.load().then((pings) => {
@@ -914,25 +914,25 @@ export class VendorClient extends Client {
     });
     const { loaded } = this;
     loaded.catch(() => {
-      if (this.loaded === loaded) this.loaded = null; // the next one tries again
+      if (this.loaded === loaded) this.loaded = null; // the next call tries again
     });
     return loaded;
   }
 
-  /** What is added to this clock's times; null before it is known. */
+  /** The correction to add to this device's times, ms; null before it is known. */
   correction() {
     const offset = this.clockOffset;
     return offset === null || Math.abs(offset) > CLOCK_TOLERANCE ? offset : 0;
   }
 
   /**
-   * By how much this clock went further than performance.now() since hello, ms. Only a step back is certain: many
-   * devices stop performance.now() while they sleep, so sleep looks like a step ahead.
+   * How much further this clock went than performance.now() since hello, ms. Only a step back is certain: many devices
+   * stop performance.now() during sleep, which looks like a step ahead.
    */
   clockStep() {
     const passed = performance.now() - this.measured.ran;
     const step = Math.round(Date.now() - this.measured.wall - passed);
-    // two clocks never run equally fast
+    // the tolerance grows with time, as two clocks never run equally fast
     return Math.abs(step) > CLOCK_STEP + passed / 1_000 ? step : 0;
   }
 
@@ -968,7 +968,7 @@ export class VendorClient extends Client {
     if (first) this.latest += this.correction();
     this.maxBatch = message.maxBatch;
     this.vendorId = message.vendorId;
-    // Only the ping that `durable` names is known to be stored: an older one may still wait behind it.
+    // Only the ping with this timestamp is known to be stored; older ones may not be.
     if (message.durable !== null && this.waiting.has(message.durable)) {
       const { ping } = this.waiting.get(message.durable);
       this.forget(message.durable);
@@ -983,14 +983,14 @@ export class VendorClient extends Client {
     this.unsent = [...this.waiting.keys()].sort((a, b) => a - b);
     this.greeted = true;
     if (this.status !== null) this.status.seq = null;
-    this.link.stands();
+    this.link.established();
     this.emit("hello", message);
-    this.sayStatus();
+    this.sendStatus();
     this.pump();
     this.queued();
   }
 
-  /** Corrects the times that this run took by a wrong clock, before any of them is sent. */
+  /** Corrects the timestamps that this run took by a wrong clock, before any of these pings is sent. */
   correct() {
     const by = this.correction();
     for (const [timestamp, entry] of [...this.waiting]) {
@@ -1011,7 +1011,7 @@ export class VendorClient extends Client {
     void this.written();
   }
 
-  /** Sends the newest ping first, for those who watch, then the backlog, oldest first. */
+  /** Sends the newest ping first, so that watchers see the current position, then the backlog, oldest first. */
   pump() {
     if (!this.greeted) return;
     while (this.unsent.length > 0 && this.link.buffered < MOST_BUFFERED) {
@@ -1022,7 +1022,7 @@ export class VendorClient extends Client {
         this.unsent.pop();
         this.link.send({ type: "ping", ...this.numbered(newest) });
       } else {
-        // what is in flight is bounded, so that a fresh ping does not wait behind hours of old ones
+        // the number of pings in flight is limited, so that a new ping does not wait behind hours of old ones
         if (this.sent.size > 2 * this.maxBatch) break;
         const pings = [];
         let bytes = 0;
@@ -1043,10 +1043,10 @@ export class VendorClient extends Client {
     return { seq: this.seq, ...this.waiting.get(timestamp).ping };
   }
 
-  sayStatus() {
+  sendStatus() {
     if (this.status === null || !this.greeted) return;
-    this.link.send(this.status.said);
-    // messages are handled in order: an ack of a later ping shows that this one arrived
+    this.link.send(this.status.message);
+    // messages are handled in order, so an ack of a later ping also confirms this one
     this.status.seq = this.seq + 1;
   }
 
@@ -1080,7 +1080,7 @@ export class VendorClient extends Client {
     if (!this.emit("rejected", entry.ping, message)) warn(message);
     void this.written();
     this.queued();
-    // it was no sleep: the next hello says how far this clock was set ahead
+    // not sleep, but a clock set ahead: the next hello gives the difference
     if (message.code === "ERR_TIMESTAMP_IN_FUTURE" && this.clockStep() > 0) {
       this.link.lost(this.link.generation, 1006, "this device's clock was set");
     }
@@ -1099,7 +1099,7 @@ export class VendorClient extends Client {
     else promised.reject(error);
   }
 
-  /** Writes what changed, one write after the other; changes that come meanwhile share the next. */
+  /** Writes changes, one write at a time; changes during a write are merged into the next one. */
   written() {
     this.writing ??= (async () => {
       await null;
@@ -1122,19 +1122,19 @@ export class VendorClient extends Client {
       }
     })();
     return this.writing.catch((error) => {
-      // a full disk is no reason not to send: the pings are still in memory
+      // pings are still sent when the disk is full, as they are in memory
       this.fail({ type: "error", code: "ERR_QUEUE", message: `the queue can't be written: ${error?.message ?? error}` });
     });
   }
 }
 
-/** A browser's coordinates as a fix: what the device does not know is null there, or NaN. */
+/** Converts a browser's coordinates to a fix; unknown values are null or NaN there. */
 function plain({ latitude, longitude, accuracy, heading, speed }) {
   const known = Object.entries({ accuracy, heading, speed }).filter(([, value]) => Number.isFinite(value) && value >= 0);
   return { lat: latitude, long: longitude, ...Object.fromEntries(known) };
 }
 
-/** For `flushed`: a ping that is rejected or dropped waits no longer; a connection that ended is an error. */
+/** For `flushed`: a rejected or dropped ping does not count; a connection that ended is an error. */
 function ignoreRejects(error) {
   if (typeof error.code === "number") throw error;
 }

@@ -2,23 +2,23 @@ import type { Card } from "./venta.js";
 
 /** A verified webhook. */
 export interface Webhook {
-  /** The same each time it is sent: one that was seen before is a repetition. */
+  /** The same for every attempt; use it to ignore duplicates. */
   id: string;
   /** `vendor.entered`, `vendor.left`, `vendor.opened`, … or `alert.test`. */
   type: string;
   alertId: string;
-  /** When it happened, epoch milliseconds. */
+  /** The time of the event, epoch milliseconds. */
   at: number;
   /** The vendor's card; null for a test. */
   vendor: Card | null;
-  /** What the alert was created with. */
+  /** The alert's metadata. */
   metadata: Record<string, unknown>;
 }
 
-/** A request that is not a webhook which the server signed with this secret, or an old one: answer 400. */
+/** The request is not a webhook signed with this secret, or is too old; answer it with 400. */
 export class WebhookRefused extends Error {}
 
-/** Returns the webhook of a request, verified; rejects with WebhookRefused. */
+/** Verifies a request and resolves with its webhook; rejects with WebhookRefused. */
 export function verifyWebhook(
   secret: string | string[],
   headers: Headers | Record<string, string | string[] | undefined>,

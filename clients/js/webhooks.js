@@ -1,11 +1,11 @@
 /**
- * Verifies and parses the webhooks of alerts. For Node, Deno, Bun and workers: it needs Web Crypto and nothing else.
+ * Verifies and parses the webhooks of alerts. For Node, Deno, Bun and workers; it needs only Web Crypto.
  */
 
 const TOLERANCE = 300;
 const PREFIX = "whsec_";
 
-/** A request that is not a webhook which the server signed with this secret, or an old one: answer 400. */
+/** The request is not a webhook signed with this secret, or is too old; answer it with 400. */
 export class WebhookRefused extends Error {
   constructor(message) {
     super(message);
@@ -14,11 +14,11 @@ export class WebhookRefused extends Error {
 }
 
 /**
- * Returns the webhook of a request, verified. Rejects with WebhookRefused.
+ * Verifies a request and resolves with its webhook; rejects with WebhookRefused.
  *
- * @param secret the alert's `secret`, or several while one is being replaced
- * @param headers a Headers object, or a plain object with names in any case
- * @param body the bytes or text as they came, before any parsing
+ * @param secret the alert's `secret`, or several during a rotation
+ * @param headers a Headers object, or a plain object with case-insensitive names
+ * @param body the raw bytes or text of the body
  * @param options `tolerance` in seconds, `now` in epoch seconds
  */
 export async function verifyWebhook(secret, headers, body, { tolerance = TOLERANCE, now = Date.now() / 1000 } = {}) {

@@ -6,9 +6,9 @@ export declare function useVentaClient(): CustomerClient;
 export declare function useConnectionState(): State;
 
 export interface WatchOptions {
-  /** Only vendors that are open. */
+  /** Only open vendors. */
   open?: boolean;
-  /** No more often than this, ms. */
+  /** Minimum time between two updates, ms. */
   interval?: number;
 }
 

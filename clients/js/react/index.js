@@ -4,7 +4,7 @@ import { createContext, createElement, useCallback, useContext, useEffect, useMe
 
 const Context = createContext(null);
 
-/** Gives a `CustomerClient` to the hooks below it, and keeps it connected while it is mounted. */
+/** Provides a `CustomerClient` to hooks in its subtree, and keeps it connected while mounted. */
 export function VentaProvider({ client, children }) {
   useEffect(() => {
     client.connect();
@@ -58,7 +58,7 @@ function useWatch(wanted) {
     };
   }, [client, watching]);
 
-  // moved, not opened anew: what is shown stays until the snapshot of the new area
+  // moved rather than opened again, so that the old view stays until the snapshot of the new area
   useEffect(() => {
     const held = store.current;
     if (!watching || held.key === key) return;
@@ -71,8 +71,8 @@ function useWatch(wanted) {
 }
 
 /**
- * The vendors in an area: `{vendors, fresh, error}`. A new area moves the watch, and the
- * vendors of the old one stay until those of the new one are known; null watches nothing.
+ * The vendors in an area: `{vendors, fresh, error}`. A new area moves the watch; the old vendors stay until the new
+ * snapshot. null watches nothing.
  */
 export function useVendors(area, { open, interval } = {}) {
   const { vendors, fresh, error } = useWatch(area && { area, ...(open && { open }), ...(interval && { interval }) });
