@@ -36,7 +36,7 @@ export interface Group extends Position {
   online: number;
 }
 
-/** What to watch: an area, its counts, or some vendors; `open`: only open ones; `interval`: minimum ms. */
+/** What to watch: an area, its counts, or some vendors. `open`: only open ones. `interval`: minimum ms between updates. */
 export type Wanted = (
   | { area: Area; as?: undefined }
   | {

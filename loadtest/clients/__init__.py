@@ -1,1 +1,1 @@
-"""The apps that put the server under load: vendors, customers and their connections."""
+"""The apps that generate load: vendors, customers and their connections."""

@@ -1,4 +1,4 @@
-"""What vendor apps and customer apps have in common: one connection that is opened again when it ends."""
+"""The base of vendor apps and customer apps: one connection that reconnects."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from venta_client.errors import Refused, Violation
 SILENCE = 60.0
 MAX_QUOTED = 20
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 10.0
-"""Bounds of the wait before a reconnect, s: a recovery is measured sooner than with the clients' own 1 and 30."""
+"""Bounds of the wait before a reconnect, s; lower than the clients' 1 and 30, so that recovery is measured sooner."""
 TOKENS_TRIED = 3
 OVERLOADED = (429, 503)
 HALF_OPEN = 4408
 
 
 class ReadTime:
-    """The time of `clock`, but the same for all sockets that are readable in one iteration of the event loop.
+    """The time of `clock`, the same for all sockets that are readable in one iteration of the event loop.
 
-    Their data had all arrived when the first of them was read: the time to read the others is the load generator's
+    The data of all of them had arrived when the first one was read. The time to read the others is the load generator's
     delay, not the server's.
     """
 
@@ -50,12 +50,12 @@ class ReadTime:
 class App:
     """Keeps a connection to `path` open until `stop()`; each message goes to `received`.
 
-    `token` is called before every connection for a fresh token. `ready` is set while the app has received what it
-    waits for first. `ended` holds the Close after which the app does not reconnect. `violations` quotes the first 20
-    protocol violations, `incidents` the first 20 closes and errors, each with its time. `closes` counts the ends that
-    the server or the network caused, not those of `disconnect()`, `sleep()` and `cut()`; `refused` counts handshakes
-    that admission control turned away (503, 429). `expected_closes` are close codes that count as no fault. With
-    `deflate` the app offers permessage-deflate.
+    `token` is called before every connection for a fresh token. `ready` is set while the app has received its first
+    message. `ended` holds the Close after which the app does not reconnect. `violations` quotes the first 20 protocol
+    violations, `incidents` the first 20 closes and errors, each with its time. `closes` counts closes that the server
+    or the network caused, not those of `disconnect()`, `sleep()` and `cut()`. `refused` counts handshakes refused by
+    admission control (503, 429). `expected_closes` are close codes that are not faults. With `deflate` the app offers
+    permessage-deflate.
     """
 
     path = "/"
@@ -96,14 +96,14 @@ class App:
         """Called with each message."""
 
     def size(self, message: bytes) -> int:
-        """Returns how many bytes the newest message took on the network."""
+        """Returns the size of the newest message on the network in bytes."""
         return len(message) if self.socket is None else self.socket.size
 
     def writable(self) -> None:
-        """Called when the connection has room again."""
+        """Called when the connection's write buffer has room again."""
 
     def decode(self, message: bytes) -> dict[str, Any]:
-        """Decodes a message's JSON object and records what `error` and `bye` say; raises Violation if it is none."""
+        """Decodes a message and records the contents of `error` and `bye`; raises Violation if it is no JSON object."""
         try:
             decoded = orjson.loads(message)
         except orjson.JSONDecodeError as bad:
@@ -126,7 +126,7 @@ class App:
     # for the owner
 
     async def run(self) -> None:
-        """Connects, listens and reconnects until it is stopped, or a close code forbids it."""
+        """Connects, listens and reconnects until it is stopped or a close code forbids to reconnect."""
         failures = 0
         while not self._stopping.is_set():
             await self._network.wait()  # stop() ends this wait too
@@ -178,20 +178,20 @@ class App:
         return self.errors.total() + self.closes.total() + len(self.violations)
 
     def disconnect(self) -> None:
-        """Loses the phone's network: aborts the connection, and opens none until `reconnect()`."""
+        """Simulates a lost network: aborts the connection, and opens none until `reconnect()`."""
         self._network.clear()
         self.cut()
         self._cut_at = None
 
     def sleep(self) -> None:
-        """Puts the phone away: closes the connection gracefully, and opens none until `reconnect()`."""
+        """Simulates a sleeping phone: closes the connection gracefully, and opens none until `reconnect()`."""
         self._network.clear()
         if self.socket is not None:
             self._cut = True
             self.socket.close()
 
     def reconnect(self) -> None:
-        """Gives the phone its network back."""
+        """Restores the phone's network."""
         self._network.set()
 
     @property
@@ -200,14 +200,14 @@ class App:
         return self._network.is_set()
 
     def cut(self) -> None:
-        """Aborts the connection; the app reconnects by itself, and this end counts as no fault of the server's."""
+        """Aborts the connection; the app reconnects, and this close does not count as a fault of the server."""
         if self.socket is not None:
             self._cut = True
             self._cut_at = time.perf_counter()
             self.socket.abort()
 
     def check_alive(self, now: float, heartbeat: float) -> None:
-        """Pings a connection on which nothing came for `heartbeat` s, and ends it after twice that as half-open.
+        """Pings a connection without data for `heartbeat` s, and ends it after twice that as half-open.
 
         `now` is a monotonic time in seconds. Call it at least every `heartbeat` / 2.
         """
@@ -272,7 +272,7 @@ class App:
             self.incidents.append(f"{time_of_day(time.time() * 1000)} {self.name}: {what}")
 
     async def _listen(self, socket: WebSocket) -> Close:
-        """Waits for the end; a connection on which nothing came for 60 s is dead, as the server pings more often."""
+        """Waits for the close; a connection without data for 60 s is dead, as the server pings more often."""
         before = -1
         while True:
             done, _ = await asyncio.wait({socket.closed}, timeout=SILENCE)
@@ -287,7 +287,7 @@ async def stop(apps: Iterable[App], tasks: Iterable[asyncio.Task[None]], within:
     """Closes all connections; cancels what has not ended within `within` s."""
     for app in apps:
         app.stop()
-    # a connect in progress does not notice stop(); it gets a moment
+    # a connect in progress does not react to stop(), so it gets some time
     if waiting := list(tasks):
         await asyncio.wait(waiting, timeout=within)
     for task in waiting:

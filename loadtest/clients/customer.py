@@ -1,4 +1,4 @@
-"""A customer of a scenario: watches a part of the city as its behaviour says, and measures the delays."""
+"""A customer of a scenario: watches a part of the city according to its behaviour, and measures delays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Groups = dict[str, dict[str, Any]]
 
 
 class Latest(NamedTuple):
-    """The latest position of a second: its delay in ms, when it came (epoch ms), the vendor, and its timestamp."""
+    """The position with the longest delay in a second: delay in ms, arrival (epoch ms), vendor, and timestamp."""
 
     delay: float
     at: float
@@ -44,10 +44,10 @@ class Latest(NamedTuple):
 class Customer(App):
     """One customer's app. Every frame is counted, every `timed_every`th is decoded and its delays are recorded.
 
-    With `full` each frame is decoded and the views are held as the contract says, for the comparison with the truth.
-    `clock` is the server's time of reading in epoch ms; positions of vendors that are not `known` are not timed.
-    `recent` holds the delays (ms) of the frames since `compared` was called last; `excess` counts seconds by how much
-    later its positions came than those of the other customers, in 5 ms steps.
+    With `full` each frame is decoded and the views are maintained by the protocol, for the verification. `clock` is the
+    server's time of reading in epoch ms; positions of vendors that are not `known` are not timed. `recent` holds the
+    delays (ms) of the frames since the last call of `compared`. `excess` counts seconds by how much later its positions
+    arrived than those of the other customers, in 5 ms steps.
     """
 
     path = "/v1/watch"
@@ -104,13 +104,13 @@ class Customer(App):
         self._timing = True
 
     def start(self, behaviour: CustomerBehaviour) -> float:
-        """Gives the customer its behaviour, which chooses the first area; returns after how many seconds to act."""
+        """Gives the customer its behaviour, which chooses the first area; returns the seconds until the first act."""
         self.behaviour = behaviour
         self._decode_all = type(behaviour).on_update is not CustomerBehaviour.on_update
         return behaviour.on_start()
 
     def act(self) -> float:
-        """Wakes up if asleep, or does the next thing; returns after how many seconds to act again."""
+        """Wakes up if asleep, or does the next action; returns the seconds until the next act."""
         assert self.behaviour is not None
         if self.asleep:
             self.asleep = False
@@ -125,10 +125,10 @@ class Customer(App):
         if self.socket is not None:
             self.socket.hold(False)
 
-    # what a behaviour can do
+    # actions of a behaviour
 
     def look_at(self, lat: float, long: float, radius: float) -> None:
-        """Moves the map; ignored while the snapshot of the last move is outstanding, as a person waits for it too."""
+        """Moves the map; ignored while the snapshot of the last move is outstanding, as a person would wait for it."""
         if self.pending:
             return
         self.circle = (lat, long, radius)
@@ -138,7 +138,7 @@ class Customer(App):
             self._watch_area()
 
     def follow(self, vendor_id: str | None) -> None:
-        """Watches one vendor beside the map; None ends it."""
+        """Watches one vendor in addition to the map; None ends it."""
         self._recorder.counts["follows"] += vendor_id is not None
         self.following = vendor_id
         if vendor_id is None:
@@ -147,7 +147,7 @@ class Customer(App):
             self._send({"type": "watch", "id": ONE, "vendors": [vendor_id]})
 
     def fall_asleep(self) -> None:
-        """Puts the phone away until the next act."""
+        """Disconnects until the next act."""
         self.asleep = True
         self._recorder.counts["sleeps"] += 1
         self.sleep()
@@ -182,7 +182,7 @@ class Customer(App):
 
     def received(self, message: bytes) -> None:
         now = self._now()
-        # decoding costs most: the type comes first in the server's messages, and is decoded only where it doesn't
+        # decoding costs most, so the type is taken from the message's beginning; if it is elsewhere, it is decoded
         counts = self._recorder.counts
         head = message[:32]
         if b'"update"' in head:
@@ -272,7 +272,7 @@ class Customer(App):
                 self._latest = Latest(longest, now, fix["vendorId"], fix["timestamp"])
 
     def compared(self, excess: float) -> None:
-        """Records by how many ms the recent positions came later than the median customer's; starts over."""
+        """Records how many ms later than the median customer's the recent positions arrived; starts over."""
         self.excess[int(excess) // EXCESS_STEP_MS] += 1
         if self._worst is None or excess > self._worst[0]:
             self._worst = excess, self._latest
@@ -288,7 +288,7 @@ class Customer(App):
             self.socket.send(orjson.dumps(message))
 
     def _pay(self, size: int) -> None:
-        """Reads on only when the slow link would have carried so much."""
+        """Continues reading only once the slow link would have carried the data."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._free_at = max(self._free_at, now) + size / self._habits.slow_bytes

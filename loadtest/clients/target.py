@@ -1,4 +1,4 @@
-"""The server under test, the check whether it may be put under load, and the tokens."""
+"""The server under test, the check that it may be load-tested, and tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_SECRET = 32
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the server listens."""
+    """The address of the server under test."""
 
     host: str
     port: int
@@ -32,7 +32,7 @@ class Target:
 
     @classmethod
     def parse(cls, url: str, own: str | None = None) -> Target:
-        """Returns the target that an http(s) or ws(s) URL names; raises WrongUse when it may not be put under load."""
+        """Returns the target of an http(s) or ws(s) URL; raises WrongUse if it may not be load-tested."""
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -118,7 +118,7 @@ def read_vendors(source: str) -> list[Identity]:
 
 
 def enough(found: list[Identity], needed: int, source: str) -> list[Identity]:
-    """Returns the first `needed` distinct vendors; raises WrongUse when there are fewer."""
+    """Returns the first `needed` distinct vendors; raises WrongUse if there are fewer."""
     distinct = list({identity.vendor_id: identity for identity in found}.values())
     if len(distinct) < needed:
         raise WrongUse(f"{needed} vendors are needed, {source} has {len(distinct)}; add some or ask for fewer")

@@ -26,7 +26,7 @@ SURELY_LIVE = 585_000
 SURELY_HISTORY = 615_000
 BULK_PAST = 300_000
 Acked = tuple[int, int, float, float, bool]
-"""An acked ping as the auditor gets it: the vendor's index, timestamp, lat, long, and whether its delay counts."""
+"""An acked ping for the auditor: the vendor's index, timestamp, lat, long, and whether its delay counts."""
 
 
 class Ping(NamedTuple):
@@ -42,7 +42,7 @@ class Ping(NamedTuple):
 
 
 class Vendor(App):
-    """One vendor's app. `ping()` sends at once if it can, later otherwise; `acked` and `rejected` hold the outcome.
+    """One vendor's app. `ping()` sends immediately if possible, or later; `acked` and `rejected` hold the outcome.
 
     `dropped` counts pings for which the outbox had no room; `settled` is set while no ping waits for an answer.
     """
@@ -81,7 +81,7 @@ class Vendor(App):
 
     @property
     def sent(self) -> int:
-        """The number of pings that were sent, each counted once."""
+        """The number of sent pings, each counted once."""
         return self._outbox.sent
 
     @property
@@ -91,7 +91,7 @@ class Vendor(App):
 
     @property
     def waiting(self) -> int:
-        """The number of pings that the server has not answered."""
+        """The number of pings without an answer."""
         return len(self._outbox)
 
     def stored(self, pings: list[Ping]) -> None:
@@ -155,9 +155,9 @@ def integer(message: dict[str, object], name: str) -> int:
 
 
 class Ledger:
-    """The acked pings of one vendor. `keep` holds them all, at 24 bytes each, else their count and the newest.
+    """The acked pings of one vendor: with `keep` all of them, at 24 bytes each, else their count and the newest.
 
-    `newest` is the newest that certainly went live, acked within 585 s. `unsure`: a later one may have gone live.
+    `newest` is the newest that was certainly published, acked within 585 s. `unsure`: a later one may have been.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -190,9 +190,9 @@ class Ledger:
 class SimulatedVendor(Vendor):
     """One vendor's app with its ledger.
 
-    The `timestamp` of a ping that was due while the phone had a network is even, that of a backlog is odd. So every
-    watcher can tell from a position alone whether its delay is the server's. `unreported` collects what was acked
-    since it was last reported to the auditor, when `audited`.
+    The `timestamp` of a ping that was due while the phone had a network is even, that of a backlog is odd. So a watcher
+    knows from the position alone whether its delay is the server's. With `audited`, `unreported` collects acked pings
+    until they are reported to the auditor.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class SimulatedVendor(Vendor):
         self._now = clock
         self._lost_at = 0.0
         self._held_until = 0
-        """Pings up to this timestamp waited for a connection: their delay is not that of the live path."""
+        """Pings up to this timestamp waited for a connection, so their delay is not that of the live path."""
 
     def disconnect(self) -> None:
         self._lost_at = self._now()
@@ -260,23 +260,23 @@ class SimulatedVendor(Vendor):
 
 
 class BulkVendor(SimulatedVendor):
-    """A vendor that sends as fast as acks allow: `window` messages of `batch` pings un-acked at most (closed loop).
+    """A vendor that sends as fast as acks allow (closed loop): at most `window` messages of `batch` pings in flight.
 
-    Its pings are a millisecond apart and begin five minutes in the past, so that no two have the same time. Each
-    ping's delay counts from when it was sent.
+    Its pings are a millisecond apart and begin five minutes in the past, so that no two have the same time. A ping's
+    delay is measured from its sending.
     """
 
     batch, window = 500, 4
 
     def start(self) -> None:
-        """Begins to send."""
+        """Starts sending."""
         self._due = int(self._now()) - BULK_PAST
         self._step = 0
         self._running = True
         self._fill()
 
     def finish(self) -> None:
-        """Sends no more."""
+        """Stops sending."""
         self._running = False
 
     def greeted(self, durable: int | None, max_batch: int) -> None:
@@ -302,7 +302,7 @@ class BulkVendor(SimulatedVendor):
 
 
 def route(behaviour: VendorBehaviour, first: float, random: Random) -> Iterator[Ping]:
-    """Yields a vendor's pings without end: from `first` (epoch ms) on, every `behaviour.every` s, ±5 %."""
+    """Yields an infinite series of a vendor's pings: from `first` (epoch ms), every `behaviour.every` s, ±5 %."""
     due, gap = first, 0.0
     behaviour.on_start()
     while True:
@@ -316,6 +316,6 @@ def route(behaviour: VendorBehaviour, first: float, random: Random) -> Iterator[
 def on_grid(moment: float) -> int:
     """Returns the next millisecond at which a ping may be due: a multiple of 4.
 
-    A worker so wakes 250 times a second at most. Waking costs it several times what sending does.
+    So a worker wakes at most 250 times a second. A wake-up costs several times as much as sending.
     """
     return -int(-moment // GRID) * GRID

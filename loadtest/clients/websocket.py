@@ -1,7 +1,7 @@
-"""A WebSocket client (RFC 6455) at minimal cost, so that the server is measured and not the client.
+"""A WebSocket client (RFC 6455) of minimal cost, so that the server is measured rather than the client.
 
-Frames are sent with a zero mask, which is legal and saves the masking. Each whole message is one call with its bytes.
-Nothing is queued here: a full transport shows as `writable` = False.
+Frames are sent with a zero mask, which is legal and avoids the masking. Each whole message is one call with its bytes.
+The client has no queue: `writable` is False while the transport's write buffer is full.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLOSE_TIMEOUT = 2.0
 
 
 class Close(NamedTuple):
-    """How a connection ended; 1006 when no close frame came. `refused`: admission control turned the handshake away."""
+    """How a connection ended; 1006 without a close frame. `refused`: admission control refused the handshake."""
 
     code: int
     reason: str
@@ -51,7 +51,7 @@ def frame(payload: bytes, opcode: int = TEXT) -> bytes:
 
 
 def inflated(payload: bytes) -> bytes:
-    """Returns a message as it was before permessage-deflate without context takeover (RFC 7692)."""
+    """Decompresses a message of permessage-deflate without context takeover (RFC 7692)."""
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         message = inflate.decompress(payload + b"\0\0\xff\xff", MAX_MESSAGE)
@@ -63,10 +63,10 @@ def inflated(payload: bytes) -> bytes:
 
 
 class WebSocket(asyncio.Protocol):
-    """One connection: calls `on_message` with each whole message, `on_writable` when a full transport has room again.
+    """One connection: calls `on_message` with each whole message, `on_writable` when the write buffer has room again.
 
     `opened` and `closed` are futures. An exception from a callback, or a Violation, ends the connection, and `closed`
-    raises it. `received` counts bytes. `size` is that of the newest message before it was inflated.
+    raises it. `received` counts bytes. `size` is the compressed size of the newest message.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class WebSocket(asyncio.Protocol):
         self._killer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
 
     def hold(self, held: bool) -> None:
-        """Stops reading while held, as a phone on a bad link does; incoming data then waits in the network."""
+        """Stops reading while held, like a phone on a bad link; incoming data then waits in the network."""
         transport = self._transport
         if transport is None or transport.is_closing() or transport.is_reading() is not held:
             return
@@ -145,7 +145,7 @@ class WebSocket(asyncio.Protocol):
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def abort(self) -> None:
-        """Ends the connection at once, without a close frame."""
+        """Ends the connection immediately, without a close frame."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -200,7 +200,7 @@ class WebSocket(asyncio.Protocol):
     # receiving
 
     def _handshake(self, data: bytes, whole: bool = False) -> int:
-        """Reads the answer to the upgrade, of which no more comes if `whole`; returns how many bytes it used."""
+        """Reads the answer to the upgrade; `whole`: all of it has arrived. Returns the number of bytes read."""
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_REFUSAL:
@@ -233,7 +233,7 @@ class WebSocket(asyncio.Protocol):
         return self._frames(data, end + 4)
 
     def _frames(self, data: bytes, at: int) -> int:
-        """Handles every whole frame from `at` on; returns where the first unfinished one begins."""
+        """Handles all whole frames from `at` on; returns the start of the first incomplete one."""
         size = len(data)
         self._need = 2
         while size - at >= 2:
@@ -306,7 +306,7 @@ class WebSocket(asyncio.Protocol):
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Returns the system's certificate authorities, read once: they are some hundred certificates."""
+    """Returns a TLS context with the system's certificate authorities, which are read only once."""
     return ssl.create_default_context()
 
 

@@ -133,7 +133,7 @@ def count_differences(name: str, held: Groups | None, fresh: Groups | None) -> l
 
 
 def named(key: tuple[str, int]) -> str:
-    """Returns a ping's vendor and time for people."""
+    """Describes a ping's vendor and time."""
     moment = datetime.fromtimestamp(key[1] / 1000, UTC).isoformat(timespec="milliseconds")
     return f"the ping of vendor {key[0]} at {moment}"
 

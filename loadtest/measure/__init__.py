@@ -1,1 +1,1 @@
-"""What is measured: delays, counts over time, CPU and memory, clocks."""
+"""Measurements: delays, counts over time, CPU and memory, clocks."""

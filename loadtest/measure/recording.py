@@ -1,4 +1,4 @@
-"""Counts and durations: counted cheaply in each worker, put together over time and in HDR histograms. Pure."""
+"""Counts and durations: counted cheaply in each worker, merged into time series and HDR histograms. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Recorder:
         self._delays: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
     def delay(self, name: str, seconds: float) -> None:
-        """Counts one delay; a negative one, which only a skewed clock can make, counts as zero and as `skewed`."""
+        """Counts one delay; a negative one, caused by clock skew, counts as zero and as `skewed`."""
         step = int(seconds * STEPS_PER_S)
         if step < 0:
             step = 0
@@ -46,7 +46,7 @@ class Recorder:
         steps[step] = steps.get(step, 0) + 1  # half the time of `+= 1`
 
     def delays(self, name: str, steps: list[int]) -> None:
-        """Counts many delays at once, in steps of 0.1 ms: a fifth of the cost of one by one."""
+        """Counts many delays in steps of 0.1 ms, at a fifth of the cost of single calls."""
         if not steps:
             return
         if min(steps) < 0:
@@ -55,14 +55,14 @@ class Recorder:
         self._delays[name].update(steps)
 
     def stall(self, name: str, seconds: float, every: float) -> None:
-        """Counts a stall weighted by its length: as what events every `every` s within it had to wait for its end."""
+        """Counts a stall weighted by its length: the waits until its end of events every `every` s within it."""
         left = seconds
         while left > 0:
             self.delay(name, left)
             left -= every
 
     def take(self) -> dict[str, Any]:
-        """Returns what was counted since the last call, as JSON can hold it."""
+        """Returns the counts since the last call, JSON-serializable."""
         taken = {
             "counts": dict(self.counts),
             "delays": {name: [list(steps), list(steps.values())] for name, steps in self._delays.items()},
@@ -78,7 +78,7 @@ def time_of_day(milliseconds: float) -> str:
 
 
 def percentile(steps: Mapping[int, int], percent: float) -> int | None:
-    """Returns the step of a percentile in {step: count}; None of none."""
+    """Returns the step of a percentile in {step: count}; None if it is empty."""
     total = sum(steps.values())
     at = 0
     for step in sorted(steps):
@@ -96,7 +96,7 @@ class Histogram:
 
     @classmethod
     def of(cls, steps: Mapping[int, int]) -> Histogram:
-        """Returns durations that were counted in steps of 0.1 ms, as a Recorder counts them."""
+        """Returns a histogram of durations counted in steps of 0.1 ms, as in a Recorder."""
         made = cls()
         for step, count in steps.items():
             made._histogram.record_value(min(step * STEP_US, LONGEST_US), count)
@@ -106,7 +106,7 @@ class Histogram:
         return int(self._histogram.get_total_count())
 
     def record(self, seconds: float) -> None:
-        """Counts one duration. The library would silently skip one that is out of range."""
+        """Counts one duration, limited to the range, as the library silently skips others."""
         self._histogram.record_value(min(max(round(seconds * 1e6), 0), LONGEST_US))
 
     def encode(self) -> str:
@@ -114,7 +114,7 @@ class Histogram:
         return bytes(self._histogram.encode()).decode() if len(self) else ""
 
     def add(self, encoded: str) -> None:
-        """Adds what `encode` returned, here or on another machine; raises ValueError for anything else."""
+        """Adds an encoded histogram, perhaps of another machine; raises ValueError if it is invalid."""
         if not encoded:
             return
         try:
@@ -131,7 +131,7 @@ class Histogram:
         return [found[point] / 1000 for point in wanted]
 
     def summary(self, strict: bool = True) -> dict[str, float | None]:
-        """Returns the count and the percentiles in ms; with `strict`, None for one of too few samples."""
+        """Returns the count and the percentiles in ms; with `strict`, None for those with too few samples."""
         count = len(self)
         if not count:
             return {"count": 0}
@@ -143,12 +143,12 @@ class Histogram:
 
 
 def needed(percent: float) -> int:
-    """Returns how many samples a percentile needs: at least 5 of them must lie beyond it."""
+    """Returns the number of samples that a percentile needs: at least 5 of them must lie beyond it."""
     return round(BEYOND / (1 - percent / 100))
 
 
 class Bucket:
-    """Some seconds of a run: counts, delays as {step: how many}, CPU seconds of the generator, by kind of worker."""
+    """Some seconds of a run: counts, delays as {step: count}, CPU seconds of the load generator by kind of worker."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -170,7 +170,7 @@ class Bucket:
 
 
 class Usage(NamedTuple):
-    """What the server has used up to a moment: CPU seconds and resident bytes by kind of process."""
+    """The server's usage up to some time: CPU seconds and resident bytes by kind of process."""
 
     at: float
     cpu: Mapping[str, float]
@@ -182,7 +182,7 @@ class Usage(NamedTuple):
 
 
 class Timeline:
-    """A run's seconds in at most 300 buckets of `interval` s; those before `warmup` are in no figure."""
+    """A run's seconds in at most 300 buckets of `interval` s; figures exclude those before `warmup`."""
 
     def __init__(self, total: float, warmup: float) -> None:
         self.total = total
@@ -197,26 +197,26 @@ class Timeline:
         self._coming_at = -1
 
     def second(self, kind: str, number: int, report: Mapping[str, Any]) -> None:
-        """Adds what a worker reported of one second."""
+        """Adds a worker's report of one second."""
         second = report["second"]
         place = min(second // self.interval, len(self.buckets) - 1)
         self.buckets[place].add(kind, number, report)
         self.reached = max(self.reached, min(second + 1.0, self.total))
         if second > self._coming_at:
-            # the second before is whole by now; of this one the other workers' reports are missing
+            # the second before is complete by now; this one lacks the other workers' reports
             self.latest, self._coming, self._coming_at = self._coming, Bucket(), second
         if second == self._coming_at:
             self._coming.add(kind, number, report)
 
     def end(self, reports: Iterable[Mapping[str, Any]]) -> None:
-        """Adds the freshness gaps of the last seconds, which could be judged only when all acks had come."""
+        """Adds the freshness gaps of the last seconds, which are known only once all acks have arrived."""
         last = self.buckets[max(0, math.ceil(self.reached / self.interval) - 1)]
         for report in reports:
             if found := report["delays"].get("freshness"):
                 last.delays["freshness"].update(dict(zip(*found, strict=True)))
 
     def usage(self, at: float, cpu: Mapping[str, float], resident: Mapping[str, float]) -> None:
-        """Adds what the server had used `at` seconds after the start."""
+        """Adds the server's usage `at` seconds after the start."""
         self.usages.append(Usage(at, cpu, resident))
 
     @property
@@ -245,7 +245,7 @@ class Timeline:
         return {name: Histogram.of(steps) for name, steps in sorted(found.items())}
 
     def server(self) -> dict[str, Any] | None:
-        """Returns the server's CPU seconds and memory in the measured time; None when they are not known."""
+        """Returns the server's CPU seconds and memory in the measured time; None if unknown."""
         inside = [usage for usage in self.usages if self.warmup - 0.5 <= usage.at <= self.total + 1.5]
         if len(inside) < 2:
             return None
@@ -306,8 +306,8 @@ class Timeline:
 
 
 def shown(delays: Histogram, strict: bool = True) -> dict[str, Any]:
-    """Returns a histogram as it stands in a report: its percentiles and the whole of it.
+    """Returns a histogram's entry in a report: its percentiles and its encoded form.
 
-    `strict` leaves out percentiles of too few samples; a plot over time shows them all the same.
+    `strict` leaves out percentiles of too few samples; a plot over time shows them anyway.
     """
     return {**delays.summary(strict), "hdr": delays.encode()}

@@ -1,4 +1,4 @@
-"""The server as it is seen from outside: ready or not, its clock, CPU and memory; and the machine of the run."""
+"""External measurements of the server: readiness, clock, CPU and memory; and the machine of the run."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Look = tuple[dict[str, float], dict[str, float]]
 
 
 def kind(name: str) -> str:
-    """Returns the part of the server that a process of this name is: postgres, redis or server."""
+    """Returns the kind of a process by its name: postgres, redis or server."""
     if name.startswith(("postgres", "postmaster")):
         return "postgres"
     return "redis" if name.startswith(("redis", "valkey")) else "server"
 
 
 class Processes:
-    """The server's processes on this machine: the given ones and their descendants, looked up each time."""
+    """The server's processes on this machine: the given ones and their descendants, looked up on each call."""
 
     source = "processes"
 
@@ -61,7 +61,7 @@ class Processes:
     def used(self) -> Look:
         """Returns CPU seconds since each process began, and resident bytes, by kind and as `all`.
 
-        The CPU seconds of children that have ended are counted too, where the system does.
+        The CPU seconds of children that have ended are included, if the system counts them.
         """
         found: dict[int, psutil.Process] = {}
         for root in self.roots:
@@ -90,7 +90,7 @@ def parent(pid: int, of_kind: str) -> int | None:
 
 
 class MetricsMeter:
-    """What `/metrics` reports: the server alone, without PostgreSQL and Redis; the sum of several workers."""
+    """Usage from `/metrics`: only the server, without PostgreSQL and Redis; the sum of its workers."""
 
     source = "metrics"
 
@@ -110,11 +110,11 @@ class MetricsMeter:
 
 
 Meter = Processes | MetricsMeter
-"""Its `look` returns CPU seconds and resident bytes, by kind of process and as `all`; None when that fails just now."""
+"""Its `look` returns CPU seconds and resident bytes, by kind of process and as `all`; None if that fails now."""
 
 
 def parse_metrics(text: str) -> Look | None:
-    """Returns CPU and memory from the Prometheus text format; None when they are not in it."""
+    """Returns CPU and memory from the Prometheus text format; None if they are missing."""
     sums: dict[str, float] = {}
     for name, value in SAMPLE.findall(text):
         try:
@@ -128,14 +128,14 @@ def parse_metrics(text: str) -> Look | None:
 
 
 class Offset(NamedTuple):
-    """The server's clock less this machine's, in ms, and by how much that may be wrong."""
+    """The server's clock minus this machine's, in ms, and its maximum error."""
 
     ms: float
     error_ms: float
 
 
 async def offset(target: Target, identity: Identity, secret: str) -> Offset:
-    """Returns the offset by the quickest of some hellos, which is the most exact. Zero on one machine."""
+    """Returns the offset by the fastest of several hellos, which is the most exact. Zero on the same machine."""
     if target.loopback:
         return Offset(0.0, 0.0)
     try:
@@ -145,7 +145,7 @@ async def offset(target: Target, identity: Identity, secret: str) -> Offset:
 
 
 async def hello(target: Target, identity: Identity, secret: str) -> Offset:
-    """Compares one connection's `hello.time` with the time halfway between asking and receiving it."""
+    """Compares one connection's `hello.time` with the time halfway between the request and its arrival."""
     times: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
 
     def received(message: bytes) -> None:
@@ -165,7 +165,7 @@ async def hello(target: Target, identity: Identity, secret: str) -> Offset:
 
 
 async def unready(target: Target) -> str | None:
-    """Returns the causes in `/readyz`, None when the server is ready; raises RunFailed when it does not answer."""
+    """Returns the causes in `/readyz`, None if the server is ready; raises RunFailed if it does not answer."""
     url = f"{target.url}/readyz"
     try:
         async with (
@@ -180,7 +180,7 @@ async def unready(target: Target) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Returns what describes this machine and this checkout; what can't be found out is left out."""
+    """Returns a description of this machine and this checkout, without what can't be determined."""
     found: dict[str, Any] = {
         "cpu": cpu(),
         "cores": os.cpu_count(),

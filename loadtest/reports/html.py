@@ -101,7 +101,7 @@ def one_run(report: Report) -> Iterable[str]:
 
 
 def details(report: Report) -> Iterable[str]:
-    """Yields all of a run below its verdict."""
+    """Yields a run's sections below its verdict."""
     figures, own = report["figures"], report["generator"]
     tiles = [(number(figures[name], unit), text) for name, (text, unit) in TILES.items() if name in figures]
     yield f'<div class="tiles">{"".join(f"<div class=tile><b>{v}</b><span>{n}</span></div>" for v, n in tiles)}</div>'
@@ -190,7 +190,7 @@ def comparison(report: Report) -> Iterable[str]:
 
 
 def heading(report: Report) -> str:
-    """Returns what was run, where and when."""
+    """Returns the heading: what was run, where and when."""
     settings = report["settings"]
     return (
         f'<h1>{escape(settings["title"])}</h1><p class="soft">{escape(settings["about"])}</p>'
@@ -211,7 +211,7 @@ def circumstances(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Returns whether the run passed, and every reason why not."""
+    """Returns whether the run passed, and all reasons if it failed."""
     said = "Failed"
     if report["kind"] == "find-max":
         said = report["said"]
@@ -224,7 +224,7 @@ def verdict(report: Report) -> str:
 
 
 def verification(report: Report) -> str:
-    """Returns what was compared with the truth, and the errors and closes there were."""
+    """Returns the results of the verification, and errors and closes."""
     rows = []
     for name, check in report["checks"].items():
         said = compared(check)
@@ -292,12 +292,12 @@ def delay_line(series: Sequence[Report], name: str, point: str, text: str, hue: 
 
 
 def middle(entry: Report) -> float:
-    """Returns where a bucket is drawn."""
+    """Returns the x position of a bucket."""
     return float(entry["t"] + entry["seconds"] / 2)
 
 
 def percentiles(report: Report) -> Plot:
-    """Returns the plot of delay against percentile, each nine as wide as the one before."""
+    """Returns the plot of delay against percentile; each nine has the same width."""
     lines = []
     for colour, name in enumerate(("watch", "ack", "snapshot", "pan"), 1):
         found = report["delays"].get(name)
@@ -326,7 +326,7 @@ def nines(percent: float) -> float:
 
 
 def knee(report: Report) -> Iterable[Plot]:
-    """Yields delay and cost against the offered load, as the delivered load falls when it is too much."""
+    """Yields delay and cost against the offered load, as the delivered load falls under overload."""
     steps = sorted(report["steps"], key=lambda step: float(step["scale"]))
     limits = {one["name"]: one["limit"] for step in steps[:1] for one in step["thresholds"]}
     watched = any(step["figures"].get("watch_p99_ms") is not None for step in steps)
@@ -367,7 +367,7 @@ def flat(found: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Returns a number for people; a dash for none."""
+    """Formats a number; a dash for None."""
     if value is None:
         return "-"
     if abs(value) >= 1000 or float(value).is_integer():
@@ -385,17 +385,17 @@ def total(value: int | dict[str, int]) -> str:
 
 
 def yes(ok: bool | None, good: str, bad: str) -> str:
-    """Returns a word in the colour of its meaning."""
+    """Returns yes or no in its colour."""
     return "not measured" if ok is None else f'<span class="{"yes" if ok else "no"}">{good if ok else bad}</span>'
 
 
 def card(inside: str) -> str:
-    """Returns a box around HTML."""
+    """Returns a card around HTML."""
     return f'<div class="card wide">{inside}</div>'
 
 
 def listed(lines: Iterable[str]) -> str:
-    """Returns lines of text as a list; nothing for none."""
+    """Returns lines of text as a list; empty if there are none."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 

@@ -1,4 +1,4 @@
-"""A report in the formats that other tools read: JSON, CSV, Prometheus text, JUnit XML. Pure."""
+"""A report in the formats of other tools: JSON, CSV, Prometheus text, JUnit XML. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import orjson
 from loadtest.reports.html import page
 
 NAMES = {"json": ".json", "html": ".html", "csv": ".csv", "prometheus": ".prom", "junit": ".xml"}
-"""Formats by name, as --out takes them."""
+"""Formats by the name for --out."""
 
 
 def as_json(report: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     ".prom": as_prometheus,
     ".xml": as_junit,
 }
-"""What is written, by the extension of the file."""
+"""Writers by the extension of the file."""
 
 
 def targets(outs: list[Path] | None, default: Path) -> list[Path]:

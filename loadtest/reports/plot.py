@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A marked span of x, such as a warm-up or a stage."""
+    """A highlighted range of x, such as a warm-up or a stage."""
 
     begin: float
     end: float
@@ -57,7 +57,7 @@ class Plot:
 
 
 def nice(highest: float, count: int = TICKS) -> list[float]:
-    """Returns round numbers from 0 to at least `highest`, about `count` steps."""
+    """Returns round numbers from 0 to at least `highest`, in about `count` steps."""
     if not highest > 1e-300 or not math.isfinite(highest):
         return [0.0, 1.0]
     raw = highest / count
@@ -67,7 +67,7 @@ def nice(highest: float, count: int = TICKS) -> list[float]:
 
 
 def short(value: float) -> str:
-    """Returns a number for an axis: 1.5 k, 20 M."""
+    """Formats a number for an axis: 1.5 k, 20 M."""
     for size, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{value / size:g}{name}"
@@ -174,7 +174,7 @@ def in_words(plot: Plot) -> str:
 
 
 def data(plot: Plot, across: Scale) -> str:
-    """Returns what the page's script shows under the pointer: x in the drawing, x in words, and each line's value."""
+    """Returns the data for the page's script: x in the drawing, x in words, and each line's value."""
     names = dict(plot.ticks)
     xs = sorted({x for line in plot.lines for x, _ in line.points})
     values = [dict(line.points) for line in plot.lines]

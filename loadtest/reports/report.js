@@ -1,4 +1,4 @@
-// What is under the finger or the mouse: a line across the plot, and its values below.
+// Shows the values under the pointer: a line across the plot, and the values below it.
 for (const svg of document.querySelectorAll("svg[data-plot]")) {
   const plot = JSON.parse(svg.dataset.plot);
   const cross = svg.querySelector(".cross");

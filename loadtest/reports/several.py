@@ -1,7 +1,7 @@
 """Merging and comparing several reports. Pure.
 
-Two are compared figure by figure, beside the noise of repeated runs. Those of several machines that drove one run are
-merged: counts and histograms add, the rest must agree.
+Two reports are compared figure by figure, with the noise of repeated runs. Reports of several machines that drove one
+run are merged: counts and histograms are added, the rest must be equal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loadtest.reports.verdict import judge, per_customer
 
 BLOCKS = 5
 CERTAIN = 2.5
-"""A change counts when it is this many times its noise."""
+"""A change is significant from this many times its noise on."""
 
 # figure: whether more is better; the absolute change that is too small to matter
 FIGURES: dict[str, tuple[bool, float]] = {
@@ -46,14 +46,14 @@ FIGURES: dict[str, tuple[bool, float]] = {
     "errors": (False, 0.5),
 }
 CLOSE = 0.05
-"""The error of what `find-max` finds, as a share: it stops when the limit is known to about a tenth."""
+"""The relative error of `find-max`, which stops when the limit is known to about a tenth."""
 
 EXACT = frozenset({"lost", "unacked", "errors"})
 
 SAME = ("schema", "scenario", "settings", "parts", "planned_seconds", "warmup", "interval", "trace", "seed")
-"""What parts of one run have in common."""
+"""Values that must be equal in all parts of one run."""
 OF_SCENARIO = ("vendors_of", "customers_of")
-"""Counts that are those of all machines in each machine's report."""
+"""Counts of all machines that are in each machine's report."""
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def change(before: dict[str, Any], after: dict[str, Any], name: str, tolerance: 
 
 
 def advice(changes: Sequence[dict[str, Any]], fewest: int) -> list[str]:
-    """Returns what to repeat, where the noise of a figure is not known or covers the change."""
+    """Returns which runs to repeat if the noise of a figure is unknown or exceeds the change."""
     unknown = [one["name"] for one in changes if one["verdict"] == "unknown" and one["noise"] is None]
     noisy = [one["name"] for one in changes if one["verdict"] == "noise"]
     found = []
@@ -129,7 +129,7 @@ def advice(changes: Sequence[dict[str, Any]], fewest: int) -> list[str]:
 
 
 def same_kind(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Raises WrongUse when the two can't be compared."""
+    """Raises WrongUse if the two can't be compared."""
     if (before["kind"] == "find-max") != (after["kind"] == "find-max"):
         raise WrongUse("one report is of find-max, the other is not: compare what was done in the same way")
     if before["scenario"] != after["scenario"]:
@@ -152,7 +152,7 @@ def samples(report: dict[str, Any], name: str) -> list[float]:
 def error(report: dict[str, Any], name: str, values: Sequence[float]) -> float | None:
     """Returns the standard error of a figure: between repeated runs, else between the fifths of a single run."""
     if len(values) >= 2:
-        # with so few runs the spread is itself uncertain: Student's t for 95 %, less its value for many
+        # with so few runs the spread is uncertain, too: Student's t for 95 %, relative to its value for many runs
         return stdev(values) / math.sqrt(len(values)) * {2: 6.5, 3: 2.2, 4: 1.6, 5: 1.4}.get(len(values), 1.2)
     if name.startswith("max_"):
         return values[0] * CLOSE
@@ -172,7 +172,7 @@ def within(report: dict[str, Any], name: str) -> list[float]:
 
 
 def part(block: Sequence[dict[str, Any]], name: str) -> float | None:
-    """Returns a figure of some seconds."""
+    """Returns a figure of a part of a run."""
     seconds = sum(entry["seconds"] for entry in block)
     used = [entry["server"] for entry in block if "server" in entry]
     if name == "server_cores":
@@ -193,7 +193,7 @@ def part(block: Sequence[dict[str, Any]], name: str) -> float | None:
 
 
 def different(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Returns where two settings differ, by dotted names."""
+    """Returns the dotted names of settings that differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             line
@@ -203,11 +203,11 @@ def different(before: Any, after: Any, prefix: str = "") -> list[str]:
     return [] if before == after else [f"{prefix}: {before!r}, then {after!r}"]
 
 
-# the reports of several machines
+# merging the reports of several machines
 
 
 def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns one report of all; raises WrongUse when they are not parts of one run."""
+    """Merges reports into one; raises WrongUse if they are not parts of one run."""
     if len(reports) < 2:
         raise WrongUse("merging needs the reports of at least two machines")
     first = reports[0]
@@ -234,7 +234,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         add_checks(checks, report["checks"])
     servers: list[dict[str, Any] | None] = [report["server"] for report in reports]
     together = series([report["series"] for report in reports])
-    # rates are of the time in which every machine took part
+    # rates cover the time in which all machines took part
     shared = [entry for entry in together if entry["measured"] and entry["machines"] == len(reports)]
     merged = {
         **first,
@@ -267,7 +267,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "series": together,
     }
     judged = judge(merged)
-    # what makes one machine's report doubtful, such as its own lateness, would not show in the sum
+    # doubts about one machine's report, such as its own delay, would not be visible in the sum
     doubts = [
         f"part {report['part']}: {reason}" for report in reports for reason in report["reasons"] if "itself" in reason
     ]
@@ -278,7 +278,7 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def brief(value: Any) -> str:
-    """Returns a value for a message."""
+    """Formats a value for a message."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 
@@ -289,7 +289,7 @@ def began(report: dict[str, Any]) -> datetime:
 
 
 def plus(*counts: dict[str, Any]) -> dict[str, Any]:
-    """Returns the sums by name, of counts by name too."""
+    """Returns the sums by name; nested counts are added by name, too."""
     sums: dict[str, Any] = {}
     for some in counts:
         for name, value in some.items():
@@ -311,7 +311,7 @@ def delays(found: Sequence[dict[str, Any]], strict: bool = True) -> dict[str, An
 
 
 def series(found: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Returns the series added up, as long as the longest; `machines` says how many took part in each entry."""
+    """Returns the sum of the series, as long as the longest; `machines` is the number of machines in each entry."""
     made: dict[float, list[dict[str, Any]]] = {}
     for entries in found:
         for entry in entries:

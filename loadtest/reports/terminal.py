@@ -1,4 +1,4 @@
-"""A run on a terminal: a live dashboard, or a line every ten seconds; and its report in a few lines."""
+"""Terminal output: a live dashboard or a line every ten seconds, and a short report."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ROWS = ("watch", "ack", "snapshot", "pan")
 
 
 def summarise(report: dict[str, Any], console: Console) -> None:
-    """Prints what matters."""
+    """Prints a short report."""
     {"find-max": search}.get(report["kind"], one_run)(report, console)
 
 
 def one_run(report: dict[str, Any], console: Console) -> None:
-    """Prints one run."""
+    """Prints the report of one run."""
     figures, totals, verified = report["figures"], report["totals"], report["compared"]
     delays = numbers("delay in ms", "p50", "p90", "p99", "p99.9", "max", "count", title=report["settings"]["title"])
     for name, text in DELAYS.items():
@@ -83,7 +83,7 @@ def one_run(report: dict[str, Any], console: Console) -> None:
 
 
 def search(report: dict[str, Any], console: Console) -> None:
-    """Prints a search for the highest load."""
+    """Prints the report of a search for the highest load."""
     heads = ("scale", "vendors", "customers", "pings/s", "positions/s", "watch p99", "ack p99", "cores", "")
     steps = numbers(*heads, names=0, words=1)
     for step in sorted(report["steps"], key=lambda step: step["scale"]):
@@ -132,18 +132,18 @@ def numbers(*heads: str, names: int = 1, words: int = 0, **options: Any) -> Tabl
 
 
 def shown(value: float | None, form: str = ",.0f", unknown: str = "-") -> str:
-    """Returns a number in a format."""
+    """Formats a number."""
     return unknown if value is None else format(value, form)
 
 
 def cost(figures: dict[str, Any], of: str) -> str:
-    """Returns CPU per ping and per position for people."""
+    """Formats the CPU time per ping and per position."""
     ping, position = (shown(figures.get(f"{of}_us_per_{what}"), "g") for what in ("ping", "position"))
     return f"{ping} µs per ping, {position} µs per position"
 
 
 class Dashboard:
-    """A context manager; `show` draws what has been recorded. Silent with `quiet`."""
+    """A live dashboard, a context manager; `show` draws the recorded figures. Silent with `quiet`."""
 
     def __init__(self, title: str, quiet: bool) -> None:
         self._title = title
@@ -177,7 +177,7 @@ class Dashboard:
             self._console.print(self.line(record, course, note), soft_wrap=True)
 
     def line(self, record: Timeline, course: Course, note: str) -> str:
-        """Returns what fits into a line."""
+        """Returns the summary of one line."""
         counts, delays = record.latest.counts, record.latest.delays
         found = [f"{record.reached:.0f} of {course.total:.0f} s", note or course.leg(record.reached).stage.kind]
         if record.reached:
@@ -239,6 +239,6 @@ class Dashboard:
 
 
 def in_ms(steps: Mapping[int, int], percent: float) -> float | None:
-    """Returns a percentile in ms, without a histogram: it is read every second."""
+    """Returns a percentile in ms; without a histogram, as it is called every second."""
     step = percentile(steps, percent)
     return None if step is None else step * 1000 / STEPS_PER_S

@@ -1,4 +1,4 @@
-"""A report's figures, and whether the run can be believed and kept its thresholds. Pure."""
+"""A report's figures, and whether the run is valid and met its thresholds. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from loadtest.measure.recording import POINTS, needed, time_of_day
 
 SLACK = 0.01
 ENOUGH = 1000
-"""A cost per ping or position from fewer of them is mostly what the server costs when idle."""
+"""Below this number of pings or positions, the cost of each is mostly the server's idle cost."""
 IDLE_CORES = 0.1
 LATER_MS = 100
 COMPARED = 20
 LONG = 5
-"""A customer is served late when it was so for most of at least 5 seconds, and not for a moment only."""
+"""A customer counts as served late only if it was late for most of at least 5 seconds."""
 NAMED = 5
 DELAYS = {
     "watch": "ping → watcher",
@@ -26,7 +26,7 @@ DELAYS = {
     "freshness": "freshness gap",
     "alert": "ping → webhook",
 }
-"""What is timed of the server, in words."""
+"""The measured delays of the server, in words."""
 UNITS = ("rows", "vendors", "watchers", "cards", "observations")
 NEEDS_DATABASE = "lost"
 KNOWN = frozenset(
@@ -40,7 +40,7 @@ KNOWN = frozenset(
 
 
 def judge(report: dict[str, Any]) -> dict[str, Any]:
-    """Returns the report with `figures`, `thresholds`, `notes`, `reasons` and `ok` worked out from the rest of it."""
+    """Returns the report with `figures`, `thresholds`, `notes`, `reasons` and `ok`, computed from the rest of it."""
     found = figures(report)
     kept = [outcome(limit, report, found) for limit in limits(report["settings"]["thresholds"])]
     reasons = [*report["failures"], *doubts(report, found)]
@@ -55,7 +55,7 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures(report: dict[str, Any]) -> dict[str, float | None]:
-    """Returns the figures that are shown, compared and checked against thresholds; None where there is none."""
+    """Returns the figures that are shown, compared and checked against thresholds; None if there is none."""
     seconds, counts, totals = report["seconds"], report["measured"], report["totals"]
     delays, server, own = report["delays"], report["server"], report["generator"]["cpu"]
     found: dict[str, float | None] = {
@@ -101,7 +101,7 @@ def figures(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def outcome(limit: Threshold, report: dict[str, Any], found: dict[str, float | None]) -> dict[str, Any]:
-    """Returns a threshold with what was measured; `ok` is null when there was nothing to measure it on."""
+    """Returns a threshold with its measured value; `ok` is null if there was nothing to measure."""
     value = found.get(limit.name)
     made = {"threshold": str(limit), "name": limit.name, "limit": limit.limit, "value": value}
     if value is not None:
@@ -121,14 +121,14 @@ def outcome(limit: Threshold, report: dict[str, Any], found: dict[str, float | N
 
 
 def first_case(name: str, report: dict[str, Any]) -> str:
-    """Returns a case in which a threshold was not kept, where one is known."""
+    """Returns an example of a missed threshold, if one is known."""
     if name.startswith("freshness") and report["customers"]["stalest"]:
         return f"; {staleness(report['customers']['stalest'][0])}"
     return f"; {report['incidents'][0]}" if name == "errors" and report["incidents"] else ""
 
 
 def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
-    """Returns why these figures would flatter, or mean nothing."""
+    """Returns reasons why the figures would be too good, or invalid."""
     reasons = []
     if report["seconds"] <= 0:
         reasons.append("nothing was measured: the run ended within its warm-up")
@@ -153,7 +153,7 @@ def doubts(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
 
 
 def remarks(report: dict[str, Any], found: dict[str, float | None]) -> list[str]:
-    """Returns what a reader of the figures should know; none of it fails the run."""
+    """Returns notes for a reader of the figures; they do not fail the run."""
     notes = []
     if (report["server"] or {}).get("cpu") and (found.get("server_cores") or 0.0) < IDLE_CORES:
         notes.append(
@@ -178,7 +178,7 @@ def remarks(report: dict[str, Any], found: dict[str, float | None]) -> list[str]
 
 
 def uneven(summaries: list[dict[str, Any]]) -> list[str]:
-    """Returns the customers whose positions came much later than those of all customers at the same time."""
+    """Returns the customers whose positions arrived much later than all customers' at the same time."""
     return [
         f"customer {one['customer']} saw positions {one['later_ms']} ms later than the median customer did at the same"
         f" time, in {one['seconds']} seconds (its own p50 {one['p50_ms']} ms), {example(one['latest'])};"
@@ -189,7 +189,7 @@ def uneven(summaries: list[dict[str, Any]]) -> list[str]:
 
 
 def example(latest: dict[str, Any]) -> str:
-    """Returns the latest position of a customer for people."""
+    """Describes the position of a customer with the longest delay."""
     return (
         f"such as that of vendor {latest['vendor']} as of {time_of_day(latest['timestamp'])}, which came at"
         f" {time_of_day(latest['at'])}"
@@ -197,12 +197,12 @@ def example(latest: dict[str, Any]) -> str:
 
 
 def compared(check: dict[str, Any]) -> str:
-    """Returns what a check compared for people; nothing for one that does not say."""
+    """Describes what a check compared; empty if it has no such data."""
     return ", ".join(f"{check[key]:,} {key}" for key in UNITS if key in check)
 
 
 def staleness(one: dict[str, Any]) -> str:
-    """Returns a freshness gap for people."""
+    """Describes a freshness gap."""
     return (
         f"at {time_of_day(one['at'])} {one['customer']} saw vendor {one['vendor']} as of {time_of_day(one['shown'])};"
         f" expected {time_of_day(one['due'])} or later, {one['gap_ms']:.0f} ms before"
@@ -210,7 +210,7 @@ def staleness(one: dict[str, Any]) -> str:
 
 
 def per_customer(summaries: list[dict[str, Any]], stalest: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns figures per customer: how their medians are distributed, the slowest, and the largest freshness gaps."""
+    """Returns figures per customer: the distribution of medians, the slowest, and the largest freshness gaps."""
     enough = sorted((one for one in summaries if one["frames"] >= COMPARED), key=lambda one: float(one["p50_ms"]))
     at = max(0, -(-99 * len(enough) // 100) - 1)
     return {
