@@ -1,1 +1,1 @@
-"""A system of several processes while its parts fail, judged from outside: `python -m tests.chaos`."""
+"""Chaos tests: parts of a system fail, and a judge checks it from outside. Run `python -m tests.chaos`."""

@@ -1,6 +1,6 @@
-"""`python -m tests.chaos [--rounds 100] [--seed N]`: exit status 0 when every round held, else 1.
+"""`python -m tests.chaos [--rounds 100] [--seed N]`: exit status 0 if every round passed, else 1.
 
-A round that fails prints its seed: `--rounds 1 --seed` with it plays the same faults again.
+A failed round prints its seed: `--rounds 1 --seed SEED` repeats the same faults.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     chosen = parser.parse_args()
     seed = int(time.time()) % 1_000_000 * 1000 if chosen.seed is None else chosen.seed
     folder = Path(tempfile.mkdtemp(prefix="streamer-chaos-"))
-    folder.chmod(0o711)  # PostgreSQL's own user has to pass
+    folder.chmod(0o711)  # PostgreSQL's own user needs access
     status = asyncio.run(run(folder, chosen.rounds, seed, chosen.within, chosen.keep_going))
     if status == 0:
         shutil.rmtree(folder, ignore_errors=True)

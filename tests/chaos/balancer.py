@@ -28,7 +28,7 @@ class Balancer(Proxy):
         raise ConnectionRefusedError("no server takes connections")
 
     def even(self) -> None:
-        """Cuts connections of a server that has more than its share; reconnecting clients go to another."""
+        """Closes connections of a server that has more than its share; reconnecting clients go to another."""
         by_target = self._by_target()
         share = -(-sum(map(len, by_target.values())) // len(by_target))
         for writers in by_target.values():

@@ -1,4 +1,4 @@
-"""Vendors that move all the time, watchers of all of them, and how late each watcher's view is."""
+"""Continuously moving vendors, watchers of all of them, and the delay of each watcher's view."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.support.watchers import Watcher
 CENTER = (52.2297, 21.0122)
 RADIUS = 60_000.0
 SPREAD = 0.3
-"""Degrees around the centre in which vendors move: over many Redis cells, all of them inside the circle."""
+"""Degrees around the centre in which vendors move: over many Redis cells, always inside the circle."""
 PARTLY = 12_000.0
-"""The radius in metres of every third watcher: vendors enter and leave all the time."""
+"""The radius in metres of every third watcher: vendors continuously enter and leave."""
 COMES_BACK = 1.0
 """The longest wait in seconds of an app before it reconnects."""
 
@@ -77,7 +77,7 @@ class Customer(Watcher):
 
 
 class ZoomedOut(App):
-    """A customer who sees how many vendors there are in the world, not who they are."""
+    """A customer with a watch of counts over the whole world."""
 
     path = "/v1/watch"
 
@@ -144,7 +144,7 @@ class Crowd:
                     await asyncio.gather(*tasks)
 
     async def ready(self, within: float) -> None:
-        """Waits until all are connected, and a moment longer, so that every vendor is on the map."""
+        """Waits until all are connected, and a little longer, so that every vendor is on the map."""
         await asyncio.sleep(0.1)
         for app in self.apps:
             await ready(app, within)

@@ -1,4 +1,4 @@
-"""The faults of a round, derived from its seed alone. Pure."""
+"""The faults of a round, derived only from its seed. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Fault(NamedTuple):
 
 
 def plan(seed: int) -> list[Fault]:
-    """Returns the faults of a round in the order of their beginning; no target has two."""
+    """Returns the faults of a round in the order of their start; no target has two."""
     random = Random(seed)
     targets = [*SERVERS, *SERVERS, *SERVICES, *WIRES, "migration"]
     faults: list[Fault] = []

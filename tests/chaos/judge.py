@@ -1,4 +1,4 @@
-"""Judges from outside: what the apps hold, what is stored, and what the processes hold."""
+"""Checks a system from outside: the apps' views, stored pings, and the processes' resources."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.chaos.crowd import CENTER, RADIUS, Crowd
 from tests.chaos.stage import HOST_DELIVERIES, LEAVE_AFTER, OFFLINE_AFTER, POOL_SIZE, Stage
 
 GHOST_SLACK = 5.0
-"""Seconds beyond the settings for which a vendor that went away may still be shown."""
+"""Tolerance in seconds, in addition to the settings, for which a vendor that left may still be shown."""
 MORE_BYTES = 48 << 20
-"""How many resident bytes more than at first a process may hold."""
+"""Maximum growth of a process's resident memory in bytes."""
 REDIS_CONNECTIONS = 3
-"""Of a process to one Redis: for writes, for reads, for subscriptions."""
+"""Connections of a process to one Redis: for writes, reads and subscriptions."""
 BUSY = 0.75
-"""The share of a core that a server may use in a round; more means a spinning loop."""
+"""Maximum share of a core that a server may use in a round; more means a busy loop."""
 
 
 ALERTED = Circle(*CENTER, 8_000.0)
@@ -35,23 +35,23 @@ ALERTED = Circle(*CENTER, 8_000.0)
 
 
 class Held(NamedTuple):
-    """What a process holds; `pools`: its connections by the port they lead to, where a pool bounds them."""
+    """A process's resources; `pools`: its connections by remote port, if a pool limits them."""
 
     files: int
-    """Open files that are neither connections of these pools nor its clients'."""
+    """Open files that are neither connections of these pools nor of clients."""
     pools: Counter[int]
     resident: int
     cpu: float
-    """Seconds used."""
+    """CPU seconds used."""
 
 
 def held_by(pid: int, port: int, pools: Collection[int]) -> Held:
-    """Returns what a process that listens on `port` holds; raises psutil.Error or OSError when it has ended."""
+    """Returns the resources of a process that listens on `port`; raises psutil.Error or OSError if it has ended."""
     process = psutil.Process(pid)
     connections = [c for c in process.net_connections("tcp") if c.raddr]
     pooled = [c for c in connections if c.raddr.port in pools]
     clients = [c for c in connections if c.laddr.port == port]
-    # By descriptor: one that was closed since is in neither number.
+    # By descriptor, so that one that was closed since is in neither number.
     files = {int(name) for name in os.listdir(f"/proc/{pid}/fd")} - {c.fd for c in (*pooled, *clients)}
     cpu = process.cpu_times()
     by_port = Counter(c.raddr.port for c in pooled)
@@ -59,7 +59,7 @@ def held_by(pid: int, port: int, pools: Collection[int]) -> Held:
 
 
 def held_too_much(first: Held, now: Held, pools: Mapping[int, tuple[str, int]]) -> list[str]:
-    """Returns of what a process holds more than it may: in a pool its size (by port, with a name), else as at first."""
+    """Returns the resources above their limit: the size of a pool (by port, with a name), else the initial value."""
     found = [
         f"{now.pools[port]} connections to {name}, where {most} are the most"
         for port, (name, most) in pools.items()
@@ -73,7 +73,7 @@ def held_too_much(first: Held, now: Held, pools: Mapping[int, tuple[str, int]]) 
 
 
 class Judge:
-    """Judges the clients of a system under test; `gone` maps vendors that went away to when (monotonic)."""
+    """Checks the clients of a system under test; `gone`: when vendors left (monotonic)."""
 
     def __init__(self, stage: Stage, crowd: Crowd) -> None:
         self.gone: dict[str, float] = {}
@@ -82,7 +82,7 @@ class Judge:
         self._first: dict[int, Held] = {}
 
     def apps(self) -> list[str]:
-        """Returns what is wrong with what the apps hold."""
+        """Returns the faults of the apps' views."""
         found = list(self._crowd.violations)
         for mover in self._crowd.movers:
             app = mover.app
@@ -117,7 +117,7 @@ class Judge:
         return found
 
     def counts(self) -> list[str]:
-        """Returns the zoomed-out maps that do not count the vendors which the watchers of all of them see."""
+        """Returns the watches of counts that differ from the number of vendors which watchers see."""
         seen = {len(watcher.view) for watcher in self._crowd.watchers if watcher.circle.radius == RADIUS}
         return [
             f"zoomed-out customer {number}: {customer.count} vendors are counted; others see {sorted(seen)}"
@@ -126,7 +126,7 @@ class Judge:
         ]
 
     def alerts(self) -> list[str]:
-        """Returns what is wrong with what the alert told: events missed, invented or out of order."""
+        """Returns the faults of the alert's events: missed, invented or out of order."""
         told: dict[str, list[str]] = {}
         for event in self._stage.receiver.events():
             told.setdefault(event["vendor"]["vendorId"], []).append(event["type"].removeprefix("vendor."))
@@ -142,7 +142,7 @@ class Judge:
         return found
 
     async def storage(self, since: int) -> list[str]:
-        """Returns what is wrong with the pings stored since `since` (epoch ms), and with vendors' positions."""
+        """Returns the faults of the pings stored since `since` (epoch ms), and of vendors' positions."""
         acked: Mapping[str, Sequence[Ping]] = {m.app.identity.vendor_id: m.app.acked for m in self._crowd.movers}
         recent = {id: [ping for ping in pings if ping.timestamp >= since] for id, pings in acked.items()}
         try:
@@ -155,7 +155,7 @@ class Judge:
             return [f"PostgreSQL can't be asked: {failed!r}"]
 
     def held(self) -> dict[int, Held]:
-        """Returns what each server process holds now."""
+        """Returns the current resources of each server process."""
         found = {}
         for name, server in self._stage.servers.items():
             with suppress(psutil.Error, OSError):
@@ -163,7 +163,7 @@ class Judge:
         return found
 
     def resources(self) -> list[str]:
-        """Returns what the processes hold more than they may."""
+        """Returns the resources of the processes that exceed their limits."""
         held = self.held()
         return [
             f"process {server.pid} holds {line}; its sockets: {dict(open_sockets(server.pid))}"
@@ -173,7 +173,7 @@ class Judge:
         ]
 
     def _pools(self, name: str) -> dict[int, tuple[str, int]]:
-        """By port, what a server's pools lead to and how many connections each may have."""
+        """The name and maximum size of each of a server's pools, by remote port."""
         stage = self._stage
 
         def port(wire: str) -> int:
@@ -188,7 +188,7 @@ class Judge:
         }
 
     def busy(self, before: Mapping[int, Held], seconds: float) -> list[str]:
-        """Returns the processes that used more CPU since then than any load explains."""
+        """Returns the processes that used more CPU since then than the load can explain."""
         return [
             f"process {pid} used {held.cpu - before[pid].cpu:.1f} s of CPU in {seconds:.1f} s"
             for pid, held in self.held().items()
@@ -197,7 +197,7 @@ class Judge:
 
 
 def open_sockets(pid: int) -> Counter[str]:
-    """Returns how many sockets a process has, by where they lead and their state."""
+    """Returns the number of a process's sockets by remote address and state."""
     try:
         return Counter(f"{c.raddr.port if c.raddr else '-'} {c.status}" for c in psutil.Process(pid).net_connections())
     except psutil.Error:

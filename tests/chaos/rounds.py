@@ -1,4 +1,4 @@
-"""Rounds of chaos: clients are connected, something fails and is healed, and the judge compares."""
+"""Rounds of chaos: clients are connected, faults are caused and undone, and the judge checks the result."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ WATCHERS = 6
 GUESTS = 8
 HZ = 4.0
 TRUE_WITHIN = 5.0
-"""Seconds after healing within which every check must hold."""
+"""Seconds after healing within which all checks must pass."""
 ALERTS_WITHIN = 40.0
-"""Seconds more for webhooks: their claims, and the pauses after failures, last so long."""
+"""Additional seconds for webhooks, whose claims and pauses after failures last that long."""
 POSITIONS_WITHIN = 5.0
-"""Seconds more for vendors.lat and long, which the server merges over time."""
+"""Additional seconds for vendors.lat and long, whose updates the server merges over time."""
 
 
 class Verdict(NamedTuple):
-    """The outcome of a round: its faults, how long healing took, how long until every check held, and which did not."""
+    """The outcome of a round: its faults, the time to heal, the time until all checks passed, and the failed checks."""
 
     seed: int
     faults: list[Fault]
@@ -86,12 +86,12 @@ class Chaos:
         await self._stack.aclose()
 
     async def play(self, seed: int, faults: Sequence[Fault] | None = None) -> Verdict:
-        """Runs one round, with the faults of its seed or with given ones."""
+        """Runs one round with the faults of its seed, or with given faults."""
         faults = list(plan(seed) if faults is None else faults)
         crowd, judge, stage = self.crowd, self.judge, self.stage
         since = int(time.time() * 1000)
         crowd.moving = True
-        # After some rounds all clients would be on the server that failed least.
+        # Otherwise all clients would be on the server that failed least after some rounds.
         balancer = stage.wires["wire clients"]
         assert isinstance(balancer, Balancer)
         balancer.even()
@@ -112,7 +112,7 @@ class Chaos:
         return Verdict(seed, faults, healed - began, true_in, crowd.latest, wrong)
 
     async def settled(self) -> list[str]:
-        """Returns what is wrong with what was stored since the beginning."""
+        """Returns the faults of all stored pings."""
         return await self.judge.storage(self._began)
 
     async def _judged(self, healed: float, since: int) -> list[str]:
@@ -129,16 +129,16 @@ class Chaos:
             if time.monotonic() - healed > self._true_within + POSITIONS_WITHIN:
                 return wrong
             await asyncio.sleep(0.2)
-        # Webhooks that a killed process had claimed are sent again a little later.
+        # Webhooks claimed by a killed process are sent again a little later.
         while wrong := judge.alerts():
             if time.monotonic() - healed > self._true_within + ALERTS_WITHIN:
                 return wrong
             await asyncio.sleep(0.2)
-        # It must stay true, too; counts follow some seconds after a vendor that leaves.
+        # The checks must also pass later; counts change some seconds after a vendor leaves.
         return judge.apps()
 
     async def _given_back(self) -> list[str]:
-        """Returns what the processes still hold too much of after a while: what is just being closed goes."""
+        """Returns resources that still exceed their limits after a while, when closing connections have ended."""
         until = time.monotonic() + self._true_within
         while wrong := self.judge.resources():
             if time.monotonic() > until:
@@ -147,7 +147,7 @@ class Chaos:
         return []
 
     async def _alert(self, identity: Identity) -> None:
-        """Creates an alert before any vendor is on the map, and waits until it begins."""
+        """Creates an alert before any vendor is on the map, and waits until it has started."""
         area = {"center": {"lat": ALERTED.lat, "long": ALERTED.long}, "radius": ALERTED.radius}
         receiver = self.stage.receiver
         asked = {"area": area, "on": ["entered", "left"], "quiet": 0, "url": receiver.url}

@@ -29,16 +29,16 @@ DRAIN_TIMEOUT = 3.0
 POOL_SIZE = 4
 HOST_DELIVERIES = 16
 ANSWERS_WITHIN = 2.0
-"""Seconds a receiver of webhooks may take: those of a killed process are sent again a little later."""
+"""Timeout in seconds of a webhook receiver: the webhooks of a killed process are sent again a little later."""
 RESPAWN = 0.2
-"""Seconds after which a server that ended is restarted, as a service manager would."""
+"""Seconds after which an ended server is restarted, as by a service manager."""
 SLOW = 20_000.0
 """Bytes a second through a slow connection."""
 HEALED_WITHIN = 90.0
 
 
 class Stage:
-    """All processes, in one folder; `fail` causes one fault and undoes it, `healed` waits until all are up again."""
+    """All processes, in one folder; `fail` causes and undoes one fault, `healed` waits until all are up again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,7 +109,7 @@ class Stage:
             await self._fail_service(fault)
 
     async def healed(self) -> None:
-        """Returns when both servers answer; PostgreSQL and Valkey are up since their faults were undone."""
+        """Returns once both servers answer; PostgreSQL and Valkey are up since their faults were undone."""
 
         async def alive(session: aiohttp.ClientSession, url: str) -> bool:
             try:
@@ -125,7 +125,7 @@ class Stage:
                         await asyncio.sleep(0.02)
 
     async def unready(self) -> list[str]:
-        """Returns what the servers' health checks complain of."""
+        """Returns the failures that the servers' health checks report."""
         found = []
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session:
             for name, server in self.servers.items():
@@ -140,7 +140,7 @@ class Stage:
     # inside
 
     async def _keep(self, name: str, server: ServerProcess) -> None:
-        """Restarts a server whenever it ended, as a service manager would."""
+        """Restarts a server whenever it ends, like a service manager."""
         while True:
             if name not in self._held:
                 await server.spawn()
@@ -264,7 +264,7 @@ class Stage:
             await connection.close(timeout=2)
 
     async def _insist(self, act: Callable[[], Any]) -> None:
-        """Calls it, again while PostgreSQL has a fault of its own."""
+        """Calls the function, and retries while PostgreSQL has a fault of its own."""
         last: Exception | None = None
         for _ in range(40):
             try:

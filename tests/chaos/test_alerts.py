@@ -17,7 +17,7 @@ FAULTS = (
     Fault(12.0, 0.5, "valkey", "kill"),
     Fault(17.0, 0.5, "server 2", "kill"),
 )
-# Who crosses an edge twice while nobody looks may be told of neither: a stay of 12 s is longer than any fault here.
+# Two crossings during an outage may both be missed. A stay of 12 s is longer than any fault here.
 RUN = (
     *("alerts", "--vendors", "30", "--customers", "0", "--seed", "5", "--warmup", "1", "--set", "city.radius=1200"),
     *("--set", "vendors.movements=[{kind='driving', every=0.5}]", "--set", "alerts.count=40"),

@@ -17,11 +17,11 @@ from tests.chaos.rounds import Chaos
 from tests.support.apps import eventually
 
 WITHIN = 30.0
-"""Seconds within which every check must hold: generous, as other tests run on the machine too."""
+"""Seconds within which all checks must pass: generous, as other tests run on the machine, too."""
 
 
 def test_a_seed_is_its_faults() -> None:
-    """A round that failed can be repeated from its seed, and every kind of fault occurs."""
+    """A failed round can be repeated from its seed, and every kind of fault occurs."""
     entitlements = [plan(seed) for seed in range(2000)]
     assert entitlements == [plan(seed) for seed in range(2000)]
     kinds = {(fault.target.split()[0], fault.kind) for faults in entitlements for fault in faults}
@@ -33,7 +33,7 @@ def test_a_seed_is_its_faults() -> None:
 
 
 def test_a_pool_may_fill_up_and_nothing_else_may_grow(tmp_path: Path) -> None:
-    """A leak of a few descriptors a round is found, and pools that fill up after the first round are none."""
+    """A leak of a few descriptors per round is found. Pools that fill up after the first round are not a leak."""
     with ExitStack() as stack:
         other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         own = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -63,7 +63,7 @@ async def chaos(tmp_path: Path) -> AsyncIterator[Chaos]:
 
 
 async def test_nothing_acked_is_lost_and_every_map_becomes_true(chaos: Chaos) -> None:
-    """Servers, PostgreSQL and Valkey are killed, the network is cut: every check holds afterwards."""
+    """Servers, PostgreSQL and Valkey are killed, and the network is cut: all checks pass afterwards."""
     rounds = [
         [Fault(0.2, 0.1, "server 1", "kill"), Fault(0.4, 0.8, "postgresql", "stop")],
         [Fault(0.1, 0.3, "valkey", "kill"), Fault(0.3, 0.2, "wire clients", "cut")],
@@ -80,7 +80,7 @@ async def test_nothing_acked_is_lost_and_every_map_becomes_true(chaos: Chaos) ->
 
 
 async def finds_what_is_wrong(chaos: Chaos) -> None:
-    """The judge finds a lost ping, one stored twice, a wrong view or count, a ghost, an event lost or invented."""
+    """The judge finds a lost or duplicated ping, a wrong view or count, a stale vendor, a lost or invented event."""
     mover = chaos.crowd.movers[0]
     vendor_id, ping = mover.app.identity.vendor_id, mover.app.acked[len(mover.app.acked) // 2]
     connection = await asyncpg.connect(chaos.stage.postgres.url)

@@ -1,1 +1,1 @@
-"""A soak test of hours: `python -m tests.soak`."""
+"""A soak test that runs for hours: `python -m tests.soak`."""

@@ -1,4 +1,4 @@
-"""`python -m tests.soak [--seconds 3600] [--share 0.5]`: exit status 0 when everything stayed flat, else 1."""
+"""`python -m tests.soak [--seconds 3600] [--share 0.5]`: exit status 0 if all values stayed flat, else 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.soak.course import BOUNDS, Course, Run, Soak
 from tests.soak.trend import trends
 
 SLACK = 6.0
-"""How many files and tasks more than before the first client may remain: connection pools filled up."""
+"""Maximum growth of open files and tasks from before the first client to the end: connection pools fill up."""
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     folder = Path(tempfile.mkdtemp(prefix="streamer-soak-"))
-    folder.chmod(0o711)  # PostgreSQL's own user has to pass
+    folder.chmod(0o711)  # PostgreSQL's own user needs access
     try:
         run = asyncio.run(soaked(course, folder))
     finally:
@@ -52,7 +52,7 @@ async def soaked(course: Course, folder: Path) -> Run:
 
 
 def told(run: Run) -> list[str]:
-    """Prints the trends and returns what was not flat."""
+    """Prints the trends and returns the values that were not flat."""
     wrong = []
     lasted = run.times[-1] if run.times else 0.0
     print(f"{lasted:.0f} s, {run.rate:.0f} pings/s, {run.share:.2f} cores of the server")

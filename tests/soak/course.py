@@ -32,10 +32,10 @@ from tests.support.watchers import CountingWatcher
 LAT, LONG, SPREAD = 52.2297, 21.0122, 0.05
 RADIUS = 1500.0
 CHURN = 0.004
-"""The share of the clients that disconnect each second; as many connect."""
+"""The share of clients that disconnect each second; the same number connects."""
 STEPS = 4
 LATE_MS = 400.0
-"""The highest p90 of acks: above it the load is too much for this machine."""
+"""Maximum p90 of acks; above it the load is too high for this machine."""
 POOL_SIZE = 4
 BOUNDS = {
     "resident_mb": Bound(6.0, 0.01),
@@ -51,7 +51,7 @@ BOUNDS = {
 
 
 class Course(NamedTuple):
-    """What to run: the server is to use `share` of a core; a sample is taken every `every` seconds."""
+    """The configuration: the server should use `share` of a core; a sample is taken every `every` seconds."""
 
     seconds: float
     share: float = 0.5
@@ -63,19 +63,19 @@ class Course(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The outcome: samples over time, pings a second, and what was left when all clients had disconnected."""
+    """The outcome: samples over time, pings per second, and resources after all clients have disconnected."""
 
     times: list[float]
     samples: list[dict[str, float]]
     rate: float
     share: float
     left: dict[str, tuple[float, float]]
-    """What the server held before the first client and after the last."""
+    """The server's resources before the first client and after the last one."""
     violations: list[str]
 
 
 class Reporter(Vendor):
-    """A vendor's app that times its acks and does not keep the pings: an hour of them would fill memory."""
+    """A vendor's app that times its acks but does not keep its pings, which would fill memory in an hour."""
 
     delays: Histogram
 
@@ -112,7 +112,7 @@ class Soak:
             await migrate.upgrade(postgres.url)
             self._identities = [Identity(*one) for one in await seed.seed(postgres.url, course.vendors)]
             log = self._folder / "server.log"
-            # Short, so that vendors who leave are forgotten within the run too, as they are within an hour.
+            # Short, so that vendors expire within the run, too, as they do within an hour.
             settings = {"pool_size": POOL_SIZE, "offline_after": 5.0, "leave_after": 10.0}
             self._server = await stack.enter_async_context(ServerProcess(postgres.url, valkey.url, log=log, **settings))
             self._target = Target.parse(self._server.url)
@@ -160,7 +160,7 @@ class Soak:
     # the load
 
     async def _calibrate(self) -> None:
-        """Raises the rate until the server uses its share of a core, or machine or apps can't keep up."""
+        """Raises the rate until the server uses its share of a core, or until the machine or the apps can't keep up."""
         for _ in range(STEPS):
             cpu, began = self._cpu(), time.monotonic()
             self._renew()
@@ -189,7 +189,7 @@ class Soak:
             await asyncio.sleep(0.005)
 
     async def _churn(self) -> None:
-        """Replaces clients all the time, closed in good order or cut; nothing of them may remain."""
+        """Continuously replaces clients, closed gracefully or aborted; no resources of them may remain."""
         random = self._random
         async with asyncio.TaskGroup() as group:
             while True:

@@ -8,13 +8,13 @@ from statistics import median
 from typing import NamedTuple
 
 WARM_UP = 0.2
-"""The share of the first samples that don't count: pools, caches and allocators fill up."""
+"""The share of initial samples to ignore, while pools, caches and allocators fill up."""
 MOST = 150
-"""The number of samples used; of more, every second, third and so on."""
+"""Maximum number of samples used; of more, only every second, third and so on."""
 
 
 class Bound(NamedTuple):
-    """How much a value may grow over the whole run: absolutely, or as a share of its median."""
+    """Maximum growth of a value over the whole run: absolute, or as a share of its median."""
 
     by: float
     share: float
@@ -34,7 +34,7 @@ class Trend(NamedTuple):
 
 
 def trend(times: Sequence[float], values: Sequence[float], bound: Bound) -> Trend:
-    """Returns the growth by the median slope between all pairs (Theil-Sen): a spike does not count, a leak does."""
+    """Returns the growth by the median slope between all pairs (Theil-Sen), which ignores spikes but shows leaks."""
     first = int(len(values) * WARM_UP)
     step = -(-(len(values) - first) // MOST) or 1
     points = list(zip(times, values, strict=True))[first::step]
@@ -47,5 +47,5 @@ def trend(times: Sequence[float], values: Sequence[float], bound: Bound) -> Tren
 def trends(
     times: Sequence[float], samples: Sequence[Mapping[str, float]], bounds: Mapping[str, Bound]
 ) -> dict[str, Trend]:
-    """Returns the trend of each value that has a bound."""
+    """Returns the trend of each value with a limit."""
     return {name: trend(times, [sample[name] for sample in samples], bound) for name, bound in bounds.items()}

@@ -24,7 +24,7 @@ SOFT = """UPDATE "{}" SET "deletedAt" = now() WHERE "{}" = $1"""
 
 @pytest.fixture
 async def servers(serve: Serve, vendors: list[SeededVendor]) -> list[Running]:
-    """Two processes that look often."""
+    """Two processes that poll often."""
     return [await serve(watch_auth="required", change_poll_interval=0.05) for _ in range(2)]
 
 
@@ -44,9 +44,9 @@ STATEMENTS = [
 async def test_a_deleted_user_is_disconnected_everywhere(
     servers: list[Running], database_url: str, direct: Any
 ) -> None:
-    """Whoever was thrown out must not report, nor look, nor be on a map, on any process, nor come back in.
+    """A removed vendor or user must not report, watch, be on a map or reconnect, on any process.
 
-    Marked or deleted, the vendor or its user.
+    Removed means marked as deleted or deleted, the vendor or its user.
     """
     other, watching, *outs = await seed.seed(database_url, 6)
     url, url2 = (server.url for server in servers)
@@ -74,7 +74,7 @@ async def test_a_deleted_user_is_disconnected_everywhere(
 async def thrown_out(
     servers: list[Running], direct: Any, lock: asyncio.Lock, out: SeededVendor, statement: str, by_user: bool
 ) -> None:
-    """One vendor or user is deleted: what each of its connections, and each way back in, comes to."""
+    """Deletes one vendor or user; returns the outcome of each of its connections and attempts to reconnect."""
     url, url2 = (server.url for server in servers)
     async with (
         CustomerApp(url2, out.clerk_id) as own_view,
@@ -114,7 +114,7 @@ async def thrown_out(
 
 
 async def test_a_page_of_a_deleted_user(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """The event stream of a deleted user ends as a socket does, with the reason."""
+    """The event stream of a deleted user ends like a socket, with the reason."""
     async with EventSource(servers[0].url, vendors[0].clerk_id) as page:
         assert (await page.open(lat=str(LAT), long=str(LONG), radius="1000")).status == 200
         await page.expect("snapshot")
@@ -125,7 +125,7 @@ async def test_a_page_of_a_deleted_user(servers: list[Running], vendors: list[Se
 
 
 async def test_a_restored_user_is_back(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """A user whose deletion was reverted, or who was created again with the same account, is accepted."""
+    """A user is accepted after the deletion was reverted, or after being created again with the same account."""
     one = vendors[0]
     await direct.execute(SOFT.format("users", "clerkId"), one.clerk_id)
     gone = [server.server.change_poller.deleted_users for server in servers]
@@ -137,7 +137,7 @@ async def test_a_restored_user_is_back(servers: list[Running], vendors: list[See
 
 
 async def test_a_process_knows_from_its_start(serve: Serve, vendors: list[SeededVendor], direct: Any) -> None:
-    """Who was deleted while no process ran is out all the same."""
+    """A user who was deleted while no process ran is refused, too."""
     marked, deleted, stays, *_ = vendors
     await direct.execute(SOFT.format("users", "clerkId"), marked.clerk_id)
     await direct.execute('DELETE FROM "users" WHERE "clerkId" = $1', deleted.clerk_id)
@@ -152,7 +152,7 @@ async def test_a_process_knows_from_its_start(serve: Serve, vendors: list[Seeded
 
 
 async def test_a_changed_card_is_seen(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """A vendor renamed, closed or given a picture in the backend is shown like that, on each process."""
+    """A vendor's new name, status or picture from the backend is shown on each process."""
     one = vendors[0]
     async with (
         CustomerApp(servers[1].url, vendors[1].clerk_id) as customer,
@@ -181,7 +181,7 @@ async def test_a_changed_card_is_seen(servers: list[Running], vendors: list[Seed
 
 
 async def test_a_vendor_that_changes_hands(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """Who sold the truck must not drive it on the map any more."""
+    """A former owner of a vendor must not report its position any more."""
     one, other, *_ = vendors
     async with VendorApp(servers[0].url, one.clerk_id) as before:
         await on_the_map(before)
@@ -198,7 +198,7 @@ async def test_a_vendor_that_changes_hands(servers: list[Running], vendors: list
 async def test_transactions_that_commit_out_of_order(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, database_url: str
 ) -> None:
-    """A deletion in a long transaction counts when it is committed, though later changes were seen before it."""
+    """A deletion in a long transaction takes effect once committed, even if later changes were seen before it."""
     slow, quick, watching, *_ = vendors
     long_lasting = await asyncpg.connect(database_url)
     async with (
@@ -221,7 +221,7 @@ async def test_transactions_that_commit_out_of_order(
         await transaction.commit()
         assert await first.closed() == 4404
     await long_lasting.close()
-    # and what is known is not looked at forever
+    # known rows are not read again forever
     before = change_poller.polls
     await eventually(lambda: change_poller.polls > before + 4, "some polls")
     assert not change_poller._seen
@@ -230,7 +230,7 @@ async def test_transactions_that_commit_out_of_order(
 async def test_a_vendor_that_connects_while_it_is_deleted(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deletion between the reading of a vendor and its first ping is not overlooked."""
+    """A deletion between reading a vendor and its first ping is detected."""
     server, one = servers[0].server, vendors[0]
     durable = server.dataloader.durable
 
@@ -248,7 +248,7 @@ async def test_a_vendor_that_connects_while_it_is_deleted(
 async def test_many_changes_at_once(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bulk change by the backend is read in pages, without missing a row."""
+    """A bulk change by the backend is read in pages, and no row is missed."""
     monkeypatch.setattr("streamer.accounts.change_poller.PAGE", 7)
     one = vendors[0]
     async with VendorApp(servers[0].url, one.clerk_id) as app:
@@ -269,7 +269,7 @@ async def test_all_at_once(servers: list[Running], vendors: list[SeededVendor], 
 
 
 async def test_an_outage_is_survived(servers: list[Running], monkeypatch: pytest.MonkeyPatch, direct: Any) -> None:
-    """While PostgreSQL is away no client is disconnected; changes of that time apply afterwards."""
+    """While PostgreSQL is down no client is disconnected; changes of that time apply afterwards."""
     from streamer.errors import Unavailable
 
     server = servers[0].server

@@ -1,4 +1,4 @@
-"""Read coalescing: without it a reconnect storm is as many queries; with an error in it vendors get others' answers."""
+"""Read coalescing: without it, a reconnect storm causes one query per client. A bug would mix up vendors' answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.apps import VendorApp, eventually, now_ms
 
 
 def queries(running: Running) -> int:
-    """How many queries for vendors and their newest pings PostgreSQL has answered."""
+    """Returns the number of queries for vendors and their newest pings that PostgreSQL has answered."""
     return sum(running.server.counters.postgresql[what].count for what in ("vendors", "durable"))
 
 
 class Numbers:
-    """Finds even numbers' squares when it is let."""
+    """Returns the squares of even numbers, once released."""
 
     def __init__(self) -> None:
         self.asked: list[Sequence[int]] = []
@@ -36,7 +36,7 @@ class Numbers:
 
 
 async def test_callers_during_a_query_share_the_next_one() -> None:
-    """One query for the first, one for all who came while it was under way; who asks the same shares the answer."""
+    """One query for the first caller, one for all who call during it; callers with the same key share the answer."""
     numbers = Numbers()
     loader = BatchLoader(numbers.find, "numbers")
     first = asyncio.create_task(loader.get(2))
@@ -45,7 +45,7 @@ async def test_callers_during_a_query_share_the_next_one() -> None:
     others = [asyncio.create_task(loader.get(key)) for key in (3, 4, 4, 6, 2)]
     await asyncio.sleep(0.01)
     assert numbers.asked == [[2]]
-    others[3].cancel()  # one that gives up takes the answer from nobody
+    others[3].cancel()  # a cancelled caller does not cancel the others' query
     numbers.let.set()
     assert await first == 4
     assert await asyncio.gather(*others[:3], others[4]) == [None, 16, 16, 4]
@@ -54,7 +54,7 @@ async def test_callers_during_a_query_share_the_next_one() -> None:
 
 
 async def test_no_query_is_too_large_and_none_is_forgotten() -> None:
-    """More callers than one query may have are served by several, and none is forgotten."""
+    """More keys than fit into one query are served by several queries, and none is missed."""
     numbers = Numbers()
     numbers.let.set()
     loader = BatchLoader(numbers.find, "numbers")
@@ -65,7 +65,7 @@ async def test_no_query_is_too_large_and_none_is_forgotten() -> None:
 
 
 async def test_an_outage_is_everyone_s() -> None:
-    """An outage fails all who wait, instead of leaving them waiting, and the next call asks again."""
+    """An outage fails all waiting callers rather than blocking them, and the next call queries again."""
     numbers = Numbers()
     numbers.let.set()
     numbers.fails = True
@@ -77,7 +77,7 @@ async def test_an_outage_is_everyone_s() -> None:
 
 
 async def test_many_vendors_connecting_at_once_are_a_few_queries(serve: Serve, database_url: str) -> None:
-    """A hundred vendors that come at once: all greeted with their own newest ping, and PostgreSQL asked a few times."""
+    """A hundred vendors connect at once: all are greeted with their own newest ping, with only a few queries."""
     vendors = await seed.seed(database_url, 100)
     began = now_ms() - 3_600_000
     running = await serve(admission_rate=10_000.0)
@@ -101,7 +101,7 @@ async def test_many_vendors_connecting_at_once_are_a_few_queries(serve: Serve, d
 
 
 async def test_connections_above_the_admission_rate_wait_or_get_retry_after(serve: Serve, database_url: str) -> None:
-    """A reconnect storm is admitted at the configured rate; who would wait too long gets a time to come back."""
+    """A reconnect storm is admitted at the configured rate; clients that would wait too long get a retry time."""
     rate = 2.0
     running = await serve(admission_rate=rate, admission_wait=1.0)
     loop = asyncio.get_running_loop()

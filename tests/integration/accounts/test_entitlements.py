@@ -1,4 +1,4 @@
-"""Plans: users who don't pay must not be live continuously, and no history may have a gap because of that."""
+"""Plans: users without a plan must not be live continuously, and their history must have no gap because of that."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = circle(LAT, LONG, 5000)
 async def subscribe(
     direct: Any, vendor: SeededVendor, status: str = "active", start: str = "-1 day", end: str | None = None
 ) -> None:
-    """Give a vendor's user a subscription; `start` and `end` as intervals from now."""
+    """Gives a vendor's user a subscription; `start` and `end` are intervals from now."""
     await direct.execute(
         """
         INSERT INTO "subscriptions"
@@ -46,14 +46,14 @@ async def servers(serve: Serve, vendors: list[SeededVendor]) -> list[Running]:
 
 
 async def stored(direct: Any, vendor: SeededVendor) -> int:
-    """How many pings of a vendor are in the history."""
+    """Returns the number of a vendor's pings in the history."""
     return int(await direct.fetchval('SELECT count(*) FROM "locations" WHERE "vendorId" = $1', vendor.vendor_id))
 
 
 async def test_a_user_who_does_not_pay_goes_live_once(
     servers: list[Running], vendors: list[SeededVendor], direct: Any
 ) -> None:
-    """Its first position is shown at once, the next ones only stored, also after a reconnect to another process."""
+    """The first position is shown, the next ones are only stored, also after a reconnect to another process."""
     free, pays = vendors[:2]
     await subscribe(direct, pays)
     async with CustomerApp(servers[1].url) as customer:
@@ -71,7 +71,7 @@ async def test_a_user_who_does_not_pay_goes_live_once(
 
 
 async def test_the_same_over_http(servers: list[Running], vendors: list[SeededVendor], direct: Any) -> None:
-    """A tracker app over HTTP must not be a way around the plan."""
+    """A tracker app over HTTP must not bypass the plan."""
     free = vendors[0]
     bearer = {"Authorization": f"Bearer {make_token(SECRET, free.clerk_id, 60)}"}
     async with CustomerApp(servers[1].url) as customer, aiohttp.ClientSession(headers=bearer) as session:
@@ -94,7 +94,7 @@ SUBSCRIPTIONS: list[tuple[str, str, str | None, bool]] = [
 
 
 async def test_which_subscriptions_are_active(database_url: str, vendors: list[SeededVendor], direct: Any) -> None:
-    """What was paid for is given, from its first to its last second, and nothing else is."""
+    """A subscription applies exactly from its first to its last second."""
     for vendor, (status, start, end, _) in zip(vendors, SUBSCRIPTIONS, strict=True):
         await subscribe(direct, vendor, status, start, end)
     store = Store(await Database.open(database_url))
@@ -121,7 +121,7 @@ async def test_the_interval_ends(serve: Serve, vendors: list[SeededVendor]) -> N
 async def test_a_user_who_starts_to_pay(
     servers: list[Running], vendors: list[SeededVendor], direct: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A vendor whose user subscribes is soon live, without a reconnect; one whose plan ends stops being live."""
+    """A vendor goes live soon after its user subscribes, without a reconnect, and stops when the plan ends."""
     server, one = servers[0], vendors[0]
     async with CustomerApp(server.url) as customer, VendorApp(server.url, one.clerk_id) as app:
         await customer.watch("w", HERE)

@@ -1,4 +1,4 @@
-"""Alerts in a real PostgreSQL: states fence events, claims are exclusive, old days go."""
+"""Alerts in a real PostgreSQL: states fence events, claims are exclusive, old days are deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.apps import eventually, now_ms
 
 @pytest.fixture
 async def store(serving_url: str) -> AsyncIterator[AlertStore]:
-    """Under the role of servers."""
+    """With the database role of servers."""
     database = await Database.open(serving_url)
     yield AlertStore(database)
     await database.close()
@@ -55,14 +55,14 @@ def event(row: AlertRow, vendor_id: str, at: int) -> dict[str, Any]:
 
 
 async def test_of_two_processes_one_stores_the_event(store: AlertStore, database_url: str) -> None:
-    """While alerts are taken over two processes see the same vendor enter; one event is stored."""
+    """If two processes see the same vendor enter, during a takeover of alerts, one event is stored."""
     row, now = await new_alert(store, database_url), now_ms()
     both = await asyncio.gather(*(store.commit([state(row, "v", 1)], [event(row, "v", now + n)]) for n in range(4)))
     assert sorted(len(each) for each in both) == [0, 0, 0, 1]
     assert await event_count(database_url) == 1
     assert await store.commit([state(row, "v", 2, inside=False)], [event(row, "v", now + 9)]) == {(row.id, "v"): 2}
     assert await store.commit([state(row, "v", 2)], [event(row, "v", now + 9)]) == {}
-    # Who left is as good as one that was never there.
+    # The state of a vendor that left is equivalent to no state.
     assert await store.commit([state(row, "v", 1)], [event(row, "v", now + 9)]) == {(row.id, "v"): 3}
     assert await event_count(database_url) == 3
 
@@ -77,7 +77,7 @@ async def test_an_alert_that_changed_or_ended_takes_no_event(store: AlertStore, 
 
 
 async def test_a_change_of_an_alert_that_was_just_deleted_changes_nothing(store: AlertStore, database_url: str) -> None:
-    """A change and a deletion cross: what the user had deleted would be stored again."""
+    """If a change and a deletion cross, a deleted alert must not be stored again."""
     row = await new_alert(store, database_url)
     async with connected(database_url) as connection:
         clerk_id = await connection.fetchval(
@@ -91,7 +91,7 @@ async def test_a_change_of_an_alert_that_was_just_deleted_changes_nothing(store:
 
 
 async def test_a_webhook_is_claimed_by_one_and_in_order(store: AlertStore, database_url: str) -> None:
-    """If two processes sent at once, or the second before the first, a receiver would end with the wrong state."""
+    """If two processes sent at the same time, or in the wrong order, a receiver would end with the wrong state."""
     row, now = await new_alert(store, database_url), now_ms()
     await store.commit([state(row, "v", 1)], [event(row, "v", now + n) for n in range(3)])
     await store.commit([state(row, "w", 1)], [event(row, "w", now)])
@@ -108,20 +108,20 @@ async def test_a_webhook_is_claimed_by_one_and_in_order(store: AlertStore, datab
 
 
 async def test_a_claim_of_a_killed_process_is_taken_up(store: AlertStore, database_url: str) -> None:
-    """The webhooks that a killed process had claimed would otherwise never be sent."""
+    """Otherwise webhooks claimed by a killed process would never be sent."""
     row = await new_alert(store, database_url)
     await store.commit([state(row, "v", 1)], [event(row, "v", now_ms())])
     first = await store.claim(10, 8, {}, 0)
     again = await store.claim(10, 8, {}, 60_000)
     assert [each.id for each in first] == [each.id for each in again]
     assert again[0].attempts == 2
-    # The first one's late failure does not undo what the second one waits for.
+    # The first process's late failure does not reset the second one's claim.
     await store.record([Attempt(first[0].id, row.id, 1, False, now_ms(), {"at": 1, "ms": 1})])
     assert await store.claim(10, 8, {}, 60_000) == []
 
 
 async def test_a_host_gets_its_share_only(store: AlertStore, database_url: str) -> None:
-    """Without the limit all requests of a process would wait for one receiver."""
+    """Without the limit, all requests of a process could wait for one receiver."""
     row = await new_alert(store, database_url)
     for number in range(20):
         await store.commit([state(row, f"v{number}", 1)], [event(row, f"v{number}", now_ms())])
@@ -143,7 +143,7 @@ async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database
         )
         made = {found[0] for found in await connection.fetch(names)}
         assert made == {f"streamer_alert_events_{today + timedelta(days=n):%Y%m%d}" for n in range(-2, 3)}
-        # What came before its day had a partition was moved into it.
+        # Rows from before the day had its partition were moved into it.
         assert await connection.fetchval('SELECT count(*) FROM "streamer_alert_events_default"') == 0
         assert await event_count(database_url) == 1
         await connection.execute('UPDATE "streamer_alerts" SET "deletedAt" = now() AT TIME ZONE \'UTC\'')
@@ -157,7 +157,7 @@ async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database
 
 
 async def test_processes_that_are_there_know_each_other(store: AlertStore) -> None:
-    """Alerts of a process taken for dead too early are evaluated twice; those of one that never is, not at all."""
+    """Alerts of a live process considered dead would be evaluated twice; those of a dead one never, if not taken over."""
     assert await store.beat("a", 60_000) == {"a"}
     assert await store.beat("b", 60_000) == {"a", "b"}
     await store.leave("a")
@@ -165,7 +165,7 @@ async def test_processes_that_are_there_know_each_other(store: AlertStore) -> No
 
 
 async def test_a_webhook_on_its_way_while_its_partition_is_made(store: AlertStore, database_url: str) -> None:
-    """PostgreSQL then refuses the row that was meant for the default partition: it goes into the new one."""
+    """PostgreSQL then refuses the row for the default partition, and it must go into the new one."""
     row = await new_alert(store, database_url)
     async with connected(database_url) as connection:
         async with connection.transaction():

@@ -1,4 +1,4 @@
-"""The client that webhooks are sent with, held against a real server in this machine's own network."""
+"""The HTTP client of webhooks, tested against a real server in this machine's network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.receiver import Receiver
 
 
 class Rebound(AbstractResolver):
-    """Finds this machine behind every name."""
+    """Resolves every name to this machine."""
 
     async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
         return [
@@ -31,7 +31,7 @@ class Rebound(AbstractResolver):
 
 @pytest.mark.parametrize("host", ["rebound.example.com", "127.0.0.1", "[::ffff:127.0.0.1]"])
 async def test_no_connection_is_made_to_an_address_that_is_not_public(host: str) -> None:
-    """A user could otherwise have the server send requests to its neighbours: cloud metadata, databases, routers."""
+    """Otherwise a user could make the server send requests to internal hosts: cloud metadata, databases, routers."""
     settings = Settings.model_construct()
     deliverer = Deliverer(settings, None, Vault(["k" * 32]), now_ms, Counters(), Rebound())  # type: ignore[arg-type]  # nothing is stored
     async with Receiver() as receiver, deliverer.session(public=True) as session:
@@ -43,7 +43,7 @@ async def test_no_connection_is_made_to_an_address_that_is_not_public(host: str)
 
 
 async def test_a_development_host_is_reached() -> None:
-    """A developer's receiver is on the same machine."""
+    """A developer's receiver may be on the same machine."""
     settings = Settings.model_construct()
     deliverer = Deliverer(settings, None, Vault(["k" * 32]), now_ms, Counters())  # type: ignore[arg-type]  # nothing is stored
     async with Receiver() as receiver, deliverer.session(public=False) as session:
