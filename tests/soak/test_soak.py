@@ -40,7 +40,7 @@ def test_a_step_that_stays_is_found() -> None:
 
 
 async def test_a_short_course(tmp_path: Path) -> None:
-    """Clients connect and disconnect under load, all values are sampled, and the last client leaves no resources behind."""
+    """Clients connect and disconnect under load, all values are sampled, and no resources remain at the end."""
     soak = Soak(Course(seconds=3.0, share=0.2, vendors=10, watchers=10, every=0.5, calibration=1.0), tmp_path)
     async with soak.prepared():
         run = await soak.run()

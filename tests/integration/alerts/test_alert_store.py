@@ -157,7 +157,7 @@ async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database
 
 
 async def test_processes_that_are_there_know_each_other(store: AlertStore) -> None:
-    """Alerts of a live process considered dead would be evaluated twice; those of a dead one never, if not taken over."""
+    """A live process considered dead would have its alerts evaluated twice; a dead one considered alive, never."""
     assert await store.beat("a", 60_000) == {"a"}
     assert await store.beat("b", 60_000) == {"a", "b"}
     await store.leave("a")

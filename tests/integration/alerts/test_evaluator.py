@@ -1,4 +1,4 @@
-"""Which alerts a process looks at, with a real PostgreSQL."""
+"""Which alerts a process evaluates, with a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL = frozenset(range(SLOTS))
 
 
 class Heard:
-    """In place of the broker: all that is held is read at once; `meanwhile` happens while it is."""
+    """A fake broker: held cells are read immediately; `meanwhile` is called during the read."""
 
     def __init__(self) -> None:
         self.meanwhile: Callable[[], None] = lambda: None
@@ -37,7 +37,7 @@ class Heard:
 
 @pytest.fixture
 async def store(serving_url: str) -> AsyncIterator[AlertStore]:
-    """Under the role of servers."""
+    """With the database role of servers."""
     database = await Database.open(serving_url)
     yield AlertStore(database)
     await database.close()
@@ -46,7 +46,7 @@ async def store(serving_url: str) -> AsyncIterator[AlertStore]:
 async def test_slots_that_go_and_come_back_while_they_are_read_are_read_again(
     store: AlertStore, database_url: str
 ) -> None:
-    """PostgreSQL is slow, a lease ends and is regained meanwhile: no process would evaluate these alerts any more."""
+    """A lease ends and is regained during a slow query: otherwise no process would evaluate these alerts any more."""
     old, _ = await new_alert(store, database_url), await new_alert(store, database_url)
     async with connected(database_url) as connection:
         await connection.execute(

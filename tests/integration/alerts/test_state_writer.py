@@ -1,4 +1,4 @@
-"""States and events reach a real PostgreSQL once each, also while it is away or another process is first."""
+"""States and events are stored exactly once in a real PostgreSQL, also after an outage or by two processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.proxy import Proxy
 
 
 class Process:
-    """One process's writer, and the calls that its owner got."""
+    """One process's writer, and the calls of its callbacks."""
 
     def __init__(self, store: AlertStore) -> None:
         self.kept: list[str] = []
@@ -59,7 +59,7 @@ async def proxy(serving_url: str) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def store(proxy: Proxy) -> AsyncIterator[AlertStore]:
-    """Under the role of servers, over a network that can fail."""
+    """With the database role of servers, over a network that can fail."""
     database = await Database.open(proxy.url)
     yield AlertStore(database)
     await database.close()
@@ -75,7 +75,7 @@ async def alert(store: AlertStore, database_url: str) -> Alert:
 async def test_what_changes_while_it_is_stored_is_stored_next(
     store: AlertStore, alert: Alert, database_url: str
 ) -> None:
-    """An event that comes during a commit must be neither lost nor sent twice."""
+    """An event during a commit must be neither lost nor sent twice."""
     process, state = Process(store), entered(State(), now_ms())
     process.writer.put(alert, "v", state)
     async with asyncio.TaskGroup() as group:
@@ -111,7 +111,7 @@ async def test_what_postgresql_did_not_take_is_stored_afterwards(
 
 
 async def test_who_was_not_first_starts_over(store: AlertStore, alert: Alert, database_url: str) -> None:
-    """For a moment two processes evaluate one alert: the second must read what the first has stored."""
+    """While two processes evaluate one alert, the second must read the state stored by the first."""
     first, second = Process(store), Process(store)
     for process in (first, second):
         process.writer.put(alert, "v", entered(State(), now_ms()))

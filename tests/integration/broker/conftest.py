@@ -1,4 +1,4 @@
-"""Processes that share a Redis, places, and hooks into their commands."""
+"""Fixtures: processes that share a Redis, positions, and hooks into their commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 HERE = (52.2300, 21.0100)
 NEAR = (52.2310, 21.0120)
 AFAR = (53.4300, 14.5500)
-"""In another cell of the bus."""
+"""In another broker cell."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def one(proxy: Proxy) -> AsyncIterator[Peer]:
-    """A process whose connection to Redis can be cut."""
+    """A process whose connection to Redis can be interrupted."""
     async with Peer(proxy.url, "one") as peer:
         yield peer
 
@@ -47,13 +47,13 @@ def once(
     before: Callable[[], Any] = lambda: None,
     after: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Have something done once, right before or after the process has Redis carry out such commands."""
+    """Runs a function once, right before or after the process runs matching commands."""
     run = peer.broker.nodes.run
 
     async def hooked(commands: Sequence[Command], lane: str = "write") -> list[Any]:
         now = when(commands)
         if now:
-            peer.broker.nodes.run = run  # type: ignore[method-assign]  # only a real process's own timing can be hit so
+            peer.broker.nodes.run = run  # type: ignore[method-assign]  # the only way to control the timing
             await apart(before())
         answers = await run(commands, lane)
         if now:
@@ -64,18 +64,18 @@ def once(
 
 
 async def apart(waiting: Any) -> None:
-    """Wait for it, if it is to be waited for, but what goes wrong with it is nothing that the process must bear."""
+    """Awaits the result if it is awaitable; its errors must not reach the process."""
     if waiting is not None:
         await asyncio.wait({asyncio.create_task(waiting)})
 
 
 def after(peer: Peer, script: str, then: Callable[[], Any]) -> None:
-    """Have something done once, right after the process had Redis run a script."""
+    """Runs a function once, right after the process ran a script."""
     once(peer, lambda commands: any(script in command.words for command in commands), after=then)
 
 
 async def written(peer: Peer, vendor_id: str) -> None:
-    """Wait until a process wrote all it knows of its vendor."""
+    """Waits until a process has written the whole state of its vendor."""
 
     def holds() -> bool:
         posted, vendor = peer.broker.publisher.placement.entries.get(vendor_id), peer.index.vendors[vendor_id]

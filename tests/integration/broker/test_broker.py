@@ -1,4 +1,4 @@
-"""Processes through Redis: an error here shows customers of one server something else than those of another."""
+"""Processes connected by Redis: a bug here would make the maps of two servers differ."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.support.apps import circle, eventually
 from tests.support.peers import Look, Peer
 from tests.support.proxy import Proxy
 
-# between processes, while all is well
+# normal operation
 
 
 async def closed(look: Look) -> None:
-    """Wait until the truck is shown closed."""
+    """Waits until the truck is shown closed."""
     await eventually(lambda: not look.view["truck"]["open"], "the truck closed")
 
 
 async def test_changes_on_one_process_are_shown_by_another(one: Peer, other: Peer) -> None:
-    """A truck comes, moves, closes, is joined by its second phone, goes, is deleted: customers of both see the same."""
+    """A truck connects, moves, closes, connects again, leaves, is deleted: customers of both processes see the same."""
     looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, other)]
     one.serve("truck", HERE)
     for look in looks:
@@ -43,7 +43,7 @@ async def test_changes_on_one_process_are_shown_by_another(one: Peer, other: Pee
 async def test_an_error_of_our_own_is_no_message_of_another_version(
     one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its traceback is in the log, and what the message said is read again: nobody may miss it for good."""
+    """The traceback is logged, and the message's content is read again, so that nobody misses it."""
     other.serve("truck", HERE)
     look = await one.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})
@@ -59,11 +59,11 @@ async def test_an_error_of_our_own_is_no_message_of_another_version(
     (ended,) = [entry for entry in logs if entry["log_level"] == "error"]
     assert (ended["task"], str(ended["exc_info"])) == ("broker-nodes", "of our own")
     assert one.supervisor.deaths == 1
-    one.supervisor.deaths = 0  # meant to be
+    one.supervisor.deaths = 0  # intended
 
 
 async def test_a_deleted_vendor_is_on_no_snapshot(one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Redis and another process still have of it must not put it back on a map for minutes."""
+    """Its state in Redis and in another process must not put it back on a map for minutes."""
     one.serve("truck", HERE)
     await written(one, "truck")
     at = bus_cell(*HERE)
@@ -94,7 +94,7 @@ async def test_a_deleted_vendor_is_on_no_snapshot(one: Peer, other: Peer, monkey
 
 
 async def test_crossing_cells(one: Peer, other: Peer) -> None:
-    """A vendor that crosses a border leaves one watched area, enters the other, and moves in those that follow it."""
+    """A vendor that crosses a cell border leaves one watched area, enters the other, and moves in watches of its id."""
     one.serve("truck", HERE)
     here, there = [await other.watch(area=circle(*at, 5_000)) for at in (HERE, AFAR)]
     both, listed = await other.watch(vendors=["truck"]), await other.watch(vendors=["truck", "nobody"])
@@ -112,7 +112,7 @@ async def test_crossing_cells(one: Peer, other: Peer) -> None:
 
 
 async def test_many_fixes_in_one_flush_are_one_update(one: Peer, other: Peer) -> None:
-    """Of several fixes in one flush customers get the newest, once, in whatever order they came."""
+    """Of several fixes in one flush customers get only the newest, in whatever order they arrived."""
     look = await other.watch(area=circle(*HERE, 5_000))
     one.serve("truck", HERE)
     await look.sees({"truck": HERE})
@@ -149,11 +149,11 @@ async def test_no_flicker_on_reconnect(one: Peer, other: Peer) -> None:
         assert look.client.offline == []
 
 
-# when something fails
+# failures
 
 
 async def test_without_redis(redis_url: str) -> None:
-    """While Redis is away, vendors and customers of one process see each other; afterwards those of all do."""
+    """While Redis is down, customers see vendors of their own process; afterwards those of all processes."""
     async with Proxy(redis_url) as proxy:
         proxy.down()
         lonely = Peer(proxy.url, "lonely")
@@ -180,7 +180,7 @@ async def test_without_redis(redis_url: str) -> None:
 
 
 async def test_redis_restarted_empty(valkey_server: ValkeyServer) -> None:
-    """Redis comes back and knows nothing: its processes write what they hold, and no customer sees anybody go."""
+    """Redis comes back empty: the processes write their vendors again, and no customer sees a vendor leave."""
     url = valkey_server.url
     async with Peer(url, "one", grace=1.0) as one, Peer(url, "other", grace=1.0) as other:
         one.serve("truck", HERE)

@@ -1,4 +1,4 @@
-"""Whatever fails between processes and Redis: once it is over, every customer's map is the truth again."""
+"""After any failure between processes and Redis, every customer's map is correct again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACES: tuple[Position, ...] = ((52.23, 21.01), (52.45, 21.30), (-17.0, 179.97),
 
 
 class Chaos:
-    """Processes, vendors and customers, and what the customers should see."""
+    """Processes, vendors and customers, and the expected views."""
 
     def __init__(self, seed: int, url: str, stack: AsyncExitStack) -> None:
         self.random = random.Random(seed)
@@ -34,14 +34,14 @@ class Chaos:
         self.positions: dict[str, Position] = {}
         self.opens: dict[str, bool] = {}
         self.at: dict[str, set[str]] = {}
-        """Vendor to the processes where it has a socket."""
+        """The processes where a vendor has a socket, by vendor."""
         self.last = 0
         self.looks: list[tuple[Look, str, messages.Watch]] = []
         self.started = 0
         self.log: list[str] = []
 
     async def begin(self) -> str:
-        """One more process."""
+        """Adds a process."""
         self.started += 1
         name = f"p{self.started}"
         proxy = await self.stack.enter_async_context(
@@ -53,7 +53,7 @@ class Chaos:
         return name
 
     async def kill(self, name: str) -> None:
-        """A process dies; its vendors' apps and its customers come back elsewhere."""
+        """Kills a process; its vendors and customers reconnect to another one."""
         peer, _ = self.peers.pop(name)
         await peer.kill()
         assert peer.supervisor.deaths == 0
@@ -64,14 +64,14 @@ class Chaos:
                 self.connect(id, self.random.choice(list(self.peers)))
 
     def connect(self, id: str, name: str) -> None:
-        """A vendor opens a socket, the one it had ends then or later."""
+        """A vendor opens a socket; its old one ends then or later."""
         if name not in self.at.setdefault(id, set()):
             self.at[id].add(name)
             self.opens[id] = True
             self.peers[name][0].serve(id)
 
     def move(self, id: str) -> None:
-        """A vendor reports where it is over one of its sockets."""
+        """A vendor reports its position over one of its sockets."""
         chance = self.random
         centre = chance.choice(PLACES) if chance.random() < 0.3 else self.positions.get(id, PLACES[0])
         lat = min(max(centre[0] + chance.uniform(-0.02, 0.02), -90.0), 90.0)
@@ -85,7 +85,7 @@ class Chaos:
         self.positions[id] = (lat, long)
 
     async def look(self, name: str) -> None:
-        """A customer begins to watch, or moves a watch."""
+        """A customer starts or moves a watch."""
         chance = self.random
         if chance.random() < 0.3:
             fields: dict[str, Any] = {"vendors": chance.sample([f"v{n}" for n in range(12)], 4)}
@@ -103,7 +103,7 @@ class Chaos:
         await look.watch(**fields)
 
     def wrong(self) -> list[str]:
-        """What is not true."""
+        """Returns the differences from the expected views."""
         faults = []
         for look, name, wanted in self.looks:
             expected = {
@@ -117,7 +117,7 @@ class Chaos:
         return faults
 
     async def rest(self) -> None:
-        """All is mended: wait until all is true."""
+        """Ends all faults, and waits until all views are correct."""
         for _, proxy in self.peers.values():
             proxy.up()
             proxy.thaw()
@@ -131,7 +131,7 @@ class Chaos:
             raise AssertionError("\n".join([*self.log[-40:], *self.wrong()])) from None
 
     async def told(self, client: Any) -> bool:
-        """Whether Redis holds each vendor once, at its newest fix."""
+        """Returns whether Redis holds each vendor once, with its newest fix."""
         found: dict[str, list[Position]] = {}
         for key in await client.keys("v2:{*}:now"):
             for field, value in (await client.hgetall(key)).items():
@@ -144,7 +144,7 @@ class Chaos:
         )
 
     async def fault(self) -> None:
-        """Something fails."""
+        """Causes a random fault."""
         chance = self.random
         name = chance.choice(list(self.peers))
         proxy = self.peers[name][1]
@@ -166,7 +166,7 @@ class Chaos:
                 each.cut()
 
     async def step(self) -> None:
-        """Something happens."""
+        """Performs a random action."""
         chance = self.random
         name = chance.choice(list(self.peers))
         id = f"v{chance.randrange(12)}"
@@ -190,7 +190,7 @@ class Chaos:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_chaos(redis_url: str, seed: int) -> None:
-    """Connections cut, refused, stalled; Redis emptied; processes killed: at rest all maps are true, nobody is off."""
+    """Connections closed, refused, stalled; Redis emptied; processes killed: afterwards all maps are correct."""
     async with AsyncExitStack() as stack:
         chaos = Chaos(seed, redis_url, stack)
         for _ in range(3):

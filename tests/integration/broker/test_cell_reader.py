@@ -1,4 +1,4 @@
-"""Cells read from Redis: no vendor is missing from a snapshot, and none stays that left."""
+"""Cells read from Redis: snapshots lack no vendor, and contain none that left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.proxy import Proxy
 
 
 async def test_a_watch_moved_while_its_snapshot_is_read(redis_url: str, other: Peer) -> None:
-    """Who pans on before the first map is there gets the last one, and nothing of those between."""
+    """A customer who pans before the first snapshot gets only the last area's snapshot."""
     other.serve("here", HERE)
     other.serve("afar", AFAR)
     await written(other, "here")
@@ -51,7 +51,7 @@ async def test_a_vendor_received_while_a_gap_is_closed_stays(one: Peer, other: P
     broker.subscriber.reader._close_gap()
     assert "truck" in other.index.vendors
     await viewer.sees({"truck": NEAR})
-    # One that is not heard of again is gone.
+    # A vendor without further messages is removed.
     reading = Reading()
     reading.generation = broker.subscriber._cells[at].generation
     broker.subscriber.reader._note_missing(at, broker.subscriber._cells[at], reading)

@@ -1,4 +1,4 @@
-"""Counts over processes and Redis: the numbers of a map's groups must add up to its vendors on every process."""
+"""Counts over processes and Redis: the groups of a map must add up to its vendors on every process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AFAR = (-33.9, 151.2)
 
 
 class Bubbles:
-    """A customer's map that is zoomed out: applies frames as the protocol says."""
+    """A customer's zoomed-out map: applies frames by the protocol."""
 
     def __init__(self) -> None:
         self.groups: dict[str, dict[str, Any]] = {}
@@ -56,12 +56,12 @@ class Bubbles:
 
     @property
     def totals(self) -> tuple[int, int, int]:
-        """Vendors, open ones, online ones."""
+        """The numbers of vendors, open ones, online ones."""
         groups = self.groups.values()
         return sum(g["count"] for g in groups), sum(g["open"] for g in groups), sum(g["online"] for g in groups)
 
     async def shows(self, *totals: int, within: float = 8.0) -> None:
-        """Wait until the sums are these."""
+        """Waits until the sums have these values."""
         await eventually(lambda: self.totals == totals, f"{totals}, only {self.totals}", within)
 
 
@@ -69,7 +69,7 @@ FIELDS = {"type": "watch", "id": "z", "as": "counts"}
 
 
 async def look(peer: Peer, area: dict[str, Any] = WORLD, **more: Any) -> Bubbles:
-    """A customer of a process who watches counts."""
+    """Opens a watch of counts on a process."""
     bubbles = Bubbles()
     watch = live_watch.Watch("z", bubbles)
     fields = {**FIELDS, "area": area, **more}
@@ -78,14 +78,14 @@ async def look(peer: Peer, area: dict[str, Any] = WORLD, **more: Any) -> Bubbles
 
 
 def close(peer: Peer, number: int, at: tuple[float, float]) -> None:
-    """So many vendors of a process near a place."""
+    """Adds vendors of a process near a position."""
     for n in range(number):
         peer.serve(f"{peer.index.me}-{n}", (at[0] + n / 1000, at[1]))
 
 
 @pytest.mark.timeout(60)
 async def test_the_vendors_of_all_processes(redis_url: str) -> None:
-    """A customer of any process sees all vendors, once each; none is asked to hear what is not watched."""
+    """A customer of any process sees all vendors once; processes subscribe to no unwatched cells."""
     async with Peer(redis_url, "one") as one, Peer(redis_url, "other") as other:
         close(one, 3, HERE)
         close(other, 4, EAST)
@@ -108,7 +108,7 @@ async def test_the_vendors_of_all_processes(redis_url: str) -> None:
 
 @pytest.mark.timeout(60)
 async def test_a_process_that_is_killed(redis_url: str) -> None:
-    """Its vendors stay on the map until they come back elsewhere or expire, so they stay in the bubbles."""
+    """Its vendors stay on the map until they reconnect elsewhere or expire, so they must stay in the counts."""
     times = {"offline_after": 60_000, "leave_after": 600_000}
     async with Peer(redis_url, "one", **times) as one, Peer(redis_url, "other", **times) as other:
         dying = Peer(redis_url, "dying", **times)
@@ -132,7 +132,7 @@ async def test_a_process_that_is_killed(redis_url: str) -> None:
 
 @pytest.mark.timeout(60)
 async def test_nothing_is_kept_of_a_killed_process_whose_vendors_left(redis_url: str) -> None:
-    """A map that is open for weeks must not keep the vendors of every process that was ever killed."""
+    """A map that is open for weeks must not keep the vendors of all processes that were killed meanwhile."""
     times = {"offline_after": 5_000, "leave_after": 5_000}
     async with Peer(redis_url, "one", **times) as one, Peer(redis_url, "other", **times) as other:
         dying = Peer(redis_url, "dying", **times)
@@ -151,7 +151,7 @@ async def test_nothing_is_kept_of_a_killed_process_whose_vendors_left(redis_url:
 
 @pytest.mark.timeout(60)
 async def test_a_process_that_is_killed_while_redis_is_emptied(redis_url: str) -> None:
-    """No process knows it any more, so its last answer must not be counted forever."""
+    """The process is unknown to all others, so its last answer must not be counted forever."""
     async with Peer(redis_url, "one") as one, redis.asyncio.Redis.from_url(redis_url) as client:
         dying = Peer(redis_url, "dying")
         await dying.start()
@@ -168,7 +168,7 @@ async def test_a_process_that_is_killed_while_redis_is_emptied(redis_url: str) -
 
 
 async def test_a_message_of_another_version(redis_url: str) -> None:
-    """During an upgrade it must cost neither the subscription of a process nor its task."""
+    """During an upgrade a message of another version must not end a process's subscription or task."""
     async with Peer(redis_url, "one") as one, redis.asyncio.Redis.from_url(redis_url) as client:
         close(one, 2, HERE)
         world = await look(one)
@@ -182,7 +182,7 @@ async def test_a_message_of_another_version(redis_url: str) -> None:
 
 @pytest.mark.timeout(60)
 async def test_redis_away_and_emptied(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever happens to Redis: afterwards the bubbles add up again, and no living process was taken for dead."""
+    """After any failure of Redis the counts add up again, and no live process was considered dead."""
     lost: list[str] = []
     read = Counts._read_orphans
 
@@ -211,7 +211,7 @@ async def test_redis_away_and_emptied(redis_url: str, monkeypatch: pytest.Monkey
 
 
 async def test_customers_of_one_area_share_bytes(redis_url: str) -> None:
-    """A thousand overviews must cost what one costs; a client that takes nothing gets a snapshot once it does."""
+    """A thousand equal watches must cost as much as one; a client that reads nothing gets a snapshot once it reads."""
     async with Peer(redis_url, "one") as one:
         close(one, 2, HERE)
         first, second, slow = [await look(one) for _ in range(3)]
@@ -228,13 +228,13 @@ async def test_customers_of_one_area_share_bytes(redis_url: str) -> None:
 
 @pytest.mark.timeout(60)
 async def test_who_watches_already_misses_nothing_when_another_customer_comes(redis_url: str) -> None:
-    """A snapshot for the newcomer takes a change in; the update of the others must have it, too."""
+    """A new watch's snapshot contains a change; the update of the other watches must contain it, too."""
     async with Peer(redis_url, "one") as one:
         close(one, 2, HERE)
         first = await look(one)
         await asyncio.sleep(2 * ROUND)
         one.serve("late", HERE)
-        for _ in range(15):  # a newcomer at any time of a round
+        for _ in range(15):  # a new watch at any time of a round
             newcomer = await look(one)
             await asyncio.sleep(0.1)
         await newcomer.shows(3, 3, 3)
@@ -242,7 +242,7 @@ async def test_who_watches_already_misses_nothing_when_another_customer_comes(re
 
 
 async def test_counts_without_watchers_cost_nothing(redis_url: str) -> None:
-    """Processes without overviews exchange nothing."""
+    """Processes without watches of counts exchange no messages."""
     async with Peer(redis_url, "one") as one, Peer(redis_url, "other") as other:
         close(other, 1, HERE)
         bubbles, watch = Bubbles(), live_watch.Watch("z", Bubbles())
@@ -259,7 +259,7 @@ async def test_counts_without_watchers_cost_nothing(redis_url: str) -> None:
 
 
 async def test_a_customer_who_leaves_while_vendors_are_counted(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opens a map and leaves at once must not be counted for until the server restarts."""
+    """A watch that is closed while it is being opened must not be counted until the server restarts."""
     monkeypatch.setattr("streamer.live.counts.AT_ONCE", 1)
     async with Peer(redis_url, "one") as one:
         close(one, 3, HERE)
@@ -275,7 +275,7 @@ async def test_a_customer_who_leaves_while_vendors_are_counted(redis_url: str, m
 
 
 async def test_a_question_that_comes_while_others_are_answered(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting gives way to messages, such as the question of a further process."""
+    """Counting yields to messages, such as another process's request."""
     monkeypatch.setattr("streamer.live.counts.AT_ONCE", 1)
     async with Peer(redis_url, "one") as one:
         close(one, 3, HERE)
@@ -290,7 +290,7 @@ async def test_a_question_that_comes_while_others_are_answered(redis_url: str, m
 
 
 async def test_too_many_different_areas(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every further area costs every process: a client learns that it is too many."""
+    """Every further area costs every process; a client gets an error beyond the limit."""
     monkeypatch.setattr("streamer.broker.counts.MOST_KEYS", 1)
     async with Peer(redis_url, "one") as one:
         await look(one)
@@ -299,7 +299,7 @@ async def test_too_many_different_areas(redis_url: str, monkeypatch: pytest.Monk
 
 
 async def test_one_client_does_not_take_all_areas(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client with many watches of counts would leave none to the others; one that is ended or moved makes room."""
+    """A client must not use up all watches of counts; ending or moving one makes room."""
     monkeypatch.setattr("streamer.broker.subscriptions.MOST_COUNTED", 2)
     async with Peer(redis_url, "one") as one:
 
@@ -324,7 +324,7 @@ async def test_one_client_does_not_take_all_areas(redis_url: str, monkeypatch: p
 
 
 async def test_a_watch_turns_from_vendors_to_counts_and_back(redis_url: str) -> None:
-    """Whoever zooms out and in keeps one watch: each form replaces the other."""
+    """Zooming out and in keeps one watch: each form replaces the other."""
     async with Peer(redis_url, "one") as one:
         close(one, 2, HERE)
         bubbles = Bubbles()
@@ -350,7 +350,7 @@ async def test_a_watch_turns_from_vendors_to_counts_and_back(redis_url: str) -> 
 
 @pytest.mark.timeout(60)
 async def test_counts_that_cost_too_much_rest(redis_url: str) -> None:
-    """A client that has a whole country counted in many ways gets counts less often and is told; others do not."""
+    """A client with many expensive counts gets them less often, with an error; other clients are not affected."""
 
     class Poor:
         told = 0

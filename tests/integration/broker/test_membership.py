@@ -1,4 +1,4 @@
-"""Which processes are alive, as the others know from their heartbeats."""
+"""Processes detect from heartbeats which others are alive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.proxy import Proxy
 
 
 async def test_a_process_that_is_killed(redis_url: str, other: Peer) -> None:
-    """Its trucks go offline and leave by time, also for processes that start later; Redis is cleaned up."""
+    """A dead process's vendors go offline and expire, also for processes that start later; Redis is cleaned up."""
     times = {"offline_after": 1500, "leave_after": 1500}
     async with Peer(redis_url, "second", **times) as second, redis.asyncio.Redis.from_url(redis_url) as client:
         dying = Peer(redis_url, "dying", **times)
@@ -42,7 +42,7 @@ async def test_a_process_that_is_killed(redis_url: str, other: Peer) -> None:
 
 
 async def test_redis_is_cut_while_a_dead_process_is_cleaned_up(redis_url: str, proxy: Proxy) -> None:
-    """The clean-up is done once Redis is back: what it began must not be lost, nor end the task."""
+    """The clean-up continues once Redis is back: an outage must neither lose it nor end the task."""
     at = bus_cell(*HERE)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await client.sadd(cells_key("dead"), cell_name(at))
@@ -88,7 +88,7 @@ async def test_processes_with_different_clocks_agree(redis_url: str, one: Peer) 
 
 
 async def test_a_process_without_heartbeats_is_silent_but_not_while_redis_is_away(redis_url: str, proxy: Proxy) -> None:
-    """Its vendors with a second connection here are taken over; without Redis every process would seem dead."""
+    """A silent process's vendors with a second connection here are taken over; without Redis no process is silent."""
     async with Peer(proxy.url, "one", offline_after=1_500) as one:
         membership = one.broker.membership
         dying = Peer(redis_url, "dying", offline_after=1_500)
@@ -101,7 +101,7 @@ async def test_a_process_without_heartbeats_is_silent_but_not_while_redis_is_awa
 
 
 async def test_the_last_heartbeat_of_an_unknown_process_is_read_from_redis(redis_url: str, one: Peer) -> None:
-    """A process that just started must not show vendors of one that died before as online."""
+    """A process that just started must not show vendors of a dead process as online."""
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await client.zadd(PROCESSES, {"dead": 7})
     membership = one.broker.membership
@@ -111,7 +111,7 @@ async def test_the_last_heartbeat_of_an_unknown_process_is_read_from_redis(redis
 
 
 async def test_a_process_that_redis_forgot_publishes_its_vendors_again(redis_url: str, one: Peer) -> None:
-    """Redis was emptied: without this a parked vendor would be missing for customers of new processes."""
+    """After Redis was emptied, a parked vendor must not be missing for customers of new processes."""
     one.serve("truck", HERE)
     await written(one, "truck")
     async with redis.asyncio.Redis.from_url(redis_url) as client:

@@ -1,4 +1,4 @@
-"""Where a vendor's entry is in Redis: in one cell after every change, and its placement leads there."""
+"""A vendor's entry in Redis is in one cell after every change, and its place refers to that cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.peers import Peer
 
 
 async def test_a_vendor_crosses_a_cell_border_and_returns(one: Peer, other: Peer) -> None:
-    """A truck that crossed a cell border and returned within a moment is shown to later customers too."""
+    """A truck that crossed a cell border and returned immediately is shown to later customers, too."""
     one.serve("truck", HERE)
     await written(one, "truck")
     after(one, PLACE, lambda: one.ping("truck", NEAR) and None)
@@ -26,7 +26,7 @@ async def test_a_vendor_crosses_a_cell_border_and_returns(one: Peer, other: Peer
 
 
 async def test_redis_is_emptied_right_after_a_write(redis_url: str, one: Peer, other: Peer) -> None:
-    """Whenever Redis loses data, also what was written just before, processes detect it and write it again."""
+    """Processes detect a loss of data in Redis, even of the last write, and write it again."""
     one.serve("truck", HERE)
     await written(one, "truck")
     async with redis.asyncio.Redis.from_url(redis_url) as client:

@@ -1,4 +1,4 @@
-"""What a process writes and publishes: nothing is lost or left behind, whatever happens between two writes."""
+"""The writes and messages of a process: nothing is lost or left behind, whatever happens between two writes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.proxy import Proxy
 
 
 async def test_a_lone_process_flushes_rarely_until_another_one_starts(redis_url: str) -> None:
-    """The only server of a town need not publish to no one six times a second; a second one must miss nothing."""
+    """A single server need not publish six times a second without subscribers; a second server must miss nothing."""
     async with Peer(redis_url, "one", alone_after=0.2, alone_gap=3600) as one:
         one.serve("truck", HERE)
         await asyncio.sleep(0.4)
         one.ping("truck", NEAR)
-        await written(one, "truck")  # the first after a quiet time goes at once
+        await written(one, "truck")  # the first flush after a quiet time is immediate
         one.ping("truck", HERE)
         await asyncio.sleep(0.5)
         posted = one.broker.publisher.placement.entries["truck"]
@@ -37,7 +37,7 @@ async def test_a_lone_process_flushes_rarely_until_another_one_starts(redis_url:
 
 @pytest.mark.timeout(30)
 async def test_a_vendor_changes_cells_while_redis_is_away(proxy: Proxy, one: Peer, other: Peer) -> None:
-    """What can't be written is tried again, but not in a busy loop: the process must go on serving."""
+    """Failed writes are retried, but not in a busy loop: the process must continue to serve."""
     one.serve("truck", HERE)
     there = await other.watch(area=circle(*AFAR, 5_000))
     await (await other.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
@@ -51,7 +51,7 @@ async def test_a_vendor_changes_cells_while_redis_is_away(proxy: Proxy, one: Pee
         nonlocal flushes
         flushes += 1
         if flushes > 1000:
-            raise AssertionError("flushes without a pause")  # ends the task, where a loop could be stopped by nobody
+            raise AssertionError("flushes without a pause")  # ends the task, as nothing else could stop a busy loop
         await flush()
 
     one.broker.publisher.flush = counted  # type: ignore[method-assign]  # flushes are counted nowhere else
@@ -64,7 +64,7 @@ async def test_a_vendor_changes_cells_while_redis_is_away(proxy: Proxy, one: Pee
 
 
 async def handed_over_unpublished(proxy: Proxy, one: Peer, other: Peer) -> Look:
-    """A truck's last fix came to one process while it had no Redis, and its socket ended; the map of the other."""
+    """A truck's last fix reached a process without Redis, and its socket ended; the other process must show it."""
     one.serve("truck", HERE)
     look = await other.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})
@@ -76,7 +76,7 @@ async def handed_over_unpublished(proxy: Proxy, one: Peer, other: Peer) -> Look:
 
 
 async def test_the_last_fix_before_a_handover_while_redis_is_away(proxy: Proxy, one: Peer, other: Peer) -> None:
-    """A truck reports on a process that lost Redis, comes back on another and parks: its last place is not lost."""
+    """A truck reports to a process that lost Redis, reconnects to another and parks: its last position is not lost."""
     look = await handed_over_unpublished(proxy, one, other)
     other.serve("truck")
     proxy.up()
@@ -89,7 +89,7 @@ async def test_the_last_fix_before_a_handover_while_redis_is_away(proxy: Proxy, 
 async def test_the_last_fix_before_a_handover_to_a_process_that_lost_its_subscription(
     redis_url: str, proxy: Proxy, one: Peer, other: Peer
 ) -> None:
-    """As above, when the other process loses its subscription at the very moment of the handover."""
+    """As above, but the other process loses its subscription during the handover."""
     look = await handed_over_unpublished(proxy, one, other)
     deaf = False
     async with redis.asyncio.Redis.from_url(redis_url) as client:
@@ -130,7 +130,7 @@ async def test_a_deleted_vendor_leaves_every_map_and_redis(redis_url: str, one: 
 
 
 async def test_many_vendors_are_placed_in_turns(one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an outage all vendors are looked up and written again: in steps, so that nobody else waits for all."""
+    """After an outage all vendors are looked up and written again, in steps that do not block the event loop."""
     monkeypatch.setattr("streamer.broker.publisher.TURN", 2)
     placement, sizes = one.broker.publisher.placement, list[int]()
     adopt, place = placement.adopt, placement.place

@@ -1,4 +1,4 @@
-"""The Redis user with the least rights: one missing right breaks the server, one too many helps an intruder."""
+"""The Redis user with least privilege: a missing permission breaks the server, an extra one helps an intruder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_nothing_else_is_allowed(serving_redis_url: str) -> None:
 
 
 async def test_redis_accepts_the_printed_rules(valkey_server: ValkeyServer, tmp_path: Path) -> None:
-    """An operator pastes it: Redis must understand it."""
+    """The documented command must work in Redis."""
     done = await run("redis", "acl", "--user", "venta", "--setuser", folder=tmp_path)
     assert done.status == 0
     command = done.out.strip().replace("PASSWORD", "secret")

@@ -1,4 +1,4 @@
-"""The same on a Redis Cluster: cells on three nodes, one of them lost, a slot that moves."""
+"""The broker on a Redis Cluster: cells on three nodes, a lost node, a slot that moves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Cluster:
         return await self.clients[number].execute_command(*words)  # type: ignore[no-untyped-call]
 
     async def serving(self, name: bytes) -> int:
-        """Which node serves a key or channel."""
+        """Returns the node that serves a key or channel."""
         slot, port = key_slot(name), 0
         for first, last, master, *_ in await self.ask(0, "CLUSTER", "SLOTS"):
             if first <= slot <= last:
@@ -47,7 +47,7 @@ class Cluster:
         return [server.port for server in self.servers].index(port)
 
     async def place_on(self, number: int) -> Position:
-        """A place whose cell is on this node."""
+        """Returns a position whose cell is on this node."""
         for step in range(200):
             at = (52.0 + step * 0.25, 21.0 + step * 0.25)
             if await self.serving(channel(bus_cell(*at))) == number:
@@ -55,7 +55,7 @@ class Cluster:
         raise AssertionError("all cells are on the other nodes")
 
     async def whole(self, *numbers: int) -> None:
-        """Wait until these nodes take part in a cluster that works."""
+        """Waits until these nodes are part of a working cluster."""
 
         async def works() -> bool:
             states = [await self.ask(number, "CLUSTER", "INFO") for number in numbers]
@@ -66,7 +66,7 @@ class Cluster:
 
 @pytest.fixture
 async def cluster(own_folder: Path) -> AsyncIterator[Cluster]:
-    """A cluster of the test's own, whose nodes do without each other."""
+    """A separate cluster whose nodes also serve without the others."""
     async with AsyncExitStack() as stack:
         servers = [ClusterNode(own_folder.with_name(f"{own_folder.name}_{number}")) for number in range(3)]
         for server in servers:
@@ -87,7 +87,7 @@ async def cluster(own_folder: Path) -> AsyncIterator[Cluster]:
 
 
 async def test_on_three_nodes(cluster: Cluster) -> None:
-    """Trucks go from node to node; each process receives from each node only what it watches there."""
+    """Trucks move between nodes; each process receives from each node only the cells that it watches."""
     spots = [await cluster.place_on(number) for number in range(3)]
     async with Peer(cluster.url, "one") as one, Peer(cluster.url, "other") as other:
         for at in spots:
@@ -115,7 +115,7 @@ async def test_on_three_nodes(cluster: Cluster) -> None:
 
 
 async def test_a_node_is_lost(cluster: Cluster) -> None:
-    """What is on the others goes on; what was on it goes on within each process, and is whole again when it is back."""
+    """Cells on other nodes are not affected; those on the lost node work within each process, and recover with it."""
     broadcasting = await cluster.serving(BROADCAST)
     lost, kept = (number for number in range(3) if number != broadcasting)
     there, here = await cluster.place_on(lost), await cluster.place_on(kept)
@@ -150,7 +150,7 @@ async def test_a_node_is_lost(cluster: Cluster) -> None:
 
 
 async def test_a_slot_moves(cluster: Cluster) -> None:
-    """While slots are moved to another node trucks are seen to move, and subscriptions move along."""
+    """While slots move to another node, updates continue and subscriptions move as well."""
     source, target = 0, 1
     at = await cluster.place_on(source)
     slot = key_slot(channel(bus_cell(*at)))
@@ -184,7 +184,7 @@ async def test_a_slot_moves(cluster: Cluster) -> None:
 
 
 async def test_the_feed_is_one_stream(cluster: Cluster) -> None:
-    """Services that follow vendors read one stream, whatever nodes the vendors' cells are on."""
+    """Other services read one stream, whatever nodes the vendors' cells are on."""
     async with Peer(cluster.url, "one") as one:
         feed = Feed(
             one.broker.run, lambda: [("truck", True, True)], "one", now_ms, key="venta:feed", length=1000, interval=1.0

@@ -1,4 +1,4 @@
-"""The undocumented part of redis-py: if it changes, writes that came too late could still be delivered."""
+"""The undocumented part of redis-py: if it changes, outdated writes could still be delivered."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ async def test_a_reset_connection_sends_nothing_more() -> None:
         reset(connection)
         assert connection._writer is None
         assert isinstance(await asyncio.wait_for(ended, 5), ConnectionResetError), "closed in order, not reset"
-        reset(connection)  # a second time harms nothing
+        reset(connection)  # a second call does no harm

@@ -1,4 +1,4 @@
-"""Redis fails over or refuses writes: while it does, the maps of processes differ."""
+"""Redis fails over or refuses writes; meanwhile the maps of processes differ."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def replicate(replica: ValkeyServer, primary: ValkeyServer) -> None:
 
 @pytest.fixture
 async def pair(own_folder: Path) -> AsyncIterator[tuple[ValkeyServer, ValkeyServer]]:
-    """A primary and its replica, of the test's own."""
+    """A separate primary with its replica."""
     async with AsyncExitStack() as stack:
         servers = [
             await stack.enter_async_context(ValkeyServer(own_folder.with_name(f"{own_folder.name}_{number}")))
@@ -71,7 +71,7 @@ async def agree(one: Peer, other: Peer) -> None:
 
 
 async def test_a_primary_demoted_with_its_sessions_kept(pair: tuple[ValkeyServer, ValkeyServer]) -> None:
-    """A load balancer that keeps sessions leaves the server on a replica; nobody else cuts the connection."""
+    """A load balancer that keeps sessions leaves the server on a replica; only the server can close the connection."""
     old, new = pair
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy(old.url)) for _ in range(2)]
@@ -95,7 +95,7 @@ async def test_a_primary_demoted_with_its_sessions_kept(pair: tuple[ValkeyServer
 
 
 async def test_a_full_redis(valkey_server: ValkeyServer) -> None:
-    """Redis out of memory refuses every write: maps differ, so it is no process to send customers to."""
+    """Redis out of memory refuses every write: maps differ, so the process must be unready."""
     async with two_processes(valkey_server.url) as (one, other):
         one.serve("truck", HERE)
         other.serve("cart", HERE)
@@ -110,7 +110,7 @@ async def test_a_full_redis(valkey_server: ValkeyServer) -> None:
             failures = [node.failures for node in nodes]
             await one.joined()
             await other.joined()
-            # One more may have been in progress: a probe a second then brings every view up to date in time.
+            # One more may have been in progress; with a probe per second every view is then up to date in time.
             assert all(node.failures <= before + 1 for node, before in zip(nodes, failures, strict=True))
         lines = [(log["event"].split(";")[0], log.get("failures", 1) > 0) for log in logs if "redis" in log["event"]]
         assert sorted(lines) == [("redis available", True)] * 2 + [("redis unavailable", True)] * 2, "one line each"
@@ -150,7 +150,7 @@ async def test_sentinels_make_the_replica_the_primary(
 
 
 async def test_sentinels_that_know_no_such_primary(valkey_server: ValkeyServer, own_folder: Path) -> None:
-    """A service name with a mistake in it is named, not waited for in silence."""
+    """A wrong service name is reported rather than waited for silently."""
     async with Sentinels(own_folder, valkey_server.port) as sentinels:
         peer = Peer(sentinels.url.replace("mymaster", "theirmaster"), "one")
         await peer.start(wait=False)

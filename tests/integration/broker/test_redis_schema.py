@@ -1,4 +1,4 @@
-"""The Lua scripts: writes of processes that are late must not undo those of others, in whatever order they come."""
+"""The Lua scripts: late writes must not undo newer ones of other processes, in whatever order they arrive."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class State(NamedTuple):
     http: int
 
     def put(self, index: LiveIndex, now: int) -> Any:
-        """Merges it into an index, as what is heard is; returns the vendor."""
+        """Merges it into an index like a message; returns the vendor."""
         index.put_card("truck", self.card, now)
         index.put_presence("truck", self.presence, now)
         index.put_http("truck", self.http, now)
@@ -55,7 +55,7 @@ def vendor(fix: Fix, now: int) -> Any:
 
 
 async def held(client: Any, writes: list[list[bytes]]) -> dict[bytes, bytes]:
-    """What a cell holds after these writes."""
+    """Returns the contents of a cell after these writes."""
     await client.delete(KEY)
     for fields in writes:
         await client.eval(WRITE, 1, KEY, 60, "mark", *fields)
@@ -63,7 +63,7 @@ async def held(client: Any, writes: list[list[bytes]]) -> dict[bytes, bytes]:
 
 
 async def test_writes_commute_also_at_equal_versions(redis_url: str) -> None:
-    """Commutative, associative, idempotent: Redis ends with the state that every process's index ends with."""
+    """Writes are commutative, associative and idempotent: Redis and every process's index end with the same state."""
     chance = random.Random(7)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         for _ in range(40):
@@ -101,7 +101,7 @@ async def test_writes_commute_also_at_equal_versions(redis_url: str) -> None:
 
 
 async def test_an_entry_that_is_newer_is_not_dropped(redis_url: str) -> None:
-    """The process a vendor left must not take it off the map of the process it went to."""
+    """A vendor's old process must not remove it from the map of its new process."""
     now = time.time_ns() // 1_000_000
     batch = CellBatch()
     batch.add(vendor(Fix(now, 1.0, 1.0), now), Part.ALL)
@@ -114,7 +114,7 @@ async def test_an_entry_that_is_newer_is_not_dropped(redis_url: str) -> None:
 
 
 async def test_an_epoch_shows_that_redis_lost_the_cell(redis_url: str) -> None:
-    """Without the epoch, a vendor that is not written again yet would be taken off every map."""
+    """Without the generation, a vendor that is not written again yet would be removed from all maps."""
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         assert await client.eval(READ, 1, KEY, 60, "first") == b"first"
         assert await client.eval(WRITE, 1, KEY, 60, "second") == b"first"
@@ -123,7 +123,7 @@ async def test_an_epoch_shows_that_redis_lost_the_cell(redis_url: str) -> None:
 
 
 async def test_a_place_is_the_newest_but_never_of_the_future(redis_url: str) -> None:
-    """A process whose clock is an hour ahead must not determine for an hour where a vendor is looked for."""
+    """A process whose clock is an hour ahead must not determine a vendor's place for an hour."""
     now = time.time_ns() // 1_000_000
     key, other = place_key("truck"), bus_cell(10.0, 10.0)
     async with redis.asyncio.Redis.from_url(redis_url) as client:

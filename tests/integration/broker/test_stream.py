@@ -1,4 +1,4 @@
-"""The position stream for other services: it ends with every vendor's newest state, and names gaps."""
+"""The position stream for other services: it ends with every vendor's newest state, and has entries for gaps."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.conftest import Serve
 from tests.support.apps import VendorApp, eventually, now_ms
 
 Client = Any
-"""redis-py's own types know no bytes."""
+"""redis-py's types do not include bytes."""
 KEY = "venta:feed"
 LAT, LONG = 52.2297, 21.0122
 
 
 class Wire:
-    """A connection to Redis that may be cut, before or after a command was executed."""
+    """A connection to Redis that may fail before or after a command was executed."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.cut_after: int | None = None
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """As Nodes.run."""
+        """Like Nodes.run."""
         answers: list[Any] = []
         for command in commands:
             if self.cut_after is not None:
@@ -57,7 +57,7 @@ class Clock:
         return self.now
 
     def forward(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advances the clock."""
         self.now += int(seconds * 1000)
 
 
@@ -68,7 +68,7 @@ async def client(redis_url: str) -> AsyncIterator[Client]:
 
 
 async def entries(client: Client) -> list[dict[str, str]]:
-    """All that is in the stream."""
+    """Returns all entries of the stream."""
     return [{k.decode(): v.decode() for k, v in fields.items()} for _, fields in await client.xrange(KEY)]
 
 
@@ -88,7 +88,7 @@ def feed(wire: Wire, clock: Clock, process: str = "a", length: int = 1000) -> tu
 
 
 async def test_changes_are_merged_per_vendor(client: Client) -> None:
-    """A consumer gets one entry a vendor and interval, the newest, and never an older one after it."""
+    """A consumer gets one entry per vendor and interval, the newest, and never an older one after it."""
     one, statuses = feed(Wire(client), Clock())
     for at in (5, 7, 6):
         one.position("v", Position(at, LAT, LONG + at))
@@ -112,7 +112,7 @@ async def test_changes_are_merged_per_vendor(client: Client) -> None:
 
 
 async def test_while_redis_is_away_changes_wait_one_a_vendor(client: Client) -> None:
-    """An outage of Redis may cost consumers the steps in between, but not the newest state, and only bounded memory."""
+    """An outage of Redis may lose intermediate steps, but not the newest state, and costs only bounded memory."""
     wire, clock = Wire(client), Clock()
     one, _ = feed(wire, clock)
     await one.flush()
@@ -140,7 +140,7 @@ async def test_while_redis_is_away_changes_wait_one_a_vendor(client: Client) -> 
 
 @pytest.mark.parametrize("after", range(8))
 async def test_a_cut_in_the_middle_loses_nothing(client: Client, after: int) -> None:
-    """Whatever Redis had carried out when the connection broke, each vendor's last change is in the stream."""
+    """Whatever Redis had executed when the connection broke, each vendor's last change is in the stream."""
     wire = Wire(client)
     one, statuses = feed(wire, Clock())
     await one.flush()
@@ -157,7 +157,7 @@ async def test_a_cut_in_the_middle_loses_nothing(client: Client, after: int) -> 
 
 
 async def test_a_process_that_died_leaves_one_gap(client: Client) -> None:
-    """What it had committed and not written may be missing: a consumer reads it from the database."""
+    """Committed positions that it had not written may be missing; a consumer then reads the database."""
     wire, clock = Wire(client), Clock()
     (dead, _), (one, _), (two, _) = feed(wire, clock, "dead"), feed(wire, clock, "one"), feed(wire, clock, "two")
     since = clock.now
@@ -176,7 +176,7 @@ async def test_a_process_that_died_leaves_one_gap(client: Client) -> None:
 
 
 async def test_an_orderly_end_is_no_gap(client: Client) -> None:
-    """A restart for an update must not make every consumer read the whole database."""
+    """A restart must not make every consumer read the whole database."""
     wire, clock = Wire(client), Clock()
     (ended, _), (one, _) = feed(wire, clock, "ended"), feed(wire, clock, "one")
     await ended.flush()
@@ -189,7 +189,7 @@ async def test_an_orderly_end_is_no_gap(client: Client) -> None:
 
 
 async def test_data_lost_by_redis_leaves_a_gap(client: Client) -> None:
-    """Redis came back empty, or from an old copy: the feed says since when something may be missing."""
+    """Redis came back empty, or with an old copy: the gap entry has the time since when entries may be missing."""
     clock = Clock()
     one, statuses = feed(Wire(client), clock)
     statuses["v"] = (True, True)
@@ -212,7 +212,7 @@ async def test_data_lost_by_redis_leaves_a_gap(client: Client) -> None:
 
 
 async def test_the_stream_is_bounded(client: Client) -> None:
-    """Nobody reads it, and Redis must not fill up."""
+    """Without a consumer, the stream must not fill up Redis."""
     one, _ = feed(Wire(client), Clock(), length=500)
     for at in range(20):
         for n in range(100):
@@ -223,7 +223,7 @@ async def test_the_stream_is_bounded(client: Client) -> None:
 
 
 async def test_what_is_known_of_vendors_is_bounded(client: Client) -> None:
-    """A year of vendors must not be a year of memory."""
+    """Memory must not grow with every vendor ever seen."""
     one, _ = feed(Wire(client), Clock())
     one._newest = {f"v{n}": n for n in range(MOST_KNOWN)}
     one.position("v", Position(1, LAT, LONG))
@@ -233,7 +233,7 @@ async def test_what_is_known_of_vendors_is_bounded(client: Client) -> None:
 
 
 async def test_the_server_feeds_what_is_committed(serve: Serve, database_url: str, client: Client) -> None:
-    """A search index gets positions and openings, by two processes, in one consumer group."""
+    """A search index gets positions and statuses from two processes, in one consumer group."""
     first, second = await seed.seed(database_url, 2)
     servers = [await serve(feed="on", feed_interval=0.1), await serve(feed="on", feed_interval=0.1)]
     await client.xgroup_create(KEY, "search", id="0", mkstream=True)
@@ -277,7 +277,7 @@ async def test_off_means_nothing_is_written(serve: Serve, database_url: str, cli
 async def test_redis_away_costs_no_ack_and_no_last_position(
     serve: Serve, database_url: str, valkey_server: ValkeyServer
 ) -> None:
-    """Redis is killed and comes back empty: pings were stored and acked meanwhile, and the feed ends at the truth."""
+    """Redis is killed and comes back empty while pings are stored and acked: the stream ends with the newest state."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(redis_url=valkey_server.url, feed="on", feed_interval=0.1)
     async with VendorApp(server.url, one.clerk_id) as app:

@@ -1,4 +1,4 @@
-"""What a process receives: only the cells it needs, and everything in them, also after a connection failed."""
+"""A process receives only the cells that it needs, and everything in them, also after a connection failed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_only_watched_cells_are_subscribed(redis_url: str, other: Peer) ->
 
 
 async def test_a_cell_watched_again_while_it_is_unsubscribed(redis_url: str, other: Peer) -> None:
-    """A cell watched again at the moment it is unsubscribed shows its vendors."""
+    """A cell that is watched again while it is being unsubscribed shows its vendors."""
     other.serve("truck", HERE)
     await written(other, "truck")
     async with Peer(redis_url, "third", linger=60) as third:
@@ -75,12 +75,12 @@ async def test_a_cell_watched_again_while_it_is_unsubscribed(redis_url: str, oth
 
 
 async def test_a_large_cell_is_left_in_steps(redis_url: str) -> None:
-    """The vendors of a large city are no longer watched: removing all at once would delay everybody's messages."""
+    """The vendors of a large city are no longer watched: they must be removed in steps, without delaying messages."""
     async with Peer(redis_url, "third", linger=60) as third:
         index, subscriber, now = third.index, third.broker.subscriber, third.now()
 
         async def leave(again: bool) -> list[int]:
-            """How many vendors are known at each turn of the event loop, if the cell is watched again at the third."""
+            """Returns the number of known vendors at each turn of the loop, if the cell is watched again at the third."""
             look = await third.watch(area=circle(*HERE, 100))
             for n in range(3 * SLICE):
                 index.put_fix(f"v{n}", Fix(now, *HERE), now)
@@ -104,7 +104,7 @@ async def test_a_large_cell_is_left_in_steps(redis_url: str) -> None:
 
 
 async def test_a_sweep_is_made_in_steps(redis_url: str) -> None:
-    """What late messages left of the vendors of a large city goes, without delaying everybody's messages."""
+    """Vendors left behind by late messages are removed in steps, so that no messages are delayed."""
     async with Peer(redis_url, "third") as third:
         index, subscriber, now = third.index, third.broker.subscriber, third.now()
         await third.watch(area=circle(*HERE, 100))
@@ -128,7 +128,7 @@ async def test_a_sweep_is_made_in_steps(redis_url: str) -> None:
 
 
 async def test_a_connection_to_redis_is_cut(proxy: Proxy, one: Peer, other: Peer) -> None:
-    """A snapshot brings customers what they missed: a truck that moved, one that came, one that left."""
+    """A snapshot contains the missed changes: a truck moved, one entered, one left."""
     for name in ("moves", "leaves", "stays"):
         other.serve(name, HERE)
     look = await one.watch(area=circle(*HERE, 5_000))
@@ -164,11 +164,11 @@ async def test_a_connection_to_redis_stalls_silently(proxy: Proxy, one: Peer, ot
 
 
 async def test_a_blocked_event_loop_is_no_gap(one: Peer, other: Peer) -> None:
-    """A process that was blocked reads what came meanwhile; it must not conclude that Redis was silent."""
+    """A process that was blocked reads what arrived meanwhile; it must not conclude that Redis was silent."""
     other.serve("truck", HERE)
     look = await one.watch(area=circle(*HERE, 5_000))
     await look.sees({"truck": HERE})
-    time.sleep(3.0)  # noqa: ASYNC251  # that is the fault
+    time.sleep(3.0)  # noqa: ASYNC251  # the fault under test
     other.ping("truck", NEAR)
     await look.sees({"truck": NEAR})
     await asyncio.sleep(0.6)

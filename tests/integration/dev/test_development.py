@@ -1,4 +1,4 @@
-"""The development server's own parts; as a whole it is tested as the command `dev` in test_cli.py."""
+"""Parts of the development server; the command `dev` is tested as a whole in tests/e2e/cli/test_main.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.apps import CustomerApp, circle, eventually
 async def test_a_redis_that_is_away_is_named_without_its_password(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A given Redis that is away is named, its password is not, and nothing is left that says the server runs."""
+    """The error names a given Redis that is down, without its password, and no file claims that the server runs."""
     monkeypatch.setattr(development, "READY_TIMEOUT", 0.5)
     given = settings.load(database_url=database_url, redis_url="redis://:dont-tell@127.0.0.1:1", port=0)
     steps: list[str] = []
@@ -34,7 +34,7 @@ async def test_a_redis_that_is_away_is_named_without_its_password(
 
 
 async def test_services_of_another(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """With given services two servers may share a folder: the one that ends first leaves the other's URLs there."""
+    """With given services two servers may share a folder: the one that ends first keeps the other's URLs."""
     given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
     services = tmp_path / folder.SERVICES
     async with dev_server(given, tmp_path, 0, print) as second:
@@ -46,7 +46,7 @@ async def test_services_of_another(database_url: str, redis_url: str, tmp_path: 
 
 
 def test_the_secret(tmp_path: Path) -> None:
-    """Kept, so that a token outlives a restart; for its owner's eyes only, whatever the umask."""
+    """The secret is kept, so that a token outlives a restart; only its owner may read it, whatever the umask."""
     before = os.umask(0)
     try:
         secret = kept_secret(tmp_path)
@@ -59,7 +59,7 @@ def test_the_secret(tmp_path: Path) -> None:
 
 
 async def test_all_simulated_vendors_are_there(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """All of the two hundred requested vendors move, some are closed, and watchers may read their history."""
+    """All of the two hundred requested vendors move, some are closed, and watchers can read their history."""
     given = settings.load(database_url=database_url, redis_url=redis_url, port=0)
     async with dev_server(given, tmp_path, 120, print) as developed, CustomerApp(developed.http) as customer:
         await customer.watch("w", circle(*CENTRE, 50_000))

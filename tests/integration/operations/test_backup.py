@@ -1,4 +1,4 @@
-"""Backups: one that can't be restored is none."""
+"""Backups, and that they can be restored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOW = datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 @pytest.fixture
 async def filled(database_url: str) -> str:
-    """A database with vendors and what they sent, also rows in the default partition."""
+    """A database with vendors and their pings, also rows in the default partition."""
     vendors = await seed.seed(database_url, 20)
     connection = await asyncpg.connect(database_url)
     rows = []
@@ -61,7 +61,7 @@ def stored(vendor_id: str, pings: list[tuple[int, float, float]]) -> list[Any]:
 
 
 async def everything(url: str) -> dict[str, list[Any]]:
-    """Every row of every table."""
+    """Returns all rows of all tables."""
     connection = await asyncpg.connect(url)
     try:
         tables = await connection.fetch(queries.ALL_TABLES, None)
@@ -76,7 +76,7 @@ async def everything(url: str) -> dict[str, list[Any]]:
 async def test_a_restored_database_equals_the_backed_up_one(
     filled: str, empty_database_url: str, tmp_path: Path
 ) -> None:
-    """Every row of every table, by value; then the server runs on it."""
+    """All rows of all tables are restored, and the server runs on the result."""
     path = await backup(filled, tmp_path, now=NOW)
     assert path.name.endswith("-20310102T030405Z.dump")
     assert path.stat().st_mode & 0o077 == 0, "for nobody else to read"
@@ -93,7 +93,7 @@ async def test_a_restored_database_equals_the_backed_up_one(
 
 
 async def test_restore_destroys_nothing(filled: str, database_url: str, tmp_path: Path) -> None:
-    """A restore that is aimed at the production database by mistake refuses."""
+    """A restore into the production database by mistake is refused."""
     path = await backup(filled, tmp_path)
     before = await everything(filled)
     with pytest.raises(DatabaseError, match="is not empty"):
@@ -102,7 +102,7 @@ async def test_restore_destroys_nothing(filled: str, database_url: str, tmp_path
 
 
 async def test_a_damaged_backup(filled: str, empty_database_url: str, tmp_path: Path) -> None:
-    """One flipped bit is noticed before anything is restored; a lost manifest is named."""
+    """A flipped bit is detected before anything is restored; a lost manifest is named."""
     path = await backup(filled, tmp_path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -116,7 +116,7 @@ async def test_a_damaged_backup(filled: str, empty_database_url: str, tmp_path: 
 
 
 async def test_whole_or_not_at_all(filled: str, empty_database_url: str, tmp_path: Path) -> None:
-    """A dump that ends too early, with a manifest that believes it, leaves the database empty."""
+    """A truncated dump with a matching manifest leaves the database empty."""
     path = await backup(filled, tmp_path)
     path.write_bytes(path.read_bytes()[:-200])
     manifest = json.loads(manifest_of(path).read_text())
@@ -128,7 +128,7 @@ async def test_whole_or_not_at_all(filled: str, empty_database_url: str, tmp_pat
 
 
 async def test_missing_rows_are_reported(filled: str, empty_database_url: str, tmp_path: Path) -> None:
-    """A restore that went through but lacks a row is no success."""
+    """A restore that lacks a row must fail."""
     path = await backup(filled, tmp_path)
     manifest = json.loads(manifest_of(path).read_text())
     manifest["tables"]["public.vendors"][0] += 1
@@ -138,7 +138,7 @@ async def test_missing_rows_are_reported(filled: str, empty_database_url: str, t
 
 
 def test_compared() -> None:
-    """Each kind of difference between tables."""
+    """Each kind of difference between tables is reported."""
     one = {"a": Counted(1, "x"), "b": Counted(2, "y"), "c": Counted(3, "z")}
     two = {"a": Counted(1, "other"), "b": Counted(4, "y"), "d": Counted(0, "0")}
     assert compared(one, one) == []
@@ -151,7 +151,7 @@ def test_compared() -> None:
 
 
 async def test_encrypted(filled: str, empty_database_url: str, tmp_path: Path) -> None:
-    """A stolen disk of backups can't be read; the key restores them."""
+    """An encrypted backup can't be read without the key, and can be restored with it."""
     key, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
     path = await backup(filled, tmp_path, recipient=str(key.to_public()))
     assert path.name.endswith(".dump.age")
@@ -171,7 +171,7 @@ async def test_encrypted(filled: str, empty_database_url: str, tmp_path: Path) -
 
 
 async def test_a_full_disk_leaves_nothing(filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a backup that looks like one is worse than none."""
+    """A failed backup must leave no file that looks complete."""
 
     def full(self: Digest, data: bytes) -> int:
         raise OSError(28, "No space left on device")
@@ -183,7 +183,7 @@ async def test_a_full_disk_leaves_nothing(filled: str, tmp_path: Path, monkeypat
 
 
 async def test_a_database_that_is_away(tmp_path: Path, unused_tcp_port: int) -> None:
-    """Named without its password, and no file is left."""
+    """The error names the database without its password, and no file is left."""
     with pytest.raises(Unavailable) as said:
         await backup(f"postgresql://u:hidden@127.0.0.1:{unused_tcp_port}/venta", tmp_path)
     assert "can't be reached" in str(said.value)
@@ -192,7 +192,7 @@ async def test_a_database_that_is_away(tmp_path: Path, unused_tcp_port: int) -> 
 
 
 async def test_a_schema_of_its_own(empty_database_url: str, database_url: str, tmp_path: Path) -> None:
-    """With ?schema= only that schema is taken, and comes back under its name."""
+    """With ?schema= only that schema is backed up, and restored under its name."""
     url = f"{empty_database_url}?schema=venta"
     await migrate.upgrade(url)
     await seed.seed(url, 2)
@@ -215,7 +215,7 @@ def make(folder: Path, at: datetime) -> Path:
 
 
 def test_old_ones_are_removed(tmp_path: Path) -> None:
-    """A week is kept, never less than the newest, and never what is no backup of ours."""
+    """A week of backups is kept, always at least the newest; other files are never deleted."""
     days = [make(tmp_path, NOW - timedelta(days=n)) for n in range(10)]
     others = [tmp_path / "notes.txt", tmp_path / "venta_db-20200101T000000Z.dump"]  # the second has no manifest
     for other in others:
@@ -232,7 +232,7 @@ def test_old_ones_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_server_tells_the_age(tmp_path: Path) -> None:
-    """Operators notice that backups have stopped only by a number that grows."""
+    """Operators detect missing backups by their age."""
     backups = Backups(tmp_path)
     backups.look()
     assert (backups.last, backups.proven) == (0.0, 0.0)
@@ -247,7 +247,7 @@ def test_a_server_tells_the_age(tmp_path: Path) -> None:
 
 
 async def test_proved(filled: str, tmp_path: Path) -> None:
-    """A backup is proved by restoring it into a PostgreSQL of its own; the backed-up one is not touched."""
+    """A backup is verified by restoring it into a separate PostgreSQL; the original one is not touched."""
     path = await backup(filled, tmp_path)
     proof = await prove(path)
     assert proof.differences == []
@@ -256,7 +256,7 @@ async def test_proved(filled: str, tmp_path: Path) -> None:
 
 
 async def test_proved_on_a_server(filled: str, tmp_path: Path) -> None:
-    """A backup is proved in a scratch database that is gone afterwards, also when the proof fails."""
+    """A backup is verified in a scratch database that is dropped afterwards, also if the verification fails."""
     path = await backup(filled, tmp_path)
     await prove(path, on=filled)
     path.write_bytes(b"")
@@ -270,13 +270,13 @@ async def test_proved_on_a_server(filled: str, tmp_path: Path) -> None:
 
 
 def test_a_program_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pg_dump refuses a newer server in its own words; ours say what to install."""
+    """pg_dump refuses a newer server; the error must say what to install."""
     with pytest.raises(SettingsError, match="postgresql-client-99"):
         program_of("pg_dump", 99)
 
 
 async def test_the_commands(filled: str, empty_database_url: str, tmp_path: Path) -> None:
-    """Backup, prove and restore as cron and an operator call them."""
+    """The commands of backup, verification and restore, as called by cron and an operator."""
     folder = {"STREAMER_BACKUP_DIR": str(tmp_path / "backups")}
     done = await run("db", "backup", folder=tmp_path, DATABASE_URL=filled, **folder)
     assert done.status == 0, done.err
