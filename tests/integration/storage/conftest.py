@@ -1,4 +1,4 @@
-"""What the tests of the schema share."""
+"""Fixtures of the tests of the schema."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def connection(database_url: str) -> AsyncIterator[Any]:
 
 
 async def without_days(connection: Any) -> Any:
-    """The same connection, after dropping all partitions but the default one."""
+    """The same connection, after dropping all partitions except the default one."""
     for name in await partition_names(connection):
         if name != "locations_default":
             await connection.execute(f'DROP TABLE "{name}"')
@@ -37,7 +37,7 @@ async def without_days(connection: Any) -> Any:
 
 
 async def partition_names(connection: Any) -> list[str]:
-    """The partitions of `locations`, in the order of their names."""
+    """Returns the partitions of `locations` in the order of their names."""
     rows = await connection.fetch(
         "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'locations'::regclass "
         "ORDER BY relname"
@@ -46,5 +46,5 @@ async def partition_names(connection: Any) -> list[str]:
 
 
 def days(first: int, last: int) -> list[str]:
-    """The names of the partitions of a range of days, relative to TODAY."""
+    """Returns the names of the partitions of a range of days, relative to TODAY."""
     return [f"locations_{TODAY + timedelta(days=n):%Y%m%d}" for n in range(first, last + 1)]

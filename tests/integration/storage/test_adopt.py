@@ -1,6 +1,6 @@
-"""A database that Prisma made is adopted while its gateway writes, and given back.
+"""A database created by Prisma is adopted while its gateway writes, and reverted.
 
-`ADOPT_ROWS=1000000 pytest -s tests/integration/storage/test_adopt.py` does it with a million rows.
+`ADOPT_ROWS=1000000 pytest -s tests/integration/storage/test_adopt.py` uses a million rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Rows = dict[str, tuple[Any, ...]]
 
 @pytest.fixture
 async def prisma_url(empty_database_url: str) -> str:
-    """A database as `prisma migrate` and a gateway leave it, with rows of ten days."""
+    """A database as created by `prisma migrate` and a gateway, with rows of ten days."""
     async with connected(empty_database_url) as connection:
         await connection.execute(prisma_schema())
         await connection.execute(USERS)
@@ -57,7 +57,7 @@ async def prisma_url(empty_database_url: str) -> str:
 
 
 def locations() -> Iterator[tuple[Any, ...]]:
-    """Rows with ids as cuid() makes them; one in a hundred has an id that carries no time."""
+    """Rows with ids of cuid(); one in a hundred has an id without a time."""
     now = datetime.now(UTC)
     for n in range(ROWS):
         at = now - timedelta(seconds=DAYS * 86_400 * n / ROWS)
@@ -67,7 +67,7 @@ def locations() -> Iterator[tuple[Any, ...]]:
 
 @asynccontextmanager
 async def writing(url: str, prefix: str) -> AsyncIterator[dict[str, float]]:
-    """A gateway that goes on writing as Prisma does: inserts, changes, deletions; yields latitudes by id."""
+    """A gateway that continues to write like Prisma: inserts, changes, deletions; yields latitudes by id."""
     written: dict[str, float] = {}
     stopping = asyncio.Event()
 
@@ -104,21 +104,21 @@ async def writing(url: str, prefix: str) -> AsyncIterator[dict[str, float]]:
 
 
 async def everything(url: str, without: str = "-") -> Rows:
-    """All locations, but for those of a gateway."""
+    """Returns all locations except those of a gateway."""
     async with connected(url) as connection:
         rows = await connection.fetch('SELECT "id", "vendorId", "lat", "long", "timestamp" FROM "locations"')
     return {row[0]: tuple(row) for row in rows if not row[0].startswith(without)}
 
 
 async def of_gateway(url: str, prefix: str) -> dict[str, float]:
-    """The latitudes of a gateway's locations."""
+    """Returns the latitudes of a gateway's locations."""
     async with connected(url) as connection:
         rows = await connection.fetch('SELECT "id", "lat" FROM "locations" WHERE starts_with("id", $1)', prefix)
     return dict(tuple(row) for row in rows)
 
 
 async def schema(url: str) -> list[tuple[Any, ...]]:
-    """Every column, index and constraint; not the documented indexes, which stay."""
+    """Returns all columns, indexes and constraints, except the documented indexes, which stay."""
     async with connected(url) as connection:
         rows = await connection.fetch(
             """
@@ -135,7 +135,7 @@ async def schema(url: str) -> list[tuple[Any, ...]]:
 
 
 async def test_nothing_is_lost_on_the_way_there_and_back(prisma_url: str) -> None:
-    """Months of history, and the pings of that very minute, are a business's memory."""
+    """Neither months of history nor the pings of that minute may be lost."""
     made_by_prisma, before = await schema(prisma_url), await everything(prisma_url)
     async with writing(prisma_url, "first-") as first:
         done = await adopt.adopt(prisma_url)
@@ -161,14 +161,14 @@ async def test_nothing_is_lost_on_the_way_there_and_back(prisma_url: str) -> Non
 
 
 def test_the_guide_names_each_added_column() -> None:
-    """`prisma migrate` would propose to drop a column that the Prisma schema does not name."""
+    """Otherwise `prisma migrate` would propose to drop a column that the Prisma schema lacks."""
     guide = (ROOT / "docs/from-nestjs.md").read_text()
     for _, column in migrate.added_columns():
         assert re.search(rf"`{column} \w+\?`", guide), column
 
 
 async def test_the_dry_run_names_the_rows_in_the_way(prisma_url: str) -> None:
-    """An operator must learn before the night of the migration which rows to mend."""
+    """An operator must be able to see before the migration which rows to correct."""
     async with connected(prisma_url) as connection:
         await connection.execute(
             """
@@ -192,7 +192,7 @@ async def test_the_dry_run_names_the_rows_in_the_way(prisma_url: str) -> None:
 
 
 async def test_an_adoption_that_was_interrupted_continues(prisma_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that breaks in the third hour must not cost the first two; and there is still a way back."""
+    """A connection that breaks in the third hour must not lose the first two, and reverting is still possible."""
     made_by_prisma, before = await schema(prisma_url), await everything(prisma_url)
     monkeypatch.setattr(adopt, "BATCH", max(1, ROWS // 10))
 
@@ -226,7 +226,7 @@ async def test_an_adoption_that_was_interrupted_continues(prisma_url: str, monke
 
 
 async def test_the_gateways_role_keeps_its_rights(prisma_url: str) -> None:
-    """A gateway that logs in as another role than the owner must not be locked out when the tables change."""
+    """A gateway with a role other than the owner must not lose access when the tables change."""
     role = f"gateway_{os.getpid()}"
     async with connected(prisma_url) as connection:
         await connection.execute(f"CREATE ROLE {role}")
@@ -247,7 +247,7 @@ async def test_the_gateways_role_keeps_its_rights(prisma_url: str) -> None:
 
 
 async def test_the_old_table_goes_when_it_is_said(prisma_url: str) -> None:
-    """Until the operator drops it, there is a way back; afterwards no second copy of all locations is left."""
+    """Reverting is possible until the operator drops the old table; afterwards no second copy of locations is left."""
     with pytest.raises(DatabaseError, match="no adopted table"):
         await adopt.finish(prisma_url)
     await adopt.adopt(prisma_url)

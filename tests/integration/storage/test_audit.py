@@ -1,4 +1,4 @@
-"""The audit: every change of users, vendors, subscriptions and integrations leaves an entry; pings leave none."""
+"""The audit: every change of users, vendors, subscriptions and integrations adds an entry; pings add none."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ async def connection(database_url: str) -> AsyncIterator[Any]:
 
 
 async def entries(connection: Any) -> list[audit.Entry]:
-    """All of them, the oldest first."""
+    """Returns all entries, oldest first."""
     return (await audit.entries(connection, limit=1000))[::-1]
 
 
 async def test_an_entry_has_old_and_new_values(connection: Any) -> None:
-    """After a complaint the value before a change must be known."""
+    """After a complaint the old value of a change must be known."""
     await connection.execute(
         """UPDATE "vendors" SET "name" = 'Two', "phone" = '1', "open" = true, "updatedAt" = now()"""
     )
@@ -54,7 +54,7 @@ async def test_an_entry_has_old_and_new_values(connection: Any) -> None:
 
 
 async def test_inserted_and_deleted_rows_are_audited(connection: Any) -> None:
-    """A deleted user takes vendors and subscriptions along: the entries say what they were."""
+    """Deleting a user also deletes vendors and subscriptions; the entries have their values."""
     await connection.execute(
         """
         INSERT INTO "subscriptions" ("id", "userId", "provider", "productId", "status", "startDate", "updatedAt")
@@ -112,7 +112,7 @@ async def test_every_column_but_the_position_is_watched(connection: Any) -> None
 
 
 async def test_an_update_without_changes_is_not_audited(connection: Any) -> None:
-    """Backends save a form unchanged, and Prisma sets `updatedAt` each time: the useful entries would drown."""
+    """Backends save unchanged forms, and Prisma sets `updatedAt` each time; such changes must add no entries."""
     await connection.execute("""UPDATE "vendors" SET "name" = 'One', "open" = true, "updatedAt" = now()""")
     await connection.execute("""UPDATE "users" SET "email" = '1@example.com', "updatedAt" = now()""")
     await connection.execute("""UPDATE "vendors" SET "name" = 'One', "lat" = 1, "long" = 2""")
@@ -136,7 +136,7 @@ async def test_truncating_a_table_is_audited(connection: Any) -> None:
 
 
 async def test_an_entry_has_its_actor(connection: Any, database_url: str) -> None:
-    """The role that logged in, the program, from where, and for whom, if it says so."""
+    """An entry has the login role, the program, its address, and the user that it names, if any."""
     other = await asyncpg.connect(database_url, server_settings={"application_name": "backend"})
     try:
         async with other.transaction():
@@ -156,7 +156,7 @@ async def test_an_entry_has_its_actor(connection: Any, database_url: str) -> Non
 
 
 async def test_a_backend_needs_no_right_for_it_and_has_none(connection: Any, database_url: str) -> None:
-    """A Prisma client with rights on the five tables only writes as before, and can't change audit entries."""
+    """A Prisma client with permissions only on the five tables writes as before, and can't change audit entries."""
     await connection.execute(
         """
         CREATE ROLE a_backend LOGIN PASSWORD 'a';
@@ -200,7 +200,7 @@ async def test_a_change_taken_back_leaves_no_entry(connection: Any) -> None:
 
 
 async def test_pings_are_not_audited(connection: Any, serving_url: str) -> None:
-    """A city's vendors move each second: an entry for each would cost more than the pings."""
+    """Vendors move every second: an entry for each move would cost more than the pings."""
     store = Store(await Database.open(serving_url))
     try:
         await store.update_positions([("v1", Position(1_732_467_600_000, 52.0, 21.0))])
@@ -233,11 +233,11 @@ async def test_a_vendor_opens(serve: Serve, database_url: str, connection: Any) 
     assert entry.after["open"] is False
 
 
-# keeping and reading
+# retention and reading
 
 
 async def test_old_entries_are_forgotten(connection: Any, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries are personal data: they must not stay forever. Deleted in parts, so that no lock lasts."""
+    """Entries are personal data and must not be kept forever. They are deleted in parts, so that no lock lasts long."""
     monkeypatch.setattr(audit, "PRUNE_CHUNK", 3)
     for number in range(10):
         await connection.execute("""UPDATE "vendors" SET "name" = $1""", str(number))
@@ -250,7 +250,7 @@ async def test_old_entries_are_forgotten(connection: Any, database_url: str, mon
 
 
 async def test_they_are_pruned_with_all_else(connection: Any, database_url: str, tmp_path: Path) -> None:
-    """One command on a timer, not one for each thing that grows; by default the audit is kept for a year."""
+    """One scheduled command prunes all data; by default the audit is kept for a year."""
     await connection.execute("""UPDATE "vendors" SET "name" = 'Two'""")
     await connection.execute("""UPDATE "streamer_audit" SET "at" = "at" - interval '100 days'""")
     place: dict[str, Any] = {"folder": tmp_path, "DATABASE_URL": database_url}
@@ -262,7 +262,7 @@ async def test_they_are_pruned_with_all_else(connection: Any, database_url: str,
 
 
 async def test_a_disabled_trigger_is_reported(connection: Any, database_url: str) -> None:
-    """A trigger that was disabled for a bulk load and not enabled again."""
+    """A trigger that was disabled for a bulk load and not enabled again is reported."""
     assert await drift.drift(database_url) == []
     await connection.execute(
         """
@@ -281,7 +281,7 @@ async def test_a_disabled_trigger_is_reported(connection: Any, database_url: str
 
 
 async def test_the_command(connection: Any, database_url: str, tmp_path: Path) -> None:
-    """For people in lines, for programs in JSON; nothing in a value can steer the terminal."""
+    """Output as lines or as JSON; a value can't contain terminal control sequences."""
     await connection.execute("""UPDATE "vendors" SET "name" = E'Zażółć\\x1b[2J\\u009b2J'""")
     await connection.execute("""UPDATE "users" SET "email" = 'new@example.com'""")
     done = await run("db", "audit", "--since", "1h", "--table", "vendors", folder=tmp_path, DATABASE_URL=database_url)

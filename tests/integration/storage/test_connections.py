@@ -17,7 +17,7 @@ SECRET = "geheim"
 
 
 async def test_what_the_url_says_is_what_the_session_has(empty_database_url: str) -> None:
-    """If schema, name or time zone did not arrive, rows would be in the wrong schema and times off by hours."""
+    """If schema, name or time zone were not set, rows would be in the wrong schema, and times off by hours."""
     async with connected(f"{empty_database_url}?schema=my%20%22schema%22&application_name=a%20test") as connection:
         for setting, expected in {
             "search_path": '"my ""schema"""',
@@ -44,7 +44,7 @@ async def test_a_server_without_tls_is_not_good_enough_when_tls_is_required(empt
 
 
 async def test_a_server_that_is_away_is_unavailable(empty_database_url: str, unused_tcp_port: int) -> None:
-    """A supervisor tries again what is unavailable, and stops at what is wrong."""
+    """A supervisor retries if a database is unavailable, and stops if its settings are wrong."""
     port = parse_url(empty_database_url).hosts[0][1]
     away = empty_database_url.replace(f":{port}/", f":{unused_tcp_port}/")
     for call in (revisions.revision, migrate.upgrade, drift, revisions.require_newest, seed.seed):
@@ -53,7 +53,7 @@ async def test_a_server_that_is_away_is_unavailable(empty_database_url: str, unu
 
 
 async def test_a_database_or_password_that_is_wrong_is_said(empty_database_url: str) -> None:
-    """Trying again does not help, so it must be another error than that of a server that is away."""
+    """A retry does not help, so the error must differ from that of a server that is down."""
     parsed = parse_url(empty_database_url)
     with pytest.raises(DatabaseError, match="CREATE DATABASE"):
         await migrate.upgrade(empty_database_url.replace(f"/{parsed.database}", "/nowhere"))
@@ -63,7 +63,7 @@ async def test_a_database_or_password_that_is_wrong_is_said(empty_database_url: 
 
 
 async def test_a_server_that_is_frozen_is_given_up(postgres_server: PostgresServer) -> None:
-    """Nothing restarts a start that hangs."""
+    """Nothing would end a start that hangs."""
     url = f"{postgres_server.url}?connect_timeout=1"
     assert await revisions.revision(url) is None
     postgres_server.pause()

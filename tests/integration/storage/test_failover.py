@@ -1,4 +1,4 @@
-"""A standby takes over from its primary under load: DATABASE_URL names both, and nothing in between helps."""
+"""A standby takes over from its primary under load: DATABASE_URL names both, without a proxy in between."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def stored(url: str) -> list[str]:
 
 
 class Load:
-    """Every vendor's pings one after the other; `acked` are the ids that were acknowledged."""
+    """All vendors' pings one after the other; `acked` are the ids of acked pings."""
 
     def __init__(self, store: Store, vendors: list[SeededVendor]) -> None:
         self.sent: list[str] = []
@@ -119,8 +119,8 @@ class Load:
 async def test_a_standby_that_is_promoted_under_load(
     postgres_server: PostgresServer, own_folder: Path, loop_errors: Collected, synchronous: bool
 ) -> None:
-    """The primary's machine dies. The server finds the standby by itself; with a synchronous one no acked ping is lost,
-    with an asynchronous one at most those that were acked before the promotion.
+    """The primary's machine dies, and the server finds the standby. With a synchronous one no acked ping is lost, with
+    an asynchronous one at most those that were acked before the promotion.
     """
     async with replicated(postgres_server, own_folder, synchronous) as pair:
         store = Store(await Database.open(pair.url, statement_timeout=5, pool_timeout=5))
@@ -146,7 +146,7 @@ async def test_a_standby_that_is_promoted_under_load(
 async def test_a_primary_that_is_demoted_and_keeps_its_sessions(
     postgres_server: PostgresServer, own_folder: Path, loop_errors: Collected
 ) -> None:
-    """Sessions that go on but refuse every write would hold all pings back without end."""
+    """Sessions that stay open but refuse every write would block all pings forever."""
     async with replicated(postgres_server, own_folder, False) as pair:
         store = Store(await Database.open(pair.url, statement_timeout=5, pool_timeout=5))
         load = Load(store, pair.vendors)
@@ -166,12 +166,12 @@ async def test_a_primary_that_is_demoted_and_keeps_its_sessions(
 async def test_reads_follow_the_first_write_that_a_demoted_primary_refuses(
     postgres_server: PostgresServer, own_folder: Path
 ) -> None:
-    """The other connections would read what is no longer true there: users who were deleted since, old positions."""
+    """The other connections would read outdated rows: users who were deleted since, old positions."""
     async with replicated(postgres_server, own_folder, False) as pair:
         store = Store(await Database.open(pair.url, pool_size=4, statement_timeout=5, pool_timeout=5))
 
         async def servers() -> set[int]:
-            """The ports of the servers that four reads at once are answered by."""
+            """Returns the ports of the servers that answer four simultaneous reads."""
             port = "SELECT inet_server_port() FROM pg_sleep(0.2)"
             reads = [store.database.run(lambda connection: connection.fetchval(port)) for _ in range(4)]
             return set(await asyncio.gather(*reads))
@@ -188,7 +188,7 @@ async def test_reads_follow_the_first_write_that_a_demoted_primary_refuses(
 
 
 async def test_a_host_that_does_not_answer_leaves_time_for_the_next(postgres_server: PostgresServer) -> None:
-    """A machine without power sends no refusal: tried first, it must not use up the time of the others."""
+    """A machine without power does not refuse connections: if tried first, it must not use up the others' time."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         place = urlsplit(postgres_server.url)
@@ -198,7 +198,7 @@ async def test_a_host_that_does_not_answer_leaves_time_for_the_next(postgres_ser
 
 
 async def test_a_host_that_hangs_up_is_passed_over(postgres_server: PostgresServer) -> None:
-    """A load balancer accepts connections for a server that is away, and ends them."""
+    """A load balancer accepts connections for a server that is down, and closes them."""
     hanging_up = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with hanging_up:
         port = hanging_up.sockets[0].getsockname()[1]

@@ -41,7 +41,7 @@ def noon(day: date) -> int:
 
 
 async def leftovers(url: str) -> list[str]:
-    """Every table, index, sequence and type that there is besides PostgreSQL's own."""
+    """Returns all tables, indexes, sequences and types except PostgreSQL's own."""
     async with connected(url) as connection:
         rows = await connection.fetch(
             """
@@ -54,12 +54,12 @@ async def leftovers(url: str) -> list[str]:
 
 
 async def lasting(url: str) -> list[str]:
-    """`leftovers` without the days' partitions, which come and go."""
+    """`leftovers` without the partitions of days, which change."""
     return [name for name in await leftovers(url) if not re.match(r"_?locations_\d{8}", name)]
 
 
 async def test_up_is_the_newest_and_has_partitions(empty_database_url: str) -> None:
-    """A server started after `db upgrade` must find all that it needs."""
+    """A server started after `db upgrade` must find everything it needs."""
     assert await revisions.revision(empty_database_url) is None
     await migrate.upgrade(empty_database_url, today=TODAY, ahead=3)
     assert await revisions.revision(empty_database_url) == revisions.head()
@@ -111,7 +111,7 @@ async def test_up_twice_changes_nothing(database_url: str) -> None:
 
 
 async def test_two_upgrades_at_once(empty_database_url: str) -> None:
-    """Two machines that are deployed together must not collide in CREATE TABLE, with one of them not starting."""
+    """Two machines that are deployed at the same time must not collide in CREATE TABLE."""
     programs = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", f"import asyncio; from streamer.storage import migrate as d; asyncio.run({call})"),
@@ -127,13 +127,13 @@ async def test_two_upgrades_at_once(empty_database_url: str) -> None:
 
 
 async def test_two_upgrades_of_one_database_in_one_process(empty_database_url: str) -> None:
-    """Alembic's context is a module's: the second must not enter it before the first has left."""
+    """Alembic's context is global to a module: the second upgrade must not enter it before the first has left."""
     await asyncio.gather(*(migrate.upgrade(empty_database_url) for _ in range(3)))
     assert await drift(empty_database_url) == []
 
 
 async def test_a_schema_of_its_own(empty_database_url: str) -> None:
-    """`?schema=` is how Prisma shares a database between applications: nothing may land in public."""
+    """Prisma uses `?schema=` to share a database between applications: nothing may be created in public."""
     url = f"{empty_database_url}?schema=venta%2Drides"
     await migrate.upgrade(url)
     assert await drift(url) == []
@@ -146,7 +146,7 @@ async def test_a_schema_of_its_own(empty_database_url: str) -> None:
 
 
 async def test_a_server_on_an_old_schema_names_the_remedy(empty_database_url: str) -> None:
-    """Otherwise it would start, and fail at the first statement."""
+    """Otherwise the server would start and fail at the first statement."""
     with pytest.raises(DatabaseError, match=rf"none.*{revisions.head()}.*`streamer db upgrade`"):
         await revisions.require_newest(empty_database_url)
     await migrate.upgrade(empty_database_url, "0001")
@@ -165,7 +165,7 @@ async def test_a_database_of_a_newer_version_is_left_alone(database_url: str) ->
 
 
 async def test_an_unknown_revision_is_named(database_url: str) -> None:
-    """Alembic's own exception is no sentence for a command line."""
+    """Alembic's own exception is not a usable error message."""
     with pytest.raises(DatabaseError, match=r"'7777'.*0001, 0002"):
         await migrate.downgrade(database_url, "7777")
 
@@ -182,7 +182,7 @@ async def test_tables_made_by_prisma_are_not_touched(empty_database_url: str) ->
 
 
 async def test_others_tables_in_the_same_database_are_no_matter(empty_database_url: str) -> None:
-    """Otherwise Prisma's own bookkeeping, or another application's tables, would be proposed for deletion."""
+    """Otherwise Prisma's migration table, or another application's tables, would be proposed for deletion."""
     async with connected(empty_database_url) as connection:
         await connection.execute('CREATE TABLE "_prisma_migrations" ("id" TEXT PRIMARY KEY)')
         await migrate.upgrade(empty_database_url)
@@ -192,7 +192,7 @@ async def test_others_tables_in_the_same_database_are_no_matter(empty_database_u
 
 
 async def test_a_migration_gives_up_waiting_for_a_lock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a migration waits for a table, every ping waits behind it."""
+    """While a migration waits for a table's lock, every ping waits behind it."""
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT_MS", 100)
     async with connected(database_url) as other, other.transaction():
         await other.execute('LOCK TABLE "vendors" IN ACCESS SHARE MODE')
@@ -244,7 +244,7 @@ async def test_drift_is_described_in_words(database_url: str) -> None:
 
 
 async def test_alembics_own_command_works_from_anywhere(empty_database_url: str, tmp_path: Path) -> None:
-    """The author of the next migration uses `alembic`: it must find database and migrations, and see no drift."""
+    """For the author of a migration, `alembic` must find database and migrations, and report no drift."""
     ini = revisions.migrations().parent / "alembic.ini"
     for arguments in (["upgrade", "head"], ["check"], ["upgrade", "head", "--sql"], ["downgrade", "base"]):
         done = await asyncio.to_thread(
@@ -262,7 +262,7 @@ async def test_alembics_own_command_works_from_anywhere(empty_database_url: str,
 
 
 def test_a_server_reads_the_revisions_as_alembic_does() -> None:
-    """It does so without Alembic; a migration that it overlooks would have it refuse a database that is right."""
+    """The server checks the schema without Alembic; if it missed a migration, it would refuse a correct database."""
     scripts = ScriptDirectory.from_config(migrate.alembic_config())
     assert revisions.known() == {script.revision for script in scripts.walk_revisions()}
     assert revisions.head() == scripts.get_current_head()
@@ -270,7 +270,7 @@ def test_a_server_reads_the_revisions_as_alembic_does() -> None:
 
 
 def test_a_server_starts_without_sqlalchemy() -> None:
-    """It has no use for it; importing it costs time at the start, and memory for as long as it runs."""
+    """The server does not need it; the import would cost time at the start, and memory."""
     said = "import sys, streamer.cli.serve; print({'sqlalchemy', 'alembic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

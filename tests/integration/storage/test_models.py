@@ -1,4 +1,4 @@
-"""The schema in a real PostgreSQL: what Prisma relies on, and what is added."""
+"""The schema in a real PostgreSQL: what Prisma relies on, and additions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamer.storage.models import METADATA
 TIME = "timestamp(3) without time zone"
 NOW = "CURRENT_TIMESTAMP"
 
-# what Prisma's models ask for: name, type, whether NULL is allowed, default
+# the columns of Prisma's models: name, type, whether NULL is allowed, default
 Column = tuple[str, str, bool, str | None]
 PRISMA_COLUMNS: dict[str, list[Column]] = {
     "users": [
@@ -120,7 +120,7 @@ INDEXES = {
     "idx_integrations_external_id": 'integrations ("externalId")',
 }
 
-# the audit's table is no matter of Prisma's: tests/integration/storage/test_audit.py
+# Prisma does not use the audit's table: tests/integration/storage/test_audit.py
 OURS = (
     "relnamespace = 'public'::regnamespace AND NOT relispartition "
     "AND relname NOT LIKE 'alembic_version%' AND relname !~ 'streamer_(audit|alert)'"
@@ -128,14 +128,14 @@ OURS = (
 
 
 async def add_location(connection: Any, id: str, lat: float = 52.2, long: float = 21.0) -> None:
-    """As a Prisma client writes it: it names the columns of its model, and no others."""
+    """Like the statements of a Prisma client, which name only the columns of its model."""
     await connection.execute(
         'INSERT INTO "locations" ("id", "vendorId", "lat", "long") VALUES ($1, $2, $3, $4)', id, "v1", lat, long
     )
 
 
 async def test_tables_and_columns_are_prismas_and_ours_are_nullable(connection: Any) -> None:
-    """A Prisma client in another service fails on a column renamed, retyped, or required without its knowledge."""
+    """A Prisma client in another service fails if a column is renamed, has another type, or is newly required."""
     rows = await connection.fetch(
         f"""
         SELECT relname, attname, format_type(atttypid, atttypmod), NOT attnotnull, pg_get_expr(adbin, adrelid)
@@ -164,7 +164,7 @@ async def test_constraints_have_prismas_names(connection: Any) -> None:
 
 
 async def test_every_documented_index_is_there(connection: Any) -> None:
-    """Without its index, a backend's query that was fast would scan the table."""
+    """Without its index, a backend's fast query would scan the table."""
     rows = await connection.fetch(
         f"""
         SELECT relname, pg_get_indexdef(pg_class.oid) FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid
@@ -180,7 +180,7 @@ async def test_every_documented_index_is_there(connection: Any) -> None:
 
 
 async def test_locations_are_partitioned_by_id_in_the_c_collation(connection: Any) -> None:
-    """In another collation ids would not sort by time, and pings would land in the wrong day."""
+    """In another collation ids would not sort by time, and pings would be stored in the wrong day."""
     key, collation = await connection.fetchrow(
         """
         SELECT pg_get_partkeydef(attrelid), collname
@@ -192,12 +192,12 @@ async def test_locations_are_partitioned_by_id_in_the_c_collation(connection: An
 
 
 async def test_the_models_are_the_database(database_url: str) -> None:
-    """Whoever changes a model without a migration, or the other way round, learns of it here."""
+    """A model changed without a migration, or vice versa, fails here."""
     assert await drift.drift(database_url) == []
 
 
 def test_the_models_have_prismas_columns() -> None:
-    """A misspelt column in a model would be noticed only by its users."""
+    """A misspelt column in a model would otherwise be detected only by its users."""
     dialect = URL.create("postgresql+asyncpg").get_dialect()()
     found = {
         name: {column.name: str(column.type.compile(dialect)).split(" COLLATE")[0].lower() for column in table.columns}
@@ -230,7 +230,7 @@ async def test_the_ends_of_the_earth_are_taken(connection: Any, lat: float, long
 
 
 async def test_a_subscription_does_not_end_before_it_starts(connection: Any) -> None:
-    """Such a subscription would never be active, and no report would show why."""
+    """Such a subscription would never be active, without an explanation."""
     insert = """
         INSERT INTO "subscriptions"
             ("id", "userId", "provider", "productId", "status", "startDate", "endDate", "updatedAt")
@@ -266,7 +266,7 @@ async def test_a_new_id_of_a_vendor_reaches_its_locations(connection: Any) -> No
 
 
 async def test_prismas_ids_land_in_their_day_and_alien_ids_in_the_default(connection: Any) -> None:
-    """Otherwise a ping that another service writes by Prisma would be dropped with the wrong day, or refused."""
+    """Otherwise a ping written by another service with Prisma would be dropped with the wrong day, or refused."""
     now = epoch_ms()
     # cuid(): c, time, a counter of 4, a fingerprint of 4, 8 at random
     cuid = id_floor(now) + "000a" + "k7x2" + "q0w9e8r7"
@@ -283,7 +283,7 @@ async def test_prismas_ids_land_in_their_day_and_alien_ids_in_the_default(connec
 
 
 async def test_a_resent_ping_is_stored_once(connection: Any) -> None:
-    """The primary key is what makes a resend harmless."""
+    """The primary key makes a resend idempotent."""
     id = location_id("v1", epoch_ms())
     await add_location(connection, id)
     with pytest.raises(asyncpg.UniqueViolationError):
@@ -297,7 +297,7 @@ async def test_a_resent_ping_is_stored_once(connection: Any) -> None:
 
 
 async def test_a_range_of_ids_reads_only_its_days(connection: Any) -> None:
-    """Otherwise history would become slower with every day that is kept."""
+    """Otherwise history queries would become slower with every day that is kept."""
     start = datetime.fromtimestamp(epoch_ms() / 1000, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     lower = int(start.timestamp()) * 1000
     plan = await connection.fetch(
@@ -313,5 +313,5 @@ async def test_a_range_of_ids_reads_only_its_days(connection: Any) -> None:
 
 
 def epoch_ms() -> int:
-    """Now, in epoch milliseconds."""
+    """Returns the current time in epoch milliseconds."""
     return int(datetime.now(UTC).timestamp() * 1000)

@@ -40,7 +40,7 @@ async def add_ping(connection: Any, timestamp: int) -> str:
 
 @given(st.dates(date(1970, 1, 1), date(2059, 1, 1)), st.integers(0, DAY_MS - 1))
 def test_a_day_holds_exactly_the_ids_of_its_milliseconds(day: date, within: int) -> None:
-    """A ping in a neighbour's partition would be dropped with it, or be missing in the history."""
+    """A ping in an adjacent day's partition would be dropped with it, or be missing in the history."""
     name, lower, upper = partition_bounds(day)
     start = noon(day) - DAY_MS // 2
     assert name == f"locations_{day.isoformat().replace('-', '')}"
@@ -54,7 +54,7 @@ def test_a_day_holds_exactly_the_ids_of_its_milliseconds(day: date, within: int)
 
 @pytest.mark.parametrize("day", [date(1969, 12, 31), date(2060, 1, 1), date.max - timedelta(days=1)])
 def test_a_day_that_no_id_can_hold(day: date) -> None:
-    """Otherwise such a day would get the bounds of another one."""
+    """Otherwise such a day would get another day's bounds."""
     with pytest.raises(ValueError, match=str(day)):
         partition_bounds(day)
     last = datetime.fromtimestamp(LAST_TIMESTAMP / 1000, UTC).date()
@@ -104,7 +104,7 @@ async def test_many_processes_make_them_at_once(connection: Any, database_url: s
 
 
 async def test_pings_of_a_day_without_partition_move_into_it(connection: Any) -> None:
-    """PostgreSQL refuses a partition whose rows are in the default one: that day would never get its own."""
+    """PostgreSQL refuses a partition whose rows are in the default one; such a day must still get its own."""
     ids = [await add_ping(connection, noon(TODAY) + second * 1000) for second in range(50)]
     other = await add_ping(connection, noon(TODAY + timedelta(days=9)))
     await partitions.ensure_partitions(connection, TODAY, 0)
@@ -113,7 +113,7 @@ async def test_pings_of_a_day_without_partition_move_into_it(connection: Any) ->
 
 
 async def test_pings_are_stored_while_partitions_are_made(connection: Any, database_url: str) -> None:
-    """A transaction that stores pings and one that makes days must not wait for each other."""
+    """A transaction that stores pings and one that creates partitions must not deadlock."""
     await partitions.ensure_partitions(connection, TODAY, 0)
     async with connected(database_url) as storing, storing.transaction():
         await add_ping(storing, noon(TODAY))
@@ -125,7 +125,7 @@ async def test_pings_are_stored_while_partitions_are_made(connection: Any, datab
 async def test_a_long_reader_is_not_waited_for(
     connection: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everybody else would have to wait behind the server for as long as the reader reads."""
+    """Otherwise all others would wait behind the server for as long as the reader reads."""
     monkeypatch.setattr(partitions, "LOCK_TIMEOUT_MS", 100)
     async with connected(database_url) as reading, reading.transaction():
         await reading.fetch('SELECT count(*) FROM "locations"')
@@ -136,7 +136,7 @@ async def test_a_long_reader_is_not_waited_for(
 
 
 async def test_a_conflicting_table_is_named_and_the_other_days_are_created(connection: Any) -> None:
-    """One detached partition, kept as an archive, would leave all later days without theirs."""
+    """A detached partition, kept as an archive, must not prevent later partitions."""
     blocked = days(0, 0)[0]
     await connection.execute(f'CREATE TABLE "{blocked}" ("id" TEXT)')
     with pytest.raises(DatabaseError, match=f"{blocked}.*attach, rename or drop"):
@@ -145,7 +145,7 @@ async def test_a_conflicting_table_is_named_and_the_other_days_are_created(conne
 
 
 async def test_a_role_that_does_not_own_the_tables_gets_an_explanation(connection: Any, database_url: str) -> None:
-    """A server with fewer rights must say who makes the days instead."""
+    """A server with fewer permissions must say who creates the partitions instead."""
     await connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO pg_monitor")
     await connection.execute("SET ROLE pg_monitor")
     with pytest.raises(DatabaseError, match="owner"):

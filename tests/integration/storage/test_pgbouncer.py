@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not instal
 
 @pytest.fixture
 async def bouncer(empty_database_url: str, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of an empty database through PgBouncer."""
+    """Yields the URL of an empty database through PgBouncer."""
     async with pgbouncer(empty_database_url, tmp_path) as url:
         yield url
 
@@ -41,7 +41,7 @@ def ping(vendor_id: str, timestamp: int) -> Chunk:
 
 @pytest.mark.parametrize("query", ["?pgbouncer=true", "?schema=public&pgbouncer=true"])
 async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> None:
-    """Whoever follows Prisma's page on PgBouncer writes such a URL; migrations and the server must both take it."""
+    """Prisma's documentation of PgBouncer recommends such a URL; migrations and the server must both accept it."""
     url = bouncer + query
     await migrate.upgrade(url)
     assert await revisions.revision(url) == revisions.head()
@@ -63,7 +63,7 @@ async def test_everything_goes_through_pgbouncer(bouncer: str, query: str) -> No
 
 
 async def test_what_is_saved_is_on_disk_behind_pgbouncer(empty_database_url: str, tmp_path: Path) -> None:
-    """Where commits are asynchronous, a session that PgBouncer opens later would lose it in a crash."""
+    """With asynchronous commits, a session that PgBouncer opens later could lose acked pings in a crash."""
     await migrate.upgrade(empty_database_url)
     (vendor,) = await seed.seed(empty_database_url)
     written = ("locations", "vendors", "streamer_alerts", "streamer_alert_events")
@@ -86,7 +86,7 @@ async def test_what_is_saved_is_on_disk_behind_pgbouncer(empty_database_url: str
             store = Store(await Database.open(f"{url}?pgbouncer=true", pool_size=1))
             alerts = AlertStore(store.database)
             async with connected(f"{url}?pgbouncer=true") as other, other.transaction():
-                await other.execute("SELECT 1")  # takes the session that the store was opened with
+                await other.execute("SELECT 1")  # occupies the session with which the store was opened
                 for retry in (False, False, True):
                     assert await store.pings.store([ping(vendor.vendor_id, 1)], retry) == {}
                 for open in (True, False):
@@ -108,7 +108,7 @@ async def test_what_is_saved_is_on_disk_behind_pgbouncer(empty_database_url: str
 
 @pytest.mark.parametrize("query", ["", "?schema=public", "?schema=other&pgbouncer=true"])
 async def test_a_url_that_pgbouncer_refuses_names_the_remedy(bouncer: str, query: str) -> None:
-    """An operator must not wait and try again where only a change of the URL helps."""
+    """If only a change of the URL helps, the error must say so rather than suggest a retry."""
     for call in (migrate.upgrade, Database.open):
         with pytest.raises(DatabaseError, match=r"pgbouncer=true|ALTER ROLE") as refused:
             await call(bouncer + query)
@@ -124,7 +124,7 @@ async def test_a_url_that_pgbouncer_refuses_names_the_remedy(bouncer: str, query
     ],
 )
 async def test_what_pgbouncer_refuses_for_ever(bouncer: str, part: str, instead: str, says: str) -> None:
-    """PgBouncer has one code for all errors: a wrong password must not look like a server that is away."""
+    """PgBouncer has one code for all errors: a wrong password must not look like a server that is down."""
     parsed = parse_url(bouncer)
     known = part.format(database=parsed.database, password=parsed.password, user=parsed.user)
     assert known in bouncer
@@ -143,7 +143,7 @@ async def test_a_login_that_postgresql_refuses_behind_pgbouncer(empty_database_u
 
 
 async def test_prepared_statements_in_transaction_mode_name_the_remedy(empty_database_url: str, tmp_path: Path) -> None:
-    """A pooler that lets all settings through still loses prepared statements."""
+    """A pooler that accepts all settings still loses prepared statements."""
     await migrate.upgrade(empty_database_url)
     ignored = ", ".join(PASSED)
     async with pgbouncer(empty_database_url, tmp_path, ignore_startup_parameters=ignored) as url:
@@ -151,7 +151,7 @@ async def test_prepared_statements_in_transaction_mode_name_the_remedy(empty_dat
         try:
             assert await store.deleted_users() == []
             async with connected(f"{url}?pgbouncer=true") as other, other.transaction():
-                # It holds the session in which the statement was prepared.
+                # It occupies the session in which the statement was prepared.
                 await other.execute("SELECT 1")
                 with pytest.raises(Unavailable, match="pgbouncer=true"):
                     await store.deleted_users()

@@ -1,4 +1,4 @@
-"""The role of `serve`: it may do what the server needs, nothing else, and says early when it may not."""
+"""The database role of `serve`: its permissions are exactly what the server needs, and missing ones fail the start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def owner(database_url: str) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def server(database_url: str, serving_url: str) -> AsyncIterator[Any]:
-    """As `serve` connects, to a database with a vendor."""
+    """The connection of `serve`, to a database with a vendor."""
     await seed.seed(database_url)
     async with connected(serving_url) as connection:
         yield connection
@@ -41,7 +41,7 @@ async def server(database_url: str, serving_url: str) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def role(owner: Any) -> AsyncIterator[str]:
-    """A name that no role has yet, with a quote in it. Roles are the whole cluster's: it is dropped afterwards."""
+    """An unused role name with a quote in it. Roles belong to the whole cluster, so it is dropped afterwards."""
     name = 'a "serving" role'
     yield name
     if await owner.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
@@ -50,7 +50,7 @@ async def role(owner: Any) -> AsyncIterator[str]:
 
 
 async def may(connection: Any, statement: str) -> bool:
-    """Whether PostgreSQL lets this role do it; what else is wrong with the statement is no matter."""
+    """Returns whether PostgreSQL allows a statement to this role; other errors of the statement are ignored."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -62,11 +62,11 @@ async def may(connection: Any, statement: str) -> bool:
     return True
 
 
-# what the role may do
+# the role's permissions
 
 
 async def test_every_right_of_the_table_and_no_other(server: Any) -> None:
-    """A right too many is what an intruder uses; one too few is an outage."""
+    """An extra permission helps an intruder; a missing one causes an outage."""
     allowed = {(right.table, right.privilege, column) for right in RIGHTS for column in right.columns}
     columns = await server.fetch(
         "SELECT relname, attname FROM pg_class c JOIN pg_attribute a ON attrelid = c.oid AND attnum > 0 "
@@ -106,22 +106,22 @@ INTRUSIONS = (
 
 
 async def test_privileges_beyond_serving_are_refused(server: Any) -> None:
-    """An attacker in the server must get neither people's addresses nor a way to change what is stored."""
+    """An attacker in the server must neither read people's addresses nor change stored data."""
     assert [statement for statement in INTRUSIONS if await may(server, statement)] == []
 
 
 async def test_what_the_server_does_is_allowed(server: Any) -> None:
-    """The same queries with the owner's role: else the test above could pass by asking wrongly."""
+    """The same queries with the owner's role, as wrong queries would let the test above pass."""
     assert await may(server, 'SELECT "id", "clerkId", "deletedAt" FROM "users"')
     assert await may(server, 'SELECT "id" FROM "vendors" FOR KEY SHARE')
     assert await may(server, "CREATE TEMP TABLE mine (id int)")
 
 
-# the function that makes partitions
+# the function that creates partitions
 
 
 async def test_the_server_makes_the_partitions_ahead(server: Any, owner: Any) -> None:
-    """Without the owner's rights, and without a daily task of an operator."""
+    """Without the owner's permissions, and without a daily task of an operator."""
     today = datetime.now(UTC).date()
     name = f"locations_{today + timedelta(days=40):%Y%m%d}"
     lower, upper = (id_floor(int((datetime.now(UTC).timestamp() // 86400 + n) * 86_400_000)) for n in (40, 41))
@@ -143,7 +143,7 @@ async def test_the_server_can_not_fill_the_database_with_partitions(server: Any,
 
 
 async def test_the_database_counts_days_as_the_server_does(owner: Any) -> None:
-    """If the two ways to compute a bound differed, a partition would hold the wrong pings or could not be made."""
+    """If the two computations of a bound differed, a partition would hold the wrong pings or could not be created."""
     for day in (date(1970, 1, 1), date(2000, 2, 29), date(2024, 11, 24), date(2059, 5, 24)):
         name, lower, upper = partitions.partition_bounds(day)
         assert await owner.fetchval("SELECT streamer_add_partition($1)", day)
@@ -155,7 +155,7 @@ async def test_the_database_counts_days_as_the_server_does(owner: Any) -> None:
 
 
 async def test_the_owners_rights_are_not_lent_to_others_tables(server: Any, owner: Any) -> None:
-    """A temporary table with the right name would otherwise have the function work on it, as the owner."""
+    """Otherwise the function would, as the owner, use a temporary table with the same name."""
     await server.execute('CREATE TEMP TABLE "locations" ("id" TEXT); CREATE TEMP TABLE "vendors" ("id" TEXT)')
     day = datetime.now(UTC).date() + timedelta(days=50)
     assert await server.fetchval("SELECT streamer_add_partition($1)", day)
@@ -163,7 +163,7 @@ async def test_the_owners_rights_are_not_lent_to_others_tables(server: Any, owne
     assert await owner.fetchval(parent, f"public.locations_{day:%Y%m%d}") == "locations"
 
 
-# giving them
+# granting permissions
 
 
 async def test_a_role_is_made_with_nothing_but_its_rights(owner: Any, database_url: str, role: str) -> None:
@@ -180,7 +180,7 @@ async def test_a_role_is_made_with_nothing_but_its_rights(owner: Any, database_u
 
 
 async def test_an_owner_without_createrole_gets_an_explanation(owner: Any, database_url: str, role: str) -> None:
-    """A managed PostgreSQL often gives no CREATEROLE; the administrator must know what to ask for."""
+    """A managed PostgreSQL often lacks CREATEROLE; the administrator must know what to request."""
     name = f"{role}_owner"
     await owner.execute(f"CREATE ROLE {quoted(name)} LOGIN PASSWORD 'secret'")
     try:
@@ -203,7 +203,7 @@ async def test_rights_too_many_are_taken_away(owner: Any, database_url: str, rol
 
 
 async def test_a_password_that_no_log_can_have(owner: Any, database_url: str, role: str) -> None:
-    """The role logs in with it, and PostgreSQL, whose log keeps statements, never receives it in the clear."""
+    """The role logs in with its password, which PostgreSQL never receives in plain text, as it logs statements."""
     await roles.grant(database_url, role, "correct horse")
     place = database_url.rpartition("@")[2]
     async with connected(f"postgresql://a%20%22serving%22%20role:correct%20horse@{place}") as connection:
@@ -218,7 +218,7 @@ async def test_a_password_that_no_log_can_have(owner: Any, database_url: str, ro
 
 
 def test_the_verifier_is_the_standards() -> None:
-    """RFC 7677's example: the server's signature, made from what is in the verifier."""
+    """RFC 7677's example: the server's signature, computed from the verifier."""
     nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
     spoken = f"n=user,r=rOprNGfwEbeRWgbNEkqO,r={nonce},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r={nonce}"
     verifier = roles.scram_verifier("pencil", b64decode("W22ZaJ0SNY7soEsUEjb6gQ=="))
@@ -228,13 +228,13 @@ def test_the_verifier_is_the_standards() -> None:
 
 @pytest.mark.parametrize("password", ["", "zażółć", "a\nb"])
 def test_a_password_that_two_sides_could_read_differently(password: str) -> None:
-    """Reported when it is set, not as a login that fails for no visible reason."""
+    """The error appears when the password is set, not later as an unexplained failed login."""
     with pytest.raises(SettingsError, match="printable ASCII"):
         roles.scram_verifier(password)
 
 
 async def test_a_role_that_can_do_everything_is_refused(owner: Any, database_url: str, role: str) -> None:
-    """Rights don't bind a superuser, nor the owner of the tables: to say 'granted' would be a lie."""
+    """Permissions don't restrict a superuser or the owner of the tables, so 'granted' would be wrong."""
     with pytest.raises(DatabaseError, match=r"'venta' is a superuser: .* name another"):
         await roles.grant(database_url, "venta")
     await owner.execute(f"CREATE ROLE {quoted(role)} IN ROLE venta")
@@ -244,12 +244,12 @@ async def test_a_role_that_can_do_everything_is_refused(owner: Any, database_url
 
 @pytest.mark.parametrize("name", ["", "x" * 64, "a\0b"])
 async def test_a_name_that_can_not_be(database_url: str, name: str) -> None:
-    """PostgreSQL would truncate the name, and another role would get the rights."""
+    """PostgreSQL would truncate the name, and another role would get the permissions."""
     with pytest.raises(SettingsError, match="1 to 63 bytes"):
         await roles.grant(database_url, name)
 
 
-# keeping them
+# keeping permissions
 
 
 async def test_an_upgrade_renews_them(owner: Any, database_url: str, serving_url: str) -> None:
@@ -262,13 +262,13 @@ async def test_an_upgrade_renews_them(owner: Any, database_url: str, serving_url
 
 
 async def test_a_reset_keeps_them(database_url: str, serving_url: str) -> None:
-    """In development the database is reset often; without its rights the server would not start afterwards."""
+    """In development the database is reset often; without its permissions the server would not start afterwards."""
     await migrate.reset(database_url)
     await roles.require_rights(serving_url)
 
 
 async def test_a_schema_of_its_own(empty_database_url: str, role: str) -> None:
-    """?schema= is where the tables are, so the rights are there too, and the function works there."""
+    """With ?schema=, the permissions and the function apply to the tables of that schema."""
     url = f"{empty_database_url}?schema=Other"
     await migrate.upgrade(url)
     await roles.grant(url, SERVING_ROLE)
@@ -278,7 +278,7 @@ async def test_a_schema_of_its_own(empty_database_url: str, role: str) -> None:
 
 
 async def test_a_server_with_too_few_rights_does_not_start(database_url: str, serving_url: str, owner: Any) -> None:
-    """It would answer, and store nothing: the start must fail, and name the command that repairs it."""
+    """The server would answer but store nothing, so the start must fail and name the command that fixes it."""
     await owner.execute(f'REVOKE INSERT ON "locations" FROM {SERVING_ROLE}')
     await owner.execute(f"REVOKE EXECUTE ON FUNCTION streamer_add_partition FROM {SERVING_ROLE}")
     with pytest.raises(DatabaseError) as refused:
@@ -288,13 +288,13 @@ async def test_a_server_with_too_few_rights_does_not_start(database_url: str, se
 
 
 async def test_only_the_owner_can_give_them(serving_url: str) -> None:
-    """Anybody else gets a message that says what to do, not a traceback."""
+    """Other roles get a message with the remedy, not a traceback."""
     with pytest.raises((DatabaseError, Unavailable), match="use the role that owns the tables"):
         await roles.grant(serving_url, "another_role")
 
 
 async def test_the_command(database_url: str, tmp_path: Path, owner: Any, role: str) -> None:
-    """As the page says it: a role, a password from a file, then serving."""
+    """The documented steps: a role, a password from a file, then serving."""
     (tmp_path / "password").write_text("of the file\n", encoding="utf-8")
     arguments = ("db", "grant", role, "--password-file", "password")
     done = await run(*arguments, folder=tmp_path, DATABASE_URL=database_url)
@@ -309,7 +309,7 @@ async def test_the_command(database_url: str, tmp_path: Path, owner: Any, role: 
 
 
 def test_the_page_has_the_table() -> None:
-    """docs/security.md is what an auditor reads: it must be what is given."""
+    """docs/security.md must list exactly the granted permissions, as auditors read it."""
     text = PAGE.read_text(encoding="utf-8").partition("### Rights")[2].partition("\n#")[0]
     for right in RIGHTS:
         columns = ", ".join(f"`{column}`" for column in right.columns)

@@ -18,7 +18,7 @@ async def everything(connection: Any) -> list[Any]:
 
 
 async def test_the_documented_seed(database_url: str) -> None:
-    """Everybody's first steps use this user and this vendor."""
+    """The quick start uses this user and this vendor."""
     (seeded,) = await seed.seed(database_url)
     assert (seeded.clerk_id, seeded.name, len(seeded.vendor_id)) == ("clerk_test_user", "Test Vendor", 25)
     async with connected(database_url) as connection:
@@ -51,7 +51,7 @@ async def test_seeding_twice_changes_nothing(database_url: str) -> None:
 
 
 async def test_prismas_own_seed_was_there_before(database_url: str) -> None:
-    """The backend's seed makes the same user with an id of its own; ours must use that, and add no second vendor."""
+    """The backend's seed creates the same user with another id; ours must use that one, and add no second vendor."""
     async with connected(database_url) as connection:
         await connection.execute(
             """
@@ -65,7 +65,7 @@ async def test_prismas_own_seed_was_there_before(database_url: str) -> None:
 
 
 async def test_many_vendors_have_an_owner_each(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A load test takes the ids as they are printed, and a token for each owner."""
+    """A load test reads the printed ids, and creates a token for each owner."""
     monkeypatch.setattr(seed, "CHUNK", 7)
     seeded = await seed.seed(database_url, 20)
     assert seeded[0] == ("cseedvendor00000000000001", "clerk_seed_000001", "Seed Vendor 000001")
@@ -82,7 +82,7 @@ async def test_many_vendors_have_an_owner_each(database_url: str, monkeypatch: p
 
 
 async def test_seeds_that_conflict_with_existing_rows(database_url: str) -> None:
-    """Otherwise there would be fewer vendors than asked for, without an explanation."""
+    """Otherwise there would be fewer vendors than requested, without an explanation."""
     async with connected(database_url) as connection:
         await connection.execute(
             """
@@ -97,6 +97,6 @@ async def test_seeds_that_conflict_with_existing_rows(database_url: str) -> None
 
 
 async def test_seeding_an_old_schema_names_the_remedy(empty_database_url: str) -> None:
-    """Otherwise it would fail with nothing but the name of a column."""
+    """Otherwise the error would only name a column."""
     with pytest.raises(DatabaseError, match="streamer db upgrade"):
         await seed.seed(empty_database_url)

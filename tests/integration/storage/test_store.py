@@ -1,4 +1,4 @@
-"""Pings into a real PostgreSQL, each exactly once, whatever fails."""
+"""Pings are stored in a real PostgreSQL exactly once, whatever fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VENDOR, OTHER = VENDORS[:2]
 
 
 async def seed(url: str) -> None:
-    """One user with all vendors."""
+    """A database with one user who has all vendors."""
     async with connected(url) as connection:
         await connection.execute(
             """INSERT INTO "users" ("id", "clerkId", "email", "updatedAt") VALUES ('u', 'clerk', 'u@x.org', now())"""
@@ -78,20 +78,20 @@ async def url(database_url: str) -> str:
 
 @pytest.fixture
 async def store(url: str, serving_url: str) -> AsyncIterator[Store]:
-    """With the least rights, as the server has it; `url` is the owner's and seeded."""
+    """A store with the server's least privilege; `url` is the owner's and seeded."""
     async with opened(serving_url) as store:
         yield store
 
 
 @pytest.fixture
 async def direct(url: str) -> AsyncIterator[Any]:
-    """A connection beside the store's, to see and to disturb."""
+    """A second connection, to observe and to disturb the store."""
     async with connected(url) as connection:
         yield connection
 
 
 def nobody(chunk: Chunk, rejected: Rejected) -> None:
-    """For a chunk whose settling no one waits for."""
+    """A callback for a chunk whose outcome is not awaited."""
 
 
 def chunk(vendor_id: str, timestamps: Sequence[int], lat: float = 52.0, settled: Any = nobody, seq: int = 1) -> Chunk:
@@ -101,7 +101,7 @@ def chunk(vendor_id: str, timestamps: Sequence[int], lat: float = 52.0, settled:
 
 
 def poison(vendor_id: str, timestamps: Sequence[int], bad: int, seq: int = 1) -> Chunk:
-    """A chunk whose row at index `bad` has a timestamp that PostgreSQL can't hold."""
+    """A chunk whose row at index `bad` has a timestamp that PostgreSQL can't store."""
     good = chunk(vendor_id, timestamps, seq=seq)
     end = (bad + 1) * good.row_size
     rows = good.rows[: end - 8] + struct.pack(">q", 2**63 - 2) + good.rows[end:]
@@ -109,7 +109,7 @@ def poison(vendor_id: str, timestamps: Sequence[int], bad: int, seq: int = 1) ->
 
 
 async def stored(connection: Any) -> list[tuple[str, int]]:
-    """Vendor and timestamp of each row, a ping stored twice would be here twice."""
+    """Returns vendor and timestamp of each row; a ping stored twice would be contained twice."""
     rows = await connection.fetch(
         """SELECT "vendorId", (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint FROM "locations" ORDER BY 1, 2"""
     )
@@ -120,11 +120,11 @@ def pings(vendor_id: str, timestamps: Sequence[int]) -> list[tuple[str, int]]:
     return [(vendor_id, timestamp) for timestamp in timestamps]
 
 
-# the two paths
+# both paths
 
 
 async def test_stored_pings_equal_the_reported_ones(store: Store, direct: Any) -> None:
-    """A coordinate or a millisecond lost in the binary format is a false history, for Prisma's clients too."""
+    """The binary format must not lose a coordinate or a millisecond, also for Prisma's clients."""
     timestamps = [0, T0, T0 + 1, 36**8 - 1]
     assert await store.pings.store([chunk(VENDOR, timestamps, lat=-12.345678901234567)]) == {}
     rows = await direct.fetch('SELECT * FROM "locations" ORDER BY "id"')
@@ -135,7 +135,7 @@ async def test_stored_pings_equal_the_reported_ones(store: Store, direct: Any) -
 
 @pytest.mark.parametrize("retry", [False, True])
 async def test_a_ping_sent_twice_is_stored_once(store: Store, url: str, direct: Any, retry: bool) -> None:
-    """A reconnecting app sends again what was not acked: within a batch, in the next, through another server."""
+    """A reconnecting app resends pings without an ack: within a batch, in the next one, through another server."""
     ten = range(T0, T0 + 10)
     twice = [chunk(VENDOR, ten), chunk(OTHER, ten), chunk(VENDOR, range(T0 + 5, T0 + 15), lat=9.0)]
     assert await store.pings.store(twice, retry) == {}
@@ -143,7 +143,7 @@ async def test_a_ping_sent_twice_is_stored_once(store: Store, url: str, direct: 
     async with opened(url) as another:
         assert await another.pings.store([chunk(VENDOR, range(T0, T0 + 25), lat=9.0)], retry) == {}
     assert await stored(direct) == sorted(pings(VENDOR, range(T0, T0 + 25)) + pings(OTHER, ten))
-    # of two positions at one timestamp the first to arrive is the ping
+    # of two positions with one timestamp the first to arrive is stored
     lats = await direct.fetch('SELECT "lat" FROM "locations" WHERE "vendorId" = $1 ORDER BY "id"', VENDOR)
     assert [row[0] for row in lats] == [52.0] * 10 + [9.0] * 15
 
@@ -159,7 +159,7 @@ async def test_two_servers_store_the_same_pings_at_once(store: Store, url: str, 
                 try:
                     assert await target.pings.store(chunks, retry) == {}
                     return
-                except Unavailable:  # a deadlock between the two, say; the batcher tries again
+                except Unavailable:  # for example a deadlock between the two; the batcher retries
                     retry = True
 
         for _ in range(3):
@@ -168,7 +168,7 @@ async def test_two_servers_store_the_same_pings_at_once(store: Store, url: str, 
 
 
 async def test_a_vendor_that_is_gone_costs_only_its_own_pings(store: Store, direct: Any) -> None:
-    """One deleted vendor's app must not stop the storing of all others."""
+    """One deleted vendor's app must not block the pings of all others."""
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
     gone = chunk(OTHER, [T0, T0 + 1], seq=7)
     rejected = await store.pings.store([chunk(VENDOR, [T0]), gone, chunk(VENDORS[2], [T0])])
@@ -181,7 +181,7 @@ async def test_a_vendor_that_is_gone_costs_only_its_own_pings(store: Store, dire
 
 
 async def test_a_vendor_deleted_while_its_pings_are_stored(store: Store, direct: Any) -> None:
-    """The deletion wins, the others' pings are stored, and no row refers to a missing vendor."""
+    """The deletion takes effect, the others' pings are stored, and no row refers to a missing vendor."""
     deletion = direct.transaction()
     await deletion.start()
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', OTHER)
@@ -196,7 +196,7 @@ async def test_a_vendor_deleted_while_its_pings_are_stored(store: Store, direct:
 
 @pytest.mark.parametrize("retry", [False, True])
 async def test_one_row_that_can_not_be_stored_costs_only_itself(store: Store, direct: Any, retry: bool) -> None:
-    """Retried without end it would block all storage; dropped silently, its app would wait forever."""
+    """An endless retry would block all storage; if dropped silently, its app would wait forever."""
     hundred = range(T0, T0 + 100)
     first, second = poison(VENDOR, hundred, 37, seq=1000), poison(OTHER, hundred, 99)
     chunks = [chunk(VENDORS[2], hundred), first, second, chunk(VENDORS[3], hundred)]
@@ -208,7 +208,7 @@ async def test_one_row_that_can_not_be_stored_costs_only_itself(store: Store, di
     assert VENDOR in message
     assert "timestamp out of range" in message
     assert len(await stored(direct)) == 398
-    # and the connection is as good as before
+    # and the connection is still usable
     assert await store.pings.store([chunk(VENDORS[4], hundred)], retry) == {}
 
 
@@ -232,10 +232,10 @@ async def test_staging_leaves_nothing_behind(store: Store, direct: Any) -> None:
 @pytest.mark.parametrize("retry", [False, True])
 @pytest.mark.parametrize("committed", [False, True])
 async def test_a_connection_cut_at_the_commit(url: str, direct: Any, retry: bool, committed: bool) -> None:
-    """Nobody can know whether these pings are stored: they must be, once, after another try."""
+    """It is unknown whether these pings are stored: after a retry they must be stored once."""
     async with Proxy(url) as proxy, opened(proxy.url) as store:
         await store.pings.store([chunk(OTHER, [T0])], retry)
-        # COPY: its end as the server sees it, or as the client does; staging: COMMIT likewise
+        # COPY: its end on the server or on the client; staging: COMMIT likewise
         piece = b"COMMIT\0" if retry else b"COPY 3\0" if committed else b"\xff\xff"
         setattr(proxy, "cut_answer" if committed else "cut_request", piece)
         three = range(T0, T0 + 3)
@@ -270,7 +270,7 @@ async def test_a_session_terminated_while_it_stores(store: Store, direct: Any, r
 
 @pytest.mark.parametrize("retry", [False, True])
 async def test_a_lock_that_is_not_released(url: str, direct: Any, retry: bool) -> None:
-    """A migration or a forgotten session holding a lock must show as an outage, not as silence."""
+    """A lock held by a migration or a forgotten session must be reported as an outage."""
     async with opened(url, statement_timeout=0.2) as store:
         async with direct.transaction():
             await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
@@ -284,7 +284,7 @@ async def test_a_lock_that_is_not_released(url: str, direct: Any, retry: bool) -
 
 @pytest.mark.parametrize("retry", [False, True])
 async def test_a_cancelled_call_leaves_no_trace(store: Store, direct: Any, retry: bool) -> None:
-    """A server that stops in the middle of a batch must stop, and its connection must not come back half used."""
+    """A server that stops during a batch must stop, and its connection must not be reused in an unknown state."""
     async with direct.transaction():
         await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
         storing = asyncio.create_task(store.pings.store([chunk(VENDOR, [T0])], retry))
@@ -297,7 +297,7 @@ async def test_a_cancelled_call_leaves_no_trace(store: Store, direct: Any, retry
 
 
 async def test_an_exhausted_pool_is_an_outage_of_bounded_length(url: str, direct: Any) -> None:
-    """Requests that wait without a bound pile up; the URL's own limits, as Prisma reads them, must hold."""
+    """Requests must not wait without a limit; the limits of the URL apply, as for Prisma."""
     limits = ("&" if "?" in url else "?") + "connection_limit=1&pool_timeout=1"
     async with opened(url + limits, pool_size=9, pool_timeout=99) as store, direct.transaction():
         await direct.execute('LOCK TABLE "locations" IN ACCESS EXCLUSIVE MODE')
@@ -315,7 +315,7 @@ async def test_an_exhausted_pool_is_an_outage_of_bounded_length(url: str, direct
 
 
 async def test_behind_pgbouncer(url: str, direct: Any) -> None:
-    """PgBouncer's transaction pooling keeps no session for a client: nothing may rely on one."""
+    """With PgBouncer's transaction pooling, nothing may depend on a session."""
     async with opened(url + ("&" if "?" in url else "?") + "pgbouncer=true") as store:
         for retry in (False, True, True):
             assert await store.pings.store([chunk(VENDOR, [T0, T0 + 1])], retry) == {}
@@ -324,7 +324,7 @@ async def test_behind_pgbouncer(url: str, direct: Any) -> None:
 
 
 async def test_a_failed_open_names_the_remedy_and_no_password(unused_tcp_port: int) -> None:
-    """The message ends in logs and on screens."""
+    """The message is shown in logs and on screens."""
     with pytest.raises(Unavailable) as failed:
         Store(await Database.open(f"postgresql://venta:s3cret@127.0.0.1:{unused_tcp_port}/venta_db"))
     assert f"127.0.0.1:{unused_tcp_port}/venta_db" in str(failed.value)
@@ -333,7 +333,7 @@ async def test_a_failed_open_names_the_remedy_and_no_password(unused_tcp_port: i
 
 
 async def test_acked_is_on_disk_even_where_commits_are_asynchronous(url: str, direct: Any) -> None:
-    """With synchronous_commit off, as some hosts have it, a crash would lose what was acked."""
+    """With synchronous_commit=off, the default of some hosts, a crash would lose acked pings."""
     await direct.execute(f'ALTER DATABASE "{urlsplit(url).path[1:]}" SET synchronous_commit = off')
     async with opened(url) as store:
         assert await store.database.run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == "on"
@@ -380,7 +380,7 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
         await store.now()
     async with connected(postgres_server.url) as direct:
         assert await stored(direct) == [p for vendor_id in VENDORS for p in pings(vendor_id, range(T0, T0 + 300))]
-    # A COPY on a session that the server had just ended leaves a future of asyncpg's behind; no caller can get at it.
+    # A COPY on a session that the server just ended leaves an unretrieved future in asyncpg, out of reach of callers.
     gc.collect()
     loop_errors.messages[:] = [
         message for message in loop_errors.messages if "ConnectionDoesNotExistError" not in message
@@ -390,7 +390,7 @@ async def test_a_server_killed_and_restarted_loses_no_ping(
 async def test_a_server_that_hangs_is_given_up_and_taken_up_again(
     postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A frozen machine sends no error: only our own clock ends the wait. What it got before it froze counts once."""
+    """A frozen machine sends no error, so only a timeout ends the wait. What it received before is stored once."""
     monkeypatch.setattr(database_module, "ANSWER_GRACE", 0.1)
     await migrate.upgrade(postgres_server.url)
     await seed(postgres_server.url)
@@ -432,9 +432,9 @@ async def position_of(direct: Any, vendor_id: str) -> tuple[float, float, dateti
 
 
 async def test_an_older_fix_never_replaces_a_newer(store: Store, url: str, direct: Any) -> None:
-    """Two servers write the same vendors at the same time, in any order: the newest must stand, without a deadlock."""
+    """Two servers write the same vendors at the same time, in any order: the newest must remain, without a deadlock."""
     async with opened(url) as another:
-        # each server has the newest fix of every second vendor, and gives them in the opposite order
+        # each server has the newest fix of every second vendor, and writes them in the opposite order
         for n in range(20):
             fixes = [
                 [(v, Position(T0 + 10 * n + late, 1.0 * n, 1.0 * late)) for v, late in zip(VENDORS, cycle(lates))]
@@ -456,11 +456,11 @@ async def test_an_older_fix_never_replaces_a_newer(store: Store, url: str, direc
         """WHERE "id" = $1""",
         VENDOR,
     )
-    assert behind < 3600  # UTC, whatever the session's zone
+    assert behind < 3600  # UTC, whatever the session's time zone
 
 
 async def test_positions_are_ordered_as_customers_see_them(store: Store, direct: Any) -> None:
-    """A phone some seconds ahead would be put back by its backlog, or one with a wrong clock would stay there."""
+    """A backlog must not move back a phone whose clock is ahead, and a wrong clock must not pin a phone."""
     now, chance = int(time.time() * 1000), random.Random(3)
     phones = ((-3_000, 0, 1, 2_000), (-1_000, *range(CLOCK_TOLERANCE - 2, CLOCK_TOLERANCE + 3)), (-3_000, 0, 59_000))
     for ahead in phones * 10:
@@ -475,7 +475,7 @@ async def test_positions_are_ordered_as_customers_see_them(store: Store, direct:
 
 
 async def test_a_position_of_a_wrong_server_yields(store: Store, direct: Any) -> None:
-    """A server whose clock is an hour ahead must not keep a truck in one place in `vendors` for an hour."""
+    """A server whose clock is an hour ahead must not pin a vendor's position in `vendors` for an hour."""
     now = int(time.time() * 1000)
     await store.update_positions([(VENDOR, Position(now + 3_600_000, 1.0, 1.0))])
     await store.update_positions([(VENDOR, Position(now, 2.0, 2.0))])
@@ -501,7 +501,7 @@ async def test_positions_behind_are_brought_up_after_a_crash(
 
 
 async def rows_read(direct: Any, statement: str, *arguments: object) -> int:
-    """How many rows and index entries of locations a statement reads."""
+    """Returns the number of rows and index entries of locations that a statement reads."""
     (plan,) = json.loads(await direct.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + statement, *arguments))
     nodes, read = [plan["Plan"]], 0
     while nodes:
@@ -513,7 +513,7 @@ async def rows_read(direct: Any, statement: str, *arguments: object) -> int:
 
 
 async def test_only_what_is_newer_than_a_position_is_read(store: Store, direct: Any) -> None:
-    """With 2,000 vendors that report each second, bringing up took longer than a statement may, at every start."""
+    """With 2,000 vendors that report each second, updating positions at a start exceeded the statement timeout."""
     await store.pings.store([chunk(vendor_id, range(T0, T0 + 1000)) for vendor_id in VENDORS])
     await store.update_positions([(vendor_id, Position(T0 + 999, 52.0, 21.0)) for vendor_id in VENDORS])
     hour = T0 - 3_600_000
@@ -527,12 +527,12 @@ async def test_only_what_is_newer_than_a_position_is_read(store: Store, direct: 
 
 
 async def vendor(store: Store, vendor_id: str) -> VendorRow | None:
-    """One vendor."""
+    """Reads one vendor."""
     return await DataLoader(store).vendor(vendor_id)
 
 
 async def durable(store: Store) -> int | None:
-    """`hello.durable` of a connection."""
+    """Reads `hello.durable` of a connection."""
     dataloader = DataLoader(store)
     row = await dataloader.vendor(VENDOR)
     assert row is not None
@@ -565,7 +565,7 @@ async def test_vendors_and_cards(store: Store, direct: Any) -> None:
 
 
 async def test_durable_is_the_newest_stored_ping(store: Store) -> None:
-    """An app throws away what is older: a value too new loses its pings, one too old has them sent again."""
+    """An app removes older pings from its queue: a value too new would lose pings, one too old causes resends."""
     assert await durable(store) is None
     await store.pings.store([chunk(VENDOR, [T0, T0 + 60_000]), chunk(OTHER, [T0 + 90_000])])
     assert await durable(store) == T0 + 60_000
@@ -576,7 +576,7 @@ async def test_durable_is_the_newest_stored_ping(store: Store) -> None:
 
 
 async def test_history_is_paged_without_gaps_or_repeats(store: Store, direct: Any) -> None:
-    """Rows that Prisma or an import wrote under ids of their own belong to the history too."""
+    """Rows with other ids, written by Prisma or an import, belong to the history, too."""
     day = 86_400_000
     timestamps = [T0 - day, T0, T0 + 1, T0 + 2, T0 + day]
     await store.pings.store([chunk(VENDOR, timestamps), chunk(OTHER, timestamps)])
@@ -605,7 +605,7 @@ async def test_history_is_paged_without_gaps_or_repeats(store: Store, direct: An
 
 
 async def test_a_database_without_our_tables_is_named_as_such(empty_database_url: str) -> None:
-    """The operator must read what to do; pings must be kept until it is done."""
+    """The error must contain the remedy; pings must be kept until then."""
     async with opened(empty_database_url) as store:
         with pytest.raises(Unavailable, match="42P01"):
             await store.pings.store([chunk(VENDOR, [T0])])
@@ -614,12 +614,12 @@ async def test_a_database_without_our_tables_is_named_as_such(empty_database_url
 
 
 async def test_position_updates_stay_on_their_page(store: Store, direct: Any) -> None:
-    """Thousands of vendors move every second: updates that write every index would bloat the table."""
+    """Thousands of vendors move every second: updates that write all indexes would bloat the table."""
     if direct.get_server_version().major < 16:
         pytest.skip("BRIN indexes do not prevent HOT updates from PostgreSQL 16 on")
     for n in range(20):
         await store.update_positions([(vendor_id, Position(T0 + n, 52.0 + n / 1000, 21.0)) for vendor_id in VENDORS])
-    await store.database.close()  # a session sends its statistics at its end at the latest
+    await store.database.close()  # a session sends its statistics at the latest when it ends
     statistics = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'vendors'"
 
     async def counted() -> bool:

@@ -1,7 +1,7 @@
-"""Taking a connection over from aiohttp: these fail when a new version of aiohttp does it differently.
+"""Taking a connection over from aiohttp: these tests fail if a new version of aiohttp does it differently.
 
-What breaks then is every WebSocket and event stream: bytes lost between the handshake and the first message,
-connections that are read twice, or memory of aiohttp's that stays for each of them.
+Otherwise every WebSocket and event stream could break: bytes lost between the handshake and the first message,
+connections that are read twice, or memory of aiohttp that is kept for each of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REQUEST = b"GET /%s HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upg
 
 
 class Echo(asyncio.Protocol):
-    """Sends back what it receives."""
+    """Echoes what it receives."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -71,7 +71,7 @@ class Site:
     async def connect(
         self, path: bytes = b"", behind: bytes = b""
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection whose request, and what comes behind it in the same bytes, is sent."""
+        """A connection on which a request, and further bytes in the same segment, have been sent."""
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.port, ssl=self.tls, server_hostname="localhost" if self.tls else None
         )
@@ -115,7 +115,7 @@ def served(request: pytest.FixtureRequest) -> Served:
 
 
 async def test_bytes_behind_the_request(served: Served) -> None:
-    """A client that sends its first message with the handshake, or while it waits for its turn, is heard."""
+    """A message sent with the handshake, or while the client waits for admission, is received."""
     async with served() as site:
         reader, writer = await site.connect(behind=b"first")
         assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
@@ -133,7 +133,7 @@ async def test_bytes_behind_the_request(served: Served) -> None:
 
 
 async def test_backpressure(served: Served) -> None:
-    """The protocol is paused while the client reads too slowly, and resumed after."""
+    """The protocol is paused while the client reads too slowly, and resumed afterwards."""
     async with served() as site:
         reader, writer = await site.connect(behind=b"x")
         await reader.readuntil(b"\r\n\r\n")
@@ -156,7 +156,7 @@ async def test_backpressure(served: Served) -> None:
 
 
 async def test_nothing_of_aiohttp_stays() -> None:
-    """Neither its protocol nor a task is kept for a connection: with thousands of them these are most of the memory."""
+    """Neither aiohttp's protocol nor a task is kept for a connection: they would be most of the memory."""
     async with serving() as site:
         gc.collect()
         others = handlers()  # of tests before this one
@@ -176,12 +176,12 @@ async def test_nothing_of_aiohttp_stays() -> None:
 
 
 def handlers() -> set[int]:
-    """aiohttp's protocol objects that are alive, by id."""
+    """Returns the ids of aiohttp's live protocol objects."""
     return {id(one) for one in gc.get_objects() if isinstance(one, RequestHandler)}
 
 
 async def test_a_client_that_is_gone_before_its_turn(served: Served) -> None:
-    """A client that left before its handshake was served leaves nothing behind."""
+    """A client that disconnected before its handshake was served leaves no resources behind."""
     async with served() as site:
         _, writer = await site.connect(b"slow")
         await asyncio.sleep(0.05)
