@@ -1,4 +1,4 @@
-"""The whole of one process: what holds forevery request and socket alike, whatever its path."""
+"""One whole process: what applies to every request and socket, whatever its path."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAT, LONG = 52.229711, 21.012233
 
 @pytest.fixture(params=["json", "people"])
 def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """All that is logged, down to debug, in one of the two forms, on stderr."""
+    """Logs everything, down to debug, in one of the two formats, on stderr."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     written = io.StringIO()
@@ -46,7 +46,7 @@ def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 async def raw(url: str, data: bytes) -> bytes:
-    """Send bytes as they are, and read what comes back until the end or a moment of silence."""
+    """Sends raw bytes, and reads the answer until its end or a short pause."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -66,9 +66,9 @@ async def raw(url: str, data: bytes) -> bytes:
 async def test_no_token_and_no_position_ever_reaches_a_log(
     serve: Serve, vendor: SeededVendor, logged: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logs are read by many and kept for long: a token found in them lets its finder act as the vendor.
+    """Logs are read by many and kept for long; with a token from a log, anyone could act as the vendor.
 
-    For every way to send a token, good and bad, with requests that succeed, are refused, are malformed or hit a bug.
+    Tests all ways to send a token, good and bad, with requests that succeed, are refused, are malformed or hit a bug.
     """
     server = await serve(watch_auth="required", auth_timeout=0.3)
     good, expired = make_token(SECRET, vendor.clerk_id, 600), make_token(SECRET, vendor.clerk_id, -600)
@@ -104,7 +104,7 @@ async def test_no_token_and_no_position_ever_reaches_a_log(
                     for app in (App(server.url, path, None, token=token), App(server.url, path, None)):
                         app.protocols = ("streamer.v1", f"bearer.{token}") if not app._params else ()
                         async with app:
-                            with suppress(ConnectionError):  # some are out already
+                            with suppress(ConnectionError):  # some have been evicted already
                                 await app.send({"type": "watch", "id": "w", "area": circle(LAT, LONG, 500)})
                                 await app.send({"type": "ping", **ping})
                                 await app.send({"type": "auth", "token": token + "x"})
@@ -152,7 +152,7 @@ async def test_no_token_and_no_position_ever_reaches_a_log(
 
 
 async def test_a_dead_task_makes_the_server_unready(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process whose heartbeat can't go on is taken out of service instead of seeming well."""
+    """A process whose heartbeat fails is taken out of service instead of appearing healthy."""
     server = await serve()
 
     async def dies() -> None:
@@ -173,8 +173,8 @@ async def test_a_dead_task_makes_the_server_unready(serve: Serve, monkeypatch: p
 
 
 async def test_positions_are_brought_up_to_date_at_the_start(serve: Serve, vendor: SeededVendor, direct: Any) -> None:
-    """A truck that parked before a crash stays where it was stored last: after a night without a server too, and while
-    something else is in need of an operator.
+    """A truck that parked before a crash keeps its last stored position: also after a night without a server, and while
+    another fault needs an operator.
     """
     parked = now_ms() - 12 * 3_600_000
     await direct.execute(

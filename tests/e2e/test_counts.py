@@ -1,4 +1,4 @@
-"""Counts over real sockets: bubbles of a zoomed-out map, by WebSocket, by events and by HTTP, from two processes."""
+"""Counts over real sockets: groups of a zoomed-out map by WebSocket, event stream and HTTP, from two processes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ WORLD = {"sw": {"lat": -90, "long": -180}, "ne": {"lat": 90, "long": 180}}
 
 
 def total(groups: dict[str, dict[str, Any]]) -> int:
-    """Vendors in all groups."""
+    """Returns the number of vendors in all groups."""
     return sum(group["count"] for group in groups.values())
 
 
 async def test_the_world_in_every_notation(serve: Serve, database_url: str) -> None:
-    """A map of the world shows every vendor of every process, in whatever notation it asks."""
+    """A map of the world counts all vendors of all processes, in every form of request."""
     vendors = await seed(database_url, 3)
     servers = [await serve(), await serve()]
     async with (
@@ -74,12 +74,12 @@ async def test_the_world_in_every_notation(serve: Serve, database_url: str) -> N
 CROWD = int(os.environ.get("STREAMER_CROWD", "2000"))
 CUSTOMERS = 1000 if "STREAMER_CROWD" in os.environ else 20
 SETTLING, SECONDS = (2.0, 20.0) if "STREAMER_CROWD" in os.environ else (0.5, 0.5)
-"""Before and while the cost is measured; only measuring for the documentation asks for exact figures."""
+"""Seconds before and during the measurement; only the documentation needs exact figures."""
 
 
 @pytest.mark.timeout(300)
 async def test_overviews_of_a_crowd(serving_url: str, redis_url: str) -> None:
-    """Customers who see the world cost little while all its vendors move: the same bytes, as few, for each of them.
+    """Customers who watch the world cost little while all vendors move: a few bytes, the same for all.
 
     `STREAMER_CROWD=100000 pytest -s` measures what docs/map.md says.
     """
@@ -103,7 +103,7 @@ async def test_overviews_of_a_crowd(serving_url: str, redis_url: str) -> None:
             held.append(groups)
 
         async def cost() -> tuple[float, int]:
-            """Percent of a core, and bytes to one customer in a second."""
+            """Returns the percentage of a core, and bytes per second to one customer."""
             await asyncio.sleep(SETTLING)
             used, received, began = sum(process.cpu_times()[:2]), sum(one.received for one in sockets), time.monotonic()
             await asyncio.sleep(SECONDS)

@@ -1,4 +1,4 @@
-"""Error messages to clients when something breaks: without hosts, tables and PostgreSQL's words."""
+"""Error messages to clients after a failure contain no hosts, tables or messages of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.conftest import SERVING_ROLE, Serve
 from tests.support.apps import SECRET, VendorApp
 
 INSIDE = ("PostgreSQL", "SQLSTATE", "127.0.0.1", "relation", "permission", SERVING_ROLE, "asyncpg", "Errno")
-"""Words of which none may reach a client."""
+"""Words that must not reach a client."""
 
 
 async def test_an_outage_is_reported_without_internals(serve: Serve, database_url: str) -> None:
-    """Host names, tables and drivers' words help attackers; operators have them in /health."""
+    """Host names, tables and messages of drivers help attackers; operators have them in /health."""
     one, two = await seed.seed(database_url, 2)
     server = await serve(statement_timeout=1.0, pool_timeout=1.0)
     told: list[str] = []

@@ -24,7 +24,7 @@ AREA = circle(52.2297, 21.0122, 5000)
 
 
 async def test_pings_read_are_acked_before_the_bye(database_url: str, redis_url: str) -> None:
-    """SIGTERM amidst a stream of pings: all that was read is acked, each app gets `bye`, the exit status is 0."""
+    """SIGTERM during a stream of pings: all read pings are acked, each app gets `bye`, the exit status is 0."""
     vendors = await seed.seed(database_url, 3)
     async with ServerProcess(database_url, redis_url) as server:
         apps = [await VendorApp(server.url, vendor.clerk_id).__aenter__() for vendor in vendors]
@@ -58,12 +58,12 @@ async def test_pings_read_are_acked_before_the_bye(database_url: str, redis_url:
         for vendor_id, last in acked.items():
             rows = await stored.stored([vendor_id], started - 300_000, started)
             assert {row.timestamp - started + 300_000 for row in rows} == set(range(1, len(rows) + 1))
-            # What was read is acked too: nothing is stored without its ack.
+            # All read pings are acked: none is stored without its ack.
             assert last == len(rows)
 
 
 async def test_clients_are_sent_away_one_after_the_other(serve: Serve, database_url: str) -> None:
-    """A stop is spread over its clients: each is served up to its turn, and their reconnects are no storm."""
+    """Closes are spread over time: each client is served until its close, so reconnects are no storm."""
     (vendor,) = await seed.seed(database_url, 1)
     leaving, staying = await serve(admission_rate=40.0, drain_timeout=4.0), await serve()
     async with VendorApp(staying.url, vendor.clerk_id) as app:
@@ -96,7 +96,7 @@ async def test_clients_are_sent_away_one_after_the_other(serve: Serve, database_
 
 
 async def test_a_client_that_takes_no_goodbye_does_not_hold_up_the_stop(serve: Serve, database_url: str) -> None:
-    """An app that answers nothing is cut, and the stop keeps its limit."""
+    """An app that does not answer is closed, and the stop keeps its time limit."""
     running = await serve(drain_timeout=1.0)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
     writer.write(
@@ -134,7 +134,7 @@ async def test_a_rolling_restart_is_invisible(database_url: str, redis_url: str)
             crowd.moving = False
             assert await settled([mover.app for mover in crowd.movers], 10) == 0
             await eventually(lambda: crowd.late_now() == 0.0, "views that are the truth")
-            # Beside what a machine that has other things to do is late anyhow.
+            # In addition to the delay of a busy machine.
             assert crowd.latest < 2.0 + 4 * calm, f"a map was wrong for {crowd.latest:.1f} s, before {calm:.1f} s"
             assert sum(watcher.closes[1012] for watcher in crowd.watchers) >= 10
             assert crowd.violations == []
@@ -142,7 +142,7 @@ async def test_a_rolling_restart_is_invisible(database_url: str, redis_url: str)
 
 
 async def check_stored(database_url: str, crowd: Crowd, began: int) -> None:
-    """Every acked ping is stored once, as it was sent, and the vendors are where their newest is."""
+    """Checks that every acked ping is stored once and unchanged, and that vendors have their newest position."""
     acked: Mapping[str, Sequence[Any]] = {m.app.identity.vendor_id: m.app.acked for m in crowd.movers}
     assert all(len(m.app.acked) == len(m.pings) for m in crowd.movers)
     async with Database(database_url) as stored:

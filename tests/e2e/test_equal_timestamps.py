@@ -1,4 +1,4 @@
-"""Two pings of one vendor and timestamp at different places: one is stored, and every customer must see that one."""
+"""Two pings of one vendor and timestamp at different positions: one is stored, and all customers must see that one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def post(server: Running, vendor: Any, pings: list[dict[str, Any]]) -> dic
 
 
 async def stored(url: str, vendor_id: str, timestamp: int) -> tuple[float, float]:
-    """The position in `locations`."""
+    """Returns the position in `locations`."""
     connection = await asyncpg.connect(url)
     try:
         row = await connection.fetchrow(
@@ -50,7 +50,7 @@ async def stored(url: str, vendor_id: str, timestamp: int) -> tuple[float, float
 
 
 async def in_redis(url: str, vendor_id: str, position: tuple[float, float]) -> None:
-    """Wait until Redis has this position for snapshots."""
+    """Waits until Redis has this position for snapshots."""
     async with redis.asyncio.Redis.from_url(url) as client:
 
         async def there() -> bool:
@@ -61,7 +61,7 @@ async def in_redis(url: str, vendor_id: str, position: tuple[float, float]) -> N
 
 
 async def in_vendors(url: str, vendor_id: str, position: tuple[float, float]) -> None:
-    """Wait until `vendors` has this position, and see that it keeps it."""
+    """Waits until `vendors` has this position, and checks that it keeps it."""
     connection = await asyncpg.connect(url)
     try:
 
@@ -75,7 +75,7 @@ async def in_vendors(url: str, vendor_id: str, position: tuple[float, float]) ->
 
 
 async def test_on_one_socket(serve: Serve, database_url: str) -> None:
-    """An app that sends a position twice, corrected in between, must not leave the table and the map apart."""
+    """An app that sends a position twice, corrected in between, must not make the table and the map differ."""
     (vendor,) = await seed.seed(database_url, 1)
     running = await serve()
     async with CustomerApp(running.url) as customer, VendorApp(running.url, vendor.clerk_id) as app:
@@ -91,7 +91,7 @@ async def test_on_one_socket(serve: Serve, database_url: str) -> None:
 
 
 async def test_one_after_the_other_on_two_processes(serve: Serve, database_url: str) -> None:
-    """Only PostgreSQL tells the second process that its ping is a duplicate: until then it shows a wrong place."""
+    """Only PostgreSQL detects that the second process's ping is a duplicate; the process must then correct it."""
     (vendor,) = await seed.seed(database_url, 1)
     servers = [await serve(), await serve()]
     async with CustomerApp(servers[0].url) as one, CustomerApp(servers[1].url) as other:
@@ -115,7 +115,7 @@ async def test_one_after_the_other_on_two_processes(serve: Serve, database_url: 
 
 
 async def test_a_backlog_after_a_live_ping_of_a_phone_ahead(serve: Serve, database_url: str) -> None:
-    """Half of all phones are ahead by some milliseconds: their backlog must not put the vendor back."""
+    """Half of all phones are some milliseconds ahead: their backlog must not move the vendor back."""
     (vendor,) = await seed.seed(database_url, 1)
     running = await serve(position_interval=0.1)
     async with CustomerApp(running.url) as customer:
@@ -162,7 +162,7 @@ async def test_a_process_that_never_finds_out(
 
 
 async def test_after_a_restart_of_all(serve: Serve, database_url: str, redis_url: str) -> None:
-    """Servers that have just started take the duplicate for new: they must find out that it is not."""
+    """Servers that have just started consider the duplicate new, and must detect that it is not."""
     (vendor,) = await seed.seed(database_url, 1)
     first, at = await serve(), now_ms()
     await post(first, vendor, [{"lat": HERE[0], "long": HERE[1], "timestamp": at}])
@@ -180,7 +180,7 @@ async def test_after_a_restart_of_all(serve: Serve, database_url: str, redis_url
 
 
 async def test_after_a_gap(serve: Serve, database_url: str, serving_redis_url: str) -> None:
-    """A server that missed which ping is stored must learn it from what Redis holds."""
+    """A server that missed which ping is stored must read it from Redis."""
     (vendor,) = await seed.seed(database_url, 1)
     async with Proxy(serving_redis_url) as proxy:
         servers = [await serve(), await serve(), await serve(redis_url=proxy.url)]
@@ -199,7 +199,7 @@ async def test_after_a_gap(serve: Serve, database_url: str, serving_redis_url: s
 
 @pytest.mark.timeout(60)
 async def test_two_phones_at_once_on_two_processes(serve: Serve, database_url: str, redis_url: str) -> None:
-    """Ten vendors, each with two phones that report the same second: every map ends with what was stored."""
+    """Ten vendors, each with two phones that report the same second: every map ends with the stored positions."""
     vendors = await seed.seed(database_url, 10)
     servers = [await serve(), await serve()]
     async with CustomerApp(servers[0].url) as one, CustomerApp(servers[1].url) as other:
@@ -241,7 +241,7 @@ async def test_two_phones_at_once_on_two_processes(serve: Serve, database_url: s
 async def test_a_ping_ahead_of_its_time_yields(
     serve: Serve, database_url: str, redis_url: str, ahead: int, over: tuple[int, int]
 ) -> None:
-    """One ping of a clock 59 s ahead must not hide the true ones for a minute, here and elsewhere."""
+    """One ping of a clock 59 s ahead must not hide correct pings for a minute, on any process."""
     (vendor,) = await seed.seed(database_url, 1)
     servers = [await serve(), await serve()]
     first, second = (servers[number] for number in over)

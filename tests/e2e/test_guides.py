@@ -1,4 +1,4 @@
-"""The guides against a server as a reader has it, and the trackers' payloads as a phone sends them today."""
+"""The guides against a server as readers have it, and trackers' payloads with current timestamps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GUIDES = ("docs/vendor-app.md", "docs/customer-app.md", "docs/from-nestjs.md")
 
 
 async def test_every_command_of_the_guides_works_beside_the_simulator(tmp_path: Path) -> None:
-    """`make run`, then what the page says: the first five minutes of everybody who tries this."""
+    """`make run`, then the steps of the page."""
     async with Command("dev", "--simulate", "20", "--port", "0", folder=tmp_path) as server:
         url = await server.url()
         services = orjson.loads((tmp_path / ".venta" / "services.json").read_bytes())
@@ -45,7 +45,7 @@ async def _output(*arguments: str, folder: Path) -> str:
 
 
 async def _drive(url: str, token: str) -> None:
-    """The test vendor's own phone, which the customers of the guides see moving."""
+    """The test vendor's phone, which customers of the guides see moving."""
     where = f"{url}/v1/vendors/ctestvendor00000000000000/locations"
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session:
         for step in range(100_000):
@@ -55,7 +55,7 @@ async def _drive(url: str, token: str) -> None:
 
 
 async def test_every_payload_is_stored(serve: Serve, database_url: str) -> None:
-    """Each app's form at its URL, all the way to the table; the answers are those that empty its queue."""
+    """Each app's format at its URL is stored, and the answer empties the app's queue."""
     (vendor,) = await seed.seed(database_url, 1)
     running = await serve()
     token = make_token(SECRET, vendor.clerk_id, 600)
@@ -80,7 +80,7 @@ async def test_every_payload_is_stored(serve: Serve, database_url: str) -> None:
 
 
 def today(payload: str, at: int) -> str:
-    """A payload of the page with another time, epoch seconds."""
+    """Returns a payload of the page with another time, epoch seconds."""
     payload = payload.replace(str(TAKEN), str(at * 1000)).replace(str(TAKEN // 1000), str(at))
     moment = datetime.fromtimestamp(at, UTC).isoformat()[:19]
     return re.sub(r"2024-11-24T\d\d:59:00(\.000)?(Z|\+0000|\+01:?00)", f"{moment}Z", payload)

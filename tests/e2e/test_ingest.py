@@ -1,4 +1,4 @@
-"""Storing pings through the whole server: what is acked is there once, whatever the network and the database do."""
+"""Storing pings through the whole server: acked pings are stored once, whatever the network and the database do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, eventuall
 
 
 async def times(url: str, vendor_id: str) -> list[int]:
-    """The timestamps stored of a vendor, each as often as it is stored."""
+    """Returns the stored timestamps of a vendor, with duplicates."""
     connection = await asyncpg.connect(url)
     try:
         rows = await connection.fetch(
@@ -33,7 +33,7 @@ async def times(url: str, vendor_id: str) -> list[int]:
 
 
 async def test_resent_in_any_mix_it_is_stored_once(serve: Serve, database_url: str) -> None:
-    """A phone that reconnects to another process, or an app that also uses HTTP, must not double the history."""
+    """A phone that reconnects to another process, or an app that also uses HTTP, must not duplicate history."""
     (one,) = await seed.seed(database_url, 1)
     here, there = await serve(), await serve()
     start = now_ms() - 60_000
@@ -76,7 +76,7 @@ async def test_a_vendor_deleted_meanwhile_does_not_affect_others(serve: Serve, d
 
 
 async def test_an_older_fix_never_replaces_a_newer(serve: Serve, database_url: str) -> None:
-    """With two processes and a late phone, history has both, and everybody shows the newest."""
+    """With two processes and a late phone, history has both pings, and all processes show the newest."""
     (one,) = await seed.seed(database_url, 1)
     here, there = await serve(), await serve()
     at = now_ms()
@@ -112,7 +112,7 @@ async def test_an_older_fix_never_replaces_a_newer(serve: Serve, database_url: s
 
 @pytest.fixture
 async def fragile(postgres_server: PostgresServer, redis_url: str) -> AsyncIterator[Running]:
-    """A server with a small buffer on a PostgreSQL of the test's own, which may be paused and killed."""
+    """A server with a small buffer and a separate PostgreSQL, which may be paused and killed."""
     await migrate.upgrade(postgres_server.url)
     async with AsyncExitStack() as stack:
         configured = settings.load(
@@ -135,7 +135,7 @@ async def fragile(postgres_server: PostgresServer, redis_url: str) -> AsyncItera
 async def test_postgresql_away(
     fragile: Running, postgres_server: PostgresServer, loop_errors: Collected, how: str
 ) -> None:
-    """Nothing acked is lost, the buffer keeps its bound, customers go on seeing movement, and all is stored after."""
+    """No acked ping is lost, the buffer keeps its limit, customers see movement, and all pings are stored afterwards."""
     vendors = await seed.seed(postgres_server.url, 4)
     batcher = fragile.server.batcher
     async with AsyncExitStack() as stack:
@@ -149,7 +149,7 @@ async def test_postgresql_away(
         sent = 1
         most = seen = 0
         until = time.monotonic() + 8.0
-        # Twice what the buffer holds; the last of it stays in the sockets.
+        # Twice the buffer's size; the rest stays in the sockets.
         while time.monotonic() < until:
             if sent < 1_000:
                 sent += 1
@@ -180,12 +180,12 @@ async def test_postgresql_away(
         # Two pings of one vendor in a millisecond are one ping, so there may be fewer than were acked.
         assert 0 < len(stored) <= sent
         assert not [m for m in vendor.messages if m["type"] == "reject"]
-    # asyncpg leaves the future of a COPY unread when the server dies beneath it; the store has dealt with the error.
+    # asyncpg leaves the future of a COPY unretrieved when the server dies; the store has handled the error.
     loop_errors.messages[:] = [m for m in loop_errors.messages if "ConnectionDoesNotExistError" not in m]
 
 
 async def test_a_hanging_statement_is_given_up(fragile: Running, postgres_server: PostgresServer) -> None:
-    """A long-held lock delays acks, and loses nothing."""
+    """A long-held lock delays acks, but loses no pings."""
     (one,) = await seed.seed(postgres_server.url, 1)
     blocker = await asyncpg.connect(postgres_server.url)
     try:
@@ -220,7 +220,7 @@ async def test_live_pings_go_ahead_of_a_backlog(serve: Serve, database_url: str)
 
 
 async def test_too_many_messages_get_a_warning_then_a_close(serve: Serve, database_url: str) -> None:
-    """A broken app in a loop gets a warning with a time to wait, and is closed in the end."""
+    """A broken app in a loop gets a warning with a time to wait, and is finally closed."""
     (one,) = await seed.seed(database_url, 1)
     running = await serve(vendor_messages=5.0)
     async with VendorApp(running.url, one.clerk_id) as vendor:

@@ -1,4 +1,4 @@
-"""Snapshot plus updates is the truth: vendors and watches move at random, on two processes, through real sockets."""
+"""Snapshots plus updates equal the expected view: random moves of vendors and watches, two processes, real sockets."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PLACES = (WARSAW, WARSAW, FIJI, NORTH)
 
 
 def box(south: float, west: float, north: float, east: float) -> dict[str, Any]:
-    """A box as the wire has it."""
+    """Returns a box in wire format."""
     return {"sw": {"lat": south, "long": west}, "ne": {"lat": north, "long": east}}
 
 
 def star(centre: Position, reach: float, chance: random.Random) -> dict[str, Any]:
-    """A polygon that is not convex, maybe over the antimeridian."""
+    """Returns a polygon that is not convex, perhaps over the antimeridian."""
     corners = []
     for number in range(9):
         angle, arm = number * math.tau / 9, reach * chance.uniform(0.3, 1.0)
@@ -38,7 +38,7 @@ def star(centre: Position, reach: float, chance: random.Random) -> dict[str, Any
 
 
 def some_area(world: World) -> dict[str, Any]:
-    """An area where vendors are, of any kind."""
+    """Returns an area of any kind with vendors."""
     chance = world.random
     centre = chance.choice(PLACES)
     lat, long = world.near(centre, 0.1)
@@ -55,7 +55,7 @@ def some_area(world: World) -> dict[str, Any]:
 
 
 async def some_watch(world: World, customer: CustomerApp, id: str) -> None:
-    """A watch starts, or moves while vendors do."""
+    """Starts a watch, or moves one while vendors move."""
     chance = world.random
     fields: dict[str, Any] = {}
     if chance.random() < 0.3:
@@ -70,7 +70,7 @@ async def some_watch(world: World, customer: CustomerApp, id: str) -> None:
 
 
 async def some_moves(world: World, rounds: int) -> None:
-    """Vendors move: most a little, some to another place altogether; some open or close."""
+    """Moves vendors: most a little, some far away; some open or close."""
     chance = world.random
     for _ in range(rounds):
         for vendor in chance.sample(world.vendors, len(world.vendors) // 2):
@@ -86,9 +86,9 @@ async def some_moves(world: World, rounds: int) -> None:
 
 @pytest.mark.parametrize(("seed", "lag"), [(1, 0.0), (2, 0.02), (3, 0.1)])
 async def test_every_view_is_the_truth(serve: Serve, database_url: str, redis_url: str, seed: int, lag: float) -> None:
-    """Whatever moves when, on whichever process: at rest each customer's map equals the vendors inside its area.
+    """After all moves, on whichever process, each customer's map equals the vendors inside its area.
 
-    A proxy to Redis with random lag reorders what is received and what is read.
+    A proxy to Redis with random latency reorders messages and reads.
     """
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy(redis_url, lag=lag, seed=seed)) for _ in range(2)]
@@ -106,7 +106,7 @@ async def test_every_view_is_the_truth(serve: Serve, database_url: str, redis_ur
 
 
 async def test_real_buses(serve: Serve, database_url: str) -> None:
-    """The buses of Warsaw on a February afternoon, faster: every map of the city is true at each stop."""
+    """Recorded buses of Warsaw, accelerated: every map of the city is correct at each stop."""
     if not TRACE.exists():
         pytest.skip(f"{TRACE} is not there: the trace comes with the project's shared data, not with a clone")
     with gzip.open(TRACE, "rt") as file:

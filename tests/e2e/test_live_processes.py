@@ -21,7 +21,7 @@ AROUND = circle(*HERE, 3_000)
 
 
 async def test_killed(serve: Serve, database_url: str, redis_url: str) -> None:
-    """kill -9: vendors that reconnect elsewhere are never offline, the others leave by time, on every map."""
+    """kill -9: vendors that reconnect elsewhere are never offline, and the others expire, on every map."""
     back, gone = await seed.seed(database_url, 2)
     times: dict[str, Any] = {"offline_after": 3.0, "leave_after": 2.0}
     running = await serve(**times)
@@ -56,7 +56,7 @@ async def test_killed(serve: Serve, database_url: str, redis_url: str) -> None:
 
 
 async def test_redis_away(serve: Serve, database_url: str, redis_url: str) -> None:
-    """One process loses Redis: its vendors and customers go on, pings are stored; afterwards both agree again."""
+    """A process without Redis still serves its vendors and customers and stores pings; afterwards both agree again."""
     one, two = await seed.seed(database_url, 2)
     async with Proxy(redis_url) as proxy:
         cut, whole = await serve(redis_url=proxy.url), await serve()

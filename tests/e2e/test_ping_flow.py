@@ -12,7 +12,7 @@ WARSAW = (52.2297, 21.0122)
 
 
 async def stored(url: str, vendor_id: str) -> list[tuple[float, float]]:
-    """The positions of a vendor in `locations`, by time."""
+    """Returns the positions of a vendor in `locations`, by time."""
     connection = await asyncpg.connect(url)
     try:
         rows = await connection.fetch(
@@ -24,7 +24,7 @@ async def stored(url: str, vendor_id: str) -> list[tuple[float, float]]:
 
 
 async def test_a_ping_is_acked_when_stored_and_seen_nearby(serve: Serve, database_url: str) -> None:
-    """The main job: a vendor reports, PostgreSQL has it once acked, a customer nearby sees it."""
+    """The main task: a vendor reports, its acked ping is in PostgreSQL, and a customer nearby sees it."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with CustomerApp(server.url) as customer, VendorApp(server.url, one.clerk_id) as vendor:
@@ -90,7 +90,7 @@ async def test_a_vendor_on_one_process_is_seen_on_another(serve: Serve, database
         both[second.vendor_id] = (52.2312, 21.0112)
         await customer.sees("w", both)
         await other.sees("w", both)
-        await two.ping(54.0, 18.0)  # another bus cell, which nobody watches
+        await two.ping(54.0, 18.0)  # another broker cell, which nobody watches
         del both[second.vendor_id]
         await customer.sees("w", both)
         await other.sees("w", both)
@@ -106,7 +106,7 @@ async def test_a_vendor_on_one_process_is_seen_on_another(serve: Serve, database
 
 
 async def test_a_customer_can_follow_listed_vendors(serve: Serve, database_url: str) -> None:
-    """A list watch shows its vendors wherever they are, from whichever process, and from their first ping on."""
+    """A watch of a list shows its vendors wherever they are, from any process, and from their first ping on."""
     first, second = await seed.seed(database_url, 2)
     here, there = await serve(), await serve()
     async with (

@@ -1,4 +1,4 @@
-"""What strangers, customers and vendors learn of a vendor: each row of docs/privacy.md."""
+"""What strangers, customers and vendors can see of a vendor: each row of docs/privacy.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def asked(session: aiohttp.ClientSession, url: str, headers: dict[str, str
 
 
 async def sees_nothing(session: aiohttp.ClientSession, running: Running, vendor: SeededVendor) -> None:
-    """No endpoint shows the vendor to a customer."""
+    """Checks that no endpoint shows the vendor to a customer."""
     nearby = f"{running.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=1000"
 
     async def gone() -> bool:
@@ -39,8 +39,8 @@ async def sees_nothing(session: aiohttp.ClientSession, running: Running, vendor:
 
 
 async def test_a_vendor_hides_itself(serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession) -> None:
-    """One that closes with `hidden` leaves every map of every process at once, stays off it through pings, reconnects
-    and restarts, and is back when it opens; its pings are stored all the time."""
+    """A vendor that closes with `hidden` leaves all maps of all processes immediately, and stays off them through
+    pings, reconnects and restarts, until it opens; its pings are always stored."""
     (vendor, *_), near, far = vendors, await serve(), await serve()
     async with CustomerApp(near.url) as one, CustomerApp(far.url) as two:
         async with VendorApp(near.url, vendor.clerk_id) as app:
@@ -80,7 +80,7 @@ async def test_a_vendor_hides_itself(serve: Serve, vendors: list[SeededVendor], 
 async def test_closed_vendors_can_be_left_out(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """With STREAMER_SHOW_CLOSED=no a truck that drives home is on no map."""
+    """With STREAMER_SHOW_CLOSED=no a closed vendor is on no map."""
     (vendor, *_), running = vendors, await serve(show_closed="no")
     async with CustomerApp(running.url) as customer, VendorApp(running.url, vendor.clerk_id) as app:
         await customer.watch("w", HERE)
@@ -98,8 +98,8 @@ async def test_closed_vendors_can_be_left_out(
 async def test_closed_vendors_can_be_shown_coarsely(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """With STREAMER_SHOW_CLOSED=coarse a closed vendor is somewhere in a square on every map of every process, in every
-    answer and in public history; only its owner learns where in it, and customers do when it opens."""
+    """With STREAMER_SHOW_CLOSED=coarse a closed vendor's position is rounded to a square on all maps of all processes,
+    in all answers and in public history; only its owner sees the exact one, and customers see it when it opens."""
     coarse = {"show_closed": "coarse", "closed_grid": 1000.0, "history_access": "public", "watch_auth": "optional"}
     (vendor, other, *_), near, far = vendors, await serve(**coarse), await serve(**coarse)
     home = LAT + 0.0007, LONG + 0.0007
@@ -160,7 +160,7 @@ async def test_closed_vendors_can_be_shown_coarsely(
 async def test_offline_vendors_can_be_left_out(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """With STREAMER_SHOW_OFFLINE=no a vendor leaves when it is offline, and comes back with its socket."""
+    """With STREAMER_SHOW_OFFLINE=no a vendor leaves when it is offline, and returns when it reconnects."""
     (vendor, *_), running = vendors, await serve(show_offline="no", offline_after=0.5)
     async with CustomerApp(running.url) as customer:
         await customer.watch("w", HERE)
@@ -174,7 +174,7 @@ async def test_offline_vendors_can_be_left_out(
 
 
 async def test_by_default_closed_and_offline_vendors_are_shown(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """The contract: `open` and `online` are false on the card, and the vendor stays."""
+    """By default `open` and `online` are false on the card, and the vendor stays on the map."""
     (vendor, *_), running = vendors, await serve(offline_after=0.5)
     async with CustomerApp(running.url) as customer:
 
@@ -193,7 +193,7 @@ async def test_by_default_closed_and_offline_vendors_are_shown(serve: Serve, ven
 async def test_one_vendor_needs_what_an_area_needs(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """Whoever may not watch an area must not watch a vendor by its id either, nor learn whether it exists."""
+    """A client without access to an area must not watch a vendor by its id either, nor see whether it exists."""
     (vendor, other, *_), running = vendors, await serve(watch_auth="required")
     area = f"lat={LAT}&long={LONG}&radius=1000"
     async with VendorApp(running.url, vendor.clerk_id) as app:
@@ -215,7 +215,7 @@ async def test_one_vendor_needs_what_an_area_needs(
 
 
 async def test_history_is_the_owners(serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession) -> None:
-    """Only the vendor reads where it was; customers and other vendors can't, unless the operator allows it."""
+    """Only the vendor can read its history; customers and other vendors can't, unless the operator allows it."""
     (vendor, other, *_), running = vendors, await serve()
     path = f"/v1/vendors/{vendor.vendor_id}/locations"
     assert (await asked(session, running.url + path, bearer(vendor)))[0] == 200

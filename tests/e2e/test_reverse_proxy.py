@@ -1,4 +1,4 @@
-"""The proxies in front, with the files in `ops/` that people copy: TLS, sockets through it, no token in a log."""
+"""Reverse proxies with the example files in `ops/`: TLS, WebSockets, no token in a log."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.support.process import free_port
 
 OPS = ROOT / "ops"
 SBIN = "/usr/sbin:/sbin:"
-"""Where Debian puts nginx, and where a user's PATH may not lead."""
+"""Debian's folder of nginx, which may be missing in a user's PATH."""
 
 
 class Front(NamedTuple):
-    """A proxy that runs: its URL, whom to trust, its folder with all that it wrote."""
+    """A running proxy: its URL, its certificate authority, its folder with all files that it wrote."""
 
     url: str
     trust: ssl.SSLContext
@@ -39,7 +39,7 @@ class Front(NamedTuple):
 
 
 def changed(text: str, **replacements: str) -> str:
-    """The file with places and ports of the test's; each must be there, or the test tests another file."""
+    """Returns the file with the test's paths and ports; each must be found, or the test would use another file."""
     for old, new in replacements.items():
         pattern = {
             "http": r"(?s)    server \{\n        listen 80;.*?\n    \}\n",
@@ -132,7 +132,7 @@ async def running(kind: str, upstream: str, folder: Path) -> AsyncIterator[Front
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """All files of a folder, by name."""
+    """Returns all files of a folder by name."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -140,7 +140,7 @@ def written(folder: Path) -> dict[str, bytes]:
 async def test_a_vendor_and_a_customer_through_the_front(
     kind: str, serve: Serve, database_url: str, tmp_path: Path
 ) -> None:
-    """A copy of the example has WebSockets over TLS, operators' paths hidden, and no token in any file it wrote."""
+    """A copy of the example proxies WebSockets over TLS, hides operators' paths, and writes no token to any file."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     token = make_token(SECRET, one.clerk_id, 600)

@@ -1,4 +1,4 @@
-"""Metrics as a scraper gets them: what a dashboard shows must be what happened, and no label may grow with clients."""
+"""Metrics for a scraper: figures must be correct, and the number of series must not grow with clients."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Scraper:
             return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
     async def value(self, name: str, **labels: str) -> float:
-        """A sample's value; 0 for one that is not there yet."""
+        """Returns a sample's value; 0 if it does not exist yet."""
         return (await self.scrape()).get((name, frozenset(labels.items())), 0.0)
 
     async def shows(self, value: float, name: str, **labels: str) -> None:
-        """Wait until a sample has this value."""
+        """Waits until a sample has this value."""
         seen: list[float] = []
 
         async def there() -> bool:
@@ -79,7 +79,7 @@ async def scraper(running: Running) -> AsyncIterator[Scraper]:
 
 
 async def test_the_path_of_a_ping_is_counted(running: Running, scraper: Scraper, vendors: list[SeededVendor]) -> None:
-    """Every ping that was sent is either stored or rejected with its reason, and the watcher's frame is there too."""
+    """Every ping is counted as stored or as rejected with its reason, and the watcher's frame is counted, too."""
     async with CustomerApp(running.url) as customer, VendorApp(running.url, vendors[0].clerk_id) as app:
         await customer.watch("w", circle(LAT, LONG, 1000))
         await app.ping(LAT, LONG)
@@ -126,7 +126,7 @@ def scraper_sum(running: Running) -> int:
 
 
 async def test_closes_are_counted_by_code(running: Running, scraper: Scraper, vendors: list[SeededVendor]) -> None:
-    """Ours by their code; a code that a client makes up is no new series."""
+    """Closes are counted by the server's code; a code invented by a client adds no series."""
     async with VendorApp(running.url, "clerk_nobody") as app:
         code = await app.closed()
     await scraper.shows(1, "streamer_connections_closed_total", kind="vendor", code=str(code))
@@ -143,7 +143,7 @@ async def test_closes_are_counted_by_code(running: Running, scraper: Scraper, ve
 async def test_no_label_grows_with_what_clients_send(
     running: Running, scraper: Scraper, vendors: list[SeededVendor]
 ) -> None:
-    """A scanner that asks for a thousand paths, methods and vendors makes no thousand series."""
+    """A scanner that requests a thousand paths, methods and vendors must not add a thousand series."""
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
 
     async def scan(numbers: Iterable[int]) -> None:
@@ -154,7 +154,7 @@ async def test_no_label_grows_with_what_clients_send(
                     assert response.status >= 400
 
     async def series() -> set[Sample]:
-        # what the server does by itself in its services appears as it is first done
+        # the server's own queries and commands appear once they are first run
         return {sample for sample in await scraper.scrape() if not sample[0].startswith(OWN_WORK)}
 
     await scan(range(3))
@@ -169,9 +169,9 @@ async def test_no_label_grows_with_what_clients_send(
 
 
 async def test_both_formats(running: Running, scraper: Scraper) -> None:
-    """What Prometheus asks for by default is OpenMetrics, and that parser forgives nothing."""
+    """Prometheus requests OpenMetrics by default, and its parser is strict."""
     async with scraper.session.get(f"{running.url}/health") as response:
-        assert response.status == 200  # so that the database's condition is known to both
+        assert response.status == 200  # so that both have the database's state
     async with scraper.session.get(f"{running.url}/metrics", headers={"Accept": OPEN_METRICS}) as response:
         assert response.content_type == "application/openmetrics-text"
         strict = {family.name for family in open_metrics(await response.text())}  # type: ignore[no-untyped-call]
@@ -188,7 +188,7 @@ async def test_both_formats(running: Running, scraper: Scraper) -> None:
 
 
 async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, loop_errors: Collected) -> None:
-    """The first thing that an operator looks at says which part it is, what waits and for how long."""
+    """The metrics show which part fails, how many pings wait and for how long."""
     await migrate.upgrade(postgres_server.url)
     vendor = (await seed.seed(postgres_server.url, 1))[0]
     running = await serve(database_url=postgres_server.url)
@@ -197,7 +197,7 @@ async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, lo
         await app.expect("hello")
         await scraper.shows(0, "streamer_unhealthy", part="postgresql")
         postgres_server.kill()
-        await scraper.shows(1, "streamer_unhealthy", part="postgresql")  # also while no vendor sends anything
+        await scraper.shows(1, "streamer_unhealthy", part="postgresql")  # also while no vendor sends pings
         await app.ping(LAT, LONG)
         await scraper.shows(1, "streamer_unhealthy", part="storing")
         samples: dict[Any, float] = await scraper.scrape()
@@ -214,7 +214,7 @@ async def test_an_outage_shows(serve: Serve, postgres_server: PostgresServer, lo
 
 
 def test_positions_delivered_are_reckoned_well() -> None:
-    """The CPU time of a delivered position is computed from this number: it must be right within a few hundredths."""
+    """The CPU time per delivered position is computed from this number, which must be accurate to a few percent."""
     index = LiveIndex("me")
     clients = [Client() for _ in range(3)]
     for number in range(600):

@@ -1,4 +1,4 @@
-"""A task that died unnoticed would leave a server that looks well and does only part of its work."""
+"""Otherwise a dead task would leave a server that looks healthy but does only part of its work."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tests.conftest import Running, Serve
 from tests.support.apps import CustomerApp, VendorApp, circle, eventually
 
 PASSING = ("Task-", "probe", "close", "held", "read ahead", "farewell", "load ", "broker-cluster-map")
-"""The names of tasks that end by themselves: of a connection, a query, a drain."""
+"""The names of short-lived tasks: of a connection, a query, a drain."""
 
 
 def of_the_server(before: set[asyncio.Task[Any]]) -> dict[str, asyncio.Task[Any]]:
-    """The long-lived tasks that were started since."""
+    """Returns the long-lived tasks started since."""
     found = asyncio.all_tasks() - before
     return {task.get_name(): task for task in found if not task.get_name().startswith(PASSING)}
 
 
 async def readiness(running: Running) -> tuple[int, str]:
-    """What `/readyz` says."""
+    """Returns the answer of `/readyz`."""
     async with aiohttp.ClientSession() as session, session.get(f"{running.url}/readyz") as response:
         return response.status, await response.text()
 
 
 async def test_every_long_lived_task_is_missed_and_started_again(serve: Serve, database_url: str) -> None:
-    """Each task is cancelled, as a library may do by mistake: afterwards both processes still store and show pings."""
+    """Each task is cancelled, as by a bug in a library: afterwards both processes still store and show pings."""
     (vendor,) = await seed.seed(database_url, 1)
     other = await serve()
     before = asyncio.all_tasks()
@@ -62,7 +62,7 @@ async def test_every_long_lived_task_is_missed_and_started_again(serve: Serve, d
 
 
 async def test_a_task_that_can_not_go_on_makes_the_server_unready(serve: Serve) -> None:
-    """`/readyz` fails and names it: a balancer takes the process out, an operator knows why."""
+    """`/readyz` fails and names the task: a load balancer removes the process, and an operator sees the cause."""
     running = await serve()
 
     async def broken() -> None:

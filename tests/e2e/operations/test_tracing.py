@@ -1,4 +1,4 @@
-"""Traces as a collector gets them: one span for each batch; a collector that is away must not slow the server."""
+"""Traces for a collector: one span per batch; a collector that is down must not slow the server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def collector(unused_tcp_port: int) -> AsyncIterator[tuple[Collector, str]
 
 
 async def test_one_span_for_each_batch(serve: Serve, database_url: str, collector: tuple[Collector, str]) -> None:
-    """As many spans as batches, their pings add up, and their times are the commits'."""
+    """There are as many spans as batches, with the right number of pings and the times of the commits."""
     vendor = (await seed.seed(database_url, 1))[0]
     running = await serve(otlp_url=collector[1])
     async with VendorApp(running.url, vendor.clerk_id) as app:
@@ -74,7 +74,7 @@ async def test_one_span_for_each_batch(serve: Serve, database_url: str, collecto
 
 
 async def test_a_collector_that_is_away(serve: Serve, database_url: str, unused_tcp_port: int) -> None:
-    """Vendors are served as ever, and the server stops in good time."""
+    """Vendors are served normally, and the server stops within its time limit."""
     vendor = (await seed.seed(database_url, 1))[0]
     running = await serve(otlp_url=f"http://127.0.0.1:{unused_tcp_port}/v1/traces")
     async with VendorApp(running.url, vendor.clerk_id) as app:

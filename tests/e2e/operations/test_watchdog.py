@@ -1,4 +1,4 @@
-"""A process whose event loop hangs must end and log where, or it would stay and answer nothing."""
+"""A process whose event loop hangs must log where and end, or it would stay without answering."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ asyncio.run(main())
 
 
 def test_a_log_that_nobody_reads() -> None:
-    """A loop that hangs in writing a line is ended too, though what it could say has nowhere to go."""
+    """A process whose loop hangs while writing a log line ends, too, even if it can't log."""
     with subprocess.Popen([sys.executable, "-c", LOG_IS_NOT_READ], stderr=subprocess.PIPE, cwd=ROOT) as process:
         try:
             assert process.wait(60) == STUCK
@@ -72,7 +72,7 @@ def test_a_log_that_nobody_reads() -> None:
 async def test_livez_fails_when_the_loop_is_stuck_and_the_process_ends(
     tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
-    """Probes fail at once; the process logs where it hangs and ends, so that it is started again."""
+    """Probes fail immediately; the process logs where it hangs and ends, so that it is restarted."""
     given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     async with Command("-c", HANGS, program=sys.executable, folder=tmp_path, **given) as command:
         url = await command.url()
@@ -94,7 +94,7 @@ async def test_livez_fails_when_the_loop_is_stuck_and_the_process_ends(
 
 
 async def test_a_stop_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    """Whatever an orderly stop waits for, the process keeps its limit."""
+    """A graceful stop keeps its time limit, whatever it waits for."""
     began = time.monotonic()
     async with Command("-c", ENDS_LATE, program=sys.executable, folder=tmp_path) as command:
         ended = await command.ended()

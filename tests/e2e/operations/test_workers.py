@@ -1,4 +1,4 @@
-"""Several processes on one port: a worker that died or hangs must be noticed and replaced."""
+"""Several processes on one port: a worker that died or hangs must be detected and replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AREA = circle(52.2297, 21.0122, 3000)
 
 
 def test_a_scoreboard_names_failed_workers() -> None:
-    """A worker that is silent or can't do its work must be named, and one that is starting must not."""
+    """A worker that is silent or fails must be named, but not one that is starting."""
     board = Scoreboard(3)
     for number in range(3):
         board.put(number, Slot(10.0, False, ""))
@@ -57,7 +57,7 @@ def children(command: Command) -> set[int]:
 
 
 async def answers(url: str, path: str) -> tuple[int, str]:
-    """One answer over a connection of its own, so that the kernel chooses the worker anew."""
+    """Sends one request over a new connection, so that the kernel chooses a worker again."""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session,
         session.get(url + path) as response,
@@ -68,7 +68,7 @@ async def answers(url: str, path: str) -> tuple[int, str]:
 async def test_workers_share_a_port_and_one_that_dies_is_replaced(
     tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
-    """Vendors and customers on any worker see each other; a killed worker is missed for a moment only."""
+    """Vendors and customers on any worker see each other; a killed worker is replaced quickly."""
     (vendor,) = await seed.seed(database_url, 1)
     async with serving(tmp_path, database_url, redis_url) as command:
         url = await command.url()
@@ -124,7 +124,7 @@ async def test_a_worker_that_hangs_is_logged_and_replaced(tmp_path: Path, databa
             try:
                 status, text = await answers(url, "/readyz")
             except (aiohttp.ClientError, TimeoutError):
-                return False  # it went to the one that hangs
+                return False  # the request went to the worker that hangs
             if status == 503:
                 told.append(text)
             return bool(told)
@@ -137,7 +137,7 @@ async def test_a_worker_that_hangs_is_logged_and_replaced(tmp_path: Path, databa
 
 
 async def test_a_crash_loop_is_logged_and_ends(tmp_path: Path, database_url: str, redis_url: str) -> None:
-    """Workers that die whenever they serve are not restarted without end: the operator must know."""
+    """Workers that die whenever they serve are not restarted forever, so that the operator sees it."""
     async with serving(tmp_path, database_url, redis_url) as command:
         await command.url()
 
@@ -183,7 +183,7 @@ sys.exit(Workers(board, work, stuck_after=60.0, drain_timeout=1.0, ready=ready).
 
 
 async def test_a_system_without_room_for_another_worker_keeps_the_others(tmp_path: Path) -> None:
-    """More failures than deaths are forgiven: whoever still serves must not be killed for a process that is missing."""
+    """More failed starts than deaths are tolerated: a serving worker must not be killed because another one is missing."""
     async with Command("-c", SCARCE, program=sys.executable, folder=tmp_path) as command:
         await command.said("ready")
         lost, kept = sorted(children(command))
@@ -200,7 +200,7 @@ async def test_a_system_without_room_for_another_worker_keeps_the_others(tmp_pat
 async def test_workers_that_can_not_start_fail_as_one_does(
     tmp_path: Path, empty_database_url: str, redis_url: str
 ) -> None:
-    """A database without its schema: one message, once, and the exit status of the plain command."""
+    """A database without its schema: one message, only once, and the exit status of the command without workers."""
     given = {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     alone = await run("serve", "--port", "0", folder=tmp_path, **given)
     many = await run("serve", "--port", "0", "--workers", "4", folder=tmp_path, **given)
@@ -209,7 +209,7 @@ async def test_workers_that_can_not_start_fail_as_one_does(
 
 
 async def test_a_port_that_is_taken_is_refused(tmp_path: Path, database_url: str, redis_url: str) -> None:
-    """Two servers with workers would share the port without a word, and half of the clients would be on the old one."""
+    """Otherwise two servers would silently share the port, and half of the clients would use the old one."""
     async with serving(tmp_path, database_url, redis_url) as command:
         port = (await command.url()).rsplit(":", 1)[1]
         given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
@@ -229,7 +229,7 @@ async def test_workers_end_with_their_parent(tmp_path: Path, database_url: str, 
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Returns whether a process runs; a zombie does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
