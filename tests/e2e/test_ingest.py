@@ -135,7 +135,7 @@ async def fragile(postgres_server: PostgresServer, redis_url: str) -> AsyncItera
 async def test_postgresql_away(
     fragile: Running, postgres_server: PostgresServer, loop_errors: Collected, how: str
 ) -> None:
-    """No acked ping is lost, the buffer keeps its limit, customers see movement, and all pings are stored afterwards."""
+    """No acked ping is lost, the buffer keeps its limit, customers see movement; all pings are stored afterwards."""
     vendors = await seed.seed(postgres_server.url, 4)
     batcher = fragile.server.batcher
     async with AsyncExitStack() as stack:

@@ -183,7 +183,7 @@ sys.exit(Workers(board, work, stuck_after=60.0, drain_timeout=1.0, ready=ready).
 
 
 async def test_a_system_without_room_for_another_worker_keeps_the_others(tmp_path: Path) -> None:
-    """More failed starts than deaths are tolerated: a serving worker must not be killed because another one is missing."""
+    """More failed starts than deaths are tolerated: a serving worker must not be killed for a missing one."""
     async with Command("-c", SCARCE, program=sys.executable, folder=tmp_path) as command:
         await command.said("ready")
         lost, kept = sorted(children(command))

@@ -1,4 +1,4 @@
-"""Requests whose body never comes whole: the client's fault or bad luck, so no error of ours in the log."""
+"""Requests with an incomplete body: not an error of the server, so none in the log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BODIES = {
 async def test_a_body_that_breaks_off(
     kind: str, serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A stranger could otherwise fill the log with tracebacks, a few bytes each, and hide the real error."""
+    """Otherwise a stranger could fill the log with tracebacks by small requests, and hide real errors."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     rest, answered = BODIES[kind]

@@ -1,4 +1,4 @@
-"""What pages of other origins may read: what is wrong here keeps a customer's web app from its map, or lets all in."""
+"""CORS: a bug here would break web apps of other origins, or give access to all pages."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ALLOW, EXPOSE, VARY = "Access-Control-Allow-Origin", "Access-Control-Expose-Head
 
 
 async def answered(session: aiohttp.ClientSession, url: str, origin: str | None = APP) -> tuple[int, str | None]:
-    """The status of an answer, and whose pages may read it."""
+    """Returns the status of an answer, and the origins that may read it."""
     async with session.get(url, headers={"Origin": origin} if origin else {}) as response:
         return response.status, response.headers.get(ALLOW)
 
 
 async def test_everyones_pages(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """A web app on a host of its own reads answers, refusals and streams alike, as long as nothing else is set."""
+    """By default a web app on another host can read answers, errors and streams."""
     url = (await serve()).url
     assert await answered(session, url + NEARBY) == (200, "*")
     assert await answered(session, url + "/v1/vendors/nobody") == (404, "*")
@@ -42,7 +42,7 @@ async def test_everyones_pages(serve: Serve, session: aiohttp.ClientSession) -> 
 
 
 async def test_some_pages(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """Where origins are named, the pages of others read nothing, and get no stream; a cache keeps the answers apart."""
+    """With configured origins, pages of others can read no answers and no streams; `Vary` separates cached answers."""
     url = (await serve(origins=APP)).url
     assert await answered(session, url + NEARBY) == (200, APP)
     assert await answered(session, url + NEARBY, url) == (200, url)
@@ -53,7 +53,7 @@ async def test_some_pages(serve: Serve, session: aiohttp.ClientSession) -> None:
 
 
 async def test_history_varies_by_both(serve: Serve, session: aiohttp.ClientSession, vendor: SeededVendor) -> None:
-    """History depends on Accept too: without it in `Vary` a cache would give one app the format of another."""
+    """History also depends on Accept: without it in `Vary`, a cache would return the format of another app."""
     url = (await serve(origins=APP)).url
     headers = {"Origin": APP, "Authorization": f"Bearer {make_token(SECRET, vendor.clerk_id, 600)}"}
     async with session.get(f"{url}/v1/vendors/{vendor.vendor_id}/locations", headers=headers) as response:
@@ -61,7 +61,7 @@ async def test_history_varies_by_both(serve: Serve, session: aiohttp.ClientSessi
 
 
 async def test_endpoints_outside_the_api_have_no_cors(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """Web pages can't read operators' endpoints; clients that are no browsers get no CORS headers."""
+    """Web pages can't read operators' endpoints; clients that are not browsers get no CORS headers."""
     url = (await serve()).url
     for path in ("/health", "/metrics", "/"):
         assert (await answered(session, url + path))[1] is None, path
@@ -80,7 +80,7 @@ async def test_endpoints_outside_the_api_have_no_cors(serve: Serve, session: aio
     ],
 )
 async def test_asking_beforehand(serve: Serve, session: aiohttp.ClientSession, path: str, methods: str) -> None:
-    """A browser asks before it sends a token or JSON, without either; it must not be turned away for that."""
+    """A browser's preflight request has neither token nor JSON, and must not be refused for that."""
     url = (await serve(watch_auth="required")).url
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
     async with session.options(url + path, headers={"Origin": APP, **asks}) as response:
@@ -119,7 +119,7 @@ HEARS = """(url) => new Promise((done) => {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mine", [True, False], ids=["allowed", "another's"])
 async def test_in_a_browser(serve: Serve, vendor: SeededVendor, endpoint: Chromium, elsewhere: str, mine: bool) -> None:
-    """A real browser lets a web app of an allowed origin watch, stream and report; another origin none of it."""
+    """In a real browser a web app of an allowed origin can watch, stream and report; one of another origin can't."""
     server = await serve(origins=elsewhere if mine else APP)
     id, token = vendor.vendor_id, make_token(SECRET, vendor.clerk_id, 600)
     async with VendorApp(server.url, vendor.clerk_id) as truck, browsing(endpoint) as context:

@@ -1,4 +1,4 @@
-"""What a client's messages and reads cost: without bounds one client's legal messages delay or stop everybody."""
+"""The cost of a client's messages and reads: without limits one client's legal messages could block all others."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LAT, LONG = 52.2297, 21.0122
 
 
 def zigzag(move: int) -> dict[str, Any]:
-    """A polygon of 199 corners that crosses 1.2° again and again, another one for each `move`."""
+    """Returns a polygon of 199 corners that crosses 1.2° many times, a different one for each `move`."""
     corners = [[21 + number * 0.006, 52 + (number % 2) * 1.2 + move * 1e-6] for number in range(199)]
     return {"polygon": corners}
 
 
 def turns(times: int) -> dict[str, Any]:
-    """A polygon that goes round the pole again and again."""
+    """Returns a polygon that goes around the pole many times."""
     return {"polygon": [[(number * 120 + 180) % 360 - 180, 89.9] for number in range(3 * times)]}
 
 
@@ -62,12 +62,12 @@ async def test_a_flood_of_zigzags(serve: Serve, vendors: list[SeededVendor]) -> 
             assert attacker.close_code is None
     finally:
         for attacker in attackers:
-            await attacker.cut()  # a Close frame would be read only behind what waits
+            await attacker.cut()  # a Close frame would be read only after the pending messages
             await attacker.close()
 
 
 async def test_a_paused_message_is_handled_later(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Who is paused loses nothing: the watch is open and true once the excess has drained."""
+    """A paused client loses nothing: its watch is open and correct once the excess has drained."""
     server = await serve(connection_cost=1.0, user_cost=1000.0)
     async with CustomerApp(server.url, vendors[1].clerk_id) as customer:
         for move in range(6):
@@ -84,7 +84,7 @@ async def test_a_standing_watch_pays(
     """A client whose watches cost too much is warned once.
 
     It gets snapshots instead of updates, ends with the right view, and can still end its watch; another customer of the
-    same vendor gets each update.
+    same vendor gets all updates.
     """
     monkeypatch.setattr(index, "MEASURE_EVERY", 4)
     server = await serve(connection_cost=0.5)
@@ -118,7 +118,7 @@ async def test_a_standing_watch_pays(
 
 
 async def test_many_watches_of_a_connection(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Thirty watches would get a frame each per move: beyond the first few they get fewer, and end right."""
+    """Thirty watches would each get a frame per move: beyond a few they get fewer, and end with the right view."""
     server, (one, two, *_), seq = await serve(), vendors, 0
     began = now_ms()
     async with VendorApp(server.url, one.clerk_id) as vendor, CustomerApp(server.url, two.clerk_id) as customer:
@@ -140,7 +140,7 @@ async def test_many_watches_of_a_connection(serve: Serve, vendors: list[SeededVe
 
 
 async def test_turns_round_a_pole(serve: Serve) -> None:
-    """A ring of 66 turns blocked the server for ten seconds; it must be refused before anything is computed from it."""
+    """A ring of 66 turns blocked the server for ten seconds; it must be rejected before any computation."""
     server = await serve(watch_auth="optional")
     async with CustomerApp(server.url) as customer:
         await customer.send({"type": "watch", "id": "w", "area": turns(66)})
@@ -149,11 +149,11 @@ async def test_turns_round_a_pole(serve: Serve) -> None:
 
 
 READERS = 40
-"""Reads at once: each waits a while for its budget, and not all of them can be served meanwhile."""
+"""The number of simultaneous reads: each waits a while for the budget, which is too small for all of them."""
 
 
 async def until_refused(read: Callable[[], Awaitable[int]]) -> set[int]:
-    """Reads without end until one is refused; returns the statuses of all."""
+    """Reads until a request is refused; returns all statuses."""
     statuses = set[int]()
     async with asyncio.timeout(60):
         while 429 not in statuses:
@@ -162,7 +162,7 @@ async def until_refused(read: Callable[[], Awaitable[int]]) -> set[int]:
 
 
 async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A user who reads without end is slowed, then refused with Retry-After; another user is not."""
+    """A user who reads continuously is slowed down, then refused with Retry-After; another user is not."""
     server = await serve(user_cost=2.0)
 
     def headers(vendor: SeededVendor) -> dict[str, str]:
@@ -192,7 +192,7 @@ async def test_reads_over_http(serve: Serve, vendors: list[SeededVendor]) -> Non
 async def test_reads_of_alerts(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession, path: str
 ) -> None:
-    """Each takes PostgreSQL and a row or a page of them: who reads without end is refused here too."""
+    """Each request reads rows from PostgreSQL, so a client that reads continuously is refused here, too."""
     server = await serve(user_cost=2.0, alert_key="a-key-for-alerts-a-key-for-alerts")
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[1].clerk_id, 600)}"}
 
@@ -204,7 +204,7 @@ async def test_reads_of_alerts(
 
 
 async def test_a_head_costs_what_a_get_costs(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """The answer is made all the same, so by HEAD one could read without end; of counts it was an error of ours."""
+    """HEAD costs as much as GET, so it must be limited, too; for counts it caused an internal error."""
     server = await serve(trusted_hops=1, address_cost=2.0)
     headers = {"X-Forwarded-For": "203.0.113.9"}
     area = f"lat={LAT}&long={LONG}&radius=1000"
@@ -219,8 +219,8 @@ async def test_a_head_costs_what_a_get_costs(serve: Serve, session: aiohttp.Clie
 
 
 async def test_reads_beyond_a_budget_are_slowed(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Who reads again as soon as it was answered gets each answer, only later, and takes no more than its share."""
-    # Enough that one read on a busy machine uses up less than a second of it.
+    """A client that sends one read after the other gets all answers, only later, and uses no more than its share."""
+    # Large enough that one read on a busy machine uses less than a second of it.
     server = await serve(user_cost=20.0)
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
     url = f"{server.url}/v1/vendors/nearby?lat={LAT}&long={LONG}&radius=100000"

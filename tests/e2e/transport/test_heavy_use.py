@@ -1,4 +1,4 @@
-"""Who uses much for good reasons is served: limits that stop attackers must not stop a day's work."""
+"""Legitimate heavy use: limits against attackers must not affect it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, now_ms
 LAT, LONG = 52.2297, 21.0122
 DAY = 86_400_000
 MOVES = 40
-"""Moves of a map that are measured, fewer than a second may have."""
+"""The number of measured moves of a map, fewer than the limit per second."""
 
 
 async def test_a_backlog_of_a_day(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A phone that was offline for a day sends 20,000 pings in full messages at once: all are acked, nothing is
-    refused, and nothing is warned of."""
+    """A phone that was offline for a day sends 20,000 pings at once in full messages: all are acked, without errors
+    or warnings."""
     server, began = await serve(), now_ms() - DAY
     async with VendorApp(server.url, vendors[0].clerk_id) as vendor:
         for batch in range(40):
@@ -39,7 +39,7 @@ async def test_a_backlog_of_a_day(serve: Serve, vendors: list[SeededVendor]) -> 
 
 
 async def test_two_hundred_vendors_behind_one_address(serve: Serve, database_url: str) -> None:
-    """The trucks of a market share a router: after it restarts all come back at once, and each is let in."""
+    """The trucks of a market share a router: after it restarts all reconnect at once, and each is admitted."""
     vendors = await seed.seed(database_url, 200)
     server = await serve(trusted_hops=1)
 
@@ -54,7 +54,7 @@ async def test_two_hundred_vendors_behind_one_address(serve: Serve, database_url
                     while "ack" not in heard:
                         heard.append((await socket.receive_json())["type"])
             except aiohttp.WSServerHandshakeError as refused:
-                # On a busy machine some are told to come again, whatever their address.
+                # On a busy machine some are asked to retry, whatever their address.
                 if refused.status != 503 or refused.headers is None:
                     raise
                 await asyncio.sleep(float(refused.headers["Retry-After"]))
@@ -69,7 +69,7 @@ async def test_two_hundred_vendors_behind_one_address(serve: Serve, database_url
 async def test_a_map_that_is_dragged(
     serve: Serve, vendors: list[SeededVendor], monkeypatch: pytest.MonkeyPatch, shape: str
 ) -> None:
-    """Ten moves a second over a busy town, for as long as somebody likes, are within what a connection may use."""
+    """Ten moves a second over a busy town, continuously, are within the budget of a connection."""
     server, now = await serve(), now_ms()
     for number in range(300):
         id = f"moving{number}"
@@ -102,7 +102,7 @@ async def test_a_map_that_is_dragged(
 async def test_a_body_of_thousands_of_locations_gives_way(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A body of a mebibyte held everybody up for two seconds, even one that a stranger sent without a token."""
+    """A body of one MiB blocked the server for two seconds, even if sent without a token."""
     server, loop = await serve(), asyncio.get_running_loop()
     turn, most, total = 0, 0, 0
 

@@ -1,4 +1,4 @@
-"""Messages that no correct client sends: they get a documented error or a close, and no other client notices."""
+"""Messages that no correct client sends: they get a documented error or a close, and don't affect other clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CODES = frozenset(code.value for code in ErrorCode)
 async def running(
     serve: Serve, vendors: list[SeededVendor], caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Running]:
-    """A server that serves a vendor and a customer well, before and after whatever happens."""
+    """A server that is checked to serve a vendor and a customer before and after the test."""
     server = await serve(max_bad_messages=1_000_000, vendor_messages=1e6, watch_messages=1e6)
     async with VendorApp(server.url, vendors[1].clerk_id) as vendor, CustomerApp(server.url) as customer:
         await customer.watch("w", circle(LAT, LONG, 5000))
@@ -48,7 +48,7 @@ async def running(
 
 
 class RawSocket:
-    """A WebSocket by hand: what is written goes out as it is."""
+    """A raw WebSocket: bytes are sent unchanged."""
 
     def __init__(self, url: str, path: str, token: str | None = None) -> None:
         self._parts = urlsplit(url)
@@ -68,7 +68,7 @@ class RawSocket:
         self.writer.transport.abort()
 
     async def read(self) -> tuple[int, bytes] | None:
-        """The next frame of the server: opcode and payload; None at the end."""
+        """Returns the opcode and payload of the server's next frame; None at the end."""
         try:
             async with asyncio.timeout(10):
                 head = await self.reader.readexactly(2)
@@ -82,7 +82,7 @@ class RawSocket:
             return None
 
     async def message(self, kind: str) -> dict[str, Any]:
-        """The next message of a type."""
+        """Returns the next message of a type."""
         while (got := await self.read()) is not None:
             if got[0] == TEXT:
                 message: dict[str, Any] = orjson.loads(got[1])
@@ -91,7 +91,7 @@ class RawSocket:
         raise AssertionError(f"the end instead of {kind}")
 
     async def ended(self) -> int | None:
-        """Wait for the server to end it; the close code, None when it was cut without one."""
+        """Waits until the server ends the connection; returns the close code, None if there was none."""
         while (got := await self.read()) is not None:
             if got[0] == CLOSE:
                 return int(struct.unpack("!H", got[1][:2])[0]) if len(got[1]) >= 2 else 1005
@@ -124,7 +124,7 @@ BROKEN: dict[str, bytes] = {
 
 @pytest.mark.parametrize("path", ["/v1/vendor", "/v1/watch"])
 async def test_broken_frames(running: Running, vendors: list[SeededVendor], path: str) -> None:
-    """Whatever is no WebSocket frame ends that connection, and only that."""
+    """An invalid WebSocket frame ends only its connection."""
     token = make_token(SECRET, vendors[0].clerk_id, 600)
     for name, data in BROKEN.items():
         async with RawSocket(running.url, path, token) as socket:
@@ -134,14 +134,14 @@ async def test_broken_frames(running: Running, vendors: list[SeededVendor], path
 
 
 async def test_many_small_fragments(running: Running, vendors: list[SeededVendor]) -> None:
-    """A message in pieces counts as large as it is whole; one that fits is taken."""
+    """The size limit applies to the whole of a fragmented message; one within the limit is accepted."""
     token = make_token(SECRET, vendors[0].clerk_id, 600)
     async with RawSocket(running.url, "/v1/vendor", token) as socket:
         await socket.message("hello")
         text = b'{"lat":52.2,"long":21,"seq":3}'
         pieces = [frame(text[:1], fin=False)]
         pieces += [frame(bytes((byte,)), CONTINUATION, fin=False) for byte in text[1:]]
-        pieces.insert(5, frame(b"hi", PING))  # a ping may come in between
+        pieces.insert(5, frame(b"hi", PING))  # a ping may be in between
         socket.writer.write(b"".join(pieces) + frame(b"", CONTINUATION))
         assert (await socket.message("ack"))["seq"] == 3
         socket.writer.write(frame(b"{", fin=False))
@@ -153,7 +153,7 @@ async def test_many_small_fragments(running: Running, vendors: list[SeededVendor
 
 
 async def test_endless_empty_fragments(running: Running) -> None:
-    """Empty fragments without end must use up neither memory nor the event loop."""
+    """An endless series of empty fragments must use up neither memory nor the event loop."""
     async with RawSocket(running.url, "/v1/watch") as socket:
         socket.writer.write(frame(b"", fin=False))
         for _ in range(200):
@@ -164,7 +164,7 @@ async def test_endless_empty_fragments(running: Running) -> None:
 
 
 async def test_a_flood_of_pings(running: Running) -> None:
-    """Ten thousand WebSocket pings are answered or not, and the others are served meanwhile."""
+    """During ten thousand WebSocket pings, answered or not, other clients are served."""
     async with RawSocket(running.url, "/v1/watch") as socket:
         for _ in range(100):
             socket.writer.write(frame(b"x" * 125, PING) * 100)
@@ -175,7 +175,7 @@ async def test_a_flood_of_pings(running: Running) -> None:
 
 
 async def test_a_half_closed_connection(running: Running, vendors: list[SeededVendor]) -> None:
-    """A client that ends its half of the TCP connection without a close frame counts as gone."""
+    """A client that closes its half of the TCP connection without a close frame counts as disconnected."""
     token = make_token(SECRET, vendors[0].clerk_id, 600)
     for path in ("/v1/vendor", "/v1/watch"):
         for last in (b"", frame(b'{"lat":1,"long"')[:9], frame(b'{"lat":52.2,"long":21}')):
@@ -187,7 +187,7 @@ async def test_a_half_closed_connection(running: Running, vendors: list[SeededVe
 
 
 async def test_unmasked_frames(running: Running) -> None:
-    """A client that does not mask is broken or a confused proxy; whether it is served or cut, it harms nobody."""
+    """A client that does not mask may be served or closed, but must not affect others."""
     async with RawSocket(running.url, "/v1/watch") as socket:
         socket.writer.write(frame(b'{"type":"watch"}', masked=False))
         got = await socket.read()
@@ -251,7 +251,7 @@ PINGS: list[tuple[bytes, str | None]] = [
     (b'{"type":["ping"]}', M),
     (b'{"type":{}}', M),
     (b'{"type":"' + b"p" * 50_000 + b'"}', M),
-    (b'{"lat":91,"lat":52,"long":21}', None),  # of a name twice the last counts, as in every browser
+    (b'{"lat":91,"lat":52,"long":21}', None),  # of duplicate names the last one is used, as in browsers
     (b'{"lat":-0.0,"long":180,"heading":true,"speed":"fast","accuracy":{}}', None),
     (b'{"lat":52,"long":21,"__proto__":{"x":1},"constructor":null}', None),
     (b'{"lat":52,"long":21,' + b",".join(b'"k%d":%d' % (n, n) for n in range(5000)) + b"}", None),
@@ -297,7 +297,7 @@ WATCHES: list[tuple[bytes, str | None]] = [
 
 
 async def asked(socket: aiohttp.ClientWebSocketResponse, data: bytes | None, kinds: set[str]) -> dict[str, Any]:
-    """Send a message, if any; the answer, of one of these types."""
+    """Sends a message, if any; returns the answer of one of these types."""
     if data is not None:
         await socket.send_bytes(data)
     async with asyncio.timeout(10):
@@ -315,7 +315,7 @@ async def _next(socket: aiohttp.ClientWebSocketResponse) -> bytes | str:
 
 
 async def test_invalid_messages_of_a_vendor_app(running: Running, vendors: list[SeededVendor]) -> None:
-    """Each has its own code, on a socket and over HTTP alike, and the connection goes on."""
+    """Each error has its own code, on a socket and over HTTP, and the connection stays open."""
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
     path = f"{running.url}/v1/vendors/{vendors[0].vendor_id}/locations"
     async with aiohttp.ClientSession(headers=headers) as session:
@@ -334,7 +334,7 @@ async def test_invalid_messages_of_a_vendor_app(running: Running, vendors: list[
 
 
 async def test_invalid_messages_of_a_customer_app(running: Running) -> None:
-    """Each has its own code and names its watch, and the connection goes on."""
+    """Each error has its own code and its watch's id, and the connection stays open."""
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{running.url}/v1/watch") as socket:
         for data, code in WATCHES:
             answer = await asked(socket, data, {"error", "snapshot"})
@@ -364,7 +364,7 @@ QUERIES = [
 
 
 async def test_queries_over_http(running: Running, vendors: list[SeededVendor]) -> None:
-    """No query string makes the server fail: it is answered, or refused with a code."""
+    """No query string causes an internal error: it is answered, or refused with a code."""
     headers = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, 600)}"}
     paths = ["/v1/vendors/nearby?lat=52&long=21&limit={}", "/v1/vendors/nearby?lat=52&long=21&radius={}"]
     paths += ["/v1/vendors/nearby?lat={}&long=21", "/v1/vendors/nearby?lat=52&lng={}"]
@@ -406,7 +406,7 @@ KEY = "a key of 32 bytes or more for tests"
     ],
 )
 async def test_headers(serve: Serve, vendors: list[SeededVendor], line: str, header: bytes, status: int) -> None:
-    """A header that is no UTF-8 is refused, and no traceback of it is in the log; a key counts as Bearer only."""
+    """A header that is not UTF-8 is refused without a traceback in the log; a key is accepted only as Bearer."""
     running = await serve(admin_token=KEY, backend_key=KEY, history_access="public")
     parts = urlsplit(running.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)

@@ -1,4 +1,4 @@
-"""`/v1/alerts`: what an owner can do, and what nobody else can."""
+"""`/v1/alerts`: what only an owner can do."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def refusal(answer: aiohttp.ClientResponse) -> tuple[int, str]:
 
 
 async def test_an_alert_is_created_changed_and_deleted(serve: Serve, database_url: str) -> None:
-    """An owner must be able to see, change and end an alert, or its webhooks would never stop."""
+    """An owner must be able to read, change and delete an alert, or its webhooks would never stop."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -89,7 +89,7 @@ async def test_an_alert_is_created_changed_and_deleted(serve: Serve, database_ur
 
 
 async def test_of_two_changes_at_the_same_moment_neither_undoes_the_other(serve: Serve, database_url: str) -> None:
-    """A user changes the hours on the phone while the backend changes the metadata: both answered 200."""
+    """A user changes the quiet time while the backend changes the metadata: neither change is lost."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session, connected(database_url) as viewer:
@@ -124,7 +124,7 @@ async def test_of_two_changes_at_the_same_moment_neither_undoes_the_other(serve:
 
 
 async def test_secrets_are_not_stored_as_they_are(serve: Serve, database_url: str) -> None:
-    """Whoever reads a backup could sign events in the server's name."""
+    """Otherwise a reader of a backup could sign events in the server's name."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -137,7 +137,7 @@ async def test_secrets_are_not_stored_as_they_are(serve: Serve, database_url: st
 
 
 async def test_an_alert_is_its_owners_alone(serve: Serve, database_url: str) -> None:
-    """Another user must not even learn that it is there."""
+    """Another user must not even see that an alert exists."""
     one, two = await seed.seed(database_url, 2)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as owner, signed_in(server.url, two.clerk_id) as other:
@@ -155,7 +155,7 @@ async def test_an_alert_is_its_owners_alone(serve: Serve, database_url: str) -> 
 
 
 async def test_creating_again_with_the_same_key_creates_nothing(serve: Serve, database_url: str) -> None:
-    """A backend that got no answer tries again; a second alert would send its user everything twice."""
+    """A backend that got no answer retries; a second alert would send all events twice."""
     one, two = await seed.seed(database_url, 2)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -169,7 +169,7 @@ async def test_creating_again_with_the_same_key_creates_nothing(serve: Serve, da
 
 
 async def test_lists_come_page_by_page(serve: Serve, database_url: str) -> None:
-    """Without pages the hundredth alert would make every list slow; with wrong ones an alert would be missing."""
+    """Lists are paged; no alert may be missing between two pages."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -191,7 +191,7 @@ async def test_lists_come_page_by_page(serve: Serve, database_url: str) -> None:
 
 
 async def test_a_user_has_so_many_alerts_at_most(serve: Serve, database_url: str) -> None:
-    """Without the limit one user's loop would have every process evaluate a million areas."""
+    """Without the limit one user could make the processes evaluate a million areas."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY, alerts_per_user=3)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -234,7 +234,7 @@ async def test_a_user_has_so_many_alerts_at_most(serve: Serve, database_url: str
     ],
 )
 async def test_what_can_not_be_is_refused(serve: Serve, database_url: str, changed: dict[str, Any], code: str) -> None:
-    """An alert that is accepted and can never fire is worse than a refusal with the reason."""
+    """An alert that can never send an event must be refused with the reason."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:
@@ -247,7 +247,7 @@ async def test_what_can_not_be_is_refused(serve: Serve, database_url: str, chang
 
 
 async def test_without_a_key_alerts_are_off(serve: Serve, database_url: str) -> None:
-    """Without a key, secrets would have to be stored in the clear."""
+    """Without a key, secrets would have to be stored in plain text."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with signed_in(server.url, one.clerk_id) as session, session.post("/v1/alerts", json=ASKED) as answer:
@@ -256,7 +256,7 @@ async def test_without_a_key_alerts_are_off(serve: Serve, database_url: str) -> 
 
 
 async def test_alerts_are_created_changed_and_tested_at_a_rate(serve: Serve, database_url: str) -> None:
-    """Each test is a request to a URL of the user's choice: a loop of them would make this server a weapon."""
+    """Each test sends a request to a URL of the user's choice, so a loop of them must be limited."""
     one, two = await seed.seed(database_url, 2)
     server = await serve(alert_key=KEY, alert_changes=0.001)
     async with signed_in(server.url, one.clerk_id) as session, signed_in(server.url, two.clerk_id) as other:
@@ -279,7 +279,7 @@ async def test_alerts_are_created_changed_and_tested_at_a_rate(serve: Serve, dat
 
 
 async def test_alerts_that_nobody_looks_at_are_warned_of(serve: Serve, database_url: str) -> None:
-    """A process without the key evaluates no alerts: without a warning an operator would search elsewhere."""
+    """A process without the key evaluates no alerts, and must log a warning for the operator."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
     async with signed_in(server.url, one.clerk_id) as session:

@@ -1,4 +1,4 @@
-"""Positions in and history out over HTTP, through the whole server; what existing tracker apps do with it."""
+"""Positions and history over HTTP, through the whole server, and with existing tracker apps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROBLEM = "application/problem+json"
 
 
 class Answer:
-    """A response, read."""
+    """A response that has been read."""
 
     def __init__(self, response: aiohttp.ClientResponse, body: bytes) -> None:
         self.status = response.status
@@ -47,7 +47,7 @@ class Answer:
         return orjson.loads(self.body)
 
     def refused(self, status: int, code: str) -> dict[str, Any]:
-        """The problem document that this must be."""
+        """Returns the problem document, which the body must be."""
         problem: dict[str, Any] = self.json
         assert (self.status, self.type, problem["status"], problem["code"]) == (status, PROBLEM, status, code), problem
         assert problem["detail"]
@@ -55,7 +55,7 @@ class Answer:
 
 
 class Client:
-    """Somebody's HTTP client."""
+    """An HTTP client of a user."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, vendor: SeededVendor) -> None:
         self.session = session
@@ -73,12 +73,12 @@ class Client:
             return Answer(response, await response.read())
 
     async def report(self, body: Any, **options: Any) -> Answer:
-        """Post pings as the vendor."""
+        """Posts pings as the vendor."""
         data = body if isinstance(body, bytes) else orjson.dumps(body)
         return await self.ask("POST", self.path, data=data, headers=self.bearer, **options)
 
     async def past(self, accept: str = JSON, **query: Any) -> Answer:
-        """Ask for the vendor's history as its owner."""
+        """Reads the vendor's history as its owner."""
         return await self.ask("GET", self.path, params=query, headers={**self.bearer, "Accept": accept})
 
 
@@ -90,7 +90,7 @@ async def client_of(running: Running, vendor: SeededVendor) -> AsyncIterator[Cli
 
 @pytest.fixture
 async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
-    return await serve(max_age=1e5)  # the payloads of the apps' documentation are years old
+    return await serve(max_age=1e5)  # the timestamps in the apps' documentation are years old
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ async def client(running: Running, vendors: list[SeededVendor]) -> AsyncIterator
 
 
 async def stored(direct: Any, vendor: SeededVendor) -> list[tuple[int, float, float]]:
-    """What is in `locations` now."""
+    """Returns the rows of `locations`."""
     rows = await direct.fetch(
         'SELECT (EXTRACT(EPOCH FROM "timestamp") * 1000)::bigint, lat, long FROM "locations" WHERE "vendorId" = $1'
         " ORDER BY 1",
@@ -117,7 +117,7 @@ def ping(timestamp: int, lat: float = LAT, long: float = LONG, **fields: Any) ->
 
 
 async def test_pings_are_stored_when_answered(client: Client, direct: Any) -> None:
-    """An app that gets 200 forgets its pings: they must be in the database by then, in each form of the body."""
+    """An app that gets 200 deletes its pings, so they must be in the database by then, for each form of the body."""
     now = now_ms()
     for n, body in enumerate(
         [
@@ -138,7 +138,7 @@ async def test_pings_are_stored_when_answered(client: Client, direct: Any) -> No
 
 
 async def test_a_ping_without_time_has_the_time_of_arrival(client: Client, direct: Any) -> None:
-    """A simple sensor that has no clock can report at all."""
+    """A simple sensor without a clock can report."""
     before = now_ms()
     assert (await client.report({"lat": LAT, "long": LONG})).json["stored"] == 1
     ((timestamp, _, _),) = await stored(direct, client.vendor)
@@ -146,7 +146,7 @@ async def test_a_ping_without_time_has_the_time_of_arrival(client: Client, direc
 
 
 async def test_a_resend_is_stored_once_and_answered_alike(client: Client, direct: Any) -> None:
-    """An answer that is lost in a tunnel makes the app send again: no ping may be doubled or refused for it."""
+    """An app whose answer was lost resends: no ping may be duplicated or refused."""
     now = now_ms()
     body = [ping(now - n) for n in range(10)]
     for _ in range(3):
@@ -156,7 +156,7 @@ async def test_a_resend_is_stored_once_and_answered_alike(client: Client, direct
 
 
 async def test_each_ping_is_judged_by_itself(client: Client, direct: Any) -> None:
-    """One bad ping of a backlog must not cost the others, and the app must learn which one and why."""
+    """One bad ping of a backlog must not affect the others, and the answer must say which one and why."""
     now = now_ms()
     answer = await client.report(
         [
@@ -183,7 +183,7 @@ async def test_each_ping_is_judged_by_itself(client: Client, direct: Any) -> Non
 
 
 async def test_an_index_is_the_place_in_the_request(client: Client) -> None:
-    """Pings that were buffered for a socket carry their seq: the answer still counts from the request's first."""
+    """Pings buffered for a socket have a seq; the answer still numbers them from the request's first ping."""
     now = now_ms()
     answer = await client.report([ping(now, seq=41), ping(now, seq=50, lat=91), ping(now - 1, seq=51)])
     assert [one["index"] for one in answer.json["rejected"]] == [1]
@@ -192,7 +192,7 @@ async def test_an_index_is_the_place_in_the_request(client: Client) -> None:
 
 
 async def test_nothing_to_store_is_a_refusal(client: Client, direct: Any) -> None:
-    """A client that looks at the status only must not think that its pings are stored."""
+    """A client that reads only the status must not assume that its pings are stored."""
     problem = (await client.report(ping(now_ms(), lat=91))).refused(400, "ERR_INVALID_COORDINATES")
     assert "91" in problem["detail"]
     assert [one["index"] for one in problem["rejected"]] == [0]
@@ -217,12 +217,12 @@ async def test_nothing_to_store_is_a_refusal(client: Client, direct: Any) -> Non
     ],
 )
 async def test_bodies_that_are_no_pings(client: Client, body: bytes, code: str) -> None:
-    """A developer of a client must read what is wrong, not a stack trace or a silent success."""
+    """A client's developer must get the cause, not a stack trace or a silent success."""
     (await client.report(body)).refused(400, code)
 
 
 async def test_a_body_too_large(client: Client) -> None:
-    """A client in a loop must not fill the server's memory; its author must learn the limit."""
+    """A client in a loop must not fill the server's memory; the error must name the limit."""
     body = io.BytesIO(b" " * ((1 << 20) + 1))
     answer = await client.ask("POST", client.path, data=body, headers=client.bearer)
     problem = answer.refused(413, "ERR_INVALID_MESSAGE")
@@ -230,7 +230,7 @@ async def test_a_body_too_large(client: Client) -> None:
 
 
 async def test_the_owner_only(client: Client, vendors: list[SeededVendor]) -> None:
-    """Nobody moves another's truck, nor reads where it was."""
+    """Nobody can report for another user's vendor, or read its history."""
     body = orjson.dumps(ping(now_ms()))
     stranger = {"Authorization": f"Bearer {make_token(SECRET, vendors[1].clerk_id, 600)}"}
     expired = {"Authorization": f"Bearer {make_token(SECRET, vendors[0].clerk_id, -600)}"}
@@ -247,7 +247,7 @@ async def test_the_owner_only(client: Client, vendors: list[SeededVendor]) -> No
 
 
 async def test_customers_see_what_came_over_http(client: Client, running: Running) -> None:
-    """A vendor without our app is on the map like any other: at once, online, and moving."""
+    """A vendor that reports over HTTP is on the map like any other: immediately, online, and moving."""
     async with CustomerApp(running.url) as customer:
         await customer.watch("w", circle(LAT, LONG, 1000))
         await client.report([ping(now_ms() - 2000, lat=LAT + 0.001), ping(now_ms() - 1000, heading=90, speed=4.5)])
@@ -259,7 +259,7 @@ async def test_customers_see_what_came_over_http(client: Client, running: Runnin
 
 
 async def test_an_old_ping_is_history_only(client: Client, running: Running, direct: Any) -> None:
-    """A backlog from yesterday must not put a truck on the map where it was yesterday."""
+    """A backlog from yesterday must not show a truck at its position of yesterday."""
     old = now_ms() - 86_400_000
     assert (await client.report(ping(old))).json["stored"] == 1
     assert [row[0] for row in await stored(direct, client.vendor)] == [old]
@@ -279,7 +279,7 @@ async def test_a_vendor_deleted_before_its_pings_are_stored(client: Client, runn
         await deleted.wait()
         return row
 
-    running.server.dataloader.vendor = held  # type: ignore[method-assign]  # holds the request where the deletion meets it
+    running.server.dataloader.vendor = held  # type: ignore[method-assign]  # holds the request until the deletion
     reporting = asyncio.create_task(client.report(ping(now_ms())))
     await eventually(found.is_set, "the vendor is found")
     await direct.execute('DELETE FROM "vendors" WHERE "id" = $1', client.vendor.vendor_id)
@@ -290,12 +290,12 @@ async def test_a_vendor_deleted_before_its_pings_are_stored(client: Client, runn
         assert customer.views["w"] == {}
 
 
-# a database that does not keep up
+# a slow database
 
 
 @pytest.fixture
 def stuck(running: Running, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """The server's commits fail until the event is set."""
+    """Makes the server's commits fail until the event is set."""
     freed = asyncio.Event()
     store = running.server.batcher._store
 
@@ -309,7 +309,7 @@ def stuck(running: Running, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 async def test_no_answer_before_the_commit(client: Client, running: Running, stuck: asyncio.Event, direct: Any) -> None:
-    """An app that gets an answer while PostgreSQL is away would take its ping for stored."""
+    """While PostgreSQL is down an app must get no success, or it would consider its ping stored."""
     now = now_ms()
     reporting = asyncio.create_task(client.report(ping(now)))
     await eventually(lambda: running.server.batcher.retries > 0, "an attempt to commit")
@@ -320,7 +320,7 @@ async def test_no_answer_before_the_commit(client: Client, running: Running, stu
 
 
 async def test_no_commit_in_time(client: Client, running: Running, stuck: asyncio.Event, direct: Any) -> None:
-    """A request must end, and say that sending again does no harm: what was taken is stored once all the same."""
+    """A request must end with a retryable error; accepted pings are still stored once."""
     running.server.reports._settle_wait = 0.2
     now = now_ms()
     answer = await client.report(ping(now))
@@ -337,7 +337,7 @@ async def test_no_commit_in_time(client: Client, running: Running, stuck: asynci
 async def test_no_room(
     client: Client, running: Running, stuck: asyncio.Event, direct: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full buffer refuses after a moment, and never holds more requests than it has room to remember."""
+    """A full buffer refuses requests after a short wait, and the number of waiting requests is limited."""
     monkeypatch.setattr(http_ingest, "ROOM_WAIT", 0.3)
     monkeypatch.setattr(http_ingest, "MAX_WAITING", 1)
     running.server.batcher._max_pings = 1
@@ -362,7 +362,7 @@ def basic(user: str, password: str) -> dict[str, str]:
 
 
 async def test_owntracks(client: Client, direct: Any) -> None:
-    """The app as it is: its documented messages, Basic auth, its headers; it expects an array."""
+    """The app's documented messages, Basic auth and headers; it expects an array."""
     headers = {**basic("jane", client.token), "X-Limit-U": "jane", "X-Limit-D": "phone", "Content-Type": JSON}
     for message in (OWNTRACKS_BOOKLET, OWNTRACKS_IOS, b'{"_type":"lwt","tst":1497476456}', b""):
         answer = await client.ask("POST", "/v1/owntracks", data=message, headers=headers)
@@ -374,7 +374,7 @@ async def test_owntracks(client: Client, direct: Any) -> None:
 
 
 async def test_owntracks_refusals(client: Client, running: Running, direct: Any, vendors: list[SeededVendor]) -> None:
-    """A wrong token or vendor is refused. What can never be stored is not, or the app would resend it without end."""
+    """A wrong token or vendor is refused. An invalid ping is not, or the app would resend it forever."""
 
     async def post(message: bytes, headers: dict[str, str]) -> Answer:
         return await client.ask("POST", "/v1/owntracks", data=message, headers=headers)
@@ -402,7 +402,7 @@ async def test_an_app_that_names_another_users_vendor(client: Client, direct: An
 
 
 async def test_a_long_offline_batch(client: Client, direct: Any) -> None:
-    """A day without network comes in one request; refused whole, it would block all that comes after it."""
+    """A day's backlog comes in one request; if all of it were refused, it would block later pings."""
     start = now_ms() - 2_000_000
     one = {"coords": {"latitude": LAT, "longitude": LONG}}
     batch: list[Any] = [{**one, "timestamp": start + number * 1000} for number in range(1200)]
@@ -419,7 +419,7 @@ async def test_a_long_offline_batch(client: Client, direct: Any) -> None:
 
 
 async def test_an_app_names_one_of_several_vendors(client: Client, direct: Any) -> None:
-    """A user with two trucks says in the app's settings which one the phone is in."""
+    """A user with two trucks selects the phone's truck in the app's settings."""
     row = await direct.fetchrow('SELECT "userId" FROM "vendors" WHERE "id" = $1', client.vendor.vendor_id)
     second = SeededVendor("second", client.vendor.clerk_id, "Second")
     await direct.execute(
@@ -445,9 +445,9 @@ async def test_an_app_names_one_of_several_vendors(client: Client, direct: Any) 
 
 
 async def test_osmand_query(client: Client, direct: Any) -> None:
-    """Traccar Client before 9.0, OsmAnd and GPSLogger by their own URL templates; they look at the status only."""
+    """Traccar Client before 9.0, OsmAnd and GPSLogger with their URL templates; they read only the status."""
     requests = [
-        # Traccar Client: POST, all in the query, its identifier a number
+        # Traccar Client: POST, all parameters in the query, a numeric identifier
         (
             "POST",
             "id=123456&timestamp=1377177267&lat=60.0&lon=30.0&speed=0.0&bearing=0.0&altitude=0&accuracy=5.0&batt=87",
@@ -486,7 +486,7 @@ async def test_osmand_form_and_auth(client: Client, direct: Any) -> None:
 
 
 async def test_osmand_json(client: Client, direct: Any) -> None:
-    """Traccar Client from 9.0: with the token in its URL, or typed in as its device identifier."""
+    """Traccar Client from 9.0: with the token in its URL, or as its device identifier."""
     headers = {"Content-Type": JSON}
     path = f"/v1/osmand?token={client.token}"
     answer = await client.ask("POST", path, data=TRACCAR_CLIENT_9, headers=headers)
@@ -501,7 +501,7 @@ async def test_osmand_json(client: Client, direct: Any) -> None:
 
 
 async def test_osmand_without_a_position(client: Client, direct: Any) -> None:
-    """An app that gets an error resends the same without end, ahead of all that came later."""
+    """An app that gets an error would resend the same ping forever, ahead of all later ones."""
     path = f"/v1/osmand?token={client.token}"
     ahead = f"lat=1&lon=2&timestamp={now_ms() + 120_000}"
     for query in ("id=1&lat=0&lon=0&valid=false", "id=1&lat=0&lon=0", "id=1", ahead, "lat=1&lon=2&timestamp=x"):
@@ -516,7 +516,7 @@ async def test_osmand_without_a_position(client: Client, direct: Any) -> None:
 
 
 async def test_history_is_what_was_stored(client: Client) -> None:
-    """An owner reads back every ping, from a socket or over HTTP, in its order; no proxy keeps it."""
+    """An owner reads all pings, from a socket or over HTTP, in order; proxies must not cache them."""
     now = now_ms()
     async with VendorApp(client.url, client.vendor.clerk_id) as vendor:
         await vendor.ping(LAT, LONG, timestamp=now - 1000, seq=1)
@@ -538,7 +538,7 @@ async def test_history_is_what_was_stored(client: Client) -> None:
 
 @pytest.mark.parametrize("accept", [JSON, "application/geo+json", "application/gpx+xml"])
 async def test_pages(client: Client, accept: str) -> None:
-    """Pages by the Link header of any format: together they are everything once, while more is being stored."""
+    """Pages by the Link header, in all formats: together they contain every row once, while more are being stored."""
     start = now_ms() - 100_000
     await client.report([ping(start + n, lat=n / 100) for n in range(25)])
     seen: list[float] = []
@@ -563,7 +563,7 @@ async def test_pages(client: Client, accept: str) -> None:
 
 
 async def test_the_cursor_in_the_body(client: Client) -> None:
-    """A client that reads `next` instead of the header comes to the same pages."""
+    """A client that reads `next` instead of the header gets the same pages."""
     start = now_ms() - 100_000
     await client.report([ping(start + n) for n in range(5)])
     first = await client.past(limit=3)
@@ -576,7 +576,7 @@ async def test_the_cursor_in_the_body(client: Client) -> None:
 
 
 async def test_history_refusals(client: Client) -> None:
-    """An invalid query must get an answer that says what is wrong in it."""
+    """An invalid query must get an error with the cause."""
     (await client.past("text/csv")).refused(406, "ERR_INVALID_MESSAGE")
     (await client.past(limit=0)).refused(400, "ERR_INVALID_MESSAGE")
     (await client.past(**{"from": "yesterday"})).refused(400, "ERR_INVALID_TIMESTAMP")
@@ -585,7 +585,7 @@ async def test_history_refusals(client: Client) -> None:
 
 
 async def test_public_history(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """With the setting, everyone who may watch reads history; only the owner reports."""
+    """With the setting, everyone who may watch can read history; only the owner can report."""
     running = await serve(history_access="public")
     async with client_of(running, vendors[0]) as client:
         await client.report(ping(now_ms()))
@@ -595,7 +595,7 @@ async def test_public_history(serve: Serve, vendors: list[SeededVendor]) -> None
 
 
 async def test_history_reads_the_days_it_needs(client: Client, direct: Any) -> None:
-    """With months of partitions, a question about one hour must not open them all."""
+    """With months of partitions, a query of one hour must not open them all."""
     today = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
     noon = round(today.timestamp() * 1000)
     await direct.execute("SET plan_cache_mode = force_custom_plan")
@@ -618,7 +618,7 @@ async def test_history_reads_the_days_it_needs(client: Client, direct: Any) -> N
 
 
 async def test_nearby_with_invalid_numbers(client: Client) -> None:
-    """Each was a 500 and a traceback once: NaN and infinity are numbers to Python."""
+    """Each of these once caused a 500 and a traceback: NaN and infinity are numbers in Python."""
     for limit in ("nan", "inf", "-inf", "1e400", "9" * 400, "0", "-1", "1001", "one", ""):
         answer = await client.ask("GET", "/v1/vendors/nearby", params={"lat": "1", "long": "2", "limit": limit})
         answer.refused(400, "ERR_INVALID_MESSAGE")

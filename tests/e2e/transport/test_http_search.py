@@ -32,7 +32,7 @@ async def named(database_url: str, names: list[str]) -> list[str]:
 
 
 async def found(session: aiohttp.ClientSession, **params: str) -> Any:
-    """Returns an answer, which must be as described."""
+    """Returns an answer, which must match the API description."""
     async with session.get("/v1/vendors", params=params) as answer:
         body = await answer.json(content_type=None)
         described(("Found", "Problem"))["Found" if answer.status == 200 else "Problem"].validate(body)
@@ -40,7 +40,7 @@ async def found(session: aiohttp.ClientSession, **params: str) -> Any:
 
 
 async def test_names_are_found_by_the_beginnings_of_their_words(serve: Serve, database_url: str) -> None:
-    """Nobody types accents on a phone, or remembers with which word a name begins."""
+    """Search ignores accents, and matches any word of a name."""
     await named(database_url, NAMES)
     async with aiohttp.ClientSession((await serve()).url) as session:
         for query, expected in {
@@ -57,7 +57,7 @@ async def test_names_are_found_by_the_beginnings_of_their_words(serve: Serve, da
 
 
 async def test_pages_hold_each_vendor_once(serve: Serve, database_url: str) -> None:
-    """Equal names and vendors that come or go between two pages must neither hide nor repeat another."""
+    """Equal names, and vendors added or deleted between two pages, must neither hide nor repeat another vendor."""
     vendors = await named(database_url, ["Same name"] * 7 + ["Same again"] * 6)
     async with aiohttp.ClientSession((await serve()).url) as session:
         seen: list[str] = []
@@ -103,7 +103,7 @@ async def test_invalid_searches_are_refused(serve: Serve) -> None:
 
 
 async def test_the_index_serves_the_search(serving_url: str) -> None:
-    """Without it each key that somebody types would read every vendor's row."""
+    """Without the index each keystroke of a search would read all vendors' rows."""
     connection = await asyncpg.connect(serving_url)
     try:
         await connection.execute("SET enable_seqscan = off")

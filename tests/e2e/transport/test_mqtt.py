@@ -1,4 +1,4 @@
-"""OwnTracks over MQTT, through a real broker: what a phone publishes is stored and shown, whatever is killed."""
+"""OwnTracks over MQTT, through a real broker: a phone's messages are stored and shown, whatever is killed."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ HERE = (52.23, 21.01)
 
 
 def location(at: int, lat: float = HERE[0], **fields: Any) -> bytes:
-    """A location as OwnTracks publishes it."""
+    """Returns a location in OwnTracks' format."""
     return orjson.dumps({"_type": "location", "lat": lat, "lon": HERE[1], "tst": at, **fields})
 
 
 async def publish(phone: Client, user: str, payload: bytes, device: str = "phone", qos: int = 1) -> None:
-    """Publishes until the broker has it, as the app does by default."""
+    """Publishes until the broker confirms, like the app by default."""
     await phone.publish(f"owntracks/{user}/{device}", payload, qos=qos, retain=True)
 
 
 async def times(url: str) -> set[int]:
-    """The stored timestamps, epoch seconds."""
+    """Returns the stored timestamps, epoch seconds."""
     async with connected(url) as connection:
         rows = await connection.fetch("""SELECT EXTRACT(EPOCH FROM "timestamp")::bigint FROM "locations" """)
     return {row[0] for row in rows}
@@ -69,7 +69,7 @@ async def broker(tmp_path: Path, vendors: list[SeededVendor]) -> AsyncIterator[M
 async def bridge(
     broker: Mosquitto, database_url: str, redis_url: str, *, url: str | None = None, **changed: Any
 ) -> AsyncIterator[Server]:
-    """A bridge that receives, over another URL than the broker's own if one is given."""
+    """A running bridge, optionally with another URL of the broker."""
     configured = settings.load(database_url=database_url, redis_url=redis_url, drain_timeout=2.0, **changed)
     async with lifecycle.bridging(configured, parse_broker(url or broker.url), "venta-streamer") as server:
 
@@ -81,7 +81,7 @@ async def bridge(
 
 
 async def acked(server: Server, count: int, result: str) -> None:
-    """Wait until so many messages were acked with this result."""
+    """Waits until this number of messages was acked with this result."""
     assert server.mqtt is not None
     messages = server.mqtt.messages
     await eventually(lambda: messages[result] == count, f"{count} {result}")
@@ -95,7 +95,7 @@ async def test_a_phone_is_seen_and_stored(
     serving_url: str,
     serving_redis_url: str,
 ) -> None:
-    """MQTT is OwnTracks' default: whoever installs the app and enters broker and user is on the map."""
+    """MQTT is OwnTracks' default: with broker and user configured in the app, the vendor is on the map."""
     running = await serve()
     one, other = vendors
     at = now_ms() // 1000
@@ -117,7 +117,7 @@ async def test_a_phone_is_seen_and_stored(
 async def test_what_never_can_be_stored_is_acked(
     broker: Mosquitto, vendors: list[SeededVendor], database_url: str, serving_url: str, serving_redis_url: str
 ) -> None:
-    """A message that is sent again forever would in the end block those of all phones."""
+    """A message that is resent forever would finally block the messages of all phones."""
     user = vendors[0].clerk_id
     at = now_ms() // 1000
     with capture_logs() as logged:
@@ -151,7 +151,7 @@ async def test_what_never_can_be_stored_is_acked(
 async def test_a_phone_cannot_report_for_another(
     broker: Mosquitto, vendors: list[SeededVendor], database_url: str, serving_url: str, serving_redis_url: str
 ) -> None:
-    """The broker's access rules decide who publishes under which name; the device can't name another's vendor."""
+    """The broker's access rules decide who may publish to a topic; a device can't report for another user's vendor."""
     one, other = vendors
     at = now_ms() // 1000
     async with bridge(broker, serving_url, serving_redis_url) as server:
@@ -167,7 +167,7 @@ async def test_a_phone_cannot_report_for_another(
 async def test_several_vendors_of_a_user_are_told_apart_by_device(
     broker: Mosquitto, vendors: list[SeededVendor], database_url: str, serving_url: str, serving_redis_url: str
 ) -> None:
-    """Two trucks of one owner must not be shown as one that jumps between two places."""
+    """Two trucks of one owner must not be shown as one that jumps between two positions."""
     one, other = vendors
     async with connected(database_url) as connection:
         await connection.execute(
@@ -190,7 +190,7 @@ async def test_nothing_is_lost_when_the_bridge_is_killed(
     serving_redis_url: str,
     tmp_path: Path,
 ) -> None:
-    """Killed between receiving and committing, again and again: the broker sends what was not acked to the next one."""
+    """The bridge is repeatedly killed between receiving and committing: the broker resends messages without an ack."""
     user, start = vendors[0].clerk_id, now_ms() // 1000 - 3_000
     given = {"DATABASE_URL": serving_url, "REDIS_URL": serving_redis_url, "STREAMER_MQTT_URL": broker.url}
     sent: set[int] = set()
@@ -228,7 +228,7 @@ async def test_nothing_is_lost_when_the_bridge_is_killed(
 async def test_an_outage_of_postgresql_costs_nothing(
     tmp_path: Path, postgres_server: PostgresServer, serving_redis_url: str
 ) -> None:
-    """The pings of an outage must not be acked: a bridge that is killed in it has them in its memory only."""
+    """Pings must not be acked during an outage: a bridge that is killed then has them only in memory."""
     await migrate.upgrade(postgres_server.url)
     (vendor,) = await seed.seed(postgres_server.url, 1)
     start, sent = now_ms() // 1000 - 1_000, set()
@@ -256,7 +256,7 @@ async def test_an_outage_of_postgresql_costs_nothing(
 async def test_the_broker_restarts(
     broker: Mosquitto, vendors: list[SeededVendor], database_url: str, serving_url: str, serving_redis_url: str
 ) -> None:
-    """A bridge that does not come back by itself is noticed when customers ask where the trucks are."""
+    """The bridge must reconnect automatically."""
     user, at = vendors[0].clerk_id, now_ms() // 1000
     async with bridge(broker, serving_url, serving_redis_url) as server:
         assert server.mqtt is not None
@@ -273,7 +273,7 @@ async def test_the_broker_restarts(
 async def test_a_broker_that_refuses_says_so(
     broker: Mosquitto, serving_url: str, serving_redis_url: str, tmp_path: Path
 ) -> None:
-    """A wrong password must not look like silence."""
+    """A wrong password must be reported."""
     url = f"mqtt://streamer:wrong@127.0.0.1:{broker.port}"
     given = {"DATABASE_URL": serving_url, "REDIS_URL": serving_redis_url}
     async with Command("mqtt", "--broker", url, folder=tmp_path, **given) as process:
@@ -284,7 +284,7 @@ async def test_a_broker_that_refuses_says_so(
 async def test_over_tls(
     broker: Mosquitto, vendors: list[SeededVendor], serving_url: str, serving_redis_url: str, tmp_path: Path
 ) -> None:
-    """Positions and a password that go over the internet; a broker that only pretends to be ours must not get them."""
+    """Positions and the password must not be sent to a broker with another certificate."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(trusted := str(tmp_path / "authority.pem"))
     user = vendors[0].clerk_id
@@ -300,7 +300,7 @@ async def test_over_tls(
 
 
 async def test_a_wrong_url_is_refused(tmp_path: Path) -> None:
-    """An http:// URL, or none, must not start a bridge that never receives."""
+    """With an http:// URL, or none, the bridge must not start, as it would never receive."""
     for arguments in ((), ("--broker", "http://localhost"), ("--broker", "mqtt://h/path"), ("--broker", "mqtt://h:x")):
         done = await run("mqtt", *arguments, folder=tmp_path, DATABASE_URL="postgresql://h/d", REDIS_URL="redis://h")
         assert done.status == 2
@@ -310,7 +310,7 @@ async def test_a_wrong_url_is_refused(tmp_path: Path) -> None:
 async def test_operators_see_the_bridge(
     broker: Mosquitto, serving_url: str, serving_redis_url: str, vendors: list[SeededVendor]
 ) -> None:
-    """Its probe and its figures are those of every other process."""
+    """Its probe and metrics are those of other processes."""
     user = vendors[0].clerk_id
     async with bridge(broker, serving_url, serving_redis_url, admin_port=free_port()) as server:
         async with broker.phone(user) as phone:
@@ -328,7 +328,7 @@ async def test_operators_see_the_bridge(
 async def test_a_bridge_that_is_given_up_is_unready(
     serving_url: str, serving_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that failed again and again after it had connected looked ready, and stored nothing more."""
+    """A bridge that repeatedly failed after it had connected appeared ready, but stored nothing."""
 
     async def fail(bridge: MqttBridge) -> None:
         bridge.cause = None

@@ -1,4 +1,4 @@
-"""Slow and silent clients: clients that only hold connections must not keep others out."""
+"""Slow and silent clients: clients that only hold connections must not block others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HANDSHAKE = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
-"""Of a WebSocket, so that its refusal can be read: aiohttp's own client keeps the body to itself."""
+"""Headers of a WebSocket handshake, to read a refusal's body, which aiohttp's WebSocket client does not expose."""
 
 
 class Raw:
@@ -44,7 +44,7 @@ class Raw:
         self.writer.transport.abort()
 
     async def cut(self, within: float = 10.0) -> float:
-        """Seconds until the server ends it; what it says before is read and forgotten."""
+        """Returns the seconds until the server ends the connection; reads and ignores data before that."""
         started = time.monotonic()
         with suppress(ConnectionError):
             async with asyncio.timeout(within):
@@ -57,7 +57,7 @@ class Raw:
 
 
 async def test_a_silent_connection_is_closed(serve: Serve) -> None:
-    """Of a thousand connections that never finish their first line none is left after the deadline; others go on."""
+    """A thousand connections that never finish their first line are closed after the deadline; others are served."""
     server = await serve(handshake_timeout=0.5)
     async with Raw(server.url) as silent, Raw(server.url) as slow, CustomerApp(server.url) as customer:
         await customer.watch("w", circle(LAT, LONG, 1000))
@@ -78,7 +78,7 @@ async def test_a_silent_connection_is_closed(serve: Serve) -> None:
 
 
 async def test_a_body_that_does_not_come(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A request that sends its body by the byte does not hold a connection without end; a long response may."""
+    """A request whose body arrives byte by byte must not hold a connection forever; a long response may."""
     server = await serve(request_timeout=0.5, handshake_timeout=0.2)
     token = make_token(SECRET, vendors[0].clerk_id, 60)
     head = f"POST /v1/vendors/{vendors[0].vendor_id}/locations?token={token} HTTP/1.1\r\nHost: x\r\n"
@@ -90,7 +90,7 @@ async def test_a_body_that_does_not_come(serve: Serve, vendors: list[SeededVendo
 
 
 async def test_an_answer_that_is_not_taken(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A client that asks for a long history and does not read it does not keep it in the server's memory."""
+    """A client that requests a long history but does not read it must not keep it in the server's memory."""
     server = await serve(request_timeout=0.5)
     one = vendors[0]
     token = make_token(SECRET, one.clerk_id, 60)
@@ -111,12 +111,12 @@ async def test_an_answer_that_is_not_taken(serve: Serve, vendors: list[SeededVen
 
 
 async def test_when_there_are_too_many(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a flood of connections that ask for nothing, those that do ask get in."""
+    """During a flood of connections without a request, connections with one are admitted."""
     monkeypatch.setattr("streamer.app.OTHER_CONNECTIONS", 4)
     server = await serve(handshake_timeout=60.0, max_connections=1)
     flood = [await Raw(server.url).__aenter__() for _ in range(10)]
     try:
-        # four that came after the others were cut may stay
+        # four that connected after the others were closed may stay
         await eventually(lambda: server.server.slow_clients.cut >= 6, "room again")
         async with CustomerApp(server.url) as customer:
             await customer.watch("w", circle(LAT, LONG, 1000))
@@ -125,11 +125,11 @@ async def test_when_there_are_too_many(serve: Serve, monkeypatch: pytest.MonkeyP
             await raw.__aexit__()
 
 
-# how many
+# numbers of connections
 
 
 async def test_the_most_connections(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A full process says so before it takes more than it can hold; when one leaves, one may come."""
+    """A full process refuses connections beyond its limit; when one closes, another is admitted."""
     server = await serve(max_connections=2)
     async with CustomerApp(server.url), VendorApp(server.url, vendors[0].clerk_id) as leaves:
         async with aiohttp.ClientSession() as session:
@@ -156,7 +156,7 @@ async def turned_away(app: App) -> str:
 
 
 async def test_the_most_connections_of_a_user(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """An app that opens sockets in a loop, or a token that was passed around, keeps nobody else out."""
+    """An app that opens sockets in a loop, or a shared token, must not block others."""
     server = await serve(user_connections=2)
     one, other, *_ = vendors
     async with VendorApp(server.url, one.clerk_id) as vendor, CustomerApp(server.url, one.clerk_id) as customer:
@@ -172,7 +172,7 @@ async def test_the_most_connections_of_a_user(serve: Serve, vendors: list[Seeded
 
 
 async def test_the_most_connections_of_an_address(serve: Serve) -> None:
-    """One machine can't fill the server; behind a proxy of ours each client is counted for itself."""
+    """One machine can't use up all connections; behind a trusted proxy each client is counted separately."""
     server = await serve(address_connections=2, trusted_hops=1)
 
     def at(address: str) -> CustomerApp:
@@ -208,7 +208,7 @@ async def test_whose_pages_may_connect(serve: Serve) -> None:
 
 
 async def test_too_many_messages_of_a_customer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A customer app in a loop is warned, then ended; what it may cost is bounded."""
+    """A customer app in a loop is warned, then closed; its cost is limited."""
     for module in ("ingest.rate_limit", "transport.websocket"):
         monkeypatch.setattr(f"streamer.{module}.PAUSE", 0.01)
     server = await serve(watch_messages=10)
@@ -230,7 +230,7 @@ BOUNDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 async def test_the_bounds_of_a_watch(serve: Serve) -> None:
-    """Each limit is a setting, is named in the error, and ends no connection."""
+    """Each limit is a setting and named in its error, and does not end the connection."""
     settings = {name: value for setting, _ in BOUNDS for name, value in setting.items()}
     server = await serve(max_watches=2, **settings)
     async with CustomerApp(server.url) as customer:
@@ -249,11 +249,11 @@ async def test_the_bounds_of_a_watch(serve: Serve) -> None:
         await customer.watch("a", circle(LAT, LONG, 20))
 
 
-# bombs
+# decompression bombs
 
 
 async def test_a_message_that_inflates_to_much(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """A compressed message counts as large as it is inflated, and is not inflated beyond that."""
+    """The size limit applies to the decompressed message, which is not decompressed beyond it."""
     server = await serve()
     before = psutil.Process().memory_info().rss
     async with session.ws_connect(f"{server.url}/v1/watch", compress=15) as socket:
@@ -267,7 +267,7 @@ async def test_a_message_that_inflates_to_much(serve: Serve, session: aiohttp.Cl
 async def test_a_body_that_unpacks_to_much(
     serve: Serve, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """A packed body counts as large as it is unpacked, and is not unpacked beyond that."""
+    """The size limit applies to the decompressed body, which is not decompressed beyond it."""
     server = await serve()
     much = b" " * (150 << 20)
     bombs = {"gzip": gzip.compress(much, 1), "deflate": zlib.compress(much, 1)}

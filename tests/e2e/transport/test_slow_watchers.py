@@ -1,4 +1,4 @@
-"""Clients that read slowly or not at all: late, never dangerous to the server or the others."""
+"""Clients that read slowly or not at all get updates late, but never affect the server or other clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AROUND = circle(LAT, LONG, 5_000)
 
 
 class Town:
-    """Three hundred trucks on a server, without sockets of theirs."""
+    """Three hundred trucks on a server, without sockets."""
 
     def __init__(self, running: Running) -> None:
         self.local_vendors = running.server.broker.local_vendors
@@ -29,20 +29,20 @@ class Town:
         self.move()
 
     def move(self) -> None:
-        """Moves all, by a step that identifies the round."""
+        """Moves all trucks, by a step that identifies the round."""
         self.round += 1
         now = now_ms()
         for id in VENDORS:
             self.local_vendors.fix(id, Fix(now, LAT + self.round * 1e-5, LONG, None, None), now)
 
     def shown(self, customer: CustomerApp) -> bool:
-        """Whether a customer sees all where they are now."""
+        """Returns whether a customer sees all current positions."""
         view = customer.views.get("w", {})
         return len(view) == len(VENDORS) and all(card["lat"] == LAT + self.round * 1e-5 for card in view.values())
 
 
 def deafen(customer: CustomerApp) -> None:
-    """Have an app read nothing, and its system take little."""
+    """Makes an app stop reading, with a small receive buffer."""
     connection = customer.socket._response.connection
     assert connection is not None
     transport = connection.transport
@@ -52,7 +52,7 @@ def deafen(customer: CustomerApp) -> None:
 
 
 def hear(customer: CustomerApp) -> None:
-    """Have it read again."""
+    """Makes it read again."""
     connection = customer.socket._response.connection
     assert connection is not None
     assert isinstance(connection.transport, asyncio.Transport)
@@ -60,7 +60,7 @@ def hear(customer: CustomerApp) -> None:
 
 
 async def test_late_but_true(serve: Serve) -> None:
-    """A phone in a tunnel must cost no more than the vendors in its area; afterwards it sees their newest positions."""
+    """A phone in a tunnel must cost only memory for the vendors in its area, and then sees their newest positions."""
     running = await serve()
     town = Town(running)
     async with CustomerApp(running.url) as quick, CustomerApp(running.url) as slow:
@@ -84,7 +84,7 @@ async def test_late_but_true(serve: Serve) -> None:
 
 
 async def test_a_dead_client_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The write buffer of a client that is gone is freed before the kernel gives up on it."""
+    """The write buffer of a disconnected client is freed before the kernel's timeout."""
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.3)
     running = await serve(stall=0.3)
     town = Town(running)
