@@ -1,4 +1,4 @@
-"""Tokens from outside: what a stranger tries, and what an app's developer reads when one is refused."""
+"""Tokens over HTTP: attacks by strangers, and errors that an app's developer reads when a token is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEARBY = "/v1/vendors/nearby?lat=52.2297&long=21.0122&radius=1000"
 
 
 async def asked(url: str, token: str) -> tuple[int, str]:
-    """Status and detail of a request with this token."""
+    """Returns status and detail of a request with this token."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(url + NEARBY, headers={"Authorization": f"Bearer {token}"}) as response,
@@ -32,7 +32,7 @@ async def asked(url: str, token: str) -> tuple[int, str]:
 
 
 def forged(claims: dict[str, Any], key: bytes, **header: str) -> str:
-    """A token signed by HMAC with any key, by hand, as libraries refuse to do it with a public key."""
+    """Returns a token signed by HMAC with any key; built by hand, as libraries refuse public keys."""
 
     def part(value: Any) -> str:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
@@ -46,7 +46,7 @@ def forged(claims: dict[str, Any], key: bytes, **header: str) -> str:
 async def test_the_issuers_public_key_is_no_secret(
     serve: Serve, vendors: list[SeededVendor], secret: str | None
 ) -> None:
-    """Everyone can read the JWKS, so an HMAC token signed with a key from it must be refused."""
+    """The JWKS is public, so an HMAC token signed with a key from it must be refused."""
     async with Issuer(RSA["r1"], EC["e1"]) as issuer:
         running = await serve(watch_auth="required", jwks_url=issuer.url, jwt_secret=secret)
         for kid, key in (("r1", RSA["r1"]), ("e1", EC["e1"])):
@@ -66,7 +66,7 @@ async def test_the_issuers_public_key_is_no_secret(
 
 
 async def test_the_developer_reads_why(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A token of one's own backend without an end, in milliseconds or too long says so, and nothing else lets it in."""
+    """A backend's token without expiry, with milliseconds or with too long a lifetime is refused with the cause."""
     running = await serve(watch_auth="required", jwt_max_lifetime=3600.0)
     now, user = int(time.time()), vendors[0].clerk_id
     assert (await asked(running.url, make_token(SECRET, user, 3600)))[0] == 200
@@ -81,7 +81,7 @@ async def test_the_developer_reads_why(serve: Serve, vendors: list[SeededVendor]
 
 
 async def test_an_event_stream_ends_with_its_token(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A page that kept a stream open would go on watching after its user was signed out."""
+    """A page with an open stream must not go on watching after its user was signed out."""
     running = await serve(watch_auth="required", jwt_leeway=0.0)
     token = make_token(SECRET, vendors[0].clerk_id, 3)
     watch = f"{running.url}/v1/watch/events?lat=52.23&long=21.01&radius=1000&token={token}"

@@ -32,13 +32,13 @@ WEBHOOK = described(("Webhook", "Deliveries"))
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    """A receiver that takes everything."""
+    """A receiver that accepts all webhooks."""
     async with Receiver() as started:
         yield started
 
 
 async def alert(session: aiohttp.ClientSession, receiver: Receiver, path: str = "", **changed: Any) -> str:
-    """Creates an alert and waits until it begins; returns its id."""
+    """Creates an alert and waits until it has started; returns its id."""
     asked = {"area": AREA, "on": ALL, "quiet": 0, "url": receiver.url + path, **changed}
     async with session.post("/v1/alerts", json={k: v for k, v in asked.items() if v is not None}) as answer:
         body = await answer.json()
@@ -70,7 +70,7 @@ async def settings_of(receiver: Receiver, **more: Any) -> dict[str, Any]:
 
 
 async def test_events_are_sent_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """A user gets the events of a truck that comes, closes, opens and drives away, in this order."""
+    """A user gets the events of a truck that enters, closes, opens and leaves, in this order."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -100,7 +100,7 @@ async def test_events_are_sent_in_order(serve: Serve, database_url: str, receive
 
 
 async def test_who_is_there_already_is_no_event(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """A new alert would otherwise begin with an event for each vendor that is there already."""
+    """Otherwise a new alert would start with an event for each vendor that is already inside."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -141,7 +141,7 @@ async def test_a_test_is_sent_and_a_changed_alert_tells_other_things(
 
 
 async def test_a_receiver_that_was_away_gets_all_in_order(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """Backends restart: what they missed must come afterwards, with the same ids, the oldest first."""
+    """Backends restart: missed webhooks must be sent afterwards, with the same ids, oldest first."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -157,7 +157,7 @@ async def test_a_receiver_that_was_away_gets_all_in_order(serve: Serve, database
             return any(each["attempts"] for each in await deliveries(session, id))
 
         await eventually(noted, "its answer")
-        assert (await deliveries(session, id))[0]["nextAttempt"] - now_ms() > 6_000_000  # and not in 5 s
+        assert (await deliveries(session, id))[0]["nextAttempt"] - now_ms() > 6_000_000  # rather than in 5 s
         receiver.headers = {}
         for count, place in ((2, FAR), (3, HERE)):
             await app.ping(*place)
@@ -177,7 +177,7 @@ async def test_a_receiver_that_was_away_gets_all_in_order(serve: Serve, database
         receiver.answer = lambda _: 200
         await due_now(database_url)
         await receiver.gets("entered", "left", "entered")
-        # The second and third event were never tried before the first was taken.
+        # The second and third event were not sent before the first was accepted.
         ids = [each.id for each in receiver.received]
         assert ids == sorted(ids)
 
@@ -192,7 +192,7 @@ async def due_now(database_url: str) -> None:
 
 
 async def test_a_slow_receiver_delays_nobody_else(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """One backend that hangs must not take all requests with it."""
+    """One backend that hangs must not block all requests."""
     vendors = await seed.seed(database_url, 4)
     async with Receiver() as slow, AsyncExitStack() as stack:
         slow.hold = asyncio.Event()
@@ -218,14 +218,14 @@ async def test_a_slow_receiver_delays_nobody_else(serve: Serve, database_url: st
         assert slow.received == []
         deliverer = server.server.deliverer
         assert deliverer is not None
-        # Those to the quick one end a moment after it was asked; those to the slow one stay.
+        # Requests to the fast one end shortly after it was called; those to the slow one remain.
         await eventually(lambda: deliverer.running == 2, "two requests to the slow one")
         slow.hold.set()
         await eventually(lambda: len(slow.events()) == 20, "the slow one's events")
 
 
 async def disabled(session: aiohttp.ClientSession, alert_id: str, why: str) -> None:
-    """Waits until an alert is disabled for a reason with these words."""
+    """Waits until an alert is disabled for a reason that contains this text."""
 
     async def found() -> bool:
         async with session.get(f"/v1/alerts/{alert_id}") as answer:
@@ -237,7 +237,7 @@ async def disabled(session: aiohttp.ClientSession, alert_id: str, why: str) -> N
 async def test_410_ends_the_alert(
     serve: Serve, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A receiver that answers 410 is gone for good and must get no more requests."""
+    """A receiver that answers 410 is permanently gone and must get no more requests."""
     monkeypatch.setattr(evaluator, "COUNT_EVERY", 0.5)
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
@@ -263,7 +263,7 @@ async def test_410_ends_the_alert(
 
 
 async def test_an_alert_that_fails_for_days_is_disabled(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """A forgotten alert would otherwise cost requests forever, and nobody would know."""
+    """Otherwise a forgotten alert would silently cost requests forever."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session, VendorApp(server.url, one.clerk_id) as app:
@@ -313,7 +313,7 @@ async def test_logs_have_no_positions(serve: Serve, database_url: str, receiver:
 
 
 async def test_redirects_are_not_followed(serve: Serve, database_url: str, receiver: Receiver) -> None:
-    """A public receiver could lead the server into its own network."""
+    """A public receiver could redirect the server into its internal network."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(**await settings_of(receiver))
     async with signed_in(server.url, one.clerk_id) as session:
@@ -338,9 +338,9 @@ async def test_a_killed_process_misses_and_invents_nothing(
     receiver: Receiver,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Two processes, one killed: the other takes its alerts within seconds, and compares what was with what is.
+    """A process is killed: another takes over its alerts within seconds, and compares stored and current states.
 
-    The seconds until the last event of the killed one's alerts was found are printed: the goal is 5.
+    It prints the seconds until the last event of these alerts was found; the goal is 5.
     """
     vendors = await seed.seed(database_url, 6)
     settings: dict[str, Any] = {"alert_key": KEY, "alert_development_hosts": receiver.host}
@@ -360,7 +360,7 @@ async def test_a_killed_process_misses_and_invents_nothing(
             await receiver.gets(*["entered"] * 3, alert_id=id)
         await first.end(signal.SIGKILL)
         killed, killed_at = time.monotonic(), now_ms()
-        # While nobody looks at the killed one's alerts: some leave, some come, some stay.
+        # While the killed process's alerts are not evaluated, some vendors leave, some enter, some stay.
         for number, app in enumerate(apps):
             await app.ping(*(FAR if number in (0, 1, 5) else HERE))
         expected = {
@@ -386,7 +386,7 @@ async def test_a_killed_process_misses_and_invents_nothing(
 async def test_a_restart_of_postgresql_loses_nothing(
     postgres_server: PostgresServer, redis_url: str, receiver: Receiver
 ) -> None:
-    """What happened while the database was away must be sent once it is back."""
+    """Events during an outage of the database must be sent once it is back."""
     await migrate.upgrade(postgres_server.url)
     one, two = await seed.seed(postgres_server.url, 2)
     settings: dict[str, Any] = {"alert_key": KEY, "alert_development_hosts": receiver.host}

@@ -1,4 +1,4 @@
-"""docs/alerts.md, as a reader follows it: its receiver and its commands against a real server."""
+"""The receiver and commands of docs/alerts.md, against a real server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLOCKS = dict(re.findall(r"```\w+ (\w+)\n(.*?)```", PAGE, re.S))
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
 async def test_the_first_alert(serve: Serve, database_url: str) -> None:
-    """A reader's first five minutes: a receiver, an alert, a test, and a vendor that comes."""
+    """A reader's first steps: a receiver, an alert, a test, and a vendor that enters."""
     (one,) = await seed.seed(database_url, 1)
     port = free_port()
     server = await serve(alert_key=SECRET, alert_development_hosts=(f"127.0.0.1:{port}",))
@@ -59,5 +59,5 @@ async def test_the_first_alert(serve: Serve, database_url: str) -> None:
 
 
 def test_the_webhook_of_the_page_is_the_servers() -> None:
-    """A reader who copies the page's example would otherwise parse a message that the server never sends."""
+    """The page's example must be a message that the server sends, as readers copy it."""
     described(("Webhook",))["Webhook"].validate(orjson.loads(BLOCKS["webhook"]))

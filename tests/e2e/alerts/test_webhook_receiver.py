@@ -1,4 +1,4 @@
-"""The example receiver: a signed webhook comes in, and an encrypted message goes to the browser's push service."""
+"""The example receiver: receives a signed webhook, and sends an encrypted message to the browser's push service."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CARD = {"vendorId": "v", "name": "Pierogi", "open": True, "primaryImage": None, 
 
 
 class Browser:
-    """A browser's subscription, and the push service that it is at; `answer` is the service's, 0: it breaks off."""
+    """A browser's subscription and its push service; `answer` is the service's status, 0 closes the connection."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -39,13 +39,13 @@ class Browser:
         self._auth = os.urandom(16)
 
     def subscription(self, url: str) -> dict[str, Any]:
-        """What `pushManager.subscribe` returns."""
+        """Returns the result of `pushManager.subscribe`."""
         point = self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         keys = {"p256dh": encoded(point), "auth": encoded(self._auth)}
         return {"endpoint": f"{url}/push/1", "expirationTime": None, "keys": keys}
 
     async def push(self, request: web.Request) -> web.Response:
-        """Takes a message, which only the browser can decrypt."""
+        """Receives a message, which only the browser can decrypt."""
         body = await request.read()
         if self.answer == 0 and request.transport is not None:
             request.transport.abort()
@@ -74,7 +74,7 @@ async def served(app: web.Application) -> AsyncIterator[str]:
 
 
 def example() -> ModuleType:
-    """The example as it stands."""
+    """The unchanged example."""
     spec = importlib.util.spec_from_file_location("webhook_receiver", EXAMPLE / "app.py")
     assert spec is not None
     assert spec.loader is not None
@@ -84,7 +84,7 @@ def example() -> ModuleType:
 
 
 async def test_a_webhook_becomes_a_message_in_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A webhook sent twice shows one message; an unsigned one is refused; a browser that is gone is forgotten."""
+    """A webhook sent twice shows one message; an unsigned one is refused; an expired subscription is removed."""
     secret = new_secret()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WEBHOOK_SECRETS", f"{new_secret()} {secret}")

@@ -1,4 +1,4 @@
-"""`streamer watch` and `streamer ping`: a developer sees in a terminal what an app would get."""
+"""`streamer watch` and `streamer ping`: a developer sees an app's messages in a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAT, LONG = 52.2297, 21.0122
 
 
 async def test_a_ping_is_seen_by_a_watch(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """One terminal watches, the other reports; both name the vendor, and Ctrl-C is no error."""
+    """One terminal watches, the other reports; both name the vendor, and Ctrl-C is not an error."""
     (vendor,) = await seed.seed(database_url, 1)
     running = await serve()
     area = f"{LAT},{LONG},1000"
@@ -36,7 +36,7 @@ async def test_a_ping_is_seen_by_a_watch(serve: Serve, database_url: str, tmp_pa
 
 
 async def test_json_for_scripts(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """Each line is a message of the wire contract."""
+    """Each line is a message of the protocol."""
     (vendor,) = await seed.seed(database_url, 1)
     running = await serve(watch_auth="required")
     async with VendorApp(running.url, vendor.clerk_id) as app:
@@ -50,7 +50,7 @@ async def test_json_for_scripts(serve: Serve, database_url: str, tmp_path: Path)
 
 
 async def test_what_is_wrong_is_said_and_ends_it(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """A bad token, an area too large, another's vendor, no server: each with its reason and status 1."""
+    """A bad token, too large an area, another user's vendor, no server: each ends with its cause and status 1."""
     one, other = await seed.seed(database_url, 2)
     running = await serve(watch_auth="required")
     at, url = f"{LAT},{LONG}", ("--url", running.url)
@@ -93,7 +93,7 @@ def test_targets(targets: list[str], expected: object) -> None:
 
 
 def test_mistakes() -> None:
-    """A mistyped area or position is named before anything is sent."""
+    """A mistyped area or position is reported before anything is sent."""
     for targets in (["1,2"], ["1,2,x"], ["1,2,3,4,5"]):
         with pytest.raises(SettingsError, match="an area is"):
             target_of(targets)
@@ -103,7 +103,7 @@ def test_mistakes() -> None:
 
 
 def test_lines() -> None:
-    """A developer must read a vendor's name in each line about it, and its departure once."""
+    """Each line about a vendor has its name, and there is one line when it leaves."""
     names: dict[str, str] = {}
     card = {"vendorId": "v", "name": "Tacos", "lat": 1, "long": 2, "timestamp": 0, "open": True, "online": True}
     fix = {"vendorId": "v", "lat": 1.5, "long": 2, "timestamp": 0}

@@ -1,4 +1,4 @@
-"""`streamer doctor`: an operator learns what is wrong before the first client does."""
+"""`streamer doctor`: an operator sees faults before the first client does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_everything_is_in_order(tmp_path: Path, database_url: str, redis_u
 
 
 async def test_each_fault_is_named_with_its_remedy(tmp_path: Path, empty_database_url: str) -> None:
-    """All faults are named at once, so that an operator does not mend one only to meet the next."""
+    """All faults are reported at once, so that an operator does not have to fix them one by one."""
     done = await run(
         "doctor",
         folder=tmp_path,
@@ -63,7 +63,7 @@ async def test_each_fault_is_named_with_its_remedy(tmp_path: Path, empty_databas
 
 
 async def test_nothing_is_set(tmp_path: Path) -> None:
-    """A first look without any setting names what to set."""
+    """Without any settings, the required ones are named."""
     done = await run("doctor", folder=tmp_path)
     assert done.status == 1
     for variable in ("DATABASE_URL", "REDIS_URL", "STREAMER_JWT_SECRET"):
@@ -72,7 +72,7 @@ async def test_nothing_is_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("offset", "word"), [(60.0, "ahead of"), (-60.0, "behind")])
 def test_a_clock_that_differs(offset: float, word: str) -> None:
-    """Timestamps decide which position is newest: clocks that differ show old places."""
+    """Timestamps decide which position is newest: with different clocks, maps show old positions."""
     now = time.time()
     with pytest.raises(StreamerError, match=f"60.. s {word} this machine's"):
         _check_clock(now + offset, now)
@@ -89,7 +89,7 @@ def test_open_files() -> None:
 
 
 async def test_a_database_that_is_down(tmp_path: Path) -> None:
-    """Each of the three checks that need PostgreSQL says why it could not be made."""
+    """Each of the three checks that need PostgreSQL reports why it could not run."""
     done = await run("doctor", folder=tmp_path, DATABASE_URL=f"postgresql://u:dont-tell@{NOWHERE}/d")
     assert done.out.count("FAILED PostgreSQL: ") == 1
     assert "dont-tell" not in done.out

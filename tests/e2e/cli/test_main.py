@@ -1,4 +1,4 @@
-"""The commands as people meet them: real processes, what they say, how they end, what they leave."""
+"""The commands as real processes: their output, exit status and remaining files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOWHERE = "postgresql://somebody:dont-tell@127.0.0.1:1/venta"
 
 
 def commands(command: Any, *names: str) -> Iterator[tuple[str, ...]]:
-    """The words of every command, groups included."""
+    """The words of all commands, including groups."""
     yield names
     for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
         yield from commands(command.get_command(None, name), *names, name)
@@ -42,7 +42,7 @@ EVERY_COMMAND = list(commands(typer.main.get_command(cli)))
 
 
 def one_line(err: str) -> str:
-    """What was said to a person about an expected failure: one line, no traceback."""
+    """Returns the message of an expected failure: one line, no traceback."""
     said = [line for line in err.splitlines() if line.startswith("streamer: ")]
     assert len(said) == 1, err
     assert "Traceback" not in err
@@ -50,7 +50,7 @@ def one_line(err: str) -> str:
 
 
 async def test_help(tmp_path: Path) -> None:
-    """The help says what the commands do and how to call them."""
+    """The help describes the commands and how to call them."""
     done = await run("--help", folder=tmp_path)
     assert done.status == 0
     listed = {line.split()[1] for line in done.out.partition("Commands")[2].splitlines() if line.startswith("│ ")}
@@ -68,7 +68,7 @@ def test_help_of_a_command(words: tuple[str, ...]) -> None:
 
 
 async def test_wrong_use(tmp_path: Path) -> None:
-    """A mistyped command or option is named, and nothing else happens."""
+    """A mistyped command or option is reported, and nothing else happens."""
     wrong = {
         "": "Usage",
         "nonsense": "No such command 'nonsense'",
@@ -105,7 +105,7 @@ async def test_serve_without_settings(tmp_path: Path) -> None:
 
 
 async def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
-    """One failed start must name every wrong setting; secrets must not get into a log."""
+    """One failed start must name all wrong settings; secrets must not be logged."""
     (tmp_path / ".env").write_text("STREAMER_STALL=never\nSTREAMER_WATCH_AUTH=maybe\n")
     done = await run(
         "serve",
@@ -165,7 +165,7 @@ async def test_config(tmp_path: Path) -> None:
 
 
 async def test_an_env_file_that_can_not_be_read(tmp_path: Path) -> None:
-    """A file saved in another encoding is named, and no traceback hides it."""
+    """A file in another encoding is named, without a traceback."""
     (tmp_path / ".env").write_bytes(b"\xff\xfeP\0O\0R\0T\0")
     done = await run("config", folder=tmp_path)
     assert done.status == 2
@@ -176,7 +176,7 @@ async def test_an_env_file_that_can_not_be_read(tmp_path: Path) -> None:
 
 
 async def test_serve_on_a_database_not_migrated(empty_database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """A new version on an old schema must refuse to start, or it would fail later, with vendors connected."""
+    """A new version on an old schema must not start, or it would fail later, with vendors connected."""
     given = {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     done = await run("serve", "--port", "0", folder=tmp_path, **given)
     assert done.status == 1
@@ -198,7 +198,7 @@ async def test_postgresql_away(redis_url: str, tmp_path: Path) -> None:
 
 
 async def test_db_needs_a_database(tmp_path: Path) -> None:
-    """Nothing is guessed where something could be deleted."""
+    """Commands that may delete data must not guess."""
     for words in ("upgrade", "reset --yes"):
         done = await run("db", *words.split(), folder=tmp_path)
         assert done.status == 2
@@ -206,7 +206,7 @@ async def test_db_needs_a_database(tmp_path: Path) -> None:
 
 
 async def tables(url: str) -> set[str]:
-    """The tables of a database, partitions excepted."""
+    """Returns the tables of a database, without partitions."""
     connection = await asyncpg.connect(url)
     try:
         rows = await connection.fetch(
@@ -228,7 +228,7 @@ async def count(url: str, table: str) -> int:
 
 
 async def test_db_from_nothing_and_back(empty_database_url: str, tmp_path: Path) -> None:
-    """The commands of an engineer's first minutes, each twice, as a script that is run again does it."""
+    """The commands of the quick start, each twice, as in a script that runs again."""
     url = empty_database_url
 
     async def db(words: str, **given: str) -> str:
@@ -272,7 +272,7 @@ async def test_db_from_nothing_and_back(empty_database_url: str, tmp_path: Path)
 
 
 async def test_token(tmp_path: Path) -> None:
-    """A token for trying things out, by the server's secret; without one it says where to get one."""
+    """A token for experiments, signed with the server's secret; without one the error says where to get it."""
     done = await run("token", "clerk_test_user", "--ttl", "60", folder=tmp_path, STREAMER_JWT_SECRET=SECRET)
     claims = jwt.decode(done.out.strip(), SECRET, algorithms=["HS256"])
     assert claims["sub"] == "clerk_test_user"
@@ -286,7 +286,7 @@ async def test_token(tmp_path: Path) -> None:
 
 
 async def test_a_taken_port(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """A port in use must be reported by its number, before anything is set up."""
+    """A port in use must be reported by its number before any setup."""
     given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -303,7 +303,7 @@ async def test_a_taken_port(database_url: str, redis_url: str, tmp_path: Path) -
 
 
 async def test_two_processes_are_one_server(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """A customer sees vendors of all processes, whichever it happens to be connected to."""
+    """A customer sees vendors of all processes, whichever it is connected to."""
     given = {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
@@ -361,7 +361,7 @@ async def test_a_second_ctrl_c_ends_at_once(postgres_server: PostgresServer, red
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """The processes that a process started, and theirs."""
+    """Returns the descendants of a process."""
     return list(psutil.Process(pid).children(recursive=True))
 
 
@@ -374,7 +374,7 @@ def positions(customer: CustomerApp) -> dict[str, tuple[float, float]]:
 
 
 async def test_dev(tmp_path: Path) -> None:
-    """A newcomer's first command starts a server with moving vendors, and one Ctrl-C ends all of it."""
+    """The first command of the quick start starts a server with moving vendors, and one Ctrl-C ends all processes."""
     services, names = tmp_path / "data" / "services.json", {"postgres", "valkey-server"}
     words = ("dev", "--data", "data", "--port", "0", "--simulate", "20")
     async with Command(*words, folder=tmp_path) as server:
@@ -407,7 +407,7 @@ async def test_dev(tmp_path: Path) -> None:
             await app.ping(*WARSAW)
             await app.acked(1)
 
-        # another on the same folder is refused, and disturbs nothing
+        # another one on the same folder is refused, and does not affect the first
         done = await run("dev", "--data", "data", "--port", "0", folder=tmp_path)
         assert done.status == 1
         assert f"is in use by process {server.pid}" in one_line(done.err)
@@ -449,7 +449,7 @@ async def test_ctrl_c_while_dev_sets_up(tmp_path: Path) -> None:
 
 
 async def test_dev_on_given_services(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Who has a PostgreSQL and a Redis already gets no others, and their passwords stay where they are."""
+    """With a given PostgreSQL and Redis no others are started, and their passwords are not stored."""
     given = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "STREAMER_JWT_SECRET": SECRET}
     async with Command("dev", "--port", "0", folder=tmp_path, **given) as server:
         url = await server.url()
@@ -468,7 +468,7 @@ async def test_dev_on_given_services(database_url: str, redis_url: str, tmp_path
 
 
 async def test_a_data_folder_that_can_not_be(tmp_path: Path) -> None:
-    """A file in the way is named; nothing is deleted to make room."""
+    """A conflicting file is named; nothing is deleted."""
     (tmp_path / "data").write_text("mine")
     done = await run("dev", "--data", "data", "--port", "0", folder=tmp_path)
     assert done.status == 2
@@ -493,13 +493,13 @@ async def test_dev_names_the_folder_of_its_data_when_it_is_elsewhere(tmp_path: P
 
 
 async def test_version(tmp_path: Path) -> None:
-    """A report of a problem begins with the version."""
+    """Problem reports need the version."""
     done = await run("--version", folder=tmp_path)
     assert (done.status, done.out) == (0, f"streamer {__version__}\n")
 
 
 async def test_completion(tmp_path: Path) -> None:
-    """A shell completes the commands once its user has asked for it."""
+    """A shell completes the commands after the documented setup."""
     done = await run("--show-completion", "bash", folder=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_STREAMER_COMPLETE" in done.out
     completed = await run(folder=tmp_path, _STREAMER_COMPLETE="complete_bash", COMP_WORDS="streamer do", COMP_CWORD="1")

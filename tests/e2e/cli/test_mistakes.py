@@ -1,4 +1,4 @@
-"""A new operator's mistakes: each is answered with what happened, with which value, and what to do next."""
+"""A new operator's mistakes: each error has the cause, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOWHERE = "127.0.0.1:1"
 
 
 class Ended(NamedTuple):
-    """How a command ended, and what it said."""
+    """A command's exit status and output."""
 
     status: int
     err: str
@@ -36,7 +36,7 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command in this process: two dozen new ones would take a minute. Settings by name; None unsets one."""
+    """Runs the command in this process, as new processes would take a minute. Settings by name; None unsets one."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 @pytest.fixture
 def well(database_url: str, redis_url: str) -> dict[str, str | None]:
-    """What a server needs."""
+    """The settings that a server needs."""
     return {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
@@ -73,7 +73,7 @@ def well(database_url: str, redis_url: str) -> dict[str, str | None]:
 
 
 def said(ended: Ended, status: int, *parts: str) -> None:
-    """It ended so, with one message that has all these, no traceback and no password."""
+    """Checks the exit status, and one message that contains all these texts, no traceback and no password."""
     assert ended.status == status, ended
     messages = [line for line in ended.err.splitlines() if line.startswith("streamer: ")]
     assert len(messages) == 1, ended.err
@@ -85,7 +85,7 @@ def said(ended: Ended, status: int, *parts: str) -> None:
 
 
 def other(url: str, **changed: str) -> str:
-    """A URL with other parts: user, password, place, path, query."""
+    """Returns a URL with other parts: user, password, host, path, query."""
     parts = urlsplit(url)
     user, password = changed.get("user", parts.username), changed.get("password", parts.password)
     place = changed.get("place", f"{parts.hostname}:{parts.port}")
@@ -157,7 +157,7 @@ def test_an_address_of_another_machine(run: Run, well: dict[str, str | None]) ->
 
 
 def test_several_mistakes_at_once(run: Run, well: dict[str, str | None]) -> None:
-    """A misspelt setting is reported, with the one that was probably meant."""
+    """A misspelt setting is reported, with the probably intended one."""
     wrong = {"STREAMER_LOG_LEVEL": "loud", "STREAMER_JWT_SECRET": "short", "REDIS_URL": None, "STREAMER_POOL_SIZE": "0"}
     said(
         run("serve", **{**well, **wrong}),
@@ -194,7 +194,7 @@ def test_reset_of_production(run: Run, well: dict[str, str | None]) -> None:
 
 @pytest.mark.parametrize("services", ["{", "{}"])
 def test_link_beside_a_broken_folder(run: Run, well: dict[str, str | None], tmp_path: Path, services: str) -> None:
-    """What `streamer dev` keeps may be cut or of another version: the settings that replace it are named."""
+    """The file of `streamer dev` may be truncated or of another version: the error names the settings instead."""
     (tmp_path / ".venta").mkdir()
     (tmp_path / ".venta" / "services.json").write_text(services)
     said(run("link vendor", **well), 2, "STREAMER_PUBLIC_URL", "--url")
@@ -207,14 +207,14 @@ def test_link_beside_a_broken_folder(run: Run, well: dict[str, str | None], tmp_
 def test_a_file_of_dev_that_is_no_object_of_urls(
     run: Run, well: dict[str, str | None], tmp_path: Path, command: str, services: str, found: str
 ) -> None:
-    """Written by hand or by another program: each command that reads it names it, and what to do."""
+    """Each command that reads the invalid file names it and the remedy."""
     (tmp_path / ".venta").mkdir()
     (tmp_path / ".venta" / "services.json").write_text(services)
     said(run(command, **{**well, "DATABASE_URL": None}), 2, "services.json", found, "delete the file")
 
 
 async def test_redis_is_not_running(serve: Serve, database_url: str, valkey_server: ValkeyServer) -> None:
-    """It serves what it can, says so, and mends itself when Redis comes."""
+    """The server starts degraded, says so, and recovers once Redis is up."""
     vendor = (await seed.seed(database_url, 1))[0]
     running = await serve(redis_url=valkey_server.url)
     valkey_server.kill()
@@ -237,7 +237,7 @@ async def test_redis_is_not_running(serve: Serve, database_url: str, valkey_serv
 
 
 async def test_the_disk_is_full(serve: Serve, database_url: str) -> None:
-    """PostgreSQL's own words reach the operator; no ping is acked or lost, and all are stored once there is room."""
+    """The operator gets PostgreSQL's message; no ping is acked or lost, and all are stored once there is space."""
     vendor = (await seed.seed(database_url, 1))[0]
     running = await serve()
     direct = await asyncpg.connect(database_url)
@@ -264,7 +264,7 @@ async def test_the_disk_is_full(serve: Serve, database_url: str) -> None:
 
 
 async def test_postgresql_starts_after_the_server(postgres_server: PostgresServer) -> None:
-    """A `db upgrade` that comes too early says so and can simply be run again."""
+    """A `db upgrade` before the database is up says so and can be repeated."""
     postgres_server.kill()
     with pytest.raises(Exception, match="check that it runs"):
         await migrate.upgrade(postgres_server.url)

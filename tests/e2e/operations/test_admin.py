@@ -1,4 +1,4 @@
-"""The operators' endpoints: what strangers must not read, and what operators must still reach."""
+"""The operators' endpoints: closed to strangers, and available to operators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def status(session: aiohttp.ClientSession, url: str, headers: dict[str, st
 async def test_the_main_port_serves_this_machine_and_the_token(
     serve: Serve, session: aiohttp.ClientSession, path: str
 ) -> None:
-    """Whoever comes through a proxy or from another machine reads no figures, unless it has the operators' token."""
+    """Requests through a proxy or from another machine get no metrics without the operators' token."""
     running = await serve(admin_token=TOKEN)
     url = running.url + path
     assert await status(session, url) == 200
@@ -48,7 +48,7 @@ async def test_without_a_token_only_this_machine_is_admitted(serve: Serve, sessi
 
 
 async def test_a_port_of_their_own(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """With STREAMER_ADMIN_PORT the main port has no figures for anybody; the probes stay where balancers look."""
+    """With STREAMER_ADMIN_PORT the main port has no metrics, but still the probes of load balancers."""
     running = await serve(admin_port=0)
     admin = running.server.admin_url
     assert admin is not None
@@ -60,7 +60,7 @@ async def test_a_port_of_their_own(serve: Serve, session: aiohttp.ClientSession)
 
 
 async def test_no_answer_names_the_software(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """Names and versions of libraries in an answer or error page tell an attacker which vulnerabilities to try."""
+    """Names and versions of libraries in an answer or error page would help attackers to find vulnerabilities."""
     running = await serve()
     for path in ("/", "/nothing", "/v1/vendors/nearby", "/v1/vendor", "/livez"):
         await status(session, running.url + path)
@@ -71,7 +71,7 @@ async def test_no_answer_names_the_software(serve: Serve, session: aiohttp.Clien
 async def test_a_proxy_that_is_not_configured_is_warned_of_once(
     serve: Serve, session: aiohttp.ClientSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Behind a proxy without STREAMER_TRUSTED_HOPS all clients count as one address without limits: the log says so."""
+    """Behind a proxy without STREAMER_TRUSTED_HOPS all clients share an address without limits: a warning is logged."""
     repeats = logs.configure(form="json")
     try:
         running = await serve()
@@ -91,7 +91,7 @@ async def test_a_proxy_that_is_not_configured_is_warned_of_once(
 
 @pytest.mark.parametrize("request_line", [b"nonsense", b"GET / HTTP/9.9", b"GET /no-such-page HTTP/1.1"])
 async def test_no_answer_names_the_versions(serve: Serve, request_line: bytes) -> None:
-    """A scanner for vulnerable versions must learn none from any answer, also not from that to invalid HTTP."""
+    """No answer may contain versions, also not the answer to invalid HTTP."""
     server = await serve()
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -107,7 +107,7 @@ async def test_no_answer_names_the_versions(serve: Serve, request_line: bytes) -
 async def test_serve_warns_of_unset_origins(
     serving_url: str, serving_redis_url: str, tmp_path: Path, origins: str
 ) -> None:
-    """Otherwise it would go unnoticed that any web page may open sockets for its visitors."""
+    """Otherwise it would be unnoticed that any web page may open sockets for its visitors."""
     log = tmp_path / "log"
     async with ServerProcess(serving_url, serving_redis_url, log=log, origins=origins):
         pass
@@ -115,7 +115,7 @@ async def test_serve_warns_of_unset_origins(
 
 
 async def test_serve_names_the_retention(serving_url: str, serving_redis_url: str, tmp_path: Path) -> None:
-    """Whoever runs it knows from the start for how long positions are kept: 90 days, if a schedule prunes."""
+    """The start logs for how long positions are kept: 90 days, if pruning is scheduled."""
     log = tmp_path / "log"
     async with ServerProcess(serving_url, serving_redis_url, log=log):
         pass

@@ -1,4 +1,4 @@
-"""A server whose host has a wrong clock, under faketime: it must get no clients, and no map may stay wrong."""
+"""A server whose host has a wrong clock, by faketime: it must be unready, and no map may stay wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="libfaketime is not
 
 @pytest.fixture(autouse=True)
 def shared_memory() -> Iterator[None]:
-    """Removes what the library leaves in memory for each process that was killed."""
+    """Removes the library's shared memory of killed processes."""
     yield
     for path in MEMORY.glob("*faketime_s*m_*"):
         if not psutil.pid_exists(int(path.name.rsplit("_", 1)[1])):
@@ -35,7 +35,7 @@ def shared_memory() -> Iterator[None]:
 
 
 async def test_both_references_are_asked(serve: Serve) -> None:
-    """With one of them only, a server whose clock is right would be unready because of a wrong clock elsewhere."""
+    """With only one reference clock, a server with a right clock would be unready if that clock were wrong."""
     running = await serve()
     await eventually(lambda: running.server.clock_check.offsets.keys() == {"postgresql", "redis"}, "both offsets")
 
@@ -45,7 +45,7 @@ async def test_both_references_are_asked(serve: Serve) -> None:
 async def test_an_hour_off(
     serve: Serve, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, shift: str, way: str
 ) -> None:
-    """`/readyz` names the clock; positions with a time an hour ahead give way to correct pings on the other servers."""
+    """`/readyz` names the clock; positions an hour ahead are replaced by correct pings on the other servers."""
     (vendor,) = await seed(database_url, 1)
     right = await serve()
     monkeypatch.setenv("LD_PRELOAD", str(LIBRARY))

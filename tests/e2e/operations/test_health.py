@@ -1,4 +1,4 @@
-"""Health checks as probes and operators use them: one that can't fail when something is broken is worse than none."""
+"""Health checks for probes and operators: each must fail when its part is broken."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def ask(session: aiohttp.ClientSession, running: Running, path: str) -> tu
 
 
 async def unhealthy(session: aiohttp.ClientSession, running: Running, path: str, part: str) -> dict[str, Any]:
-    """What it answers once a part stands in the way."""
+    """Waits until a part makes it fail; returns the answer."""
     found: list[dict[str, Any]] = []
 
     async def there() -> bool:
@@ -46,7 +46,7 @@ async def unhealthy(session: aiohttp.ClientSession, running: Running, path: str,
 
 
 async def well(session: aiohttp.ClientSession, running: Running, path: str) -> dict[str, Any]:
-    """What it answers once nothing is wrong."""
+    """Waits until nothing is wrong; returns the answer."""
     found: list[dict[str, Any]] = []
 
     async def there() -> bool:
@@ -59,7 +59,7 @@ async def well(session: aiohttp.ClientSession, running: Running, path: str) -> d
 
 
 async def test_health_of_a_healthy_server(serve: Serve, database_url: str, session: aiohttp.ClientSession) -> None:
-    """The documented members, and what an operator looks at first."""
+    """The documented members, and those that an operator reads first."""
     vendor = (await seed.seed(database_url, 3))[0]
     running = await serve()
     direct = await asyncpg.connect(database_url)
@@ -87,22 +87,22 @@ async def test_health_of_a_healthy_server(serve: Serve, database_url: str, sessi
 
 
 async def test_asked_by_many_it_asks_once(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """Load balancers ask every second from everywhere; PostgreSQL must not feel it."""
+    """Load balancers send frequent probes, which must not cause load on PostgreSQL."""
     running = await serve()
     await asyncio.gather(*[ask(session, running, path) for path in ("/health", "/readyz") * 50])
     health = running.server.health
     before = (health.condition.runs, health.sizes.runs)
     await asyncio.gather(*[ask(session, running, path) for path in ("/health", "/readyz") * 50])
     after = (health.condition.runs, health.sizes.runs)
-    # At most once more each, however slow this machine is: 200 requests take less than the shortest of their times.
+    # At most once more each, even on a slow machine: 200 requests take less than the shortest cache time.
     assert sum(after) - sum(before) <= 4
 
 
 async def test_postgresql_away_and_back(
     serve: Serve, postgres_server: PostgresServer, session: aiohttp.ClientSession, loop_errors: Collected
 ) -> None:
-    """`/health` names the cause, in words without secrets. `/readyz` stays 200: with every process unready at once
-    nobody would be left to serve customers, who need no PostgreSQL.
+    """`/health` names the cause, without secrets. `/readyz` stays 200: if all processes were unready at once, none
+    could serve customers, who need no PostgreSQL.
     """
     await migrate.upgrade(postgres_server.url)
     (vendor,) = await seed.seed(postgres_server.url, 1)
@@ -165,7 +165,7 @@ async def test_all_answer_while_nothing_else_does(
 
 
 async def test_redis_away(serve: Serve, valkey_server: ValkeyServer, session: aiohttp.ClientSession) -> None:
-    """`/health` names Redis while it is away, and no longer once it is back."""
+    """`/health` names Redis while it is down, and no longer once it is back."""
     running = await serve(redis_url=valkey_server.url)
     await well(session, running, "/health")
     valkey_server.kill()
@@ -180,7 +180,7 @@ async def test_redis_away(serve: Serve, valkey_server: ValkeyServer, session: ai
 async def test_redis_that_refuses_writes(
     serve: Serve, valkey_server: ValkeyServer, session: aiohttp.ClientSession
 ) -> None:
-    """It answers, so only the cause says what to do; a balancer must send customers elsewhere meanwhile."""
+    """Redis answers, so the cause must contain the remedy; the process is unready, so that customers go elsewhere."""
     running = await serve(redis_url=valkey_server.url)
     async with redis.asyncio.Redis.from_url(valkey_server.url) as client:
         await client.config_set("maxmemory", "1mb")
@@ -192,7 +192,7 @@ async def test_redis_that_refuses_writes(
 
 
 async def test_partitions_that_are_missing(serve: Serve, database_url: str, session: aiohttp.ClientSession) -> None:
-    """Vendors are still served, so `/readyz` stays 200; an operator must learn of it before the next night."""
+    """Vendors are still served, so `/readyz` stays 200; an operator must see it before the next night."""
     running = await serve()
     direct = await asyncpg.connect(database_url)
     for name in await direct.fetch(
@@ -206,7 +206,7 @@ async def test_partitions_that_are_missing(serve: Serve, database_url: str, sess
 
 
 async def test_an_issuer_that_is_away(serve: Serve, session: aiohttp.ClientSession) -> None:
-    """Tokens with new keys are refused; known keys stay in use, so another process could not do better."""
+    """Tokens with new keys are refused; known keys stay valid, so another process would be no better."""
     async with Issuer(EC["e1"]) as issuer:
         issuer.status = 503
         running = await serve(jwks_url=issuer.url)
@@ -222,7 +222,7 @@ async def test_an_issuer_that_is_away(serve: Serve, session: aiohttp.ClientSessi
 async def test_an_issuer_that_is_away_from_the_start(
     serving_url: str, serving_redis_url: str, session: aiohttp.ClientSession
 ) -> None:
-    """Every customer would be refused: a rolling restart must not go on, and a balancer must choose another process."""
+    """All customers would be refused: a rolling restart must stop, and a load balancer must choose another process."""
     places: dict[str, Any] = {"database_url": serving_url, "redis_url": serving_redis_url, "port": 0, "pool_size": 4}
     async with Issuer(EC["e1"]) as issuer:
         issuer.status = 503
@@ -297,7 +297,7 @@ async def test_condition(database_url: str) -> None:
 
 
 async def test_a_probe_that_fails_is_asked_again_soon() -> None:
-    """A failure must be kept for less time than a success, or a short outage would be reported for long."""
+    """A failure must be cached for less time than a success, or a short outage would be reported for long."""
     answers: list[Exception | int] = [Unavailable("away"), ValueError("odd"), 7]
 
     async def answered() -> int:
@@ -315,7 +315,7 @@ async def test_a_probe_that_fails_is_asked_again_soon() -> None:
 
 
 async def test_an_answer_does_not_wait_for_a_query_that_hangs() -> None:
-    """Whoever asks gets what was known before, in time; the query goes on, and its result is known afterwards."""
+    """A probe gets the previous result in time; the query continues, and its result is used afterwards."""
     go = asyncio.Event()
     go.set()
     answers = [1, 2]
@@ -338,7 +338,7 @@ async def _cause(probe: Probe[int], cause: str | None) -> bool:
 
 
 async def test_who_gives_up_takes_the_answer_from_nobody() -> None:
-    """A client that hangs up must not fail the probe of the others."""
+    """A client that disconnects must not fail the probes of others."""
     go = asyncio.Event()
 
     async def answered() -> int:

@@ -1,4 +1,4 @@
-"""Limits met while running: disk, connections, descriptors, locks. What is acked stays, and operators read the cause.
+"""Limits reached while running: disk, connections, descriptors, locks. Acked pings stay, and operators see the cause.
 
 `UPKEEP_ROWS=5000000 pytest -s tests/e2e/operations/test_limits.py -k beside` prunes and backs up with as many rows.
 """
@@ -50,7 +50,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 
 def fill(folder: Path, leave: int) -> Path:
-    """Writes a file that leaves so many bytes free."""
+    """Writes a file that leaves this many bytes free."""
     ballast = folder / "ballast"
     free = os.statvfs(folder)
     with ballast.open("wb") as file:
@@ -59,7 +59,7 @@ def fill(folder: Path, leave: int) -> Path:
 
 
 class Phone:
-    """A vendor that uploads batch after batch, waiting for no ack, while it is told to."""
+    """A vendor that continuously uploads batches without waiting for acks."""
 
     def __init__(self, app: VendorApp, vendor: SeededVendor) -> None:
         self.app = app
@@ -74,14 +74,14 @@ class Phone:
         self.sent += BATCH
 
     async def stored(self, url: str) -> None:
-        """Waits until all is acked, and compares with what is stored."""
+        """Waits until all pings are acked, and compares them with the stored ones."""
         await self.app.acked(self.sent, within=60)
         rows = await query(url, 'SELECT count(*) FROM "locations" WHERE "vendorId" = $1', self.vendor.vendor_id)
         assert rows == self.sent
 
 
 async def query(url: str, statement: str, *arguments: Any) -> Any:
-    """A single value."""
+    """Returns the single value of a query."""
     connection = await asyncpg.connect(url)
     try:
         return await connection.fetchval(statement, *arguments)
@@ -90,7 +90,7 @@ async def query(url: str, statement: str, *arguments: Any) -> Any:
 
 
 async def causes(running: Running) -> dict[str, str]:
-    """What `/health` complains of."""
+    """Returns the failures in `/health`."""
     async with aiohttp.ClientSession() as session, session.get(f"{running.url}/health") as response:
         found: dict[str, str] = (await response.json()).get("causes", {})
         return found
@@ -100,9 +100,9 @@ async def causes(running: Running) -> dict[str, str]:
 async def outage(
     running: Running, phone: Phone, words: str, provoke: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncIterator[None]:
-    """Uploads until storing fails for a cause with these words; when the block ends it must have been mended.
+    """Uploads until storing fails for a cause with this text; the fault must end within the block.
 
-    The log has two lines about it, customers see the vendor move meanwhile, and balancers go on sending customers.
+    The log has two lines about it, customers see the vendor move meanwhile, and the server stays ready.
     """
     await phone.app.expect("hello")
     with structlog.testing.capture_logs() as logs:
@@ -131,9 +131,9 @@ async def outage(
 async def test_a_disk_that_is_full_and_freed_again(
     serve: Serve, own_folder: Path, loop_errors: Collected, crashes: bool
 ) -> None:
-    """The most usual end of a database: pings wait for the operator, and no acked one may be missing.
+    """The most common failure of a database: pings wait for the operator, and no acked one may be missing.
 
-    Without room for its write-ahead log PostgreSQL crashes, and does not come back until there is some.
+    Without space for its write-ahead log PostgreSQL crashes, and does not start until there is some.
     """
     with small_disk(own_folder, "256m"):
         async with PostgresServer(own_folder / "server", durable=False) as postgres:
@@ -159,7 +159,7 @@ async def test_a_disk_that_is_full_and_freed_again(
 async def test_connections_used_up_by_others(
     serve: Serve, postgres_server: PostgresServer, loop_errors: Collected
 ) -> None:
-    """Another service takes every connection at the moment in which the server's own are lost."""
+    """Another service takes all connections at the moment in which the server loses its own."""
     await migrate.upgrade(postgres_server.url)
     await roles.grant(postgres_server.url, SERVING_ROLE, SERVING_PASSWORD)
     await query(postgres_server.url, "ALTER SYSTEM SET max_connections = 20")
@@ -186,7 +186,7 @@ async def test_connections_used_up_by_others(
 
 
 async def test_more_clients_than_descriptors(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """They get an answer and come back later; those who are connected notice nothing."""
+    """New clients get an answer and retry later; connected ones are not affected."""
     (vendor,) = await seed.seed(database_url, 1)
     log = tmp_path / "log"
     async with AsyncExitStack() as stack:
@@ -216,7 +216,7 @@ async def test_more_clients_than_descriptors(database_url: str, redis_url: str, 
 async def test_a_transaction_that_locks_a_table(
     serve: Serve, database_url: str, loop_errors: Collected, table: str
 ) -> None:
-    """Somebody's forgotten migration: the message must speak of a lock, not of a slow server."""
+    """A forgotten migration: the message must name a lock rather than a slow server."""
     (vendor,) = await seed.seed(database_url, 1)
     running = await serve(statement_timeout=2.0)
     blocker = await asyncpg.connect(database_url)
@@ -235,7 +235,7 @@ async def test_a_transaction_that_locks_a_table(
 async def test_a_transaction_in_the_way_of_partitions(
     serve: Serve, postgres_server: PostgresServer, loop_errors: Collected
 ) -> None:
-    """A report that reads all night must not stop the pings of the day that begins meanwhile."""
+    """A report that reads all night must not block the pings of the next day."""
     await migrate.upgrade(postgres_server.url)
     (vendor,) = await seed.seed(postgres_server.url, 1)
     today, _, _ = partitions.partition_bounds(datetime.now(UTC).date())
@@ -276,7 +276,7 @@ async def test_a_transaction_in_the_way_of_partitions(
 
 
 async def test_prune_and_backup_beside_ingest(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """The nightly jobs run while vendors report: no ping may be lost, and none may wait for their end."""
+    """Scheduled jobs run while vendors report: no ping may be lost or wait for their end."""
     loaded, (vendor,) = 0, await seed.seed(database_url, 1)
     now = datetime.now(UTC)
     old = [now.date() - timedelta(days=n) for n in range(100, 110)]

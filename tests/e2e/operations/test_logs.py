@@ -1,4 +1,4 @@
-"""Logs as operators and auditors read them: lines are found by connection, have no secrets, and are not too many."""
+"""Logs for operators and auditors: lines have their connection and no secrets, and are limited in number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEEDED = {"STREAMER_JWT_SECRET": SECRET, "STREAMER_PORT": "0", "STREAMER_WATCH_A
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """Where a test's log goes; what the tests log otherwise is put back."""
+    """Captures a test's log, and restores the logging of tests afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield io.StringIO()
@@ -47,7 +47,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_both_kinds_of_loggers_write_the_same_lines(stream: io.StringIO) -> None:
-    """A log shipper takes JSON lines only: other libraries' too, tracebacks included."""
+    """A log shipper needs JSON lines only, also from other libraries and for tracebacks."""
     logs.configure(form="json", stream=stream)
     structlog.contextvars.bind_contextvars(connection="ab-1")
     structlog.get_logger().info("made partitions", partitions=["locations_20310101"])
@@ -66,7 +66,7 @@ def test_both_kinds_of_loggers_write_the_same_lines(stream: io.StringIO) -> None
 
 
 def test_for_people(stream: io.StringIO) -> None:
-    """One line with what happened first; a traceback without the values of local variables."""
+    """One line that begins with the event; a traceback without the values of local variables."""
     logs.configure(form="people", stream=stream)
     try:
         hidden = "a-local-value"
@@ -81,7 +81,7 @@ def test_for_people(stream: io.StringIO) -> None:
 
 
 def test_levels(stream: io.StringIO) -> None:
-    """Lines below the configured level are not written, neither the server's own nor those of libraries."""
+    """Lines below the configured level are not written, neither the server's nor those of libraries."""
     logs.configure(form="json", level="error", stream=stream)
     structlog.get_logger().warning("no")
     logging.getLogger("aiohttp").warning("no")
@@ -115,7 +115,7 @@ def test_levels(stream: io.StringIO) -> None:
     ],
 )
 def test_secrets_are_not_logged(line: str, secret: str) -> None:
-    """Tokens, passwords and positions, in each form that they come in."""
+    """Tokens, passwords and positions are masked in all forms."""
     said = masked(None, "info", line)
     assert secret not in said
     assert "***" in said
@@ -127,7 +127,7 @@ def test_secrets_are_not_logged(line: str, secret: str) -> None:
     "token", [make_token("x" * 32, "user_1", 60), signed(EC["e1"]), signed(RSA["r1"]), signed(EC["e1"]) + "."]
 )
 def test_whatever_looks_like_a_token_is_taken_out(token: str) -> None:
-    """A token that gets into a line in an unforeseen way is masked."""
+    """A token in an unexpected place of a line is masked."""
     for line in (token, f"GET /v1/vendor?x={token}&x=1", f'{{"a":"{token}"}}', f"b'bearer.{token}\\x00'"):
         told = masked(None, "info", line)
         assert "***" in told
@@ -136,7 +136,7 @@ def test_whatever_looks_like_a_token_is_taken_out(token: str) -> None:
 
 
 def test_a_long_line_is_no_burden() -> None:
-    """Clients decide what ends up in a line: the search for secrets in a long one must not block the event loop."""
+    """Clients control parts of lines: the search for secrets in a long line must not block the event loop."""
     began = time.process_time()
     for piece in ("eyJ", "eyJaaaaaaaaaa.", "a://", "token ", "lat ", "bearer "):
         masked(None, "info", piece * 30_000)
@@ -162,7 +162,7 @@ def test_what_is_no_secret_stays(line: str) -> None:
 
 @given(st.lists(st.sampled_from("abc"), max_size=200), st.integers(1, 5))
 def test_a_storm_is_summed_up(texts: list[str], most: int) -> None:
-    """The written lines and the number of those left out must add up to what happened."""
+    """The written lines and the number of omitted ones must add up to the number of events."""
     told: list[str] = []
     now = 0.0
     repeats = RepeatFilter(told.append, most=most, window=3600.0, clock=lambda: now)
@@ -195,7 +195,7 @@ def test_slow_lines_are_no_storm() -> None:
 
 
 def test_libraries_repeats_too(stream: io.StringIO) -> None:
-    """A scanner that sends rubbish makes aiohttp log a traceback for each request."""
+    """Without a limit, a scanner that sends invalid requests makes aiohttp log a traceback for each."""
     repeats = logs.configure(form="json", stream=stream)
     for n in range(1000):
         logging.getLogger("aiohttp.server").error("Error handling request %s", n)
@@ -210,7 +210,7 @@ def test_libraries_repeats_too(stream: io.StringIO) -> None:
 
 
 async def test_a_server_s_log(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Every line about a socket has its connection; no token and no position is in any, at the most talkative level."""
+    """Every line about a socket has its connection; none has a token or a position, even at level debug."""
     await seed.seed(database_url)
     command = Command(
         "serve", folder=tmp_path, DATABASE_URL=database_url, REDIS_URL=redis_url, STREAMER_LOG_LEVEL="debug", **NEEDED

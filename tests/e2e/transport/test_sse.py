@@ -1,4 +1,4 @@
-"""The watch as Server-Sent Events: what is wrong here leaves pages with `EventSource` with a map that is not true."""
+"""Watches as Server-Sent Events: a bug here would give pages with `EventSource` a wrong map."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ AROUND = {"lat": "52.23", "long": "21.01", "radius": "3000"}
 
 
 def streams(running: Running) -> list[Connection]:
-    """The event streams that are open."""
+    """Returns the open event streams."""
     return [connection for connection in running.server.connections if connection.kind == "events"]
 
 
 class EventSource(CustomerApp):
-    """A page with an EventSource: reads the stream as the standard says, and holds what a customer app holds."""
+    """A page with an EventSource: reads the stream by the standard, and keeps a customer app's views."""
 
     def __init__(self, url: str, clerk_id: str | None = None, *, version: aiohttp.HttpVersion | None = None) -> None:
         super().__init__(url, clerk_id)
@@ -41,7 +41,7 @@ class EventSource(CustomerApp):
         self.version = version or aiohttp.HttpVersion11
 
     async def open(self, **query: str) -> aiohttp.ClientResponse:
-        """Open the stream, again if there was one."""
+        """Opens the stream, or opens it again."""
         if self._session is not None:
             await self.close()
         self._session = aiohttp.ClientSession(version=self.version, read_bufsize=1 << 16)
@@ -91,7 +91,7 @@ async def running(serve: Serve) -> Running:
 
 @pytest.fixture
 async def truck(running: Running, vendors: list[SeededVendor]) -> AsyncIterator[VendorApp]:
-    """A truck that stands here."""
+    """A parked truck."""
     async with VendorApp(running.url, vendors[0].clerk_id) as app:
         await app.ping(*HERE)
         await app.acked(1)
@@ -170,7 +170,7 @@ REFUSED: tuple[tuple[dict[str, str], str], ...] = (
 
 
 async def test_refusals(running: Running) -> None:
-    """What can't be watched is refused before the stream begins, with the reason."""
+    """An invalid watch is refused before the stream begins, with the reason."""
     async with EventSource(running.url) as page:
         for query, code in REFUSED:
             response = await page.open(**query)
@@ -193,14 +193,14 @@ async def test_tokens(serve: Serve, vendors: list[SeededVendor]) -> None:
     async with EventSource(running.url, clerk_id) as page:
         assert (await page.open(**AROUND)).status == 200
         await page.sees("events", {})
-        running.server.connections._clock = lambda: 1 << 42  # long past every token
+        running.server.connections._clock = lambda: 1 << 42  # long after every token expired
         error = await page.expect("error", code="ERR_INVALID_TOKEN")
         assert "token" in error["message"]
         await eventually(lambda: not page.reading, "the end of the stream")
 
 
 async def test_streams_count_as_connections(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """The streams of one user or address must not use up the connections of others; one that ends frees its own."""
+    """The streams of a user or address must not use up others' connections; an ended stream releases its own."""
     running = await serve(user_connections=1, address_connections=1, trusted_hops=1)
     ids = [vendor.clerk_id for vendor in vendors]
     numbers = iter(range(1, 255))
@@ -230,7 +230,7 @@ async def test_streams_count_as_connections(serve: Serve, vendors: list[SeededVe
 
 
 async def test_no_room(serve: Serve) -> None:
-    """Streams count as connections do: a full server says when to come back, before anything begins."""
+    """Streams count as connections: a full server refuses them with a retry time before the stream begins."""
     running = await serve(max_connections=1)
     async with EventSource(running.url) as first, EventSource(running.url) as second:
         assert (await first.open(**AROUND)).status == 200
@@ -243,7 +243,7 @@ async def test_no_room(serve: Serve) -> None:
 
 
 async def test_the_server_stops(running: Running) -> None:
-    """Every page gets `bye` and `retry`, and the stream ends cleanly."""
+    """All pages get `bye` and `retry`, and the stream ends cleanly."""
     async with EventSource(running.url) as page:
         await page.open(**AROUND)
         await page.sees("events", {})
@@ -256,7 +256,7 @@ async def test_the_server_stops(running: Running) -> None:
 
 
 async def test_a_page_that_reads_nothing(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """It is never waited for, costs a bounded amount, and is cut in the end."""
+    """A page that does not read is never waited for, costs a bounded amount of memory, and is finally closed."""
     running = await serve(stall=1.0)
     url = urlsplit(running.url)
     seen: dict[str, Any] = {}

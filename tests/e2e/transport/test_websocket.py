@@ -1,4 +1,4 @@
-"""WebSocket connections: authentication, and the close codes, by which an app decides what to do."""
+"""WebSocket connections: authentication, and the close codes, on which apps base their reaction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATHS = ("/v1/vendor", "/v1/watch")
 
 
 def app(url: str, path: str, token: str | None = None, way: str = "header", **params: str) -> App:
-    """An app that sends its token in one of the possible ways; for `message` the caller sends `auth`."""
+    """An app that sends its token in one of the supported ways; for `message` the caller sends `auth`."""
     made = App(url, path, None, **params, **({"token": token} if token and way == "query" else {}))
     if token and way == "header":
         made.headers = {"Authorization": f"Bearer {token}"}
@@ -41,7 +41,7 @@ def token_of(vendor: SeededVendor, ttl: float = 600) -> str:
 
 
 async def let_in(phone: App, path: str) -> None:
-    """The app is served: a vendor is greeted, a customer gets a snapshot."""
+    """Checks that the app is served: a vendor gets `hello`, a customer gets a snapshot."""
     if path == "/v1/vendor":
         await phone.expect("hello")
     else:
@@ -61,7 +61,7 @@ async def turned_away(phone: App, close: int, code: str) -> str:
 
 
 async def test_every_way_to_send_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A phone, a browser and a simple sensor can each bring a token somewhere; a bad one is refused in each alike."""
+    """A phone, a browser and a simple sensor can each send a token; bad ones are refused in each way."""
     server = await serve(watch_auth="required")
 
     async def for_one(path: str) -> None:
@@ -84,7 +84,7 @@ async def test_every_way_to_send_a_token(serve: Serve, vendors: list[SeededVendo
 
 
 async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """Clerk's session tokens as they are, through the whole server: by its JWKS, with issuer and party checked."""
+    """Clerk's unchanged session tokens, through the whole server: by its JWKS, with issuer and party checked."""
     rules = {"jwt_issuer": "https://clerk.venta.example", "jwt_parties": "https://app.venta.example, https://x.example"}
     async with Issuer(EC["e1"]) as issuer:
         server = await serve(jwks_url=issuer.url, jwt_secret=None, **rules)
@@ -99,7 +99,7 @@ async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[Seede
 
 
 async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """While the keys can't be fetched an app is asked to reconnect; its token is not called bad."""
+    """While the keys can't be fetched an app is asked to reconnect; its token is not refused as invalid."""
     issuer = Issuer(EC["e1"])
     server = await serve(jwks_url=issuer.url)
     async with app(server.url, "/v1/vendor", signed(EC["e1"], {"sub": vendors[0].clerk_id})) as phone:
@@ -109,7 +109,7 @@ async def test_an_issuer_that_is_away_is_no_fault_of_the_app(serve: Serve, vendo
 
 
 async def test_without_a_token(serve: Serve) -> None:
-    """A client that sends no token in time, or another first message, is closed: strangers hold no connections."""
+    """A client without a token in time, or with another first message, is closed: strangers hold no connections."""
     server = await serve(watch_auth="required", auth_timeout=0.2)
 
     async def for_one(path: str) -> None:
@@ -133,7 +133,7 @@ async def test_without_a_token(serve: Serve) -> None:
 
 
 async def test_watching_without_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A setting lets everyone look; a token that is brought all the same must be good."""
+    """With this setting everyone may watch; a token that is sent anyway must be valid."""
     server = await serve(watch_auth="optional")
     async with app(server.url, "/v1/watch") as phone:
         await let_in(phone, "/v1/watch")
@@ -155,11 +155,11 @@ async def test_the_owner_only(serve: Serve, vendors: list[SeededVendor]) -> None
         assert (await phone.expect("hello"))["vendorId"] == one.vendor_id
 
 
-# how long a token lasts
+# expiry of tokens
 
 
 async def test_expiry_closes_a_live_socket(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A stolen phone's socket ends with its token, and the app learns that it needs a new one."""
+    """A stolen phone's socket ends with its token, with the close code for a new token."""
     server = await serve(watch_auth="required")
 
     async def for_one(path: str) -> None:
@@ -173,7 +173,7 @@ async def test_expiry_closes_a_live_socket(serve: Serve, vendors: list[SeededVen
 
 
 async def test_a_new_token_extends(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """An app with tokens of a minute stays connected for hours; a new token that is shorter counts too."""
+    """An app with tokens of one minute stays connected for hours; a new token with a shorter lifetime applies, too."""
     server = await serve(watch_auth="required")
 
     async def for_one(path: str) -> None:
@@ -206,7 +206,7 @@ async def test_a_bad_new_token_ends_it(serve: Serve, vendors: list[SeededVendor]
 
 
 async def test_a_new_token_of_another_user(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A vendor's socket stays that vendor's owner's."""
+    """A vendor's socket accepts only new tokens of the vendor's owner."""
     server = await serve()
     async with app(server.url, "/v1/vendor", token_of(vendors[0])) as phone:
         await phone.expect("hello")
@@ -214,17 +214,17 @@ async def test_a_new_token_of_another_user(serve: Serve, vendors: list[SeededVen
         await turned_away(phone, 4403, "ERR_FORBIDDEN")
 
 
-# what ends a connection
+# closes by the server
 
 
 @pytest.fixture
 async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
-    """A server of small patience."""
+    """A server with short timeouts and low limits."""
     return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=2.0, vendor_messages=50)
 
 
 async def test_a_message_too_large(running: Running, vendors: list[SeededVendor]) -> None:
-    """1009: an app that sends more than is taken must not send it again."""
+    """1009: an app that sends too large a message must not resend it."""
 
     async def for_one(path: str) -> None:
         async with app(running.url, path, token_of(vendors[0])) as phone:
@@ -254,7 +254,7 @@ async def test_another_protocol(running: Running, vendors: list[SeededVendor]) -
 
 
 async def test_a_dead_connection(running: Running, vendors: list[SeededVendor]) -> None:
-    """4408: a phone that left without a word is given up; one that only answers pings is not."""
+    """4408: a phone that disappeared is closed; one that only answers pings is not."""
 
     async def for_one(path: str) -> None:
         silent, alive = app(running.url, path, token_of(vendors[0])), app(running.url, path, token_of(vendors[0]))
@@ -271,7 +271,7 @@ async def test_a_dead_connection(running: Running, vendors: list[SeededVendor]) 
 async def test_too_many_messages(
     running: Running, vendors: list[SeededVendor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4429: a vendor app in a loop is warned, then ended, and every ping it was acked for was stored."""
+    """4429: a vendor app in a loop is warned, then closed, and all its acked pings are stored."""
     for module in (rate_limit, websocket):
         monkeypatch.setattr(module, "PAUSE", 0.01)
     async with app(running.url, "/v1/vendor", token_of(vendors[0])) as phone:
@@ -309,7 +309,7 @@ async def test_binary_is_text(running: Running, vendors: list[SeededVendor]) -> 
 
 
 async def test_compressed_frames(serve: Serve, vendors: list[SeededVendor]) -> None:
-    """A browser that offers compression gets what others get, in fewer bytes; what it sends may be compressed."""
+    """A browser that offers compression gets the same messages in fewer bytes, and may compress its own."""
     server = await serve(watch_auth="optional")
     local_vendors = server.server.broker.local_vendors
     for number in range(30):
@@ -317,7 +317,7 @@ async def test_compressed_frames(serve: Serve, vendors: list[SeededVendor]) -> N
         local_vendors.fix(f"v{number}", Fix(now_ms(), LAT, LONG + number * 1e-5), now_ms())
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/v1/watch", compress=15) as socket:
         assert socket.compress
-        for _ in range(2):  # neither message depends on the one before
+        for _ in range(2):  # no message depends on an earlier one
             await socket.send_str(orjson.dumps(WATCH).decode())
             snapshot = orjson.loads((await socket.receive(10)).data)
             assert {card["vendorId"] for card in snapshot["vendors"]} == {f"v{number}" for number in range(30)}

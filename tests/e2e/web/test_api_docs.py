@@ -1,4 +1,4 @@
-"""The contract that machines read: the documents at /docs and the running server must say the same."""
+"""The machine-readable API descriptions at /docs must match the running server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.support.apps import SECRET, CustomerApp, VendorApp, circle, described
 from tests.support.browser import EXECUTABLE, SKIP, Chromium, Tab, browsing
 
 PAGES = re.compile(r"/$|/vendor$|/favicon\.ico$|/map/|/client/|/docs|/openapi.json$|/embed|/manifest")
-"""What is there to be looked at rather than called."""
+"""Pages, which are not part of the API."""
 SOCKETS = {"/v1/vendor", "/v1/watch"}
 SETTINGS = Settings.model_construct()
 
 
 def references(value: Any) -> list[str]:
-    """All that a document refers to."""
+    """Yields all references of a document."""
     if isinstance(value, dict):
         own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
         return own + [found for inner in value.values() for found in references(inner)]
@@ -43,7 +43,7 @@ def references(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("make", [openapi, asyncapi])
 def test_every_reference_leads_somewhere(make: Any) -> None:
-    """A generator that reads the document stops at the first dead link."""
+    """A generator that reads the document would stop at the first dead link."""
     document = orjson.loads(orjson.dumps(make(SETTINGS, "1")))
     for reference in references(document):
         found = document
@@ -52,7 +52,7 @@ def test_every_reference_leads_somewhere(make: Any) -> None:
 
 
 def test_openapi_is_openapi() -> None:
-    """Held against the specification's own schema: a member that is misspelt is ignored by tools, silently."""
+    """Validated by the specification's schema, as tools silently ignore a misspelt member."""
     openapi_spec_validator.validate(openapi(SETTINGS, "1"))
 
 
@@ -65,13 +65,13 @@ def test_every_shape_is_a_json_schema() -> None:
 
 
 def test_every_code_is_described() -> None:
-    """A new error or close code is in the documents, or this fails."""
+    """A new error or close code must be in the documents."""
     assert set(CLOSES) == set(CloseCode)
     assert set(schemas.schemas(SETTINGS)["ErrorCode"]["enum"]) == {str(code) for code in ErrorCode}
 
 
 async def test_endpoints_and_descriptions_match(serve: Serve) -> None:
-    """No endpoint may be undocumented, and no documented one missing."""
+    """All endpoints must be documented, and all documented ones must exist."""
     server = (await serve()).server
     served = {
         (route.method.lower(), route.resource.canonical)
@@ -88,20 +88,20 @@ async def test_endpoints_and_descriptions_match(serve: Serve) -> None:
 
 @pytest.mark.timeout(240)
 async def test_the_http_api_does_what_its_description_says(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """Generated requests, right and wrong ones: statuses, types and shapes are the described ones, and no 500."""
+    """Generated valid and invalid requests: statuses, types and schemas match the description, without a 500."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(watch_auth="required", alert_key=SECRET)
     token = make_token(SECRET, one.clerk_id, 3600)
     async with VendorApp(server.url, one.clerk_id) as app:
         await app.ping(52.2297, 21.0122)
         await app.acked(1)
-    # every path leads to a vendor that is there
+    # every path refers to an existing vendor
     tmp_path.joinpath("schemathesis.toml").write_text(f'[parameters]\n"path.id" = "{one.vendor_id}"\n')
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/docs/openapi.json"),
         *("--header", f"Authorization: Bearer {token}", "--seed", "1", "--max-examples", "5", "--max-failures", "5"),
         *("--phases", "examples,coverage,fuzzing", "--no-shrink", "--no-color", "--generation-database", "none"),
-        *("--exclude-path", "/metrics", "--exclude-path", "/v1/watch/events"),  # the one is text, the other never ends
+        *("--exclude-path", "/metrics", "--exclude-path", "/v1/watch/events"),  # text, and an endless one
         *("--checks", CHECKS),
     ]
     process = await asyncio.create_subprocess_exec(
@@ -129,7 +129,7 @@ CHECKS = ",".join(
 
 
 async def test_history_and_reports_are_as_described(serve: Serve, database_url: str) -> None:
-    """Answers to valid requests have nothing that the document does not describe."""
+    """Answers to valid requests have no undocumented members."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     headers = {"Authorization": f"Bearer {make_token(SECRET, one.clerk_id, 600)}"}
@@ -155,7 +155,7 @@ async def test_history_and_reports_are_as_described(serve: Serve, database_url: 
 
 
 async def test_events_are_the_messages_of_the_socket(serve: Serve, database_url: str) -> None:
-    """An `EventSource` receives the socket's messages as described, refusals included."""
+    """An `EventSource` receives the socket's messages as described, including errors."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     checks = described(("snapshot", "update", "Problem"))
@@ -182,7 +182,7 @@ async def test_events_are_the_messages_of_the_socket(serve: Serve, database_url:
 
 
 async def test_a_frame_that_is_not_described_is_noticed(serve: Serve, database_url: str) -> None:
-    """All tests check received frames against the document; this proves that the check can fail."""
+    """All tests check received frames by the document; this proves that the check can fail."""
     server = await serve()
     async with CustomerApp(server.url) as app:
         await app.watch("w", circle(52.2297, 21.0122, 500))
@@ -195,7 +195,7 @@ async def test_a_frame_that_is_not_described_is_noticed(serve: Serve, database_u
 
 
 class Reader(HTMLParser):
-    """What a page has and where it goes."""
+    """The elements and links of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class Reader(HTMLParser):
 
 
 async def test_the_page_loads_nothing_from_elsewhere(serve: Serve) -> None:
-    """The reference is complete without any network but this server's, and every link in it works."""
+    """The reference needs no other host than this server, and all its links work."""
     server = await serve()
     async with aiohttp.ClientSession(server.url) as session:
         async with session.get("/docs") as answer:
@@ -246,7 +246,7 @@ async def test_the_page_loads_nothing_from_elsewhere(serve: Serve) -> None:
 
 
 def test_text_can_not_break_the_page() -> None:
-    """A setting or description with markup in it is shown, not run."""
+    """A setting or description with markup is shown as text, not executed."""
     http, sockets = openapi(SETTINGS, "1"), asyncapi(SETTINGS, "1")
     http["info"]["description"] = "<script>alert(1)</script>`<b>`"
     shown = page(http, sockets)
@@ -255,7 +255,7 @@ def test_text_can_not_break_the_page() -> None:
 
 
 def test_every_operation_has_a_name_and_examples() -> None:
-    """A code generator names its functions by operationId; a reader copies an example that has to be complete."""
+    """A code generator names functions by operationId; examples must be complete, as readers copy them."""
     document = ApiDocs(SETTINGS).openapi
     operations = [one for methods in document["paths"].values() for one in methods.values()]
     names = [one["operationId"] for one in operations]
@@ -276,7 +276,7 @@ def test_every_operation_has_a_name_and_examples() -> None:
 
 @pytest.mark.skipif(EXECUTABLE is None, reason=SKIP)
 async def test_a_request_can_be_tried(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A developer sends a request from the page and sees the answer, and the reason where it is refused."""
+    """A developer sends a request from the page and sees the answer, or the reason of an error."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with browsing(endpoint) as context:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.skipif(EXECUTABLE is None, reason=SKIP), pytest.mark.t
 VENDORS = int(os.environ.get("STREAMER_CROWD", "12000"))
 ZOOMS = [*range(2, 19), *range(17, 1, -3)] if "STREAMER_CROWD" in os.environ else [2, 7, 11, 14, 16, 11]
 MOST_HELD = 3_000
-"""Vendors that a page may receive before it asks for counts: MANY of map.js, and a message of the server."""
+"""Maximum number of vendors that a page may receive before it requests counts: MANY of map.js, and one message."""
 
 BEGIN = """
 () => {
@@ -68,7 +68,7 @@ SHOWN = """
 
 
 async def test_from_the_world_to_the_street(endpoint: Chromium, serve: Serve, redis_url: str) -> None:
-    """Bubbles split until they are vendors: at no zoom is the map empty, and no page receives a whole city."""
+    """Bubbles split into vendors by zoom: the map is never empty, and no page receives a whole city."""
     server = await serve()
     async with AsyncExitStack() as stack:
         process = psutil.Process((await stack.enter_async_context(crowd(redis_url, VENDORS))).pid)

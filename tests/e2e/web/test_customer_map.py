@@ -1,4 +1,4 @@
-"""The map as a customer's tool, in a real Chromium: search, links, location, replay, languages, bubbles, the embed."""
+"""A customer's map in a real Chromium: search, links, location, replay, languages, bubbles, embedding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def rename(database_url: str, names: dict[str, str]) -> None:
 
 
 async def test_a_vendor_is_found_wherever_it_is(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A customer looks for a truck by name: one in another town is shown there, one at home is listed as such."""
+    """A customer searches a truck by name: one in another town is shown there, one at home is listed as such."""
     server = await serve()
     far, near, home = (one.vendor_id for one in await seed.seed(database_url, 3))
     await rename(database_url, {far: "Żurek Kraków", near: "Pierogi", home: "Zurek Dom"})
@@ -53,7 +53,7 @@ async def test_a_vendor_is_found_wherever_it_is(endpoint: Chromium, serve: Serve
 
 
 async def test_a_link_opens_what_it_names(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A friend gets a link to a truck, an area, a filter, and sees the same; also on a page that is open already."""
+    """A link to a truck, an area, a filter shows the same view to others, also on a page that is already open."""
     server = await serve()
     async with world_of(server.url, database_url, 4) as world:
         first, second, closed = world.vendors[:3]
@@ -65,7 +65,7 @@ async def test_a_link_opens_what_it_names(endpoint: Chromium, serve: Serve, data
             assert await tab.run("liveMap.tool.area.radius") == 900
             assert await tab.run("document.getElementById('only-open').checked")
             await tab.until(f"{LISTED}.length === 3", "only those open")
-            # as it happens when the page writes its own state just then
+            # as when the page writes its own state at that moment
             link = f"#15/{LAT}/{LONG}&vendor={second.vendor_id}"
             await tab.run(
                 "(link) => { const own = location.href; location.hash = link; history.replaceState(null, '', own); }",
@@ -87,7 +87,7 @@ async def test_a_link_opens_what_it_names(endpoint: Chromium, serve: Serve, data
 
 
 async def test_a_vendor_that_is_not_on_the_map(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A link to a truck that is at home says so, and shows it as soon as it reports."""
+    """A link to a truck that is not on the map says so, and shows it as soon as it reports."""
     server = await serve()
     async with world_of(server.url, database_url, 1) as world:
         (vendor,) = world.vendors
@@ -100,7 +100,7 @@ async def test_a_vendor_that_is_not_on_the_map(endpoint: Chromium, serve: Serve,
 
 
 async def test_distances_are_from_where_the_customer_is(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Customers see their own position with its accuracy, and how far each truck is, in miles where usual."""
+    """Customers see their position with its accuracy, and the distance of each truck, in miles where usual."""
     server = await serve()
     async with world_of(server.url, database_url, 1) as world:
         await world.move(world.vendors[0], (LAT + 0.01, LONG))
@@ -126,7 +126,7 @@ async def test_distances_are_from_where_the_customer_is(endpoint: Chromium, serv
 
 
 async def test_today_is_replayed(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Where the truck was at noon: the slider shows the stored positions, and the way back to live."""
+    """The slider shows stored positions, such as that of noon, and leads back to the live position."""
     server = await serve(history_access="public")
     async with world_of(server.url, database_url, 1) as world:
         (vendor,) = world.vendors
@@ -161,7 +161,7 @@ async def test_today_is_replayed(endpoint: Chromium, serve: Serve, database_url:
 
 
 async def test_directions_open_the_devices_own_maps(endpoint: Chromium, serve: Serve) -> None:
-    """One tap leads there by the maps app that the phone has."""
+    """One tap opens directions in the phone's maps app."""
     server = await serve()
     async with opened(endpoint, server.url) as tab:
         await tab.live()
@@ -181,7 +181,7 @@ async def test_directions_open_the_devices_own_maps(endpoint: Chromium, serve: S
 
 
 async def test_the_page_in_another_language(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Customers read every text in their own language, with its plural forms."""
+    """Customers read all texts in their language, with its plural forms."""
     server = await serve()
     phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True, "locale": "pl-PL"}
     async with world_of(server.url, database_url, 5) as world, opened(endpoint, server.url, **phone) as tab:
@@ -196,7 +196,7 @@ async def test_the_page_in_another_language(endpoint: Chromium, serve: Serve, da
 
 
 async def test_every_gesture_of_the_help(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Each gesture that the help names works: drag, pinch, double tap, opening a bubble, drawing an area."""
+    """Each gesture in the help works: drag, pinch, double tap, opening a bubble, drawing an area."""
     server = await serve()
     phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
     async with (
@@ -207,7 +207,7 @@ async def test_every_gesture_of_the_help(endpoint: Chromium, serve: Serve, datab
         fingers = await tab.page.context.new_cdp_session(tab.page)
 
         async def touch(*ways: list[tuple[float, float]]) -> None:
-            """Each finger goes its way, all at the same time."""
+            """Moves several fingers at the same time."""
             for step, points in enumerate(zip(*ways, strict=True)):
                 touched = [{"x": x, "y": y, "id": id} for id, (x, y) in enumerate(points)]
                 kind = "touchMove" if step else "touchStart"
@@ -247,7 +247,7 @@ async def test_every_gesture_of_the_help(endpoint: Chromium, serve: Serve, datab
 
 
 async def test_a_bad_token_does_not_lock_the_map(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A token that expired overnight: the map goes on without it where that is allowed, and says so."""
+    """A token that expired overnight: the map continues without it if allowed, and says so."""
     server = await serve()
     expired = make_token(SECRET, "clerk_test_user", 60, now=1_700_000_000)
     async with (
@@ -264,7 +264,7 @@ async def test_a_bad_token_does_not_lock_the_map(endpoint: Chromium, serve: Serv
 
 
 async def test_a_vendor_signs_in_by_a_link(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A seller scans a code and is there; a link that was used says what to do."""
+    """A vendor scans a code and is signed in; a used link shows the remedy."""
     (vendor,) = await seed.seed(database_url, 1)
     server = await serve()
     link = make_link(SECRET, vendor.vendor_id, server.url, now_ms() / 1000).url
@@ -293,10 +293,10 @@ async def test_a_vendor_signs_in_by_a_link(endpoint: Chromium, serve: Serve, dat
 
 
 async def test_bubbles_join_and_open(endpoint: Chromium, serve: Serve) -> None:
-    """Groups whose bubbles would overlap are one, over the antimeridian too; a click zooms to what is in it."""
+    """Groups whose bubbles would overlap are merged, also over the antimeridian; a click zooms to their vendors."""
     server = await serve()
     async with opened(endpoint, server.url + "/#4/0/180") as tab:
-        await tab.live()  # no snapshot of the empty world comes after it
+        await tab.live()  # no snapshot of the empty world follows
         await tab.run(
             """(() => {
               const of = (group, lat, long, count, open) => [group, { group, lat, long, count, open, online: count }];
@@ -315,7 +315,7 @@ async def test_bubbles_join_and_open(endpoint: Chromium, serve: Serve) -> None:
 
 
 async def test_zoomed_out_the_map_counts(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """At world level the map shows how many vendors there are and where, and leads to all of them by one click."""
+    """At world level the map shows where how many vendors are; one click zooms to all of them."""
     server = await serve()
     async with world_of(server.url, database_url, 12) as world:
         await world.move(world.vendors[0], FAR)

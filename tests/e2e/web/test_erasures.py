@@ -16,7 +16,7 @@ HERE = (52.2297, 21.0122)
 
 
 async def erase(session: aiohttp.ClientSession, url: str, body: Any, key: str | None = KEY) -> tuple[int, Any]:
-    """Returns the status and the body of an answer, which must be as described."""
+    """Returns the status and the body of an answer, which must match the API description."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with session.post(f"{url}/v1/erasures", json=body, headers=headers) as answer:
         answered = await answer.json(content_type=None)
@@ -28,7 +28,7 @@ async def erase(session: aiohttp.ClientSession, url: str, body: Any, key: str | 
 async def test_a_vendor_is_erased(
     serve: Serve, database_url: str, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """It leaves every map, its connection ends, nothing of it is stored; another vendor keeps all."""
+    """The vendor leaves all maps, its connection ends, all its data is deleted; another vendor's data stays."""
     gone, stays = vendors[:2]
     running = await serve(backend_key=KEY, erase_database_url=database_url, feed="on", change_poll_interval=0.2)
     async with (
@@ -53,7 +53,7 @@ async def test_a_vendor_is_erased(
 async def test_only_a_backend_erases(
     serve: Serve, database_url: str, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """It can't be undone: without the key, or without the setting, nothing is erased, and the answer says why."""
+    """Erasure can't be undone: without the key, or without the setting, nothing is erased, and the answer says why."""
     asked = {"id": vendors[0].vendor_id}
     running = await serve(backend_key=KEY, erase_database_url=database_url)
     for key in (None, KEY + "x"):
@@ -72,7 +72,7 @@ async def test_only_a_backend_erases(
 async def test_a_database_that_is_not_as_expected_is_not_404(
     serve: Serve, database_url: str, direct: Any, vendors: list[SeededVendor], session: aiohttp.ClientSession
 ) -> None:
-    """A backend takes 404 for "erased already": it must not forget a vendor of whom everything is still stored."""
+    """A backend interprets 404 as "already erased", so it must not be the answer while the vendor's data is stored."""
     running = await serve(backend_key=KEY, erase_database_url=database_url)
     await direct.execute("UPDATE alembic_version SET version_num = '0001'")
     with capture_logs() as logs:

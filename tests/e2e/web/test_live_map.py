@@ -1,4 +1,4 @@
-"""The pages in a real Chromium, on a real server: what is drawn is what is stored, whatever happens on the way.
+"""The pages in a real Chromium, on a real server: the map shows the stored positions, whatever happens in between.
 
 `make screenshots` has one of the tests write the pictures of the documentation.
 """
@@ -38,13 +38,13 @@ pytestmark = [pytest.mark.skipif(EXECUTABLE is None, reason=SKIP), pytest.mark.t
 
 LAT, LONG = WARSAW
 EXACT = 1e-9
-"""Degrees that a drawn position may be off, after the way to the map's square and back: a tenth of a millimetre."""
+"""Maximum error of a drawn position in degrees after projection and back: a tenth of a millimetre."""
 SETTLED = "Object.values(liveMap.positions()).every(([, , moves]) => !moves)"
 
 
 @asynccontextmanager
 async def opened(endpoint: Chromium, url: str, **options: Any) -> AsyncIterator[Tab]:
-    """A page of a browser of its own."""
+    """A page in its own browser."""
     async with browsing(endpoint, **options) as context:
         tab = Tab(await context.new_page())
         await tab.page.goto(url)
@@ -53,7 +53,7 @@ async def opened(endpoint: Chromium, url: str, **options: Any) -> AsyncIterator[
 
 @asynccontextmanager
 async def world_of(url: str, database_url: str, vendors: int, seed: int = 1) -> AsyncIterator[World]:
-    """So many vendors around the middle of the map, each at a place of its own."""
+    """Seeds vendors around the middle of the map, each at a different position."""
     async with World(seed, [url]) as world:
         await world.populate(database_url, vendors)
         for vendor in world.vendors:
@@ -62,7 +62,7 @@ async def world_of(url: str, database_url: str, vendors: int, seed: int = 1) -> 
 
 
 async def stored(database_url: str) -> dict[str, tuple[float, float]]:
-    """Each vendor's newest stored position."""
+    """Returns each vendor's newest stored position."""
     connection = await asyncpg.connect(database_url)
     try:
         rows = await connection.fetch(
@@ -75,12 +75,12 @@ async def stored(database_url: str) -> dict[str, tuple[float, float]]:
 
 
 def as_sent(world: World) -> dict[str, tuple[float, float]]:
-    """Each vendor's newest position, as the test knows it."""
+    """Returns each vendor's newest position by the test."""
     return {vendor.vendor_id: vendor.position for vendor in world.vendors if vendor.position is not None}
 
 
 async def shows(tab: Tab, truth: dict[str, tuple[float, float]], within: float = 20.0) -> None:
-    """Wait until each vendor is drawn where it is, and no other is drawn."""
+    """Waits until each vendor is drawn at its position, and no others are drawn."""
     differs: list[Any] = []
 
     async def holds() -> bool:
@@ -101,7 +101,7 @@ async def shows(tab: Tab, truth: dict[str, tuple[float, float]], within: float =
 
 
 async def test_the_map_is_the_stored_truth(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A customer who walks to where a truck is drawn finds it there: every marker is the vendor's newest stored fix."""
+    """Every marker is at the vendor's newest stored position."""
     server = await serve(offline_after=0.5, leave_after=2.0)
     async with world_of(server.url, database_url, 20) as world, opened(endpoint, server.url) as tab:
         await tab.live()
@@ -137,7 +137,7 @@ async def _equal(database_url: str, truth: dict[str, tuple[float, float]]) -> bo
 
 
 async def test_vendors_glide(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A customer can't follow a truck that jumps; one that glides off its path would be shown where it is not."""
+    """A truck must move smoothly rather than jump, and must not be drawn off its path."""
     server = await serve()
     async with world_of(server.url, database_url, 1) as world, opened(endpoint, server.url) as tab:
         await tab.live()
@@ -168,14 +168,14 @@ async def test_vendors_glide(endpoint: Chromium, serve: Serve, database_url: str
         steps = [b - a for a, b in pairwise(xs) if b > a]
         whole = 0.004 / 360
         assert sum(steps) == pytest.approx(whole, rel=0.01)
-        # in many small steps: however few frames a busy machine draws, none is the whole way between two fixes
+        # in many small steps: however few frames a busy machine draws, no step spans two fixes
         assert len(steps) > 12
         assert sorted(steps)[len(steps) // 2] < whole / 12
-        assert way[-1][3] == pytest.approx(90, abs=0.1)  # no heading was sent: it is told from the way
+        assert way[-1][3] == pytest.approx(90, abs=0.1)  # no heading was sent, so it is derived from the movement
 
 
 async def test_signs_stay_on_the_ground(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """While the map zooms or is dragged a vendor must not drift off the street it is on."""
+    """While the map zooms or is dragged, a vendor must not move relative to the ground."""
     server = await serve()
     async with world_of(server.url, database_url, 1) as world, opened(endpoint, server.url) as tab:
         await tab.live()
@@ -209,7 +209,7 @@ async def test_signs_stay_on_the_ground(endpoint: Chromium, serve: Serve, databa
         )
         moving = sorted(off["off"])
         assert len(moving) > 6
-        # The browser moves its pin between two of our frames, so they differ by a frame's step: a few pixels, and more
+        # The browser moves its pin between two frames of ours, so they differ by a frame's step: a few pixels, or more
         # on a busy machine. A sign that does not follow is off by the whole distance.
         assert off["travel"] > 100
         assert moving[len(moving) // 2] < off["travel"] / 10
@@ -233,7 +233,7 @@ async def test_a_cut_network_is_said_and_mended(endpoint: Chromium, serve: Serve
             for vendor in world.vendors:
                 await world.move(vendor, world.near(WARSAW, 0.012))
             await asyncio.sleep(0.3)
-            await shows(tab, before)  # what was last known stays
+            await shows(tab, before)  # the last known positions stay
             proxy.up()
             await tab.live(within=30)
             await shows(tab, as_sent(world))
@@ -242,7 +242,7 @@ async def test_a_cut_network_is_said_and_mended(endpoint: Chromium, serve: Serve
 
 
 async def test_a_dead_link_is_noticed(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Nothing comes, nothing is said of it: the page asks, and gives the connection up for a new one."""
+    """No data arrives on a silent connection: the page requests an answer, and then reconnects."""
     server = await serve()
     async with world_of(server.url, database_url, 3) as world, Proxy(server.url) as proxy:  # noqa: SIM117
         async with opened(endpoint, proxy.url) as tab:
@@ -260,13 +260,13 @@ async def test_a_dead_link_is_noticed(endpoint: Chromium, serve: Serve, database
 
 
 async def test_a_slow_client_is_late_and_then_right(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """On a slow connection positions are merged: nothing piles up, no other client waits, and the map ends correct."""
+    """On a slow connection positions are merged: nothing accumulates, others don't wait, and the map ends correct."""
     server = await serve()
     async with world_of(server.url, database_url, 60) as world, Proxy(server.url) as proxy:  # noqa: SIM117
         async with opened(endpoint, proxy.url) as tab, CustomerApp(server.url) as other:
             await tab.live()
             await other.watch("w", circle(LAT, LONG, 20_000))
-            proxy.rate = 6_000.0  # bytes a second; what comes is several times as much
+            proxy.rate = 6_000.0  # bytes per second; the vendors' updates are several times as much
             for _ in range(25):
                 for vendor in world.vendors:
                     await world.move(vendor, world.near(WARSAW, 0.012))
@@ -278,7 +278,7 @@ async def test_a_slow_client_is_late_and_then_right(endpoint: Chromium, serve: S
 
 
 async def test_two_thousand_vendors(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A city's worth of vendors, all of them moving, and every frame drawn; the figures are in docs/map.md."""
+    """All vendors of a city move, and every frame is drawn; the figures are in docs/map.md."""
     count = 2_000
     server = await serve()
     chance = random.Random(5)
@@ -354,9 +354,9 @@ async def test_two_thousand_vendors(endpoint: Chromium, serve: Serve, database_u
             frame_cpu = {kind: round((after[kind] - before[kind]) / figures["drawn"] * 1000, 1) for kind in after}
             await driving
             print(f"\n{count} moving vendors: {figures}, CPU ms a frame: {frame_cpu}")
-            # each frame was drawn; how many a second depends on what else the machine does
+            # each frame was drawn; the rate depends on the machine's other load
             assert figures["drawn"] >= figures["frames"] * 0.8
-            # the quickest of as many plain circles, drawn one by one: what else the machine does makes neither quicker
+            # the fastest run of as many plain circles, drawn one by one; other load makes neither faster
             assert figures["best"] < 10 * figures["plain"], figures
             await shows(tab, truth, within=60)
             assert await settled(vendors, 30) == 0
@@ -365,7 +365,7 @@ async def test_two_thousand_vendors(endpoint: Chromium, serve: Serve, database_u
 
 
 async def drag(tab: Tab, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Drag from one (lat, long) to another."""
+    """Drags from one (lat, long) to another."""
     to_pixels = "([lat, long]) => { const p = liveMap.map.latLngToContainerPoint([lat, long]); return [p.x, p.y]; }"
     mouse = tab.page.mouse
     await mouse.move(*await tab.run(to_pixels, list(start)))
@@ -375,7 +375,7 @@ async def drag(tab: Tab, start: tuple[float, float], end: tuple[float, float]) -
 
 
 async def test_a_box_and_a_circle_by_dragging(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """What a customer app would watch, tried out by hand: the area is the server's, exact to the metre."""
+    """An area drawn by hand: the server's area is the same, exact to the metre."""
     server = await serve()
     async with world_of(server.url, database_url, 30) as world, opened(endpoint, server.url) as tab:
         await tab.live()
@@ -422,7 +422,7 @@ async def test_a_box_and_a_circle_by_dragging(endpoint: Chromium, serve: Serve, 
 
 
 async def test_a_vendor_is_followed_with_its_trail(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """The way a truck took is the stored one, and the map goes along with it, also out of what was in view."""
+    """A truck's trail equals its stored positions, and the map follows it, also out of the initial view."""
     server = await serve(history_access="public")
     async with (
         world_of(server.url, database_url, 3) as world,
@@ -451,7 +451,7 @@ async def test_a_vendor_is_followed_with_its_trail(endpoint: Chromium, serve: Se
             f"Math.abs(liveMap.map.getCenter().lng - {LONG + 0.04}) < 1e-3",
             "the map at the vendor, far out of where it was",
         )
-        # what came live is put to it, merged where the machine was busy
+        # live positions continue it, merged if the machine was busy
         assert await tab.run("liveMap.layer.trail.length") >= 23
         await tab.page.keyboard.press("Escape")
         assert await tab.run("document.getElementById('card').hidden")
@@ -460,7 +460,7 @@ async def test_a_vendor_is_followed_with_its_trail(endpoint: Chromium, serve: Se
 
 
 async def test_by_keyboard_and_by_ear(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A user without a pointer, or with a screen reader, can find, hear and follow vendors."""
+    """A user without a pointer, or with a screen reader, can find and follow vendors."""
     server = await serve(history_access="public")
     async with world_of(server.url, database_url, 5) as world, opened(endpoint, server.url) as tab:
         await tab.live()
@@ -515,7 +515,7 @@ async def test_by_keyboard_and_by_ear(endpoint: Chromium, serve: Serve, database
         await press("Shift+ArrowRight")
         assert await tab.run("liveMap.tool.area.center.long") > west
         await tab.until("heard.some((words) => words.startsWith('Circle, '))", "the circle in words")
-        # Leaflet takes no arrow while the map glides, as it does towards what was chosen.
+        # Leaflet ignores arrow keys while the map glides, as towards a selected vendor.
         await tab.until("!liveMap.map._panAnim?._inProgress", "the map at rest")
         at = await tab.run("liveMap.map.getCenter().lng")
         await press("ArrowRight")
@@ -526,7 +526,7 @@ async def test_by_keyboard_and_by_ear(endpoint: Chromium, serve: Serve, database
 
 
 async def test_light_and_dark(endpoint: Chromium, serve: Serve) -> None:
-    """At night the map must not blind its reader; a choice outlives a reload, until it is the system's own."""
+    """The map has a dark theme; a chosen theme is kept over reloads, until it equals the system's."""
     server = await serve()
     async with opened(endpoint, server.url, color_scheme="dark") as tab:
         await tab.until("globalThis.liveMap", "the map")
@@ -546,7 +546,7 @@ async def test_light_and_dark(endpoint: Chromium, serve: Serve) -> None:
         await tab.until(
             "document.documentElement.dataset.theme === 'dark'", "as the system says, since it was chosen again"
         )
-        # words on what is behind them: at least 4.5 to 1
+        # contrast of text: at least 4.5 to 1
         for theme in ("light", "dark"):
             await tab.run("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
             assert await tab.run(CONTRASTS) == [], theme
@@ -575,7 +575,7 @@ CONTRASTS = """(() => {
 
 @pytest.mark.skipif(not basemap.available(), reason="needs the packages of the extra `map`")
 async def test_the_ground_is_drawn(endpoint: Chromium, serve: Serve) -> None:
-    """Land is land and sea is sea, on each level of detail; no country is a hole."""
+    """Land and sea are correct on each level of detail; no country is missing."""
     server = await serve()
     async with opened(endpoint, server.url + "/#6/47.16/19.5") as tab:
         await tab.until("globalThis.liveMap", "the map")
@@ -614,7 +614,7 @@ PIXEL = bytes.fromhex(
 
 
 async def test_street_tiles_by_a_setting(endpoint: Chromium, serve: Serve) -> None:
-    """With a tile server the map loads its tiles, names their makers, and draws no ground of its own below."""
+    """With a tile server the map loads its tiles, shows their attribution, and draws no land below."""
     asked: list[str] = []
 
     async def tile(request: web.Request) -> web.Response:
@@ -643,7 +643,7 @@ async def test_street_tiles_by_a_setting(endpoint: Chromium, serve: Serve) -> No
 
 
 async def test_it_opens_at_once(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """Within a second there is a map that can be used: a few files, all of them at once, and small."""
+    """The map is usable within a second: few, small files that load in parallel."""
     server = await serve()
     async with world_of(server.url, database_url, 10), opened(endpoint, server.url) as tab:
         await tab.live()
@@ -661,7 +661,7 @@ async def test_it_opens_at_once(endpoint: Chromium, serve: Serve, database_url: 
         )
         assert figures["bytes"] < 150_000
         assert len([file for file in figures["files"] if file.endswith(".js")]) <= 12
-        # files that name each other one after the other are as many round trips: each is told of by the page itself
+        # a chain of imports would need many round trips, so the page preloads all files
         page = await tab.run("document.documentElement.outerHTML")
         assert [file for file in figures["files"] if file.endswith(".js") and file not in page] == []
         await tab.page.reload()
@@ -674,7 +674,7 @@ async def test_it_opens_at_once(endpoint: Chromium, serve: Serve, database_url: 
 
 
 async def test_a_token_where_one_is_needed(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A server that shows its vendors only to some asks for a token, and takes one from the address unsent."""
+    """A server without anonymous customers asks for a token; one in the address's fragment is not sent in a request."""
     server = await serve(watch_auth="required")
     good = make_token(SECRET, "clerk_test_user", 600)
     async with world_of(server.url, database_url, 2) as world:
@@ -695,7 +695,7 @@ async def test_a_token_where_one_is_needed(endpoint: Chromium, serve: Serve, dat
 
 
 async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """A seller with nothing but a phone's browser reports; what was measured without a network is stored later."""
+    """A vendor reports with a phone's browser; positions measured without a network are stored later."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     token = make_token(SECRET, one.clerk_id, 600)
@@ -751,7 +751,7 @@ async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_
             "without a network nothing is wrong with this page"
         )
         assert "6 positions kept on this device" in await tab.text("queue-text")
-        await tab.page.close()  # the phone is switched off; the queue is not
+        await tab.page.close()  # the phone is switched off; the queue survives
         proxy.up()
         tab = Tab(await context.new_page())
         await tab.page.goto(proxy.url + "/vendor")
@@ -774,7 +774,7 @@ async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_
 
 
 async def test_the_pictures(endpoint: Chromium, serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """The pictures of the documentation, of the running thing: a morning in Warsaw, by day and by night."""
+    """The screenshots of the documentation: a morning in Warsaw, in the light and dark theme."""
     server = await serve(history_access="public", offline_after=1.0)
     wanted = os.environ.get("STREAMER_SCREENSHOTS")
     folder = Path(wanted) if wanted else tmp_path
@@ -791,7 +791,7 @@ async def test_the_pictures(endpoint: Chromium, serve: Serve, database_url: str,
             await world.connect(vendor, server.url)
         ways = [Way(chance, number) for number in range(len(NAMES))]
         start = now_ms() - 25 * 60_000
-        for step in range(150):  # the past of the one that will be followed
+        for step in range(150):  # the trail of the vendor that will be followed
             await world.move(world.vendors[0], ways[0].go(10), timestamp=start + step * 10_000)
 
         async def drive(seconds: float) -> None:
@@ -878,7 +878,7 @@ ON_PHONE: dict[str, Any] = {"viewport": PHONE, "has_touch": True, "is_mobile": T
 
 
 class Way:
-    """A way through streets that cross at right angles, more or less."""
+    """A route through streets that cross at nearly right angles."""
 
     def __init__(self, chance: random.Random, number: int) -> None:
         self._chance = chance
@@ -891,7 +891,7 @@ class Way:
             self.lat, self.long, self.speed = LAT - 0.004, LONG - 0.012, 1.6
 
     def go(self, seconds: float) -> tuple[float, float]:
-        """On, and round a corner now and then."""
+        """Moves on, and sometimes turns a corner."""
         metres = self.speed * seconds
         self._left -= metres
         if self._left < 0:
@@ -904,14 +904,14 @@ class Way:
 
 
 async def picture(tab: Tab, path: Path) -> None:
-    """A screenshot, small enough to be kept with the sources."""
+    """Takes a screenshot, small enough for the repository."""
     image = packed(await tab.page.screenshot(animations="disabled"))
     await asyncio.to_thread(path.write_bytes, image)
     assert 15_000 < len(image) < 150_000, path.name
 
 
 def packed(png: bytes) -> bytes:
-    """The same picture, packed as tightly as it goes: a browser is in a hurry when it packs one."""
+    """Recompresses a picture at the highest level, as browsers compress quickly rather than well."""
     at, data, others = 8, b"", [b"", b""]
     while at < len(png):
         size, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
@@ -930,7 +930,7 @@ async def _is(holds: Any, expected: bool) -> bool:
 
 
 async def history(database_url: str, vendor_id: str) -> list[tuple[float, float]]:
-    """A vendor's stored way."""
+    """Returns a vendor's stored positions."""
     connection = await asyncpg.connect(database_url)
     try:
         rows = await connection.fetch(
@@ -942,7 +942,7 @@ async def history(database_url: str, vendor_id: str) -> list[tuple[float, float]
 
 
 async def test_on_a_phone(endpoint: Chromium, serve: Serve, database_url: str) -> None:
-    """One hand, one thumb: a tap opens the card, the list is a sheet, nothing is wider than the screen."""
+    """On a phone a tap opens the card, the list is a sheet, and nothing is wider than the screen."""
     server = await serve()
     async with world_of(server.url, database_url, 6) as world:
         phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}

@@ -1,4 +1,4 @@
-"""The signed-in user's alerts on the map, in a real Chromium: made for the watched area, listed, and ended."""
+"""The signed-in user's alerts on the map, in a real Chromium: created for the watched area, listed, and deleted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_an_alert_is_made_listed_and_ended(endpoint: Chromium, serve: Serv
                 await tab.page.click(f"[data-alert='{alert_id}'] button")
                 await tab.until(f"{ROWS}.length === 0", "no alert any more")
                 (refused,) = tab.errors
-                assert "400" in refused  # of the URL that can't be
+                assert "400" in refused  # of the invalid URL
 
 
 async def test_who_is_not_signed_in_has_no_alerts(endpoint: Chromium, serve: Serve, database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""The pages over HTTP: what a browser gets, keeps, and may load."""
+"""The pages over HTTP: content, caching and content security policy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def browser() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("path", ["/", "/vendor"])
 async def test_a_page_and_all_that_it_names(serve: Serve, browser: aiohttp.ClientSession, path: str) -> None:
-    """A missing file breaks the page; a changed file under an old name would never reach a browser that kept it."""
+    """A missing file would break the page; a changed file under an old name would not reach browsers that cached it."""
     url = (await serve(watch_auth="required")).url
     async with browser.get(url + path) as answer:
         assert answer.status == 200
@@ -77,7 +77,7 @@ async def test_every_import_is_there(serve: Serve, browser: aiohttp.ClientSessio
 
 
 async def test_nothing_from_elsewhere(serve: Serve, browser: aiohttp.ClientSession) -> None:
-    """A page that runs what others serve, or may be framed by them, gives its visitors into their hands."""
+    """A page must not run scripts of other hosts or be framed by them, as they could act as its visitors."""
     url = (await serve()).url
     async with browser.get(url) as answer:
         page, headers = await answer.text(), answer.headers
@@ -92,7 +92,7 @@ async def test_nothing_from_elsewhere(serve: Serve, browser: aiohttp.ClientSessi
 
 
 async def test_the_settings_of_the_page(serve: Serve, browser: aiohttp.ClientSession) -> None:
-    """Settings reach the page, whatever is in them, and no secret does."""
+    """Settings reach the page, whatever they contain, but no secrets."""
     tiles = "http://tiles.example:81/{z}/{x}/{y}.png?key=</script>"
     url = (await serve(tiles_url=tiles, map_center="-33.9,151.2", max_radius=5000.0, watch_auth="required")).url
     async with browser.get(url) as answer:
@@ -108,7 +108,7 @@ async def test_the_settings_of_the_page(serve: Serve, browser: aiohttp.ClientSes
 
 
 async def test_the_clock(serve: Serve, browser: aiohttp.ClientSession) -> None:
-    """The page computes ages by the server's clock: an answer from a cache would make each age wrong."""
+    """The page computes ages by the server's clock; a cached answer would make all ages wrong."""
     running = await serve()
     async with browser.get(running.url + "/map/now") as answer:
         assert answer.headers["Cache-Control"] == "no-store"
@@ -118,13 +118,13 @@ async def test_the_clock(serve: Serve, browser: aiohttp.ClientSession) -> None:
 
 
 def test_tiles_over_https_need_no_rule_of_their_own() -> None:
-    """Only plain http is named; a tile server's many hosts are written as one."""
+    """Only plain http is listed; a tile server's subdomains are written as one wildcard."""
     assert pages.policy("https://a.example/{z}/{x}/{y}", "h") == pages.policy(None, "h")
     assert "http://*.tiles.example" in pages.policy("http://{s}.tiles.example/{z}/{x}/{y}.png", "h")
 
 
 def test_connections_go_to_this_host_only() -> None:
-    """The host is what the client says it is: nothing but a host may get into the policy."""
+    """The client chooses the Host header: nothing but a host may be inserted into the policy."""
     assert "connect-src 'self' ws://map.example:81 wss://map.example:81;" in pages.policy(None, "map.example:81")
     assert "connect-src 'self' ws://[::1]:8080 wss://[::1]:8080;" in pages.policy(None, "[::1]:8080")
     for forged in ("a b", "a; script-src *", "*", "", "a,b"):
@@ -141,7 +141,7 @@ def test_connections_go_to_this_host_only() -> None:
     ],
 )
 def test_a_setting_that_can_not_be(name: str, value: str, said: str) -> None:
-    """A wrong map setting must be reported at the start, not found by visitors."""
+    """A wrong map setting must be reported at the start, not by visitors."""
     with pytest.raises(ValueError, match=re.escape(said)):
         Settings.model_validate({name: value})
 
@@ -151,7 +151,7 @@ def strings(code: str) -> dict[str, Any]:
 
 
 def test_every_language_has_every_text() -> None:
-    """A text that one language lacks would stop the page for its readers; an unused one would never be updated."""
+    """A missing text in one language would break the page; an unused one would never be updated."""
     assert {"en", "pl"} <= set(pages.LANGUAGES)
     english = strings("en")
     files = [path.read_text(encoding="utf-8") for path in pages.FOLDER.glob("*.*") if path.suffix in (".js", ".html")]
@@ -177,7 +177,7 @@ def test_every_language_has_every_text() -> None:
 async def test_the_language_is_the_visitors(
     serve: Serve, browser: aiohttp.ClientSession, query: str, accepted: str, expected: str
 ) -> None:
-    """The page comes in the browser's language, or that of a link; a cache must not give one to readers of another."""
+    """The page is in the browser's language, or that of a link; a cache must not mix languages."""
     url = (await serve()).url
     async with browser.get(f"{url}/{query}", headers={"Accept-Language": accepted}) as answer:
         page = await answer.text()
@@ -187,7 +187,7 @@ async def test_the_language_is_the_visitors(
 
 
 async def test_the_map_can_be_installed(serve: Serve, browser: aiohttp.ClientSession) -> None:
-    """A customer puts the map on the home screen: the manifest has what browsers ask for, and its icons are there."""
+    """For installing the map on the home screen, the manifest has the required members, and its icons exist."""
     url = (await serve()).url
     async with browser.get(url + "/manifest.webmanifest") as answer:
         assert answer.content_type == "application/manifest+json"
@@ -202,7 +202,7 @@ async def test_the_map_can_be_installed(serve: Serve, browser: aiohttp.ClientSes
 
 
 async def test_only_the_embedded_map_may_be_framed(serve: Serve, browser: aiohttp.ClientSession) -> None:
-    """Another site may frame the map that shows public positions, and never the page on which a vendor is signed in."""
+    """Another site may frame the map, which shows public positions, but never the page of a signed-in vendor."""
     url = (await serve()).url
     for path, framed in (("/", False), ("/vendor", False), ("/embed", True)):
         async with browser.get(url + path) as answer:

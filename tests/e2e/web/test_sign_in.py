@@ -21,7 +21,7 @@ KEY = "the-key-of-a-backend-the-key-of-a-backend"
 
 
 async def post(url: str, path: str, body: Any, key: str | None = None) -> tuple[int, Any]:
-    """Returns the status and the body of an answer, which must be as described."""
+    """Returns the status and the body of an answer, which must match the API description."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with aiohttp.ClientSession() as session, session.post(url + path, json=body, headers=headers) as answer:
         answered = await answer.json(content_type=None)
@@ -35,7 +35,7 @@ def code_of(url: str) -> str:
 
 
 async def test_a_link_works_once_on_all_processes_together(serve: Serve, database_url: str) -> None:
-    """A code that was read over a shoulder, or sent twice, must not sign in a second person."""
+    """A stolen code, or one sent twice, must not sign in a second person."""
     (vendor,) = await seed.seed(database_url, 1)
     first = await serve(backend_key=KEY, public_url="https://streamer.example/")
     second = await serve(backend_key=KEY)
@@ -58,7 +58,7 @@ async def test_a_link_works_once_on_all_processes_together(serve: Serve, databas
 
 
 async def test_a_code_that_is_not_valid(serve: Serve, database_url: str) -> None:
-    """Each refusal says in plain words what to do; none says more about a code that was made up."""
+    """Each error contains the remedy; none reveals whether a code exists."""
     (vendor,) = await seed.seed(database_url, 1)
     url = (await serve(backend_key=KEY)).url
     now = time.time()
@@ -80,7 +80,7 @@ async def test_a_code_that_is_not_valid(serve: Serve, database_url: str) -> None
 
 
 async def test_only_a_backend_makes_links(serve: Serve, database_url: str) -> None:
-    """A link is a token for a month: without the key, or where none is set, there is none."""
+    """A link gives a token for a month: none is created without the key, or if no key is set."""
     (vendor,) = await seed.seed(database_url, 1)
     asked = {"vendorId": vendor.vendor_id}
     url = (await serve(backend_key=KEY)).url
@@ -94,7 +94,7 @@ async def test_only_a_backend_makes_links(serve: Serve, database_url: str) -> No
 
 @pytest.mark.parametrize("length", [60, 160])
 def test_a_qr_code_is_a_picture_by_itself(length: int) -> None:
-    """A backend puts it into a page as it is: it must load and run nothing."""
+    """A backend embeds it unchanged in a page, so it must not load or run anything."""
     picture = qr_svg("https://streamer.example/vendor#code=" + "x" * length)
     assert re.match(r'<svg [^>]*xmlns="http://www.w3.org/2000/svg"', picture)
     assert "script" not in picture

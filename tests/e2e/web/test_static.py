@@ -1,4 +1,4 @@
-"""Handing out the JavaScript client: what a page imports must be this server's, whole, and never a stale one."""
+"""Serving the JavaScript client: pages must get this server's complete and current version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 
 
 async def test_a_page_of_any_origin_may_import_the_client(serve: Serve) -> None:
-    """A web app that lives elsewhere loads it, and gets a new one when there is a new one."""
+    """A web app on another host loads it, and gets a new version when there is one."""
     server = await serve()
     async with aiohttp.ClientSession(server.url) as session:
         async with session.get("/client/venta.js", headers={"Origin": "https://app.example"}) as answer:
@@ -35,9 +35,9 @@ async def test_a_page_of_any_origin_may_import_the_client(serve: Serve) -> None:
 
 @pytest.mark.parametrize("name", ["package.json", "..%2Fpyproject.toml", "%2e%2e", "venta.js.map"])
 async def test_nothing_else_is_handed_out(serve: Serve, name: str) -> None:
-    """A name out of a URL must not open another file."""
+    """A name from a URL must not open another file."""
     server = await serve()
-    # As it stands: a client would make `/` of two dots.
+    # The raw path, as a client would resolve the two dots.
     url = URL(f"{server.url}/client/{name}", encoded=True)
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         assert answer.status == 404
@@ -45,13 +45,13 @@ async def test_nothing_else_is_handed_out(serve: Serve, name: str) -> None:
 
 
 def test_what_is_in_the_package_goes_before_what_lies_beside_it(tmp_path: Path) -> None:
-    """An installed server must serve the files of its package, and not of a checkout beside it."""
+    """An installed server must serve the files of its package rather than those of a checkout next to it."""
     assert installed_folder("client", "clients", "js") == ROOT / "clients" / "js"
     assert installed_folder("no-such-folder", "x") == ROOT / "x"
 
 
 def test_the_wheel_has_it(tmp_path: Path) -> None:
-    """An image is made of the wheel: without the client its map would be empty."""
+    """The image is built from the wheel: without the client its map would be empty."""
     pytest.importorskip("hatchling", reason="builds a wheel as CI's environment does")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True, timeout=60
