@@ -1,4 +1,4 @@
-/** The API reference: sends the requests of its forms and shows what comes back. */
+/** The API reference: sends the requests of its forms and shows the answers. */
 
 const token = document.getElementById("token");
 
@@ -6,7 +6,7 @@ for (const sample of document.querySelectorAll(".sample pre")) {
   sample.textContent = sample.textContent.replaceAll("https://streamer.example", location.origin);
 }
 
-// a link to an operation or a schema opens it
+// following a link to an operation or a schema opens it
 function reveal() {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target instanceof HTMLDetailsElement) target.open = true;

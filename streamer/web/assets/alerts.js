@@ -1,4 +1,4 @@
-/** The signed-in user's alerts: webhooks for when this page is closed. Loaded when they are first looked at. */
+/** The signed-in user's alerts: webhooks for when this page is closed. Loaded when the dialog is first opened. */
 
 import { areaWords } from "./panel.js";
 import { by, count, element, put, remember, remembered, text } from "./page.js";
@@ -6,7 +6,7 @@ import { by, count, element, put, remember, remembered, text } from "./page.js";
 const EVENTS = ["entered", "left", "opened", "closed"];
 const PAGE = 100;
 
-/** A request that the server refused, with its words. */
+/** A request that the server refused, with its message. */
 class Refused extends Error {}
 
 export class Alerts {
@@ -62,7 +62,7 @@ export class Alerts {
     }
   }
 
-  /** Creates an alert for the watched area; the same form sent again, as after a lost answer, creates no other. */
+  /** Creates an alert for the watched area; sending the same form again, as after a lost answer, creates no other. */
   async create() {
     const area = this.getArea();
     const on = EVENTS.filter((event) => by("alerts-form").elements[event].checked);

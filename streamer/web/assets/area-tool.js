@@ -1,4 +1,4 @@
-/** A box or a circle that is drawn on the map by dragging or by keys. */
+/** Drawing of a box or circle on the map by dragging or by keys. */
 
 import { distance } from "./fleet.js";
 
@@ -11,7 +11,7 @@ export class AreaTool {
   /**
    * @param map the Leaflet map
    * @param bounds {maxRadius, maxExtent} in metres: the server's limits
-   * @param handlers onMode(mode), onArea(area or null); areas as in a `watch` message
+   * @param handlers onMode(mode), onArea(area or null); areas have the format of a `watch` message
    */
   constructor(map, bounds, handlers) {
     this.map = map;
@@ -81,7 +81,7 @@ export class AreaTool {
     this.show(area.center ? { ...area, center: to(area.center) } : { ne: to(area.ne), sw: to(area.sw) });
   }
 
-  // inside
+  // internal
 
   at(event) {
     return this.map.mouseEventToLatLng(event);
@@ -148,10 +148,10 @@ export class AreaTool {
   }
 }
 
-/** Slightly below the limit, as the server measures by its own rule. */
+/** Slightly below the limit, as the server's computation may differ. */
 const LESS = 0.995;
 
-/** Returns degrees of longitude for a width in metres, where a box between two latitudes is widest. */
+/** Returns degrees of longitude for a width in metres, at the widest latitude of a box. */
 function across(south, north, metres) {
   const widest = south <= 0 && north >= 0 ? 0 : Math.min(Math.abs(south), Math.abs(north), 89);
   return Math.min(359, metres / (METRES_A_DEGREE * Math.cos((widest * Math.PI) / 180)));

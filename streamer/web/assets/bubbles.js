@@ -1,4 +1,4 @@
-/** Groups of vendors as bubbles with counts: what the map shows where vendors one by one would be too many. */
+/** Groups of vendors as bubbles with counts, shown when there are too many vendors to show each. */
 
 import { project, unproject } from "./fleet.js";
 import { ViewCanvas } from "./fleet-layer.js";
@@ -13,7 +13,7 @@ function radius(count) {
 }
 
 /**
- * Joins groups whose bubbles would overlap at a scale (pixels of the world's width); the largest first.
+ * Merges groups whose bubbles would overlap at a scale (pixels of the world's width), largest first.
  * A bubble is {x, y, count, open, online, groups}: x, y on the Mercator square, weighted by count.
  */
 export function join(groups, scale) {
@@ -61,7 +61,7 @@ export const BubbleLayer = ViewCanvas.extend({
     this.changed();
   },
 
-  /** @param groups Map of groups, as a `counts` watch holds them */
+  /** @param groups Map of groups of a `counts` watch */
   show(groups) {
     this.groups = groups;
     this._joined = undefined;
@@ -107,12 +107,12 @@ export const BubbleLayer = ViewCanvas.extend({
     }
   },
 
-  /** The bubble at a point of the view. */
+  /** Returns the bubble at a point of the view. */
   near(point) {
     return this.bubbles.find((one) => one.seen && Math.hypot(one.px - point.x, one.py - point.y) <= one.radius + 4) ?? null;
   },
 
-  /** Zooms to what is in a bubble. */
+  /** Zooms to the vendors of a bubble. */
   enter(bubble) {
     const map = this._map;
     const zoom = map.getZoom();

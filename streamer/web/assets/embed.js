@@ -34,7 +34,7 @@ class VentaMap extends HTMLElement {
   }
 
   attributeChangedCallback() {
-    // only the fragment differs, unless `lang` or `server` changes: the map follows without loading again
+    // unless `lang` or `server` changes, only the fragment differs, and the map updates without reloading
     if (this.frame) this.frame.src = this.address();
   }
 

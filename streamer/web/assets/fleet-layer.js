@@ -1,4 +1,4 @@
-/** The vendors on the map: one canvas, redrawn each frame while a vendor moves, and not at all while none does. */
+/** The vendors on the map: one canvas, redrawn each frame only while a vendor moves. */
 
 const { L } = globalThis;
 const SIZE = 34;
@@ -83,7 +83,7 @@ export const ViewCanvas = L.Layer.extend({
     L.DomUtil.setTransform(this._canvas, origin, scale);
   },
 
-  /** Returns the visible part of the world: pixels = place * scale - corner. */
+  /** Returns the visible part of the world: pixels = position * scale - corner. */
   view() {
     const map = this._map;
     const zoom = map.getZoom();
@@ -111,12 +111,12 @@ export const FleetLayer = ViewCanvas.extend({
     ViewCanvas.prototype.initialize.call(this, "fleet", "fleet", 620);
     this.fleet = fleet;
     this.chosen = null;
-    /** Past places of the selected vendor, oldest first. */
+    /** Past positions of the selected vendor, oldest first. */
     this.trail = [];
-    /** Where a replay shows the selected vendor: {x, y, heading}, or null. */
+    /** The selected vendor's position in a replay: {x, y, heading}, or null. */
     this.ghost = null;
     this.onFrame = () => {};
-    /** Drawing times of the last frames, ms. */
+    /** Drawing durations of the last frames, ms. */
     this.costs = new Float64Array(600);
     this.frames = 0;
     this.inView = 0;
@@ -128,7 +128,7 @@ export const FleetLayer = ViewCanvas.extend({
     this.colours();
   },
 
-  // during a zoom the signs keep their size and follow Leaflet's animation of the ground
+  // during a zoom the signs keep their size and follow Leaflet's animation of the map
 
   _zooming() {},
 
@@ -224,7 +224,7 @@ export const FleetLayer = ViewCanvas.extend({
     }
     this.inView = inView;
     if (this.trail.length > 0) this._drawTrail(context, scale, cornerX, cornerY, world, width);
-    // without a graphics card a copy at a fraction of a pixel costs many times as much
+    // without a GPU a copy at a fraction of a pixel costs many times as much
     this._whole = inView > MOST_BETWEEN;
     context.imageSmoothingEnabled = !this._whole;
     context.setTransform(1, 0, 0, 1, 0, 0);
@@ -300,7 +300,7 @@ export const FleetLayer = ViewCanvas.extend({
     context.strokeStyle = this._colours.halo;
     context.fillStyle = this._colours.ink;
     const name = card.name.length > 26 ? `${card.name.slice(0, 25)}…` : card.name;
-    // an estimated width is good enough here, and cheaper than measuring
+    // an estimated width is sufficient, and cheaper than measuring
     const half = name.length * 3.3 + 3;
     const free = taken.every(([x, y, other]) => Math.abs(px - x) >= half + other || Math.abs(py - y) >= 15);
     if (!free) return;
@@ -337,7 +337,7 @@ export const FleetLayer = ViewCanvas.extend({
     context.globalAlpha = 1;
   },
 
-  /** Returns one picture of all signs: each kind in each direction, and without direction. */
+  /** Returns a sprite sheet of all signs: each kind in each direction, and without direction. */
   _drawSigns() {
     const ratio = (this._signsRatio = this._ratio);
     const cell = Math.round(SIZE * ratio);

@@ -1,5 +1,5 @@
 /**
- * Interpolates vendors between fixes. No map and no drawing; the clock is passed in.
+ * Interpolates vendors between fixes. No map and no drawing; the clock is an argument.
  *
  * A place is [x, y] on the Mercator square: 0 to 1 from west to east and from north to south.
  */
@@ -8,11 +8,11 @@ export const EARTH = 6_371_008.8;
 const LIMIT = 85.051129;
 /** A vendor further than this from its next fix, in metres, jumps there. */
 const FARTHEST = 4_000;
-/** A glide takes as long as the fixes are apart, within these bounds, ms. */
+/** A glide takes as long as the time between fixes, within these bounds, ms. */
 const SHORTEST = 150;
 const LONGEST = 6_000;
 const FIRST = 900;
-/** A glide takes a little longer than expected, so that a late fix finds its vendor still moving. */
+/** A glide takes a little longer than the expected interval, so that the vendor is still moving when a fix is late. */
 const SLACK = 1.12;
 const TURN = 500;
 /** A heading is derived from movements longer than this, in metres. */
@@ -27,7 +27,7 @@ export function unproject(x, y) {
   return [(Math.atan(Math.sinh(Math.PI * (1 - 2 * y))) * 180) / Math.PI, (x - 0.5) * 360];
 }
 
-/** Returns the great-circle distance in metres, as the server measures circles. */
+/** Returns the great-circle distance in metres, computed like the server's circles. */
 export function distance(lat1, long1, lat2, long2) {
   const rad = Math.PI / 180;
   const a =
@@ -113,11 +113,11 @@ class Mover {
   }
 }
 
-/** All vendors that any watch sees, each once; the newest fix of overlapping watches counts. */
+/** All vendors of all watches, each once, with the newest fix of overlapping watches. */
 export class Fleet {
   constructor() {
     this.movers = new Map();
-    /** Names of the watches that see a vendor, by vendorId. */
+    /** Names of the watches that contain a vendor, by vendorId. */
     this.seen = new Map();
     /** When the last glide ends. */
     this.until = 0;
@@ -152,7 +152,7 @@ export class Fleet {
     this.version += 1;
   }
 
-  /** Removes what only this watch sees. */
+  /** Removes vendors that only this watch contains. */
   drop(watch) {
     for (const vendorId of [...this.seen.keys()]) if (this.seen.get(vendorId).has(watch)) this.leave(watch, vendorId);
   }

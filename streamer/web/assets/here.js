@@ -1,4 +1,4 @@
-/** Where the customer is: a dot with its accuracy on the map, and the way to a vendor by the device's own maps app. */
+/** The customer's position: a dot with its accuracy on the map, and directions to a vendor by the device's maps app. */
 
 import { remember, remembered, text } from "./page.js";
 
@@ -16,7 +16,7 @@ export class Here {
     this.layers = [];
   }
 
-  /** Starts again without moving the map where the visitor allowed it before. */
+  /** Starts again, without moving the map, if the visitor allowed it before. */
   async resume() {
     if (remembered("here") === null || !navigator.permissions) return;
     const { state } = await navigator.permissions.query({ name: "geolocation" }).catch(() => ({}));

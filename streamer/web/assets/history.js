@@ -5,15 +5,15 @@ import { by, clock, element, set, text } from "./page.js";
 
 const PAGE = 2_000;
 const PAGES = 15;
-/** A replay plays this many times as fast as the day went. */
+/** The speed of a replay, as a multiple of real time. */
 const FAST = 120;
-/** A pause between two positions longer than this, ms, is not travelled through. */
+/** A pause between two positions longer than this, ms, is not interpolated. */
 const PAUSE = 10 * 60_000;
 
-/** Thrown where the history is visible only to the vendor. */
+/** Thrown if the history is visible only to the vendor. */
 export class OwnerOnly extends Error {}
 
-/** Returns the stored positions since a time, oldest first; whatever could be read before the network failed. */
+/** Returns the stored positions since a time, oldest first; partial if the network fails. */
 export async function read(vendorId, from, token) {
   const found = [];
   let cursor = null;
@@ -35,7 +35,7 @@ export function point({ lat, long, timestamp }) {
   return [...project(lat, long), timestamp];
 }
 
-/** Where a vendor was at a time: {x, y, heading}. */
+/** Returns a vendor's position at a time: {x, y, heading}. */
 export function place(locations, time) {
   let [low, high] = [0, locations.length - 1];
   while (low < high) {
@@ -54,7 +54,7 @@ export function place(locations, time) {
   return { x: x + (toX - x) * part, y: y + (toY - y) * part, heading };
 }
 
-/** The slider under a card; shows where the vendor was on the layer. */
+/** The slider under a card; shows the vendor's past position on the layer. */
 export class Replay {
   constructor(layer, locations, onClose) {
     this.layer = layer;

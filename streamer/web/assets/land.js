@@ -1,20 +1,20 @@
-/** The ground of the map without a tile server: land, borders, a grid, and names where there is room. */
+/** The base map without a tile server: land, borders, a grid, and names where there is space. */
 
 import { project } from "./fleet.js";
 import { ViewCanvas } from "./fleet-layer.js";
 
 const { L } = globalThis;
 const EXTENT = 8192;
-/** Zoom levels of the server's tiles; they are outlines, so they are drawn larger at the levels between. */
+/** Zoom levels of the server's tiles; at the levels in between, these vector tiles are scaled. */
 const LEVELS = [6, 3, 0];
 const TILE = 512;
-/** Time of a frame in which further tiles are painted, ms. */
+/** Time budget of a frame for painting further tiles, ms. */
 const PAINTING = 5;
 const [COUNTRY, , CAPITAL] = [0, 1, 2];
 
 const kept = new Map();
 
-/** Fetches a tile of the server once; null where it is all sea. */
+/** Fetches a tile of the server once; null if it is all sea. */
 function fetched(url, z, x, y) {
   const path = url.replace("{z}", z).replace("{x}", x).replace("{y}", y);
   if (!kept.has(path)) {
@@ -30,7 +30,7 @@ function fetched(url, z, x, y) {
   return kept.get(path);
 }
 
-/** Decodes a tile's polygons into paths, with the box around each, as most of them are not visible at a time. */
+/** Decodes a tile's polygons into paths with their bounding boxes, as most of them are not visible at a time. */
 function unpacked({ land, places }, first, last) {
   const polygons = land.map(([, ...rings]) => {
     const box = [Infinity, Infinity, -Infinity, -Infinity];
@@ -46,7 +46,7 @@ function unpacked({ land, places }, first, last) {
         const nextX = ring[to];
         const nextY = ring[to + 1];
         fill.lineTo(nextX, nextY);
-        // where the map of the world is cut open there is no border
+        // the edge of the world map at the antimeridian is not a border
         const edge = x === nextX && ((first && x === 0) || (last && x === EXTENT));
         const outside =
           (x < 0 && nextX < 0) || (y < 0 && nextY < 0) || (x > EXTENT && nextX > EXTENT) || (y > EXTENT && nextY > EXTENT);
@@ -68,7 +68,7 @@ function unpacked({ land, places }, first, last) {
 
 const queue = [];
 
-/** Paints when it is its turn: only so many tiles in a frame, so that the map and its vendors move on meanwhile. */
+/** Queues painting: only a few tiles per frame, so that the map and its vendors keep moving. */
 function soon(paintTile) {
   if (queue.push(paintTile) === 1) requestAnimationFrame(work);
 }
@@ -145,7 +145,7 @@ function paint(context, polygons, [left, top, part], unit, ratio) {
   for (const { line } of seen) context.stroke(line);
 }
 
-/** Thin lines of longitude and latitude: where there is nothing else they show that the map moves. */
+/** Thin lines of longitude and latitude, which show that the map moves where it is empty. */
 function grid(context, coords, ratio) {
   const span = 360 / 2 ** (coords.z - 1);
   const step = [30, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001].find((each) => each <= span / 3.5) ?? 0.001;
@@ -214,7 +214,7 @@ export const NameLayer = ViewCanvas.extend({
         else if (px > width) px -= scale;
         const py = place.at[1] * scale - y;
         if (px < -80 || py < -20 || px > width + 80 || py > height + 20) continue;
-        // the same place is in tiles of several levels
+        // the same name is in tiles of several levels
         shown.set(`${place.kind === COUNTRY}${place.name}`, { ...place, px, py });
       }
     }

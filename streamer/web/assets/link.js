@@ -1,4 +1,4 @@
-/** What the address of the map says: `#13/52.2297/21.0122&vendor=…&circle=lat,long,radius&open=1&q=…`. Pure. */
+/** The map's state in its URL's fragment: `#13/52.2297/21.0122&vendor=…&circle=lat,long,radius&open=1&q=…`. Pure. */
 
 const PLACE = /^(\d+(?:\.\d+)?)\/(-?\d+(?:\.\d+)?)\/(-?\d+(?:\.\d+)?)$/;
 
@@ -7,7 +7,7 @@ function numbers(text, count) {
   return found.length === count && found.every(Number.isFinite) ? found : null;
 }
 
-/** Reads a hash; what is not in it, or cannot be, is null, false or empty. */
+/** Parses a hash; missing or invalid values are null, false or empty. */
 export function parse(hash) {
   const [first, ...rest] = hash.replace(/^#/, "").split("&");
   const place = PLACE.exec(first);
@@ -28,7 +28,7 @@ export function parse(hash) {
   };
 }
 
-/** Returns the hash that opens the same map again. */
+/** Returns the hash that restores the same map. */
 export function format({ place, vendor, area, open, query }) {
   const parts = [];
   if (place) parts.push(`${place.zoom}/${place.center[0].toFixed(5)}/${place.center[1].toFixed(5)}`);

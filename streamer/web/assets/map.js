@@ -1,4 +1,4 @@
-/** The live map: connects its parts. The client holds what is true; the parts show it. */
+/** The live map: connects its components. The client has the state; the components show it. */
 
 import { CustomerClient } from "/client/venta.js";
 import { AreaTool, boxAround } from "./area-tool.js";
@@ -13,14 +13,14 @@ import { Panel } from "./panel.js";
 
 const { L } = globalThis;
 const TRAIL = 30 * 60_000;
-/** Rate and delay are those of the last seconds. */
+/** Rate and delay are averaged over this time. */
 const WINDOW = 5_000;
 const OLDEST = 60_000;
 const ANNOUNCE = 15_000;
 /** More vendors than MANY in view are shown as bubbles, until they are no more than FEW. */
 const FEW = 1_500;
 const MANY = 2_000;
-/** From this zoom on vendors are asked for one by one first, further out their counts. */
+/** From this zoom on vendors are requested first, and counts when zoomed out further. */
 const STREET = 12;
 const SEARCH_AFTER = 250;
 const WORLD = { ne: { lat: 90, long: 180 }, sw: { lat: -90, long: -180 } };
@@ -79,7 +79,7 @@ const client = new CustomerClient(location.origin, {
   onError: (error) => error.id === undefined && notice(error.message),
 });
 
-/** Returns the token. A refused one is dropped where the map works without; else the dialog asks for another. */
+/** Returns the token. A refused one is dropped if the map works without; otherwise the dialog asks for another. */
 function askToken(refused) {
   if (accessToken !== null && !refused) return accessToken;
   if (refused && !settings.tokenNeeded) {
@@ -108,7 +108,7 @@ by("token-later").addEventListener("click", () => {
   by("token-dialog").close();
 });
 
-// what is watched
+// watches
 
 const samples = [];
 
@@ -126,7 +126,7 @@ function handlers(name, extra = {}) {
     },
     onMoved: (card) => {
       put(card);
-      // the same move comes through each watch that sees it: counted once
+      // the same move arrives through several watches, and is counted once
       if (name === "view") samples.push([performance.now(), clock.now() - card.timestamp]);
       if (card.vendorId === chosen) extend(card);
     },
@@ -153,17 +153,17 @@ let follow = null;
 let answered = false;
 let edge = null;
 
-/** The vendors in view, one by one; null while bubbles stand for them. */
+/** The watch of the vendors in view; null while they are shown as bubbles. */
 let view = null;
-/** The counts of the vendors in view; null while there are few. */
+/** The watch of the counts in view; null while there are few vendors. */
 let overview = null;
-/** Whether `view` still watches where the map was before, as what is in view is counted first. */
+/** Whether `view` still watches the previous part of the map, as vendors are counted first. */
 let behind = false;
-/** The zoom at which `view` began to watch where it does. */
+/** The zoom at which `view` was last moved. */
 let viewZoom = 0;
 let hinted = false;
 
-/** The view and a little around it; `clipped` when one watch of vendors can't hold it. */
+/** Returns the view with a margin; `clipped` if it exceeds the limit of a watch of vendors. */
 function viewArea() {
   return boxAround(map.getCenter(), map.getBounds().pad(0.12), settings.maxExtent);
 }
@@ -182,7 +182,7 @@ function showVendors() {
   view = client.watch(
     wanted({ area: box }),
     handlers("view", {
-      // a snapshot has the first of many vendors only, the others enter after it
+      // a snapshot has only the first of many vendors; the others enter after it
       onEntered: () => view !== null && view.vendors.size > MANY && stopVendors(),
       onSnapshot: () => {
         overview?.close();
@@ -194,7 +194,7 @@ function showVendors() {
   );
 }
 
-/** Receives no more vendors; those that came stay on the map until their counts are known. */
+/** Stops receiving vendors; those received stay on the map until their counts are known. */
 function stopVendors() {
   view.close();
   view = null;
@@ -236,7 +236,7 @@ function showCounts() {
   );
 }
 
-/** Says that the view is larger than the box of vendors, until it is no more. */
+/** Shows a notice while the view is larger than the box of vendors. */
 function hint(clipped) {
   if (clipped !== hinted) notice(clipped ? text("zoom-in") : "");
   hinted = clipped;
@@ -266,7 +266,7 @@ function look() {
   clearTimeout(moving);
   moving = setTimeout(() => {
     const near = map.getZoom() >= STREET && !viewArea().clipped;
-    // as many for each part of the view as before, to spare receiving them all when zoomed out
+    // assumes the current density everywhere, to avoid receiving all vendors when zoomed out
     const expected = view === null ? 0 : view.vendors.size * 4 ** Math.max(0, viewZoom - map.getZoom());
     const few = view !== null && expected <= FEW && !viewArea().clipped;
     if (few || (near && overview === null && view === null)) showVendors();
@@ -281,21 +281,21 @@ function look() {
 }
 map.on("moveend", look);
 
-// the address
+// the URL
 
 function here() {
   const { lat, lng } = map.getCenter();
   return { place: { zoom: map.getZoom(), center: [lat, wrapped(lng)] }, vendor: chosen, area: tool.area, open: panel.onlyOpen, query: panel.query };
 }
 
-/** Writes what is shown into the address, and keeps it for the next visit. */
+/** Writes the state of the map into the URL, and stores it for the next visit. */
 function keep() {
   const link = format(here());
   history.replaceState(null, "", link);
   remember("link", link);
 }
 
-/** Shows what an address says. */
+/** Applies the state of a URL. */
 function go(link, move) {
   panel.onlyOpen = link.open;
   panel.query = link.query;
@@ -307,7 +307,7 @@ function go(link, move) {
   look();
 }
 addEventListener("hashchange", (event) => {
-  // not location.hash: `keep` may have written over it since
+  // not location.hash, which `keep` may have overwritten since
   const { hash } = new URL(event.newURL);
   if (hash === "#list") return; // the skip link
   const link = parse(hash);
@@ -375,7 +375,7 @@ function mark() {
 let searching;
 let found = null;
 
-/** Asks the server for vendors of this name, wherever they are, and watches those that are on the map. */
+/** Searches vendors by name on the server, and watches those that are on the map. */
 function find(more = null) {
   clearTimeout(searching);
   const query = panel.query;
@@ -464,7 +464,7 @@ function showCard(card, pan) {
   say([card.name, text(card.open ? "state.open" : "state.closed"), text(card.online ? "state.online" : "state.offline")].join(", "));
 }
 
-/** The server's word on the selected vendor came: it is on the map, or not. */
+/** Handles the server's answer whether the selected vendor is on the map. */
 function shown(vendorId, pan) {
   if (vendorId !== chosen || panel.parts !== null) return;
   const card = fleet.get(vendorId)?.card;
@@ -476,7 +476,7 @@ function center(vendorId) {
   const mover = fleet.get(vendorId);
   if (mover === undefined) return;
   const to = unproject(mover.x, mover.y);
-  // a vendor among bubbles, or far away, is seen from near
+  // zoom in to a vendor that is far away or inside a bubble
   if (view === null || !map.getBounds().pad(1).contains(to)) map.setView(to, Math.max(15, map.getZoom()));
   else map.panTo(to);
 }
@@ -491,7 +491,7 @@ function setFollowing(on) {
 }
 map.on("dragstart", () => setFollowing(false));
 
-/** The map moves along with the vendor that is followed, frame by frame. */
+/** Keeps the followed vendor in the middle of the map, in each frame. */
 layer.onFrame = (now) => {
   const mover = following ? fleet.get(chosen) : undefined;
   if (mover === undefined || map._animatingZoom || map._panAnim?._inProgress) return;
@@ -516,7 +516,7 @@ async function share() {
   }
 }
 
-/** Draws where the vendor was in the last half hour, from the stored history. */
+/** Draws the vendor's trail of the last half hour from the stored history. */
 async function trail(vendorId, mine) {
   if (!settings.pastIsPublic && accessToken === null) return void (trailWords = text("trail.owner"));
   const { OwnerOnly, point, read } = await import("./history.js");
@@ -524,7 +524,7 @@ async function trail(vendorId, mine) {
   try {
     const locations = await read(vendorId, now - TRAIL, accessToken);
     if (mine !== trailOf || replaying !== null) return;
-    // what came live meanwhile continues it
+    // positions received live meanwhile continue it
     const until = locations.at(-1)?.timestamp ?? 0;
     layer.trail = [...locations.map(point), ...layer.trail.filter((one) => one[2] > until)];
     if (locations.length > 1) trailWords = text("trail", { span: span(now - locations[0].timestamp), positions: count(locations.length, "positions") });
@@ -565,7 +565,7 @@ function extend(card) {
   const points = layer.trail;
   const next = [...project(card.lat, card.long), card.timestamp];
   if (points.length > 0 && points.at(-1)[2] >= next[2]) return;
-  // the drawn trail ends where the vendor is now; this position is where it glides to
+  // the drawn trail ends at the vendor's current place; it glides to this position
   const before = extend.next?.[0] === card.vendorId ? extend.next[1] : undefined;
   if (before !== undefined && (points.length === 0 || before[2] > points.at(-1)[2])) points.push(before);
   extend.next = [card.vendorId, next];
@@ -574,16 +574,16 @@ function extend(card) {
 
 // all vendors
 
-/** Degrees around the groups of each step in which their vendors are: about a cell of a watch with 1,000 groups. */
+/** Margin in degrees around the groups of each step: about a cell of a watch with 1,000 groups. */
 const STEPS = [8, 0.6, 0.06];
 
-/** Moves the map so that it shows the watched area, or all vendors of the world. */
+/** Fits the map to the watched area, or to all vendors of the world. */
 function fit() {
   if (tool.area !== null) return map.fitBounds(tool.shape.getBounds().pad(0.2));
   fitCounts(WORLD, 0);
 }
 
-/** Fits the vendors of an area by their counts; where they are few cells wide it looks closer first. */
+/** Fits the map to the vendors of an area by their counts; if these are only a few cells wide, counts in more detail. */
 function fitCounts(box, step) {
   const all = client.watch(
     { area: box, as: "counts", detail: 1_000 },
@@ -606,7 +606,7 @@ function fitCounts(box, step) {
   );
 }
 
-/** The bounds of positions, over the antimeridian where that is the shorter way. */
+/** Returns the bounds of positions, across the antimeridian if that is shorter. */
 function boundsOf(positions) {
   const longs = positions.map(({ long }) => long).sort((a, b) => a - b);
   const gaps = longs.map((long, at) => (at === 0 ? long + 360 - longs.at(-1) : long - longs[at - 1]));
@@ -622,7 +622,7 @@ function fitTo(positions) {
   map.fitBounds([[south, west], [north, east]], { padding: [60, 60], maxZoom: 15 });
 }
 
-// where the customer is
+// the customer's position
 
 const you = new Here(map, {
   onPosition: (first) => {
@@ -636,7 +636,7 @@ const you = new Here(map, {
   },
 });
 
-/** Where distances are measured from: the customer, or the middle of the map. */
+/** Returns the origin of distances: the customer, or the middle of the map. */
 function from() {
   const { lat, lng } = map.getCenter();
   return you.position ?? [lat, lng];
@@ -723,7 +723,7 @@ function refresh() {
     panel.refresh(card, following, distance(...from(), card.lat, card.long), trailWords);
   }
   if (area !== null) panel.area(tool.area, [...area.vendors.values()], area.fresh);
-  // for screen readers: now and then, and only what is new
+  // for screen readers: rarely, and only changes
   const words = text("said.count", { vendors: count(totals[0], "vendors"), open: totals[1] });
   if (answered && words !== said && now - saidAt > ANNOUNCE) {
     saidAt = now;
@@ -737,7 +737,7 @@ const folded = (name) => name.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCa
 function list(cards, counted) {
   const query = folded(panel.query);
   if (query !== "") {
-    // what is in view at once, the others when the server answers
+    // matches in view immediately, the others when the server answers
     const matches = new Map(cards.filter((card) => folded(card.name).includes(query)).map((card) => [card.vendorId, card]));
     for (const card of found?.cards ?? []) matches.set(card.vendorId, fleet.get(card.vendorId)?.card ?? card);
     order = panel.show([...matches.values()], from(), chosen);
@@ -787,7 +787,7 @@ map.on("mousemove", ({ containerPoint }) => {
 });
 map.on("mouseout movestart zoomstart", () => (tip.hidden = true));
 
-/** The order in which J and K go from vendor to vendor: that of the list when they began, though the map moves. */
+/** The order of vendors for the keys J and K: that of the list at the first key, even if the map moves. */
 let walk = [];
 
 function next(step) {
@@ -836,7 +836,7 @@ document.addEventListener(
     else if (event.shiftKey && arrow !== undefined && tool.area !== null) tool.shift(...arrow);
     else if (act[event.key.toLowerCase()] !== undefined) act[event.key.toLowerCase()]();
     else return;
-    // the other keys are Leaflet's own
+    // Leaflet handles the other keys
     event.preventDefault();
     event.stopPropagation();
   },
@@ -851,7 +851,7 @@ for (const [id, key] of Object.entries({ box: "b", circle: "c", clear: "x", loca
 client.connect();
 void clock.ask();
 setInterval(() => {
-  performance.clearResourceTimings(); // the browser keeps a limited number, and the clock needs its own
+  performance.clearResourceTimings(); // the browser keeps a limited number, and the clock needs new ones
   void clock.ask();
 }, 300_000);
 setInterval(status, 500);
@@ -861,7 +861,7 @@ layer.changed();
 go(last, false);
 void you.resume();
 
-/** For tests and for looking into the page: what it holds, and where each vendor is drawn right now. */
+/** For tests and debugging: the state, and each vendor's currently drawn position. */
 globalThis.liveMap = {
   map,
   client,

@@ -1,4 +1,4 @@
-/** What both pages share: settings and texts, theme, storage, the server's clock, numbers in words. */
+/** Shared code of both pages: settings and texts, theme, storage, the server's clock, formatting. */
 
 export const settings = JSON.parse(document.getElementById("settings").textContent);
 const { lang, strings } = settings;
@@ -7,7 +7,7 @@ const { lang, strings } = settings;
 
 const plural = new Intl.PluralRules(lang);
 
-/** Returns a text of the page's language with `{name}` filled in; one with forms for counts is chosen by `values.n`. */
+/** Returns a text in the page's language with `{name}` filled in; plural forms are chosen by `values.n`. */
 export function text(key, values = {}) {
   const found = strings[key];
   const form = typeof found === "string" ? found : (found[plural.select(values.n)] ?? found.other);
@@ -38,7 +38,7 @@ export function millis(ms) {
   return `${number(ms / 1000, { maximumFractionDigits: ms < 10_000 ? 1 : 0 })} s`;
 }
 
-/** Whether people here measure in miles. */
+/** Whether the locale uses miles. */
 export const miles = /-(US|GB|LR|MM)\b/i.test(navigator.language);
 
 const unit = (value, name, digits = 0) => number(value, { style: "unit", unit: name, maximumFractionDigits: digits });
@@ -63,7 +63,7 @@ export function wind(heading) {
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-/** Applies the chosen theme, or the system's; `changed` is called whenever it is another. */
+/** Applies the chosen theme, or the system's; calls `changed` when it changes. */
 export function theme(changed = () => {}, forced = null) {
   const apply = () => {
     const chosen = forced ?? remembered("theme");
@@ -76,7 +76,7 @@ export function theme(changed = () => {}, forced = null) {
     toggle() {
       const wanted = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
       forced = null;
-      // the system's own theme is not stored: it may change with the hour
+      // the system's theme is not stored, as it may change with the time of day
       remember("theme", (wanted === "dark") === dark.matches ? null : wanted);
       apply();
       return wanted;
@@ -84,7 +84,7 @@ export function theme(changed = () => {}, forced = null) {
   };
 }
 
-// storage; the page works without it, and an embedded map leaves the visitor's own alone
+// storage; the page works without it, and an embedded map does not change the visitor's settings
 
 export function remembered(name) {
   try {
@@ -100,11 +100,11 @@ export function remember(name, value) {
     if (value === null) localStorage.removeItem(`venta-${name}`);
     else localStorage.setItem(`venta-${name}`, value);
   } catch {
-    // private windows may refuse
+    // private windows may refuse storage
   }
 }
 
-/** Returns the token of the address (`#token=…`), which never leaves the browser, or the stored one. */
+/** Returns the token of the URL's fragment (`#token=…`), which browsers don't send, or the stored one. */
 export function token(name, hash = location.hash) {
   const parameters = hash.slice(1).split("&");
   const given = new URLSearchParams(parameters.find((one) => one.startsWith("token="))).get("token");
@@ -118,24 +118,24 @@ export function token(name, hash = location.hash) {
 
 // time
 
-/** The server's clock less this device's, ms; 0 until it was asked. */
+/** The server's clock minus this device's, ms; 0 until known. */
 export const clock = {
   offset: 0,
   now: () => Date.now() + clock.offset,
-  /** Asks the server; the fastest of three answers is the most exact. */
+  /** Measures the offset; the fastest of three answers is the most exact. */
   async ask() {
     let best = Infinity;
     for (let tries = 0; tries < 3; tries += 1) {
       try {
         const url = new URL(`/map/now?${Math.random()}`, location.href).href;
         const { time } = await (await fetch(url, { cache: "no-store" })).json();
-        // as the browser's network saw it: a busy page reads late what came in time
+        // by the browser's network timing, as a busy page reads answers late
         const { requestStart, responseStart } = performance.getEntriesByName(url)[0];
         const took = responseStart - requestStart;
         if (took >= best) continue;
         best = took;
         const off = time - (performance.timeOrigin + requestStart + took / 2);
-        // a difference within the round trip is none
+        // a difference within the round-trip time counts as none
         clock.offset = Math.abs(off) <= took / 2 + 1 ? 0 : off;
       } catch {
         return;
@@ -159,7 +159,7 @@ export function element(tag, properties = {}, ...children) {
 
 export const by = (id) => document.getElementById(id);
 
-/** Sets a property only where it changes, so that focus stays and nothing is read out again. */
+/** Sets a property only if it changes, so that focus stays and screen readers don't repeat it. */
 export function set(node, property, value) {
   if (node[property] !== value) node[property] = value;
 }

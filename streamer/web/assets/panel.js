@@ -1,10 +1,10 @@
-/** The list of vendors, the card of the selected one, the watched area: what the map shows, in words. */
+/** The panel: the list of vendors, the card of the selected one, and the watched area. */
 
 import { distance } from "./fleet.js";
 import { directions } from "./here.js";
 import { ago, by, clock, count, element, metres, put, set, speed, text, wind } from "./page.js";
 
-/** Rows that are shown at once; the search finds the others. */
+/** Maximum number of rows; the search finds the others. */
 const MOST_LISTED = 60;
 const LOGGED = 4;
 
@@ -64,13 +64,13 @@ export class Panel {
     by("query").value = value;
   }
 
-  /** On a phone the panel is a sheet: up, or only its edge. */
+  /** On a phone the panel is a sheet: open, or only its edge visible. */
   lift(up) {
     this.root.classList.toggle("up", up);
     by("handle").setAttribute("aria-expanded", String(up));
   }
 
-  /** Lists cards, the nearest to `from` ([lat, long]) first; returns the ids in that order. */
+  /** Lists cards, nearest to `from` ([lat, long]) first; returns the ids in that order. */
   show(cards, from, chosen) {
     const near = cards
       .map((card) => [card.lat === undefined ? Infinity : distance(...from, card.lat, card.long), card])
@@ -82,7 +82,7 @@ export class Panel {
     return near.map(([, card]) => card.vendorId);
   }
 
-  /** Lists bubbles, the largest first. */
+  /** Lists bubbles, largest first. */
   showGroups(bubbles, from, place) {
     this.groups = [...bubbles].sort((a, b) => b.count - a.count).slice(0, MOST_LISTED);
     this.fill(
@@ -95,14 +95,14 @@ export class Panel {
     );
   }
 
-  /** Says in the list why it is empty, or offers more. */
+  /** Shows in the list why it is empty, or a button for more. */
   note(words, more = false) {
     const inner = more ? element("button", { type: "button", className: "more", textContent: words }) : words;
     this.list.append(element("li", { className: "none" }, inner));
   }
 
   fill(rows) {
-    // rows that stay keep their focus and are not read out again
+    // rows that stay keep their focus and are not repeated by screen readers
     rows.forEach((row, at) => {
       if (this.list.children[at] !== row) this.list.insertBefore(row, this.list.children[at] ?? null);
     });
@@ -133,7 +133,7 @@ export class Panel {
     return row;
   }
 
-  /** Opens the card of a vendor; null closes it. A card without a position is that of a vendor not on the map. */
+  /** Opens the card of a vendor; null closes it. A card without a position is of a vendor that is not on the map. */
   choose(card) {
     const root = by("card");
     root.hidden = card === null;
@@ -199,7 +199,7 @@ export class Panel {
     set(parts.trail, "textContent", trail);
   }
 
-  /** The watched area in words; null where there is none. */
+  /** Shows the watched area; null if there is none. */
   area(area, cards, fresh) {
     by("area").hidden = area === null;
     if (area === null) {
@@ -215,7 +215,7 @@ export class Panel {
     return `${size}: ${inside}`;
   }
 
-  /** Logs a vendor that entered the watched area or left it. */
+  /** Logs that a vendor entered or left the watched area. */
   passed(card, key) {
     this.log = [[card.name, text(key)], ...this.log].slice(0, LOGGED);
     by("area-log").replaceChildren(
@@ -231,7 +231,7 @@ function image(url) {
   return made;
 }
 
-/** Returns the shape and size of an area in words. */
+/** Describes the shape and size of an area. */
 export function areaWords(area) {
   if (area.polygon) return text("area.polygon");
   if (area.center) return text("area.circle", { radius: metres(area.radius) });

@@ -1,16 +1,16 @@
-/** The vendor page: measures a phone's positions, keeps and uploads them, and shows what is not stored yet. */
+/** The vendor page: measures a phone's positions, keeps and uploads them, and shows those not stored yet. */
 
 import { expiry, IndexedDbQueue, VendorClient } from "/client/venta.js";
 import { ago, by, count, element, metres, number, put, remember, remembered, speed, text, theme, token, wind } from "./page.js";
 
-/** Waiting positions that are listed. */
+/** Maximum number of waiting positions that are listed. */
 const LISTED = 5;
-/** A position within this many metres of the last is reported only every PARKED ms. */
+/** A position within this distance of the last, in metres, is reported only every PARKED ms. */
 const NEAR = 3;
 const PARKED = 15_000;
-/** A position known no better than this, in metres, is not reported. */
+/** A position with a worse accuracy than this, in metres, is not reported. */
 const COARSEST = 500;
-/** Plain words for why the server ended the connection, by close code. */
+/** Messages for closes by the server, by close code. */
 const ENDED = { 4401: "vendor.expired", 4403: "vendor.none", 4404: "vendor.none", 4429: "vendor.elsewhere" };
 
 theme();
@@ -20,7 +20,7 @@ let client = null;
 let measuring = null;
 let lock = null;
 let last = null;
-/** What is wrong with signing in, with the connection, and with measuring: each is solved on its own. */
+/** Errors of signing in, of the connection, and of measuring; each is resolved separately. */
 let refused = "";
 let failed = "";
 let lost = "";
@@ -89,14 +89,14 @@ async function signOut(why) {
   show();
 }
 
-/** Connects as the vendor; what an earlier run left in the queue is uploaded at once. */
+/** Connects as the vendor; uploads the queue of an earlier run immediately. */
 async function be() {
   await client?.disconnect();
   failed = refused = "";
   const vendorId = remembered("vendor-id") ?? undefined;
   const mine = (client = new VendorClient(location.origin, {
     vendorId,
-    // a queue for each user: pings must not be uploaded in another's name
+    // one queue per user, as pings must not be uploaded for another user
     queue: globalThis.indexedDB ? new IndexedDbQueue(`venta-pings-${subject(access)}-${vendorId ?? ""}`) : undefined,
     getToken: () => access,
     onState: (state, { code, reason } = {}) => {
@@ -113,7 +113,7 @@ async function be() {
     onHello: ({ vendorId: own }) => void named(own),
     onQueue: show,
     onStored: () => {
-      // a vendor has a card from its first position on
+      // a vendor has a card only from its first position on
       if (unnamed !== null) void named(unnamed);
       show();
     },
@@ -198,13 +198,13 @@ function unmeasured({ code, message }) {
   show();
 }
 
-/** Keeps the screen on: a sleeping phone measures nothing. */
+/** Keeps the screen on, as a sleeping phone measures no positions. */
 async function stayAwake() {
   try {
     lock = await navigator.wakeLock?.request("screen");
     lock?.addEventListener("release", () => show());
   } catch {
-    lock = null; // the system may refuse, as with a low battery
+    lock = null; // the system may refuse, for example with a low battery
   }
   show();
 }
@@ -217,7 +217,7 @@ by("open").addEventListener("change", () => {
   show();
 });
 
-// showing
+// display
 
 function showFix(fix) {
   put("position", `${fix.lat.toFixed(5)}, ${fix.long.toFixed(5)}`);
@@ -278,5 +278,5 @@ if (access === null) show();
 else void be();
 void signIn();
 
-/** For tests and for looking into the page. */
+/** For tests and debugging. */
 globalThis.vendorPage = { get client() { return client; } };
