@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from streamer.broker.context import Context, SubscribedCell
 from streamer.broker.membership import Membership, drop_commands
 from streamer.broker.redis_connections import Command, refused
-from streamer.broker.redis_schema import ALWAYS, CELL_TTL, READ, SCAN, Reading, channel, new_generation, positions_key
+from streamer.broker.redis_schema import ALWAYS, CELL_TTL, READ, SCAN, Reading, channel, new_epoch, positions_key
 from streamer.geo.grid import BUS_LEVEL, parent
 
 AT_ONCE = 16
@@ -109,19 +109,19 @@ class CellReader:
             # Moved to the end of the queue, so that a large cell does not delay small ones.
             self.readings[at] = self.readings.pop(at)
             key = positions_key(at)
-            if reading.generation is None:
-                commands.append(Command(key, ("EVAL", READ, 1, key, CELL_TTL, new_generation())))
+            if reading.epoch is None:
+                commands.append(Command(key, ("EVAL", READ, 1, key, CELL_TTL, new_epoch())))
             commands.append(Command(key, ("HSCAN", key, reading.cursor, "COUNT", SCAN)))
         answers = iter(await self._nodes.run(commands, "read"))
         failed = False
         for at, reading in turn:
-            generation = next(answers) if reading.generation is None else reading.generation
+            epoch = next(answers) if reading.epoch is None else reading.epoch
             part = next(answers)
-            if refused(generation) or refused(part):
+            if refused(epoch) or refused(part):
                 failed = True
                 reading.restart()
                 continue
-            reading.generation = generation
+            reading.epoch = epoch
             if reading.take(part) and self.readings.get(at) is reading:
                 await self._merge(at, reading)
         more = bool(self._to_read) or any(self._nodes.answers(channel(at)) for at in self.readings)
@@ -184,13 +184,13 @@ class CellReader:
             and vendor.vendor_id not in reading.heard
             and vendor.vendor_id not in self._local_vendors
         ]
-        if cell.loaded and cell.generation != reading.generation:
+        if cell.loaded and cell.epoch != reading.epoch:
             # A vendor that is missing may simply not have been written again yet.
-            cell.generation = reading.generation
+            cell.epoch = reading.epoch
             cell.doubtful = True
             self._recheck[at] = asyncio.get_running_loop().time() + self._context.config.grace
             return
-        cell.generation = reading.generation
+        cell.epoch = reading.epoch
         if cell.doubtful:
             # Its process had time to write it. A silent process can't write; its vendors expire.
             cell.doubtful = False

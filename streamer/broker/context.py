@@ -63,7 +63,7 @@ class SubscribedCell:
     loaded: bool = False
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     idle_since: float | None = None
-    generation: bytes | None = None
+    epoch: bytes | None = None
     doubtful: bool = False
     """Redis lost the cell. A vendor that is missing in it may simply not have been written again yet."""
     early: set[str] = field(default_factory=set)

@@ -16,7 +16,7 @@ from streamer.broker.redis_schema import (
     Versions,
     cells_key,
     channel,
-    new_generation,
+    new_epoch,
     positions_key,
     versions_of,
 )
@@ -86,7 +86,7 @@ class Flush:
                 yield EVERYWHERE, Command(BROADCAST, ("SADD", cells_key(me), cell_name(at)))
             for batch in batches:
                 if batch.fields:
-                    yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_generation(), *batch.fields))
+                    yield at, Command(key, ("EVAL", WRITE, 1, key, CELL_TTL, new_epoch(), *batch.fields))
             drops = [word for id, entry in self.dropping.get(at, {}).items() for word in (id, *entry.versions)]
             for command in drop_commands(at, drops):
                 yield at, command

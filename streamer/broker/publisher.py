@@ -53,7 +53,7 @@ class Publisher:
         self._gone: set[str] = set()
         self._handed_over: dict[str, tuple[Fix, float]] = {}
         """Fixes of handed-over vendors, and the loop's time until which they are broadcast to the new process."""
-        self._generations: dict[int, bytes] = {}
+        self._epochs: dict[int, bytes] = {}
         self._wake = asyncio.Event()
         self.placement = Placement(context, membership, self._wake)
 
@@ -128,7 +128,7 @@ class Publisher:
 
     def republish(self) -> None:
         """Writes all vendors again, as Redis may have lost them."""
-        self._generations.clear()
+        self._epochs.clear()
         self.placement.unplaced.clear()
         for vendor_id in self._local_vendors.sockets:
             self.mark(vendor_id, Part.ALL)
@@ -204,7 +204,7 @@ class Publisher:
         if gone:
             flush.broadcast().gone += gone
         await self.placement.drop_unknown(gone)
-        commands = list(flush.commands(self._index.me, self._generations))
+        commands = list(flush.commands(self._index.me, self._epochs))
         if not commands:
             return
         answers = await self._nodes.run([command for _, command in commands])
@@ -267,7 +267,7 @@ class Publisher:
             self._retry_later(vendor_id, parts)
 
     def _failed(self, commands: list[tuple[int, Command]], answers: list[Answer]) -> set[int]:
-        """Returns the cells of which a command failed; records the generations of the cells that were written."""
+        """Returns the cells of which a command failed; records the epochs of the cells that were written."""
         failed: set[int] = set()
         for (at, command), answer in zip(commands, answers, strict=True):
             if refused(answer):
@@ -275,7 +275,7 @@ class Publisher:
                 if not isinstance(answer, Unavailable):
                     log.error("redis refused a write", cause=str(answer), key=command.key)
             elif command.words[1] is WRITE:
-                self._note_generation(at, answer)
+                self._note_epoch(at, answer)
         return failed
 
     def _record_outcome(self, flush: Flush, failed: set[int]) -> None:
@@ -308,11 +308,11 @@ class Publisher:
         """Schedules parts of a vendor for a later flush."""
         self._retry[vendor_id] = self._retry.get(vendor_id, 0) | parts
 
-    def _note_generation(self, at: int, generation: bytes) -> None:
-        """Records a written cell's generation; if it is new, Redis lost the cell, and all of it is written again."""
-        known = self._generations.get(at)
-        self._generations[at] = generation
-        if known is not None and known != generation:
+    def _note_epoch(self, at: int, epoch: bytes) -> None:
+        """Records a written cell's epoch; if it is new, Redis lost the cell, and all of it is written again."""
+        known = self._epochs.get(at)
+        self._epochs[at] = epoch
+        if known is not None and known != epoch:
             log.warning("redis lost a cell; its vendors are written again", cell=cell_name(at))
             for id, entry in self.placement.entries.items():
                 if entry.cell == at:

@@ -3,7 +3,7 @@
 All keys of a broker cell share a hash tag, so the same code runs on one Redis and on a Redis Cluster:
 
     v2:{812.403}:now     hash: f/c/p/h + vendorId -> version (13 digits) + JSON: fix, card, presence, last HTTP ping
-                         ! -> the hash's generation, set at its creation; a new one means that Redis lost the hash
+                         ! -> the hash's epoch, set at its creation; a new one means that Redis lost the hash
     v2:{812.403}         sharded channel: [origin, fixes, cards, presences, https, gone], a message per cell and flush
     v2:at:{vendorId}     a vendor's place: version of its fix (13 digits), broker cell, space, process that wrote it
     v2:{roam}            sharded broadcast channel: heartbeats, and the state of vendors that changed cell or process
@@ -43,7 +43,7 @@ SCAN = 1000
 """Registers requested at a time."""
 BROADCAST = b"v2:{roam}"
 PROCESSES = BROADCAST + b":owners"
-GENERATION = b"!"
+EPOCH = b"!"
 NEVER = b"0" * 13
 ALWAYS = b"9" * 13
 
@@ -77,7 +77,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return held[1]
 """
 )
-"""KEYS: a cell. ARGV: TTL in seconds, a new generation, then field, value … Returns the cell's generation.
+"""KEYS: a cell. ARGV: TTL in seconds, a new epoch, then field, value … Returns the cell's epoch.
 
 Of two values with the same version the greater one stays, as in the index, so that writes commute.
 """
@@ -123,15 +123,15 @@ return 0
 """KEYS: a vendor's place. ARGV: the newest version to delete, the process that must have written it (empty: any)."""
 
 READ = """
-local generation = redis.call('HGET', KEYS[1], '!')
-if not generation then
-  generation = ARGV[2]
-  redis.call('HSET', KEYS[1], '!', generation)
+local epoch = redis.call('HGET', KEYS[1], '!')
+if not epoch then
+  epoch = ARGV[2]
+  redis.call('HSET', KEYS[1], '!', epoch)
   redis.call('EXPIRE', KEYS[1], ARGV[1])
 end
-return generation
+return epoch
 """
-"""KEYS: a cell. ARGV: TTL in seconds, a new generation. Returns the cell's generation."""
+"""KEYS: a cell. ARGV: TTL in seconds, a new epoch. Returns the cell's epoch."""
 
 
 def channel(cell: int) -> bytes:
@@ -356,14 +356,14 @@ class Reading:
     """
 
     cursor: bytes | int = 0
-    generation: bytes | None = None
+    epoch: bytes | None = None
     found: dict[str, Registers] = field(default_factory=dict)
     heard: set[str] = field(default_factory=set)
     left: dict[str, int] = field(default_factory=dict)
 
     def restart(self) -> None:
         """Starts over: a cursor is invalid on another node, and on the same node after a restart."""
-        self.cursor, self.generation = 0, None
+        self.cursor, self.epoch = 0, None
         self.found.clear()
 
     def take(self, answer: Sequence[Any]) -> bool:
@@ -371,7 +371,7 @@ class Reading:
         self.cursor, flat = answer
         found = self.found
         for name, value in zip(flat[::2], flat[1::2], strict=True):
-            if name == GENERATION:
+            if name == EPOCH:
                 continue
             id = name[1:].decode()
             registers = found.get(id)
@@ -385,6 +385,6 @@ class Reading:
         return {process for registers in self.found.values() if (process := registers.process()) is not None}
 
 
-def new_generation() -> str:
-    """A random generation for a cell that does not exist in Redis yet."""
+def new_epoch() -> str:
+    """A random epoch for a cell that does not exist in Redis yet."""
     return secrets.token_hex(6)

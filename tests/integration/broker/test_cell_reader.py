@@ -42,7 +42,7 @@ async def test_a_vendor_received_while_a_gap_is_closed_stays(one: Peer, other: P
     await viewer.sees({"truck": HERE})
     at, broker = bus_cell(*HERE), other.broker
     reading = Reading()
-    reading.generation = broker.subscriber._cells[at].generation
+    reading.epoch = broker.subscriber._cells[at].epoch
     broker.subscriber.reader._note_missing(at, broker.subscriber._cells[at], reading)
     one.ping("truck", NEAR)
     batch = CellBatch()
@@ -53,7 +53,7 @@ async def test_a_vendor_received_while_a_gap_is_closed_stays(one: Peer, other: P
     await viewer.sees({"truck": NEAR})
     # A vendor without further messages is removed.
     reading = Reading()
-    reading.generation = broker.subscriber._cells[at].generation
+    reading.epoch = broker.subscriber._cells[at].epoch
     broker.subscriber.reader._note_missing(at, broker.subscriber._cells[at], reading)
     broker.subscriber.reader._close_gap()
     assert "truck" not in other.index.vendors

@@ -114,7 +114,7 @@ async def test_an_entry_that_is_newer_is_not_dropped(redis_url: str) -> None:
 
 
 async def test_an_epoch_shows_that_redis_lost_the_cell(redis_url: str) -> None:
-    """Without the generation, a vendor that is not written again yet would be removed from all maps."""
+    """Without the epoch, a vendor that is not written again yet would be removed from all maps."""
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         assert await client.eval(READ, 1, KEY, 60, "first") == b"first"
         assert await client.eval(WRITE, 1, KEY, 60, "second") == b"first"

@@ -108,11 +108,11 @@ def test_keys_of_a_cell_share_a_hash_tag() -> None:
 def test_a_restarted_read_discards_its_results() -> None:
     """A cursor of one node means nothing to another."""
     reading = Reading()
-    assert not reading.take([b"17", [b"!", b"generation", b"ftruck", b"%013d[]" % NOW]])
+    assert not reading.take([b"17", [b"!", b"epoch", b"ftruck", b"%013d[]" % NOW]])
     assert reading.found["truck"].version() == NOW
-    reading.generation = b"generation"
+    reading.epoch = b"epoch"
     reading.restart()
     assert reading.cursor == 0
-    assert reading.generation is None
+    assert reading.epoch is None
     assert not reading.found
     assert ALWAYS > b"%013d" % NOW
