@@ -20,7 +20,7 @@ HERE: Circle = {"center": {"lat": 52.2297, "long": 21.0122}, "radius": 500}
 
 
 async def test_a_backend_in_python(serve: Serve, database_url: str) -> None:
-    """A backend keeps its users' alerts without writing HTTP requests, and sees why one was refused."""
+    """A backend manages its users' alerts without writing HTTP requests, and gets the reason of a refusal."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY, alerts_per_user=200, alert_changes=1000)
 
@@ -51,7 +51,7 @@ async def test_a_backend_in_python(serve: Serve, database_url: str) -> None:
 
 
 async def test_a_backend_without_asyncio(serve: Serve, database_url: str) -> None:
-    """Django and Flask keep alerts too."""
+    """The synchronous client manages alerts, too, for Django and Flask."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(alert_key=KEY)
 

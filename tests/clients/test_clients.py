@@ -1,6 +1,6 @@
-"""Both clients against the real server: what they promise under cut, dead and killed connections.
+"""Both clients against the real server: their guarantees with closed, dead and killed connections.
 
-Each runs as the program that `streamer conformance` judges, so one test is for all languages.
+Each runs as the program that `streamer conformance` tests, so one test covers all languages.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from tests.support.process import ServerProcess
 from tests.support.proxy import Proxy
 
 DOWN = {"connectTimeout": 2000}
-"""For tests that take the network down: Node 20 does not report a connection that is reset before its handshake."""
+"""For tests that interrupt the network: Node 20 does not report a connection that is reset before its handshake."""
 LAT, LONG = 52.2297, 21.0122
 
 
 class App(Program):
-    """An app on one of the clients, in a process of its own."""
+    """An app with one of the clients, in its own process."""
 
     def __init__(self, command: list[str], kind: str, url: str, clerk_id: str | None = None, **settings: Any) -> None:
         token = {"token": make_token(SECRET, clerk_id, 600)} if clerk_id else {}
         super().__init__(command, kind, url, {"minDelay": 50, "maxDelay": 300, **token, **settings})
 
     async def kill(self) -> None:
-        """End it; what it reported was never against its own view."""
+        """Ends the app; checks that its events never contradicted its view."""
         await super().kill()
         assert not self.named("wrong")
 
     def named(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """What happened of one kind."""
+        """Returns the events of one kind."""
         return [e for e in self.events if e["event"] == event and all(e.get(k) == v for k, v in fields.items())]
 
     async def happens(self, event: str, times: int = 1, within: float = 20, **fields: Any) -> dict[str, Any]:
-        """Wait until something has happened so often."""
+        """Waits until an event has happened this many times."""
         await eventually(
             lambda: len(self.named(event, **fields)) >= times,
             f"{event} {fields}, only {self.events[-8:]} {self.errors!r}",
@@ -53,15 +53,15 @@ class App(Program):
         return self.named(event, **fields)[-1]
 
     async def do(self, name: str, **fields: Any) -> dict[str, Any]:
-        """Tell it to do something, and wait until it has."""
+        """Sends a command and waits until it is done."""
         return await self.happens("done", number=self.begin(name, **fields))
 
     def begin(self, name: str, **fields: Any) -> int:
-        """Tell it to do something; returns the number under which it reports that it has."""
+        """Sends a command; returns the number with which the app reports its end."""
         return self.tell({"do": name, **fields})
 
     async def sees(self, id: str, expected: dict[str, tuple[float, float]]) -> None:
-        """Wait until its view is exactly these vendors at these positions, and it knows that it is."""
+        """Waits until its view has exactly these vendors at these positions, and is fresh."""
 
         async def holds() -> bool:
             view = await self.do("view", id=id)
@@ -71,14 +71,14 @@ class App(Program):
 
 
 class Start(Protocol):
-    """Makes an app on the client of the test's run."""
+    """Starts an app with the client under test."""
 
     def __call__(self, kind: str, url: str, clerk_id: str | None = None, **settings: Any) -> App: ...
 
 
 @pytest.fixture(params=PROGRAMS)
 def program(request: pytest.FixtureRequest) -> Start:
-    """An app on each of the clients in turn."""
+    """An app with each of the clients in turn."""
     command = PROGRAMS[request.param]
     if command is None:
         pytest.skip("needs Node 20 or newer")
@@ -86,14 +86,14 @@ def program(request: pytest.FixtureRequest) -> Start:
 
 
 def pings(first: int, number: int, *, at: int) -> list[dict[str, Any]]:
-    """Positions a second apart."""
+    """Returns positions a second apart."""
     return [{"lat": LAT + n / 1e5, "long": LONG, "timestamp": at + n * 1000} for n in range(first, first + number)]
 
 
 async def test_no_ping_is_lost_whatever_is_cut_or_killed(
     program: Start, database_url: str, serving_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """The queue's promise: the network cut, the server killed, the phone killed, and each ping is stored once."""
+    """The queue's guarantee: network interrupted, server killed, phone killed, and each ping is stored once."""
     (one,) = await seed.seed(database_url, 1)
     file = str(tmp_path / "queue")
     at = now_ms() - 3_600_000
@@ -116,7 +116,7 @@ async def test_no_ping_is_lost_whatever_is_cut_or_killed(
             await app.do("flushed")
             assert (await app.do("size"))["size"] == 0
         assert await stored(database_url, one.vendor_id) == [ping["timestamp"] for ping in sent]
-        # What was acked is gone from the file too: the next run sends nothing again.
+        # Acked pings are removed from the file, too: the next run resends nothing.
         async with program("vendor", proxy.url, one.clerk_id, file=file) as app:
             await app.happens("state", state="connected")
             assert (await app.do("size"))["size"] == 0
@@ -125,7 +125,7 @@ async def test_no_ping_is_lost_whatever_is_cut_or_killed(
 async def test_the_newest_position_goes_first_after_a_time_offline(
     program: Start, serve: Serve, database_url: str
 ) -> None:
-    """Customers see where the vendor is now, before hours of its past have been uploaded."""
+    """Customers see the vendor's current position before hours of its backlog have been uploaded."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     now = now_ms()
@@ -145,7 +145,7 @@ async def test_the_newest_position_goes_first_after_a_time_offline(
 async def test_a_wrong_clock_is_corrected_before_anything_is_sent(
     program: Start, serve: Serve, database_url: str
 ) -> None:
-    """A phone five hours ahead would have each ping rejected, and one five hours behind never be seen live."""
+    """Otherwise a phone five hours ahead would have all pings rejected; one five hours behind would never be live."""
     first, second = await seed.seed(database_url, 2)
     server = await serve()
     for vendor, wrong in ((first, 18_000_000), (second, -18_000_000)):
@@ -168,7 +168,7 @@ async def test_a_wrong_clock_is_corrected_before_anything_is_sent(
 async def test_a_clock_that_is_set_while_connected(
     program: Start, serve: Serve, database_url: str, request: pytest.FixtureRequest, by: int
 ) -> None:
-    """A phone that learns the network's time must not have each ping hours off until it reconnects."""
+    """A phone whose clock is set must not send pings with wrong times until it reconnects."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with program("vendor", server.url, one.clerk_id) as app:
@@ -178,7 +178,7 @@ async def test_a_clock_that_is_set_while_connected(
         await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
         await app.do("flushed")
         if by > 0 and "js" in request.node.name:
-            # A phone's sleep looks the same, so the first one is rejected, and another hello asked for.
+            # A phone's sleep looks the same, so the first ping is rejected, and the app requests another hello.
             assert (await app.happens("rejected"))["code"] == "ERR_TIMESTAMP_IN_FUTURE"
             await app.happens("state", state="connected", times=2)
             await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
@@ -193,7 +193,7 @@ async def test_a_clock_that_is_set_while_connected(
 async def test_what_can_not_be_stored_is_reported_and_forgotten(
     program: Start, serve: Serve, database_url: str
 ) -> None:
-    """A ping that will never be stored must not be sent for ever, nor delay the others."""
+    """A ping that will never be stored must not be sent forever or delay the others."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     now = now_ms()
@@ -207,11 +207,11 @@ async def test_what_can_not_be_stored_is_reported_and_forgotten(
         await app.do("disconnect")
         await app.do("ping", fixes=pings(1, 5, at=now))
         gone = [t for event in app.named("dropped") for t in event["timestamps"]]
-        assert gone == [now + 1000, now + 2000]  # the queue has a size: the oldest make room, and the app is told
+        assert gone == [now + 1000, now + 2000]  # the queue is limited: the oldest are dropped with an event
 
 
 async def test_open_and_closed_survive_a_cut(program: Start, serve: Serve, database_url: str) -> None:
-    """A vendor who closes in a tunnel is closed when the phone is out of it."""
+    """A vendor who closes in a tunnel is closed once the phone is connected again."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     async with CustomerApp(server.url) as customer, Proxy(server.url) as proxy:
@@ -231,7 +231,7 @@ async def test_open_and_closed_survive_a_cut(program: Start, serve: Serve, datab
 async def test_a_view_is_true_again_after_every_cut(
     program: Start, database_url: str, serving_url: str, redis_url: str
 ) -> None:
-    """After a reconnect a customer must see what entered, moved and left while it was cut off."""
+    """After a reconnect a customer must see what entered, moved and left meanwhile."""
     vendors = await seed.seed(database_url, 4)
     area = {"area": circle(LAT, LONG, 2000)}
     truth: dict[str, tuple[float, float]] = {}
@@ -253,14 +253,14 @@ async def test_a_view_is_true_again_after_every_cut(
                     if n == 1:
                         proxy.cut()
                 await app.sees("w", truth)
-            await server.end(signal.SIGTERM)  # in good order: it says when to come back
+            await server.end(signal.SIGTERM)  # graceful: `bye` has the time to reconnect
             await app.happens("state", state="reconnecting", code=1012)
             await server.start()
             await app.sees("w", truth)
             before = len(app.named("state", state="reconnecting"))
             await server.end(signal.SIGKILL)
             await app.happens("state", state="reconnecting", times=before + 1)
-            assert (await app.do("view", id="w"))["fresh"] is False  # what it shows is old, and it says so
+            assert (await app.do("view", id="w"))["fresh"] is False  # the view is outdated, and not fresh
             await server.start()
             await app.sees("w", truth)
             await app.do("move", id="w", wanted={"area": circle(LAT, LONG, 150)})
@@ -270,7 +270,7 @@ async def test_a_view_is_true_again_after_every_cut(
 
 
 async def test_a_view_of_more_vendors_than_a_snapshot_has(program: Start, serve: Serve, database_url: str) -> None:
-    """A view larger than a snapshot continues in updates; the app must end with all vendors, also those that move."""
+    """A view larger than a snapshot continues in updates; the app must end with all vendors, also moving ones."""
     running, vendors = await serve(), await seed.seed(database_url, 1100)
     truth: dict[str, tuple[float, float]] = {}
     async with aiohttp.ClientSession(running.url) as session, program("customer", running.url) as app:
@@ -302,7 +302,7 @@ async def test_a_view_of_more_vendors_than_a_snapshot_has(program: Start, serve:
 
 
 async def test_a_dead_link_is_noticed_by_both_apps(program: Start, serve: Serve, database_url: str) -> None:
-    """A link that dies without a close would leave an app waiting for ever; both clients replace it."""
+    """A connection that dies without a close must be detected and replaced by both clients."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     quick: dict[str, Any] = {"silence": 500, "answerTimeout": 3000}
@@ -314,7 +314,7 @@ async def test_a_dead_link_is_noticed_by_both_apps(program: Start, serve: Serve,
             await customer.do("watch", id="w", wanted={"area": circle(LAT, LONG, 2000)})
             await customer.sees("w", {})
             await vendor.happens("state", state="connected")
-            await asyncio.sleep(2.5)  # silent, but alive: asked, and it answered
+            await asyncio.sleep(2.5)  # silent, but alive: it answered the client's request
             assert not customer.named("state", state="reconnecting")
             proxy.freeze()
             vendor.begin("ping", fixes=[{"lat": LAT, "long": LONG, "timestamp": now_ms()}])
@@ -328,7 +328,7 @@ async def test_a_dead_link_is_noticed_by_both_apps(program: Start, serve: Serve,
 async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(
     program: Start, serve: Serve, database_url: str
 ) -> None:
-    """A token that ends is replaced on the open connection; without a better one the app says so and stops."""
+    """An expiring token is replaced on the open connection; without a new one the app reports it and stops."""
     first, second = await seed.seed(database_url, 2)
     server = await serve(watch_auth="required", jwt_leeway=0.0)
     short, ends = make_token(SECRET, first.clerk_id, 8), now_ms() + 8000
@@ -336,7 +336,7 @@ async def test_tokens_are_renewed_and_a_refused_one_is_not_tried_for_ever(
         await app.happens("state", state="connected")
         await app.do("token", token=make_token(SECRET, first.clerk_id, 600))
         await app.happens("token", refresh=True)
-        await asyncio.sleep((ends - now_ms()) / 1000 + 2.5)  # past the end of the first, and the server's next look
+        await asyncio.sleep((ends - now_ms()) / 1000 + 2.5)  # past the token's expiry and the next check
         assert not app.named("state", state="reconnecting")
         await app.do("ping", fixes=[{"lat": LAT, "long": LONG}])
         await app.do("flushed")

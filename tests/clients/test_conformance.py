@@ -18,11 +18,11 @@ PYTHONPATH = os.pathsep.join((str(ROOT), str(ROOT / "clients" / "python")))
 
 @pytest.mark.parametrize("client", PROGRAMS)
 async def test_both_clients_pass(client: str, tmp_path: Path) -> None:
-    """What the kit demands of authors of other clients holds for ours."""
+    """Our clients pass the conformance tests for other clients."""
     command = PROGRAMS[client]
     if command is None:
         pytest.skip("needs Node 20 or newer")
-    # most of a case is waiting
+    # most of a case's time is waiting
     words = ("--jobs", "6", "--within", "60", "--", *command)
     done = await run("conformance", *words, folder=tmp_path, PYTHONPATH=PYTHONPATH)
     assert done.status == 0, done.out
@@ -73,7 +73,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_client_with_a_fault_fails(fault: str, tmp_path: Path) -> None:
-    """A kit that passed every client would tell the author of a new one nothing."""
+    """The conformance tests must find faults of clients."""
     target, patch, kind, case = FAULTS[fault]
     owner, name = target.rsplit(".", 1)
     faulty = tmp_path / "faulty.py"
@@ -91,7 +91,7 @@ async def test_a_client_with_a_fault_fails(fault: str, tmp_path: Path) -> None:
 
 
 async def test_mistakes_of_the_caller(tmp_path: Path) -> None:
-    """A mistyped case or program is named, and is no verdict on the client."""
+    """A mistyped case or program is reported, and is not a failure of the client."""
     unreadable = tmp_path / "client"
     unreadable.write_text("#!/no/such/interpreter\n")
     unreadable.chmod(0o755)
@@ -106,7 +106,7 @@ async def test_mistakes_of_the_caller(tmp_path: Path) -> None:
 
 
 async def test_a_program_that_is_no_client(tmp_path: Path) -> None:
-    """A program that ends at once fails every case with what it said last."""
+    """A program that ends immediately fails all cases with its last output."""
     program = tmp_path / "broken.py"
     program.write_text("raise SystemExit('no such class')")
     done = await run("conformance", "--case", "4403", "--", sys.executable, str(program), folder=tmp_path)
@@ -115,7 +115,7 @@ async def test_a_program_that_is_no_client(tmp_path: Path) -> None:
 
 
 def test_every_step_is_explained() -> None:
-    """An author of a client reads the cases; each step in them is in the guide."""
+    """Each step of the cases is in the guide, for authors of clients."""
     guide = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
     steps = {next(iter(step)) for case in script.load() for step in case.steps}
     for step in steps:

@@ -1,4 +1,4 @@
-"""The Expo example as a developer builds it, and the client on React Native's own URL and WebSocket."""
+"""The Expo example built as by a developer, and the client on React Native's URL and WebSocket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.npm import NPM, install, run
 from tests.support.paths import ROOT
 
 CASES = ("kept until", "same timestamps", "a view is", "4401: again", "bye")
-"""What stands on the URL and the WebSocket: a query, a subprotocol, messages, close codes."""
+"""The parts that depend on URL and WebSocket: a query, a subprotocol, messages, close codes."""
 
 pytestmark = [
     pytest.mark.skipif(NPM is None or NODE_VERSION < 20, reason="needs npm, and Node 20 or newer"),
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 async def app() -> AsyncIterator[Path]:
-    """The example with its packages, beside the clients as they are."""
+    """The example with its packages, next to the unchanged clients."""
     folder = Path(tempfile.mkdtemp(prefix="streamer-expo-"))
     ignore = shutil.ignore_patterns("node_modules")
     try:
@@ -39,7 +39,7 @@ async def app() -> AsyncIterator[Path]:
 
 
 async def test_the_example_and_the_client_on_react_native(app: Path) -> None:
-    """A developer starts from the example: it must compile, and Metro must find every module of the clients.
+    """The example must compile, and Metro must find all modules of the clients.
 
     React Native's URL can't be changed, its WebSocket has no bufferedAmount: an app would fail at its start. One test,
     as installing the packages takes half of the time.

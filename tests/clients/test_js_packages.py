@@ -1,4 +1,4 @@
-"""The npm packages as an app developer gets them: packed, installed, typed, small, with React hooks that follow."""
+"""The npm packages of app developers: packed, installed, typed, small, and their React hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 HERE = ROOT / "tests" / "js"
 CLIENTS = ROOT / "clients" / "js"
 MOST_CORE = 8_000
-"""Bytes of the core client, minified and gzipped."""
+"""Maximum size of the core client in bytes, minified and gzipped."""
 
 PAGES = ("docs/vendor-app.md", "docs/customer-app.md", "clients/js/README.md", "clients/js/react/README.md")
 CODE = re.compile(r"```(jsx?)\n(.*?)```", re.S)
@@ -30,14 +30,14 @@ declare const session: { token(asked?: { refresh: boolean }): string };
 declare const map: Record<"add" | "move" | "redraw" | "remove", (card: import("@venta/client").Card) => void>;
 declare const badge: { textContent: unknown };
 """
-"""What the pages' apps have beside the snippets."""
+"""Declarations that the pages' snippets use."""
 
 pytestmark = [pytest.mark.skipif(NPM is None, reason="needs npm"), pytest.mark.timeout(400)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def app() -> AsyncIterator[Path]:
-    """An app's folder with both packages installed from what `npm pack` made."""
+    """An app's folder with both packages, installed from the files of `npm pack`."""
     folder = Path(tempfile.mkdtemp(prefix="streamer-npm-"))
     try:
         sources = folder / "sources"
@@ -61,7 +61,7 @@ async def app() -> AsyncIterator[Path]:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_packages_are_complete(app: Path) -> None:
-    """A file that `files` forgets is missing for every app; a private package can't be published."""
+    """A file that `files` lacks would be missing in all apps; a private package can't be published."""
     client = app / "node_modules" / "@venta" / "client"
     manifest = json.loads((client / "package.json").read_text())
     assert "private" not in manifest
@@ -74,13 +74,13 @@ async def test_the_packages_are_complete(app: Path) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_commonjs_and_es_modules_are_the_same(app: Path) -> None:
-    """Jest and older bundlers `require` the package; a name that one form lacks is a crash at the customer's."""
+    """Jest and older bundlers `require` the package; a name that is missing in one form would crash apps."""
     await run(app, "node", "packed.cjs")
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_types_hold_under_strict(app: Path) -> None:
-    """An app in TypeScript compiles against the types as they are, a browser's coordinates included."""
+    """An app in TypeScript compiles against the types, also with a browser's coordinates."""
     await run(
         app,
         *("npx", "tsc", "--noEmit", "--strict", "--skipLibCheck", "false", "--target", "es2022"),
@@ -90,7 +90,7 @@ async def test_the_types_hold_under_strict(app: Path) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_snippets_of_the_pages_hold_under_strict(app: Path) -> None:
-    """A developer pastes a snippet into a TypeScript app: it must compile there as it stands."""
+    """Snippets must compile unchanged in a TypeScript app."""
     folder = app / "snippets"
     folder.mkdir()
     (folder / "globals.d.ts").write_text(GLOBALS)
@@ -109,19 +109,19 @@ async def test_the_snippets_of_the_pages_hold_under_strict(app: Path) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_core_stays_small(app: Path) -> None:
-    """A map for phones on bad links can't afford a large client."""
+    """A map for phones on bad links needs a small client."""
     await run(app, "npx", "esbuild", "node_modules/@venta/client/venta.js", "--minify", "--outfile=core.js")
     assert len(gzip.compress((app / "core.js").read_bytes(), 9)) <= MOST_CORE
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_react_hooks(app: Path) -> None:
-    """A component shows the vendors of its area, moves the watch with it, and leaves none behind."""
+    """A component shows the vendors of its area, moves its watch with the area, and closes it when unmounted."""
     await run(app, "node", "--test", "react.test.mjs")
 
 
 def test_an_install_in_the_repository_leaves_nothing_untracked() -> None:
-    """A developer who tries a client or an example in the checkout must not commit its packages by mistake."""
+    """Installed packages of a client or an example in the checkout must be ignored by git."""
     made = [f"{folder}/node_modules/x" for folder in ("clients/js", "examples/web", "examples/expo", "tests/js")]
     made += [f"clients/js/{name}" for name in ("package-lock.json", "react/package-lock.json", "venta.cjs")]
     made += [f"examples/{name}/x" for name in ("web/dist", "expo/dist", "expo/.expo")]
@@ -132,7 +132,7 @@ def test_an_install_in_the_repository_leaves_nothing_untracked() -> None:
 
 
 async def test_the_web_example_builds(app: Path, tmp_path: Path) -> None:
-    """A developer starts from the example: it must compile against the client as it is now."""
+    """The example must compile against the current client."""
     shutil.copytree(CLIENTS, tmp_path / "clients" / "js", ignore=shutil.ignore_patterns("node_modules"))
     example = tmp_path / "examples" / "web"
     shutil.copytree(ROOT / "examples" / "web", example, ignore=shutil.ignore_patterns("node_modules", "dist"))

@@ -1,4 +1,4 @@
-"""The tables of clients/conformance that need no server, held against the Python client; the JavaScript client's
+"""The tables of clients/conformance that need no server, tested with the Python client; the JavaScript client's
 tests read the same files."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TABLES = ROOT / "clients" / "conformance"
 
 
 def cases(table: str, name: str) -> list[Any]:
-    """The cases of a table."""
+    """Returns the cases of a table."""
     found: list[Any] = orjson.loads((TABLES / f"{table}.json").read_bytes())[name]
     assert found
     return found
@@ -25,7 +25,7 @@ def cases(table: str, name: str) -> list[Any]:
 
 @pytest.mark.parametrize("case", cases("reconnect", "rules"), ids=lambda case: case["code"])
 def test_close_codes(case: dict[str, Any]) -> None:
-    """A client that reconnects after a final close keeps the server busy; one that never does is lost for good."""
+    """A client must not reconnect after a final close, and must reconnect after all others."""
     assert reconnect.rule(case["code"]) == case["reconnect"]
 
 
@@ -37,7 +37,7 @@ def test_statuses_mean_what_the_close_codes_mean(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", cases("reconnect", "waits"), ids=str)
 def test_waits(case: dict[str, Any]) -> None:
-    """Thousands of clients that lost the same server must not return at the same moment, nor all the time."""
+    """Thousands of clients that lost the same server must not reconnect at the same time, or too often."""
     wait = reconnect.wait(
         case["code"],
         case["failures"],
@@ -52,7 +52,7 @@ def test_waits(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", cases("clock", "corrections"), ids=lambda case: case["add"])
 async def test_clock_corrections(case: dict[str, Any]) -> None:
-    """A phone hours ahead would have each ping rejected, and one hours behind would never be seen live."""
+    """Otherwise a phone hours ahead would have all pings rejected, and one hours behind would never be live."""
     client = VendorClient("http://a", queue=MemoryQueue(), clock=lambda: case["clock"] / 1000)
     at = await client.ping(1, 2, timestamp=case["clock"])
     client.took({"type": "hello", **Hello(vendorId="v", time=case["time"], durable=None, maxBatch=500)})
@@ -63,7 +63,7 @@ async def test_clock_corrections(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", cases("tokens", "tokens"), ids=lambda case: case["claims"])
 def test_tokens(case: dict[str, Any]) -> None:
-    """A connection whose token is not replaced in time is closed in the middle of a delivery."""
+    """A connection whose token is not replaced in time would be closed during work."""
     claims = base64.urlsafe_b64encode(case["claims"].encode()).decode().rstrip("=")
     expires, renew = expiry(f"e30.{claims}.x"), renew_in(f"e30.{claims}.x", case["now"] / 1000)
     assert (expires and expires * 1000) == case["expires"]
@@ -72,5 +72,5 @@ def test_tokens(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("other", ["", "a", "a.b", "a.%.c"])
 def test_what_is_no_token_never_expires(other: str) -> None:
-    """A client can't read an opaque token, so it must not take it for expired."""
+    """A client can't read an opaque token, so it must not consider it expired."""
     assert expiry(other) is None

@@ -1,4 +1,4 @@
-"""The Python client against the real server: what it promises under cut, dead and killed connections."""
+"""The Python client against the real server: its guarantees with closed, dead and killed connections."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ HERE: Circle = {"center": {"lat": LAT, "long": LONG}, "radius": 2000}
 
 
 def token(clerk_id: str, lifetime: int = 600) -> str:
-    """A token as the issuer makes them."""
+    """Returns a token like the issuer's."""
     return make_token(SECRET, clerk_id, lifetime)
 
 
 async def test_what_is_stored_is_forgotten_on_the_disk(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """A file that only grows would send a month of pings after each restart."""
+    """Acked pings must be removed from the file, or each restart would resend a month of pings."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     file = tmp_path / "queue.db"
@@ -63,7 +63,7 @@ async def test_what_is_stored_is_forgotten_on_the_disk(serve: Serve, database_ur
 
 
 async def test_a_slow_reader_is_late_and_not_wrong(serve: Serve, database_url: str) -> None:
-    """An app that looks once a minute must neither miss the outcome nor pile up what came between."""
+    """An app that reads once a minute must get the result, without accumulating intermediate events."""
     one, two = await seed.seed(database_url, 2)
     server = await serve()
     async with CustomerClient(server.url) as customer:
@@ -85,11 +85,11 @@ async def test_a_slow_reader_is_late_and_not_wrong(serve: Serve, database_url: s
         event = await asyncio.wait_for(anext(events), 10)
         assert (event.kind, event.card["vendorId"]) == ("entered", one.vendor_id)
         assert event.card["lat"] == LAT + 199 / 1e5
-        assert len(watch._dirty) == 0  # of the one that came and left nothing is told
+        assert len(watch._dirty) == 0  # no event for the one that entered and left
 
 
 async def test_a_refused_token_is_replaced_by_a_better_one(serve: Serve, database_url: str) -> None:
-    """The app was asleep while its token ended: it asks for a new one, and is back."""
+    """The app was asleep while its token expired: it requests a new one and reconnects."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve(watch_auth="required")
 
@@ -101,7 +101,7 @@ async def test_a_refused_token_is_replaced_by_a_better_one(serve: Serve, databas
 
 
 async def test_one_file_has_one_client(tmp_path: Path) -> None:
-    """Two processes on one queue would each forget what the other has not sent."""
+    """Two processes on one queue would each remove pings that the other has not sent."""
     file = tmp_path / "queue.db"
     queue, other = SqliteQueue(file), SqliteQueue(file)
     other.busy = 0.1
@@ -117,7 +117,7 @@ async def test_one_file_has_one_client(tmp_path: Path) -> None:
 async def test_an_apps_own_mistake_does_not_cost_it_the_connection(
     serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A callback that raises is the app's to fix; its pings must still be sent."""
+    """If a callback of the app raises, its pings must still be sent."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
 
@@ -134,7 +134,7 @@ async def test_an_apps_own_mistake_does_not_cost_it_the_connection(
 
 
 async def test_closing_survives_an_outage_of_the_database(serve: Serve, postgres_server: PostgresServer) -> None:
-    """A vendor who closes while PostgreSQL is away must be closed once it is back, without another tap."""
+    """A vendor who closes while PostgreSQL is down must be closed once it is back, without another action."""
     await migrate.upgrade(postgres_server.url)
     (one,) = await seed.seed(postgres_server.url, 1)
     server = await serve(database_url=postgres_server.url, pool_timeout=1.0, statement_timeout=1.0)
@@ -155,7 +155,7 @@ async def test_closing_survives_an_outage_of_the_database(serve: Serve, postgres
 
 
 async def test_counts_and_views_are_followed(serve: Serve, database_url: str) -> None:
-    """A map zoomed out shows how many are where; a script iterates over views and is never behind in the end."""
+    """A zoomed-out map shows counts; a script that iterates over views ends with the newest one."""
     one, two = await seed.seed(database_url, 2)
     server = await serve()
     async with (
@@ -183,7 +183,7 @@ async def test_counts_and_views_are_followed(serve: Serve, database_url: str) ->
 
 @pytest.mark.parametrize("compress", [True, False])
 async def test_compression_is_offered_unless_it_is_off(serve: Serve, database_url: str, compress: bool) -> None:
-    """A phone on a metered link gets a third of the bytes; what it sees is the same."""
+    """With compression a phone gets the same view with a third of the bytes."""
     vendors = await seed.seed(database_url, 20)
     server = await serve()
     async with CustomerClient(server.url, compress=compress) as customer:
@@ -201,7 +201,7 @@ async def test_compression_is_offered_unless_it_is_off(serve: Serve, database_ur
 
 
 async def test_a_sign_in_link_becomes_a_client(serve: Serve, database_url: str) -> None:
-    """A script that is given a link reports for the vendor; a link that was used is refused with its code."""
+    """A script with a sign-in link reports for the vendor; a used link is refused with its code."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
     link = make_link(SECRET, one.vendor_id, server.url, time.time())
@@ -217,7 +217,7 @@ async def test_a_sign_in_link_becomes_a_client(serve: Serve, database_url: str) 
 
 
 async def test_promises_raise_their_reason(serve: Serve, database_url: str) -> None:
-    """An app that waits for what can't happen any more must get an exception with the reason."""
+    """An app that waits for an impossible event must get an exception with the reason."""
     one, other = await seed.seed(database_url, 2)
     server = await serve()
     async with VendorClient(server.url, token=token(one.clerk_id), queue=MemoryQueue(), on_rejected=ignore) as client:
@@ -236,13 +236,13 @@ async def test_promises_raise_their_reason(serve: Serve, database_url: str) -> N
 
 
 def ignore(*_: object) -> None:
-    """Hears what would be logged otherwise."""
+    """A listener, so that the event is not logged."""
 
 
 async def test_what_no_listener_hears_is_logged_once(
     serve: Serve, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A developer's first mistakes are an area too large, a wrong token, a server that is away: none may be silent."""
+    """A developer's first mistakes must be reported: too large an area, a wrong token, a server that is down."""
     server = await serve()
     far: Circle = {"center": {"lat": LAT, "long": LONG}, "radius": 1e9}
     async with CustomerClient(server.url) as customer:
@@ -271,18 +271,18 @@ async def test_what_no_listener_hears_is_logged_once(
 
 
 def test_a_script_needs_no_asyncio(tmp_path: Path) -> None:
-    """A cron job reports and reads with plain calls; what is wrong comes as an exception, in bounded time."""
+    """A cron job reports and reads with synchronous calls; errors are exceptions within the timeout."""
     with sync.CustomerClient(f"http://127.0.0.1:{free_port()}", on_state=ignore) as customer:
         with pytest.raises(TimeoutError, match=r"not done within 0\.2 s"):
             customer.ready(timeout=0.2)
         assert customer.state in ("connecting", "reconnecting")
-    customer.disconnect()  # twice is once
+    customer.disconnect()  # a duplicate is stored once
     with pytest.raises(ValueError, match="is no server"):
         sync.VendorClient("nonsense")
 
 
 async def test_the_clients_for_scripts(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """The whole of a script's life against a server: report, wait, watch, iterate."""
+    """A complete script against a server: report, wait, watch, iterate."""
     (one,) = await seed.seed(database_url, 1)
     server = await serve()
 

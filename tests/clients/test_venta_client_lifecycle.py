@@ -1,4 +1,4 @@
-"""The Python clients in whatever order an app calls them: nothing is lost, and whoever waits is told in the end."""
+"""The Python clients with calls in any order: no ping is lost, and all waiting calls end."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ CARD = {"vendorId": "v", "name": "v", "open": True, "online": True, "lat": 1.0, 
 
 @pytest.fixture
 async def server() -> AsyncIterator[CaseServer]:
-    """A server that says what a test says."""
+    """A server that sends what a test specifies."""
     async with CaseServer() as started:
         yield started
 
 
 async def accepted(server: CaseServer, *, greeted: bool = False) -> Connection:
-    """The next connection, opened, and with a hello if it is a vendor's."""
+    """Returns the next open connection, after a hello if it is a vendor's."""
     async with asyncio.timeout(10):
         connection = await server.arrivals.get()
     connection.accept()
@@ -53,7 +53,7 @@ async def accepted(server: CaseServer, *, greeted: bool = False) -> Connection:
 
 
 class SlowQueue(MemoryQueue):
-    """Takes a moment to open; `opened` says whether it is."""
+    """A queue that opens slowly; `opened`: whether it is open."""
 
     def __init__(self) -> None:
         self.opened = False
@@ -69,7 +69,7 @@ class SlowQueue(MemoryQueue):
 
 
 async def test_a_vendor_goes_and_comes_back_with_its_file(server: CaseServer, tmp_path: Path) -> None:
-    """An app that closes for the night and opens in the morning: its first ping must be kept, as all others are."""
+    """An app that disconnects at night and connects in the morning must keep its first ping, too."""
     client = VendorClient(server.url, queue=SqliteQueue(tmp_path / "queue.db"))
     await client.connect()
     await accepted(server, greeted=True)
@@ -88,7 +88,7 @@ async def test_a_vendor_goes_and_comes_back_with_its_file(server: CaseServer, tm
 
 
 async def test_a_ping_before_connect_is_kept(tmp_path: Path) -> None:
-    """An app has a position before a network: it must outlive the process, beside what an earlier run left."""
+    """A position before the first connection must be durable, together with the pings of an earlier run."""
     for at in (1, 2):
         client = VendorClient("http://127.0.0.1:9", queue=SqliteQueue(tmp_path / "queue.db"))
         await client.ping(1, 2, timestamp=at)
@@ -100,7 +100,7 @@ async def test_a_ping_before_connect_is_kept(tmp_path: Path) -> None:
 
 
 async def test_disconnecting_while_it_connects_ends_it(server: CaseServer) -> None:
-    """A view that is left before it was ready must not report a position for the rest of the day."""
+    """A client that disconnects while connecting must not stay connected."""
     queue = SlowQueue()
     client = VendorClient(server.url, queue=queue)
     connecting = asyncio.create_task(client.connect())
@@ -116,7 +116,7 @@ async def test_disconnecting_while_it_connects_ends_it(server: CaseServer) -> No
 async def test_connecting_while_it_disconnects_connects(
     server: CaseServer, kind: type[VendorClient | CustomerClient]
 ) -> None:
-    """A view that is left and opened again at once must not be left without a connection."""
+    """A client that disconnects and immediately connects again must be connected."""
     queue = SlowQueue()
     client = VendorClient(server.url, queue=queue) if kind is VendorClient else CustomerClient(server.url)
     await client.connect()
@@ -132,8 +132,8 @@ async def test_connecting_while_it_disconnects_connects(
     await client.disconnect()
 
 
-async def test_whoever_waits_for_a_refused_watch_is_told(server: CaseServer) -> None:
-    """Two parts of an app wait for one watch; the one that was told second, or asked later, would wait for ever."""
+async def test_all_waiters_of_a_refused_watch_get_the_error(server: CaseServer) -> None:
+    """Two parts of an app wait for one watch: both, and also later callers, must get the refusal."""
     async with CustomerClient(server.url, on_error=lambda _: None) as customer:
         connection = await accepted(server)
         watch = customer.watch(HERE, id="w")
@@ -156,7 +156,7 @@ async def test_whoever_waits_for_a_refused_watch_is_told(server: CaseServer) -> 
 
 
 async def test_a_watch_that_is_moved_and_closed_at_once_ends_at_the_server(server: CaseServer) -> None:
-    """Its updates would come for as long as the app is open, and it would count as one of the 32."""
+    """Otherwise its updates would continue while the app is open, and it would count as one of the 32 watches."""
     async with CustomerClient(server.url) as customer:
         connection = await accepted(server)
         watch = customer.watch(HERE, id="w")
@@ -167,7 +167,7 @@ async def test_a_watch_that_is_moved_and_closed_at_once_ends_at_the_server(serve
 
 
 async def test_a_view_stays_as_it_is_while_an_app_works_on_it(server: CaseServer) -> None:
-    """`for card in view.values(): await draw(card)` would break off when a vendor comes meanwhile."""
+    """`for card in view.values(): await draw(card)` must not fail when a vendor enters meanwhile."""
     async with CustomerClient(server.url) as customer:
         connection = await accepted(server)
         watch = customer.watch(HERE, id="w")
@@ -180,7 +180,7 @@ async def test_a_view_stays_as_it_is_while_an_app_works_on_it(server: CaseServer
 
 
 async def test_a_token_that_never_comes_is_asked_for_again(server: CaseServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request for a token that hangs in a dead network would keep the app offline until it is started anew."""
+    """A request for a token that hangs in a dead network must not keep the app offline until a restart."""
     monkeypatch.setattr(link, "CONNECT_TIMEOUT", 0.1)
     asked = 0
 
@@ -197,7 +197,7 @@ async def test_a_token_that_never_comes_is_asked_for_again(server: CaseServer, m
 
 
 def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """A thread that does some work, and what came of it."""
+    """A thread with some work, and its result."""
     came: list[Any] = []
 
     def run() -> None:
@@ -213,7 +213,7 @@ def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 
 @pytest.mark.parametrize("what", ["events", "views", "ready"])
 async def test_a_thread_that_waits_ends_with_its_client(server: CaseServer, what: str) -> None:
-    """A script whose main thread disconnects would hang at its end: the other thread waits for a loop that is gone."""
+    """If the main thread disconnects, another thread must not wait forever for the ended loop."""
 
     def script() -> tuple[threading.Thread, list[Any]]:
         with sync.CustomerClient(server.url) as customer:
@@ -235,7 +235,7 @@ async def test_a_thread_that_waits_ends_with_its_client(server: CaseServer, what
 
 
 async def test_a_callback_of_a_script_that_would_wait_for_itself_is_told_so(server: CaseServer) -> None:
-    """A callback that calls its own client would stop the client for ever, and say nothing."""
+    """A callback that calls its own client must get an error rather than a silent deadlock."""
 
     def script() -> list[Any]:
         came: list[Any] = []
@@ -260,7 +260,7 @@ async def test_a_callback_of_a_script_that_would_wait_for_itself_is_told_so(serv
 
 
 async def test_a_script_that_can_not_open_its_file_leaves_no_thread(tmp_path: Path) -> None:
-    """A loop that tries each minute would have a thread more each time."""
+    """A loop that retries each minute must not leave a thread behind each time."""
 
     def script() -> None:
         before = threading.active_count()
@@ -269,13 +269,13 @@ async def test_a_script_that_can_not_open_its_file_leaves_no_thread(tmp_path: Pa
             sync.VendorClient("http://127.0.0.1:9", queue=sync.SqliteQueue(tmp_path / "none" / "queue.db")),
         ):
             pass
-        assert threading.active_count() <= before + 1  # the queue's own
+        assert threading.active_count() <= before + 1  # the queue's threads
 
     await asyncio.to_thread(script)
 
 
 class HttpServer:
-    """Answers every request by a handler."""
+    """Answers all requests by a handler."""
 
     def __init__(self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
         self._runner = web.ServerRunner(web.Server(handler))  # type: ignore[arg-type]
@@ -293,7 +293,7 @@ class HttpServer:
 
 
 async def test_a_script_waits_for_a_page_of_alerts_no_longer_than_it_says() -> None:
-    """`timeout` holds for each request; a list that hangs would hang the script."""
+    """`timeout` applies to each request, or a list that hangs would block the script."""
 
     async def hang(_: web.Request) -> web.Response:
         await asyncio.sleep(3)
@@ -311,7 +311,7 @@ async def test_a_script_waits_for_a_page_of_alerts_no_longer_than_it_says() -> N
 
 
 async def test_what_a_proxy_refuses_is_a_refusal_too() -> None:
-    """Before a server that restarts a proxy answers with a page of its own: an app catches one error for both."""
+    """While a server restarts, a proxy answers with its own page: an app catches the same error for both."""
 
     async def down(_: web.Request) -> web.Response:
         return web.Response(status=502, text="<html>Bad Gateway</html>", content_type="text/html")

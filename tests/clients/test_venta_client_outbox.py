@@ -1,4 +1,4 @@
-"""A vendor app must itself never lose a ping; a load test's would accuse the server of it."""
+"""A vendor app must never lose a ping; in a load test it would look like a fault of the server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from venta_client.ping import Ping, encode
 
 
 def ping(timestamp: int) -> Ping:
-    """A ping at a time; where does not matter."""
+    """Returns a ping with a timestamp; the position does not matter."""
     return Ping(timestamp, 52.0, 21.0)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "take", "ack", "reject", "reconnect"]), st.integers(1, 5))))
 def test_every_ping_is_kept_until_it_is_answered_for(steps: list[tuple[str, int]]) -> None:
-    """Whatever happens, a ping is either still there or settled exactly once; and they go out in order."""
+    """A ping is either kept or settled exactly once, and pings are sent in order."""
     outbox: Outbox[Ping] = Outbox(10_000)
     added = 0
     settled: list[int] = []
@@ -56,7 +56,7 @@ def test_every_ping_is_kept_until_it_is_answered_for(steps: list[tuple[str, int]
 
 
 def test_first_and_repeated_sendings_are_counted_apart() -> None:
-    """`sent` must be comparable with the number of rows, whatever was sent again."""
+    """`sent` must be comparable with the number of rows, so it excludes resends."""
     outbox: Outbox[Ping] = Outbox(10)
     for timestamp in range(5):
         outbox.add(ping(timestamp))
@@ -70,7 +70,7 @@ def test_first_and_repeated_sendings_are_counted_apart() -> None:
 
 
 def test_a_full_outbox_takes_no_more() -> None:
-    """An app whose server is away must not eat all memory."""
+    """An app whose server is down must not use unlimited memory."""
     outbox: Outbox[Ping] = Outbox(2)
     assert [outbox.add(ping(timestamp)) for timestamp in range(3)] == [True, True, False]
 
@@ -91,7 +91,7 @@ def test_answers_to_what_was_never_sent_are_violations() -> None:
     st.integers(1, 1000),
 )
 def test_positions_go_out_in_full_precision(places: list[tuple[float, float, int]], first: int) -> None:
-    """The truth is compared with what was sent: rounding on the way would look like the server's fault."""
+    """Stored rows are compared with sent pings: rounding would look like a fault of the server."""
     batch = [(first + at, Ping(when, lat, long)) for at, (lat, long, when) in enumerate(places)]
     message = orjson.loads(encode(batch))
     sent = message["pings"] if len(batch) > 1 else [message]
@@ -103,7 +103,7 @@ def test_positions_go_out_in_full_precision(places: list[tuple[float, float, int
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "take", "newest", "reconnect"]), st.integers(1, 5))))
 def test_the_newest_goes_first_and_none_is_forgotten_for_it(steps: list[tuple[str, int]]) -> None:
-    """Customers see where the vendor is before its past, and the past still goes out, in its order."""
+    """The newest ping is sent before the backlog, which is then sent in order."""
     outbox: Outbox[Ping] = Outbox(10_000)
     added = 0
     gone: list[int] = []
@@ -130,7 +130,7 @@ def test_the_newest_goes_first_and_none_is_forgotten_for_it(steps: list[tuple[st
 
 
 def test_an_old_ping_has_no_right_of_way() -> None:
-    """A vendor offline for a day is not shown where it was a day ago."""
+    """A vendor that was offline for a day is not shown at its position of a day ago."""
     outbox: Outbox[Ping] = Outbox(10)
     outbox.add(ping(5))
     assert outbox.take_newest(6) == []
@@ -138,19 +138,19 @@ def test_an_old_ping_has_no_right_of_way() -> None:
 
 
 def test_the_oldest_makes_room() -> None:
-    """A full queue drops its oldest ping, which is worth least, and the app learns of it."""
+    """A full queue drops its oldest ping, which is worth least, and returns it."""
     outbox: Outbox[Ping] = Outbox(3)
     for timestamp in range(3):
         outbox.add(ping(timestamp))
     outbox.take(2)
-    assert outbox.drop_oldest() == ping(2)  # what is under way may be stored yet
+    assert outbox.drop_oldest() == ping(2)  # pings in flight may still be stored
     assert outbox.drop_oldest() == ping(0)
     assert outbox.ack(2) == [ping(1)]
     assert outbox.drop_oldest() is None
 
 
 def test_heading_speed_and_accuracy_go_along() -> None:
-    """What the phone knows of its movement is stored too."""
+    """The phone's heading, speed and accuracy are sent, too."""
     sent = orjson.loads(encode([(7, Ping(5, 52.5, 21, 90.0, 4.25, 8))]))
     assert sent == {
         "type": "ping",

@@ -1,4 +1,4 @@
-"""The Python client as an app developer gets it: packed, installed without the server, on each Python, typed."""
+"""The Python client of app developers: packed, installed without the server, on each Python, typed."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ with sync.VendorClient("http://a") as script:
     assert_type(script.ping(1, 2), int)
 asyncio.run(main())
 """
-"""What an app writes; it is checked, not run."""
+"""An app's code; it is type-checked, not run."""
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def interpreter(version: str) -> str | None:
-    """A Python of this version on this machine, if there is one."""
+    """Returns a Python of this version on this machine, if there is one."""
     found = map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     for candidate in filter(None, (shutil.which(f"python{version}"), *found)):
         said = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False)
@@ -60,7 +60,7 @@ def interpreter(version: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def packed(server_folder: Path) -> Path:
-    """The folder with what would be published: a source distribution, and the wheel built from it."""
+    """A folder with the files to publish: a source distribution, and the wheel built from it."""
     pytest.importorskip("hatchling", reason="builds a wheel as CI's environment does")
     folder = server_folder / "packed"
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(folder), "-t"]
@@ -75,7 +75,7 @@ def packed(server_folder: Path) -> Path:
 
 
 def test_the_metadata_is_complete(packed: Path) -> None:
-    """An index refuses a package that says it is private, and shows what a developer reads first."""
+    """An index refuses a package that is marked as private, and shows the metadata to developers."""
     (metadata,) = (packed / "source").glob("*/PKG-INFO")
     text = metadata.read_text()
     assert "Private ::" not in text
@@ -90,17 +90,17 @@ def test_the_metadata_is_complete(packed: Path) -> None:
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_it_works_alone_on_each_python(version: str, packed: Path, tmp_path: Path) -> None:
-    """Whoever installs it has no server beside it, and another Python than ours."""
+    """The package must work without the server, and with other versions of Python."""
     python = interpreter(version)
     if python is None:
         pytest.skip(f"no Python {version} on this machine")
     inside = str(tmp_path / "venv" / "bin" / "python")
     (wheel,) = packed.glob("venta_client-*.whl")
-    ran(tmp_path, python, "-m", "venv", "--without-pip", "venv")  # ours installs for it, in a third of the time
+    ran(tmp_path, python, "-m", "venv", "--without-pip", "venv")  # our pip installs for it, in a third of the time
     install = ("--python", inside, "install", str(wheel))
     ran(tmp_path, sys.executable, *PIP, *install, unreachable="No matching distribution")
     (tmp_path / "app.py").write_text(APP)
-    if version == PYTHONS[0]:  # the types are the same for all
+    if version == PYTHONS[0]:  # the types are the same for all versions
         mypy = ("-m", "mypy", "--strict", "--python-version", version, "--python-executable", inside)
         ran(tmp_path, sys.executable, *mypy, "app.py")
     testee = shutil.copy(KIT / "testee.py", tmp_path)
@@ -109,7 +109,7 @@ def test_it_works_alone_on_each_python(version: str, packed: Path, tmp_path: Pat
 
 
 def ran(folder: Path, *command: str, unreachable: str | None = None) -> None:
-    """Runs a command without our import path; skips where it says that the index is `unreachable`."""
+    """Runs a command without our import path; skips the test if the package index is `unreachable`."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=300, check=False)
     if unreachable is not None and unreachable in done.stderr:

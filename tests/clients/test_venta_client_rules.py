@@ -1,4 +1,4 @@
-"""The Python client's rules by themselves: what is told, when to come back, when a token is to be replaced."""
+"""Unit tests of the Python client's rules: events, reconnecting, replacing tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from venta_client.events import difference
 
 
 def card(vendor_id: str, lat: float, timestamp: int, **more: Any) -> Card:
-    """A vendor's card."""
+    """Returns a vendor's card."""
     found: dict[str, Any] = {"vendorId": vendor_id, "name": "n", "open": True, "primaryImage": None, "online": True}
     return cast(Card, {**found, "lat": lat, "long": 21.0, "timestamp": timestamp, **more})
 
 
 def test_what_is_new_about_a_vendor() -> None:
-    """An app redraws a marker, moves it, or takes it away: each when it must, and none when nothing is new."""
+    """An app gets an event exactly when it must redraw, move or remove a marker."""
     here, there = card("v", 1.0, 1), card("v", 2.0, 2)
     assert difference(None, here) == Event("entered", here, None)
     assert difference(here, there) == Event("moved", there, here)
@@ -44,7 +44,7 @@ Steps = list[tuple[str, str, int]]
     )
 )
 def test_events_lead_from_what_an_app_knows_to_the_current_view(steps: Steps) -> None:
-    """An app that reads slowly must end with the current view, and nothing may pile up for it meanwhile."""
+    """An app that reads slowly must end with the current view, without accumulating events."""
 
     async def history() -> None:
         watch = Watch(cast(CustomerClient, Unconnected()), "w", {})

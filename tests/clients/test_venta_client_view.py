@@ -1,4 +1,4 @@
-"""A view is a snapshot with all updates applied in order; the load test's verification relies on it."""
+"""A view is a snapshot with all updates applied in order; the load test's verification relies on this."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fix(vendor_id: str, lat: float, timestamp: int, **more: Any) -> dict[str, An
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[PositionWriter]:
-    """States of a place over time; a vendor's timestamp never falls."""
+    """States of an area over time; a vendor's timestamp never decreases."""
     clock = 0
     states: list[PositionWriter] = [{}]
     for _ in range(draw(st.integers(1, 10))):
@@ -54,7 +54,7 @@ def histories(draw: st.DrawFn) -> list[PositionWriter]:
 
 @given(histories(), st.lists(st.booleans(), min_size=11, max_size=11))
 def test_a_view_equals_the_place_after_every_message(states: list[PositionWriter], again: list[bool]) -> None:
-    """Whatever enters, moves or leaves, the view must equal the vendors in the area after every message."""
+    """The view must equal the vendors in the area after every message."""
     view = View(strict=True)
     view.snapshot([])
     for (before, now), fresh in zip(itertools.pairwise(states), again, strict=False):
@@ -75,7 +75,7 @@ def test_a_view_equals_the_place_after_every_message(states: list[PositionWriter
 
 
 def test_a_fix_replaces_heading_and_speed_even_by_nothing() -> None:
-    """A vendor that stopped would otherwise be shown driving on."""
+    """Otherwise a vendor that stopped would be shown with its old speed."""
     view = View(strict=True)
     view.snapshot([card("a", 1.0, 1, heading=90.0, speed=4.2)])
     view.update([], [fix("a", 2.0, 2)], [])
@@ -96,7 +96,7 @@ def test_a_fix_replaces_heading_and_speed_even_by_nothing() -> None:
 def test_what_does_not_follow_is_a_violation(
     entered: list[dict[str, Any]], moved: list[dict[str, Any]], left: list[str], complaint: str
 ) -> None:
-    """A lenient view would hide an error that a real app would show on its map."""
+    """A lenient view would hide a fault that a real app would show on its map."""
     view = View(strict=True)
     view.snapshot([card("a", 1.0, 5)])
     with pytest.raises(Violation, match=complaint):
@@ -104,7 +104,7 @@ def test_what_does_not_follow_is_a_violation(
 
 
 def test_an_update_before_the_snapshot_and_a_doubled_vendor_are_violations() -> None:
-    """A snapshot comes first, and a vendor is in it once."""
+    """A snapshot must be first, and contain each vendor once."""
     view = View(strict=True)
     with pytest.raises(Violation, match="before the first snapshot"):
         view.update([], [], [])

@@ -1,4 +1,4 @@
-"""The clients' helpers that verify webhooks, held against what the server signs."""
+"""The clients' helpers that verify webhooks, tested with the server's signatures."""
 
 from __future__ import annotations
 
@@ -55,27 +55,27 @@ def test_what_the_server_signs_is_verified() -> None:
 
 @pytest.mark.parametrize(("what", "changed"), WRONG)
 def test_everything_else_is_refused(what: str, changed: dict[str, Any]) -> None:
-    """Whoever finds the URL could send push messages to all users."""
+    """Otherwise anyone with the URL could send push messages to all users."""
     with pytest.raises(WebhookRefused):
         verify(**given(**changed))
 
 
 def test_a_header_that_is_no_text_is_refused() -> None:
-    """Web frameworks give bytes of a header that are not UTF-8 as surrogates: whoever sends some would cause a 500."""
+    """Web frameworks return bytes of a header that are not UTF-8 as surrogates, which must not cause a 500."""
     for name in SIGNED:
         with pytest.raises(WebhookRefused):
             verify(**given(headers=SIGNED | {name: SIGNED[name] + "\udcff"}))
 
 
 def test_a_secret_that_is_none_is_a_mistake_of_the_programmer() -> None:
-    """A missing environment variable would otherwise look like an attack."""
+    """Otherwise a missing environment variable would look like an attack."""
     with pytest.raises(ValueError, match="whsec_"):
         verify(**given(secret="Non-base64!"))
 
 
 @pytest.mark.skipif(NODE is None, reason="Node is not here")
 def test_the_javascript_helper_decides_the_same() -> None:
-    """If the helpers disagreed, receivers in one language would accept forgeries or refuse valid webhooks."""
+    """If the helpers differed, receivers in one language would accept forgeries or refuse valid webhooks."""
     cases = [given(), *(given(**changed) for _, changed in WRONG)]
     program = f"""
 import {{ verifyWebhook, WebhookRefused }} from "{(ROOT / "clients/js/webhooks.js").as_uri()}";
