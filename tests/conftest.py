@@ -125,7 +125,7 @@ async def valkey(server_folder: Path) -> AsyncIterator[ValkeyServer]:
 
 @pytest.fixture(scope="session")
 def numbers() -> Iterator[int]:
-    """A number forevery database and folder, so that no two have the same name."""
+    """A number for every database and folder, so that no two have the same name."""
     return count(1)
 
 

@@ -43,7 +43,7 @@ test("a token's end is read from it, and whatever is no JWT has none", async () 
   for (const other of ["", "a", "a.b", "a.%.c"]) assert.equal(expiry(other), null);
 });
 
-test("a queue's file survives a torn last line, and is written anew before it grows for ever", async () => {
+test("a queue's file survives a torn last line, and is rewritten before it grows too large", async () => {
   const path = join(await mkdtemp(join(tmpdir(), "queue-")), "pings");
   const queue = new FileQueue(path);
   assert.deepEqual(await queue.load(), []);

@@ -207,7 +207,7 @@ async def run(snippet: Snippet, url: str, services: dict[str, str], token: str, 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(one.language != "mermaid" for one in snippets(page))])
 async def test_every_snippet_is_run(page: str, serve: Serve, database_url: str, redis_url: str) -> None:
-    """A snippet that was right once is wrong forevery reader from the day the code changes."""
+    """A snippet that was correct becomes wrong for every reader when the code changes."""
     (one,) = await seed.seed(database_url)
     running = await serve(feed="on", feed_interval=0.1)
     token = make_token(SECRET, one.clerk_id, 600)

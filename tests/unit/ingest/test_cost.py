@@ -1,4 +1,4 @@
-"""Budgets of CPU time: without them one client's legal messages stop the server foreveryone."""
+"""Budgets of CPU time: without them one client's legal messages could block all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The time slice for messages: without it one client's flood would stop the server foreverybody else."""
+"""The time slice for messages: without it one client's flood would block all others."""
 
 from __future__ import annotations
 
