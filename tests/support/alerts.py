@@ -9,7 +9,7 @@ from tests.support.apps import now_ms
 
 
 async def new_alert(store: AlertStore, database_url: str, host: str = "a.example") -> AlertRow:
-    """An alert of a new user for one listed vendor."""
+    """Creates an alert of a new user for one listed vendor."""
     (one,) = await seed.seed(database_url, 1)
     source = {"on": ["entered"], "vendors": ["v"]}
     new = NewAlert(source, 0, f"https://{host}/", host, b"x", None, None, None, None)
@@ -18,7 +18,7 @@ async def new_alert(store: AlertStore, database_url: str, host: str = "a.example
 
 
 async def event_count(database_url: str) -> int:
-    """How many events are stored."""
+    """Returns the number of stored events."""
     async with connected(database_url) as connection:
         count: int = await connection.fetchval('SELECT count(*) FROM "streamer_alert_events"')
         return count

@@ -1,4 +1,4 @@
-"""A vendor app and a customer app for tests, on real sockets, as the wire contract wants them."""
+"""A vendor app and a customer app for tests, on real sockets, by the protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamer.settings import Settings
 
 SECRET = "a-secret-for-tests-a-secret-for-tests"
 WITHIN = 60.0
-"""Seconds a test waits for what must come; far above what it takes, so that a slow machine is no failure."""
+"""Seconds that a test waits; far more than needed, so that a slow machine does not fail."""
 
 
 def described(names: tuple[str, ...]) -> dict[str, jsonschema_rs.Validator]:
@@ -44,12 +44,12 @@ DESCRIBED = {"/v1/vendor": described(asyncapi.VENDOR_RECEIVES), "/v1/watch": des
 
 
 def now_ms() -> int:
-    """Now, epoch milliseconds."""
+    """Returns the current time, epoch milliseconds."""
     return time.time_ns() // 1_000_000
 
 
 async def eventually(holds: Callable[[], bool | Awaitable[bool]], what: str, within: float = WITHIN) -> None:
-    """Wait until something holds; fails with `what` when it does not in time."""
+    """Waits until a condition is true; fails with `what` on timeout."""
     until = time.monotonic() + within
     while True:
         answer = holds()
@@ -66,7 +66,7 @@ class App:
         self.messages: list[dict[str, Any]] = []
         self.close_code: int | None = None
         self.undescribed: list[str] = []
-        """What came and is not as the document at /docs says."""
+        """Received messages that violate the AsyncAPI document."""
         self._described = DESCRIBED[path]
         self._url = url.replace("http", "ws", 1) + path
         self._params = params
@@ -97,7 +97,7 @@ class App:
             assert not self.undescribed
 
     async def close(self) -> None:
-        """Close in good order."""
+        """Closes gracefully."""
         assert self._session is not None
         assert self._reader is not None
         await self.socket.close()
@@ -106,7 +106,7 @@ class App:
         await self._session.close()
 
     async def cut(self) -> None:
-        """Abort the connection without a close frame, as a phone in a tunnel does."""
+        """Aborts the connection without a close frame, like a phone in a tunnel."""
         transport = self.socket.get_extra_info("socket")
         assert transport is not None
         assert self.socket._response.connection is not None
@@ -115,18 +115,18 @@ class App:
 
     @property
     def reading(self) -> bool:
-        """Whether the app still takes messages: false at the end, and when one did not fit what it holds."""
+        """Whether the app still handles messages: false at the end, and after one that contradicted its view."""
         return self._reader is not None and not self._reader.done()
 
     async def send(self, message: Any) -> None:
-        """Send a message as JSON, bytes as they are."""
+        """Sends a message as JSON, or bytes unchanged."""
         if isinstance(message, bytes):
             await self.socket.send_bytes(message)
         else:
             await self.socket.send_str(orjson.dumps(message).decode())
 
     async def expect(self, kind: str, within: float = WITHIN, **fields: Any) -> dict[str, Any]:
-        """The first message of a type with these members, waiting for it."""
+        """Waits for the first message of a type with these members, and returns it."""
         found: list[dict[str, Any]] = []
 
         def there() -> bool:
@@ -137,7 +137,7 @@ class App:
         return found[0]
 
     async def closed(self, within: float = WITHIN) -> int:
-        """The code with which the server closed, waiting for it."""
+        """Waits until the server closes, and returns the close code."""
         await eventually(lambda: self.close_code is not None, f"a close, only {self.messages[-5:]}", within)
         assert self.close_code is not None
         return self.close_code
@@ -171,11 +171,11 @@ class VendorApp(App):
         super().__init__(url, "/v1/vendor", clerk_id, **params, **({"vendorId": vendor_id} if vendor_id else {}))
 
     async def ping(self, lat: float, long: float, **fields: Any) -> None:
-        """Report a position."""
+        """Reports a position."""
         await self.send({"type": "ping", "lat": lat, "long": long, **fields})
 
     async def acked(self, seq: int, within: float = WITHIN) -> None:
-        """Wait until a seq is acked."""
+        """Waits until a seq is acked."""
         await eventually(
             lambda: any(m["type"] == "ack" and m["seq"] >= seq for m in self.messages),
             f"an ack of {seq}, only {self.messages[-5:]}",
@@ -184,14 +184,14 @@ class VendorApp(App):
 
 
 class CustomerApp(App):
-    """A customer's phone; `views` holds by watch id what the contract says the app holds."""
+    """A customer's phone; `views` are its views by watch id, maintained by the protocol."""
 
     def __init__(self, url: str, clerk_id: str | None = None, **params: str) -> None:
         super().__init__(url, "/v1/watch", clerk_id, **params)
         self.views: dict[str, dict[str, dict[str, Any]]] = {}
 
     async def watch(self, id: str, area: dict[str, Any] | None = None, **fields: Any) -> None:
-        """Watch an area, or what `fields` say, and wait for the snapshot."""
+        """Starts a watch of an area, or of `fields`, and waits for the snapshot."""
         before = sum(m["type"] == "snapshot" and m["id"] == id for m in self.messages)
         await self.send({"type": "watch", "id": id, **({"area": area} if area else {}), **fields})
         await eventually(
@@ -217,7 +217,7 @@ class CustomerApp(App):
                 del view[vendor_id]
 
     async def sees(self, id: str, positions: dict[str, tuple[float, float]], within: float = WITHIN) -> None:
-        """Wait until a view is exactly these vendors at these (lat, long)."""
+        """Waits until a view has exactly these vendors at these (lat, long)."""
 
         def holds() -> bool:
             return {v: (c["lat"], c["long"]) for v, c in self.views.get(id, {}).items()} == positions
@@ -226,5 +226,5 @@ class CustomerApp(App):
 
 
 def circle(lat: float, long: float, radius: float) -> dict[str, Any]:
-    """A circle as the wire has it."""
+    """Returns a circle in wire format."""
     return {"center": {"lat": lat, "long": long}, "radius": radius}

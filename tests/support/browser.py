@@ -1,4 +1,4 @@
-"""A real Chromium for tests: found where Debian, Ubuntu or others put it, started once, each test a clean profile."""
+"""A real Chromium for tests: found in the folders of Debian, Ubuntu and others; each test has a new profile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import psutil
 from playwright.async_api import BrowserContext, Page, async_playwright
 
 WITHIN = 30.0
-"""Seconds that a page gets: a browser beside a whole test suite is slow, and that is no failure."""
+"""Timeout of a page in seconds; a browser is slow during a whole test suite."""
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 EXECUTABLE = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -40,7 +40,7 @@ FLAGS = (
     "--mute-audio",
     "--hide-scrollbars",
     "--font-render-hinting=none",
-    # a page of another test must not be slowed down for being behind
+    # a page of another test must not be throttled in the background
     "--disable-renderer-backgrounding",
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
@@ -56,7 +56,7 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Starts a Chromium that ends with its parent, also when the tests are killed."""
+"""Starts a Chromium that ends with its parent, also if the tests are killed."""
 
 
 class Chromium(NamedTuple):
@@ -66,7 +66,7 @@ class Chromium(NamedTuple):
     pid: int
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds that its processes have used, by their type: `renderer`, `gpu-process`, `browser`, …"""
+        """Returns the CPU seconds of its processes by type: `renderer`, `gpu-process`, `browser`, …"""
         used: dict[str, float] = defaultdict(float)
         first = psutil.Process(self.pid)
         for process in [first, *first.children(recursive=True)]:
@@ -78,7 +78,7 @@ class Chromium(NamedTuple):
 
 
 def chromium() -> Iterator[Chromium]:
-    """Run a Chromium."""
+    """Runs a Chromium."""
     assert EXECUTABLE is not None
     folder = Path(tempfile.mkdtemp(prefix="streamer-chromium-"))
     process = Popen(
@@ -115,7 +115,7 @@ def chromium() -> Iterator[Chromium]:
 
 
 class Tab:
-    """A page, and everything that went wrong in it."""
+    """A page, and all errors in it."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -124,11 +124,11 @@ class Tab:
         page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
 
     async def run(self, script: str, argument: Any = None) -> Any:
-        """What an expression, or a function of the argument, gives in the page."""
+        """Evaluates an expression, or a function of the argument, in the page."""
         return await self.page.evaluate(script, argument)
 
     async def until(self, script: str, what: str, within: float = WITHIN) -> Any:
-        """Wait until an expression is true in the page; asked from here: the page's policy lets it evaluate none."""
+        """Waits until an expression is true in the page; polls, as the page's policy forbids evaluation in it."""
         until = monotonic() + within
         while not (found := await self.run(script)):
             assert monotonic() < until, f"not within {within} s: {what}; {await self.said()}"
@@ -141,11 +141,11 @@ class Tab:
         return f"the page shows: {text!r}; errors: {self.errors}"
 
     async def text(self, id: str) -> str:
-        """The text of an element."""
+        """Returns the text of an element."""
         return str(await self.run("(id) => document.getElementById(id).textContent", id))
 
     async def live(self, within: float = WITHIN) -> None:
-        """Wait until the map is live."""
+        """Waits until the map is live."""
         await self.until(
             "globalThis.liveMap?.view?.fresh && document.getElementById('status').dataset.state === 'live'",
             "live",
@@ -155,7 +155,7 @@ class Tab:
 
 @asynccontextmanager
 async def browsing(chromium: Chromium, **options: Any) -> AsyncIterator[BrowserContext]:
-    """A clean profile: no cookies, no storage, no cache of another's."""
+    """A new profile, without cookies, storage or cache."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.connect_over_cdp(chromium.url)
         context = await browser.new_context(**{"viewport": DESKTOP, **options})

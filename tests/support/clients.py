@@ -1,4 +1,4 @@
-"""The clients as programs: what `streamer conformance` judges, and tests drive."""
+"""The clients as programs, for `streamer conformance` and tests."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def node_version() -> int:
 
 
 NODE_VERSION = node_version()
-# its own WebSocket is there from 22 on without asking
+# from 22 on its WebSocket is enabled by default
 NODE_COMMAND = [str(NODE), "--no-warnings", *(["--experimental-websocket"] if NODE_VERSION < 22 else [])]
 
 PROGRAMS: dict[str, list[str] | None] = {
     "js": [*NODE_COMMAND, str(KIT / "testee.mjs")] if NODE_VERSION >= 20 else None,
     "python": [sys.executable, str(KIT / "testee.py")],
 }
-"""The command of each client; None where its runtime is not installed."""
+"""The command of each client; None if its runtime is not installed."""
 
 
 async def stored(url: str, vendor_id: str) -> list[int]:
-    """The times of what is in `locations`."""
+    """Returns the timestamps in `locations`."""
     connection = await asyncpg.connect(url)
     try:
         rows = await connection.fetch(

@@ -1,4 +1,4 @@
-"""The `streamer` command as people run it: a process of its own, in a folder of its own, with a clean environment."""
+"""The `streamer` command in a separate process and folder, with a clean environment."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.apps import eventually
 
 STREAMER = Path(sys.executable).with_name("streamer")
 ENDS_WITHIN = 300.0
-"""Seconds; far above what any of these takes, so that a busy machine is no failure."""
+"""Seconds; far more than any command takes, so that a busy machine does not fail."""
 
 
 class Done(NamedTuple):
-    """How a process ended, and what it said."""
+    """A process's exit status and output."""
 
     status: int
     out: str
@@ -30,13 +30,13 @@ class Done(NamedTuple):
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The environment without settings of the server, but for those that are given."""
+    """Returns the environment with only the given settings of the server."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
     return {**kept, "NO_COLOR": "1", "COLUMNS": "200", **given}
 
 
 class Command:
-    """A process that runs until it ends or the context does (by Ctrl-C, as it should; killed, if it won't)."""
+    """A process that runs until it or the context ends (by Ctrl-C, or killed if it does not react)."""
 
     def __init__(self, *arguments: str, folder: Path, program: str | Path = STREAMER, **given: str) -> None:
         self.err = ""
@@ -76,16 +76,16 @@ class Command:
         return self._process.pid
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, as Ctrl-C does."""
+        """Sends a signal, such as that of Ctrl-C."""
         self._process.send_signal(number)
 
     def say(self, text: str) -> None:
-        """Write to its standard input."""
+        """Writes to its standard input."""
         assert self._process.stdin is not None
         self._process.stdin.write(text.encode())
 
     async def said(self, text: str) -> str:
-        """All that stderr has once this is in it."""
+        """Waits until stderr contains a text, and returns all of stderr."""
 
         def there() -> bool:
             assert self._process.returncode is None or text in self.err, f"it ended without {text!r}: {self.err}"
@@ -95,12 +95,12 @@ class Command:
         return self.err
 
     async def url(self) -> str:
-        """Where it serves, once it does."""
+        """Waits until it serves, and returns its URL."""
         await self.said("serving on http")
         return self.err.partition("serving on ")[2].split()[0].rstrip(",")
 
     async def ended(self) -> Done:
-        """How it ended, waiting for it."""
+        """Waits for its end, and returns the outcome."""
         async with asyncio.timeout(ENDS_WITHIN):
             await asyncio.gather(*self._readers)
             return Done(await self._process.wait(), self.out, self.err)
@@ -112,13 +112,13 @@ class Command:
 
 
 async def run(*arguments: str, folder: Path, **given: str) -> Done:
-    """Run a command to its end."""
+    """Runs a command to its end."""
     async with Command(*arguments, folder=folder, **given) as command:
         return await command.ended()
 
 
 def command(words: list[str]) -> Any:
-    """The command that these words begin with."""
+    """Returns the command at the beginning of these words."""
     found: Any = typer.main.get_command(cli)
     for word in words:
         found = found.get_command(None, word) if hasattr(found, "get_command") else None
@@ -130,7 +130,7 @@ def options(found: Any) -> set[str]:
 
 
 def runs(line: str) -> None:
-    """A command line of ours: the command and its options exist."""
+    """Checks that a command line's command and options exist."""
     words = [word for word in line.split()[1:] if not word.startswith("-")]
     found = command(words[:2] if words[0] == "db" else words[:1])
     assert found is not None, line

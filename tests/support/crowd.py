@@ -1,7 +1,7 @@
 """A process with a crowd of moving vendors and no sockets: `python -m tests.support.crowd REDIS_URL COUNT`.
 
-To servers on that Redis it is one more process: it writes its vendors there and answers what they count. Vendors live
-in towns all over the world, a fifth of them in the first one, at WARSAW.
+To servers on that Redis it is another process: it writes its vendors and answers requests for counts. Vendors are in
+towns all over the world, a fifth of them in the first one, at WARSAW.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SPREAD = 0.06
 EVERY = 10.0
 """Seconds between two pings of a vendor."""
 STEPS = 100
-"""Parts of EVERY: in each one of so many vendors reports."""
+"""Parts of EVERY: in each of them one of this many vendors reports."""
 
 
 def places(count: int) -> list[Position]:
-    """Where the vendors start, the same each time."""
+    """Returns the vendors' initial positions, always the same."""
     chance = random.Random(5)
     towns = [WARSAW, *((chance.uniform(-40, 60), chance.uniform(-180, 180)) for _ in range(TOWNS - 1))]
     chosen = chance.choices(towns, [1.4, *(1 / (3 + rank) for rank in range(1, TOWNS))], k=count)
@@ -42,7 +42,7 @@ def _near(chance: random.Random, town: Position) -> Position:
 
 
 async def run(redis_url: str, count: int) -> None:
-    """Serve the vendors and let them move until cancelled; says `ready` once all are in Redis."""
+    """Serves the vendors and moves them until cancelled; prints `ready` once all are in Redis."""
     starts = places(count)
     async with Peer(redis_url, "crowd") as peer:
         for number, start in enumerate(starts):
@@ -64,7 +64,7 @@ async def run(redis_url: str, count: int) -> None:
 
 @asynccontextmanager
 async def crowd(redis_url: str, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run such a process."""
+    """Runs such a process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.crowd", redis_url, str(count), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )

@@ -23,18 +23,18 @@ STALL = 2.0
 
 @dataclass(slots=True)
 class Faults:
-    """What the proxy does wrong, and `done`: what it did, for comparison with what was found.
+    """The proxy's faults, and `done`: those that it injected, for comparison with the findings.
 
-    Connections are numbered by kind in the order of their coming. Times are seconds since the first connection.
+    Connections are numbered by kind in the order of their arrival. Times are seconds since the first connection.
     """
 
     drop_every: int | None = None
     """Acks one ping in this many without storing it."""
     late: frozenset[int] = frozenset()
-    """Customers that get everything `lateness` seconds late."""
+    """Customers whose messages are `lateness` seconds late."""
     lateness: float = 0.15
     swaying: bool = False
-    """All customers get everything 200 to 800 ms late, in waves of 2 s."""
+    """Messages of all customers are 200 to 800 ms late, in waves of 2 s."""
     frozen: frozenset[int] = frozenset()
     """Customers that are shown an older position of one vendor."""
     never_left: frozenset[int] = frozenset()
@@ -42,12 +42,12 @@ class Faults:
     outside: frozenset[int] = frozenset()
     """Customers that are shown vendors outside of their circle."""
     stalls: tuple[float, ...] = ()
-    """When nothing is passed on for 2 s."""
+    """When no data is forwarded for 2 s."""
     cut: frozenset[int] = frozenset()
     """Customers whose connection ends without a close frame, and when."""
     cut_at: float = 3.0
     half_open: frozenset[int] = frozenset()
-    """Customers whose connection stays open in silence."""
+    """Customers whose connection stays open without data."""
     uncounted: frozenset[int] = frozenset()
     """Customers that are not sent the first update of their counts from `cut_at` on."""
     malformed: frozenset[int] = frozenset()
@@ -55,16 +55,16 @@ class Faults:
     lost_alerts: frozenset[int] = frozenset()
     """Webhooks, by number, that are answered 204 and dropped."""
     settle_after: float = 1e9
-    """From when on no ping is dropped: an ack that covers it must follow."""
+    """The time after which no ping is dropped, as an ack that covers it must follow."""
     done: dict[str, list[Any]] = field(default_factory=dict)
 
     def note(self, name: str, what: Any) -> None:
-        """Remembers what was done."""
+        """Records an injected fault."""
         self.done.setdefault(name, []).append(what)
 
 
 class FaultyProxy:
-    """Passes WebSockets and GET requests on to `upstream`, with faults."""
+    """Forwards WebSockets and GET requests to `upstream`, with faults."""
 
     def __init__(self, upstream: str, faults: Faults) -> None:
         self._upstream = upstream
@@ -86,7 +86,7 @@ class FaultyProxy:
             return web.Response(status=answer.status, body=await answer.read())
 
     async def alerts(self, request: web.Request) -> web.Response:
-        """Passes a request about alerts on; their webhooks come by here."""
+        """Forwards a request about alerts, whose webhooks are sent through this proxy."""
         body = await request.read()
         if request.method == "POST":
             asked = orjson.loads(body)
@@ -238,7 +238,7 @@ class FaultyProxy:
             app.router.add_route(method, "/v1/alerts{rest:.*}", self.alerts)
         app.router.add_post("/hook", self.webhook)
         app.router.add_get("/{path:.*}", self.get)
-        connector = aiohttp.TCPConnector(limit=0)  # a hundred customers and more
+        connector = aiohttp.TCPConnector(limit=0)  # a hundred customers or more
         async with (
             aiohttp.ClientSession(connector=connector) as self._session,
             TestServer(app, host="127.0.0.1") as server,

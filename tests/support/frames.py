@@ -17,7 +17,7 @@ def frame(
     masked: bool = True,
     mask: bytes | None = None,
 ) -> bytes:
-    """Return one frame of a client."""
+    """Returns one frame of a client."""
     head = bytes(((0x80 if fin else 0) | rsv << 4 | opcode,))
     size, mask_bit = len(payload), 0x80 if masked else 0
     if size < 126:
@@ -33,6 +33,6 @@ def frame(
 
 
 def compressed(payload: bytes, level: int = 6) -> bytes:
-    """Return a message as permessage-deflate has it."""
+    """Returns a message compressed by permessage-deflate."""
     stream = zlib.compressobj(level, zlib.DEFLATED, -15)
     return (stream.compress(payload) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]

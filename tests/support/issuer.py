@@ -1,4 +1,4 @@
-"""A token issuer that publishes its keys on this machine; keys and tokens are made by a library that is not ours."""
+"""A token issuer that publishes its keys on this machine; another library creates keys and tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Key = jwk.RSAKey | jwk.ECKey
 
 
 def public(*keys: Key) -> dict[str, Any]:
-    """A JWKS of these keys."""
+    """Returns a JWKS of these keys."""
     return {"keys": [dict(key.as_dict(private=False)) for key in keys]}
 
 
 def signed(key: Key, claims: dict[str, Any] | None = None, **header: Any) -> str:
-    """A session token as Clerk makes them, signed with this key."""
+    """Returns a session token like Clerk's, signed with this key."""
     now = int(time.time())
     body = {
         "azp": "https://app.venta.example",
@@ -50,7 +50,7 @@ def signed(key: Key, claims: dict[str, Any] | None = None, **header: Any) -> str
 
 
 class Issuer:
-    """Serves `answer`, a JWKS or what else is wanted, with `status`; `asked` counts. `down` and `up` on one port."""
+    """Serves `answer`, such as a JWKS, with `status`; `asked` counts requests. `down` and `up` keep the port."""
 
     def __init__(self, *keys: Key) -> None:
         self.answer: Any = public(*keys)
@@ -61,7 +61,7 @@ class Issuer:
 
     @property
     def url(self) -> str:
-        """What STREAMER_JWKS_URL is set to."""
+        """The value of STREAMER_JWKS_URL."""
         return f"http://127.0.0.1:{self._port}/.well-known/jwks.json"
 
     async def __aenter__(self) -> Self:
@@ -74,7 +74,7 @@ class Issuer:
         await self.down()
 
     async def up(self) -> None:
-        """Answer, again on the same port."""
+        """Starts to answer, again on the same port."""
         app = web.Application()
         app.router.add_get("/.well-known/jwks.json", self._jwks)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -82,7 +82,7 @@ class Issuer:
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
 
     async def down(self) -> None:
-        """Stop answering."""
+        """Stops answering."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -1,4 +1,4 @@
-"""One run of the load test as a process of its own, with its report."""
+"""Runs of the load test in a separate process, with their reports."""
 
 from __future__ import annotations
 

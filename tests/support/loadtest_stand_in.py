@@ -1,4 +1,4 @@
-"""A stand-in for the server that speaks just enough to try the load test's clients on."""
+"""A minimal stand-in for the server, to test the load test's clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Talk = Callable[[web.WebSocketResponse], Awaitable[None]]
 
 @asynccontextmanager
 async def standing_in(talks: Mapping[str, Talk], **options: Any) -> AsyncIterator[Target]:
-    """A server on which each path leads to one way of talking; `options` are aiohttp's for its WebSockets."""
+    """A server with a handler per path; `options` are aiohttp's for its WebSockets."""
 
     async def handle(talk: Talk, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=1 << 20, **options)

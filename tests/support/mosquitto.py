@@ -29,7 +29,7 @@ topic read owntracks/+/+
 
 
 class Mosquitto:
-    """A broker that knows these users, each with the password `secret`: a phone may publish under its own name only."""
+    """A broker with these users, each with the password `secret`: a phone may publish only under its own name."""
 
     def __init__(self, folder: Path, *users: str) -> None:
         self.port = free_port()
@@ -39,7 +39,7 @@ class Mosquitto:
 
     @property
     def url(self) -> str:
-        """The broker for the bridge."""
+        """The broker's URL for the bridge."""
         return f"mqtt://streamer:secret@127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
@@ -101,5 +101,5 @@ class Mosquitto:
         await self._process.wait()
 
     def phone(self, user: str) -> Client:
-        """A connection of OwnTracks' kind."""
+        """A connection like OwnTracks'."""
         return Client("127.0.0.1", self.port, username=user, password="secret", protocol=ProtocolVersion.V311)

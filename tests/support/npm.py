@@ -1,4 +1,4 @@
-"""npm in tests: installs what a lock pins, once, and skips where the registry can't be reached."""
+"""npm in tests: installs the packages of a lock file once, and skips the test if the registry can't be reached."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.paths import ROOT
 
 NPM = shutil.which("npm")
 KEPT = ROOT / ".venv" / "npm"
-"""What was installed, by the lock that pins it; `make clean` removes it."""
+"""Cache of installed packages by lock file; `make clean` removes it."""
 UNREACHABLE = ("network", "ENOTFOUND", "EAI_AGAIN")
 
 
 async def run(folder: Path, *command: str, within: float = 300) -> str:
-    """Runs a command in a folder; returns what it printed, and fails with that when it fails."""
+    """Runs a command in a folder; returns its output, or fails with it."""
     process = await asyncio.create_subprocess_exec(
         *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -37,7 +37,7 @@ async def run(folder: Path, *command: str, within: float = 300) -> str:
 
 
 async def install(folder: Path) -> None:
-    """Installs what the lock in a folder pins; copies it where an earlier run has installed the same."""
+    """Installs the packages of the lock file in a folder, or copies them from an earlier run."""
     manifest, lock = (folder / name for name in ("package.json", "package-lock.json"))
     name = json.loads(manifest.read_bytes())["name"]
     version = await run(folder, "node", "--version")
@@ -45,7 +45,7 @@ async def install(folder: Path) -> None:
     kept = KEPT / f"{name}-{pinned[:16]}"
     if kept.exists():
         await _copy(folder, kept, folder / "node_modules")
-        # the one file that npm writes in place, which it does without
+        # the only file that npm writes in place, and does not need
         (folder / "node_modules" / ".package-lock.json").unlink(missing_ok=True)
         return
     try:
@@ -61,12 +61,12 @@ async def install(folder: Path) -> None:
     await _copy(folder, folder / "node_modules", unfinished)
     try:
         os.rename(unfinished, kept)
-    except OSError:  # another run was first
+    except OSError:  # another run was faster
         shutil.rmtree(unfinished)
 
 
 async def _copy(folder: Path, source: Path, target: Path) -> None:
-    """Copies a tree of many files: as links, unless the target is on another disk."""
+    """Copies a tree of many files as hard links, unless the target is on another disk."""
     for options in ("-al", "-a"):
         with suppress(AssertionError):
             await run(folder, "cp", options, f"{source}/.", str(target))

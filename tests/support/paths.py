@@ -1,4 +1,4 @@
-"""Where the checkout and the shared data beside it are, and folders that end with their test run."""
+"""Paths of the checkout and the shared data next to it, and temporary folders of a test run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
-"""Real traces; tests that need one skip where it is absent."""
+"""Real traces; tests that need one are skipped without it."""
 PREFIX = "streamer-test-run-"
 
 
 @contextmanager
 def run_folder(parent: Path) -> Iterator[Path]:
-    """Yields a folder in `parent` for this process; removes it at the end, and those of processes that were killed."""
+    """Yields a folder in `parent` for this process; removes it at the end, and those of killed processes."""
     for folder in parent.glob(f"{PREFIX}*"):
         if (lock := _lock(folder)) is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        # between these two lines another process may have removed it
+        # another process may have removed it between these two lines
         if (lock := _lock(folder)) is not None and folder.exists():
             break
     try:
@@ -40,7 +40,7 @@ def _lock(folder: Path) -> int | None:
     try:
         lock = os.open(folder, os.O_RDONLY)
     except OSError:
-        return None  # gone, or another user's
+        return None  # removed, or another user's
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

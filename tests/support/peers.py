@@ -1,4 +1,4 @@
-"""A process's live side without sockets and database: for tests of the exchange between processes through Redis."""
+"""A process's live state and broker without sockets and database, for tests of the exchange through Redis."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Position = tuple[float, float]
 
 
 class Peer:
-    """One process: `start` it; `stop` it in good order, or `kill` it as `kill -9` does."""
+    """One process: `start` starts it, `stop` stops it gracefully, `kill` acts like `kill -9`."""
 
     def __init__(
         self, redis_url: str, name: str, *, offline_after: int = 60_000, leave_after: int = 600_000, **broker: Any
     ) -> None:
         self.behind = 0
-        """How far its clock is behind, ms."""
+        """How much its clock is behind, ms."""
         self.index = LiveIndex(name, offline_after=offline_after, leave_after=leave_after)
         self.ticker = Ticker(self.index, self.now, Cadence(TICKS))
         self.gaps: list[frozenset[int]] = []
@@ -39,7 +39,7 @@ class Peer:
         self.watches = Subscriptions(self.index, self.broker, self.now)
         self.supervisor = Supervisor()
         self.lag = 0.0
-        """The longest its loop stood still for others' work, s."""
+        """The longest time for which its event loop was blocked, s."""
         self._last = 0
 
     def now(self) -> int:
@@ -55,7 +55,7 @@ class Peer:
         assert self.supervisor.deaths == 0, "a task of the process died"
 
     async def start(self, *, wait: bool = True) -> None:
-        """Start, and wait until Redis answers and its messages arrive."""
+        """Starts, and waits until Redis answers and its messages arrive."""
         tasks = {
             "lag": self._lag,
             "ticker": self.ticker.run,
@@ -66,42 +66,42 @@ class Peer:
             await self.joined()
 
     async def joined(self, within: float = WITHIN) -> None:
-        """Wait until Redis answers and its messages arrive."""
+        """Waits until Redis answers and its messages arrive."""
         await eventually(lambda: self.broker.up, f"Redis heard, only {self.broker.cause}", within)
 
     async def stop(self) -> None:
-        """End in good order."""
+        """Stops gracefully."""
         await self.supervisor.stop()
         await self.broker.close()
 
     async def kill(self) -> None:
-        """End as a killed process does."""
+        """Ends like a killed process."""
         await self.supervisor.stop()
         await self.broker.nodes.close()
 
     def serve(self, vendor_id: str, position: Position | None = None) -> None:
-        """A vendor's socket opens here; it may report a position at once."""
+        """Opens a vendor's socket here; optionally reports a position."""
         self.broker.local_vendors.connect(vendor_id, Card(self.now(), f"the {vendor_id}", True, None), self.now())
         if position is not None:
             self.ping(vendor_id, position)
 
     def ping(self, vendor_id: str, position: Position, timestamp: int | None = None) -> int:
-        """A vendor reports a position; gives the timestamp."""
+        """Reports a vendor's position; returns the timestamp."""
         if timestamp is None:
             timestamp = self._last = max(self._last + 1, self.now())
         self.broker.local_vendors.fix(vendor_id, Fix(timestamp, *position, None, None), self.now())
         return timestamp
 
     def part(self, vendor_id: str) -> None:
-        """A vendor's socket ends here."""
+        """Ends a vendor's socket here."""
         self.broker.local_vendors.disconnect(vendor_id, self.now())
 
     def open(self, vendor_id: str, is_open: bool) -> None:
-        """A vendor opens or closes for business."""
+        """Opens or closes a vendor for business."""
         self.broker.local_vendors.card(vendor_id, Card(self.now(), f"the {vendor_id}", is_open, None), self.now())
 
     def delete(self, vendor_id: str) -> None:
-        """A vendor was found deleted here."""
+        """Reports that a vendor was deleted."""
         self.broker.local_vendors.delete(vendor_id)
         self.broker.mark_gone(vendor_id)
 
@@ -113,11 +113,11 @@ class Peer:
             self.lag = max(self.lag, loop.time() - began - 0.1)
 
     def looks(self) -> Look:
-        """A customer of this process who watches nothing yet."""
+        """Returns a customer of this process without a watch."""
         return Look(self)
 
     async def watch(self, **fields: Any) -> Look:
-        """A customer of this process who watches something; `fields` as on the wire."""
+        """Returns a customer of this process with a watch; `fields` are in wire format."""
         look = self.looks()
         await look.watch(**fields)
         return look
@@ -125,19 +125,19 @@ class Peer:
     # BrokerEventHandler
 
     def on_index_changed(self) -> None:
-        """As the server does."""
+        """Like the server."""
         self.ticker.changed()
 
     def on_gap(self, cells: frozenset[int], vendor_ids: frozenset[str]) -> None:
-        """As the server does."""
+        """Like the server."""
         self.gaps.append(cells)
         self.watches.gap(cells, vendor_ids)
 
     def on_tie(self, vendor_id: str, timestamp: int) -> None:
-        """Stores nothing, so knows no better."""
+        """Ignores ties, as nothing is stored."""
 
     def on_vendor_deleted(self, vendor_id: str) -> None:
-        """Notes it."""
+        """Records the deletion."""
         self.deleted.append(vendor_id)
 
 
@@ -150,31 +150,31 @@ class Look:
         self._watch = Watch("w", self.client)
 
     async def watch(self, **fields: Any) -> None:
-        """Watch this, or move the watch here."""
+        """Starts or moves the watch."""
         wanted = messages.watch_of({"type": "watch", "id": "w", **fields}, Bounds())
         await self._peer.watches.open(self._watch, wanted)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Ends the watch."""
         self._peer.watches.close(self._watch)
 
     @property
     def view(self) -> dict[str, dict[str, Any]]:
-        """What the app holds, by vendor."""
+        """Returns the app's view by vendor."""
         return self.client.views.get("w", {})
 
     @property
     def positions(self) -> dict[str, Position]:
-        """Where the app shows whom."""
+        """Returns the positions that the app shows, by vendor."""
         return {id: (card["lat"], card["long"]) for id, card in self.view.items()}
 
     @property
     def snapshots(self) -> int:
-        """How many there have been since `client.seen` was asked."""
+        """Returns the number of snapshots since the last call of `client.seen`."""
         return sum(kind == "snapshot" for _, kind in self.client.kinds)
 
     async def sees(self, positions: dict[str, Position], within: float = WITHIN) -> None:
-        """Wait until the map is exactly this."""
+        """Waits until the view is exactly this."""
         try:
             await eventually(lambda: self.positions == positions, "", within)
         except AssertionError:

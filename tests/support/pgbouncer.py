@@ -1,4 +1,4 @@
-"""Debian's PgBouncer before a PostgreSQL, configured by default but for its pool mode."""
+"""Debian's PgBouncer in front of a PostgreSQL, with the default configuration except its pool mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 
 @asynccontextmanager
 async def pgbouncer(url: str, folder: Path, pool_mode: str = "transaction", **settings: str) -> AsyncIterator[str]:
-    """Runs PgBouncer before the server of a URL; yields the URL through it."""
+    """Runs PgBouncer in front of the server of a URL; yields the URL through it."""
     assert PROGRAM is not None
     place = urlsplit(url)
     port = free_port()

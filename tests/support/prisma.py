@@ -1,4 +1,4 @@
-"""The database of the documented Prisma schema, as `prisma migrate` makes it."""
+"""The database of the documented Prisma schema, as created by `prisma migrate`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.paths import ROOT
 
 
 def prisma_schema() -> str:
-    """Returns the SQL of the five tables: that of the first migration, without the partitions."""
+    """Returns the SQL of the five tables: the first migration's, without the partitions."""
     path = ROOT / "migrations" / "versions" / "0001_prisma_tables.py"
     spec = importlib.util.spec_from_file_location("prisma_tables", path)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""A server in a process of its own, to kill and start again on the same port."""
+"""A server in a separate process, to kill and restart on the same port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.apps import SECRET, eventually
 
 
 def free_port() -> int:
-    """A port nobody listens on just now, and that no outgoing connection takes while the server on it is restarted."""
+    """Returns an unused port that no outgoing connection takes while the server on it restarts."""
     for port in random.sample(PORTS, 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -48,7 +48,7 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        """Where it listens, or will again."""
+        """Its URL, also while it is stopped."""
         return f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
@@ -62,7 +62,7 @@ class ServerProcess:
             await self.end(signal.SIGKILL)
 
     async def start(self) -> None:
-        """Start it, and wait until it is ready."""
+        """Starts it, and waits until it is ready."""
         await self.spawn()
         process = self._process
         assert process is not None
@@ -78,7 +78,7 @@ class ServerProcess:
         await eventually(ready, "a server process that is ready", within=60)
 
     async def spawn(self) -> None:
-        """Start it, without waiting for anything; what it says goes to the end of `log`."""
+        """Starts it without waiting; its output is appended to `log`."""
         limited = () if self.files is None else ("prlimit", f"--nofile={self.files}:{self.files}")
         with open(os.devnull if self._log is None else self._log, "ab") as log:  # noqa: ASYNC230  # a local file
             self._process = await asyncio.create_subprocess_exec(
@@ -93,28 +93,28 @@ class ServerProcess:
             )
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it is there to get one."""
+        """Sends a signal, if it is running."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
     async def wait(self) -> None:
-        """Wait for its end."""
+        """Waits for its end."""
         assert self._process is not None
         await self._process.wait()
 
     @property
     def pid(self) -> int:
-        """Its process id, also for a moment after its end."""
+        """Its process id, also shortly after its end."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """How it ended."""
+        """Its exit status."""
         return None if self._process is None else self._process.returncode
 
     async def end(self, number: signal.Signals) -> None:
-        """Send a signal that ends it, and wait for its end."""
+        """Sends a signal that ends it, and waits for its end."""
         assert self._process is not None
         self._process.send_signal(number)
         await self._process.wait()

@@ -1,4 +1,4 @@
-"""A TCP proxy that a test may cut, close, freeze, slow down or lead elsewhere."""
+"""A TCP proxy that a test may reset, close, freeze, slow down or redirect."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ON_THEIR_WAY = 5
 
 
 class Proxy:
-    """Forwards TCP connections to the server at `url`; its own `url` differs in host and port only.
+    """Forwards TCP connections to the server at `url`; its own `url` differs only in host and port.
 
-    It listens all the time, also while it is down, so that no other process takes its port.
+    It always listens, also while it is down, so that no other process takes its port.
     """
 
     def __init__(self, url: str, *, lag: float = 0.0, seed: int = 0) -> None:
@@ -33,7 +33,7 @@ class Proxy:
         self.rate: float | None = None
         """Bytes per second towards the client; None: unlimited."""
         self.cut_request: bytes | None = None
-        """Cut the connection once, in place of forwarding data from the client that contains this."""
+        """Resets the connection once, instead of forwarding data from the client that contains this."""
         self.cut_answer: bytes | None = None
         """Likewise for data from the server."""
 
@@ -46,7 +46,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._ended = True
-        # asyncio loses a connection that it has accepted when the server closes, and leaves it open
+        # asyncio forgets an accepted connection when the server closes, and leaves it open
         for listening in self._server.sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
         for _round in range(ON_THEIR_WAY):
@@ -58,25 +58,25 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def down(self) -> None:
-        """Resets all connections, and new ones as soon as they are made."""
+        """Resets all connections, and new ones immediately."""
         self._down = True
         self.cut()
 
     def up(self) -> None:
-        """Takes connections again."""
+        """Accepts connections again."""
         self._down = False
 
     def cut(self) -> None:
-        """Resets all connections; new ones are taken."""
+        """Resets all connections; accepts new ones."""
         for writer in tuple(self._writers):
             writer.transport.abort()
 
     def freeze(self) -> None:
-        """Forwards nothing and closes nothing, as a dead link does, until `thaw`."""
+        """Forwards and closes nothing, like a dead network, until `thaw`."""
         self._flowing.clear()
 
     def thaw(self) -> None:
-        """Forwards again, also what was held."""
+        """Forwards again, also the held data."""
         self._flowing.set()
 
     def strand(self) -> None:
@@ -92,7 +92,7 @@ class Proxy:
         return await asyncio.open_connection(self._parts.hostname, self._parts.port)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._ended:  # it was on its way
+        if self._ended:  # it was just being connected
             writer.transport.abort()
             return
         task = asyncio.create_task(self._serve(reader, writer))

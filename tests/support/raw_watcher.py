@@ -1,4 +1,4 @@
-"""A watcher that shares no code with the load test or the server, to judge the load test's percentiles by.
+"""A watcher that shares no code with the load test or the server, to check the load test's percentiles.
 
 `python -m tests.support.raw_watcher PORT TOKEN AREA` (JSON) prints `[[arrived, timestamp], …]` in epoch ms of every
 position that moved, when its standard input ends.
@@ -34,7 +34,7 @@ def frames(connection: socket.socket) -> Iterator[tuple[float, int, bytes]]:
 
 
 def frame(data: bytes) -> tuple[int, bytes, bytes] | None:
-    """Returns opcode, payload and the rest; None when the frame is not whole."""
+    """Returns opcode, payload and the rest; None if the frame is incomplete."""
     if len(data) < 2:
         return None
     size, begin = data[1] & 127, 2

@@ -1,4 +1,4 @@
-"""A receiver of webhooks for tests: verifies every signature, and answers as the test says."""
+"""A receiver of webhooks for tests: verifies all signatures, and answers as the test specifies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.apps import eventually
 
 
 class Received(NamedTuple):
-    """One request; `status` is what it was answered with."""
+    """One request; `status` is the answer's."""
 
     id: str
     event: dict[str, Any]
@@ -41,12 +41,12 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Its URL."""
         return f"http://127.0.0.1:{self.port}/hook"
 
     @property
     def host(self) -> str:
-        """For STREAMER_ALERT_DEVELOPMENT_HOSTS."""
+        """Its value in STREAMER_ALERT_DEVELOPMENT_HOSTS."""
         return f"127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
@@ -72,7 +72,7 @@ class Receiver:
         self.port = self._runner.addresses[0][1]
 
     async def deaf(self) -> None:
-        """Stops listening and closes its connections, as a process that ends does: new ones are refused."""
+        """Stops listening and closes its connections, like a process that ends: new ones are refused."""
         assert self._runner is not None
         assert self._runner.server is not None
         for site in list(self._runner.sites):
@@ -80,7 +80,7 @@ class Receiver:
         await self._runner.server.shutdown(0.1)
 
     def events(self, alert_id: str | None = None) -> list[dict[str, Any]]:
-        """Returns the events that were taken, each once, in the order in which they came first."""
+        """Returns the accepted events without duplicates, in the order of their first arrival."""
         found: dict[str, dict[str, Any]] = {}
         for each in self.received:
             if 200 <= each.status < 300 and alert_id in (None, each.event["alertId"]):
@@ -92,7 +92,7 @@ class Receiver:
         return [event["type"].removeprefix("vendor.") for event in self.events(alert_id)]
 
     async def gets(self, *kinds: str, alert_id: str | None = None) -> None:
-        """Waits until these events, and no others, were taken in this order."""
+        """Waits until exactly these events were accepted, in this order."""
         await eventually(lambda: self.kinds(alert_id) == list(kinds), f"webhooks {kinds}, not {self.kinds(alert_id)}")
 
     async def _take(self, request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Many apps of the load test that run while a test does."""
+"""Many apps of the load test that run during a test."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ AT_ONCE = 50
 
 @asynccontextmanager
 async def running(apps: Sequence[App], at_once: int = AT_ONCE) -> AsyncIterator[None]:
-    """Runs apps while the block does, all ready when it begins; at most `at_once` of them connect at a time.
+    """Runs apps during the block, all ready at its beginning; at most `at_once` of them connect at a time.
 
-    Raises RunFailed when one does not become ready. An app that fails ends the block, the end of the block stops them.
+    Raises RunFailed if one does not become ready. An app that fails ends the block; the end of the block stops them.
     """
     tasks: list[asyncio.Task[None]] = []
     async with asyncio.TaskGroup() as group:
@@ -35,7 +35,7 @@ async def running(apps: Sequence[App], at_once: int = AT_ONCE) -> AsyncIterator[
 
 
 async def ready(app: App, within: float) -> None:
-    """Waits until an app is ready; raises RunFailed with what the server said when it isn't in `within` s."""
+    """Waits until an app is ready; raises RunFailed with the server's error if it is not after `within` s."""
     try:
         await asyncio.wait_for(app.ready.wait(), within)
     except TimeoutError:
@@ -44,7 +44,7 @@ async def ready(app: App, within: float) -> None:
 
 
 async def settled(vendors: Iterable[Vendor], within: float) -> int:
-    """Waits up to `within` s until every ping is answered; returns how many are not."""
+    """Waits up to `within` s until all pings are answered; returns the number of the others."""
     waiting = list(vendors)
     try:
         async with asyncio.timeout(within):

@@ -17,7 +17,7 @@ SERVICE = "mymaster"
 
 
 class Sentinels:
-    """Runs three Sentinels, with times short enough for a test; `url` is how a server reaches the primary by them."""
+    """Runs three Sentinels with short timeouts; `url` is the server's URL of the primary by them."""
 
     def __init__(self, folder: Path, primary_port: int) -> None:
         self._folder = folder

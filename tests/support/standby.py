@@ -1,4 +1,4 @@
-"""A streaming standby of a PostgreSQL: to promote, and to fail over to."""
+"""A streaming standby of a PostgreSQL, for failovers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Standby(PostgresServer):
         self._primary = primary
 
     async def promote(self) -> None:
-        """Makes it the primary."""
+        """Promotes it to the primary."""
         connection = await asyncpg.connect(self.url)
         try:
             assert await connection.fetchval("SELECT pg_promote(true, 60)")

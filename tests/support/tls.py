@@ -1,4 +1,4 @@
-"""TLS before a server that speaks none: the wheels of PostgreSQL and Valkey that the tests start are built without."""
+"""TLS in front of a server without TLS: the test's PostgreSQL and Valkey are built without it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
-"""What a PostgreSQL client asks first, in the clear; the answer S says that TLS comes next."""
+"""The first request of a PostgreSQL client, in plain text; the answer S means that TLS follows."""
 
 
 class TlsFront:
-    """Ends TLS and passes bytes on to the server of a URL; `url` is the same place behind it.
+    """Terminates TLS and forwards bytes to the server of a URL; `url` is the same URL through this proxy.
 
     `certificate`: a trustme certificate; `clients`: a trustme authority that a client's certificate must come from.
     """
@@ -27,7 +27,7 @@ class TlsFront:
             clients.configure_trust(self._context)
         self._tasks: set[asyncio.Task[None]] = set()
         self.served = 0
-        """Connections that came as far as TLS."""
+        """The number of connections with a TLS handshake."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -55,7 +55,7 @@ class TlsFront:
             try:
                 if self._parts.scheme.startswith("postgres"):
                     if await reader.readexactly(8) != SSL_REQUEST:
-                        return  # nothing goes in the clear here
+                        return  # plain text is not accepted
                     writer.write(b"S")
                 await writer.start_tls(self._context)
                 self.served += 1

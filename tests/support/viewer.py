@@ -17,22 +17,22 @@ def wrapped(payload: bytes) -> bytes:
 
 
 class Client:
-    """A customer app: applies frames exactly as the protocol says, and fails on what would confuse a real one."""
+    """A customer app: applies frames exactly by the protocol, and fails on errors that would confuse a real one."""
 
     def __init__(self, framing: Callable[[bytes], bytes] = plain, room: int | None = None) -> None:
         self.framing = framing
         self.room = room
-        """How many frames it takes before it stalls; None: any number."""
+        """The number of frames it accepts before it stalls; None: any number."""
         self.frames: list[bytes] = []
         self.views: dict[str, dict[str, dict[str, Any]]] = {}
         self.kinds: list[tuple[str, str]] = []
-        """The frames since the last look, as (watch id, type)."""
+        """The frames since the last call of `seen`, as (watch id, type)."""
         self.left: list[str] = []
         """Vendors that left by an update."""
         self.vanished: list[str] = []
         """Vendors shown before a snapshot of the same watch, and not after it."""
         self.offline: list[dict[str, Any]] = []
-        """Cards that said that a vendor is offline."""
+        """Cards in which a vendor is offline."""
 
     def ready(self) -> bool:
         return self.room is None or self.room > 0

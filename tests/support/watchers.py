@@ -1,4 +1,4 @@
-"""Customer apps for tests: one that holds its view, one that only counts, so that hundreds cost little."""
+"""Customer apps for tests: one that keeps its view, and one that only counts, so that hundreds cost little."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WATCH_ID = "w1"
 class Watcher(App):
     """One watch of `area` (as on the wire). `view` maps vendorId to card; `delays` records the age of each new fix.
 
-    `positions` counts what was delivered after the first snapshot; fixes older than `since` (epoch ms) are not timed.
+    `positions` counts those delivered after the first snapshot; fixes older than `since` (epoch ms) are not timed.
     """
 
     path = "/v1/watch"
@@ -51,7 +51,7 @@ class Watcher(App):
 
     @property
     def snapshots(self) -> int:
-        """The number of snapshots that came."""
+        """The number of snapshots received."""
         return self._view.snapshots
 
     def opened(self) -> None:
@@ -116,7 +116,7 @@ class CountingWatcher(App):
             self.socket.send(orjson.dumps({"type": "watch", "id": WATCH_ID, "area": self.area}))
 
     def received(self, message: bytes) -> None:
-        # decoding costs most: the type stands first in what the server sends, and is looked up only where it doesn't
+        # decoding costs most, so the type is taken from the beginning; only if it is elsewhere, the message is decoded
         if self.ready.is_set() and (b'"update"' in message[:32] or self.decode(message).get("type") == "update"):
             self._count(message)
         elif not self.ready.is_set() and self.decode(message).get("type") == "snapshot":

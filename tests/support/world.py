@@ -1,4 +1,4 @@
-"""Vendors that a test moves about, and customers whose views must equal where the vendors are."""
+"""Vendors that a test moves, and customers whose views must equal the vendors' positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORTH = (89.93, 40.0)
 
 
 class Truth:
-    """One vendor as the test knows it."""
+    """The expected state of one vendor."""
 
     def __init__(self, vendor_id: str, clerk_id: str) -> None:
         self.vendor_id = vendor_id
@@ -34,7 +34,7 @@ class Truth:
 
 
 class Wanted:
-    """One watch as the test wants it."""
+    """The expected state of one watch."""
 
     def __init__(self, customer: CustomerApp, id: str) -> None:
         self.customer = customer
@@ -44,7 +44,7 @@ class Wanted:
         self.open = False
 
     def holds(self, vendor: Truth) -> bool:
-        """Whether the vendor belongs on this map."""
+        """Returns whether the vendor belongs to this view."""
         if vendor.position is None or (self.open and not vendor.open):
             return False
         if self.area is None:
@@ -70,7 +70,7 @@ class World:
         await self._stack.aclose()
 
     async def populate(self, database_url: str, count: int) -> None:
-        """So many vendors more, their sockets spread over the servers."""
+        """Adds vendors, whose sockets are distributed over the servers."""
         seeded = await seed.seed(database_url, len(self.vendors) + count)
         new = [Truth(one.vendor_id, one.clerk_id) for one in seeded[len(self.vendors) :]]
         self.vendors += new
@@ -78,15 +78,15 @@ class World:
             await self.connect(vendor, self.urls[number % len(self.urls)])
 
     async def connect(self, vendor: Truth, url: str) -> None:
-        """Open a socket for a vendor."""
+        """Opens a socket for a vendor."""
         vendor.app = await self._stack.enter_async_context(VendorApp(url, vendor.clerk_id))
 
     async def customer(self, url: str) -> CustomerApp:
-        """One more customer."""
+        """Adds a customer."""
         return await self._stack.enter_async_context(CustomerApp(url))
 
     def near(self, centre: Position, reach: float) -> Position:
-        """A random position, `reach` degrees of latitude around a centre, over the antimeridian and the pole too."""
+        """Returns a random position within `reach` degrees of a centre, also over the antimeridian and the pole."""
         lat = centre[0] + self.random.uniform(-reach, reach)
         long = centre[1] + self.random.uniform(-reach, reach) * (4 if abs(centre[0]) > 80 else 1.5)
         if lat > 90:
@@ -94,7 +94,7 @@ class World:
         return lat, (long + 180) % 360 - 180
 
     async def move(self, vendor: Truth, position: Position, timestamp: int | None = None) -> None:
-        """A vendor reports where it is; every ping has a timestamp of its own."""
+        """Reports a vendor's position; every ping has a different timestamp."""
         self._last = max(self._last + 1, now_ms()) if timestamp is None else timestamp
         assert vendor.app is not None
         await vendor.app.ping(*position, timestamp=self._last)
@@ -102,13 +102,13 @@ class World:
             vendor.position, vendor.timestamp = position, self._last
 
     async def status(self, vendor: Truth, is_open: bool) -> None:
-        """A vendor opens or closes for business."""
+        """Opens or closes a vendor for business."""
         assert vendor.app is not None
         vendor.open = is_open
         await vendor.app.send({"type": "status", "open": is_open})
 
     async def watch(self, customer: CustomerApp, id: str, *, wait: bool = True, **fields: Any) -> Wanted:
-        """Start a watch or move it; `fields` as on the wire."""
+        """Starts or moves a watch; `fields` are in wire format."""
         message = {"type": "watch", "id": id, **fields}
         decoded = messages.watch_of(message, Bounds())
         wanted = self.watches.setdefault((customer, id), Wanted(customer, id))
@@ -120,7 +120,7 @@ class World:
         return wanted
 
     def wrong(self) -> list[str]:
-        """What is not true in the customers' views, shortly."""
+        """Describes the errors in the customers' views."""
         faults = []
         for wanted in self.watches.values():
             assert wanted.customer.reading, f"{wanted.id}: an update did not fit the view"
@@ -140,7 +140,7 @@ class World:
         return faults
 
     async def agree(self, within: float = 20.0) -> None:
-        """Wait until every view is the truth."""
+        """Waits until all views are correct."""
         try:
             await eventually(lambda: not self.wrong(), "views that are true", within)
         except AssertionError:
