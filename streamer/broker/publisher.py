@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import TypeVar
 
 import structlog
 
@@ -25,6 +26,8 @@ from streamer.live.local_vendors import Part
 from streamer.live.vendor import Vendor
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 RETRY = 0.5
 """Seconds until failed writes are retried."""
@@ -141,12 +144,12 @@ class Publisher:
 
     async def sweep(self) -> None:
         """Drops entries that a vendor's change of process can leave behind."""
-        for some in _turns(list(self._local_vendors.sockets), SWEPT):
+        for some in turns(list(self._local_vendors.sockets), SWEPT):
             for id in some:
                 if self._local_vendors.sockets.get(id) == 0:
                     self.release_superseded(id)
             await asyncio.sleep(0)
-        for some in _turns([*self.placement.entries, *self.placement.unplaced], SWEPT):
+        for some in turns([*self.placement.entries, *self.placement.unplaced], SWEPT):
             self.placement.sweep(some)
             await asyncio.sleep(0)
 
@@ -223,7 +226,7 @@ class Publisher:
         await self._membership.announce()
         claims = [id for id, parts in dirty.items() if parts & Part.CLAIM and id in self._local_vendors]
         found: dict[str, bytes] = {}
-        for some in _turns(claims, TURN):
+        for some in turns(claims, TURN):
             found |= await self.placement.adopt(some)
             for id in some:
                 self.release_superseded(id)
@@ -237,7 +240,7 @@ class Publisher:
                 if entry is None or entry.cell != parent(vendor.cell, BUS_LEVEL) or parts & Part.CLAIM:
                     moved.append(id)
         placed: dict[str, int] = {}
-        for some in _turns(moved, TURN):
+        for some in turns(moved, TURN):
             vendors = {id: vendor for id in some if (vendor := self._publishable(id)) is not None}
             placed |= await self.placement.place(vendors, found)
             await asyncio.sleep(0)
@@ -319,7 +322,7 @@ class Publisher:
                     self.mark(id, Part.ALL)
 
 
-def _turns(vendor_ids: list[str], size: int) -> Iterator[list[str]]:
-    """The vendors in parts, between which the caller yields to the event loop."""
-    for start in range(0, len(vendor_ids), size):
-        yield vendor_ids[start : start + size]
+def turns(items: list[T], size: int) -> Iterator[list[T]]:
+    """Returns the items in parts of a size, between which the caller yields to the event loop."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -12,7 +12,7 @@ from streamer.broker.cell_reader import SLICE, CellReader
 from streamer.broker.context import Context, SubscribedCell
 from streamer.broker.membership import Membership
 from streamer.broker.placement import read_places
-from streamer.broker.publisher import RETRY, Publisher
+from streamer.broker.publisher import RETRY, SWEPT, Publisher, turns
 from streamer.broker.redis_schema import BROADCAST, channel, parse_message
 from streamer.geo.grid import BUS_LEVEL, bus_cell, parent
 from streamer.live.fix import Fix
@@ -20,8 +20,6 @@ from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence, Vendor
 
 SWEEP_EVERY = 60.0
-LOOKED_AT = 2000
-"""Vendors that a sweep tests for being strays before it yields to the event loop: about a millisecond."""
 
 
 class Subscriber:
@@ -124,14 +122,13 @@ class Subscriber:
     async def sweep(self) -> None:
         """Removes vendors that late messages and changes of process can leave behind."""
         index = self._index
-        vendors = list(index.vendors.values())
         strays: list[Vendor] = []
-        for start in range(0, len(vendors), LOOKED_AT):
-            strays += filter(self._is_stray, vendors[start : start + LOOKED_AT])
+        for some in turns(list(index.vendors.values()), SWEPT):
+            strays += filter(self._is_stray, some)
             await asyncio.sleep(0)
-        for start in range(0, len(strays), SLICE):
+        for some in turns(strays, SLICE):
             early = [cell.early for cell in self._cells.values() if cell.early]
-            for vendor in strays[start : start + SLICE]:
+            for vendor in some:
                 id = vendor.vendor_id
                 # It may have changed since it was tested.
                 if index.vendors.get(id) is vendor and self._is_stray(vendor) and not any(id in ids for ids in early):

@@ -10,8 +10,8 @@ import redis.asyncio
 
 from streamer.broker.cell_reader import SLICE
 from streamer.broker.counts import ASK
+from streamer.broker.publisher import SWEPT
 from streamer.broker.redis_schema import BROADCAST, channel
-from streamer.broker.subscriber import LOOKED_AT
 from streamer.geo.grid import bus_cell
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card
@@ -108,7 +108,7 @@ async def test_a_sweep_is_made_in_steps(redis_url: str) -> None:
     async with Peer(redis_url, "third") as third:
         index, subscriber, now = third.index, third.broker.subscriber, third.now()
         await third.watch(area=circle(*HERE, 100))
-        for n in range(2 * LOOKED_AT):
+        for n in range(2 * SWEPT):
             index.put_fix(f"watched{n}", Fix(now, *HERE), now)
         for n in range(3 * SLICE):
             index.put_http(f"stray{n}", now, now)
@@ -121,7 +121,7 @@ async def test_a_sweep_is_made_in_steps(redis_url: str) -> None:
             if held[-1] == held[0] - SLICE:
                 third.serve(f"stray{3 * SLICE - 1}", AFAR)
         await sweeping
-        kept = {"served", f"stray{3 * SLICE - 1}", *(f"watched{n}" for n in range(2 * LOOKED_AT))}
+        kept = {"served", f"stray{3 * SLICE - 1}", *(f"watched{n}" for n in range(2 * SWEPT))}
         assert index.vendors.keys() == kept
         assert max(before - after for before, after in pairwise(held)) <= SLICE
         assert held.count(held[0]) > 2, "all were looked at in one step"
