@@ -58,6 +58,6 @@ async def _is_unknown(url: str, clerk_id: str) -> bool:
     """Whether the database answers and has no such user."""
     try:
         async with asyncio.timeout(LOOKUP_TIMEOUT), connected(url) as connection:
-            return not await connection.fetchval(queries.HAS_USER, clerk_id)
+            return not await connection.fetch(queries.EXISTING_USERS, [clerk_id])
     except (StreamerError, TimeoutError):
         return False

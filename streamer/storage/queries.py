@@ -138,8 +138,6 @@ USERS = """
 SELECT u."clerkId", v."id" FROM "users" u LEFT JOIN "vendors" v ON v."userId" = u."id" WHERE u."id" = ANY($1::text[])
 """
 
-HAS_USER = """SELECT EXISTS (SELECT FROM "users" WHERE "clerkId" = $1 AND "deletedAt" IS NULL)"""
-
 EXISTING_USERS = """SELECT "clerkId" FROM "users" WHERE "clerkId" = ANY($1::text[]) AND "deletedAt" IS NULL"""
 
 DELETED_USERS = """
