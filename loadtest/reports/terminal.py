@@ -27,7 +27,10 @@ ROWS = ("watch", "ack", "snapshot", "pan")
 
 def summarise(report: dict[str, Any], console: Console) -> None:
     """Prints a short report."""
-    {"find-max": search}.get(report["kind"], one_run)(report, console)
+    if report["kind"] == "find-max":
+        search(report, console)
+    else:
+        one_run(report, console)
 
 
 def one_run(report: dict[str, Any], console: Console) -> None:
