@@ -29,9 +29,10 @@ export class StorageQueue {
 
   async load() {
     const head = await this.storage.getItem(this.name);
-    this.first = this.next = firstOf(head) ?? firstOf(await this.storage.getItem(this.copy)) ?? 0;
+    const first = firstOf(head);
+    this.first = this.next = first ?? firstOf(await this.storage.getItem(this.copy)) ?? 0;
     this.pings.clear();
-    let broken = head == null || firstOf(head) !== null ? 0 : 1;
+    let broken = head == null || first !== null ? 0 : 1;
     // includes a record that was written just before the process ended
     for (let record; (record = await this.storage.getItem(this.key(this.next))) != null; this.next += 1) {
       try {
