@@ -25,7 +25,7 @@ from streamer.broker.broker import Broker
 from streamer.broker.context import BrokerConfig
 from streamer.broker.stream import Feed, Status
 from streamer.broker.subscriptions import Subscriptions
-from streamer.cadence import TICKS, Cadence
+from streamer.cadence import COMMITS, TICKS, Cadence, Utilisation
 from streamer.counters import Counters
 from streamer.errors import DatabaseError, Unavailable
 from streamer.ingest.batcher import Batcher, Chunk
@@ -110,11 +110,16 @@ class Server:
             rest_share=settings.heavy_cost / 1000 / 2,  # in addition to heavy clients' messages and reads
         )
         ticks = replace(TICKS, ceiling=max(TICKS.floor, settings.frame_interval / 1000))
-        self.ticker = Ticker(self.index, clock, Cadence(ticks))
+        utilisation = Utilisation()
+        self.ticker = Ticker(self.index, clock, Cadence(ticks, utilisation))
         self.connections = ConnectionRegistry(settings, clock, counters)
         assert settings.redis_url is not None
         self.broker = Broker(
-            BrokerConfig(settings.redis_url.get_secret_value()), self.index, clock, handler=self, counters=counters
+            BrokerConfig(settings.redis_url.get_secret_value(), utilisation=utilisation),
+            self.index,
+            clock,
+            handler=self,
+            counters=counters,
         )
         self.entitlements = (
             Entitlements(store, self.broker, clock, settings.free_interval) if settings.free_interval else None
@@ -142,6 +147,7 @@ class Server:
             max_pings=settings.buffer_pings,
             max_bytes=settings.buffer_bytes,
             batch_pings=settings.batch_pings,
+            cadence=Cadence(COMMITS, utilisation),
             stored=self._stored,
             traced=None if self.tracing is None else self.tracing.batch,
             counters=counters,

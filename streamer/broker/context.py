@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from streamer.broker.redis_cluster import Nodes
-from streamer.cadence import PUBLISHES, Pace
+from streamer.cadence import PUBLISHES, Pace, Utilisation
 from streamer.geo.grid import BUS_LEVEL, parent
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import LocalVendors
@@ -29,6 +29,8 @@ class BrokerConfig:
     """Timeout of an answer of Redis."""
     pace: Pace = PUBLISHES
     """The pace of flushes."""
+    utilisation: Utilisation | None = None
+    """The event loop's utilisation; by default measured here."""
     alone_gap: float = 2.0
     """Between two flushes while there is no other process: only processes that start later read them."""
     alone_after: float = MISSED_HEARTBEATS * HEARTBEAT

@@ -46,7 +46,7 @@ class Publisher:
 
     def __init__(self, context: Context, membership: Membership) -> None:
         self._context = context
-        self._cadence = Cadence(context.config.pace)
+        self._cadence = Cadence(context.config.pace, context.config.utilisation)
         self._nodes = context.nodes
         self._index = context.index
         self._local_vendors = context.local_vendors
