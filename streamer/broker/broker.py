@@ -148,7 +148,7 @@ class Broker:
             "broker-nodes": self.nodes.keep,
             "broker-publisher": self.publisher.run,
             "broker-subscriber": self.subscriber.run,
-            "broker-heartbeat": lambda: self.membership.send_heartbeats(self._republish),
+            "broker-heartbeat": lambda: self.membership.send_heartbeats(self._republish, self._on_data_lost),
             "broker-reaper": self.membership.reap,
             "broker-counts": self.counts.run,
         }
@@ -226,6 +226,11 @@ class Broker:
         self.counts.subscribe_all()
         self.subscriber.wake()
         self.publisher.retry_places()
+
+    def _on_data_lost(self) -> None:
+        """Writes all vendors again, and reads the cells for vendors that no process writes again."""
+        self._republish()
+        self.subscriber.read_again()
 
     def _republish(self) -> None:
         """Writes all vendors again, as Redis may have lost them."""

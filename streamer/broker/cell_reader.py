@@ -14,6 +14,7 @@ from streamer.broker.membership import Membership, drop_commands
 from streamer.broker.redis_connections import Command, refused
 from streamer.broker.redis_schema import ALWAYS, CELL_TTL, READ, SCAN, Reading, channel, new_epoch, positions_key
 from streamer.geo.grid import BUS_LEVEL, parent
+from streamer.live.vendor import Vendor
 
 AT_ONCE = 16
 """Cells read at the same time."""
@@ -53,6 +54,7 @@ class CellReader:
         self._missing: dict[str, tuple[int, int]] = {}
         """Vendors of the index that were missing in a cell that was read: the cell and the version in the index."""
         self._recheck: dict[int, float] = {}
+        """The loop's time at which a cell that Redis lost is read again."""
 
     def read(self, at: int) -> None:
         """Schedules a read of a cell whose channel was just subscribed; after a gap, it is read again."""
@@ -62,7 +64,7 @@ class CellReader:
         self._wake.set()
 
     def recheck(self, now: float) -> None:
-        """Schedules another read of cells that Redis lost, once the other processes had time to write them."""
+        """Schedules another read of the cells that Redis lost, where one is due; `now`: the loop's time."""
         for at in [at for at, when in self._recheck.items() if when <= now]:
             del self._recheck[at]
             if at in self._cells:
@@ -184,18 +186,29 @@ class CellReader:
             and vendor.vendor_id not in reading.heard
             and vendor.vendor_id not in self._local_vendors
         ]
+        loop_now = asyncio.get_running_loop().time()
         if cell.loaded and cell.epoch != reading.epoch:
-            # A vendor that is missing may simply not have been written again yet.
-            cell.epoch = reading.epoch
-            cell.doubtful = True
-            self._recheck[at] = asyncio.get_running_loop().time() + self._context.config.grace
-            return
+            cell.doubtful_until = loop_now + self._context.config.grace
         cell.epoch = reading.epoch
-        if cell.doubtful:
-            # Its process had time to write it. A silent process can't write; its vendors expire.
-            cell.doubtful = False
-            missing = [v for v in missing if v.presence.owner and not self._membership.silent(v.presence.owner)]
+        if cell.doubtful_until is not None:
+            over = cell.doubtful_until <= loop_now
+            for vendor in missing:
+                if self._abandoned(vendor, over):
+                    # Otherwise only the processes that knew it would show it, until it expires.
+                    self._local_vendors.adopt(vendor, self._clock())
+            if not over:
+                # The others are written again by their processes, or these turn out to be silent.
+                self._recheck[at] = min(cell.doubtful_until, loop_now + self._membership.silence)
+                return
+            cell.doubtful_until = None
+            missing = [vendor for vendor in missing if vendor.vendor_id not in self._local_vendors]
         self._missing.update((vendor.vendor_id, (at, vendor.fix.version)) for vendor in missing)
+
+    def _abandoned(self, vendor: Vendor, over: bool) -> bool:
+        """Whether no process will write a vendor again that Redis lost; `over`: all had time to do so."""
+        # A ping over HTTP does not name its process.
+        named = bool(vendor.presence.owner) and not vendor.http
+        return (named or over) and self._membership.silent(vendor.presence.owner)
 
     def _close_gap(self) -> None:
         """Ends a gap after all reads: removes vendors that were in no cell, and requests snapshots."""

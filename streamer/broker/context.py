@@ -66,8 +66,8 @@ class SubscribedCell:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     idle_since: float | None = None
     epoch: bytes | None = None
-    doubtful: bool = False
-    """Redis lost the cell. A vendor that is missing in it may simply not have been written again yet."""
+    doubtful_until: float | None = None
+    """Redis lost the cell: until this loop time, a vendor missing in it may simply not have been written again yet."""
     early: set[str] = field(default_factory=set)
     """Vendors received by messages before the cell was read; perhaps only one register of them is known."""
 

@@ -50,6 +50,8 @@ class Membership:
         self._clock = context.clock
         self._alone_after = context.config.alone_after
         self._interval = min(HEARTBEAT, index.offline_after / 5000)
+        self.silence = MISSED_HEARTBEATS * self._interval
+        """Seconds without a heartbeat after which a process is silent."""
         # The loop's time until which other processes are assumed to exist.
         self._others_until = inf
         self._other_heard = asyncio.Event()
@@ -99,8 +101,7 @@ class Membership:
 
     def silent(self, process: str) -> bool:
         """Whether a process has missed its heartbeats; never true while Redis is down."""
-        limit = self._interval * MISSED_HEARTBEATS * 1000
-        return not self._index.frozen and self.heard_at(process) + limit < self._clock()
+        return not self._index.frozen and self.heard_at(process) + self.silence * 1000 < self._clock()
 
     def expired(self, registers: Registers, now: int) -> bool:
         """Whether a vendor expired, whichever process served it; False if its registers have no time."""
@@ -113,8 +114,8 @@ class Membership:
         """Sends a heartbeat now."""
         self._wake.set()
 
-    async def send_heartbeats(self, republish: Callable[[], None]) -> None:
-        """Sends heartbeats until cancelled; calls `republish` after Redis lost its data and before the data expires."""
+    async def send_heartbeats(self, republish: Callable[[], None], lost: Callable[[], None]) -> None:
+        """Sends heartbeats until cancelled; calls `republish` before data expires, `lost` after Redis lost its data."""
         loop = asyncio.get_running_loop()
         rewritten = loop.time()
         hello = CellBatch().message(self._index.me)
@@ -131,7 +132,7 @@ class Membership:
             if not refused(added):
                 if added and self.announced:
                     log.warning("redis lost this process; its vendors are written again")
-                    republish()
+                    lost()
                 self.announced = True
             if loop.time() - rewritten > REWRITE_EVERY:
                 rewritten = loop.time()

@@ -206,6 +206,12 @@ class Subscriber:
         if at is not None:
             self.reader.read(at)
 
+    def read_again(self) -> None:
+        """Schedules another read of all cells that were read, as Redis may have lost them."""
+        for at, cell in self._cells.items():
+            if cell.loaded:
+                self.reader.read(at)
+
     def find_again(self) -> None:
         """Looks up the cells of listed vendors again, as their moves may have been missed."""
         self._to_find.update(self._listed)

@@ -76,6 +76,15 @@ class LocalVendors:
             self.claim(vendor_id, now)
             self._mark(vendor_id, Part.ALL)
 
+    def adopt(self, vendor: Vendor, now: int) -> None:
+        """Serves a vendor without a connection until it leaves the map: its process ended, and Redis lost it."""
+        # Of several processes that do so, all choose the same one; a newer connection to any process wins.
+        presence = Presence(vendor.presence.since + 1, self.index.me, self.index.last_seen(vendor))
+        self.sockets[vendor.vendor_id] = 0
+        self.index.put_presence(vendor.vendor_id, presence, now)
+        self._mark(vendor.vendor_id, Part.ALL)
+        self._changed()
+
     def superseded(self, vendor_id: str) -> bool:
         """Returns whether no socket is open here and the newest connection or HTTP ping is another process's."""
         vendor = self.index.vendors.get(vendor_id)

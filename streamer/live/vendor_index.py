@@ -111,6 +111,13 @@ class VendorIndex:
         self._settle(vendor, now)
         return True
 
+    def last_seen(self, vendor: Vendor) -> int:
+        """Returns when a vendor was last connected, or its process last heard, or when it last pinged over HTTP."""
+        presence = vendor.presence
+        if presence.ended or not presence.owner:
+            return max(vendor.http, presence.ended)
+        return max(vendor.http, presence.since, self._owner(presence.owner).heard)
+
     def remove(self, vendor_id: str) -> None:
         """Removes a vendor that was deleted, or that this process does not need any more."""
         vendor = self.vendors.pop(vendor_id, None)
@@ -233,14 +240,8 @@ class VendorIndex:
         presence = vendor.presence
         connected = False
         if presence.owner or vendor.http:
-            last = vendor.http
-            if presence.ended:
-                last = max(last, presence.ended)
-            elif presence.owner:
-                owner = self._owner(presence.owner)
-                connected = not owner.lost
-                last = max(last, owner.heard, presence.since)
-            offline_at = last + self.offline_after
+            connected = bool(presence.owner) and not presence.ended and not self._owner(presence.owner).lost
+            offline_at = self.last_seen(vendor) + self.offline_after
             leave_at = offline_at + self.leave_after
         else:
             # Its presence arrives with the next register; it is waited for only until then.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+import redis.asyncio
 from structlog.testing import capture_logs
 
 from streamer.broker.redis_schema import CellBatch, channel
 from streamer.geo.grid import bus_cell
 from streamer.live.local_vendors import Part
+from streamer.live.vendor import Card
 from streamer.operations.embedded import ValkeyServer
 from tests.integration.broker.conftest import AFAR, HERE, NEAR, written
 from tests.support.apps import circle, eventually
@@ -202,3 +205,36 @@ async def test_redis_restarted_empty(valkey_server: ValkeyServer) -> None:
             await look.sees({"truck": NEAR, "bus": NEAR})
             assert look.client.left == []
             assert look.client.vanished == []
+
+
+@pytest.mark.timeout(60)
+async def test_redis_emptied_and_a_process_killed_before_it_writes_its_vendors_again(redis_url: str) -> None:
+    """All maps agree on its vendors, which left a minute ago: else old customers see some that new ones do not."""
+    times: dict[str, Any] = {"offline_after": 3_000, "leave_after": 600_000, "grace": 3.0}
+    async with Peer(redis_url, "one", **times) as one, Peer(redis_url, "other", **times) as other:
+        dying = Peer(redis_url, "dying", **times)
+        await dying.start()
+        for vendor_id in ("online", "offline"):
+            dying.serve(vendor_id, HERE)
+        dying.part("offline")
+        dying.broker.local_vendors.http("over-http", Card(dying.now(), "V", True, None), dying.now())
+        dying.ping("over-http", NEAR)
+        seen = {"online": HERE, "offline": HERE, "over-http": NEAR}
+        looks = [await peer.watch(area=circle(*HERE, 5_000)) for peer in (one, other)]
+        for look in looks:
+            await look.sees(seen)
+        await dying.kill()
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            await client.flushall()
+        async with Peer(redis_url, "late", **times) as late:
+            latecomer = await late.watch(area=circle(*HERE, 5_000))
+            await latecomer.sees(seen)
+
+            def served() -> int:
+                peers = (one, other, late)
+                return sum(sum(map(peer.broker.local_vendors.serves, peer.index.vendors.values())) for peer in peers)
+
+            await eventually(lambda: served() == 3, "each served by one process")
+            for look in looks:
+                await look.sees(seen)
+                assert look.client.left == []

@@ -152,6 +152,52 @@ def test_nothing_to_reclaim(process: Process) -> None:
     assert not process.online(START + 6 + OFFLINE)
 
 
+@pytest.mark.parametrize(
+    ("presence", "http", "last"),
+    [
+        (Presence(START, "dead", START + 5), 0, START + 5),
+        (Presence(START, "dead", 0), 0, START + 20),
+        (Presence(START, "dead", START + 5), START + 9, START + 9),
+        (Presence(0, "", 0), START + 9, START + 9),
+    ],
+)
+def test_adopt(process: Process, presence: Presence, http: int, last: int) -> None:
+    """A vendor that Redis lost, of a process that ended, leaves the map when it would have, and nothing is kept."""
+    index, local_vendors = process.index, process.local_vendors
+    index.put_card("v", Card(START, "V", True, None), START)
+    index.put_fix("v", Fix(START, 52.0, 21.0, None, None), START)
+    index.owner_heard("dead", START + 20, START + 20)
+    if presence.owner:
+        index.put_presence("v", presence, START)
+    if http:
+        index.put_http("v", http, START)
+    vendor = index.vendors["v"]
+    assert index.last_seen(vendor) == last
+    local_vendors.adopt(vendor, START + 500)
+    assert process.marked() == [Part.ALL]
+    assert local_vendors.serves(vendor)
+    assert process.online(last + OFFLINE - 1)
+    assert not process.online(last + OFFLINE)
+    assert index.expire(last + OFFLINE + LEAVE - 1) == []
+    assert index.expire(last + OFFLINE + LEAVE) == ["v"]
+    assert local_vendors.release_expired("v")
+    assert "v" not in local_vendors
+
+
+def test_two_processes_adopt_a_vendor(process: Process) -> None:
+    """Both choose the same one, or counts would contain the vendor twice; a phone that comes back wins."""
+    index, local_vendors = process.index, process.local_vendors
+    index.put_presence("v", Presence(START, "dead", START + 5), START)
+    local_vendors.adopt(index.vendors["v"], START + 500)
+    index.put_presence("v", Presence(START + 1, "another", START + 5), START + 500)
+    assert local_vendors.serves(index.vendors["v"]), "me > another"
+    index.put_presence("v", Presence(START + 1, "the-third", START + 5), START + 500)
+    assert not local_vendors.serves(index.vendors["v"])
+    assert local_vendors.superseded("v")
+    process.connect(START + 500)
+    assert index.vendors["v"].presence == Presence(START + 500, ME, 0)
+
+
 def test_only_newer_fixes(process: Process) -> None:
     """A late ping must move no vendor and must not be published."""
     process.connect(START)
