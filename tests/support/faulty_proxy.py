@@ -28,8 +28,8 @@ class Faults:
     Connections are numbered by kind in the order of their arrival. Times are seconds since the first connection.
     """
 
-    drop_every: int | None = None
-    """Acks one ping in this many without storing it."""
+    dropped: frozenset[int] = frozenset()
+    """Pings, by number, that are dropped; the ack of the vendor's next one covers them."""
     late: frozenset[int] = frozenset()
     """Customers whose messages are `lateness` seconds late."""
     lateness: float = 0.15
@@ -41,21 +41,20 @@ class Faults:
     """Customers that get no `left`."""
     outside: frozenset[int] = frozenset()
     """Customers that are shown vendors outside of their circle."""
-    stalls: tuple[float, ...] = ()
-    """When no data is forwarded for 2 s."""
+    stalls: frozenset[int] = frozenset()
+    """Pings, by number, from which on no data is forwarded for 2 s."""
     cut: frozenset[int] = frozenset()
     """Customers whose connection ends without a close frame, and when."""
     cut_at: float = 3.0
     half_open: frozenset[int] = frozenset()
     """Customers whose connection stays open without data."""
     uncounted: frozenset[int] = frozenset()
-    """Customers that are not sent the first update of their counts from `cut_at` on."""
+    """Customers that are not sent the update of their counts in which a group first has `counted` vendors."""
+    counted: int = 30
     malformed: frozenset[int] = frozenset()
     """Customers that get one update without its members."""
     lost_alerts: frozenset[int] = frozenset()
     """Webhooks, by number, that are answered 204 and dropped."""
-    settle_after: float = 1e9
-    """The time after which no ping is dropped, as an ack that covers it must follow."""
     done: dict[str, list[Any]] = field(default_factory=dict)
 
     def note(self, name: str, what: Any) -> None:
@@ -72,6 +71,7 @@ class FaultyProxy:
         self._began: float | None = None
         self._numbers = {"vendor": itertools.count(), "watch": itertools.count()}
         self._pings = 0
+        self._stalled_until = 0.0
         self._webhooks = itertools.count()
         self._receiver = self._own = ""
         self._session: aiohttp.ClientSession
@@ -146,7 +146,9 @@ class FaultyProxy:
             text = message.data
             if kind == "vendor" and text.startswith('{"type":"ping"'):
                 self._pings += 1
-                if faults.drop_every and self._pings % faults.drop_every == 0 and self._now < faults.settle_after:
+                if self._pings in faults.stalls:
+                    self._stalled_until = self._now + STALL
+                if self._pings in faults.dropped:
                     faults.note("dropped", (request.query["vendorId"], orjson.loads(text)["timestamp"]))
                     continue
             elif kind == "watch" and number in faults.outside:
@@ -188,10 +190,10 @@ class FaultyProxy:
                     if number in faults.malformed and "malformed" not in faults.done:
                         faults.note("malformed", number)
                         text = '{"type":"update","id":"map","moved":[{"vendorId":7}]}'
-                    skips = number in faults.uncounted and number not in faults.done.get("uncounted", ())
-                    if skips and text.startswith('{"type":"update","id":"counts"'):
-                        faults.note("uncounted", number)
-                        continue
+                skips = number in faults.uncounted and number not in faults.done.get("uncounted", ())
+                if watching and skips and self._counts(text):
+                    faults.note("uncounted", number)
+                    continue
                 if watching and number in faults.never_left and '"left"' in text:
                     update = orjson.loads(text)
                     if update.pop("left", None):
@@ -215,11 +217,14 @@ class FaultyProxy:
             if sending is not None:
                 sending.cancel()
 
+    def _counts(self, text: str) -> bool:
+        """Whether this is the update to leave out."""
+        if not text.startswith('{"type":"update","id":"counts"'):
+            return False
+        return any(group["count"] == self._faults.counted for group in orjson.loads(text)["groups"])
+
     async def _stalled(self) -> None:
-        now = self._now
-        for at in self._faults.stalls:
-            if at <= now < at + STALL:
-                await asyncio.sleep(at + STALL - now)
+        await asyncio.sleep(max(0.0, self._stalled_until - self._now))
 
     @staticmethod
     async def _send_late(late: asyncio.Queue[tuple[float, str]], down: web.WebSocketResponse) -> None:
