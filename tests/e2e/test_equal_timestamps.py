@@ -236,7 +236,8 @@ async def test_two_phones_at_once_on_two_processes(serve: Serve, database_url: s
                 await phone.close()
 
 
-@pytest.mark.parametrize("ahead", [5_100, 59_000])
+# Well beyond the tolerance of 5 s, as a busy machine may read the ping some seconds later.
+@pytest.mark.parametrize("ahead", [30_000, 59_000])
 @pytest.mark.parametrize("over", [(0, 0), (0, 1)], ids=["one process", "two processes"])
 async def test_a_ping_ahead_of_its_time_yields(
     serve: Serve, database_url: str, redis_url: str, ahead: int, over: tuple[int, int]

@@ -27,9 +27,11 @@ from tests.support.paths import ROOT
 
 HONEST_RUNS = int(os.environ.get("HONEST_RUNS", "1"))
 
-# a small town in which vendors enter and leave circles all the time, seen by a hundred customers
+# a small town in which vendors enter and leave circles all the time; smaller where other tests run beside it
+VENDORS, CUSTOMERS, SAMPLED = (30, 40, 20) if HONEST_RUNS == 1 else (60, 100, 50)
 TOWN = (
-    *("quiet-town", "--vendors", "60", "--customers", "100", "--sampled", "50", "--warmup", "1"),
+    *("quiet-town", "--vendors", f"{VENDORS}", "--customers", f"{CUSTOMERS}", "--sampled", f"{SAMPLED}"),
+    *("--warmup", "1"),
     *("--set", "vendors.movements=[{kind='driving', every=0.25}]", "--set", "city.radius=600"),
     *("--set", "customers.radius=[250, 400]", "--set", "customers.pan=0", "--set", "customers.follow=0"),
     *("--set", "customers.sleep=0", "--set", "late_ms=60000"),
@@ -76,10 +78,11 @@ async def test_an_honest_server_is_accused_of_nothing(serve: Serve, database_url
     async with FaultyProxy(running.url, Faults()).running() as target:
         code, report, said = await judged(f"http://{target.authority}", database_url, "--seed", str(seed), *late)
     assert code == 0, said
-    assert report["compared"] == {"vendors": 60, "vendors_of": 60, "customers": 50, "customers_of": 100}
-    assert report["checks"]["live views"]["observations"] > 100
-    assert report["delays"]["freshness"]["count"] > 1000
-    assert report["checks"]["stored"]["rows"] == report["totals"]["acked"] > 1000
+    compared = {"vendors": VENDORS, "vendors_of": VENDORS, "customers": SAMPLED, "customers_of": CUSTOMERS}
+    assert report["compared"] == compared
+    assert report["checks"]["live views"]["observations"] > 20
+    assert report["delays"]["freshness"]["count"] > 200
+    assert report["checks"]["stored"]["rows"] == report["totals"]["acked"] > 500
 
 
 async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, database_url: str) -> None:
@@ -89,7 +92,7 @@ async def test_lost_doubled_misplaced_and_cut_is_found_and_named(serve: Serve, d
     """
     running = await serve()
     faults = Faults(
-        dropped=frozenset({400, 800}),
+        dropped=frozenset({200, 500}),
         frozen=frozenset(range(0, 8)),
         never_left=frozenset(range(8, 16)),
         outside=frozenset(range(16, 24)),
@@ -146,12 +149,12 @@ async def test_an_update_of_counts_that_is_skipped_is_found(serve: Serve, databa
 
 
 async def test_lateness_of_few_and_for_a_moment_is_found(serve: Serve, database_url: str) -> None:
-    """Some ms for one customer of a hundred, 2 s for all once, and a connection that is open and silent.
+    """Some ms for one customer of many, 2 s for all once, and a connection that is open and silent.
 
     `make judge` has 150 ms; else the machine may be busy, and other customers are late as well.
     """
     running = await serve()
-    faults = Faults(late=frozenset({5}), stalls=frozenset({700}), half_open=frozenset({9}), cut_at=2.0)
+    faults = Faults(late=frozenset({5}), stalls=frozenset({350}), half_open=frozenset({9}), cut_at=2.0)
     faults.lateness = 0.15 if HONEST_RUNS > 1 else 0.6
     async with FaultyProxy(running.url, faults).running() as target:
         code, report, said = await judged(
@@ -183,7 +186,7 @@ async def test_a_lost_alert_is_found_and_named(serve: Serve, database_url: str) 
         code, report, said = await judged(
             f"http://{target.authority}",
             database_url,
-            *("--customers", "4", "--set", "alerts.count=60", "--set", "alerts.radius=[100, 250]"),
+            *("--vendors", "60", "--customers", "4", "--set", "alerts.count=60", "--set", "alerts.radius=[100, 250]"),
             *("--set", "alerts.late_ms=8000", "--set", "alerts.stay_ms=5000"),
             *("--threshold", "freshness_max_ms=false"),
         )
@@ -218,7 +221,8 @@ async def test_percentiles_agree_with_an_independent_watcher(serve: Serve, datab
         _, report, said = await judged(
             f"http://{target.authority}",
             database_url,
-            *("--customers", "10", "--set", "customers.shared=true", "--set", "customers.radius=[400, 400]"),
+            *("--vendors", "60", "--customers", "10", "--set", "customers.shared=true"),
+            *("--set", "customers.radius=[400, 400]"),
         )
         out, _ = await raw.communicate(b"")  # the end of its input ends it
     begin = datetime.fromisoformat(report["started"]).timestamp() * 1000 + report["warmup"] * 1000
