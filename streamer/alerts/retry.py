@@ -41,7 +41,7 @@ def wait_of(header: str, now: int) -> int | None:
         return min(int(header[:9]) * 1000, GIVE_UP_AFTER)
     try:
         date = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year or zone with too many digits
         return None
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
     return min(max(0, round(date.timestamp() * 1000) - now), GIVE_UP_AFTER)

@@ -48,6 +48,8 @@ def test_outages_do_not_end_in_a_burst() -> None:
         ("soon", None),
         ("-1", None),
         ("", None),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Mon, 01 Jan 2029 00:00:00 +99999999999999999999", None),
     ],
 )
 def test_retry_after_is_read_in_both_forms(header: str, wait: int | None) -> None:
