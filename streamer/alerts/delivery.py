@@ -77,7 +77,8 @@ class Deliverer:
         self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[Attempt] = []
-        self._gone: set[str] = set()
+        self._gone: dict[str, str] = {}
+        """The URL that answered 410, by alert."""
         self._due = asyncio.Event()
         self._done = asyncio.Event()
         self._away = False
@@ -140,9 +141,9 @@ class Deliverer:
         try:
             await self._store.record(outcomes)
             for alert_id in {each.alert_id for each in outcomes if each.alert_id in self._gone}:
-                if await self._store.disable(alert_id, "its receiver answered 410 Gone"):
+                if await self._store.disable(alert_id, "its receiver answered 410 Gone", url=self._gone[alert_id]):
                     log.info("an alert was disabled by its receiver", alert=alert_id)
-                self._gone.discard(alert_id)
+                self._gone.pop(alert_id, None)
             late = {each.alert_id for each in outcomes if not each.delivered and each.attempts >= FAILING_LOOK}
             for alert_id in late:
                 if await self._store.disable(alert_id, "its webhooks failed for too long", self._disable_after):
@@ -195,8 +196,9 @@ class Deliverer:
         now = self._clock()
         following: int | None = None
         if status == GONE:
-            self._gone.add(webhook.alert_id)
-        elif not delivered:
+            self._gone[webhook.alert_id] = webhook.url
+        if not delivered:
+            # Also after 410: if the alert has another URL meanwhile, the webhook is sent there.
             following = next_attempt(webhook.at, webhook.attempts, now, random.random(), retry_after)
         result = "delivered" if delivered else "given_up" if following is None else "failed"
         self._counters.alert_deliveries[result] += 1

@@ -210,6 +210,7 @@ UPDATE "streamer_alerts" SET "disabledAt" = {NOW}, "disabledReason" = $2, "updat
     "revision" = "revision" + 1
 WHERE "id" = $1 AND "disabledAt" IS NULL AND "deletedAt" IS NULL
     AND ($3::bigint IS NULL OR "failingSince" < {NOW} - $3::bigint * INTERVAL '1 millisecond')
+    AND ($4::text IS NULL OR "url" = $4)
 RETURNING "id"
 """
 WAITING = f"""

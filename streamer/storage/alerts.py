@@ -352,12 +352,19 @@ class AlertStore:
         given = orjson.dumps([each._asdict() for each in attempts]).decode()
         await self._database.execute(sql.RECORD, given, what="alert-record")
 
-    async def disable(self, alert_id: str, reason: str, failing_for: int | None = None) -> bool:
-        """Disables an alert, if its webhooks have failed for `failing_for` ms; returns whether it did."""
+    async def disable(
+        self, alert_id: str, reason: str, failing_for: int | None = None, *, url: str | None = None
+    ) -> bool:
+        """Disables an alert; returns whether it did.
+
+        Args:
+            failing_for: only if its webhooks have failed for so many ms.
+            url: only if this is its URL.
+        """
 
         async def work(connection: Any) -> bool:
             async with transaction(connection):
-                if await connection.fetchval(sql.DISABLE, alert_id, reason, failing_for) is None:
+                if await connection.fetchval(sql.DISABLE, alert_id, reason, failing_for, url) is None:
                     return False
                 await connection.execute(sql.DROP_EVENTS, alert_id)
                 return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,10 +12,14 @@ from aiohttp import ClientConnectorError
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from streamer.alerts.delivery import Deliverer, reason
-from streamer.alerts.signing import Vault
+from streamer.alerts.signing import Vault, new_secret
 from streamer.counters import Counters
 from streamer.settings import Settings
-from tests.support.apps import now_ms
+from streamer.storage.alerts import AlertStore, Change, NewAlert
+from streamer.storage.database import Database
+from tests.conftest import connected
+from tests.support.alerts import new_alert
+from tests.support.apps import eventually, now_ms
 from tests.support.receiver import Receiver
 
 
@@ -27,6 +33,14 @@ class Rebound(AbstractResolver):
 
     async def close(self) -> None:
         pass
+
+
+@pytest.fixture
+async def store(serving_url: str) -> AsyncIterator[AlertStore]:
+    """With the database role of servers."""
+    database = await Database.open(serving_url)
+    yield AlertStore(database)
+    await database.close()
 
 
 @pytest.mark.parametrize("host", ["rebound.example.com", "127.0.0.1", "[::ffff:127.0.0.1]"])
@@ -52,3 +66,38 @@ async def test_a_development_host_is_reached() -> None:
             assert answer.status == 204
         assert len(receiver.received) == 1
         receiver.faults.clear()
+
+
+async def test_a_410_of_the_previous_url_does_not_end_the_alert(store: AlertStore, database_url: str) -> None:
+    """A user who moves a receiver, and lets the old one answer 410, would lose the alert and its pending webhooks."""
+    row, vault = await new_alert(store, database_url), Vault(["k" * 32])
+    async with connected(database_url) as connection:
+        owner = await connection.fetchval(
+            'SELECT "clerkId" FROM "users" u JOIN "streamer_alerts" a ON a."userId" = u."id" WHERE a."id" = $1', row.id
+        )
+    async with Receiver() as old, Receiver() as new:
+        settings = Settings.model_construct(alert_development_hosts=(old.host, new.host))
+        deliverer = Deliverer(settings, store, vault, now_ms, Counters())
+
+        async def move(to: Receiver) -> None:
+            asked = NewAlert(row.source, 0, to.url, to.host, row.secret, None, None, None, None)
+            await store.change(owner, row.id, lambda _: Change(asked, same=True, revive=True))
+
+        secret = new_secret()
+        async with connected(database_url) as connection:
+            await connection.execute('UPDATE "streamer_alerts" SET "secret" = $1', vault.encrypt(secret))
+        old.secrets[row.id] = new.secrets[row.id] = secret
+        await move(old)
+        old.answer, old.hold = lambda _: 410, asyncio.Event()
+        await store.add_event(row.id, "vendor.entered", f'{{"alertId":"{row.id}","type":"vendor.entered"}}', now_ms())
+        tasks = [asyncio.create_task(run()) for run in deliverer.tasks().values()]
+        try:
+            await eventually(lambda: deliverer.running == 1, "a request to the old receiver")
+            await move(new)
+            old.hold.set()
+            await new.gets("entered")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    assert (await store.get(owner, row.id)).reason is None
