@@ -348,6 +348,9 @@ class Evaluator:
             vendor = vendors.get(vendor_id)
             if vendor is not None and vendor.live:
                 self._tracker.look(alert, vendor)
+            elif state.known.seen.inside and not alert.started:
+                # It was inside before the alert was changed or enabled: that it is not inside now is no event.
+                self._look(alert, vendor_id, False, None)
             elif state.known.seen.inside:
                 # It may come back: after a restart of all processes vendors need a moment to reconnect.
                 deadline = now + self._index.offline_after

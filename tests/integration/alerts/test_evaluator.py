@@ -9,10 +9,10 @@ import pytest
 from streamer.alerts.evaluator import Evaluator
 from streamer.counters import Counters
 from streamer.live.index import LiveIndex
-from streamer.storage.alerts import SLOTS, AlertStore
+from streamer.storage.alerts import SLOTS, AlertStore, Change, NewAlert
 from streamer.storage.database import Database
 from tests.conftest import connected
-from tests.support.alerts import new_alert
+from tests.support.alerts import event_count, new_alert
 from tests.support.apps import now_ms
 
 ALL = frozenset(range(SLOTS))
@@ -67,3 +67,28 @@ async def test_slots_that_go_and_come_back_while_they_are_read_are_read_again(
     await evaluator._follow()
     await evaluator._follow()
     assert old.id in evaluator.alerts
+
+
+async def test_an_alert_that_starts_again_reports_no_vendor_that_was_inside_before(
+    store: AlertStore, database_url: str
+) -> None:
+    """A user who turns an alert on again, or moves its area, would be told that a vendor left which left days ago."""
+    row = await new_alert(store, database_url)
+    source = {"on": ["entered", "left"], "vendors": ["v"]}
+    inside = {"version": 1, "inside": True, "open": False, "online": False, "told": {}, "card": {}, "eventAt": 0}
+    await store.commit([{"alertId": row.id, "vendorId": "v", "revision": 1, "quietUntil": 0, **inside}], [])
+    async with connected(database_url) as connection:
+        owner = await connection.fetchval('SELECT "clerkId" FROM "users"')
+    asked = NewAlert(source, 0, row.url, "a.example", row.secret, None, None, None, None)
+    await store.change(owner, row.id, lambda _: Change(asked, same=False, revive=True))
+    index = LiveIndex("p")
+    clock = now_ms()
+    evaluator = Evaluator("p", store, index, Heard(), lambda: clock, Counters(), lambda: None)  # type: ignore[arg-type]
+    evaluator._own(ALL)
+    await evaluator._follow()
+    clock += 2 * index.offline_after
+    evaluator._pass_time()
+    while evaluator._writer:
+        await evaluator._writer.store()
+    assert await event_count(database_url) == 0
+    assert [state.inside for state in await store.states([row.id])] == [False]
