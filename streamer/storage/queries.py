@@ -443,7 +443,13 @@ WHERE v."id" = ANY($1::text[]) ORDER BY v."id"
 
 WHOM_TO_ERASE = """
 WITH u AS (SELECT "id", "clerkId" FROM "users" WHERE "id" = $1 OR "clerkId" = $1),
-    v AS (SELECT "id" FROM "vendors" WHERE "id" = $1 OR "userId" IN (SELECT "id" FROM u))
+    deleted AS (SELECT "table", "rowId", "before" FROM "streamer_audit" WHERE "action" = 'delete'),
+    v AS (
+        SELECT "id" FROM "vendors" WHERE "id" = $1 OR "userId" IN (SELECT "id" FROM u)
+        UNION SELECT "rowId" FROM deleted
+            WHERE "table" = 'vendors' AND "before"->>'userId' IN (SELECT "id" FROM u)
+                AND NOT EXISTS (SELECT FROM "vendors" WHERE "id" = "rowId")
+    )
 SELECT ARRAY(SELECT "id" FROM v) AS "vendors", ARRAY(SELECT "id" FROM u) AS "users",
     ARRAY(SELECT "clerkId" FROM u) AS "clerkIds", ARRAY(
         SELECT "id" FROM "subscriptions" WHERE "userId" IN (SELECT "id" FROM u)
@@ -452,6 +458,7 @@ SELECT ARRAY(SELECT "id" FROM v) AS "vendors", ARRAY(SELECT "id" FROM u) AS "use
     ) AS "others"
 """
 MARK_DELETED = """
+# Of rows that the user deleted before, the audit still has the values.
 WITH v AS (
     UPDATE "vendors" SET "deletedAt" = now() AT TIME ZONE 'UTC', "updatedAt" = now() AT TIME ZONE 'UTC'
     WHERE "id" = ANY($1::text[]) AND "deletedAt" IS NULL
@@ -460,6 +467,10 @@ UPDATE "users" SET "deletedAt" = now() AT TIME ZONE 'UTC', "updatedAt" = now() A
 WHERE "id" = ANY($2::text[]) AND "deletedAt" IS NULL
 """
 ERASE_LOCATIONS = """
+        UNION SELECT "rowId" FROM deleted
+            WHERE "table" = 'subscriptions' AND "before"->>'userId' IN (SELECT "id" FROM u)
+                OR "table" = 'integrations'
+                    AND "before"->>'internalId' IN (SELECT "id" FROM u UNION SELECT "id" FROM v)
 DELETE FROM "locations" WHERE "id" = ANY(ARRAY(
     SELECT "id" FROM "locations" WHERE "vendorId" = ANY($1::text[]) LIMIT $2
 ))

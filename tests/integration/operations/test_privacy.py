@@ -115,6 +115,54 @@ async def test_nothing_is_left(serve: Serve, database_url: str, redis_url: str, 
         await privacy.erase(database_url, redis_url, gone.vendor_id, stream_key=FEED, noticed_within=0)
 
 
+async def test_nothing_is_left_of_what_was_deleted_before(database_url: str) -> None:
+    """A user closes a stall, and asks for erasure later: the audit would keep the stall's phone number for a year."""
+    gone, stays = await seed.seed(database_url, 2)
+    async with connected(database_url) as connection:
+        user, other = [
+            await connection.fetchval('SELECT "id" FROM "users" WHERE "clerkId" = $1', one.clerk_id)
+            for one in (gone, stays)
+        ]
+        for id in ("closed-stall", "sold-stall", "passed-on-stall"):
+            await connection.execute(
+                """
+                INSERT INTO "vendors" ("id", "name", "phone", "userId", "updatedAt")
+                VALUES ($1, 'Stall', '555-' || $1, $2, now())
+                """,
+                id,
+                user,
+            )
+        await connection.execute("""UPDATE "vendors" SET "phone" = '556-' || "id" WHERE "id" = 'closed-stall'""")
+        await connection.execute(
+            """
+            INSERT INTO "subscriptions" ("id", "userId", "provider", "productId", "status", "startDate", "updatedAt")
+            VALUES ('old-subscription', $1, 'stripe', 'p', 'active', now(), now())
+            """,
+            user,
+        )
+        await connection.execute(
+            """
+            INSERT INTO "integrations" ("id", "service", "externalId", "internalId", "updatedAt")
+            VALUES ('old-integration', 'algolia', 'e', 'closed-stall', now())
+            """
+        )
+        await connection.execute('DELETE FROM "integrations"')
+        await connection.execute('DELETE FROM "subscriptions"')
+        await connection.execute("""DELETE FROM "vendors" WHERE "id" IN ('closed-stall', 'passed-on-stall')""")
+        # These belong to another user now.
+        await connection.execute("""UPDATE "vendors" SET "userId" = $1 WHERE "id" = 'sold-stall'""", other)
+        await connection.execute(
+            """
+            INSERT INTO "vendors" ("id", "name", "userId", "updatedAt") VALUES ('passed-on-stall', 'Stall', $1, now())
+            """,
+            other,
+        )
+    await privacy.erase(database_url, None, gone.clerk_id, stream_key=None, noticed_within=0)
+    assert await rows_with(database_url, "closed-stall", "old-subscription", "old-integration") == []
+    for id in ("sold-stall", "passed-on-stall"):
+        assert [row for row in await rows_with(database_url, id) if row.startswith("vendors")] != []
+
+
 def files_with(folder: Path, *texts: str) -> dict[str, set[str]]:
     """Returns the files of a folder whose name or contents contain the texts."""
     found: dict[str, set[str]] = {}
