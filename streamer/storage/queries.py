@@ -247,6 +247,16 @@ ORDER BY 1
 """
 
 # Includes the rights of PUBLIC and of roles that this one is a member of.
+# The tables of these names that exist, and their partitions: a role may have rights on a partition of its own.
+TABLES_TO_GRANT = """
+SELECT c.relname FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relkind IN ('r', 'p', 'v')
+  AND (c.relname = ANY($1::text[]) OR i.inhparent = ANY(
+    SELECT to_regclass(quote_ident(name)) FROM unnest($1::text[]) AS name
+  ))
+ORDER BY 1
+"""
+
 HELD_RIGHTS = """
 SELECT c.relname, privilege, a.attname
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,

@@ -205,12 +205,9 @@ async def _give(connection: Any, role: str) -> None:
 
 
 async def _tables(connection: Any) -> Sequence[str]:
-    """Returns the tables of the models that exist."""
-    names = [*queries.TABLES, "alembic_version"]
-    rows = await connection.fetch(
-        "SELECT n FROM unnest($1::text[]) n WHERE to_regclass(quote_ident(n)) IS NOT NULL", names
-    )
-    return [row[0] for row in rows]
+    """Returns the tables of the models that exist, with their partitions, and the view of the audit."""
+    names = [*queries.TABLES, "alembic_version", "streamer_changes"]
+    return [row[0] for row in await connection.fetch(queries.TABLES_TO_GRANT, names)]
 
 
 async def _beyond(connection: Any, role: str) -> list[str]:

@@ -202,6 +202,25 @@ async def test_rights_too_many_are_taken_away(owner: Any, database_url: str, rol
     assert (await roles.grant(database_url, role)).beyond == ["DELETE on locations"]
 
 
+async def test_rights_on_partitions_and_the_view_are_taken_away_too(owner: Any, database_url: str, role: str) -> None:
+    """`GRANT ALL ON ALL TABLES` gives them too: through these a server could delete the audit, and every location."""
+    await roles.grant(database_url, role)
+    await owner.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {quoted(role)}")
+    assert (await roles.grant(database_url, role)).beyond == []
+    held = await owner.fetch(
+        """
+        SELECT relname, privilege FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) privilege
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')
+            AND has_table_privilege($1::name, oid, privilege)
+        """,
+        role,
+    )
+    assert [tuple(row) for row in held] == []
+    assert await roles.missing(owner, role) == []
+    await owner.execute('GRANT DELETE ON "streamer_changes" TO PUBLIC')
+    assert (await roles.grant(database_url, role)).beyond == ["DELETE on streamer_changes"]
+
+
 async def test_a_password_that_no_log_can_have(owner: Any, database_url: str, role: str) -> None:
     """The role logs in with its password, which PostgreSQL never receives in plain text, as it logs statements."""
     await roles.grant(database_url, role, "correct horse")
