@@ -245,6 +245,9 @@ async def _copy(connection: Any, source: str, target: str, progress: Progress) -
 
 async def _complete_schema(connection: Any) -> None:
     """Adds the documented indexes, columns and checks to the other tables, without long locks."""
+    # An interrupted CREATE INDEX CONCURRENTLY leaves an index that no query uses.
+    for row in await connection.fetch(sql.INVALID_INDEXES, list(sql.INDEX_PLACES)):
+        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(row[0])}")
     for statement in sql.INDEXES:
         await connection.execute(statement)
     for table, column in sorted(migrate.added_columns("0002")):

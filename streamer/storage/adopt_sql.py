@@ -182,21 +182,23 @@ WHERE NOT EXISTS (SELECT FROM "locations" l WHERE l."id" = b."id" COLLATE "C")
 
 # The other tables
 
-INDEXES = tuple(
-    f'CREATE INDEX CONCURRENTLY IF NOT EXISTS "{name}" ON {place}'
-    for name, place in (
-        ("idx_users_clerk_id", '"users"("clerkId")'),
-        ("idx_users_email", '"users"("email")'),
-        ("idx_vendors_user_id", '"vendors"("userId")'),
-        ("idx_vendors_location", '"vendors"("lat", "long")'),
-        ("idx_vendors_created_at", '"vendors"("createdAt")'),
-        ("idx_subscriptions_user_id", '"subscriptions"("userId")'),
-        ("idx_subscriptions_status", '"subscriptions"("status")'),
-        ("idx_subscriptions_end_date", '"subscriptions"("endDate")'),
-        ("idx_integrations_service", '"integrations"("service")'),
-        ("idx_integrations_external_id", '"integrations"("externalId")'),
-    )
-)
+INDEX_PLACES = {
+    "idx_users_clerk_id": '"users"("clerkId")',
+    "idx_users_email": '"users"("email")',
+    "idx_vendors_user_id": '"vendors"("userId")',
+    "idx_vendors_location": '"vendors"("lat", "long")',
+    "idx_vendors_created_at": '"vendors"("createdAt")',
+    "idx_subscriptions_user_id": '"subscriptions"("userId")',
+    "idx_subscriptions_status": '"subscriptions"("status")',
+    "idx_subscriptions_end_date": '"subscriptions"("endDate")',
+    "idx_integrations_service": '"integrations"("service")',
+    "idx_integrations_external_id": '"integrations"("externalId")',
+}
+INDEXES = tuple(f'CREATE INDEX CONCURRENTLY IF NOT EXISTS "{name}" ON {place}' for name, place in INDEX_PLACES.items())
+INVALID_INDEXES = """
+SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relname = ANY($1::text[]) AND c.relnamespace = current_schema()::regnamespace
+"""
 CHECK_NAMES = "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = current_schema()::regnamespace"
 UNVALIDATED_CHECKS = """
 SELECT c.relname, conname FROM pg_constraint JOIN pg_class c ON c.oid = conrelid

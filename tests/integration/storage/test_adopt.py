@@ -225,6 +225,17 @@ async def test_an_adoption_that_was_interrupted_continues(prisma_url: str, monke
     assert await drift(prisma_url) == []
 
 
+async def test_an_index_that_was_interrupted_is_made_again(prisma_url: str) -> None:
+    """An interrupted CREATE INDEX CONCURRENTLY leaves an invalid index, which costs each write and helps no query."""
+    async with connected(prisma_url) as reader, connected(prisma_url) as connection, reader.transaction():
+        await reader.execute('UPDATE "users" SET "firstName" = "firstName"')
+        await connection.execute("SET statement_timeout = 200")
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await connection.execute('CREATE INDEX CONCURRENTLY "idx_users_email" ON "users"("email")')
+    await adopt.adopt(prisma_url)
+    assert await maintenance.check(prisma_url) == []
+
+
 async def test_the_gateways_role_keeps_its_rights(prisma_url: str) -> None:
     """A gateway with a role other than the owner must not lose access when the tables change."""
     role = f"gateway_{os.getpid()}"
