@@ -314,14 +314,17 @@ async def _partition_faults(connection: Any, days_ahead: int) -> list[str]:
     if days_ahead < 1:
         absent = "today" if days_ahead < 0 else "tomorrow"
         said.append(f"locations: there is no partition for {absent}: run `streamer db upgrade`")
-    for name, bounds in await connection.fetch(queries.PARTITION_BOUNDS):
-        day = partitions.day_of(name)
-        if day is None:
-            continue
-        _, lower, upper = partitions.partition_bounds(day)
-        wanted = f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
-        if bounds != wanted:
-            said.append(f"locations: partition {name} is {bounds}, it should be {wanted}")
-    if not await connection.fetchval("SELECT to_regclass('locations_default') IS NOT NULL"):
-        said.append("locations: there is no default partition, pings of a day without its own are refused")
+    for table, rows in (("locations", "pings"), ("streamer_alert_events", "webhooks")):
+        found = await connection.fetch(queries.PARTITION_BOUNDS, table)
+        for name, bounds in found:
+            day = partitions.day_of(name)
+            if day is None:
+                continue
+            _, lower, upper = partitions.partition_bounds(day)
+            wanted = f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
+            if bounds != wanted:
+                said.append(f"{table}: partition {name} is {bounds}, it should be {wanted}")
+        present = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table)
+        if present and "DEFAULT" not in [bounds for _, bounds in found]:
+            said.append(f"{table}: there is no default partition, {rows} of a day without its own are refused")
     return said

@@ -13,7 +13,7 @@ from streamer.storage import audit
 from streamer.storage.connections import connected
 from streamer.storage.migrate import comparison, migrating
 from streamer.storage.models import METADATA
-from streamer.storage.queries import ADDS_PARTITIONS, IS_PARTITIONED
+from streamer.storage.queries import ADDS_ALERT_PARTITIONS, ADDS_PARTITIONS, IS_PARTITIONED
 
 
 async def drift(url: str) -> list[str]:
@@ -42,6 +42,8 @@ def _drift(connection: Connection) -> list[str]:
         lines.append("locations: is not partitioned")
     if not connection.scalar(text(ADDS_PARTITIONS)):
         lines.append("locations: function streamer_add_partition(date) is missing")
+    if "streamer_alert_events" in present and not connection.scalar(text(ADDS_ALERT_PARTITIONS)):
+        lines.append("streamer_alert_events: function streamer_add_alert_partition(date) is missing")
     return lines
 
 

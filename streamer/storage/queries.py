@@ -206,6 +206,7 @@ GROUP BY 1 ORDER BY 1
 PARTITION_NAMES = "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = to_regclass($1)"
 IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('locations'))"
 ADDS_PARTITIONS = "SELECT to_regprocedure('streamer_add_partition(date)') IS NOT NULL"
+ADDS_ALERT_PARTITIONS = "SELECT to_regprocedure('streamer_add_alert_partition(date)') IS NOT NULL"
 
 PRISMA_TABLES = ("users", "subscriptions", "vendors", "locations", "integrations")
 TABLES = (
@@ -246,7 +247,6 @@ UNION ALL SELECT 'EXECUTE on function ' || name FROM unnest($5::text[]) AS name
 ORDER BY 1
 """
 
-# Includes the rights of PUBLIC and of roles that this one is a member of.
 # The tables of these names that exist, and their partitions: a role may have rights on a partition of its own.
 TABLES_TO_GRANT = """
 SELECT c.relname FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
@@ -257,6 +257,7 @@ WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relk
 ORDER BY 1
 """
 
+# Includes the rights of PUBLIC and of roles that this one is a member of.
 HELD_RIGHTS = """
 SELECT c.relname, privilege, a.attname
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
@@ -381,7 +382,7 @@ WHERE NOT i.indisvalid AND t.relnamespace = to_regnamespace(quote_ident(current_
 
 PARTITION_BOUNDS = """
 SELECT c.relname, pg_get_expr(c.relpartbound, c.oid)
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('locations') ORDER BY 1
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass($1) ORDER BY 1
 """
 
 UNVALIDATED = """
@@ -451,6 +452,7 @@ WHERE v."id" = ANY($1::text[]) ORDER BY v."id"
 
 # Erasure and export
 
+# Of rows that the user deleted before, the audit still has the values.
 WHOM_TO_ERASE = """
 WITH u AS (SELECT "id", "clerkId" FROM "users" WHERE "id" = $1 OR "clerkId" = $1),
     deleted AS (SELECT "table", "rowId", "before" FROM "streamer_audit" WHERE "action" = 'delete'),
@@ -465,10 +467,13 @@ SELECT ARRAY(SELECT "id" FROM v) AS "vendors", ARRAY(SELECT "id" FROM u) AS "use
         SELECT "id" FROM "subscriptions" WHERE "userId" IN (SELECT "id" FROM u)
         UNION SELECT "id" FROM "integrations"
             WHERE "internalId" IN (SELECT "id" FROM u UNION SELECT "id" FROM v)
+        UNION SELECT "rowId" FROM deleted
+            WHERE "table" = 'subscriptions' AND "before"->>'userId' IN (SELECT "id" FROM u)
+                OR "table" = 'integrations'
+                    AND "before"->>'internalId' IN (SELECT "id" FROM u UNION SELECT "id" FROM v)
     ) AS "others"
 """
 MARK_DELETED = """
-# Of rows that the user deleted before, the audit still has the values.
 WITH v AS (
     UPDATE "vendors" SET "deletedAt" = now() AT TIME ZONE 'UTC', "updatedAt" = now() AT TIME ZONE 'UTC'
     WHERE "id" = ANY($1::text[]) AND "deletedAt" IS NULL
@@ -477,10 +482,6 @@ UPDATE "users" SET "deletedAt" = now() AT TIME ZONE 'UTC', "updatedAt" = now() A
 WHERE "id" = ANY($2::text[]) AND "deletedAt" IS NULL
 """
 ERASE_LOCATIONS = """
-        UNION SELECT "rowId" FROM deleted
-            WHERE "table" = 'subscriptions' AND "before"->>'userId' IN (SELECT "id" FROM u)
-                OR "table" = 'integrations'
-                    AND "before"->>'internalId' IN (SELECT "id" FROM u UNION SELECT "id" FROM v)
 DELETE FROM "locations" WHERE "id" = ANY(ARRAY(
     SELECT "id" FROM "locations" WHERE "vendorId" = ANY($1::text[]) LIMIT $2
 ))

@@ -158,6 +158,25 @@ async def test_partitions_with_other_bounds(database_url: str, direct: Any) -> N
     assert any("partition locations_20330101 is FOR VALUES" in line for line in await check(database_url))
 
 
+async def test_a_partition_or_function_of_webhooks_that_is_missing(database_url: str, direct: Any) -> None:
+    """Without the default partition an alert's events are refused on a day that has no partition of its own."""
+    _, lower, _ = partitions.partition_bounds(date(2033, 1, 1))
+    _, _, upper = partitions.partition_bounds(date(2033, 1, 2))
+    await direct.execute(
+        "CREATE TABLE streamer_alert_events_20330101 PARTITION OF streamer_alert_events "
+        f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
+    )
+    await direct.execute("DROP TABLE streamer_alert_events_default")
+    await direct.execute("DROP FUNCTION streamer_add_alert_partition(date)")
+    said = "\n".join(await check(database_url))
+    for difference in (
+        "streamer_alert_events: partition streamer_alert_events_20330101 is FOR VALUES",
+        "streamer_alert_events: there is no default partition",
+        "streamer_alert_events: function streamer_add_alert_partition(date) is missing",
+    ):
+        assert difference in said
+
+
 async def test_the_commands(database_url: str, empty_database_url: str, tmp_path: Path, days: list[date]) -> None:
     """The commands as called by cron and people: exit status, text and JSON."""
     nothing, looked, shown = await asyncio.gather(
