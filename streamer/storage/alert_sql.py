@@ -224,17 +224,18 @@ FROM "streamer_alerts" WHERE "deletedAt" IS NULL
 
 # Maintenance
 
+# The conditions are repeated outside: a row that another transaction changes meanwhile is examined again only there.
 PRUNE = {
     "streamer_alerts": """
 DELETE FROM "streamer_alerts" WHERE "id" = ANY(ARRAY(
     SELECT "id" FROM "streamer_alerts" WHERE "deletedAt" < $1 OR "expiresAt" < $1 LIMIT $2
-))
+)) AND ("deletedAt" < $1 OR "expiresAt" < $1)
 """,
     "streamer_alert_states": """
 DELETE FROM "streamer_alert_states" s WHERE (s."alertId", s."vendorId") IN (
     SELECT "alertId", "vendorId" FROM "streamer_alert_states" o
     WHERE NOT o."inside" AND o."quietUntil" < $1 LIMIT $2
-)
+) AND NOT s."inside" AND s."quietUntil" < $1
 """,
     "streamer_alert_events": """
 DELETE FROM "streamer_alert_events_default" WHERE "id" = ANY(ARRAY(

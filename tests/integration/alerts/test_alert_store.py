@@ -156,6 +156,34 @@ async def test_days_of_webhooks_are_made_and_dropped(store: AlertStore, database
         assert await connection.fetchval('SELECT count(*) FROM "streamer_alert_states"') == 0
 
 
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("streamer_alerts", '"expiresAt" = NULL'),
+        ("streamer_alert_states", '"inside" = true, "version" = 2'),
+    ],
+)
+async def test_what_comes_back_while_it_is_pruned_stays(
+    store: AlertStore, database_url: str, table: str, change: str
+) -> None:
+    """A user extends an alert that ended, or a vendor enters again: pruning would delete what was just committed."""
+    row = await new_alert(store, database_url)
+    await store.commit([state(row, "v", 1, inside=False)], [])
+    async with connected(database_url) as connection:
+        if table == "streamer_alerts":
+            await connection.execute("""UPDATE "streamer_alerts" SET "expiresAt" = now() - interval '60 days'""")
+        async with connection.transaction():
+            await connection.execute(f'UPDATE "{table}" SET {change}')
+            pruning = asyncio.create_task(maintenance.prune(database_url, 90, alert_days=30))
+
+            async def waits() -> bool:
+                return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+            await eventually(waits, "a prune that waits for the row")
+        await pruning
+        assert await connection.fetchval(f'SELECT count(*) FROM "{table}"') == 1
+
+
 async def test_processes_that_are_there_know_each_other(store: AlertStore) -> None:
     """A live process considered dead would have its alerts evaluated twice; a dead one considered alive, never."""
     assert await store.beat("a", 60_000) == {"a"}
