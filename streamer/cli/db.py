@@ -397,7 +397,10 @@ def _ago(option: str, given: str) -> datetime:
     found = re.fullmatch(r"([0-9]{1,6})([mhd])", given)
     if found is None:
         raise SettingsError(f"{option} must be like 90m, 24h or 30d, not {given!r}")
-    return datetime.now(UTC) - int(found[1]) * {"m": MINUTE, "h": 60 * MINUTE, "d": 24 * 60 * MINUTE}[found[2]]
+    try:
+        return datetime.now(UTC) - int(found[1]) * {"m": MINUTE, "h": 60 * MINUTE, "d": 24 * 60 * MINUTE}[found[2]]
+    except OverflowError:
+        raise SettingsError(f"{option} must be at most 700000d, not {given!r}") from None
 
 
 def _print_revision(url: str) -> None:
