@@ -26,9 +26,13 @@ OBSTACLES = {
 SELECT "id", count(*) OVER () AS count FROM "locations" WHERE NOT ({LAT_CHECK} AND {LONG_CHECK})
 ORDER BY "id" LIMIT $1
 """,
+    "locations without a vendor, position or time": """
+SELECT "id", count(*) OVER () AS count FROM "locations"
+WHERE "vendorId" IS NULL OR "lat" IS NULL OR "long" IS NULL OR "timestamp" IS NULL ORDER BY "id" LIMIT $1
+""",
     "locations of a vendor that does not exist": """
 SELECT "id", count(*) OVER () AS count FROM "locations" l
-WHERE NOT EXISTS (SELECT FROM "vendors" v WHERE v."id" = l."vendorId") ORDER BY "id" LIMIT $1
+WHERE "vendorId" IS NOT NULL AND NOT EXISTS (SELECT FROM "vendors" v WHERE v."id" = l."vendorId") ORDER BY "id" LIMIT $1
 """,
     "vendors out of range (lat -90 to 90, long -180 to 180)": f"""
 SELECT "id", count(*) OVER () AS count FROM "vendors" WHERE NOT ({LAT_CHECK} AND {LONG_CHECK}) ORDER BY "id" LIMIT $1

@@ -270,3 +270,18 @@ async def test_the_old_table_goes_when_it_is_said(prisma_url: str) -> None:
         await adopt.adopt(prisma_url)
     await migrate.upgrade(prisma_url)
     await roles.require_rights(prisma_url)
+
+
+async def test_rows_with_nulls_are_in_the_way(prisma_url: str) -> None:
+    """A column that once was optional: the dry run must name its rows, not the copy of the third hour fail."""
+    async with connected(prisma_url) as connection:
+        for column in ("lat", "timestamp"):
+            await connection.execute(f'ALTER TABLE "locations" ALTER "{column}" DROP NOT NULL')
+            await connection.execute(
+                f"""UPDATE "locations" SET "{column}" = NULL WHERE "id" = (SELECT min("id") FROM "locations")"""
+            )
+        id = await connection.fetchval('SELECT min("id") FROM "locations"')
+    plan = await adopt.plan(prisma_url)
+    assert [obstacle.ids for obstacle in plan.obstacles] == [[id]]
+    with pytest.raises(DatabaseError, match="locations without a vendor, position or time: 1 rows"):
+        await adopt.adopt(prisma_url)
