@@ -110,11 +110,16 @@ async def export(url: str, vendor_id: str, archive: Path) -> int:
     names = {Format.JSON: "locations.json", Format.GEOJSON: "locations.geojson", Format.GPX: "locations.gpx"}
 
     def write() -> None:
-        with zipfile.ZipFile(archive, "x", zipfile.ZIP_DEFLATED) as made:
-            made.writestr("vendor.json", vendor)
-            for form, of in parts.items():
-                made.writestr(names[form], history.encode(form, vendor_id, name, of, None))
-        archive.chmod(0o600)
+        file = archive.open("xb")
+        try:
+            with file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+                archive.chmod(0o600)
+                made.writestr("vendor.json", vendor)
+                for form, of in parts.items():
+                    made.writestr(names[form], history.encode(form, vendor_id, name, of, None))
+        except BaseException:
+            archive.unlink()
+            raise
 
     try:
         await asyncio.to_thread(write)

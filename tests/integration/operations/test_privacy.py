@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -253,3 +254,22 @@ async def test_older_days_keep_one_location_a_minute(database_url: str) -> None:
         assert await connection.fetchval('SELECT count(*) FROM "locations"') == 2 * (60 + 100)
     assert await maintenance.thin(database_url, 7) == []
     assert sum(day.rows for day in await maintenance.thin(database_url, 7, 600)) == 2 * (60 - 6)
+
+
+async def test_an_export_that_fails_leaves_no_file(database_url: str, tmp_path: Path) -> None:
+    """On a full disk: half an archive of personal data would stay, and refuse the next export as an existing file."""
+    (vendor,) = await seed.seed(database_url, 1)
+    target = tmp_path / "vendor.zip"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(DatabaseError, match="File too large"):
+            await privacy.export(database_url, vendor.vendor_id, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not target.exists()
+    await privacy.export(database_url, vendor.vendor_id, target)
+    before = target.read_bytes()
+    with pytest.raises(DatabaseError, match="File exists"):
+        await privacy.export(database_url, vendor.vendor_id, target)
+    assert target.read_bytes() == before
