@@ -214,8 +214,8 @@ class DeflateFraming:
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
-    """Encode a Close frame; a reason that does not fit is cut."""
-    text = reason.encode()[: MAX_CONTROL - 2].decode(errors="ignore")
+    """Encode a Close frame; a reason that does not fit is cut, and half of a surrogate pair in it becomes `?`."""
+    text = reason.encode(errors="replace")[: MAX_CONTROL - 2].decode(errors="ignore")
     return encode_frame(code.to_bytes(2) + text.encode(), FINAL | CLOSE)
 
 

@@ -331,6 +331,7 @@ def encode_reject(reject: Reject) -> bytes:
 
 
 def encode_error(code: ErrorCode, message: str, id: str | None = None, retry_after_ms: int | None = None) -> bytes:
+    message = message.encode(errors="replace").decode()  # it may quote half of a surrogate pair, from a token
     error: dict[str, Any] = {"type": "error", "code": code, "message": message}
     if id is not None:
         error["id"] = id

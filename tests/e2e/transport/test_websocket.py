@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from base64 import urlsafe_b64encode
 from typing import Any
 
 import aiohttp
@@ -81,6 +82,20 @@ async def test_every_way_to_send_a_token(serve: Serve, vendors: list[SeededVendo
                         assert ("expired" in why) == (token != "no.such.token")
 
     await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_a_refusal_that_quotes_half_a_character_is_sent(serve: Serve) -> None:
+    """An error may quote a token; if it could not be encoded, the client would stay, and watch, unrefused."""
+    server = await serve(watch_auth="required")
+    header = urlsafe_b64encode(rb'{"alg":"HS256","crit":["\ud800"]}').decode().rstrip("=")
+    token = f"{header}.e30.e30"
+    for path in PATHS:
+        for way in WAYS:
+            async with app(server.url, path, token, way) as phone:
+                if way == "message":
+                    await phone.send({"type": "auth", "token": token})
+                await phone.send(WATCH)
+                await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
 
 
 async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[SeededVendor]) -> None:

@@ -343,6 +343,7 @@ def test_control_frames() -> None:
     assert list(PING_FRAME) == [0x89, 0]
     assert pong_frame(b"x" * 125) == b"\x8a\x7d" + b"x" * 125
     assert close_frame(4401, "expired") == b"\x88\x09\x11\x31expired"
+    assert close_frame(4401, "\ud800") == b"\x88\x03\x11\x31?", "a reason may quote what a client sent"
     long = close_frame(4401, "é" * 100)
     assert long[1] == len(long) - 2 == 124
     assert parse_close(long[2:]) == 4401

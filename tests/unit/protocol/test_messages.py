@@ -653,6 +653,7 @@ def test_messages_of_the_server_are_valid_json(id: str, vendor_id: str, seq: int
     error = {"type": "error", "code": "ERR_OVERLOADED", "message": text}
     assert loads(encode_error(ErrorCode.OVERLOADED, text)) == error
     assert loads(encode_error(ErrorCode.OVERLOADED, text, id, 7)) == {**error, "id": id, "retryAfterMs": 7}
+    assert loads(encode_error(ErrorCode.OVERLOADED, text + "\ud800")) == {**error, "message": text + "?"}
 
 
 @settings(max_examples=60)
