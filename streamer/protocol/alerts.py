@@ -81,10 +81,15 @@ def decode_alert(body: Mapping[str, Any], bounds: Bounds, now: int) -> Request:
             raise ProtocolError(ErrorCode.INVALID_TIMESTAMP, f"expires, {expires}, must be in the future")
     metadata = body.get("metadata")
     if metadata is not None:
-        if type(metadata) is not dict or len(orjson.dumps(metadata)) > MAX_METADATA:
+        try:
+            orjson.dumps([[[metadata]]])  # a page of alerts has it as deep
+            encoded = orjson.dumps(metadata)
+        except orjson.JSONEncodeError:
+            raise ProtocolError(ErrorCode.INVALID_MESSAGE, "metadata is nested too deeply: make it flatter") from None
+        if type(metadata) is not dict or len(encoded) > MAX_METADATA:
             wanted = f"an object of at most {MAX_METADATA} bytes as JSON"
             raise missing_or_invalid(body, "metadata", wanted, quote=False)
-        if _NUL.search(orjson.dumps(metadata)):
+        if _NUL.search(encoded):
             raise ProtocolError(ErrorCode.INVALID_MESSAGE, "metadata has a null character, which can't be stored")
         source["metadata"] = metadata
     return Request(definition, source, url, expires, fields.flag(body, "disabled"))

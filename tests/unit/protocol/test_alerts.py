@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -57,6 +58,20 @@ def test_metadata_may_have_whatever_can_be_stored() -> None:
     for wrong in ("\0", "\\\0"):
         with pytest.raises(ProtocolError, match="null character"):
             decode_alert({**ASKED, "metadata": {"a": wrong}}, BOUNDS, NOW)
+
+
+def test_metadata_is_never_too_deep_to_be_listed() -> None:
+    """JSON is read deeper than it is written: an alert that was created could not be stored, sent or listed."""
+    metadata: dict[str, Any] = {}
+    for _ in range(200):
+        metadata = {"a": metadata}
+    with suppress(ProtocolError):
+        for _ in range(60):
+            assert decode_alert({**ASKED, "metadata": metadata}, BOUNDS, NOW).source["metadata"] == metadata
+            orjson.dumps({"alerts": [{"metadata": metadata}]})
+            metadata = {"a": metadata}
+    with pytest.raises(ProtocolError, match="nested too deeply"):
+        decode_alert({**ASKED, "metadata": metadata}, BOUNDS, NOW)
 
 
 def test_a_lower_limit_ends_no_alert() -> None:
