@@ -144,8 +144,9 @@ class App:
 
     async def _read(self) -> None:
         async for message in self.socket:
-            if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                decoded = orjson.loads(message.data)
+            if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                continue  # a ping of the server, which may even come before `hello`
+            decoded = orjson.loads(message.data)
             self._compare(decoded)
             self.took(decoded)
         self.close_code = self.socket.close_code
