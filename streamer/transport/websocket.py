@@ -324,6 +324,8 @@ class WebSocket(Connection):
     def _slow_down(self, frame: tuple[int, bytes], pause: float, warning: str) -> None:
         retry_after_ms = ceil(pause * 1000)
         self.writer.send(messages.encode_error(ErrorCode.RATE_LIMITED, warning, retry_after_ms=retry_after_ms))
+        if self._auth_timer is not None and frame[0] in (TEXT, BINARY):
+            self._auth_timer.cancel()  # the first message is here in time, even if it is handled later
         self._pause = self.services.loop.call_later(pause, self._resume, frame)
 
     def _resume(self, frame: tuple[int, bytes]) -> None:

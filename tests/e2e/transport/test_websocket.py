@@ -13,6 +13,7 @@ import pytest
 
 from streamer.accounts.tokens import make_token
 from streamer.ingest import rate_limit
+from streamer.ingest.cost import BURST
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card
 from streamer.storage.seed import SeededVendor
@@ -145,6 +146,23 @@ async def test_without_a_token(serve: Serve) -> None:
             await turned_away(phone, 4401, "ERR_INVALID_JSON")
 
     await asyncio.gather(*map(for_one, PATHS))
+
+
+async def test_a_token_that_waits_for_its_turn_is_in_time(serve: Serve, vendors: list[SeededVendor]) -> None:
+    """While others at its address use up their budget of CPU time, an app was told that it had sent no token."""
+    server = await serve(watch_auth="required", auth_timeout=0.3, trusted_hops=1)
+    limits = server.server.admission._costs
+    now = asyncio.get_running_loop().time()
+    limits.addresses.of("203.0.113.9", now).add((BURST + 1) * limits.limits.address, now)
+    async with app(server.url, "/v1/watch") as stranger:
+        await turned_away(stranger, 4401, "ERR_UNAUTHORIZED")
+    phone = app(server.url, "/v1/watch")
+    phone.headers = {"X-Forwarded-For": "203.0.113.9"}
+    async with phone:
+        await phone.send({"type": "auth", "token": token_of(vendors[0])})
+        assert (await phone.expect("error"))["code"] == "ERR_RATE_LIMITED"
+        await phone.send(WATCH)
+        await phone.expect("snapshot", 5)
 
 
 async def test_watching_without_a_token(serve: Serve, vendors: list[SeededVendor]) -> None:
