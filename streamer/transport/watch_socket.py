@@ -73,13 +73,12 @@ class WatchSocket(WebSocket):
         try:
             while self.services.time_slice.over():  # noqa: ASYNC110  # a time slice ends with the loop's iteration
                 await asyncio.sleep(0)
-            watch = self._watches.get(wanted.id)
-            if watch is None:
-                watch = self._watches[wanted.id] = Watch(wanted.id, self.writer, payer=self._budget)
-            pace = PACE * max(0, len(self._watches) - UNPACED)
+            watch = self._watches.get(wanted.id) or Watch(wanted.id, self.writer, payer=self._budget)
+            pace = PACE * max(0, len({*self._watches, wanted.id}) - UNPACED)
             if wanted.interval < pace:
                 wanted = replace(wanted, interval=pace)
             await self.services.subscriptions.open(watch, wanted, self.slot.cost.client)
+            self._watches[wanted.id] = watch
             self.services.changed()
             self._bad_messages.good()
         except ProtocolError as wrong:

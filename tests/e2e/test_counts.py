@@ -17,7 +17,7 @@ from loadtest.clients.target import Target
 from loadtest.clients.websocket import WebSocket, connect
 from streamer.storage.seed import seed
 from tests.conftest import Serve
-from tests.support.apps import App, VendorApp, eventually
+from tests.support.apps import App, VendorApp, circle, eventually
 from tests.support.crowd import crowd
 from tests.support.process import ServerProcess
 
@@ -121,3 +121,21 @@ async def test_overviews_of_a_crowd(serving_url: str, redis_url: str) -> None:
         assert all(groups == held[0] for groups in held)
         for socket in sockets:
             socket.close()
+
+
+async def test_a_refused_watch_takes_no_place(serve: Serve, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A customer with as many counts as are allowed could watch nothing else either after some more tries."""
+    monkeypatch.setattr("streamer.broker.subscriptions.MOST_COUNTED", 1)
+    (vendor,) = await seed(database_url, 1)
+    server = await serve(max_watches=2)
+    watch = {"type": "watch", "area": circle(52.2297, 21.0122, 1000)}
+    async with App(server.url, "/v1/watch", vendor.clerk_id) as phone:
+        await phone.send({**watch, "id": "z", "as": "counts"})
+        await phone.expect("snapshot", id="z")
+        await phone.send({**watch, "id": "y", "as": "counts"})
+        assert (await phone.expect("error", id="y"))["code"] == "ERR_TOO_MANY_WATCHES"
+        await phone.send({"type": "unwatch", "id": "y"})
+        assert (await phone.expect("error", 5, code="ERR_INVALID_MESSAGE"))["message"] == "there is no watch 'y' to end"
+        await phone.send({**watch, "id": "y", "as": "counts"})
+        await phone.send({**watch, "id": "w"})
+        await phone.expect("snapshot", id="w")
