@@ -76,6 +76,10 @@ class EventStream(Connection):
         else:
             self._end(code)
 
+    def refuse(self, error: bytes) -> None:
+        """Send an `error`, then close: the watch could not be opened."""
+        self._end(CloseCode.INTERNAL, error)
+
     def close_for_restart(self, reconnect_ms: int) -> None:
         if self.writer.ready():
             self.send_lines(b"retry: %d\n\n" % reconnect_ms)
@@ -168,7 +172,10 @@ class EventStreams:
             await measured(opening, lambda seconds: stream.slot.cost.charge(seconds, now()))
         except (ProtocolError, Unavailable) as failed:
             log.debug("an event stream could not be served", connection=stream.name, cause=str(failed))
-            stream.end(CloseCode.INTERNAL)
+            if isinstance(failed, ProtocolError):
+                stream.refuse(messages.encode_error(failed.code, failed.message, watch.id, failed.retry_after_ms))
+            else:
+                stream.refuse(messages.encode_error(ErrorCode.OVERLOADED, failed.public_message, watch.id))
         self._services.changed()
 
     def _end_watch(self, watch: Watch, opening: asyncio.Task[None]) -> None:

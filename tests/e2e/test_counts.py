@@ -15,9 +15,10 @@ import pytest
 
 from loadtest.clients.target import Target
 from loadtest.clients.websocket import WebSocket, connect
+from streamer.accounts.tokens import make_token
 from streamer.storage.seed import seed
 from tests.conftest import Serve
-from tests.support.apps import App, VendorApp, circle, eventually
+from tests.support.apps import SECRET, App, VendorApp, circle, eventually
 from tests.support.crowd import crowd
 from tests.support.process import ServerProcess
 
@@ -139,3 +140,18 @@ async def test_a_refused_watch_takes_no_place(serve: Serve, database_url: str, m
         await phone.send({**watch, "id": "y", "as": "counts"})
         await phone.send({**watch, "id": "w"})
         await phone.expect("snapshot", id="w")
+
+
+async def test_a_refused_event_stream_says_why(
+    serve: Serve, database_url: str, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser reconnects to a stream that ends: without a reason, nobody would know what to change."""
+    monkeypatch.setattr("streamer.broker.subscriptions.MOST_COUNTED", 0)
+    (vendor,) = await seed(database_url, 1)
+    server = await serve()
+    token = make_token(SECRET, vendor.clerk_id, 600)
+    query = {"lat": "52", "long": "21", "radius": "1000", "as": "counts", "id": "z", "token": token}
+    async with session.get(server.url + "/v1/watch/events", params=query) as answer:
+        *_, last = (await answer.text()).strip().split("\n\n")
+    error = json.loads(last.removeprefix("data: "))
+    assert (error["type"], error["code"], error["id"]) == ("error", "ERR_TOO_MANY_WATCHES", "z")
