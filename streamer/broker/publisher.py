@@ -17,7 +17,7 @@ from streamer.broker.flush import EVERYWHERE, Dropping, Flush
 from streamer.broker.membership import Membership
 from streamer.broker.placement import OUTDATED, Entry, Placement
 from streamer.broker.redis_connections import Answer, Command, refused
-from streamer.broker.redis_schema import ANY_VERSION, WRITE, channel, versions_of
+from streamer.broker.redis_schema import ANY_VERSION, WRITE, Versions, channel, versions_of
 from streamer.cadence import Cadence
 from streamer.errors import Unavailable
 from streamer.geo.grid import BUS_LEVEL, cell_name, parent
@@ -290,7 +290,7 @@ class Publisher:
                     self.placement.entries[id] = Entry(at, versions, sure=at not in failed)
                     if at in failed:
                         self._retry_later(id, parts)
-                else:
+                elif not self._written_by_other(id, at, versions):
                     # Released, expired or deleted during the write.
                     self.placement.drop(at, id, Dropping(versions))
         for at, entries in flush.dropping.items():
@@ -299,6 +299,11 @@ class Publisher:
         if EVERYWHERE in failed:
             for id in flush.broadcast_ids:
                 self._retry_later(id, Part.PRESENCE)
+
+    def _written_by_other(self, vendor_id: str, at: int, versions: Versions) -> bool:
+        """Whether another process writes the same versions into the same cell: both adopted the vendor at once."""
+        vendor = self._index.vendors.get(vendor_id)
+        return vendor is not None and parent(vendor.cell, BUS_LEVEL) == at and versions_of(vendor) == versions
 
     def _publishable(self, vendor_id: str) -> Vendor | None:
         """A vendor of this process whose position and card are known."""

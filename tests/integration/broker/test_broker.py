@@ -9,12 +9,12 @@ import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
 
-from streamer.broker.redis_schema import CellBatch, channel
+from streamer.broker.redis_schema import WRITE, CellBatch, channel
 from streamer.geo.grid import bus_cell
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card
 from streamer.operations.embedded import ValkeyServer
-from tests.integration.broker.conftest import AFAR, HERE, NEAR, written
+from tests.integration.broker.conftest import AFAR, HERE, NEAR, once, written
 from tests.support.apps import circle, eventually
 from tests.support.peers import Look, Peer
 from tests.support.proxy import Proxy
@@ -238,3 +238,32 @@ async def test_redis_emptied_and_a_process_killed_before_it_writes_its_vendors_a
             for look in looks:
                 await look.sees(seen)
                 assert look.client.left == []
+
+
+@pytest.mark.timeout(60)
+async def test_two_processes_adopt_a_vendor_that_redis_lost(redis_url: str) -> None:
+    """The one that gives it up during its write must not drop the other's entry, which is the same."""
+    times: dict[str, Any] = {"offline_after": 2_000, "leave_after": 600_000}
+    async with Peer(redis_url, "one", **times) as one, Peer(redis_url, "other", **times) as other:
+        dying = Peer(redis_url, "dying", **times)
+        await dying.start()
+        dying.serve("truck", HERE)
+        for peer in (one, other):
+            await (await peer.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE})
+        await dying.kill()
+        given_up = asyncio.Event()
+
+        async def meanwhile() -> None:
+            await eventually(lambda: "truck" in other.broker.local_vendors, "adopted by the other one, too")
+            await written(other, "truck")
+            await eventually(lambda: "truck" not in one.broker.local_vendors, "given up")
+            given_up.set()
+
+        once(one, lambda commands: any(WRITE in command.words for command in commands), before=meanwhile)
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            await client.flushall()
+        await given_up.wait()
+        one.broker.mark_gone("nobody")  # is published by the flush after that write
+        await eventually(lambda: one.broker.pending == 0 and not one.broker.publisher._gone, "that flush")
+        async with Peer(redis_url, "late", **times) as late:
+            await (await late.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE}, 5.0)
