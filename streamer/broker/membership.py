@@ -83,7 +83,7 @@ class Membership:
 
     async def fetch_heartbeats(self, processes: Iterable[str]) -> None:
         """Reads the last heartbeats of unknown processes from Redis; without an answer, assumes a heartbeat now."""
-        unknown = [name for name in processes if name != self._index.me and name not in self._index.owners]
+        unknown = [name for name in processes if name != self._index.me and not self._heard(name)]
         if not unknown:
             return
         (found,) = await self._nodes.run([Command(PROCESSES, ("ZMSCORE", PROCESSES, *unknown))], "read")
@@ -93,9 +93,12 @@ class Membership:
             self._index.owner_heard(name, min(int(float(at or 0)), now), now)
 
     def heard_at(self, process: str) -> int:
-        """A process's last heartbeat, epoch ms; 0 if there was none."""
-        if process == self._index.me:
+        """A process's last heartbeat, epoch ms; 0 if there was none. While none can arrive: now."""
+        if process == self._index.me or self._index.frozen:
             return self._clock()
+        return self._heard(process)
+
+    def _heard(self, process: str) -> int:
         known = self._index.owners.get(process)
         return 0 if known is None else known.heard
 

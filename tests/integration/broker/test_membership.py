@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 import redis.asyncio
 
-from streamer.broker.redis_schema import PROCESSES, cells_key, positions_key
+from streamer.broker.redis_schema import BROADCAST, PROCESSES, CellBatch, cells_key, channel, positions_key
 from streamer.geo.grid import bus_cell, cell_name
+from streamer.live.index import LiveIndex
+from streamer.live.local_vendors import Part
+from streamer.live.vendor import Card, Presence
 from tests.integration.broker.conftest import HERE, NEAR, once, written
 from tests.support.apps import circle, eventually
 from tests.support.peers import Peer
@@ -122,3 +128,63 @@ async def test_a_process_that_redis_forgot_publishes_its_vendors_again(redis_url
             return bool(await client.hexists(positions_key(bus_cell(*HERE)), "ftruck"))
 
         await eventually(back, "the vendor in Redis again")
+
+
+LONG_AGO = 20 * 60_000
+"""Milliseconds; longer than a vendor stays on the map."""
+
+
+async def serve_for_long(peer: Peer) -> None:
+    """Serves a truck that connected 20 minutes ago and is parked."""
+    then = peer.now() - LONG_AGO
+    peer.broker.local_vendors.connect("truck", Card(then, "the truck", True, None), then)
+    peer.ping("truck", HERE)
+    await written(peer, "truck")
+
+
+async def shown_to_new_customers(redis_url: str) -> None:
+    """Waits until a new process shows the truck."""
+    async with Peer(redis_url, "late") as late:
+        await (await late.watch(area=circle(*HERE, 5_000))).sees({"truck": HERE}, 5.0)
+
+
+async def test_a_cell_is_read_before_heartbeats_arrive_after_a_long_outage(
+    redis_url: str, proxy: Proxy, one: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process has not heard the others for long. Their vendors have not expired, and must stay in Redis."""
+    await serve_for_long(other)
+    look = await one.watch(area=circle(*HERE, 5_000))
+    await look.sees({"truck": HERE})
+    proxy.down()
+    await eventually(lambda: one.index.frozen, "Redis found away")
+    one.index.owners["other"].heard -= LONG_AGO
+    reader, node = one.broker.subscriber.reader, one.broker.nodes.of(BROADCAST)
+    assert node is not None
+    reader.read(bus_cell(*HERE))
+    monkeypatch.setattr(node.subscription, "connect", lambda: None)  # it takes longer than the read
+    proxy.up()
+    await eventually(lambda: not reader.readings and not reader._to_read, "the cell read")
+    assert one.index.frozen
+    monkeypatch.undo()
+    await one.joined()
+    await shown_to_new_customers(redis_url)
+    await look.sees({"truck": HERE})
+
+
+async def test_a_process_known_only_from_anothers_message(redis_url: str, other: Peer) -> None:
+    """Its vendors have not expired only because its first heartbeat has not arrived here yet."""
+    await serve_for_long(other)
+    index = LiveIndex("relay")
+    now = other.now()
+    index.put_card("bus", Card(now, "the bus", True, None), now)
+    index.put_presence("bus", Presence(now - LONG_AGO, "other", 0), now)
+    batch = CellBatch()
+    batch.add(index.vendors["bus"], Part.PRESENCE)
+    async with Peer(redis_url, "new") as new:
+        look = new.looks()
+        opening = asyncio.create_task(look.watch(area=circle(*HERE, 5_000)))
+        await asyncio.sleep(0)
+        new.broker.on_message(channel(bus_cell(*HERE)), batch.message("relay"))
+        await opening
+        await look.sees({"truck": HERE}, 5.0)
+    await shown_to_new_customers(redis_url)
