@@ -57,6 +57,7 @@ class Publisher:
         self._handed_over: dict[str, tuple[Fix, float]] = {}
         """Fixes of handed-over vendors, and the loop's time until which they are broadcast to the new process."""
         self._epochs: dict[int, bytes] = {}
+        """The epochs of the cells that this process wrote to, and added to its set in Redis."""
         self._wake = asyncio.Event()
         self.placement = Placement(context, membership, self._wake)
 
@@ -131,7 +132,7 @@ class Publisher:
 
     def republish(self) -> None:
         """Writes all vendors again, as Redis may have lost them."""
-        self._epochs.clear()
+        self._epochs = {}  # a flush in progress keeps to the old ones: what it wrote may be lost, too
         self.placement.unplaced.clear()
         for vendor_id in self._local_vendors.sockets:
             self.mark(vendor_id, Part.ALL)
@@ -207,11 +208,12 @@ class Publisher:
         if gone:
             flush.broadcast().gone += gone
         await self.placement.drop_unknown(gone)
-        commands = list(flush.commands(self._index.me, self._epochs))
+        epochs = self._epochs
+        commands = list(flush.commands(self._index.me, epochs))
         if not commands:
             return
         answers = await self._nodes.run([command for _, command in commands])
-        failed = self._failed(commands, answers)
+        failed = self._failed(commands, answers, epochs)
         self._record_outcome(flush, failed)
         if EVERYWHERE not in failed:
             self._gone.difference_update(gone)
@@ -269,7 +271,7 @@ class Publisher:
         else:
             self._retry_later(vendor_id, parts)
 
-    def _failed(self, commands: list[tuple[int, Command]], answers: list[Answer]) -> set[int]:
+    def _failed(self, commands: list[tuple[int, Command]], answers: list[Answer], epochs: dict[int, bytes]) -> set[int]:
         """Returns the cells of which a command failed; records the epochs of the cells that were written."""
         failed: set[int] = set()
         for (at, command), answer in zip(commands, answers, strict=True):
@@ -278,7 +280,7 @@ class Publisher:
                 if not isinstance(answer, Unavailable):
                     log.error("redis refused a write", cause=str(answer), key=command.key)
             elif command.words[1] is WRITE:
-                self._note_epoch(at, answer)
+                self._note_epoch(at, answer, epochs)
         return failed
 
     def _record_outcome(self, flush: Flush, failed: set[int]) -> None:
@@ -316,10 +318,10 @@ class Publisher:
         """Schedules parts of a vendor for a later flush."""
         self._retry[vendor_id] = self._retry.get(vendor_id, 0) | parts
 
-    def _note_epoch(self, at: int, epoch: bytes) -> None:
+    def _note_epoch(self, at: int, epoch: bytes, epochs: dict[int, bytes]) -> None:
         """Records a written cell's epoch; if it is new, Redis lost the cell, and all of it is written again."""
-        known = self._epochs.get(at)
-        self._epochs[at] = epoch
+        known = epochs.get(at)
+        epochs[at] = epoch
         if known is not None and known != epoch:
             log.warning("redis lost a cell; its vendors are written again", cell=cell_name(at))
             for id, entry in self.placement.entries.items():

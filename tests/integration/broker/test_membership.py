@@ -7,12 +7,12 @@ import asyncio
 import pytest
 import redis.asyncio
 
-from streamer.broker.redis_schema import BROADCAST, PROCESSES, CellBatch, cells_key, channel, positions_key
+from streamer.broker.redis_schema import BROADCAST, PROCESSES, WRITE, CellBatch, cells_key, channel, positions_key
 from streamer.geo.grid import bus_cell, cell_name
 from streamer.live.index import LiveIndex
 from streamer.live.local_vendors import Part
 from streamer.live.vendor import Card, Presence
-from tests.integration.broker.conftest import HERE, NEAR, once, written
+from tests.integration.broker.conftest import HERE, NEAR, after, once, written
 from tests.support.apps import circle, eventually
 from tests.support.peers import Peer
 from tests.support.proxy import Proxy
@@ -188,3 +188,25 @@ async def test_a_process_known_only_from_anothers_message(redis_url: str, other:
         await opening
         await look.sees({"truck": HERE}, 5.0)
     await shown_to_new_customers(redis_url)
+
+
+async def test_all_is_written_again_during_a_write(redis_url: str, one: Peer) -> None:
+    """The cell that is being written is in the process's set again, or counts lack its vendors if it is killed."""
+    one.serve("truck", HERE)
+    await written(one, "truck")
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        deleted = asyncio.Event()
+
+        async def rewrite() -> None:
+            await client.delete(cells_key("one"))
+            one.broker._republish()
+            deleted.set()
+
+        after(one, WRITE, rewrite)
+        one.ping("truck", NEAR)
+        await deleted.wait()
+
+        async def back() -> bool:
+            return bool(await client.sismember(cells_key("one"), cell_name(bus_cell(*HERE))))
+
+        await eventually(back, "the cell in the set", 5.0)
