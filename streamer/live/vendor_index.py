@@ -107,6 +107,8 @@ class VendorIndex:
         vendor = self._vendor(vendor_id, now)
         if order(at, vendor.http, now) <= 0:
             return False
+        if vendor.http <= vendor.presence.ended < at:
+            self.note_count(vendor)  # from now on the process counts it that it reports to
         vendor.http = at
         self._settle(vendor, now)
         return True

@@ -13,6 +13,7 @@ from streamer.geo.shapes import Area, Box, Circle, Polygon
 from streamer.live.counts import AT_ONCE, CellSums, Counter, CountsView, Sums, add, counts_key
 from streamer.live.fix import Fix
 from streamer.live.index import LiveIndex
+from streamer.live.local_vendors import LocalVendors
 from streamer.live.vendor import Card, Presence
 
 NOW = 1_790_000_000_000
@@ -241,3 +242,31 @@ def test_vendors_that_move_from_cell_to_cell_while_they_are_counted(kept: bool) 
     assert sum(sums[0] for sums in groups.values()) == len(index.vendors)
     anew = counted(Counter(counts_key(WORLD, 200, False)), CellSums(index, lambda _: True))
     assert {group: sums[0] for group, sums in groups.items()} == {group: sums[0] for group, sums in anew.items()}
+
+
+@pytest.mark.parametrize("reports_here", [True, False])
+def test_a_vendor_that_reports_over_http_after_its_socket_ended(
+    reports_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted by the process that it reports to, from that report on, and by no other."""
+    index = LiveIndex("me")
+    local_vendors = LocalVendors(index, lambda _id, _parts: None, lambda: None)
+    card = Card(NOW, "v", True, None)
+    if reports_here:
+        local_vendors.http("v", card, NOW)
+        index.put_fix("v", Fix(NOW, 52.2, 21.0), NOW)
+        index.put_presence("v", Presence(NOW, "you", NOW + 5), NOW + 5)
+    else:
+        local_vendors.connect("v", card, NOW)
+        local_vendors.fix("v", Fix(NOW, 52.2, 21.0), NOW)
+        local_vendors.disconnect("v", NOW + 5)
+    counter, cells = Counter(counts_key(WORLD, 256, False)), CellSums(index, local_vendors.serves)
+    assert sum(sums[0] for sums in counted(counter, cells).values()) == (not reports_here)
+    if reports_here:
+        local_vendors.http("v", card, NOW + 10)
+    else:
+        index.put_http("v", NOW + 10, NOW + 10)
+    with monkeypatch.context() as patch:
+        patch.setattr("streamer.live.counts.AT_ONCE", 0)  # no sum is due to be added up again
+        cells.refresh()
+    assert sum(sums[0] for sums in counted(counter, cells).values()) == reports_here
