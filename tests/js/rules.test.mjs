@@ -2,11 +2,37 @@ import assert from "node:assert/strict";
 import { mkdtemp, readFile, writeFile, appendFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { test } from "node:test";
+import { afterEach, test as tested } from "node:test";
 import { Alerts } from "../../clients/js/alerts.js";
 import { FileQueue } from "../../clients/js/file-queue.js";
 import { StorageQueue } from "../../clients/js/storage-queue.js";
-import { CustomerClient, MemoryQueue, VendorClient, VentaError, Watch, expiry, reconnectRule, reconnectWait, renewIn, signIn } from "../../clients/js/venta.js";
+import * as venta from "../../clients/js/venta.js";
+import { MemoryQueue, VentaError, Watch, expiry, reconnectRule, reconnectWait, renewIn, signIn } from "../../clients/js/venta.js";
+
+/** The links of a test's clients. After a failed assertion they would reconnect forever, and the process never end. */
+const links = new Set();
+
+class CustomerClient extends venta.CustomerClient {
+  constructor(...given) {
+    super(...given);
+    links.add(this.link);
+  }
+}
+
+class VendorClient extends venta.VendorClient {
+  constructor(...given) {
+    super(...given);
+    links.add(this.link);
+  }
+}
+
+afterEach(() => {
+  for (const link of links) link.disconnect();
+  links.clear();
+});
+
+/** A test that waits for what never happens fails instead of waiting as long as a client's timers run. */
+const test = (name, ...given) => tested(name, { timeout: 20_000, ...(given.length > 1 ? given[0] : {}) }, given.at(-1));
 
 /** The tables of clients/conformance, which the Python client's tests read too. */
 const table = async (name) => JSON.parse(await readFile(new URL(`../../clients/conformance/${name}.json`, import.meta.url), "utf8"));
