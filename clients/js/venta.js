@@ -507,7 +507,8 @@ export class Watch extends Emitter {
       const done = (act, value) => (stop.abort(), act(value));
       const ended = (state, { code = 1000, reason = "disconnected by the app" } = {}) =>
         (state === "failed" || state === "disconnected") && done(reject, new VentaError(code, reason));
-      for (const name of ["snapshot", "counts"]) this.on(name, () => done(resolve, held()), options);
+      // after a move the counts may still be those of the area before
+      for (const name of ["snapshot", "counts"]) this.on(name, () => this.fresh && done(resolve, held()), options);
       this.on("error", (error) => error === this.refused && done(refused, error), options);
       this.on("closed", () => done(closed), options);
       this.client.on("state", ended, options);
@@ -515,14 +516,22 @@ export class Watch extends Emitter {
     });
   }
 
+  /** Calls no handlers after `close`, which a handler may call before all events of a message were emitted. */
+  emit(name, ...values) {
+    return (!this.closed || name === "closed") && super.emit(name, ...values);
+  }
+
   snapshot(cards) {
+    const { wanted } = this;
     const gone = new Set(this.vendors.keys());
     for (const card of cards) {
       gone.delete(card.vendorId);
       this.upsert(card);
     }
     for (const vendorId of gone) this.leave(vendorId);
-    this.fresh = this.answered = true;
+    this.answered = true;
+    // a handler may have moved or closed the watch
+    this.fresh = this.wanted === wanted && !this.closed;
     this.refused = null;
     this.emit("snapshot", this.vendors);
   }

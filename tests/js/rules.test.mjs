@@ -360,6 +360,41 @@ test("a watch is ready with its view, and rejects what the server refuses; group
   client.disconnect();
 });
 
+test("counts that were moved are ready with the snapshot of the new area", async () => {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onState: () => {} }).connect();
+  await client.ready();
+  const counts = client.watch({ area: {}, as: "counts" }, {}, "c");
+  const group = (name) => ({ group: name, lat: 0, long: 0, count: 1, open: 0, online: 0 });
+  Wire.last.says({ type: "snapshot", id: "c", groups: [group("a")] });
+  counts.move({ area: { b: 1 }, as: "counts" });
+  let ready = false;
+  const moved = counts.ready().finally(() => (ready = true));
+  Wire.last.says({ type: "update", id: "c", groups: [group("of the old area")] });
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.equal(ready, false);
+  Wire.last.says({ type: "snapshot", id: "c", groups: [group("b")] });
+  assert.deepEqual([...(await moved).keys()], ["b"]);
+  client.disconnect();
+});
+
+test("a watch that a handler closes or moves during a snapshot is closed or not fresh after it", async () => {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onState: () => {} }).connect();
+  await client.ready();
+  const card = (vendorId) => ({ vendorId, name: vendorId, open: true, primaryImage: null, online: true, lat: 1, long: 1, timestamp: 1 });
+  const told = [];
+  const tell = (name) => () => told.push(name);
+  const closed = client.watch({ area: {} }, { onEntered: () => (told.push("entered"), closed.close()), onSnapshot: tell("snapshot"), onView: tell("view") }, "c");
+  Wire.last.says({ type: "snapshot", id: "c", vendors: [card("a"), card("b")] });
+  assert.deepEqual(told, ["entered"]);
+  assert.equal(closed.fresh, false);
+  const moved = client.watch({ area: {} }, { onEntered: () => moved.move({ area: { b: 1 } }) }, "m");
+  Wire.last.says({ type: "snapshot", id: "m", vendors: [card("a")] });
+  assert.equal(moved.fresh, false);
+  Wire.last.says({ type: "snapshot", id: "m", vendors: [card("a")] });
+  assert.equal(moved.fresh, true);
+  client.disconnect();
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
