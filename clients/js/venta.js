@@ -271,6 +271,9 @@ class Link {
   async attempt() {
     const generation = ++this.generation;
     this.become("connecting");
+    // the server's hints are for one wait only, also if there is no token for this attempt
+    this.hint = null;
+    this.floor = 0;
     let token = null;
     this.after("connect", this.connectTimeout, () => this.lost(generation, 1006, "no token in time"));
     if (this.getToken !== null) {
@@ -287,8 +290,6 @@ class Link {
       return;
     }
     this.token = token;
-    this.hint = null;
-    this.floor = 0;
     this.reason = "";
     let socket;
     try {

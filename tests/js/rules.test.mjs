@@ -395,6 +395,21 @@ test("a watch that a handler closes or moves during a snapshot is closed or not 
   client.disconnect();
 });
 
+test("a bye's delay is that of one wait, also while there is no token", async () => {
+  const waits = [];
+  let offline = false;
+  const getToken = () => (offline ? Promise.reject(new Error("offline")) : "t");
+  const onState = (_, { retryInMs }) => retryInMs !== undefined && waits.push(retryInMs);
+  const client = new CustomerClient("http://a", { WebSocket: Wire, getToken, minDelay: 60_000, maxDelay: 60_000, random: () => 1, onState }).connect();
+  await client.ready();
+  offline = true;
+  Wire.last.says({ type: "bye", reconnectAfterMs: 5 });
+  Wire.last.ends(1012);
+  for (let n = 0; n < 100 && waits.length < 2; n += 1) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.deepEqual(waits, [5, 60_000]);
+  client.disconnect();
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
