@@ -607,6 +607,8 @@ export class CustomerClient extends Client {
     if (this.watches.has(id)) throw new RangeError(`there is a watch ${id} already: move it, or close it first`);
     handlers.signal?.addEventListener("abort", () => watch.close());
     const watch = new Watch(this, id, { ...wanted }, handlers);
+    watch.closed = handlers.signal?.aborted === true; // an aborted signal sends no further event
+    if (watch.closed) return watch;
     this.watches.set(id, watch);
     this.ask(watch);
     return watch;

@@ -410,6 +410,15 @@ test("a bye's delay is that of one wait, also while there is no token", async ()
   client.disconnect();
 });
 
+test("a watch whose signal is already aborted is closed", async () => {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onState: () => {} }).connect();
+  await client.ready();
+  const watch = client.watch({ area: {} }, { signal: AbortSignal.abort() }, "w");
+  await assert.rejects(watch.ready(), { code: 1000 });
+  assert.deepEqual([client.watches.size, Wire.last.sent], [0, []]);
+  client.disconnect();
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
