@@ -825,7 +825,7 @@ export class VendorClient extends Client {
     if (fix.timestamp != null && !isFinite(fix.timestamp)) throw new TypeError(`timestamp is epoch ms, not ${fix.timestamp}`);
     await this.load();
     const offset = this.correction();
-    const own = fix.timestamp === undefined;
+    const own = fix.timestamp == null;
     let timestamp = Math.round((fix.timestamp ?? Date.now()) + (offset ?? 0));
     // Vendor and timestamp identify a ping, so two pings need different milliseconds.
     if (own) {

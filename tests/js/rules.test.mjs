@@ -419,6 +419,13 @@ test("a watch whose signal is already aborted is closed", async () => {
   client.disconnect();
 });
 
+test("pings of the same millisecond are kept, also with null for the timestamp", async (t) => {
+  t.mock.timers.enable({ apis: ["Date"], now: 1_000_000 });
+  const client = new VendorClient("http://a", { WebSocket: Wire, queue: new MemoryQueue() });
+  for (const timestamp of [null, undefined, null]) await client.ping({ lat: 1, long: 2, timestamp });
+  assert.deepEqual([...client.waiting.keys()], [1_000_000, 1_000_001, 1_000_002]);
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
