@@ -767,6 +767,8 @@ export class VendorClient extends Client {
     this.put = new Map();
     this.remove = new Set();
     this.writing = null;
+    /** The corrected timestamps, by those that `ping` returned before the first hello. */
+    this.corrected = new Map();
     /** Promises of `stored`, by timestamp: {resolve, reject}. */
     this.promised = new Map();
   }
@@ -862,7 +864,8 @@ export class VendorClient extends Client {
   }
 
   /** Resolves when the ping with this timestamp is stored; rejects if it is rejected or dropped, or the client ends. */
-  whenStored(timestamp) {
+  whenStored(given) {
+    const timestamp = this.waiting.has(given) ? given : this.corrected.get(given);
     if (!this.waiting.has(timestamp)) return Promise.resolve();
     if (this.state === "failed") return Promise.reject(new VentaError(this.link.detail.code, this.link.detail.reason));
     if (!this.promised.has(timestamp)) {
@@ -1016,6 +1019,7 @@ export class VendorClient extends Client {
       this.waiting.set(corrected, entry);
       this.remove.delete(corrected);
       this.put.set(corrected, entry.ping);
+      this.corrected.set(timestamp, corrected);
       const promised = this.promised.get(timestamp);
       this.promised.delete(timestamp);
       if (promised) this.promised.set(corrected, promised);

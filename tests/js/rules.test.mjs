@@ -426,6 +426,20 @@ test("pings of the same millisecond are kept, also with null for the timestamp",
   assert.deepEqual([...client.waiting.keys()], [1_000_000, 1_000_001, 1_000_002]);
 });
 
+test("a ping whose timestamp is corrected is stored with its ack, also for who asks after the hello", async () => {
+  const client = await new VendorClient("http://a", { WebSocket: Wire, queue: new MemoryQueue(), onState: () => {} }).connect();
+  const at = await client.ping({ lat: 1, long: 2 });
+  Wire.last.says({ type: "hello", vendorId: "v", time: Date.now() + 3_600_000, durable: null, maxBatch: 500 });
+  let stored = false;
+  const promise = client.whenStored(at).then(() => (stored = true));
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.equal(stored, false);
+  Wire.last.says({ type: "ack", seq: 1 });
+  await promise;
+  await client.whenStored(at);
+  await client.disconnect();
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
