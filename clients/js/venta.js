@@ -795,8 +795,10 @@ export class VendorClient extends Client {
 
   /** Closes the connection. Pings without an ack stay in the queue; resolves once they are written. */
   disconnect() {
+    const opening = this.wanted && this.state === "disconnected";
     this.wanted = false;
     this.link.disconnect();
+    if (opening) this.became("disconnected", {}); // ends the promises, although the link was never connecting
     return this.inTurn(async () => {
       await this.written();
       if (this.wanted) return;

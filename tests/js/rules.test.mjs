@@ -486,6 +486,16 @@ test("of connect and disconnect in any order the last one counts, and the queue 
   assert.deepEqual([client.state, queue.opened], ["disconnected", false]);
 });
 
+test("promises end when the app disconnects while the queue is opened", async () => {
+  const client = new VendorClient("http://a", { WebSocket: Wire, queue: new SlowQueue(), onState: () => {} });
+  await client.ping({ lat: 1, long: 2 });
+  await client.disconnect();
+  const connecting = client.connect();
+  const ended = [client.ready(), client.flushed()].map((promise) => assert.rejects(promise, { code: 1000 }));
+  await client.disconnect();
+  await Promise.all([connecting, ...ended]);
+});
+
 test("a queue that could not be opened is opened by the next connect", async () => {
   class Blocked extends MemoryQueue {
     times = 0;
