@@ -334,9 +334,10 @@ class Link {
     }
     if (message.type === "bye") this.hint = message.reconnectAfterMs;
     else {
-      // the server's last error may be the reason of a close
-      this.reason = message.type === "error" ? message.message : "";
-      this.floor = (message.type === "error" && message.retryAfterMs) || 0;
+      // the server's last error may be the reason of a close, unless it is about one watch
+      const said = message.type === "error" && message.id === undefined;
+      this.reason = said ? message.message : "";
+      this.floor = (said && message.retryAfterMs) || 0;
       this.owner.took(message);
     }
   }

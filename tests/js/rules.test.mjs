@@ -440,6 +440,18 @@ test("a ping whose timestamp is corrected is stored with its ack, also for who a
   await client.disconnect();
 });
 
+test("the error of one watch is not the reason of a lost connection, and delays no reconnect", async () => {
+  const details = [];
+  const onState = (_, detail) => details.push(detail);
+  const client = new CustomerClient("http://a", { WebSocket: Wire, minDelay: 1_000, random: () => 1, onState, onError: () => {} }).connect();
+  await client.ready();
+  client.watch({ area: {} }, {}, "w");
+  Wire.last.says({ type: "error", id: "w", code: "ERR_OVERLOADED", message: "not now", retryAfterMs: 5_000 });
+  Wire.last.ends(1006);
+  assert.deepEqual(details.at(-1), { code: 1006, reason: "", retryInMs: 1_000 });
+  client.disconnect();
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
