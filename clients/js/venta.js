@@ -592,6 +592,8 @@ export class CustomerClient extends Client {
     super(url, options, "/v1/watch");
     this.watches = new Map();
     this.numbers = 0;
+    /** Whether the server refused the watch of a probe on this connection, as no more are allowed. */
+    this.full = false;
   }
 
   /** Connects and stays connected; ends a wait for the next attempt. */
@@ -618,6 +620,7 @@ export class CustomerClient extends Client {
   // called by the link and the watches
 
   opened() {
+    this.full = false;
     this.link.established();
     for (const watch of this.watches.values()) this.ask(watch);
   }
@@ -630,6 +633,7 @@ export class CustomerClient extends Client {
     if (watch.closed) return;
     watch.closed = true;
     watch.fresh = false;
+    this.full = false;
     this.watches.delete(watch.id);
     watch.emit("closed");
     if (this.link.open) this.link.send({ type: "unwatch", id: watch.id });
@@ -638,6 +642,7 @@ export class CustomerClient extends Client {
   took(message) {
     if (message.id === PROBE_ID) {
       if (message.type === "snapshot") this.link.send({ type: "unwatch", id: PROBE_ID });
+      this.full ||= message.type === "error";
       return;
     }
     const watch = this.watches.get(message.id);
@@ -657,7 +662,10 @@ export class CustomerClient extends Client {
   }
 
   probe() {
-    this.link.send({ type: "watch", id: PROBE_ID, vendors: [PROBE_ID] });
+    // after too many refused messages in a row the server closes the connection for good
+    const watch = this.full ? [...this.watches.values()].find(({ fresh }) => fresh) : undefined;
+    if (watch !== undefined) this.ask(watch);
+    else this.link.send({ type: "watch", id: PROBE_ID, vendors: [PROBE_ID] });
     return true;
   }
 

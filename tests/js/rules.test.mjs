@@ -452,6 +452,26 @@ test("the error of one watch is not the reason of a lost connection, and delays 
   client.disconnect();
 });
 
+test("where no more watches are allowed, one of them is the probe of a silent connection", async () => {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, silence: 10, answerTimeout: 20, onState: () => {} }).connect();
+  await client.ready();
+  client.watch({ area: {} }, {}, "w");
+  const socket = Wire.last;
+  const watched = [];
+  const own = socket.send;
+  socket.send = (text) => {
+    own.call(socket, text);
+    const { id } = socket.sent.at(-1);
+    watched.push(id);
+    const full = { type: "error", id, code: "ERR_TOO_MANY_WATCHES", message: "32 watches are open" };
+    setTimeout(() => socket.onmessage && socket.says(id === "w" ? { type: "snapshot", id, vendors: [] } : full));
+  };
+  socket.says({ type: "snapshot", id: "w", vendors: [] });
+  for (let n = 0; n < 100 && watched.length < 3; n += 1) await new Promise((resolve) => setTimeout(resolve, 10));
+  assert.deepEqual(watched.slice(0, 3), ["~probe", "w", "w"]);
+  client.disconnect();
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
