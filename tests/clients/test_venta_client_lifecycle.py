@@ -112,6 +112,27 @@ async def test_disconnecting_while_it_connects_ends_it(server: CaseServer) -> No
     assert server.arrivals.empty()
 
 
+async def test_a_full_queue_of_an_earlier_run_keeps_the_newest_pings(server: CaseServer, tmp_path: Path) -> None:
+    """After a long outage a phone must report where it is now, and tell which of its oldest pings it drops."""
+    queue = SqliteQueue(tmp_path / "queue.db")
+    await queue.load()
+    await queue.write([Ping(at, 1, 2) for at in range(1, 6)], [])
+    await queue.close()
+    dropped: list[Ping] = []
+    client = VendorClient(server.url, queue=queue, limit=5, on_dropped=dropped.append)
+    await client.ping(1, 2, timestamp=now_ms())
+    await client.connect()
+    connection = await accepted(server, greeted=True)
+    sent = [await asyncio.wait_for(connection.messages.get(), 10) for _ in range(2)]
+    assert [len(message.get("pings", [message])) for message in sent] == [1, 4]
+    assert ([ping.timestamp for ping in dropped], client.dropped, client.waiting) == ([1], 1, 5)
+    connection.send({"type": "ack", "seq": 5})
+    await asyncio.wait_for(client.flushed(), 10)
+    await client.disconnect()
+    assert await queue.load() == []
+    await queue.close()
+
+
 @pytest.mark.parametrize("kind", [VendorClient, CustomerClient])
 async def test_connecting_while_it_disconnects_connects(
     server: CaseServer, kind: type[VendorClient | CustomerClient]

@@ -286,10 +286,13 @@ class VendorClient(Client):
         if self._opened:
             return
         kept = await self._queue.load()
-        left = [ping for ping in kept if ping.timestamp not in self._waiting][-self._limit :]
-        self._outbox.restore(left)
-        self._waiting.update(ping.timestamp for ping in left)
+        left = [ping for ping in kept if ping.timestamp not in self._waiting]
+        over = max(0, len(left) + len(self._waiting) - self._limit)
+        self._outbox.restore(left[over:])
+        self._waiting.update(ping.timestamp for ping in left[over:])
         self._opened = True
+        for ping in left[:over]:
+            self._dropped(ping)
 
     def _greet(self, hello: Hello) -> None:
         self.hello = hello
@@ -351,10 +354,13 @@ class VendorClient(Client):
         if ping is None and self._early:
             ping = self._early.pop(min(self._early))
         if ping is not None:
-            self.dropped += 1
-            self._settle([ping], PingRejected("ERR_DROPPED", "the queue is full"))
-            if not self._emit("dropped", ping):
-                self._warn("ERR_DROPPED", "the queue is full: the oldest ping was dropped")
+            self._dropped(ping)
+
+    def _dropped(self, ping: Ping) -> None:
+        self.dropped += 1
+        self._settle([ping], PingRejected("ERR_DROPPED", "the queue is full"))
+        if not self._emit("dropped", ping):
+            self._warn("ERR_DROPPED", "the queue is full: the oldest ping was dropped")
 
     def _next(self) -> bytes | None:
         """Returns the next message: the status, then the newest ping, then the backlog, oldest first."""
