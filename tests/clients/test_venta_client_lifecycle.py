@@ -133,6 +133,21 @@ async def test_a_full_queue_of_an_earlier_run_keeps_the_newest_pings(server: Cas
     await queue.close()
 
 
+async def test_a_ping_whose_timestamp_is_corrected_is_stored_with_its_ack() -> None:
+    """`ping` returned the timestamp before the hello; the app must not take the ping for stored because of that."""
+    client = VendorClient("http://127.0.0.1:9", queue=MemoryQueue())
+    at = await client.ping(1, 2)
+    client.took({"type": "hello", "vendorId": "v", "time": now_ms() + 3_600_000, "durable": None, "maxBatch": 500})
+    waiting = asyncio.create_task(client.when_stored(at))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert client._next() is not None
+    client.took({"type": "ack", "seq": 1})
+    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(client.when_stored(at), 10)
+    await client.disconnect()
+
+
 @pytest.mark.parametrize("kind", [VendorClient, CustomerClient])
 async def test_connecting_while_it_disconnects_connects(
     server: CaseServer, kind: type[VendorClient | CustomerClient]

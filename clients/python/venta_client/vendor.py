@@ -122,6 +122,8 @@ class VendorClient(Client):
         self._work = asyncio.Event()
         self._promised: dict[int, asyncio.Future[None]] = {}
         """The futures of `when_stored`, by timestamp."""
+        self._corrections: dict[int, int] = {}
+        """The corrected timestamps, by those that `ping` returned before the first hello."""
         self._wanted = False
         """Whether the app wants to be connected."""
         self._opened = False
@@ -237,6 +239,8 @@ class VendorClient(Client):
             ConnectionFailed: the connection failed for good before.
         """
         if timestamp not in self._waiting:
+            timestamp = self._corrections.get(timestamp, timestamp)
+        if timestamp not in self._waiting:
             return
         promised = self._promised.setdefault(timestamp, asyncio.get_running_loop().create_future())
         await self._until(promised.done)
@@ -321,6 +325,7 @@ class VendorClient(Client):
         corrected = ping._replace(timestamp=at)
         self._waiting.add(at)
         self._put[at] = corrected
+        self._corrections[ping.timestamp] = at
         self._remove.discard(at)
         if (promised := self._promised.pop(ping.timestamp, None)) is not None:
             self._promised[at] = promised
