@@ -148,6 +148,19 @@ async def test_a_ping_whose_timestamp_is_corrected_is_stored_with_its_ack() -> N
     await client.disconnect()
 
 
+async def test_who_waits_for_a_connection_ends_with_its_client(server: CaseServer) -> None:
+    """A client that disconnects before its first attempt, or while its queue opens, must not leave waiting tasks."""
+    vendor, customer = VendorClient(server.url, queue=SlowQueue()), CustomerClient(server.url)
+    connecting = asyncio.create_task(vendor.connect())
+    waiting = [asyncio.create_task(client.ready()) for client in (vendor, customer)]
+    await asyncio.sleep(0.01)
+    for client in (vendor, customer):
+        await client.disconnect()
+    await connecting
+    ended = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [getattr(error, "code", error) for error in ended] == [1000, 1000]
+
+
 @pytest.mark.parametrize("kind", [VendorClient, CustomerClient])
 async def test_connecting_while_it_disconnects_connects(
     server: CaseServer, kind: type[VendorClient | CustomerClient]

@@ -53,6 +53,7 @@ class Client:
         }
         self._warned: set[str] = set()
         self._changed = asyncio.Event()
+        self._disconnects = 0
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -79,7 +80,7 @@ class Client:
 
     async def disconnect(self) -> None:
         """Closes the connection, without waiting for pending work."""
-        await self._link.disconnect()
+        await self._disconnect()
 
     async def ready(self) -> None:
         """Returns when connected; raises ConnectionFailed if the connection fails for good or `disconnect` ends it."""
@@ -98,13 +99,18 @@ class Client:
 
     # internal
 
+    async def _disconnect(self) -> None:
+        self._disconnects += 1
+        await self._link.disconnect()
+        self._changed.set()  # also if the link was not connecting yet
+
     async def _until(self, done: Callable[[], bool]) -> None:
         """Waits until `done` is true; tests it after each change of the state and each answer."""
-        begun = self.state != "disconnected"
+        begun, disconnects = self.state != "disconnected", self._disconnects
         while not done():
             if self.failure is not None:
                 raise self.failure
-            begun = begun or self.state != "disconnected"
+            begun = begun or self.state != "disconnected" or self._disconnects != disconnects
             if begun and self.state == "disconnected":
                 raise ConnectionFailed(1000, "disconnected by the app")
             self._changed.clear()

@@ -164,7 +164,7 @@ class VendorClient(Client):
         """Closes the connection; pings without an ack stay in the queue."""
         self._wanted = False
         async with self._opening:
-            await self._link.disconnect()
+            await self._disconnect()
             if self._status_timer is not None:
                 self._status_timer.cancel()
             if self._writer is not None:
