@@ -161,6 +161,26 @@ async def test_who_waits_for_a_connection_ends_with_its_client(server: CaseServe
     assert [getattr(error, "code", error) for error in ended] == [1000, 1000]
 
 
+async def test_a_refused_token_is_the_failure_also_after_a_lost_one(server: CaseServer) -> None:
+    """An app that asks its user to sign in at 4401 must get this code, even if a request for a token failed between."""
+    asked: list[bool] = []
+
+    def token(refresh: bool) -> str:
+        asked.append(refresh)
+        if len(asked) == 2:
+            raise OSError("offline")
+        return "t"
+
+    client = CustomerClient(server.url, token=token, min_delay=0.01, max_delay=0.01)
+    await client.connect()
+    connection = await accepted(server)
+    connection.close(4401, "expired")
+    await eventually(lambda: client.state == "failed", "the failure")
+    assert client.failure is not None
+    assert (client.failure.code, client.failure.reason, asked) == (4401, "expired", [False, True, True])
+    await client.disconnect()
+
+
 @pytest.mark.parametrize("kind", [VendorClient, CustomerClient])
 async def test_connecting_while_it_disconnects_connects(
     server: CaseServer, kind: type[VendorClient | CustomerClient]

@@ -154,6 +154,7 @@ class Link:
             self._session = aiohttp.ClientSession()
         self.failures = 0
         refused: tuple[str | None] | None = None  # the refused token, which may be None
+        refusal = Close(reconnect.UNAUTHORIZED, "the token was refused")
         while True:
             self._become("connecting")
             self._bye_ms, self._retry_after_ms, self._reason, self._greeted = None, 0, "", False
@@ -165,12 +166,14 @@ class Link:
                 close = Close(ABNORMAL, f"no token: {failed!r}")
             else:
                 if refused == (token,):
-                    self._fail(self.close or Close(reconnect.UNAUTHORIZED, "the token was refused"))
+                    self._fail(refusal)
                     return
                 self._used = token
                 close = await self._connection(self._session, token)
                 refused = (self._used,) if close.code == reconnect.UNAUTHORIZED else None
             self.close = close = close._replace(reason=close.reason or self._reason)
+            if close.code == reconnect.UNAUTHORIZED:
+                refusal = close
             self.failures = 1 if self._greeted and time.monotonic() - began >= HEALTHY else self.failures + 1
             rule = reconnect.rule(close.code)
             if rule == "no" or (rule == "token" and self._token is None):
