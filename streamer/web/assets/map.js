@@ -79,9 +79,15 @@ const client = new CustomerClient(location.origin, {
   onError: (error) => error.id === undefined && notice(error.message),
 });
 
+/** Whether a token was entered between two attempts to connect, so that it is not the refused one. */
+let entered = false;
+
 /** Returns the token. A refused one is dropped if the map works without; otherwise the dialog asks for another. */
 function askToken(refused) {
-  if (accessToken !== null && !refused) return accessToken;
+  if (accessToken !== null && (!refused || entered)) {
+    entered = false;
+    return accessToken;
+  }
   if (refused && !settings.tokenNeeded) {
     accessToken = null;
     remember("token", null);
@@ -98,6 +104,9 @@ function askToken(refused) {
       accessToken = by("token").value.trim();
       remember("token", accessToken);
       dialog.close();
+      // the client's request for a token times out, but the dialog stays open
+      entered = client.state === "reconnecting";
+      if (entered) client.connect();
       resolve(accessToken);
     };
     dialog.onclose = () => by("token").value.trim() === accessToken || reject(new Error("not signed in"));

@@ -694,6 +694,27 @@ async def test_a_token_where_one_is_needed(endpoint: Chromium, serve: Serve, dat
             assert good not in await tab.run("location.href")
 
 
+async def test_a_visitor_takes_long_to_enter_a_token(endpoint: Chromium, serve: Serve, database_url: str) -> None:
+    """A token entered while the page waits for its next attempt is used at once, and not asked for again."""
+    server = await serve(watch_auth="required")
+    good = make_token(SECRET, "clerk_test_user", 600)
+    async with opened(endpoint, server.url) as tab:
+        await tab.until("document.getElementById('token-dialog').open", "asked")
+        await tab.run("liveMap.client.link.connectTimeout = 3000")
+        await tab.page.fill("#token", good[:-2] + "xx")
+        await tab.page.click("#token-form button[type=submit]")
+        await tab.until("document.getElementById('token-why').textContent.includes('not valid')", "refused")
+        await tab.run(
+            "Object.assign(liveMap.client.link, "
+            "{ random: () => 1, delays: { minDelay: 600000, maxDelay: 600000 }, connectTimeout: 15000 })"
+        )
+        await tab.until("liveMap.client.state === 'reconnecting'", "the request for a token timed out")
+        await tab.page.fill("#token", good)
+        await tab.page.click("#token-form button[type=submit]")
+        await tab.until("liveMap.client.state === 'connected'", "connected")
+        assert not await tab.run("document.getElementById('token-dialog').open")
+
+
 async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_url: str) -> None:
     """A vendor reports with a phone's browser; positions measured without a network are stored later."""
     (one,) = await seed.seed(database_url, 1)
