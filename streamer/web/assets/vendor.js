@@ -128,8 +128,12 @@ async function be() {
     },
   }));
   show();
+  await connect();
+}
+
+async function connect() {
   try {
-    await mine.connect();
+    await client.connect();
   } catch (error) {
     failed = text("vendor.storage", { message: error?.message ?? String(error) });
   }
@@ -160,7 +164,8 @@ function startMeasuring() {
     return show();
   }
   failed = lost = "";
-  if (client.state === "failed") void client.connect();
+  // disconnected: the browser refused the storage
+  if (client.state === "failed" || client.state === "disconnected") void connect();
   measuring = navigator.geolocation.watchPosition(measured, unmeasured, { enableHighAccuracy: true, maximumAge: 1_000, timeout: 30_000 });
   void stayAwake();
   show();

@@ -794,6 +794,30 @@ async def test_a_browser_is_a_vendor(endpoint: Chromium, serve: Serve, database_
         assert await tab.run("document.getElementById('status').dataset.state") == "ended"
 
 
+async def test_a_vendor_starts_once_its_storage_works_again(
+    endpoint: Chromium, serve: Serve, database_url: str
+) -> None:
+    """A browser may refuse storage when a page opens; positions reported afterwards must not stay on the phone."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    place = {"latitude": LAT, "longitude": LONG, "accuracy": 9}
+    async with browsing(endpoint, viewport=PHONE, permissions=["geolocation"], geolocation=place) as context:
+        await context.add_init_script(
+            """const open = IDBFactory.prototype.open;
+            IDBFactory.prototype.open = function (...given) {
+              IDBFactory.prototype.open = open;
+              throw new DOMException("the storage is locked", "UnknownError");
+            };"""
+        )
+        tab = Tab(await context.new_page())
+        await tab.page.goto(f"{server.url}/vendor#token={make_token(SECRET, one.clerk_id, 600)}")
+        await tab.until("document.getElementById('problem').textContent.includes('locked')", "why it is not connected")
+        await tab.page.click("#report")
+        await tab.until("document.getElementById('stored').textContent === '1'", "stored")
+        assert await tab.run("document.getElementById('problem').hidden")
+        assert tab.errors == []
+
+
 async def test_the_pictures(endpoint: Chromium, serve: Serve, database_url: str, tmp_path: Path) -> None:
     """The screenshots of the documentation: a morning in Warsaw, in the light and dark theme."""
     server = await serve(history_access="public", offline_after=1.0)
