@@ -3,8 +3,10 @@
  * `removeItem`. Every write is a separate record, so that a killed process loses none.
  */
 
-/** Maximum number of records, beyond which they are merged into one. */
+/** Maximum number of records with changes, beyond which they are merged. */
 const MOST_RECORDS = 100;
+/** Maximum number of pings in a record, as AsyncStorage on Android can't read a value of over 2 MB. */
+const MOST_PINGS = 2_000;
 
 /** The number of the first record, from a head; null if it can't be read. */
 function firstOf(head) {
@@ -49,8 +51,8 @@ export class StorageQueue {
   }
 
   async write(put, remove) {
-    await this.append({ put, remove });
-    if (this.next - this.first > MOST_RECORDS) await this.compact();
+    await this.append(put, remove);
+    if (this.next - this.first > MOST_RECORDS + this.pings.size / MOST_PINGS) await this.compact();
   }
 
   async close() {}
@@ -59,22 +61,24 @@ export class StorageQueue {
     return `${this.name}.${number}`;
   }
 
-  apply({ put, remove, whole }) {
-    if (whole) this.pings.clear();
+  apply({ put, remove }) {
     for (const timestamp of remove) this.pings.delete(timestamp);
     for (const ping of put) this.pings.set(ping.timestamp, ping);
   }
 
-  async append(record) {
-    await this.storage.setItem(this.key(this.next), JSON.stringify(record));
-    this.next += 1;
-    this.apply(record);
+  async append(put, remove) {
+    for (let at = 0; at === 0 || at < put.length; at += MOST_PINGS) {
+      const record = { put: put.slice(at, at + MOST_PINGS), remove: at === 0 ? remove : [] };
+      await this.storage.setItem(this.key(this.next), JSON.stringify(record));
+      this.next += 1;
+      this.apply(record);
+    }
   }
 
-  /** Writes the whole queue as one record; older ones are removed only after the head and its copy refer to it. */
+  /** Writes the whole queue anew; older records are removed only after the head and its copy refer to the new ones. */
   async compact() {
     const [from, to] = [this.first, this.next];
-    await this.append({ put: [...this.pings.values()], remove: [], whole: true });
+    await this.append([...this.pings.values()], []);
     // One after the other, so that a killed process truncates at most one. The records of the older head still exist.
     for (const key of [this.name, this.copy]) await this.storage.setItem(key, JSON.stringify({ first: to }));
     this.first = to;

@@ -201,6 +201,26 @@ test("a queue in AsyncStorage loses nothing that was written, wherever the proce
   }
 });
 
+test("a long backlog in AsyncStorage is kept in records that Android can read", async () => {
+  class Android extends Storage {
+    async getItem(key) {
+      const value = await super.getItem(key);
+      if (value?.length > 2 << 20) throw new Error("Row too big to fit into CursorWindow");
+      return value;
+    }
+  }
+  const values = new Map();
+  const queue = new StorageQueue(new Android(values));
+  await queue.load();
+  const ping = (_, n) => ({ timestamp: 1_732_467_600_000 + n, lat: 52.229712345678901, long: 21.012234567890123, heading: 90, speed: 4, accuracy: 8 });
+  const pings = Array.from({ length: 40_000 }, ping);
+  await queue.write(pings.slice(0, 25_000), []);
+  for (let n = 25_000; n < 40_000; n += 100) await queue.write(pings.slice(n, n + 100), [pings[n - 25_000].timestamp]);
+  const held = await new StorageQueue(new Android(values)).load();
+  assert.equal(held.length, 40_000 - 150);
+  assert.ok(values.size < 150, "old records are removed");
+});
+
 test("a record in AsyncStorage that can't be read is told once and dropped, and costs no other", async (t) => {
   const warn = t.mock.method(console, "warn", () => {});
   const values = new Map();
