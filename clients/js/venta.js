@@ -651,8 +651,7 @@ export class CustomerClient extends Client {
     else if (message.type === "update") watch?.update(message);
     else if (message.type === "error") {
       if (watch !== undefined && message.retryAfterMs !== undefined) {
-        const generation = this.link.generation;
-        setTimeout(() => generation === this.link.generation && this.ask(watch), message.retryAfterMs);
+        this.link.after(`watch ${watch.id}`, message.retryAfterMs, () => this.ask(watch));
       } else if (watch !== undefined) watch.refused = message;
       const heard = watch?.emit("error", message);
       if (!this.emit("error", message) && !heard) warn(message);

@@ -492,6 +492,21 @@ test("where no more watches are allowed, one of them is the probe of a silent co
   client.disconnect();
 });
 
+test("a watch that is to be asked for again is asked for once, and not after disconnect", async (t) => {
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} }).connect();
+  await client.ready();
+  client.watch({ area: {} }, {}, "w");
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const later = { type: "error", id: "w", code: "ERR_OVERLOADED", message: "later", retryAfterMs: 1_000 };
+  for (let n = 0; n < 3; n += 1) Wire.last.says(later);
+  t.mock.timers.tick(1_000);
+  assert.equal(Wire.last.sent.length, 2, "asked for once");
+  Wire.last.says({ ...later, retryAfterMs: 3_600_000 });
+  assert.ok("watch w" in client.link.timers);
+  client.disconnect();
+  assert.deepEqual(client.link.timers, {});
+});
+
 test("in the foreground the app reconnects at once", async () => {
   let change;
   let removed = 0;
