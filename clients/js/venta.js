@@ -701,7 +701,7 @@ export class IndexedDbQueue {
     this.database = null;
   }
 
-  async load() {
+  async open() {
     this.database ??= await new Promise((resolve, reject) => {
       const opening = indexedDB.open(this.name, 1);
       opening.onupgradeneeded = () => opening.result.createObjectStore("pings", { keyPath: "timestamp" });
@@ -709,7 +709,22 @@ export class IndexedDbQueue {
       opening.onerror = () => reject(opening.error);
       opening.onblocked = () => reject(new Error(`${this.name} is open in another version of this page`));
     });
-    const store = this.database.transaction("pings").objectStore("pings");
+    return this.database;
+  }
+
+  /** Begins a transaction, on a new connection if the browser has closed this one, as phones do in the background. */
+  async begin(...how) {
+    const database = await this.open();
+    try {
+      return database.transaction("pings", ...how);
+    } catch {
+      this.database = null;
+      return (await this.open()).transaction("pings", ...how);
+    }
+  }
+
+  async load() {
+    const store = (await this.begin()).objectStore("pings");
     return await new Promise((resolve, reject) => {
       const reading = store.getAll();
       reading.onsuccess = () => resolve(reading.result);
@@ -718,7 +733,7 @@ export class IndexedDbQueue {
   }
 
   async write(put, remove) {
-    const transaction = this.database.transaction("pings", "readwrite", { durability: "strict" });
+    const transaction = await this.begin("readwrite", { durability: "strict" });
     const store = transaction.objectStore("pings");
     for (const timestamp of remove) store.delete(timestamp);
     for (const ping of put) store.put(ping);

@@ -818,6 +818,28 @@ async def test_a_vendor_starts_once_its_storage_works_again(
         assert tab.errors == []
 
 
+async def test_a_vendor_keeps_positions_after_the_browser_closed_its_storage(
+    endpoint: Chromium, serve: Serve, database_url: str
+) -> None:
+    """Phones close the databases of pages in the background; positions measured later must survive the page."""
+    (one,) = await seed.seed(database_url, 1)
+    server = await serve()
+    async with Proxy(server.url) as proxy, browsing(endpoint, viewport=PHONE) as context:
+        tab = Tab(await context.new_page())
+        await tab.page.goto(f"{proxy.url}/vendor#token={make_token(SECRET, one.clerk_id, 600)}")
+        await tab.until("vendorPage.client?.state === 'connected'", "connected")
+        proxy.down()
+        await tab.until("vendorPage.client.state === 'reconnecting'", "offline")
+        await tab.run("vendorPage.client.queue.database.close()")
+        await tab.run("([lat, long]) => vendorPage.client.ping({ lat, long })", [LAT, LONG])
+        assert await tab.run("document.getElementById('problem').hidden")
+        await tab.page.close()
+        proxy.up()
+        tab = Tab(await context.new_page())
+        await tab.page.goto(proxy.url + "/vendor")
+        await tab.until("document.getElementById('stored').textContent === '1'", "stored after all")
+
+
 async def test_the_pictures(endpoint: Chromium, serve: Serve, database_url: str, tmp_path: Path) -> None:
     """The screenshots of the documentation: a morning in Warsaw, in the light and dark theme."""
     server = await serve(history_access="public", offline_after=1.0)
