@@ -79,11 +79,14 @@ class CellReader:
 
     def forget_vendor(self, vendor_id: str) -> None:
         """Ignores what reads return of a deleted vendor: Redis and other processes may keep it a while longer."""
-        now = self._clock()
-        self.gone = {id: at for id, at in self.gone.items() if at + self._membership.vendor_ttl > now}
-        self.gone[vendor_id] = now
+        self.gone[vendor_id] = self._clock()
         for reading in self.readings.values():
             reading.left[vendor_id] = int(ALWAYS)
+
+    def sweep(self) -> None:
+        """Forgets the vendors that were deleted so long ago that nobody keeps them."""
+        now = self._clock()
+        self.gone = {id: at for id, at in self.gone.items() if at + self._membership.vendor_ttl > now}
 
     def is_gone(self, vendor_id: str) -> bool:
         """Returns whether a vendor was deleted and not restored since."""

@@ -72,7 +72,7 @@ class Flush:
         for id, entry in entries.items():
             vendor = index.vendors.get(id)
             if entry.gone:
-                self._batch(at).gone.append(id)
+                self._batch(at).add_gone(id)
             elif vendor is not None and vendor.timestamp >= 0 and vendor.card.version >= 0:
                 self._batch(at).add(vendor, Part.ALL, store=False)
 

@@ -205,8 +205,8 @@ class Publisher:
         for id, (fix, _) in handed_over:
             flush.broadcast().add_fix(id, fix)
         gone = tuple(self._gone)
-        if gone:
-            flush.broadcast().gone += gone
+        for id in gone:
+            flush.broadcast().add_gone(id)
         await self.placement.drop_unknown(gone)
         epochs = self._epochs
         commands = list(flush.commands(self._index.me, epochs))

@@ -277,6 +277,11 @@ class CellBatch:
         self.vendors += 1
         self.fixes.append(fix.register(vendor_id))
 
+    def add_gone(self, vendor_id: str) -> None:
+        """Adds a deleted vendor to the message."""
+        self.vendors += 1
+        self.gone.append(vendor_id)
+
     def _add(self, registers: list[bytes], field: bytes, version: int, encoded: bytes, store: bool) -> None:
         registers.append(encoded)
         if store:

@@ -134,6 +134,7 @@ class Subscriber:
                 if index.vendors.get(id) is vendor and self._is_stray(vendor) and not any(id in ids for ids in early):
                     index.remove(id)
             await asyncio.sleep(0)
+        self.reader.sweep()
         await self._publisher.sweep()
 
     # messages
