@@ -176,6 +176,9 @@ class EventStreams:
                 stream.refuse(messages.encode_error(failed.code, failed.message, watch.id, failed.retry_after_ms))
             else:
                 stream.refuse(messages.encode_error(ErrorCode.OVERLOADED, failed.public_message, watch.id))
+        except Exception as error:
+            log.error("an event stream failed", connection=stream.name, error=repr(error), exc_info=error)
+            stream.end(CloseCode.INTERNAL)
         self._services.changed()
 
     def _end_watch(self, watch: Watch, opening: asyncio.Task[None]) -> None:

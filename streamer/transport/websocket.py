@@ -407,7 +407,14 @@ class WebSocket(Connection):
             self._reader = None
 
     def _failed(self, error: Exception) -> None:
-        """Closes the connection for the reason in `error`."""
+        """Closes the connection for the reason in `error`; without a word if the client can't be told."""
+        try:
+            self._end_for(error)
+        except Exception as untold:
+            log.error("a connection failed", connection=self.name, error=repr(untold), exc_info=untold)
+            self.writer.abort()
+
+    def _end_for(self, error: Exception) -> None:
         if isinstance(error, Disconnect):
             self.refuse(error)
         elif isinstance(error, FrameError):  # RFC 6455, 7.1.7: later data is dropped unparsed

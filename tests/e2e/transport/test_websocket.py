@@ -16,6 +16,7 @@ from streamer.ingest import rate_limit
 from streamer.ingest.cost import BURST
 from streamer.live.fix import Fix
 from streamer.live.vendor import Card
+from streamer.protocol import messages
 from streamer.storage.seed import SeededVendor
 from streamer.transport import websocket
 from tests.conftest import Running, Serve
@@ -97,6 +98,19 @@ async def test_a_refusal_that_quotes_half_a_character_is_sent(serve: Serve) -> N
                     await phone.send({"type": "auth", "token": token})
                 await phone.send(WATCH)
                 await turned_away(phone, 4401, "ERR_INVALID_TOKEN")
+
+
+async def test_a_refusal_that_cannot_be_sent(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was refused must not stay open because of an error while the client is told."""
+    server = await serve(watch_auth="required")
+
+    def broken(*_: object) -> bytes:
+        raise ValueError("can't be encoded")
+
+    monkeypatch.setattr(messages, "encode_error", broken)
+    for path in PATHS:
+        async with app(server.url, path, "no token") as phone:
+            assert await phone.closed() == 1006
 
 
 async def test_an_issuers_token_opens_a_socket(serve: Serve, vendors: list[SeededVendor]) -> None:
