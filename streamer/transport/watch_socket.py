@@ -20,6 +20,8 @@ from streamer.transport.writer import Writer
 
 UNPACED = 4
 """Watches of a connection whose updates are not delayed."""
+REFUSED_AS_TOO_MUCH = frozenset({ErrorCode.AREA_TOO_LARGE, ErrorCode.TOO_MANY_WATCHES, ErrorCode.OVERLOADED})
+"""The message is correct, so it does not count as bad: a customer who zooms out may send many of them in a row."""
 PACE = 6
 """Milliseconds that each further watch adds to its minimum time between updates, as each watch costs frames."""
 
@@ -94,7 +96,8 @@ class WatchSocket(WebSocket):
         self.writer.send(messages.encode_unwatched(id))
 
     def _reply(self, wrong: ProtocolError, id: str | None) -> None:
-        """Answer a message that can't be served; Disconnect after too many in a row."""
-        self._bad_messages.bad(wrong)
+        """Answer a message that can't be served; Disconnect after too many bad ones in a row."""
+        if wrong.code not in REFUSED_AS_TOO_MUCH:
+            self._bad_messages.bad(wrong)
         self.services.counters.refused[wrong.code] += 1
         self.writer.send(messages.encode_error(wrong.code, wrong.message, id, wrong.retry_after_ms))

@@ -270,6 +270,16 @@ async def running(serve: Serve, vendors: list[SeededVendor]) -> Running:
     return await serve(max_message=2048, max_bad_messages=3, heartbeat=0.1, silence=2.0, vendor_messages=50)
 
 
+async def test_a_customer_who_zooms_out_stays(running: Running) -> None:
+    """An area that is too large is refused, however often in a row; closed with 4400 the map would be dead for good."""
+    async with app(running.url, "/v1/watch") as customer:
+        for number in range(10):
+            await customer.send({"type": "watch", "id": f"{number}", "area": circle(52.0, 21.0, 1e6)})
+            assert (await customer.expect("error", id=f"{number}"))["code"] == "ERR_AREA_TOO_LARGE"
+        await customer.send(WATCH)
+        await customer.expect("snapshot")
+
+
 async def test_a_message_too_large(running: Running, vendors: list[SeededVendor]) -> None:
     """1009: an app that sends too large a message must not resend it."""
 
