@@ -97,9 +97,10 @@ class CellSums:
                 sums.pop(at, None)
             budget = AT_ONCE
             for at, known in list(islice(sums.items(), AT_ONCE)):
-                budget -= int(known[0]) if known is not None else 1
-                if budget < 0:
+                if budget <= 0:
                     break
+                # The last one may exceed the budget: a cell of more vendors than that has its turn, too.
+                budget -= int(known[0]) if known is not None else 1
                 del sums[at]
         for changed in self.index.recount.values():
             changed.clear()
