@@ -272,15 +272,26 @@ class Publisher:
             self._retry_later(vendor_id, parts)
 
     def _failed(self, commands: list[tuple[int, Command]], answers: list[Answer], epochs: dict[int, bytes]) -> set[int]:
-        """Returns the cells of which a command failed; records the epochs of the cells that were written."""
+        """Returns the cells of which a command failed; records the epochs of the cells that were written.
+
+        A new epoch means that Redis lost the cell: all of it is written again.
+        """
         failed: set[int] = set()
+        lost: set[int] = set()
         for (at, command), answer in zip(commands, answers, strict=True):
             if refused(answer):
                 failed.add(at)
                 if not isinstance(answer, Unavailable):
                     log.error("redis refused a write", cause=str(answer), key=command.key)
             elif command.words[1] is WRITE:
-                self._note_epoch(at, answer, epochs)
+                if epochs.get(at, answer) != answer:
+                    log.warning("redis lost a cell; its vendors are written again", cell=cell_name(at))
+                    lost.add(at)
+                epochs[at] = answer
+        if lost:
+            for id, entry in self.placement.entries.items():
+                if entry.cell in lost:
+                    self.mark(id, Part.ALL)
         return failed
 
     def _record_outcome(self, flush: Flush, failed: set[int]) -> None:
@@ -317,16 +328,6 @@ class Publisher:
     def _retry_later(self, vendor_id: str, parts: int) -> None:
         """Schedules parts of a vendor for a later flush."""
         self._retry[vendor_id] = self._retry.get(vendor_id, 0) | parts
-
-    def _note_epoch(self, at: int, epoch: bytes, epochs: dict[int, bytes]) -> None:
-        """Records a written cell's epoch; if it is new, Redis lost the cell, and all of it is written again."""
-        known = epochs.get(at)
-        epochs[at] = epoch
-        if known is not None and known != epoch:
-            log.warning("redis lost a cell; its vendors are written again", cell=cell_name(at))
-            for id, entry in self.placement.entries.items():
-                if entry.cell == at:
-                    self.mark(id, Part.ALL)
 
 
 def turns(items: list[T], size: int) -> Iterator[list[T]]:
