@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,12 @@ class Heard:
         return True
 
 
+def evaluator_of(store: AlertStore, broker: Heard, index: LiveIndex, clock: Callable[[], int]) -> Evaluator:
+    """An evaluator of process "p"."""
+    faked: Any = broker
+    return Evaluator("p", store, index, faked, clock, Counters(), lambda: None)
+
+
 @pytest.fixture
 async def store(serving_url: str) -> AsyncIterator[AlertStore]:
     """With the database role of servers."""
@@ -53,7 +60,7 @@ async def test_slots_that_go_and_come_back_while_they_are_read_are_read_again(
             'UPDATE "streamer_alerts" SET "updatedAt" = "updatedAt" - interval \'1 day\' WHERE "id" = $1', old.id
         )
     broker = Heard()
-    evaluator = Evaluator("p", store, LiveIndex("p"), broker, now_ms, Counters(), lambda: None)  # type: ignore[arg-type]
+    evaluator = evaluator_of(store, broker, LiveIndex("p"), now_ms)
 
     def lose_and_regain() -> None:
         broker.meanwhile = lambda: None
@@ -83,7 +90,7 @@ async def test_an_alert_that_starts_again_reports_no_vendor_that_was_inside_befo
     await store.change(owner, row.id, lambda _: Change(asked, same=False, revive=True))
     index = LiveIndex("p")
     clock = now_ms()
-    evaluator = Evaluator("p", store, index, Heard(), lambda: clock, Counters(), lambda: None)  # type: ignore[arg-type]
+    evaluator = evaluator_of(store, Heard(), index, lambda: clock)
     evaluator._own(ALL)
     await evaluator._follow()
     clock += 2 * index.offline_after

@@ -148,24 +148,24 @@ async def test_check_names_each_difference(database_url: str, direct: Any) -> No
     assert await check(database_url) == ["it has no schema of this server: run `streamer db upgrade`"]
 
 
-async def test_partitions_with_other_bounds(database_url: str, direct: Any) -> None:
-    """A partition with wrong bounds, created by hand, would hide a day's pings."""
+async def add_partition_of_two_days(direct: Any, table: str) -> None:
+    """Creates a partition that has the name of a day and the bounds of two, as by hand."""
     _, lower, _ = partitions.partition_bounds(date(2033, 1, 1))
     _, _, upper = partitions.partition_bounds(date(2033, 1, 2))
     await direct.execute(
-        f"CREATE TABLE locations_20330101 PARTITION OF locations FOR VALUES FROM ('{lower}') TO ('{upper}')"
+        f"CREATE TABLE {table}_20330101 PARTITION OF {table} FOR VALUES FROM ('{lower}') TO ('{upper}')"
     )
+
+
+async def test_partitions_with_other_bounds(database_url: str, direct: Any) -> None:
+    """A partition with wrong bounds, created by hand, would hide a day's pings."""
+    await add_partition_of_two_days(direct, "locations")
     assert any("partition locations_20330101 is FOR VALUES" in line for line in await check(database_url))
 
 
 async def test_a_partition_or_function_of_webhooks_that_is_missing(database_url: str, direct: Any) -> None:
     """Without the default partition an alert's events are refused on a day that has no partition of its own."""
-    _, lower, _ = partitions.partition_bounds(date(2033, 1, 1))
-    _, _, upper = partitions.partition_bounds(date(2033, 1, 2))
-    await direct.execute(
-        "CREATE TABLE streamer_alert_events_20330101 PARTITION OF streamer_alert_events "
-        f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
-    )
+    await add_partition_of_two_days(direct, "streamer_alert_events")
     await direct.execute("DROP TABLE streamer_alert_events_default")
     await direct.execute("DROP FUNCTION streamer_add_alert_partition(date)")
     said = "\n".join(await check(database_url))
