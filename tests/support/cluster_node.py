@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from streamer.operations.embedded import ValkeyServer, free_port
+from streamer.operations.embedded import ValkeyServer
+from tests.support.process import free_port
 
 
 class ClusterNode(ValkeyServer):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import random
 import signal
 import socket
 import sys
+import tempfile
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +21,25 @@ import aiohttp
 from streamer.operations.embedded import PORTS
 from tests.support.apps import SECRET, eventually
 
+# Below those that embedded servers choose. A test process keeps the last ports that it was given, by a lock on the byte
+# of that number in a file of all test processes, so none takes a port before its server starts or while it restarts.
+CHOICE = range(10_000, PORTS.start)
+KEPT = 500
+_kept: deque[int] = deque()
+_locks = Path(tempfile.gettempdir(), f"streamer-test-ports-{os.getuid()}").open("wb")  # noqa: SIM115  # until exit
+
 
 def free_port() -> int:
-    """Returns an unused port that no outgoing connection takes while the server on it restarts."""
-    for port in random.sample(PORTS, 100):
-        with socket.socket() as probe, suppress(OSError):
+    """Returns an unused port that neither this test process nor another one takes while its server restarts."""
+    for port in random.sample(CHOICE, len(CHOICE)):
+        with suppress(OSError), socket.socket() as probe:
+            if port in _kept:
+                continue
+            fcntl.lockf(_locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             probe.bind(("127.0.0.1", port))
+            _kept.append(port)
+            if len(_kept) > KEPT:
+                fcntl.lockf(_locks, fcntl.LOCK_UN, 1, _kept.popleft())
             return port
     raise OSError("no port is free")
 

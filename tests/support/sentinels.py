@@ -9,9 +9,9 @@ from typing import Any
 
 import redis.asyncio
 
-from streamer.operations import embedded
 from streamer.operations.embedded.programs import valkey_program
 from tests.support.apps import eventually
+from tests.support.process import free_port
 
 SERVICE = "mymaster"
 
@@ -35,7 +35,7 @@ class Sentinels:
         for number in range(3):
             folder = self._folder / f"sentinel_{number}"
             folder.mkdir(parents=True)
-            port = embedded.free_port()
+            port = free_port()
             config = folder / "sentinel.conf"
             config.write_text(
                 f"bind 127.0.0.1\nport {port}\ndir {folder}\n"
@@ -44,15 +44,18 @@ class Sentinels:
                 f"sentinel failover-timeout {SERVICE} 5000\n"
             )
             self.ports.append(port)
-            self._processes.append(
-                await asyncio.create_subprocess_exec(
-                    str(valkey_program()),
-                    str(config),
-                    "--sentinel",
-                    stdout=asyncio.subprocess.DEVNULL,
+            with (folder / "sentinel.log").open("ab") as log:
+                self._processes.append(
+                    await asyncio.create_subprocess_exec(
+                        str(valkey_program()), str(config), "--sentinel", stdout=log, stderr=log
+                    )
                 )
-            )
-        await eventually(self._know_each_other, "three Sentinels that know each other", 20)
+        try:
+            await eventually(self._know_each_other, "three Sentinels that know each other", 20)
+        except AssertionError as error:
+            await self.__aexit__()
+            logs = sorted(self._folder.glob("sentinel_*/sentinel.log"))
+            raise AssertionError("\n\n".join([str(error), *(log.read_text() for log in logs)])) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -62,6 +65,8 @@ class Sentinels:
             await process.wait()
 
     async def _know_each_other(self) -> bool:
+        ended = [process.returncode for process in self._processes if process.returncode is not None]
+        assert not ended, f"Sentinels ended with {ended}"
         for port in self.ports:
             try:
                 async with redis.asyncio.Redis(host="127.0.0.1", port=port, protocol=2) as client:
