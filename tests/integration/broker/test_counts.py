@@ -18,6 +18,7 @@ from streamer.live import watch as live_watch
 from streamer.live.counts import CountsKey
 from streamer.protocol import messages
 from streamer.protocol.bounds import Bounds
+from tests.integration.broker.conftest import written
 from tests.support.apps import eventually
 from tests.support.peers import Peer
 from tests.support.proxy import Proxy
@@ -117,6 +118,9 @@ async def test_a_process_that_is_killed(redis_url: str) -> None:
         close(dying, 5, EAST)
         world = await look(one)
         await world.shows(7, 7, 7)
+        # a process answers with what it knows, before it is in Redis
+        for number in range(5):
+            await written(dying, f"dying-{number}")
         await dying.kill()
         other.serve("dying-0", HERE)
         one.serve("dying-1", AFAR)
@@ -140,6 +144,9 @@ async def test_nothing_is_kept_of_a_killed_process_whose_vendors_left(redis_url:
         close(dying, 3, EAST)
         world = await look(one)
         await world.shows(3, 3, 3)
+        # a process answers with what it knows, before it is in Redis
+        for number in range(3):
+            await written(dying, f"dying-{number}")
         await dying.kill()
         counts = one.broker.counts
         await eventually(lambda: "dying" in counts._orphaned, "the silence noticed")
