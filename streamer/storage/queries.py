@@ -9,11 +9,12 @@ from streamer.clocks import CLOCK_TOLERANCE
 
 # The server (store.py)
 
-# Override synchronous_commit=off: an ack promises durability. Behind a pooler each transaction has to, as it may be in
-# another session.
-DURABLE = "SELECT set_config('synchronous_commit', 'on', {local}) WHERE current_setting('synchronous_commit') = 'off'"
-KEEP_COMMITS_DURABLE = DURABLE.format(local=False)
-BEGIN_DURABLE = f"BEGIN; {DURABLE.format(local=True)}"
+# Override synchronous_commit=off: an ack promises durability. A session keeps the value it began with, as the
+# configuration may be reloaded with another one. Behind a pooler each transaction overrides it, as it may be in another
+# session.
+COMMITS = "replace(current_setting('synchronous_commit'), 'off', 'on')"
+KEEP_COMMITS_DURABLE = f"SELECT set_config('synchronous_commit', {COMMITS}, false)"
+BEGIN_DURABLE = f"BEGIN; SELECT set_config('synchronous_commit', {COMMITS}, true)"
 
 # One per connection, created on first use: creating one each time would bloat the catalogs.
 CREATE_STAGING = """

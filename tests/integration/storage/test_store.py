@@ -339,6 +339,21 @@ async def test_acked_is_on_disk_even_where_commits_are_asynchronous(url: str, di
         assert await store.database.run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == "on"
 
 
+async def test_acked_is_on_disk_after_commits_became_asynchronous(postgres_server: PostgresServer) -> None:
+    """A reloaded configuration reaches open sessions: while they are used, acked pings would be lost in a crash."""
+    await migrate.upgrade(postgres_server.url)
+    async with opened(postgres_server.url, pool_size=1) as store, connected(postgres_server.url) as operator:
+        shown = await store.database.run(lambda connection: connection.fetchval("SHOW synchronous_commit"))
+        await operator.execute("ALTER SYSTEM SET synchronous_commit = off")
+        await operator.execute("SELECT pg_reload_conf()")
+
+        async def reloaded() -> bool:
+            return bool(await operator.fetchval("SHOW synchronous_commit") == "off")
+
+        await eventually(reloaded, "the configuration reloaded")
+        assert await store.database.run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == shown
+
+
 async def test_a_server_killed_and_restarted_loses_no_ping(
     postgres_server: PostgresServer, loop_errors: Collected
 ) -> None:
