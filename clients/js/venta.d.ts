@@ -90,7 +90,7 @@ export interface LinkOptions {
    * a refused token again ends the connection for good.
    */
   getToken?: (asked: { refresh: boolean }) => string | null | Promise<string | null>;
-  /** Disconnects the client when it aborts. */
+  /** Disconnects the client when it aborts; then `connect` does nothing. */
   signal?: AbortSignal;
   /** React Native's `AppState`: the client reconnects immediately in the foreground. */
   appState?: { addEventListener(name: "change", listener: (state: any) => void): { remove(): void } };

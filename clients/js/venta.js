@@ -57,10 +57,14 @@ export function expiry(token) {
   }
 }
 
-/** The time until a token is replaced, ms: a minute before it expires, or after 70 % of a short lifetime; null: never. */
+/**
+ * The time until a token that the server accepts is replaced, ms: a minute before it expires, or after 70 % of a short
+ * lifetime; null: never. One that seems to have expired shows a wrong clock, and is not replaced each second.
+ */
 export function renewIn(token, now) {
   const ends = expiry(token);
-  return ends === null ? null : Math.max(ends - now - 60_000, (ends - now) * 0.7, 1_000);
+  if (ends === null) return null;
+  return ends <= now ? 30_000 : Math.max(ends - now - 60_000, (ends - now) * 0.7, 1_000);
 }
 
 /** Why a connection ended or a promise was rejected: `code` is a close code or an `ERR_…` of the protocol. */
@@ -161,7 +165,7 @@ class Client extends Emitter {
       };
       this.on("state", look);
       // before `connect`, wait for the call
-      if (this.state !== "disconnected") look(this.state, this.link.detail);
+      if (this.state !== "disconnected" || this.options.signal?.aborted) look(this.state, this.link.detail);
     });
   }
 
@@ -191,6 +195,7 @@ class Link {
     }
     this.url = url;
     this.owner = owner;
+    this.signal = options.signal;
     this.getToken = options.getToken ?? null;
     this.delays = { minDelay: options.minDelay, maxDelay: options.maxDelay };
     this.connectTimeout = options.connectTimeout ?? 15_000;
@@ -220,6 +225,7 @@ class Link {
 
   /** Connects and stays connected; ends a wait for the next attempt. */
   connect() {
+    if (this.signal?.aborted) return;
     if (this.state === "reconnecting") return this.kick();
     if (this.state !== "disconnected" && this.state !== "failed") return;
     globalThis.addEventListener?.("online", this.wake);
@@ -332,7 +338,8 @@ class Link {
     } catch {
       return this.lost(generation, 1006, "what came is not JSON");
     }
-    if (message.type === "bye") this.hint = message.reconnectAfterMs;
+    if (typeof message?.type !== "string") return this.lost(generation, 1006, "what came is not a message");
+    if (message.type === "bye") this.hint = message.reconnectAfterMs ?? null;
     else {
       // the server's last error may be the reason of a close, unless it is about one watch
       const said = message.type === "error" && message.id === undefined;

@@ -430,6 +430,36 @@ test("a bye's delay is that of one wait, also while there is no token", async ()
   client.disconnect();
 });
 
+test("a client whose signal is already aborted does not connect", async () => {
+  const signal = AbortSignal.abort();
+  Wire.last = null;
+  const customer = new CustomerClient("http://a", { WebSocket: Wire, signal, onState: () => {} }).connect();
+  await assert.rejects(customer.ready(), { code: 1000 });
+  const vendor = new VendorClient("http://a", { WebSocket: Wire, signal, queue: new MemoryQueue(), onState: () => {} });
+  await vendor.connect();
+  await assert.rejects(vendor.ready(), { code: 1000 });
+  assert.deepEqual([customer.state, vendor.state, Wire.last], ["disconnected", "disconnected", null]);
+});
+
+test("what is no message ends the connection, and a bye without a delay is followed by the usual wait", async () => {
+  const waits = [];
+  const onState = (state, { retryInMs }) => state === "reconnecting" && waits.push(retryInMs);
+  const given = { WebSocket: Wire, minDelay: 60_000, maxDelay: 60_000, random: () => 1, onState };
+  for (const message of [null, 1, [], {}, { type: 1 }]) {
+    const client = new CustomerClient("http://a", given).connect();
+    await client.ready();
+    Wire.last.says(message);
+    assert.deepEqual([client.state, client.link.detail.reason], ["reconnecting", "what came is not a message"]);
+    client.disconnect();
+  }
+  const client = new CustomerClient("http://a", given).connect();
+  await client.ready();
+  Wire.last.says({ type: "bye" });
+  Wire.last.ends(1012);
+  assert.deepEqual(waits, Array(6).fill(60_000));
+  client.disconnect();
+});
+
 test("a watch whose signal is already aborted is closed", async () => {
   const client = new CustomerClient("http://a", { WebSocket: Wire, onState: () => {} }).connect();
   await client.ready();
@@ -493,10 +523,12 @@ test("where no more watches are allowed, one of them is the probe of a silent co
 });
 
 test("a watch that is to be asked for again is asked for once, and not after disconnect", async (t) => {
-  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} }).connect();
-  await client.ready();
-  client.watch({ area: {} }, {}, "w");
   t.mock.timers.enable({ apis: ["setTimeout"] });
+  const client = new CustomerClient("http://a", { WebSocket: Wire, onError: () => {}, onState: () => {} }).connect();
+  for (let n = 0; n < 10; n += 1) await null;
+  t.mock.timers.tick(1);
+  assert.equal(client.state, "connected");
+  client.watch({ area: {} }, {}, "w");
   const later = { type: "error", id: "w", code: "ERR_OVERLOADED", message: "later", retryAfterMs: 1_000 };
   for (let n = 0; n < 3; n += 1) Wire.last.says(later);
   t.mock.timers.tick(1_000);

@@ -271,7 +271,8 @@ class Link:
             raise Violation(f"the server sent {data[:200]!r}; every message is an object")
         kind = message.get("type")
         if kind == "bye":
-            self._bye_ms = int(message.get("reconnectAfterMs", 0))
+            hint = message.get("reconnectAfterMs")
+            self._bye_ms = hint if isinstance(hint, int) else None
             return
         # the server's last error may be the reason of a close
         said = kind == "error" and message.get("id") is None

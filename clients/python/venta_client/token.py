@@ -7,6 +7,7 @@ import json
 
 EARLY = 60.0
 LEAST_WAIT = 1.0
+EXPIRED_WAIT = 30.0
 
 
 def expiry(token: str) -> float | None:
@@ -21,9 +22,14 @@ def expiry(token: str) -> float | None:
 
 
 def renew_in(token: str, now: float) -> float | None:
-    """Returns the seconds from `now` (epoch seconds) until a token should be replaced; None if never."""
+    """Returns the seconds from `now` (epoch seconds) until a token that the server accepts is replaced; None if never.
+
+    One that seems to have expired shows a wrong clock, and is not replaced each second.
+    """
     ends = expiry(token)
     if ends is None:
         return None
     left = ends - now
+    if left <= 0:
+        return EXPIRED_WAIT
     return max(left - EARLY, left * 0.7, LEAST_WAIT)
