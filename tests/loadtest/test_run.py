@@ -49,7 +49,7 @@ class Load:
 
     async def ended(self) -> tuple[int, dict[str, Any], str]:
         """Exit code, report and what was said."""
-        out, err = await asyncio.wait_for(self.process.communicate(), 100)
+        out, err = await asyncio.wait_for(self.process.communicate(), 300)
         assert self.process.returncode is not None
         return self.process.returncode, json.loads(out) if out else {}, err.decode()
 

@@ -344,7 +344,7 @@ async def test_two_thousand_vendors(endpoint: Chromium, serve: Serve, database_u
                     }
                     plain.push(performance.now() - began);
                   }
-                  return { plain: of(plain, 0), best: of(costs, 0.1), frames: frames.length,
+                  return { plain: of(plain, 0), best: of(costs, 0), frames: frames.length,
                            drawn: layer.frames - first,
                            median: of(frames, 0.5), p95: of(frames, 0.95),
                            draw: of(costs, 0.5), draw95: of(costs, 0.95) };
@@ -356,7 +356,7 @@ async def test_two_thousand_vendors(endpoint: Chromium, serve: Serve, database_u
             print(f"\n{count} moving vendors: {figures}, CPU ms a frame: {frame_cpu}")
             # each frame was drawn; the rate depends on the machine's other load
             assert figures["drawn"] >= figures["frames"] * 0.8
-            # the fastest run of as many plain circles, drawn one by one; other load makes neither faster
+            # the fastest of each, as other load makes none faster; plain: as many circles, drawn one by one
             assert figures["best"] < 10 * figures["plain"], figures
             await shows(tab, truth, within=60)
             assert await settled(vendors, 30) == 0
