@@ -1,9 +1,21 @@
 /** A vendor's queue in a file, for Node: an append-only log, flushed to disk before `write` resolves. */
 
 import { open, readFile, rename } from "node:fs/promises";
+import { dirname } from "node:path";
 
 /** Maximum number of obsolete lines, beyond which the file is rewritten. */
 const MOST_GARBAGE = 10_000;
+
+/** Otherwise the old file could come back after a power cut, without the pings of the new one. */
+async function flushFolder(path) {
+  if (process.platform === "win32") return; // has no such call
+  const folder = await open(path);
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
 
 export class FileQueue {
   constructor(path) {
@@ -67,6 +79,7 @@ export class FileQueue {
       await file.writeFile(JSON.stringify({ put: [...this.pings.values()], remove: [] }) + "\n");
       await file.datasync();
       await rename(fresh, this.path);
+      await flushFolder(dirname(this.path));
     } catch (error) {
       await file.close();
       throw error;
